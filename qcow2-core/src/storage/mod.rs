@@ -1,0 +1,89 @@
+//! Where an image's bytes live: the contract between the format and whatever stores it.
+//!
+//! A storage is a byte-addressed file with explicit durability. The contract is what makes a crash-safe writer
+//! possible at all, so it says exactly what is *not* promised:
+//!
+//! - **Order.** Operations in flight together may take effect in any order, unit by unit. Ranges in flight must not
+//!   overlap unless all of them are reads; a read that overlaps a write returns either, per unit of 512 bytes.
+//! - **Durability.** A completed [`Storage::flush`] covers exactly the writes, zeroes, discards and length changes that
+//!   had completed when it was called. A write [`Durability::Through`] makes its own units durable, and orders nothing else.
+//! - **Failure.** An operation that returned an error may still land, unit by unit, at any later time.
+//! - **Dropping.** Dropping a future does not cancel its operation; [`Storage::settle`] waits until none of those can land.
+
+mod buffer;
+pub mod file;
+pub mod memory;
+
+pub use buffer::IoBuf;
+
+use std::future::Future;
+use std::io;
+use std::ops::Range;
+
+/// The atom of a write in bytes: a power cut leaves each such unit wholly old or wholly new.
+pub const UNIT: usize = 512;
+
+/// When a write is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// After the next completed flush.
+    Cached,
+    /// When it returns, for its own units (and the file length up to its end) only, like FUA. Not a barrier.
+    Through,
+}
+
+/// What a storage can do and what it asks of its callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Offsets, lengths and buffer addresses must be multiples of this many bytes (a power of two).
+    pub alignment: usize,
+    /// Longest single transfer in bytes.
+    pub max_transfer: usize,
+    /// Whether `discard` may be called at all.
+    pub can_discard: bool,
+    /// Whether space that was never written reads as zeroes. True of a file, false of a reused block device. It decides
+    /// whether a fresh cluster may be mapped before its data is durable.
+    pub unwritten_reads_zero: bool,
+}
+
+/// A byte-addressed file with explicit durability; see the module for the contract.
+pub trait Storage: Send + Sync + 'static {
+    /// Abilities and alignment; constant for the life of the storage.
+    fn limits(&self) -> Limits;
+
+    /// Current length in bytes, including completed length changes that are not durable yet.
+    fn len(&self) -> impl Future<Output = io::Result<u64>> + Send;
+
+    /// Sets the length; new space reads as zeroes. Cached, like a write.
+    fn set_len(&self, len: u64) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Fills `buf` from `offset`; past the end reads as zeroes. The buffer comes back in every case.
+    fn read(&self, offset: u64, buf: IoBuf)
+    -> impl Future<Output = (IoBuf, io::Result<()>)> + Send;
+
+    /// Writes all of `buf` at `offset`, extending the file if need be. The buffer comes back in every case.
+    fn write(
+        &self,
+        offset: u64,
+        buf: IoBuf,
+        durability: Durability,
+    ) -> impl Future<Output = (IoBuf, io::Result<()>)> + Send;
+
+    /// Makes `range` read as zeroes: a write of zeroes that need not carry them.
+    fn write_zeroes(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Gives the space of `range` back. Until it is overwritten, each unit holds what it held or zeroes, and after a
+    /// crash either again.
+    fn discard(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Makes durable everything that had completed when it was called.
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Returns once no operation whose future was dropped can still take effect. No default: every backend must decide.
+    fn settle(&self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// A scheduling point before each critical section. Ready at once except under a simulator.
+    fn pause(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+}
