@@ -1,2 +1,53 @@
-//! A qcow2 implementation whose write orders are named rules.
+//! A qcow2 implementation that survives power cuts, and can be shown to.
+//!
+//! ```text
+//!   create() ──> Image::open() ──> read, write, write_zeroes, discard, grow, flush ──> close()
+//!                    │ dirty: check + repair first
+//!                    └── crash at any point ──> Image::open()
+//!
+//!   guest offset ──map──> host extent ──────────────────────────────────────────> Storage
+//!                  │                                                                 ▲
+//!                  └── L1, L2, refcount pages (cache) ──edges, each a named Rule──┘ written when nothing is missing
+//! ```
+//!
+//! - [`storage`]: the contract with whatever holds the bytes; memory and file backends.
+//! - [`format`]: bytes to values and back; no I/O.
+//! - [`Rule`]: every write order by name.
+//! - [`Image`]: an open image. All requests take `&self`; the state behind one lock decides, the async shell does the I/O.
+//! - [`check()`]: check and repair of an image that nobody has open.
+//! - [`blocking`]: the same with plain calls.
+//!
+//! Version 3 images with standard entries are complete here. Backing files, internal snapshots, compression, encryption,
+//! external data files, extended L2 entries and persistent bitmaps are refused by name.
+
+mod alloc;
+pub mod blocking;
+mod cache;
+mod check;
+mod claims;
+mod create;
+mod error;
+mod flush;
+pub mod format;
+mod image;
+mod map;
+mod open;
+mod options;
+mod order;
+mod read;
+mod resize;
+mod rule;
+mod state;
 pub mod storage;
+mod write;
+mod zero;
+
+pub use check::{CheckReport, Finding, MAX_FINDINGS, Problem, Repair, check};
+pub use create::create;
+pub use error::{CheckError, CreateError, IoError, OpenError};
+pub use image::{Image, ImageInfo};
+pub use options::{CreateOptions, OpenOptions};
+pub use read::{ReadExtent, ReadMap};
+pub use rule::{Rule, Rules};
+pub use write::{WriteExtent, WriteMap};
+pub use zero::Zeroing;

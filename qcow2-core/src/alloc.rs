@@ -1,0 +1,594 @@
+//! Which host clusters are free, and taking and releasing them. First fit: the lowest free cluster goes first, so that
+//! freed space is used again before the file grows.
+//!
+//! ```text
+//!   refcount table            refcount block (one cluster)           host clusters
+//!   | entry b | ... |  ──>    | count | count | ... |       counts   b * entries_per_block ...
+//! ```
+//!
+//! **Invariants.** A cluster is free when its count is 0, nothing describes it as still on its way there (`State::freed`), and
+//! no claim holds it. Counts in memory go up when a cluster is taken, before anything refers to it; they go down only
+//! when the dropped reference is durable. A cluster that no refcount block describes is free.
+
+use std::io;
+use std::ops::Range;
+
+use crate::cache::Kind;
+use crate::claims::Resource;
+use crate::error::IoError;
+use crate::format::entry::RefcountTableEntry;
+use crate::format::feature::Incompatible;
+use crate::format::{limits, refcount};
+use crate::image::{Claim, Image};
+use crate::order::Before;
+use crate::rule::Rule;
+use crate::state::{State, Stop};
+use crate::storage::{Durability, IoBuf, Storage};
+
+/// Clusters taken for one purpose, in one run.
+#[derive(Clone, Debug)]
+pub(crate) struct Extent {
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+    /// Never written: reads as zeroes.
+    pub(crate) fresh: bool,
+    /// What makes the counts durable.
+    pub(crate) counts: Vec<Before>,
+}
+
+/// What an attempt to take clusters led to.
+#[derive(Debug)]
+pub(crate) enum Allocation {
+    Taken(Extent),
+    /// No refcount block describes this cluster yet.
+    NoBlock(u64),
+    /// The file has to reach the end of this many clusters first.
+    BeyondLength(u64),
+}
+
+/// Where the count of a cluster is.
+struct Place {
+    page: u64,
+    index: usize,
+    /// Counts in the page.
+    entries: usize,
+    /// The page of the refcount table that points to the block.
+    table_page: u64,
+}
+
+impl State {
+    fn entries_per_block(&self) -> u64 {
+        refcount::entries_per_block(self.header.cluster_bits, self.header.refcount_order)
+    }
+
+    fn refcount_table_entries(&self) -> u64 {
+        u64::from(self.header.refcount_table_clusters) * self.cluster_size() / 8
+    }
+
+    /// Where the count of `cluster` is, or `None` if no block describes it.
+    fn refcount_place(&mut self, cluster: u64) -> Result<Option<Place>, Stop> {
+        let per_block = self.entries_per_block();
+        let block = cluster / per_block;
+        if block >= self.refcount_table_entries() {
+            return Ok(None);
+        }
+        let at = self.header.refcount_table_offset + 8 * block;
+        let entry = RefcountTableEntry(self.entry(at, Kind::RefcountTable)?);
+        let Some(host) = entry.decode(self.header.cluster_bits, at)? else { return Ok(None) };
+        let per_page = (self.cache.page_size() * 8) >> self.header.refcount_order;
+        let within = cluster % per_block;
+        Ok(Some(Place {
+            page: host + within / per_page * self.cache.page_size(),
+            index: usize::try_from(within % per_page).expect("a page fits in memory"),
+            entries: usize::try_from(per_page).expect("a page fits in memory"),
+            table_page: self.cache.page_of(at),
+        }))
+    }
+
+    /// The refcount of `cluster`.
+    pub(crate) fn refcount(&mut self, cluster: u64) -> Result<u64, Stop> {
+        let order = self.header.refcount_order;
+        let Some(place) = self.refcount_place(cluster)? else { return Ok(0) };
+        match self.cache.get(place.page) {
+            Some(page) => Ok(refcount::get(page, order, place.index).unwrap_or(0)),
+            None => Err(self.load(place.page, Kind::RefcountBlock)),
+        }
+    }
+
+    /// Lowers the refcount of `cluster` by one, or leaves it at 0, and returns the new one.
+    pub(crate) fn lower_refcount(&mut self, cluster: u64) -> Result<u64, Stop> {
+        let count = self.refcount(cluster)?;
+        if count == 0 {
+            return Ok(0);
+        }
+        if let Some(place) = self.refcount_place(cluster)? {
+            let order = self.header.refcount_order;
+            self.cache.change(place.page, |page| {
+                refcount::set(page, order, place.index, count - 1)
+                    .expect("a count that went down still fits");
+            });
+            if count == 1 {
+                self.first_free = self.first_free.min(cluster);
+            }
+        }
+        Ok(count - 1)
+    }
+
+    fn is_freed(&self, cluster: u64) -> bool {
+        self.freed.range((cluster, 0)..=(cluster, u64::MAX)).next().is_some()
+    }
+
+    /// Takes up to `wanted` free clusters in one run, or exactly as many if `all`.
+    pub(crate) fn allocate(&mut self, wanted: u64, all: bool) -> Result<Allocation, Stop> {
+        let order = self.header.refcount_order;
+        let mut cluster = self.first_free;
+        let (mut first, mut found) = (None, false);
+        let end = 'search: loop {
+            let Some(place) = self.refcount_place(cluster)? else {
+                match first {
+                    Some(_) if !all => break cluster,
+                    _ => return Ok(Allocation::NoBlock(cluster)),
+                }
+            };
+            if self.cache.get(place.page).is_none() {
+                return Err(self.load(place.page, Kind::RefcountBlock));
+            }
+            for index in place.index..place.entries {
+                let page = self.cache.get(place.page).expect("it was there a moment ago");
+                let free = refcount::get(page, order, index) == Some(0) && !self.is_freed(cluster);
+                match first {
+                    None if free => {
+                        first = Some(cluster);
+                        if !found {
+                            // The search began at `first_free`: everything below is taken.
+                            self.first_free = cluster;
+                            found = true;
+                        }
+                    }
+                    Some(_) if !all && (!free || cluster == self.fresh_from) => {
+                        break 'search cluster;
+                    }
+                    Some(_) if !free => first = None,
+                    _ => {}
+                }
+                cluster += 1;
+                if first.is_some_and(|first| cluster - first == wanted) {
+                    break 'search cluster;
+                }
+            }
+        };
+        let first = first.expect("the search ends with a run");
+        let cluster_size = self.cluster_size();
+        let in_file = (self.length / cluster_size).saturating_sub(first);
+        let end = if in_file > 0 && !all { end.min(first + in_file) } else { end };
+        if end > self.length / cluster_size {
+            return Ok(Allocation::BeyondLength(end));
+        }
+        let counts = self.raise_refcounts(first..end)?;
+        let fresh = first >= self.fresh_from;
+        self.note_written(end);
+        Ok(Allocation::Taken(Extent { first, count: end - first, fresh, counts }))
+    }
+
+    /// Remembers that clusters below `end` may have been written.
+    fn note_written(&mut self, end: u64) {
+        if self.fresh_from < end {
+            self.fresh_from = end;
+        }
+    }
+
+    /// Sets the refcounts of free clusters to 1; returns what makes that durable.
+    fn raise_refcounts(&mut self, clusters: Range<u64>) -> Result<Vec<Before>, Stop> {
+        let order = self.header.refcount_order;
+        let mut places = Vec::new();
+        for cluster in clusters {
+            let Some(place) = self.refcount_place(cluster)? else {
+                return Err(IoError::Full(format!("no refcount block describes cluster {cluster}")).into());
+            };
+            if !self.cache.contains(place.page) {
+                return Err(self.load(place.page, Kind::RefcountBlock));
+            }
+            places.push(place);
+        }
+        let mut counts: Vec<Before> = Vec::new();
+        let mut last_page = None;
+        for place in places {
+            let version = self.cache.change(place.page, |page| {
+                refcount::set(page, order, place.index, 1).expect("1 fits in every width");
+            });
+            let counted = Before::Page { offset: place.page, version };
+            if last_page == Some(place.page) {
+                *counts.last_mut().expect("the page has an entry") = counted;
+            } else {
+                if let Some(table) = self.cache.undurable(place.table_page, &self.clock) {
+                    counts.retain(|before| *before != table);
+                    counts.push(table);
+                }
+                counts.push(counted);
+                last_page = Some(place.page);
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Orders a page that refers to a new extent after the file length and the counts that the reference needs.
+    pub(crate) fn order_reference(&mut self, page: u64, counts: &[Before]) {
+        self.order(page, Rule::LengthBeforeReference, Before::Written(self.length_stamp));
+        if self.counted() {
+            for &before in counts {
+                self.order(page, Rule::RefcountBeforeReference, before);
+            }
+        }
+    }
+
+    /// The next freed clusters, from `from` on, that nothing stands in the way of: a run to discard, or one to free.
+    fn next_reapable(&mut self, from: (u64, u64), pass_discard: bool) -> Result<Option<Reap>, Stop> {
+        let ready: Vec<((u64, u64), bool)> = self
+            .freed
+            .range(from..)
+            .filter(|(_, freed)| self.is_ready(freed))
+            .take(64)
+            .map(|(&key, freed)| (key, freed.discard && pass_discard))
+            .collect();
+        let Some(&(first, discard)) = ready.first() else { return Ok(None) };
+        if !discard || self.refcount(first.0)? != 1 {
+            return Ok(Some(Reap { keys: vec![first], discard: None }));
+        }
+        let mut keys = vec![first];
+        for &(key, discard) in &ready[1..] {
+            let last = keys.last().expect("it has one").0;
+            if !discard || key.0 != last + 1 || self.refcount(key.0)? != 1 {
+                break;
+            }
+            keys.push(key);
+        }
+        let size = self.cluster_size();
+        let end = (keys.last().expect("it has one").0 + 1) * size;
+        Ok(Some(Reap { keys, discard: Some(first.0 * size..end) }))
+    }
+
+    /// Lowers the refcount of a freed cluster for good.
+    fn reap(&mut self, key: (u64, u64)) -> Result<(), Stop> {
+        if self.freed.get(&key).is_some_and(|freed| !freed.lowered) {
+            self.lower_refcount(key.0)?;
+        }
+        self.freed.remove(&key);
+        self.first_free = self.first_free.min(key.0);
+        Ok(())
+    }
+}
+
+/// A run of freed clusters and what becomes of them.
+struct Reap {
+    keys: Vec<(u64, u64)>,
+    discard: Option<Range<u64>>,
+}
+
+impl<S: Storage> Image<S> {
+    /// Takes up to `wanted` clusters in one run (exactly as many if `all`) for the holder of `claim`, who has to take them
+    /// out of `claim.clusters` when something refers to them.
+    pub(crate) async fn allocate(
+        &self,
+        claim: &mut Claim<'_, S>,
+        wanted: u64,
+        all: bool,
+    ) -> Result<Extent, IoError> {
+        self.mark_dirty().await?;
+        if self.now(|state| state.reap_due) {
+            self.reap().await?;
+        }
+        let mut reclaimed = false;
+        loop {
+            let end = match self.decide(|state| state.allocate(wanted, all)).await? {
+                Allocation::Taken(extent) => {
+                    claim.clusters.extend(extent.first..extent.first + extent.count);
+                    return Ok(extent);
+                }
+                Allocation::NoBlock(cluster) => match self.add_refcount_block(cluster).await {
+                    Ok(()) => continue,
+                    Err(error) if is_no_space(&error) && !reclaimed => Err(error),
+                    Err(error) => return Err(error),
+                },
+                Allocation::BeyondLength(end) => self.grow_file(end).await,
+            };
+            match end {
+                Err(error) if is_no_space(&error) && !reclaimed => {
+                    reclaimed = true;
+                    self.flush().await?;
+                    self.reap().await?;
+                }
+                result => result?,
+            }
+        }
+    }
+
+    /// In lazy mode, makes the dirty bit durable before the first allocation.
+    async fn mark_dirty(&self) -> Result<(), IoError> {
+        if self.now(|state| !state.lazy || state.dirty_durable) {
+            return Ok(());
+        }
+        let mut claim = self.claim(Resource::Header).await?;
+        if self.with(|state| state.dirty_durable).await {
+            return Ok(());
+        }
+        let stamp = self
+            .write_header(
+                &mut claim,
+                |header| header.incompatible |= Incompatible::DIRTY,
+                |_, _| {},
+            )
+            .await?;
+        self.ensure(Rule::DirtyBeforeUncounted, &[Before::Written(stamp)]).await?;
+        self.with(|state| state.dirty_durable = true).await;
+        Ok(())
+    }
+
+    /// Makes the file reach the end of `clusters` clusters, and some way beyond.
+    async fn grow_file(&self, clusters: u64) -> Result<(), IoError> {
+        self.restore_header().await?;
+        let mut claim = self.claim(Resource::Length).await?;
+        let (length, needed, size) = self
+            .with(|state| (state.length, clusters * state.cluster_size(), state.cluster_size()))
+            .await;
+        if needed <= length {
+            return Ok(());
+        }
+        let generous = length.saturating_add(self.options.growth).next_multiple_of(size);
+        let mut target = needed.max(generous);
+        let mut result = claim.set_len(target).await;
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
+            && target > needed
+        {
+            target = needed;
+            result = claim.set_len(target).await;
+        }
+        result.map_err(|source| IoError::Storage {
+            action: "growing the file",
+            offset: length,
+            source,
+        })?;
+        self.with(|state| {
+            state.length = target;
+            state.length_stamp = state.clock.stamp();
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Adds the refcount block that describes `cluster`; the block takes that very cluster, so that it describes itself.
+    async fn add_refcount_block(&self, cluster: u64) -> Result<(), IoError> {
+        self.restore_header().await?;
+        let mut claim = self.claim(Resource::Refcounts).await?;
+        let (described, block, table_entries, size) = self
+            .decide(|state| {
+                Ok((
+                    state.refcount_place(cluster)?.is_some(),
+                    cluster / state.entries_per_block(),
+                    state.refcount_table_entries(),
+                    state.cluster_size(),
+                ))
+            })
+            .await?;
+        if described {
+            return Ok(());
+        }
+        if block >= table_entries {
+            return self.grow_refcount_table(&mut claim, cluster).await;
+        }
+        self.grow_file(cluster + 1).await?;
+        let range = cluster * size..(cluster + 1) * size;
+        let fresh = self.with(|state| cluster >= state.fresh_from).await;
+        if !fresh {
+            let zeroed = claim.write_zeroes(range.clone()).await;
+            self.poison_on(zeroed, "zeroing a refcount block", range.start).await?;
+        }
+        self.decide(|state| {
+            let at = state.header.refcount_table_offset + 8 * block;
+            state.entry(at, Kind::RefcountTable)?;
+            let zeroes = if fresh { state.length_stamp } else { state.clock.stamp() };
+            let order = state.header.refcount_order;
+            let per_page = (state.cache.page_size() * 8) >> order;
+            let within = cluster % state.entries_per_block();
+            let page = range.start + within / per_page * state.cache.page_size();
+            let index = usize::try_from(within % per_page).expect("a page fits in memory");
+            state.cache.insert_zeroes(page, Kind::RefcountBlock, zeroes);
+            let version = state.cache.change(page, |page| {
+                refcount::set(page, order, index, 1).expect("1 fits in every width");
+            });
+            state.note_written(cluster + 1);
+            state.cache.set_entry(at, RefcountTableEntry::new(range.start).0);
+            let table_page = state.cache.page_of(at);
+            state.order_reference(table_page, &[Before::Page { offset: page, version }]);
+            state.order(table_page, Rule::ZeroesBeforePointer, Before::Written(zeroes));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Replaces the refcount table by a larger one that describes `cluster` and itself, written beside it and switched
+    /// to by one write of the header.
+    ///
+    /// ```text
+    ///   from `cluster` on:  | new refcount blocks for this run | new refcount table |
+    /// ```
+    async fn grow_refcount_table(
+        &self,
+        claim: &mut Claim<'_, S>,
+        cluster: u64,
+    ) -> Result<(), IoError> {
+        let (per_block, old_entries, size, order, old_offset) = self
+            .with(|state| {
+                (
+                    state.entries_per_block(),
+                    state.refcount_table_entries(),
+                    state.cluster_size(),
+                    state.header.refcount_order,
+                    state.header.refcount_table_offset,
+                )
+            })
+            .await;
+        let first_block = cluster / per_block;
+        let (mut blocks, mut table_clusters) = (1, 1);
+        loop {
+            let last_block = (cluster + blocks + table_clusters - 1) / per_block;
+            let entries = (last_block + 1).max(old_entries + old_entries / 2);
+            let wanted = (last_block - first_block + 1, (entries * 8).div_ceil(size));
+            if wanted == (blocks, table_clusters) {
+                break;
+            }
+            (blocks, table_clusters) = wanted;
+        }
+        if table_clusters * size > limits::REFCOUNT_TABLE_BYTES {
+            return Err(IoError::Full(format!(
+                "a refcount table of {table_clusters} clusters is larger than the format allows"
+            )));
+        }
+        let region = cluster..cluster + blocks + table_clusters;
+        self.grow_file(region.end).await?;
+
+        let mut bytes = vec![0u8; usize::try_from((region.end - cluster) * size).expect("limited")];
+        let (block_bytes, table_bytes) =
+            bytes.split_at_mut(usize::try_from(blocks * size).expect("limited"));
+        let mut before = Vec::new();
+        self.copy_table(old_offset, old_entries, Kind::RefcountTable, table_bytes).await?;
+        let pages = self.with(|state| state.cache.dirty(true)).await;
+        for (page, version) in pages {
+            if (old_offset..old_offset + 8 * old_entries).contains(&page) {
+                before.push(Before::Page { offset: page, version });
+            }
+        }
+        for block in 0..blocks {
+            set_entry(table_bytes, first_block + block, (cluster + block) * size);
+        }
+        let block_size = usize::try_from(size).expect("a cluster fits in memory");
+        for taken in region.clone() {
+            let block = usize::try_from(taken / per_block - first_block).expect("limited");
+            let index = usize::try_from(taken % per_block).expect("a block fits in memory");
+            let block = &mut block_bytes[block * block_size..(block + 1) * block_size];
+            refcount::set(block, order, index, 1).expect("1 fits in every width");
+        }
+        self.write_all(claim, cluster * size, &bytes).await?;
+        self.with(|state| {
+            state.note_written(region.end);
+            before.push(Before::Written(state.clock.stamp()));
+            before.push(Before::Written(state.length_stamp));
+        })
+        .await;
+        self.ensure(Rule::CopyBeforeSwitch, &before).await?;
+        let mut header = self.claim(Resource::Header).await?;
+        let old = old_offset..old_offset + 8 * old_entries;
+        self.write_header(
+            &mut header,
+            |header| {
+                header.refcount_table_offset = (cluster + blocks) * size;
+                header.refcount_table_clusters =
+                    u32::try_from(table_clusters).expect("checked against the limit");
+            },
+            |state, switched| {
+                state.forget(old.clone());
+                for cluster in old.start / size..old.end.div_ceil(size) {
+                    state.dereference(cluster, Before::Written(switched), false);
+                }
+            },
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Copies the newest entries of a table, page by page, to the front of `to`.
+    pub(crate) async fn copy_table(
+        &self,
+        offset: u64,
+        entries: u64,
+        kind: Kind,
+        to: &mut [u8],
+    ) -> Result<(), IoError> {
+        let end = offset + 8 * entries;
+        let mut at = offset;
+        while at < end {
+            let next = self
+                .decide(|state| {
+                    state.entry(at, kind)?;
+                    let page = state.cache.page_of(at);
+                    let page_end = (page + state.cache.page_size()).min(end);
+                    let bytes = state.cache.get(page).expect("its entry was just read");
+                    let span = |from: u64, to: u64| {
+                        let index = |at: u64| usize::try_from(at).expect("a table fits in memory");
+                        index(from)..index(to)
+                    };
+                    to[span(at - offset, page_end - offset)]
+                        .copy_from_slice(&bytes[span(at - page, page_end - page)]);
+                    Ok(page_end)
+                })
+                .await?;
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// Writes metadata that no cache page holds; failure poisons the image.
+    pub(crate) async fn write_all(
+        &self,
+        claim: &mut Claim<'_, S>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), IoError> {
+        let mut at = offset;
+        for chunk in bytes.chunks(self.limits.max_transfer) {
+            let buf = IoBuf::copy_of(chunk, self.limits.alignment);
+            let (_, result) = claim.write(at, buf, Durability::Cached).await;
+            self.poison_on(result, "writing metadata", at).await?;
+            at += chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Poisons the image if a metadata write failed.
+    pub(crate) async fn poison_on(
+        &self,
+        result: io::Result<()>,
+        action: &'static str,
+        offset: u64,
+    ) -> Result<(), IoError> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(source) => Err(self.with(|state| state.poison(action, offset, source)).await),
+        }
+    }
+
+    /// Turns freed clusters into free ones where nothing stands in the way any more.
+    pub(crate) async fn reap(&self) -> Result<(), IoError> {
+        self.restore_header().await?;
+        let mut claim = self.claim(Resource::Reap).await?;
+        self.with(|state| state.reap_due = false).await;
+        let pass_discard = self.options.pass_discard && self.limits.can_discard;
+        let mut from = (0, 0);
+        loop {
+            let next = self.decide(|state| state.next_reapable(from, pass_discard)).await?;
+            let Some(Reap { keys, discard }) = next else { return Ok(()) };
+            let last = *keys.last().expect("a run has a cluster");
+            if let Some(range) = discard {
+                if !self.now(|state| state.rules.hold(Rule::DiscardBeforeReuse)) {
+                    for &key in &keys {
+                        self.decide(|state| state.reap(key)).await?;
+                    }
+                }
+                // A failed discard gives no space back; the cluster is free all the same.
+                let _ = claim.discard(range).await;
+            }
+            for key in keys {
+                self.decide(|state| state.reap(key)).await?;
+            }
+            from = (last.0, last.1 + 1);
+        }
+    }
+}
+
+fn set_entry(table: &mut [u8], index: u64, entry: u64) {
+    let at = usize::try_from(index * 8).expect("a table fits in memory");
+    table[at..at + 8].copy_from_slice(&entry.to_be_bytes());
+}
+
+fn is_no_space(error: &IoError) -> bool {
+    matches!(error, IoError::Storage { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+}

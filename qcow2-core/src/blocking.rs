@@ -1,0 +1,194 @@
+//! Plain calls for people who want no futures: `&mut [u8]`, any offset, any length.
+//!
+//! Requests that are not multiples of 512 bytes are completed by reading what surrounds them; those are serialised, so that
+//! two of them in one unit do not lose each other's bytes.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+use crate::check::{CheckReport, Repair};
+use crate::error::{CheckError, CreateError, IoError, OpenError};
+use crate::image::ImageInfo;
+use crate::options::{CreateOptions, OpenOptions};
+use crate::rule::Rules;
+use crate::storage::{Durability, IoBuf, Storage, UNIT};
+use crate::zero::Zeroing;
+
+/// Runs a future on this thread until it is ready.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let mut future = pin!(future);
+    if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return output;
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        std::thread::park();
+    }
+}
+
+/// As [`crate::create`].
+///
+/// # Errors
+/// See [`CreateError`].
+pub fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<(), CreateError> {
+    block_on(crate::create(storage, options))
+}
+
+/// As [`crate::check()`].
+///
+/// # Errors
+/// See [`CheckError`].
+pub fn check<S: Storage>(storage: &S, repair: Repair) -> Result<CheckReport, CheckError> {
+    block_on(crate::check(storage, repair, Rules::all()))
+}
+
+/// An open image with blocking calls. Share it between threads by reference.
+#[derive(Debug)]
+pub struct Image<S: Storage> {
+    inner: crate::Image<S>,
+    /// Held shared by whole-unit changes and exclusively by read-modify-write ones.
+    partial: RwLock<()>,
+}
+
+impl<S: Storage> Image<S> {
+    /// As [`crate::Image::open`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(storage: S, options: OpenOptions) -> Result<Self, OpenError> {
+        let inner = block_on(crate::Image::open(storage, options))?;
+        Ok(Self { inner, partial: RwLock::new(()) })
+    }
+
+    /// Geometry and flags as of now.
+    pub fn info(&self) -> ImageInfo {
+        self.inner.info()
+    }
+
+    /// Fills `data` from guest offset `offset`.
+    ///
+    /// # Errors
+    /// As [`crate::Image::read`].
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), IoError> {
+        let (start, len, skip) = self.widen(offset, data.len() as u64)?;
+        let (buf, result) = block_on(self.inner.read(start, self.buffer(len)));
+        result?;
+        data.copy_from_slice(&buf[skip..skip + data.len()]);
+        Ok(())
+    }
+
+    /// Writes `data` at guest offset `offset`.
+    ///
+    /// # Errors
+    /// As [`crate::Image::write`].
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
+        let (start, len, skip) = self.widen(offset, data.len() as u64)?;
+        if skip == 0 && len == data.len() {
+            let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
+            let mut buf = self.buffer(len);
+            buf.copy_from_slice(data);
+            return block_on(self.inner.write(start, buf, Durability::Cached)).1;
+        }
+        let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
+        let (mut buf, result) = block_on(self.inner.read(start, self.buffer(len)));
+        result?;
+        buf[skip..skip + data.len()].copy_from_slice(data);
+        block_on(self.inner.write(start, buf, Durability::Cached)).1
+    }
+
+    /// As [`crate::Image::write_zeroes`], at any offset and length.
+    ///
+    /// # Errors
+    /// As [`crate::Image::write`].
+    pub fn write_zeroes(&self, offset: u64, len: u64, how: Zeroing) -> Result<(), IoError> {
+        let unit = UNIT as u64;
+        let first = offset.next_multiple_of(unit);
+        let end = offset.checked_add(len).ok_or_else(|| self.out_of_range(offset, len))?;
+        let last = end - end % unit;
+        if first >= last {
+            return self.write(offset, &vec![0; self.small(offset, len)?]);
+        }
+        self.write(offset, &vec![0; self.small(offset, first - offset)?])?;
+        {
+            let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
+            block_on(self.inner.write_zeroes(first, last - first, how))?;
+        }
+        self.write(last, &vec![0; self.small(last, end - last)?])
+    }
+
+    /// As [`crate::Image::discard`]; what is not a whole number of clusters is left as it is.
+    ///
+    /// # Errors
+    /// As [`crate::Image::write`].
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        let unit = UNIT as u64;
+        let first = offset.next_multiple_of(unit);
+        let end = offset.checked_add(len).ok_or_else(|| self.out_of_range(offset, len))?;
+        let last = end - end % unit;
+        if first >= last {
+            return Ok(());
+        }
+        let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
+        block_on(self.inner.discard(first, last - first))
+    }
+
+    /// As [`crate::Image::grow`].
+    ///
+    /// # Errors
+    /// As [`crate::Image::grow`].
+    pub fn grow(&self, size: u64) -> Result<(), IoError> {
+        block_on(self.inner.grow(size))
+    }
+
+    /// As [`crate::Image::flush`].
+    ///
+    /// # Errors
+    /// As [`crate::Image::flush`].
+    pub fn flush(&self) -> Result<(), IoError> {
+        block_on(self.inner.flush())
+    }
+
+    /// As [`crate::Image::close`].
+    ///
+    /// # Errors
+    /// As [`crate::Image::close`].
+    pub fn close(self) -> Result<S, IoError> {
+        block_on(self.inner.close())
+    }
+
+    /// The whole units around a range: their start and length, and where the range begins in them.
+    fn widen(&self, offset: u64, len: u64) -> Result<(u64, usize, usize), IoError> {
+        let unit = UNIT as u64;
+        let end = offset
+            .checked_add(len)
+            .and_then(|end| end.checked_next_multiple_of(unit))
+            .ok_or_else(|| self.out_of_range(offset, len))?;
+        let start = offset - offset % unit;
+        let whole = self.small(offset, end - start)?;
+        Ok((start, whole, self.small(offset, offset - start)?))
+    }
+
+    fn small(&self, offset: u64, len: u64) -> Result<usize, IoError> {
+        usize::try_from(len).map_err(|_| self.out_of_range(offset, len))
+    }
+
+    fn out_of_range(&self, offset: u64, len: u64) -> IoError {
+        IoError::OutOfRange { offset, len, size: self.info().virtual_size }
+    }
+
+    fn buffer(&self, len: usize) -> IoBuf {
+        IoBuf::zeroed(len, self.inner.storage().limits().alignment)
+    }
+}

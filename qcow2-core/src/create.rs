@@ -1,0 +1,128 @@
+//! Writing a new image.
+//!
+//! ```text
+//!   cluster  0        1 ..               ..                    ..
+//!           | header | refcount table   | refcount blocks     | L1 table (zeroes) |
+//! ```
+//!
+//! The header's first sector is written last, when everything else is durable: until then the file is no image.
+
+use crate::error::CreateError;
+use crate::format::entry::RefcountTableEntry;
+use crate::format::feature::Compatible;
+use crate::format::header::Header;
+use crate::format::{limits, refcount};
+use crate::options::CreateOptions;
+use crate::rule::Rule;
+use crate::storage::{Durability, IoBuf, Storage, UNIT};
+
+/// Makes `storage` an empty image, whatever it held before. Durable when it returns.
+///
+/// # Errors
+/// [`CreateError::Option`] if an option is outside what the format allows; [`CreateError::Storage`] if the storage failed.
+pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<(), CreateError> {
+    let header = plan(options)?;
+    let size = header.cluster_size();
+    let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size).max(1);
+    let clusters = header.l1_table_offset / size + l1_clusters;
+
+    let out = Output { storage, alignment: storage.limits().alignment };
+    out.step("emptying the file", storage.set_len(0).await)?;
+    out.step("flushing", storage.flush().await)?;
+    out.step("growing the file", storage.set_len(clusters * size).await)?;
+    if !storage.limits().unwritten_reads_zero {
+        let tables = 0..clusters * size;
+        out.step("zeroing the tables", storage.write_zeroes(tables).await)?;
+    }
+
+    let table_offset = header.refcount_table_offset;
+    let first_block = table_offset / size + u64::from(header.refcount_table_clusters);
+    let per_block = header.refcounts_per_block();
+    let blocks = header.l1_table_offset / size - first_block;
+    let index = |at: u64| usize::try_from(at).expect("a cluster fits in memory");
+    let mut table = vec![0; index(blocks * 8).next_multiple_of(UNIT)];
+    for block in 0..blocks {
+        let entry = RefcountTableEntry::new((first_block + block) * size).0;
+        table[index(block * 8)..index(block * 8) + 8].copy_from_slice(&entry.to_be_bytes());
+        let mut counts = vec![0; index(size)];
+        for cluster in block * per_block..((block + 1) * per_block).min(clusters) {
+            refcount::set(&mut counts, header.refcount_order, index(cluster % per_block), 1)
+                .expect("1 fits in every width");
+        }
+        out.write((first_block + block) * size, &counts).await?;
+    }
+    out.write(table_offset, &table).await?;
+
+    let mut bytes = header.encode()?;
+    bytes.resize(bytes.len().next_multiple_of(UNIT), 0);
+    let (first, rest) = bytes.split_at(UNIT);
+    if !rest.is_empty() {
+        out.write(UNIT as u64, rest).await?;
+    }
+    if options.rules.hold(Rule::HeaderLast) {
+        out.step("flushing", storage.flush().await)?;
+    }
+    out.write(0, first).await?;
+    out.step("flushing", storage.flush().await)
+}
+
+/// Checks the options and places the tables.
+fn plan(options: &CreateOptions) -> Result<Header, CreateError> {
+    if options.lazy_refcounts && options.version < 3 {
+        let version = options.version;
+        return Err(CreateError::Option(format!(
+            "lazy refcounts need version 3 of the format, not version {version}"
+        )));
+    }
+    if options.version != 3 {
+        let version = options.version;
+        return Err(CreateError::Option(format!(
+            "version {version} of the format cannot be created, only version 3"
+        )));
+    }
+    if !options.virtual_size.is_multiple_of(UNIT as u64) {
+        let size = options.virtual_size;
+        return Err(CreateError::Option(format!("size {size} is not a multiple of 512 bytes")));
+    }
+    let mut header = Header::new(options.cluster_bits, options.virtual_size)?;
+    if options.lazy_refcounts {
+        header.compatible |= Compatible::LAZY_REFCOUNTS;
+    }
+    if options.cluster_bits > 12 {
+        header.name_features();
+    }
+    let size = header.cluster_size();
+    let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size).max(1);
+    let (mut blocks, mut table_clusters) = (1, 1);
+    loop {
+        let clusters = 1 + table_clusters + blocks + l1_clusters;
+        let wanted_blocks = clusters.div_ceil(header.refcounts_per_block());
+        let wanted = (wanted_blocks, (wanted_blocks * 8).div_ceil(size));
+        if wanted == (blocks, table_clusters) {
+            break;
+        }
+        (blocks, table_clusters) = wanted;
+    }
+    debug_assert!(table_clusters * size <= limits::REFCOUNT_TABLE_BYTES);
+    header.refcount_table_offset = size;
+    header.refcount_table_clusters = u32::try_from(table_clusters).expect("limited by the L1 size");
+    header.l1_table_offset = (1 + table_clusters + blocks) * size;
+    Ok(header)
+}
+
+struct Output<'a, S> {
+    storage: &'a S,
+    alignment: usize,
+}
+
+impl<S: Storage> Output<'_, S> {
+    fn step(&self, action: &'static str, result: std::io::Result<()>) -> Result<(), CreateError> {
+        result.map_err(|source| CreateError::Storage { action, source })
+    }
+
+    async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), CreateError> {
+        let buf = IoBuf::copy_of(bytes, self.alignment);
+        let (_, result) = self.storage.write(offset, buf, Durability::Cached).await;
+        self.step("writing", result)
+    }
+}

@@ -1,0 +1,397 @@
+//! An open image: the state, the storage, and the few steps through which everything touches both.
+//!
+//! Every operation alternates between *deciding* under the lock ([`Image::with`], no I/O) and *awaiting* one storage
+//! operation (no lock). What a decision needs from the storage it asks for by failing with [`Stop::Load`]; the decision is
+//! then taken again from the start.
+
+use std::future::poll_fn;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+use std::task::Poll;
+
+use crate::cache::{Kind, Need, Room};
+use crate::claims::{Resource, Turn};
+use crate::error::IoError;
+use crate::format::feature::Incompatible;
+use crate::format::header::Header;
+use crate::options::OpenOptions;
+use crate::order::{Before, Stamp};
+use crate::rule::Rule;
+use crate::state::{State, Stop};
+use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
+
+/// An open qcow2 image over a storage.
+///
+/// All requests take `&self` and may run at once. Dropping a request's future leaves its range with old data, new
+/// data or both, unit by unit; at worst clusters leak until repair. Dropping the image does no I/O: without
+/// [`Image::close`] it is as if the power had failed, except that nothing unflushed is taken back.
+#[derive(Debug)]
+pub struct Image<S> {
+    pub(crate) storage: S,
+    pub(crate) limits: Limits,
+    pub(crate) options: OpenOptions,
+    state: Mutex<State>,
+}
+
+/// What an image says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Size of the guest disk in bytes.
+    pub virtual_size: u64,
+    /// Bytes of a cluster.
+    pub cluster_size: u64,
+    /// Whether refcounts are lazy in this session.
+    pub lazy_refcounts: bool,
+    /// Whether the dirty bit is set.
+    pub dirty: bool,
+}
+
+impl<S: Storage> Image<S> {
+    pub(crate) fn new(storage: S, options: OpenOptions, state: State) -> Self {
+        let limits = storage.limits();
+        Self { storage, limits, options, state: Mutex::new(state) }
+    }
+
+    /// Geometry and flags as of now.
+    pub fn info(&self) -> ImageInfo {
+        self.now(|state| ImageInfo {
+            virtual_size: state.header.size,
+            cluster_size: state.cluster_size(),
+            lazy_refcounts: state.lazy,
+            dirty: state.header.incompatible.contains(Incompatible::DIRTY),
+        })
+    }
+
+    /// The storage under the image.
+    pub fn storage(&self) -> &S {
+        &self.storage
+    }
+
+    /// Gives the storage back without any I/O, as a crash would.
+    pub fn abandon(self) -> S {
+        self.storage
+    }
+
+    /// The one way into the state: a scheduling point, then a step without I/O.
+    pub(crate) async fn with<R>(&self, step: impl FnOnce(&mut State) -> R) -> R {
+        self.storage.pause().await;
+        self.now(step)
+    }
+
+    /// A step into the state where no await is possible (polling, dropping).
+    pub(crate) fn now<R>(&self, step: impl FnOnce(&mut State) -> R) -> R {
+        step(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes a decision, loading the pages that it asks for. `step` is called again after each and must not have changed
+    /// anything when it fails.
+    pub(crate) async fn decide<R>(
+        &self,
+        mut step: impl FnMut(&mut State) -> Result<R, Stop>,
+    ) -> Result<R, IoError> {
+        loop {
+            match self.with(&mut step).await {
+                Ok(result) => return Ok(result),
+                Err(Stop::Load { page, kind, generation }) => {
+                    self.load(page, kind, generation).await?;
+                }
+                Err(Stop::Error(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for an exclusive claim.
+    pub(crate) async fn claim(&self, resource: Resource) -> Result<Claim<'_, S>, IoError> {
+        self.storage.pause().await;
+        let mut claim = Claim { image: self, id: None, in_flight: false, clusters: Vec::new() };
+        loop {
+            let turn = poll_fn(|context| {
+                let waker = context.waker();
+                let turn = self.now(|state| {
+                    let id = *claim
+                        .id
+                        .get_or_insert_with(|| state.claims.enqueue(resource.clone(), waker));
+                    state.claims.turn(id, waker)
+                });
+                if turn == Turn::Wait { Poll::Pending } else { Poll::Ready(turn) }
+            })
+            .await;
+            if turn == Turn::Granted {
+                return Ok(claim);
+            }
+            self.settle().await?;
+        }
+    }
+
+    /// Waits until no I/O of a dropped request can land any more, and releases what they had claimed.
+    pub(crate) async fn settle(&self) -> Result<(), IoError> {
+        let orphans = self.with(|state| state.claims.orphans()).await;
+        if !orphans.is_empty() {
+            let settled = self.storage.settle().await;
+            settled.map_err(|source| IoError::Storage { action: "settling", offset: 0, source })?;
+            self.with(|state| state.release_orphans(&orphans)).await;
+        }
+        Ok(())
+    }
+
+    /// Reads a metadata page into the cache.
+    async fn load(&self, page: u64, kind: Kind, generation: u64) -> Result<(), IoError> {
+        loop {
+            match self.with(|state| state.cache.make_room(&state.clock)).await {
+                Room::Enough => break,
+                Room::Write(dirty) => self.write_page(dirty).await?,
+            }
+        }
+        let _claim = self.claim(Resource::Page(page)).await?;
+        let Some(size) = self
+            .with(|state| (!state.cache.contains(page)).then(|| state.cache.page_size()))
+            .await
+        else {
+            return Ok(());
+        };
+        let size = usize::try_from(size).expect("a page fits in memory");
+        let buf = IoBuf::zeroed(size, self.limits.alignment);
+        let (buf, result) = self.storage.read(page, buf).await;
+        result.map_err(|source| IoError::Storage {
+            action: "reading metadata",
+            offset: page,
+            source,
+        })?;
+        self.with(|state| {
+            if state.generation == generation {
+                state.cache.insert(page, kind, &buf);
+            }
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Brings the newest version of a metadata page to the storage, and first whatever it has to wait for.
+    pub(crate) async fn write_page(&self, target: u64) -> Result<(), IoError> {
+        self.restore_header().await?;
+        let mut page = target;
+        loop {
+            match self.with(|state| state.cache.next_step(page, &state.clock)).await {
+                Need::Nothing if page == target => return Ok(()),
+                Need::Nothing => page = target,
+                Need::Flush(stamp) => self.flush_storage(stamp).await?,
+                Need::Write(first) if first == page => {
+                    self.write_page_now(page).await?;
+                    if page == target {
+                        return Ok(());
+                    }
+                    page = target;
+                }
+                Need::Write(first) => page = first,
+            }
+        }
+    }
+
+    /// Writes a page, unless another task has written it or given it a new edge meanwhile.
+    async fn write_page_now(&self, page: u64) -> Result<(), IoError> {
+        let mut claim = self.claim(Resource::Page(page)).await?;
+        let alignment = self.limits.alignment;
+        let snapshot = self
+            .with(|state| {
+                state.accepts_changes()?;
+                let ready = state.cache.next_step(page, &state.clock) == Need::Write(page);
+                Ok::<_, IoError>(ready.then(|| {
+                    let (version, bytes) = state.cache.snapshot(page);
+                    (version, IoBuf::copy_of(bytes, alignment))
+                }))
+            })
+            .await?;
+        let Some((version, buf)) = snapshot else { return Ok(()) };
+        let (_, result) = claim.write(page, buf, Durability::Cached).await;
+        self.with(|state| {
+            if let Err(source) = result {
+                return Err(state.poison("writing metadata", page, source));
+            }
+            let stamp = state.clock.stamp();
+            state.cache.written(page, version, stamp);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes everything that carries `stamp` or an earlier one durable.
+    pub(crate) async fn flush_storage(&self, stamp: Stamp) -> Result<(), IoError> {
+        let _claim = self.claim(Resource::Flush).await?;
+        let flush = self
+            .with(|state| {
+                state.accepts_changes()?;
+                Ok::<_, IoError>(
+                    (!state.clock.is_durable(stamp)).then(|| state.clock.submit()),
+                )
+            })
+            .await?;
+        let Some(flush) = flush else { return Ok(()) };
+        let result = self.storage.flush().await;
+        self.with(|state| match result {
+            Ok(()) => {
+                state.clock.complete(flush);
+                state.reap_due |= state.has_freed();
+                Ok(())
+            }
+            Err(source) if state.rules.hold(Rule::FailedFlushIsFinal) => {
+                Err(state.poison("flushing", 0, source))
+            }
+            Err(source) => Err(IoError::Storage { action: "flushing", offset: 0, source }),
+        })
+        .await
+    }
+
+    /// Waits until all of `before` is durable, if `rule` asks for it.
+    pub(crate) async fn ensure(&self, rule: Rule, before: &[Before]) -> Result<(), IoError> {
+        if !self.now(|state| state.rules.hold(rule)) {
+            return Ok(());
+        }
+        for &before in before {
+            loop {
+                match self.with(|state| state.cache.need(before, &state.clock)).await {
+                    Need::Nothing => break,
+                    Need::Write(page) => self.write_page(page).await?,
+                    Need::Flush(stamp) => self.flush_storage(stamp).await?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the header with `change` in one 512-byte write; the claim must be on the header. Once it is written the state
+    /// follows, in one step with `then`, which gets the stamp of the write: a dropped request leaves both or neither.
+    pub(crate) async fn write_header(
+        &self,
+        claim: &mut Claim<'_, S>,
+        change: impl FnOnce(&mut Header),
+        then: impl FnOnce(&mut State, Stamp),
+    ) -> Result<Stamp, IoError> {
+        let alignment = self.limits.alignment;
+        let (header, buf) = self
+            .with(|state| {
+                state.accepts_changes()?;
+                let mut header = state.header.clone();
+                change(&mut header);
+                let mut buf = IoBuf::copy_of(&*state.sector, alignment);
+                header.patch_sector(&mut buf)?;
+                state.header_known = false;
+                Ok::<_, IoError>((header, buf))
+            })
+            .await?;
+        let (buf, result) = claim.write(0, buf, Durability::Cached).await;
+        self.with(|state| {
+            if let Err(source) = result {
+                return Err(state.poison("writing the header", 0, source));
+            }
+            state.header = header;
+            state.sector.copy_from_slice(&buf[..UNIT]);
+            state.header_known = true;
+            let stamp = state.clock.stamp();
+            then(state, stamp);
+            Ok(stamp)
+        })
+        .await
+    }
+
+    /// If a dropped request left a header write in flight, writes the header as the state knows it and makes it durable.
+    pub(crate) async fn restore_header(&self) -> Result<(), IoError> {
+        if self.now(|state| state.header_known) {
+            return Ok(());
+        }
+        let mut claim = self.claim(Resource::Header).await?;
+        if self.with(|state| state.header_known).await {
+            return Ok(());
+        }
+        let stamp = self.write_header(&mut claim, |_| {}, |_, _| {}).await?;
+        self.flush_storage(stamp).await
+    }
+
+    /// Checks a guest range and that it can be changed.
+    pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        let size = self.now(|state| state.header.size);
+        if !offset.is_multiple_of(UNIT as u64) || !len.is_multiple_of(UNIT as u64) {
+            return Err(IoError::Unaligned { offset, len });
+        }
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(IoError::OutOfRange { offset, len, size });
+        }
+        Ok(())
+    }
+
+    /// Checks that the image may be changed at all.
+    pub(crate) fn check_writable(&self) -> Result<(), IoError> {
+        if !self.options.writable {
+            return Err(IoError::ReadOnly);
+        }
+        self.now(|state| state.accepts_changes())
+    }
+}
+
+/// An exclusive claim. Dropping it releases it, or leaves it as an orphan while its I/O is in flight.
+#[derive(Debug)]
+pub(crate) struct Claim<'a, S: Storage> {
+    image: &'a Image<S>,
+    id: Option<u64>,
+    in_flight: bool,
+    /// Clusters taken for the holder that nothing refers to yet: given back when the claim goes.
+    pub(crate) clusters: Vec<u64>,
+}
+
+impl<S: Storage> Claim<'_, S> {
+    /// Writes under the claim.
+    pub(crate) async fn write(
+        &mut self,
+        offset: u64,
+        buf: IoBuf,
+        durability: Durability,
+    ) -> (IoBuf, std::io::Result<()>) {
+        self.in_flight = true;
+        let result = self.image.storage.write(offset, buf, durability).await;
+        self.in_flight = false;
+        result
+    }
+
+    /// Zeroes under the claim.
+    pub(crate) async fn write_zeroes(&mut self, range: Range<u64>) -> std::io::Result<()> {
+        self.in_flight = true;
+        let result = self.image.storage.write_zeroes(range).await;
+        self.in_flight = false;
+        result
+    }
+
+    /// Discards under the claim.
+    pub(crate) async fn discard(&mut self, range: Range<u64>) -> std::io::Result<()> {
+        self.in_flight = true;
+        let result = self.image.storage.discard(range).await;
+        self.in_flight = false;
+        result
+    }
+
+    /// Changes the file length under the claim.
+    pub(crate) async fn set_len(&mut self, len: u64) -> std::io::Result<()> {
+        self.in_flight = true;
+        let result = self.image.storage.set_len(len).await;
+        self.in_flight = false;
+        result
+    }
+
+    /// Marks I/O of the holder's own as in flight, or as done.
+    pub(crate) fn set_in_flight(&mut self, in_flight: bool) {
+        self.in_flight = in_flight;
+    }
+}
+
+impl<S: Storage> Drop for Claim<'_, S> {
+    fn drop(&mut self) {
+        let Some(id) = self.id else { return };
+        let clusters = std::mem::take(&mut self.clusters);
+        self.image.now(|state| {
+            if self.in_flight && state.rules.hold(Rule::OrphansBeforeReuse) {
+                state.orphan(id, clusters);
+            } else {
+                state.give_back(clusters);
+                state.claims.release(id);
+            }
+        });
+    }
+}

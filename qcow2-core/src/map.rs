@@ -1,0 +1,120 @@
+//! From a guest cluster to its place on the host, and back into the tables.
+//!
+//! ```text
+//!   guest offset = | L1 index | L2 index | offset in cluster |
+//!
+//!   header ──> L1 table ──entry──> L2 table (one cluster) ──entry──> data cluster
+//! ```
+
+use crate::alloc::Extent;
+use crate::cache::Kind;
+use crate::error::IoError;
+use crate::format::entry::{L1Entry, L2Entry, Mapping};
+use crate::order::{Before, Stamp};
+use crate::rule::Rule;
+use crate::state::{State, Stop};
+
+/// Where the L2 entry of a guest cluster is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum EntryPlace {
+    /// At this host offset.
+    At(u64),
+    /// Nowhere: the L1 entry of this index is empty.
+    NoTable(u64),
+}
+
+/// What a new mapping replaces, and the data behind it.
+#[derive(Debug)]
+pub(crate) struct Link<'a> {
+    pub(crate) guest_cluster: u64,
+    pub(crate) host: u64,
+    /// The extent that `host` was taken from, or `None` if the entry keeps its own cluster.
+    pub(crate) extent: Option<&'a Extent>,
+    /// What makes the data durable.
+    pub(crate) data: Stamp,
+}
+
+impl State {
+    /// L2 entries in a table.
+    pub(crate) fn l2_entries(&self) -> u64 {
+        self.cluster_size() / 8
+    }
+
+    /// Where the L2 entry of a guest cluster is.
+    pub(crate) fn entry_place(&mut self, guest_cluster: u64) -> Result<EntryPlace, Stop> {
+        let index = guest_cluster / self.l2_entries();
+        let Some(table) = self.l1_entry(index)?.1 else { return Ok(EntryPlace::NoTable(index)) };
+        Ok(EntryPlace::At(table.host + guest_cluster % self.l2_entries() * 8))
+    }
+
+    /// The host offset of the L1 entry `index`, and the entry if it is not empty.
+    pub(crate) fn l1_entry(
+        &mut self,
+        index: u64,
+    ) -> Result<(u64, Option<crate::format::entry::TableHost>), Stop> {
+        if index >= u64::from(self.header.l1_size) {
+            let entries = self.header.l1_size;
+            return Err(IoError::Full(format!("L1 entry {index} of a table of {entries}")).into());
+        }
+        let at = self.header.l1_table_offset + 8 * index;
+        let entry = L1Entry(self.entry(at, Kind::L1)?);
+        Ok((at, entry.decode(self.header.cluster_bits, at)?))
+    }
+
+    /// What the L2 entry at host offset `at` says.
+    pub(crate) fn mapping_at(&mut self, at: u64) -> Result<Mapping, Stop> {
+        let entry = L2Entry(self.entry(at, Kind::L2)?);
+        Ok(entry.decode(self.header.cluster_bits, self.header.version, at)?)
+    }
+
+    /// Where a guest cluster is.
+    pub(crate) fn mapping(&mut self, guest_cluster: u64) -> Result<Mapping, Stop> {
+        match self.entry_place(guest_cluster)? {
+            EntryPlace::At(at) => self.mapping_at(at),
+            EntryPlace::NoTable(_) => Ok(Mapping::Unallocated),
+        }
+    }
+
+    /// Maps a guest cluster to host data and drops the reference that this replaces.
+    pub(crate) fn link(&mut self, link: &Link<'_>) -> Result<(), Stop> {
+        let EntryPlace::At(at) = self.entry_place(link.guest_cluster)? else {
+            let cluster = link.guest_cluster;
+            return Err(IoError::Full(format!("guest cluster {cluster} lost its L2 table")).into());
+        };
+        let old = self.mapping_at(at)?;
+        let page = self.cache.page_of(at);
+        let version = self.cache.set_entry(at, L2Entry::data(link.host, true).0);
+        let reads_zero = matches!(
+            old,
+            Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. }
+        );
+        // Space that was never written reads as zeroes, which is what the guest may still see here.
+        let harmless = reads_zero && link.extent.is_some_and(|extent| extent.fresh);
+        if !harmless {
+            self.order(page, Rule::DataBeforeMapping, Before::Written(link.data));
+        }
+        if let Some(extent) = link.extent {
+            self.order_reference(page, &extent.counts);
+            self.drop_mapping(old, Before::Page { offset: page, version }, false);
+        }
+        Ok(())
+    }
+
+    /// Sets the L2 entry at host offset `at` to one that reads as zeroes and keeps `kept`; drops the old reference
+    /// unless it is the one kept.
+    pub(crate) fn clear(&mut self, at: u64, entry: L2Entry, discard: bool) -> Result<(), Stop> {
+        let old = self.mapping_at(at)?;
+        let page = self.cache.page_of(at);
+        let version = self.cache.set_entry(at, entry.0);
+        if entry.host() == 0 {
+            self.drop_mapping(old, Before::Page { offset: page, version }, discard);
+        }
+        Ok(())
+    }
+
+    fn drop_mapping(&mut self, old: Mapping, before: Before, discard: bool) {
+        if let Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. } = old {
+            self.dereference(host / self.cluster_size(), before, discard);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Opening an image, in the order in which its fields can be trusted: header, features, then repair where it is due.
+
+use crate::check::{self, Repair};
+use crate::claims::Resource;
+use crate::error::{IoError, OpenError};
+use crate::format::FormatError;
+use crate::format::feature::{Autoclear, Compatible, Incompatible};
+use crate::format::header::{CryptMethod, Header, peek_cluster_bits};
+use crate::image::Image;
+use crate::options::OpenOptions;
+use crate::order::Before;
+use crate::rule::Rule;
+use crate::state::State;
+use crate::storage::{IoBuf, Storage, UNIT};
+
+impl<S: Storage> Image<S> {
+    /// Opens the image on `storage`. For writing, a dirty image is repaired first; read-only, nothing is ever written.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. The storage is dropped with the error; keep a clone or reference where that matters.
+    pub async fn open(storage: S, options: OpenOptions) -> Result<Self, OpenError> {
+        check_options(&options)?;
+        let (mut header, mut sector, mut length) = read_header(&storage).await?;
+        check_supported(&header)?;
+        let lazy = match options.lazy_refcounts {
+            Some(true) if header.version < 3 => {
+                let version = header.version;
+                return Err(OpenError::Option(format!(
+                    "lazy refcounts need version 3 of the format; the image has version {version}"
+                )));
+            }
+            Some(lazy) => lazy,
+            None => header.compatible.contains(Compatible::LAZY_REFCOUNTS),
+        };
+        check_tables(&header, length)?;
+        if options.writable {
+            if header.incompatible.contains(Incompatible::CORRUPT) {
+                return Err(OpenError::MarkedCorrupt);
+            }
+            if header.incompatible.contains(Incompatible::DIRTY) {
+                let report = check::check(&storage, Repair::All, options.rules).await?;
+                if !report.is_consistent() {
+                    return Err(OpenError::Unrepairable(Box::new(report)));
+                }
+                (header, sector, length) = read_header(&storage).await?;
+            }
+        }
+        let autoclear = header.autoclear;
+        let limits = storage.limits();
+        let state = State::new(header, sector, length, &options, &limits, lazy);
+        let image = Self::new(storage, options, state);
+        let known = autoclear & known_autoclear();
+        if options.writable && known != autoclear {
+            let mut claim = image.claim(Resource::Header).await?;
+            let stamp = image
+                .write_header(&mut claim, |header| header.autoclear = known, |_, _| {})
+                .await?;
+            image.ensure(Rule::DurableBeforeAcknowledge, &[Before::Written(stamp)]).await?;
+            drop(claim);
+        }
+        Ok(image)
+    }
+}
+
+/// Autoclear bits whose promises this implementation keeps: none so far.
+fn known_autoclear() -> Autoclear {
+    Autoclear::empty()
+}
+
+fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
+    let page_size = options.page_size;
+    if !page_size.is_power_of_two() || !(512..=65_536).contains(&page_size) {
+        return Err(OpenError::Option(format!(
+            "page size {page_size} is not a power of two from 512 to 65536"
+        )));
+    }
+    if options.cache_pages == 0 {
+        return Err(OpenError::Option("a cache of 0 pages".into()));
+    }
+    Ok(())
+}
+
+/// A parsed header, the first 512 bytes that it was parsed from, and the length of the file.
+type HeaderRead = (Header, Box<[u8; UNIT]>, u64);
+
+async fn read_header<S: Storage>(storage: &S) -> Result<HeaderRead, OpenError> {
+    read_header_with(storage, Header::parse).await
+}
+
+/// Reads a header whose refcount table may be missing.
+pub(crate) async fn read_header_for_check<S: Storage>(storage: &S) -> Result<HeaderRead, OpenError> {
+    read_header_with(storage, Header::parse_for_check).await
+}
+
+async fn read_header_with<S: Storage>(
+    storage: &S,
+    parse: impl FnOnce(&[u8]) -> Result<Header, FormatError>,
+) -> Result<HeaderRead, OpenError> {
+    let length = storage.len().await.map_err(|source| IoError::Storage {
+        action: "asking for the length",
+        offset: 0,
+        source,
+    })?;
+    let limits = storage.limits();
+    if limits.alignment > UNIT {
+        let alignment = limits.alignment;
+        return Err(OpenError::Unsupported(format!("a storage with alignment {alignment}")));
+    }
+    let read = |len: usize| async move {
+        let (buf, result) = storage.read(0, IoBuf::zeroed(len, limits.alignment)).await;
+        let action = "reading the header";
+        result.map_err(|source| IoError::Storage { action, offset: 0, source })?;
+        Ok::<_, IoError>(buf)
+    };
+    let first = read(UNIT).await?;
+    let in_file = |len: u64| usize::try_from(len.min(length)).expect("it fits in a cluster");
+    let cluster_bits = peek_cluster_bits(&first[..in_file(UNIT as u64)])?;
+    let cluster_size = 1u64 << cluster_bits;
+    let whole = if cluster_size == UNIT as u64 {
+        first
+    } else {
+        read(usize::try_from(cluster_size).expect("a cluster fits in memory")).await?
+    };
+    let header = parse(&whole[..in_file(cluster_size)])?;
+    let mut sector = Box::new([0; UNIT]);
+    sector.copy_from_slice(&whole[..UNIT]);
+    Ok((header, sector, length))
+}
+
+/// Refuses, by name, what this implementation cannot do yet.
+pub(crate) fn check_supported(header: &Header) -> Result<(), OpenError> {
+    let unsupported = |what: &str| Err(OpenError::Unsupported(what.into()));
+    if header.version != 3 {
+        return unsupported("version 2 of the format");
+    }
+    if header.backing_name().is_some() {
+        return unsupported("a backing file");
+    }
+    if header.crypt_method != CryptMethod::None {
+        return unsupported("encryption");
+    }
+    if header.nb_snapshots != 0 {
+        return unsupported("an image with internal snapshots");
+    }
+    if header.incompatible.contains(Incompatible::DATA_FILE) {
+        return unsupported("an external data file (incompatible feature bit 2)");
+    }
+    if header.incompatible.contains(Incompatible::EXTENDED_L2) {
+        return unsupported("extended L2 entries (incompatible feature bit 4)");
+    }
+    Ok(())
+}
+
+/// Checks that the tables that the header points to begin inside the file.
+fn check_tables(header: &Header, length: u64) -> Result<(), OpenError> {
+    let cluster_size = header.cluster_size();
+    let end = length.div_ceil(cluster_size) * cluster_size;
+    let l1_end = header.l1_table_offset.saturating_add(u64::from(header.l1_size) * 8);
+    let refcount_end = header
+        .refcount_table_offset
+        .saturating_add(u64::from(header.refcount_table_clusters) * cluster_size);
+    let tables = [
+        ("l1_table_offset", 40, header.l1_table_offset, l1_end),
+        ("refcount_table_offset", 48, header.refcount_table_offset, refcount_end),
+    ];
+    for (field, offset, value, table_end) in tables {
+        if table_end > end {
+            return Err(OpenError::Format(FormatError::BadField {
+                field,
+                offset,
+                value,
+                rule: format!("puts the table's end at {table_end}, past the end of the file, {length}")
+                    .into(),
+            }));
+        }
+    }
+    Ok(())
+}

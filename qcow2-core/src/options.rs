@@ -1,0 +1,80 @@
+//! How an image is created and opened.
+
+use crate::rule::Rules;
+
+/// How to create an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Version of the format. Only 3 can be created.
+    pub version: u32,
+    /// log2 of the cluster size: 9 (512 bytes) to 21 (2 MiB).
+    pub cluster_bits: u32,
+    /// Size of the guest disk in bytes, a multiple of 512.
+    pub virtual_size: u64,
+    /// Whether writers may leave refcounts behind, marking the image dirty, by default.
+    pub lazy_refcounts: bool,
+    /// The write orders to obey.
+    pub rules: Rules,
+}
+
+impl CreateOptions {
+    /// 64 KiB clusters, eager refcounts, all rules.
+    pub const fn new(virtual_size: u64) -> Self {
+        Self {
+            version: 3,
+            cluster_bits: 16,
+            virtual_size,
+            lazy_refcounts: false,
+            rules: Rules::all(),
+        }
+    }
+}
+
+/// How to open an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Whether the image may change. A dirty image is repaired first.
+    pub writable: bool,
+    /// Lazy refcounts on or off, or as the image's own compatible bit says. They need version 3.
+    pub lazy_refcounts: Option<bool>,
+    /// Every write, zeroing and discard is durable when it returns.
+    pub write_through: bool,
+    /// Whether the host space of discarded clusters is given back to the storage.
+    pub pass_discard: bool,
+    /// Metadata pages kept in memory.
+    pub cache_pages: usize,
+    /// Bytes of a metadata page: a power of two from 512 to 64 KiB; at most a cluster is used.
+    pub page_size: u64,
+    /// The file grows in steps of this many bytes (rounded up to clusters), so that the order "length before reference"
+    /// costs a flush only once a step.
+    pub growth: u64,
+    /// The write orders to obey.
+    pub rules: Rules,
+}
+
+impl OpenOptions {
+    /// Writable, as the image says, with 4 KiB pages, 1024 of them, and growth by 4 MiB.
+    pub const fn new() -> Self {
+        Self {
+            writable: true,
+            lazy_refcounts: None,
+            write_through: false,
+            pass_discard: true,
+            cache_pages: 1024,
+            page_size: 4096,
+            growth: 4 << 20,
+            rules: Rules::all(),
+        }
+    }
+
+    /// The same, read-only.
+    pub const fn read_only() -> Self {
+        Self { writable: false, ..Self::new() }
+    }
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,113 @@
+//! Reading: resolve a guest range to host extents, then move the bytes.
+
+use crate::error::IoError;
+use crate::format::entry::Mapping;
+use crate::image::Image;
+use crate::state::{State, Stop};
+use crate::storage::{IoBuf, Storage};
+
+/// Where a piece of a guest range is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadExtent {
+    /// Length in bytes.
+    pub len: u64,
+    /// Host offset in bytes, or `None` where the guest reads zeroes.
+    pub host: Option<u64>,
+}
+
+/// The extents of a guest range, in order. While it lives, none of them is handed to another guest cluster.
+#[derive(Debug)]
+pub struct ReadMap<'a, S: Storage> {
+    image: &'a Image<S>,
+    ticket: u64,
+    extents: Vec<ReadExtent>,
+}
+
+impl<S: Storage> ReadMap<'_, S> {
+    /// The extents, in guest order, neighbours merged.
+    pub fn extents(&self) -> &[ReadExtent] {
+        &self.extents
+    }
+}
+
+impl<S: Storage> Drop for ReadMap<'_, S> {
+    fn drop(&mut self) {
+        self.image.now(|state| state.end_read(self.ticket));
+    }
+}
+
+impl State {
+    /// Where the guest reads `cluster` from.
+    fn read_source(&mut self, cluster: u64) -> Result<Option<u64>, Stop> {
+        match self.mapping(cluster)? {
+            Mapping::Data { host, .. } => Ok(Some(host)),
+            Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => Ok(None),
+            Mapping::Compressed { .. } => {
+                Err(IoError::Unsupported("a compressed cluster".into()).into())
+            }
+        }
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// Resolves a guest range; `offset` and `len` are multiples of 512 bytes.
+    ///
+    /// # Errors
+    /// [`IoError::OutOfRange`], [`IoError::Unaligned`], or what reading or decoding the tables met.
+    pub async fn map_read(&self, offset: u64, len: u64) -> Result<ReadMap<'_, S>, IoError> {
+        self.check_range(offset, len)?;
+        let (ticket, size) =
+            self.with(|state| (state.begin_read(), state.cluster_size())).await;
+        let mut map = ReadMap { image: self, ticket, extents: Vec::new() };
+        let mut at = offset;
+        while at < offset + len {
+            let within = at % size;
+            let piece = (size - within).min(offset + len - at);
+            let cluster = self.decide(|state| state.read_source(at / size)).await?;
+            let host = cluster.map(|host| host + within);
+            match map.extents.last_mut() {
+                Some(last) if last.host.map(|host| host + last.len) == host => last.len += piece,
+                _ => map.extents.push(ReadExtent { len: piece, host }),
+            }
+            at += piece;
+        }
+        Ok(map)
+    }
+
+    /// Reads `buf.len()` bytes at guest offset `offset`, both multiples of 512 bytes. The buffer comes back in every case.
+    ///
+    /// # Errors
+    /// As [`Image::map_read`], or the storage's own.
+    pub async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, Result<(), IoError>) {
+        let map = match self.map_read(offset, buf.len() as u64).await {
+            Ok(map) => map,
+            Err(error) => return (buf, Err(error)),
+        };
+        let mut rest = buf;
+        let mut done = IoBuf::default();
+        for extent in map.extents() {
+            let mut len = usize::try_from(extent.len).expect("it is part of a buffer");
+            let mut host = extent.host;
+            while len > 0 {
+                let mut piece = rest.split_to(len.min(self.limits.max_transfer));
+                len -= piece.len();
+                if let Some(offset) = host {
+                    let read;
+                    (piece, read) = self.storage.read(offset, piece).await;
+                    if let Err(source) = read {
+                        piece.unsplit(rest);
+                        done.unsplit(piece);
+                        let action = "reading data";
+                        return (done, Err(IoError::Storage { action, offset, source }));
+                    }
+                    host = Some(offset + piece.len() as u64);
+                } else {
+                    piece.fill(0);
+                }
+                done.unsplit(piece);
+            }
+        }
+        done.unsplit(rest);
+        (done, Ok(()))
+    }
+}

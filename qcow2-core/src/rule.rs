@@ -1,0 +1,184 @@
+//! Every write order of this crate, by name.
+//!
+//! A crash-safe writer is a set of promises of the form "A is durable before B". Each such promise is one variant of
+//! [`Rule`], documented with what a power cut destroys when it is broken. The code never relies on the sequence of two
+//! lines: it asks [`Rules`] whether the rule holds and records an edge (see the `order` module), or waits for one. So a
+//! harness can take one rule away from one image and must then be able to show the damage.
+
+/// A named write order. `before` must be durable (or settled, where it says so) before `after` may happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Rule {
+    /// The data of a cluster, before the L2 entry that maps it.
+    ///
+    /// Broken: after a crash the entry maps a cluster that still holds what its former owner wrote there, or half of
+    /// the copied cluster. A cluster that was never written reads as zeroes; while the guest may see zeroes there, it
+    /// may be mapped at once.
+    DataBeforeMapping,
+    /// A refcount, before the reference that it counts (L2 entry to data, L1 entry to L2 table, refcount table entry to
+    /// refcount block, header to tables), unless the dirty bit is durable.
+    ///
+    /// Broken: the image is clean, the cluster is in use and counted as free; the next allocation hands it out again.
+    RefcountBeforeReference,
+    /// The zeroes of a new L2 table or refcount block, before the entry that points to it.
+    ///
+    /// Broken: the table's entries are whatever the cluster held before: guest data read as mappings.
+    ZeroesBeforePointer,
+    /// The file length that covers a cluster, before an entry that points there.
+    ///
+    /// Broken: the image refers to space past the end of its file.
+    LengthBeforeReference,
+    /// The dirty bit, before the first reference whose refcount is not recorded (lazy refcounts).
+    ///
+    /// Broken: nobody repairs the image at the next open, and refcounts that are too low are believed.
+    DirtyBeforeUncounted,
+    /// Everything else, before the dirty bit is cleared (by a clean close and by repair).
+    ///
+    /// Broken: the image claims exact refcounts that did not reach the disk.
+    AllBeforeClean,
+    /// A dropped reference, before its refcount is lowered on disk, unless the dirty bit is durable.
+    ///
+    /// Broken: the old reference survives the crash, its refcount does not.
+    DereferenceBeforeRefcountDown,
+    /// A dropped reference, before its cluster is handed out again.
+    ///
+    /// Broken: the old reference survives the crash and shows, or loses, another guest cluster's data.
+    DereferenceBeforeReuse,
+    /// A host discard of a freed cluster has settled, before the cluster is handed out again.
+    ///
+    /// Broken: the late discard punches a hole into the new owner's data.
+    DiscardBeforeReuse,
+    /// Reads in flight that resolved to a cluster have finished, before it is discarded or handed out again.
+    ///
+    /// Broken: a read returns another guest cluster's data.
+    ReadsBeforeReuse,
+    /// I/O whose future was dropped has settled, before anything it covers is written, freed or handed out again.
+    ///
+    /// Broken: the orphaned write lands late, over newer data.
+    OrphansBeforeReuse,
+    /// A table's new copy, complete, before the header's pointer switches to it.
+    ///
+    /// Broken: the header points to a table that is partly unwritten.
+    CopyBeforeSwitch,
+    /// The dirty bit, before the first write of a repair.
+    ///
+    /// Broken: a crash in the middle of a repair leaves a half-repaired image that nobody repairs again.
+    DirtyBeforeRepair,
+    /// Everything else, before the header's first sector, when an image is created.
+    ///
+    /// Broken: a file that looks like an image and is not one.
+    HeaderLast,
+    /// What a guest flush covers, before the flush is acknowledged.
+    ///
+    /// Broken: acknowledged data is lost.
+    DurableBeforeAcknowledge,
+    /// A failed flush, before anything later: nothing is acknowledged after it until the image is opened again.
+    ///
+    /// Broken: the operating system forgets what it failed to write, the next flush succeeds, and the data is lost.
+    FailedFlushIsFinal,
+}
+
+impl Rule {
+    /// All rules, in the order of their declaration.
+    pub const ALL: [Self; 16] = [
+        Self::DataBeforeMapping,
+        Self::RefcountBeforeReference,
+        Self::ZeroesBeforePointer,
+        Self::LengthBeforeReference,
+        Self::DirtyBeforeUncounted,
+        Self::AllBeforeClean,
+        Self::DereferenceBeforeRefcountDown,
+        Self::DereferenceBeforeReuse,
+        Self::DiscardBeforeReuse,
+        Self::ReadsBeforeReuse,
+        Self::OrphansBeforeReuse,
+        Self::CopyBeforeSwitch,
+        Self::DirtyBeforeRepair,
+        Self::HeaderLast,
+        Self::DurableBeforeAcknowledge,
+        Self::FailedFlushIsFinal,
+    ];
+
+    /// The name by which reports, corpus files and the command line know the rule, such as `data-before-mapping`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DataBeforeMapping => "data-before-mapping",
+            Self::RefcountBeforeReference => "refcount-before-reference",
+            Self::ZeroesBeforePointer => "zeroes-before-pointer",
+            Self::LengthBeforeReference => "length-before-reference",
+            Self::DirtyBeforeUncounted => "dirty-before-uncounted",
+            Self::AllBeforeClean => "all-before-clean",
+            Self::DereferenceBeforeRefcountDown => "dereference-before-refcount-down",
+            Self::DereferenceBeforeReuse => "dereference-before-reuse",
+            Self::DiscardBeforeReuse => "discard-before-reuse",
+            Self::ReadsBeforeReuse => "reads-before-reuse",
+            Self::OrphansBeforeReuse => "orphans-before-reuse",
+            Self::CopyBeforeSwitch => "copy-before-switch",
+            Self::DirtyBeforeRepair => "dirty-before-repair",
+            Self::HeaderLast => "header-last",
+            Self::DurableBeforeAcknowledge => "durable-before-acknowledge",
+            Self::FailedFlushIsFinal => "failed-flush-is-final",
+        }
+    }
+
+    /// The rule of that [`name`](Self::name).
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|rule| rule.name() == name)
+    }
+}
+
+impl std::fmt::Display for Rule {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// The rules that one image obeys: all of them, unless the feature `sabotage` took some away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Rules {
+    #[cfg(feature = "sabotage")]
+    broken: u32,
+}
+
+impl Rules {
+    /// Every rule.
+    pub const fn all() -> Self {
+        Self {
+            #[cfg(feature = "sabotage")]
+            broken: 0,
+        }
+    }
+
+    /// The same rules without `rule`.
+    #[cfg(feature = "sabotage")]
+    #[must_use]
+    pub const fn without(self, rule: Rule) -> Self {
+        Self { broken: self.broken | 1 << rule as u32 }
+    }
+
+    /// Whether `rule` is to be obeyed.
+    #[cfg(feature = "sabotage")]
+    pub const fn hold(self, rule: Rule) -> bool {
+        self.broken & (1 << rule as u32) == 0
+    }
+
+    /// Whether `rule` is to be obeyed.
+    #[cfg(not(feature = "sabotage"))]
+    pub const fn hold(self, _: Rule) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Rule;
+
+    #[test]
+    fn names_are_unique_and_resolve() {
+        for rule in Rule::ALL {
+            assert_eq!(Rule::from_name(rule.name()), Some(rule));
+        }
+        assert_eq!(Rule::from_name("no-such-rule"), None);
+    }
+}

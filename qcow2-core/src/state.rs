@@ -1,0 +1,246 @@
+//! Everything mutable about an open image. No I/O, no awaiting: a step looks, decides and changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use crate::cache::{Cache, Kind, Need};
+use crate::claims::Claims;
+use crate::error::IoError;
+use crate::format::feature::Incompatible;
+use crate::format::header::Header;
+use crate::options::OpenOptions;
+use crate::order::{Before, Edge, FlushClock, Stamp};
+use crate::rule::{Rule, Rules};
+use crate::storage::{Limits, UNIT};
+
+/// Why a step could not be taken.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// It needs a page that is not in the cache; `generation` tells a later load whether the page is still a table.
+    Load { page: u64, kind: Kind, generation: u64 },
+    Error(IoError),
+}
+
+impl<E: Into<IoError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// A host cluster whose last known reference was dropped, on its way to being free.
+///
+/// ```text
+///   dereferenced ──> reference dropped durably, readers gone ──> (discarded) ──> refcount lowered: free
+/// ```
+#[derive(Debug)]
+pub(crate) struct Freed {
+    /// What makes the dropped reference durable.
+    pub(crate) before: Before,
+    /// Readers with a lower ticket may have resolved to the cluster.
+    pub(crate) ticket: u64,
+    /// Whether the space goes back to the storage.
+    pub(crate) discard: bool,
+    /// Whether the refcount was lowered already (only when the rule against that is broken).
+    pub(crate) lowered: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) header: Header,
+    /// The header's first 512 bytes as last written, with whatever this crate does not know.
+    pub(crate) sector: Box<[u8; UNIT]>,
+    /// Whether `sector` is what the storage holds: not after a dropped header write.
+    pub(crate) header_known: bool,
+    /// Whether the dirty bit is durable, so that refcounts owe nothing to references.
+    pub(crate) dirty_durable: bool,
+    pub(crate) lazy: bool,
+    pub(crate) rules: Rules,
+    pub(crate) cache: Cache,
+    pub(crate) clock: FlushClock,
+    pub(crate) claims: Claims,
+    /// Counts how often pages were forgotten: a page asked for before must not be loaded after.
+    pub(crate) generation: u64,
+    /// Length of the file in bytes, and what makes it durable.
+    pub(crate) length: u64,
+    pub(crate) length_stamp: Stamp,
+    /// Clusters from this one on were never written.
+    pub(crate) fresh_from: u64,
+    /// No cluster below this one is free.
+    pub(crate) first_free: u64,
+    /// By cluster, and a number that tells references to the same cluster apart.
+    pub(crate) freed: BTreeMap<(u64, u64), Freed>,
+    pub(crate) reap_due: bool,
+    /// Reads in flight, by ticket.
+    readers: BTreeSet<u64>,
+    next_ticket: u64,
+    /// Clusters taken by dropped requests, by the number of their orphaned claim.
+    orphaned: BTreeMap<u64, Vec<u64>>,
+    poison: Option<String>,
+}
+
+impl State {
+    pub(crate) fn new(
+        header: Header,
+        sector: Box<[u8; UNIT]>,
+        length: u64,
+        options: &OpenOptions,
+        limits: &Limits,
+        lazy: bool,
+    ) -> Self {
+        let cluster_size = 1u64 << header.cluster_bits;
+        let page_size = options.page_size.min(cluster_size);
+        let fresh_from =
+            if limits.unwritten_reads_zero { length.div_ceil(cluster_size) } else { u64::MAX };
+        Self {
+            header,
+            sector,
+            header_known: true,
+            dirty_durable: false,
+            lazy,
+            rules: options.rules,
+            cache: Cache::new(page_size, options.cache_pages),
+            clock: FlushClock::default(),
+            claims: Claims::default(),
+            generation: 0,
+            length,
+            length_stamp: Stamp::DURABLE,
+            fresh_from,
+            first_free: 0,
+            freed: BTreeMap::new(),
+            reap_due: false,
+            readers: BTreeSet::new(),
+            next_ticket: 0,
+            orphaned: BTreeMap::new(),
+            poison: None,
+        }
+    }
+
+    pub(crate) fn cluster_size(&self) -> u64 {
+        1 << self.header.cluster_bits
+    }
+
+    /// The 8-byte entry at host offset `at` of a table of that kind.
+    pub(crate) fn entry(&mut self, at: u64, kind: Kind) -> Result<u64, Stop> {
+        match self.cache.entry(at) {
+            Some(entry) => Ok(entry),
+            None => Err(self.load(self.cache.page_of(at), kind)),
+        }
+    }
+
+    /// The request for a page.
+    pub(crate) fn load(&self, page: u64, kind: Kind) -> Stop {
+        Stop::Load { page, kind, generation: self.generation }
+    }
+
+    /// Whether refcounts have to be durable before references to what they count.
+    pub(crate) fn counted(&self) -> bool {
+        !self.dirty_durable
+    }
+
+    /// Whether the header says dirty, durable or not.
+    pub(crate) fn marked_dirty(&self) -> bool {
+        self.header.incompatible.contains(Incompatible::DIRTY)
+    }
+
+    /// Lets a page wait for `before`, if `rule` holds and it is not durable anyway.
+    pub(crate) fn order(&mut self, page: u64, rule: Rule, before: Before) {
+        if self.rules.hold(rule) && self.cache.need(before, &self.clock) != Need::Nothing {
+            self.cache.wait_for(page, Edge { rule, before });
+        }
+    }
+
+    /// Takes no more changes, because of what failed; returns the error for the one who saw it.
+    pub(crate) fn poison(
+        &mut self,
+        action: &'static str,
+        offset: u64,
+        source: io::Error,
+    ) -> IoError {
+        let error = IoError::Storage { action, offset, source };
+        self.poison.get_or_insert_with(|| error.to_string());
+        error
+    }
+
+    pub(crate) fn accepts_changes(&self) -> Result<(), IoError> {
+        match &self.poison {
+            Some(reason) => Err(IoError::Poisoned(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a read: what it resolves to stays until [`end_read`](Self::end_read).
+    pub(crate) fn begin_read(&mut self) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.readers.insert(ticket);
+        ticket
+    }
+
+    pub(crate) fn end_read(&mut self, ticket: u64) {
+        self.readers.remove(&ticket);
+        self.reap_due |= self.has_freed();
+    }
+
+    /// Records that a reference to `cluster` was dropped; `before` makes that durable.
+    pub(crate) fn dereference(&mut self, cluster: u64, before: Before, discard: bool) {
+        let number = self.next_ticket;
+        self.next_ticket += 1;
+        let reuse = self.rules.hold(Rule::DereferenceBeforeReuse);
+        let lowered = !self.rules.hold(Rule::DereferenceBeforeRefcountDown)
+            && self.lower_refcount(cluster).is_ok();
+        let freed = Freed {
+            before: if reuse { before } else { Before::Written(Stamp::DURABLE) },
+            ticket: if self.rules.hold(Rule::ReadsBeforeReuse) { number } else { 0 },
+            discard,
+            lowered,
+        };
+        self.reap_due |= self.is_ready(&freed);
+        self.freed.insert((cluster, number), freed);
+    }
+
+    /// Gives back clusters that were taken and that nothing refers to.
+    pub(crate) fn give_back(&mut self, clusters: Vec<u64>) {
+        for cluster in clusters {
+            let number = self.next_ticket;
+            self.next_ticket += 1;
+            let before = Before::Written(Stamp::DURABLE);
+            let freed = Freed { before, ticket: 0, discard: false, lowered: false };
+            self.freed.insert((cluster, number), freed);
+            self.reap_due = true;
+        }
+    }
+
+    pub(crate) fn has_freed(&self) -> bool {
+        !self.freed.is_empty()
+    }
+
+    /// Whether nothing stands between `freed` and being free.
+    pub(crate) fn is_ready(&self, freed: &Freed) -> bool {
+        let unread = self.readers.first().is_none_or(|&oldest| oldest >= freed.ticket);
+        unread && self.cache.need(freed.before, &self.clock) == Need::Nothing
+    }
+
+    /// Leaves the claim `id` and its clusters until the storage has settled.
+    pub(crate) fn orphan(&mut self, id: u64, clusters: Vec<u64>) {
+        self.claims.orphan(id);
+        if !clusters.is_empty() {
+            self.orphaned.insert(id, clusters);
+        }
+    }
+
+    /// Releases orphaned claims, and the clusters that their requests had taken.
+    pub(crate) fn release_orphans(&mut self, orphans: &[u64]) {
+        self.claims.release_orphans(orphans);
+        for id in orphans {
+            if let Some(clusters) = self.orphaned.remove(id) {
+                self.give_back(clusters);
+            }
+        }
+    }
+
+    /// Forgets cached pages of a table that is no longer one.
+    pub(crate) fn forget(&mut self, range: std::ops::Range<u64>) {
+        self.cache.forget(range);
+        self.generation += 1;
+    }
+}

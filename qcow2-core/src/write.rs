@@ -1,0 +1,362 @@
+//! Writing: claim the guest clusters, find or take host clusters, move the bytes, then map them.
+//!
+//! ```text
+//!   guest cluster      | kept or zero |#### request ####| kept or zero |
+//!   in place           nothing else            written                        (the entry says COPIED)
+//!   new cluster        padded                  written         padded         then linked
+//! ```
+//!
+//! **Invariant.** Nothing refers to a new cluster before all of it is written, and what refers to it then is ordered by the
+//! named rules. A request that fails or is dropped before that leaves the old mapping.
+
+use crate::alloc::Extent;
+use crate::cache::Kind;
+use crate::claims::Resource;
+use crate::error::IoError;
+use crate::format::entry::{L1Entry, Mapping};
+use crate::image::{Claim, Image};
+use crate::map::{EntryPlace, Link};
+use crate::order::Before;
+use crate::rule::Rule;
+use crate::state::{State, Stop};
+use crate::storage::{Durability, IoBuf, Storage};
+
+/// Where a piece of a guest range goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteExtent {
+    /// Length in bytes.
+    pub len: u64,
+    /// Host offset in bytes.
+    pub host: u64,
+}
+
+/// Host extents for a guest range that is about to be written.
+///
+/// Write the data to [`WriteMap::extents`], call [`WriteMap::begin`] before the first byte and [`WriteMap::commit`] after
+/// the last. Dropping the map instead leaves the old mapping; the range stays claimed until then.
+#[derive(Debug)]
+pub struct WriteMap<'a, S: Storage> {
+    image: &'a Image<S>,
+    claim: Claim<'a, S>,
+    extents: Vec<WriteExtent>,
+    links: Vec<NewLink>,
+    runs: Vec<Extent>,
+}
+
+/// A mapping to be made when the data is there.
+#[derive(Debug)]
+struct NewLink {
+    guest_cluster: u64,
+    host: u64,
+    /// Index into `runs`; `None` if the entry keeps its own cluster.
+    run: Option<usize>,
+}
+
+/// How a guest cluster gets a host cluster to write to.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// The L2 table of this L1 index does not exist yet.
+    NoTable(u64),
+    /// It has one of its own that holds its data.
+    InPlace(u64),
+    /// It has one of its own whose content nobody reads.
+    Revive(u64),
+    /// It needs a new one; what a partial write leaves comes from here, or is zero.
+    New { source: Option<u64> },
+}
+
+impl State {
+    fn write_target(&mut self, guest_cluster: u64) -> Result<Target, Stop> {
+        let at = match self.entry_place(guest_cluster)? {
+            EntryPlace::At(at) => at,
+            EntryPlace::NoTable(index) => return Ok(Target::NoTable(index)),
+        };
+        Ok(match self.mapping_at(at)? {
+            Mapping::Data { host, copied: true } => Target::InPlace(host),
+            Mapping::Data { host, copied: false } => Target::New { source: Some(host) },
+            Mapping::ZeroAllocated { host, copied: true } => Target::Revive(host),
+            Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => {
+                Target::New { source: None }
+            }
+            Mapping::Compressed { .. } => {
+                return Err(IoError::Unsupported("a compressed cluster".into()).into());
+            }
+        })
+    }
+
+    /// Checks that the L2 table of an L1 index may be changed in place: nothing else refers to it.
+    pub(crate) fn check_table_owned(&mut self, guest_cluster: u64) -> Result<(), Stop> {
+        let index = guest_cluster / self.l2_entries();
+        let Some(table) = self.l1_entry(index)?.1.filter(|table| !table.copied) else {
+            return Ok(());
+        };
+        match self.refcount(table.host / self.cluster_size())? {
+            0 | 1 => Ok(()),
+            refcount => Err(IoError::SharedTable { host: table.host, refcount }.into()),
+        }
+    }
+
+    /// Whether the mapping of a guest cluster is on the storage for good, so that writing in place through the cache is
+    /// all that it takes.
+    fn is_mapped_durably(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
+        let EntryPlace::At(at) = self.entry_place(guest_cluster)? else { return Ok(false) };
+        let l1_at = self.header.l1_table_offset + guest_cluster / self.l2_entries() * 8;
+        let pages = [self.cache.page_of(at), self.cache.page_of(l1_at)];
+        Ok(self.header_known
+            && pages.iter().all(|&page| self.cache.undurable(page, &self.clock).is_none()))
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// Writes `buf` at guest offset `offset`, both multiples of 512 bytes. The buffer comes back in every case.
+    ///
+    /// With [`Durability::Through`], or on an image opened `write_through`, the data is durable when this returns.
+    ///
+    /// # Errors
+    /// [`IoError::OutOfRange`], [`IoError::Unaligned`], [`IoError::ReadOnly`], [`IoError::Poisoned`], or what the storage or the
+    /// tables met. A request that failed may have happened, in part or as a whole.
+    pub async fn write(
+        &self,
+        offset: u64,
+        buf: IoBuf,
+        durability: Durability,
+    ) -> (IoBuf, Result<(), IoError>) {
+        let through = self.options.write_through || durability == Durability::Through;
+        let mut map = match self.map_write(offset, buf.len() as u64).await {
+            Ok(map) => map,
+            Err(error) => return (buf, Err(error)),
+        };
+        let direct = through && map.is_mapped_durably(offset, buf.len() as u64).await;
+        let how = if direct { Durability::Through } else { Durability::Cached };
+        let (buf, result) = map.write_data(buf, how).await;
+        if let Err(error) = result {
+            return (buf, Err(error));
+        }
+        let mut result = map.commit().await;
+        if result.is_ok() && through && !direct {
+            result = self.flush().await;
+        }
+        (buf, result)
+    }
+
+    /// Claims a guest range and finds or takes host clusters for it; `offset` and `len` are multiples of 512 bytes.
+    ///
+    /// # Errors
+    /// As [`Image::write`].
+    pub async fn map_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
+        self.check_writable()?;
+        self.check_range(offset, len)?;
+        let size = self.now(|state| state.cluster_size());
+        let end = offset + len;
+        let clusters = offset / size..end.div_ceil(size);
+        let claim = self.claim(Resource::Guest(clusters.clone())).await?;
+        let mut map = WriteMap {
+            image: self,
+            claim,
+            extents: Vec::new(),
+            links: Vec::new(),
+            runs: Vec::new(),
+        };
+        let mut cluster = clusters.start;
+        while cluster < clusters.end {
+            match self.decide(|state| state.write_target(cluster)).await? {
+                Target::NoTable(index) => self.add_l2_table(index).await?,
+                Target::InPlace(host) => {
+                    map.add_extent(cluster, host, offset, end, size);
+                    cluster += 1;
+                }
+                Target::Revive(host) => {
+                    self.decide(|state| state.check_table_owned(cluster)).await?;
+                    map.pad(cluster, host, None, offset, end, size).await?;
+                    map.links.push(NewLink { guest_cluster: cluster, host, run: None });
+                    map.add_extent(cluster, host, offset, end, size);
+                    cluster += 1;
+                }
+                Target::New { source } => {
+                    self.decide(|state| state.check_table_owned(cluster)).await?;
+                    let mut sources = vec![source];
+                    while cluster + (sources.len() as u64) < clusters.end {
+                        let next = cluster + sources.len() as u64;
+                        let target = self.decide(|state| state.write_target(next)).await?;
+                        let Target::New { source } = target else { break };
+                        self.decide(|state| state.check_table_owned(next)).await?;
+                        sources.push(source);
+                    }
+                    let wanted = sources.len() as u64;
+                    let run = self.allocate(&mut map.claim, wanted, false).await?;
+                    let index = map.runs.len();
+                    for (host, source) in (run.first..run.first + run.count).zip(sources) {
+                        let host = host * size;
+                        if !run.fresh || source.is_some() {
+                            map.pad(cluster, host, source, offset, end, size).await?;
+                        }
+                        map.links.push(NewLink { guest_cluster: cluster, host, run: Some(index) });
+                        map.add_extent(cluster, host, offset, end, size);
+                        cluster += 1;
+                    }
+                    map.runs.push(run);
+                }
+            }
+        }
+        Ok(map)
+    }
+
+    /// Adds an empty L2 table.
+    async fn add_l2_table(&self, index: u64) -> Result<(), IoError> {
+        let mut claim = self.claim(Resource::Tables(index..index + 1)).await?;
+        if self.decide(|state| state.l1_entry(index)).await?.1.is_some() {
+            return Ok(());
+        }
+        let extent = self.allocate(&mut claim, 1, false).await?;
+        let size = self.now(|state| state.cluster_size());
+        let host = extent.first * size;
+        if !extent.fresh {
+            let zeroed = claim.write_zeroes(host..host + size).await;
+            self.poison_on(zeroed, "zeroing an L2 table", host).await?;
+        }
+        self.decide(|state| {
+            let (at, _) = state.l1_entry(index)?;
+            state.cache.set_entry(at, L1Entry::new(host, true).0);
+            let page = state.cache.page_of(at);
+            if !extent.fresh {
+                let zeroes = Before::Written(state.clock.stamp());
+                state.order(page, Rule::ZeroesBeforePointer, zeroes);
+            }
+            state.order_reference(page, &extent.counts);
+            let stamp = state.clock.newest();
+            state.cache.insert_zeroes(host, Kind::L2, stamp);
+            claim.clusters.clear();
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl<S: Storage> WriteMap<'_, S> {
+    /// The extents, in guest order, neighbours merged.
+    pub fn extents(&self) -> &[WriteExtent] {
+        &self.extents
+    }
+
+    /// Says that the caller's own I/O to the extents starts now: should the map be dropped before [`WriteMap::commit`],
+    /// the range stays claimed until the storage has settled.
+    pub fn begin(&mut self) {
+        self.claim.set_in_flight(true);
+    }
+
+    /// Maps what was written. The caller's I/O has completed; if it failed, drop the map after [`WriteMap::fail`] instead.
+    ///
+    /// # Errors
+    /// What loading the tables met.
+    pub async fn commit(mut self) -> Result<(), IoError> {
+        self.claim.set_in_flight(false);
+        let data = self.image.with(|state| state.clock.stamp()).await;
+        for link in &self.links {
+            let cluster = link.host / self.image.info().cluster_size;
+            let link = Link {
+                guest_cluster: link.guest_cluster,
+                host: link.host,
+                extent: link.run.map(|run| &self.runs[run]),
+                data,
+            };
+            self.image.decide(|state| state.link(&link)).await?;
+            self.claim.clusters.retain(|&taken| taken != cluster);
+        }
+        Ok(())
+    }
+
+    /// Says that the caller's I/O is over without success: new clusters are given back.
+    pub fn fail(mut self) {
+        self.claim.set_in_flight(false);
+    }
+
+    async fn is_mapped_durably(&self, offset: u64, len: u64) -> bool {
+        let size = self.image.info().cluster_size;
+        if !self.links.is_empty() {
+            return false;
+        }
+        for cluster in offset / size..(offset + len).div_ceil(size) {
+            let durable = self.image.decide(|state| state.is_mapped_durably(cluster)).await;
+            if !durable.unwrap_or(false) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn add_extent(&mut self, cluster: u64, host: u64, offset: u64, end: u64, size: u64) {
+        let from = (cluster * size).max(offset);
+        let to = ((cluster + 1) * size).min(end);
+        let host = host + from % size;
+        match self.extents.last_mut() {
+            Some(last) if last.host + last.len == host => last.len += to - from,
+            _ => self.extents.push(WriteExtent { len: to - from, host }),
+        }
+    }
+
+    /// Fills what the request leaves of a cluster: from `source`, or with zeroes.
+    async fn pad(
+        &mut self,
+        cluster: u64,
+        host: u64,
+        source: Option<u64>,
+        offset: u64,
+        end: u64,
+        size: u64,
+    ) -> Result<(), IoError> {
+        let start = cluster * size;
+        let head = 0..offset.saturating_sub(start).min(size);
+        let tail = end.saturating_sub(start).min(size)..size;
+        for range in [head, tail].into_iter().filter(|range| !range.is_empty()) {
+            let to = host + range.start;
+            let result = match source {
+                None => self.claim.write_zeroes(to..host + range.end).await,
+                Some(source) => {
+                    self.copy(source + range.start, to, range.end - range.start).await
+                }
+            };
+            let action = "filling the rest of a cluster";
+            result.map_err(|source| IoError::Storage { action, offset: to, source })?;
+        }
+        Ok(())
+    }
+
+    async fn copy(&mut self, from: u64, to: u64, len: u64) -> std::io::Result<()> {
+        let limits = self.image.limits;
+        let mut done = 0;
+        while done < len {
+            let piece = usize::try_from(len - done).expect("a cluster fits in memory");
+            let buf = IoBuf::zeroed(piece.min(limits.max_transfer), limits.alignment);
+            let (buf, read) = self.image.storage.read(from + done, buf).await;
+            read?;
+            let (buf, written) = self.claim.write(to + done, buf, Durability::Cached).await;
+            written?;
+            done += buf.len() as u64;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn write_data(&mut self, buf: IoBuf, how: Durability) -> (IoBuf, Result<(), IoError>) {
+        let mut rest = buf;
+        let mut done = IoBuf::default();
+        for extent in &self.extents {
+            let mut offset = extent.host;
+            let mut len = usize::try_from(extent.len).expect("it is part of a buffer");
+            while len > 0 {
+                let piece = rest.split_to(len.min(self.image.limits.max_transfer));
+                len -= piece.len();
+                let (piece, written) = self.claim.write(offset, piece, how).await;
+                let action = "writing data";
+                let result =
+                    written.map_err(|source| IoError::Storage { action, offset, source });
+                offset += piece.len() as u64;
+                done.unsplit(piece);
+                if result.is_err() {
+                    done.unsplit(rest);
+                    return (done, result);
+                }
+            }
+        }
+        (done, Ok(()))
+    }
+}

@@ -1,0 +1,124 @@
+//! Write zeroes and discard: whole clusters by changing their L2 entry, the edges of a request by writing zeroes.
+
+use crate::claims::Resource;
+use crate::error::IoError;
+use crate::format::entry::{L2Entry, Mapping};
+use crate::image::Image;
+use crate::map::EntryPlace;
+use crate::state::{State, Stop};
+use crate::storage::{Durability, IoBuf, Storage};
+
+/// What becomes of the host clusters of a range that is to read as zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroing {
+    /// They stay with the guest cluster, so that writing it again needs no allocation.
+    Keep,
+    /// They are freed.
+    Free,
+}
+
+impl State {
+    /// Lets a whole guest cluster read as zeroes.
+    fn zero_cluster(&mut self, guest_cluster: u64, how: Zeroing) -> Result<(), Stop> {
+        let EntryPlace::At(at) = self.entry_place(guest_cluster)? else { return Ok(()) };
+        let entry = match (self.mapping_at(at)?, how) {
+            (Mapping::Unallocated | Mapping::ZeroPlain, _)
+            | (Mapping::ZeroAllocated { .. }, Zeroing::Keep) => return Ok(()),
+            (Mapping::Data { host, copied: true }, Zeroing::Keep) => {
+                L2Entry::zero_allocated(host, true)
+            }
+            (Mapping::Data { .. } | Mapping::ZeroAllocated { .. }, _) => L2Entry(0),
+            (Mapping::Compressed { .. }, _) => {
+                return Err(IoError::Unsupported("a compressed cluster".into()).into());
+            }
+        };
+        self.check_table_owned(guest_cluster)?;
+        self.clear(at, entry, how == Zeroing::Free)
+    }
+
+    /// Whether any part of a guest cluster may read as something else than zeroes.
+    fn has_data(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
+        Ok(matches!(
+            self.mapping(guest_cluster)?,
+            Mapping::Data { .. } | Mapping::Compressed { .. }
+        ))
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// Makes a guest range read as zeroes; `offset` and `len` are multiples of 512 bytes.
+    ///
+    /// # Errors
+    /// As [`Image::write`].
+    pub async fn write_zeroes(&self, offset: u64, len: u64, how: Zeroing) -> Result<(), IoError> {
+        self.check_writable()?;
+        self.check_range(offset, len)?;
+        let (size, disk) = self.now(|state| (state.cluster_size(), state.header.size));
+        let end = offset + len;
+        // The last cluster of the disk may be cut short: zeroing all that there is of it zeroes it whole.
+        let whole_end = if end == disk { end.div_ceil(size) } else { end / size };
+        let whole = offset.div_ceil(size)..whole_end;
+        if whole.start >= whole.end {
+            self.zero_part(offset, end, size).await?;
+        } else {
+            self.zero_part(offset, whole.start * size, size).await?;
+            self.zero_clusters(whole.clone(), how).await?;
+            self.zero_part(whole.end * size, end, size).await?;
+        }
+        if self.options.write_through { self.flush().await } else { Ok(()) }
+    }
+
+    /// Frees the whole clusters in a guest range, which then read as zeroes, and leaves the rest as it is.
+    ///
+    /// # Errors
+    /// As [`Image::write`].
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.check_writable()?;
+        self.check_range(offset, len)?;
+        let (size, disk) = self.now(|state| (state.cluster_size(), state.header.size));
+        let end = offset + len;
+        let whole_end = if end == disk { end.div_ceil(size) } else { end / size };
+        self.zero_clusters(offset.div_ceil(size)..whole_end, Zeroing::Free).await?;
+        if self.options.write_through { self.flush().await } else { Ok(()) }
+    }
+
+    async fn zero_clusters(
+        &self,
+        clusters: std::ops::Range<u64>,
+        how: Zeroing,
+    ) -> Result<(), IoError> {
+        if clusters.is_empty() {
+            return Ok(());
+        }
+        let _claim = self.claim(Resource::Guest(clusters.clone())).await?;
+        let per_table = self.now(|state| state.l2_entries());
+        let mut cluster = clusters.start;
+        while cluster < clusters.end {
+            let place = self.decide(|state| state.entry_place(cluster)).await?;
+            if let EntryPlace::NoTable(_) = place {
+                cluster = (cluster / per_table + 1) * per_table;
+                continue;
+            }
+            self.decide(|state| state.zero_cluster(cluster, how)).await?;
+            cluster += 1;
+        }
+        Ok(())
+    }
+
+    /// Writes zeroes to a part of one or two clusters.
+    async fn zero_part(&self, from: u64, to: u64, size: u64) -> Result<(), IoError> {
+        let mut at = from;
+        while at < to {
+            let piece = (size - at % size).min(to - at);
+            if self.decide(|state| state.has_data(at / size)).await? {
+                let len = usize::try_from(piece).expect("a cluster fits in memory");
+                let buf = IoBuf::zeroed(len, self.limits.alignment);
+                let mut map = self.map_write(at, piece).await?;
+                map.write_data(buf, Durability::Cached).await.1?;
+                map.commit().await?;
+            }
+            at += piece;
+        }
+        Ok(())
+    }
+}

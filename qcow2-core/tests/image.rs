@@ -1,0 +1,157 @@
+//! The library on storages that never fail: what is written is read back, what is closed checks clean.
+
+use qcow2_core::blocking::{Image, check, create};
+use qcow2_core::storage::memory::MemoryStorage;
+use qcow2_core::{CreateOptions, OpenOptions, Repair, Zeroing};
+
+/// Small numbers for choosing operations; not random, only scattered.
+struct Scatter(u64);
+
+impl Scatter {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+fn assert_clean(storage: &MemoryStorage) {
+    let report = check(storage, Repair::None).unwrap();
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
+}
+
+/// Goal: every cluster size, eager and lazy, reads back what a plain array says, across reopening and growth.
+/// Method: scattered operations on both, compared as a whole after each session.
+#[test]
+fn reads_back_what_was_written() {
+    for cluster_bits in [9, 10, 12, 16, 21] {
+        for lazy in [false, true] {
+            let mut scatter = Scatter(u64::from(cluster_bits) * 2 + u64::from(lazy));
+            let mut size = (40 << cluster_bits) + 1024u64;
+            let storage = MemoryStorage::default();
+            let options = CreateOptions {
+                cluster_bits,
+                lazy_refcounts: lazy,
+                ..CreateOptions::new(size)
+            };
+            create(&storage, &options).unwrap();
+            assert_clean(&storage);
+            let mut expected = vec![0u8; size as usize];
+            for session in 0..4 {
+                let open = OpenOptions { growth: 1 << cluster_bits, cache_pages: 2, page_size: 512, ..OpenOptions::new() };
+                let image = Image::open(storage.clone(), open).unwrap();
+                for step in 0..60u64 {
+                    let offset = scatter.below(size / 512) * 512;
+                    let len = (1 + scatter.below((3 << cluster_bits) / 512)) * 512;
+                    let len = len.min(size - offset);
+                    let range = offset as usize..(offset + len) as usize;
+                    match scatter.below(8) {
+                        0..=3 => {
+                            let byte = (1 + step + session * 60) as u8;
+                            image.write(offset, &vec![byte; len as usize]).unwrap();
+                            expected[range].fill(byte);
+                        }
+                        4 => {
+                            let how = if step % 2 == 0 { Zeroing::Keep } else { Zeroing::Free };
+                            image.write_zeroes(offset, len, how).unwrap();
+                            expected[range].fill(0);
+                        }
+                        5 => {
+                            image.discard(offset, len).unwrap();
+                            let cluster = 1u64 << cluster_bits;
+                            let first = offset.next_multiple_of(cluster);
+                            let end = offset + len;
+                            let last = if end == size { end } else { end - end % cluster };
+                            if first < last {
+                                expected[first as usize..last as usize].fill(0);
+                            }
+                        }
+                        6 => image.flush().unwrap(),
+                        _ => {
+                            let mut data = vec![0xee; len as usize];
+                            image.read(offset, &mut data).unwrap();
+                            assert_eq!(data, expected[range]);
+                        }
+                    }
+                }
+                size += scatter.below(20 << cluster_bits) / 512 * 512;
+                image.grow(size).unwrap();
+                expected.resize(size as usize, 0);
+                let mut data = vec![0xee; size as usize];
+                image.read(0, &mut data).unwrap();
+                assert!(data == expected, "{cluster_bits} {lazy} {session}");
+                image.close().unwrap();
+                assert_clean(&storage);
+            }
+        }
+    }
+}
+
+/// Goal: an image that is never closed is repaired at the next open when it is lazy, and needs no repair when it is eager.
+#[test]
+fn an_abandoned_lazy_image_is_repaired_when_opened() {
+    for lazy in [false, true] {
+        let storage = MemoryStorage::default();
+        let options =
+            CreateOptions { cluster_bits: 12, lazy_refcounts: lazy, ..CreateOptions::new(1 << 20) };
+        create(&storage, &options).unwrap();
+        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        for cluster in 0..100 {
+            image.write(cluster * 8192, &[7; 4096]).unwrap();
+        }
+        image.flush().unwrap();
+        assert_eq!(image.info().dirty, lazy);
+        drop(image);
+        let report = check(&storage, Repair::None).unwrap();
+        assert_eq!(report.corruptions > 0, lazy, "{report:?}");
+        let before = storage.to_vec();
+        drop(Image::open(storage.clone(), OpenOptions::read_only()).unwrap());
+        assert!(storage.to_vec() == before, "opening it read-only changed it");
+        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        assert!(!image.info().dirty);
+        let mut data = vec![0; 4096];
+        image.read(99 * 8192, &mut data).unwrap();
+        assert_eq!(data, [7; 4096]);
+        drop(image);
+        assert_clean(&storage);
+    }
+}
+
+/// Goal: refcount blocks and the refcount table grow, and what they describe stays right.
+/// Method: 512-byte clusters: a block describes 256 clusters, a table of one cluster 64 blocks, 8 MiB.
+#[test]
+fn the_refcount_table_grows() {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(12 << 20) }).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    let data: Vec<u8> = (0..10u32 << 20).map(|at| (at / 512 % 251) as u8).collect();
+    for (index, chunk) in data.chunks(64 << 10).enumerate() {
+        image.write(index as u64 * (64 << 10), chunk).unwrap();
+    }
+    let mut back = vec![0; data.len()];
+    image.read(0, &mut back).unwrap();
+    assert!(back == data);
+    image.close().unwrap();
+    assert_clean(&storage);
+    let image = Image::open(storage, OpenOptions::read_only()).unwrap();
+    image.read(0, &mut back).unwrap();
+    assert!(back == data);
+}
+
+/// Goal: what a rebuild of all refcount structures leaves checks clean and reads the same, and a second one too.
+#[test]
+fn rebuilding_keeps_the_data() {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) }).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.write(1000, &[5; 300_000]).unwrap();
+    image.close().unwrap();
+    for _ in 0..2 {
+        let report = check(&storage, Repair::Rebuild).unwrap();
+        assert!(report.rebuilt && report.is_consistent());
+        assert_clean(&storage);
+    }
+    let image = Image::open(storage, OpenOptions::new()).unwrap();
+    let mut back = vec![0; 300_002];
+    image.read(999, &mut back).unwrap();
+    assert!(back[0] == 0 && back[1..300_001].iter().all(|&byte| byte == 5) && back[300_001] == 0);
+}
