@@ -183,7 +183,10 @@ impl State {
         let mut places = Vec::new();
         for cluster in clusters {
             let Some(place) = self.refcount_place(cluster)? else {
-                return Err(IoError::Full(format!("no refcount block describes cluster {cluster}")).into());
+                return Err(IoError::Full(format!(
+                    "no refcount block describes cluster {cluster}"
+                ))
+                .into());
             };
             if !self.cache.contains(place.page) {
                 return Err(self.load(place.page, Kind::RefcountBlock));
@@ -222,7 +225,11 @@ impl State {
     }
 
     /// The next freed clusters, from `from` on, that nothing stands in the way of: a run to discard, or one to free.
-    fn next_reapable(&mut self, from: (u64, u64), pass_discard: bool) -> Result<Option<Reap>, Stop> {
+    fn next_reapable(
+        &mut self,
+        from: (u64, u64),
+        pass_discard: bool,
+    ) -> Result<Option<Reap>, Stop> {
         let ready: Vec<((u64, u64), bool)> = self
             .freed
             .range(from..)

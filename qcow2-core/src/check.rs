@@ -226,8 +226,14 @@ pub async fn check<S: Storage>(
     let survey = Survey::take(&disk, &header, length).await?;
     let mut report = survey.report.clone();
     if repair != Repair::None {
-        let mut mender =
-            Mender { disk: &mut disk, header, sector, length, survey: &survey, report: &mut report };
+        let mut mender = Mender {
+            disk: &mut disk,
+            header,
+            sector,
+            length,
+            survey: &survey,
+            report: &mut report,
+        };
         mender.run(repair).await?;
     }
     Ok(report)
@@ -327,7 +333,12 @@ impl<S: Storage> Disk<'_, S> {
     }
 
     /// Writes those 512-byte units of `new` that differ from `old`.
-    async fn write_changes(&mut self, offset: u64, old: &[u8], new: &[u8]) -> Result<(), CheckError> {
+    async fn write_changes(
+        &mut self,
+        offset: u64,
+        old: &[u8],
+        new: &[u8],
+    ) -> Result<(), CheckError> {
         let mut at = offset;
         for (old, new) in old.chunks(UNIT).zip(new.chunks(UNIT)) {
             if old != new {
@@ -515,7 +526,9 @@ impl Survey {
                 let at = offset + index * 8;
                 match L2Entry(entry).decode(header.cluster_bits, header.version, at) {
                     Ok(Mapping::Unallocated | Mapping::ZeroPlain) => {}
-                    Ok(Mapping::Data { host, copied } | Mapping::ZeroAllocated { host, copied }) => {
+                    Ok(
+                        Mapping::Data { host, copied } | Mapping::ZeroAllocated { host, copied },
+                    ) => {
                         suspects |= !copied;
                         self.references.add(host / size, 1);
                         if host >= length {

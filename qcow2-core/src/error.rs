@@ -39,7 +39,9 @@ pub enum OpenError {
     #[error("cannot open the image: {0}")]
     Option(String),
     /// The image is marked corrupt; it may be read, and checked with repair.
-    #[error("cannot open the image for writing: it is marked corrupt (incompatible feature bit 1); repair it first")]
+    #[error(
+        "cannot open the image for writing: it is marked corrupt (incompatible feature bit 1); repair it first"
+    )]
     MarkedCorrupt,
     /// The image is marked dirty and repairing it did not make it consistent.
     #[error(
@@ -80,7 +82,9 @@ pub enum IoError {
     #[error("the image is open read-only")]
     ReadOnly,
     /// The request reaches beyond the end of the guest disk.
-    #[error("request of {len} bytes at guest offset {offset:#x} reaches beyond the end of the disk, {size:#x}")]
+    #[error(
+        "request of {len} bytes at guest offset {offset:#x} reaches beyond the end of the disk, {size:#x}"
+    )]
     OutOfRange {
         /// Guest offset in bytes.
         offset: u64,
@@ -104,7 +108,9 @@ pub enum IoError {
     #[error("the image is damaged: {0}")]
     Entry(#[from] EntryError),
     /// An L2 table is shared with another reference; writing needs a copy of it, which repair makes unnecessary.
-    #[error("the L2 table at host offset {host:#x} has refcount {refcount}, so it cannot be changed in place; check and repair the image")]
+    #[error(
+        "the L2 table at host offset {host:#x} has refcount {refcount}, so it cannot be changed in place; check and repair the image"
+    )]
     SharedTable {
         /// Host offset of the table in bytes.
         host: u64,

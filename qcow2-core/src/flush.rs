@@ -55,8 +55,7 @@ impl<S: Storage> Image<S> {
 
     /// Writes the dirty pages of this moment; those of refcount structures if references need them, or if `all`.
     async fn write_pages(&self, all: bool) -> Result<(), IoError> {
-        let mut targets =
-            self.with(|state| state.cache.dirty(all || state.counted())).await;
+        let mut targets = self.with(|state| state.cache.dirty(all || state.counted())).await;
         loop {
             match self.with(|state| state.next_for(&mut targets)).await {
                 Need::Nothing => return Ok(()),

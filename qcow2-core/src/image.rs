@@ -143,9 +143,8 @@ impl<S: Storage> Image<S> {
             }
         }
         let _claim = self.claim(Resource::Page(page)).await?;
-        let Some(size) = self
-            .with(|state| (!state.cache.contains(page)).then(|| state.cache.page_size()))
-            .await
+        let Some(size) =
+            self.with(|state| (!state.cache.contains(page)).then(|| state.cache.page_size())).await
         else {
             return Ok(());
         };
@@ -220,9 +219,7 @@ impl<S: Storage> Image<S> {
         let flush = self
             .with(|state| {
                 state.accepts_changes()?;
-                Ok::<_, IoError>(
-                    (!state.clock.is_durable(stamp)).then(|| state.clock.submit()),
-                )
+                Ok::<_, IoError>((!state.clock.is_durable(stamp)).then(|| state.clock.submit()))
             })
             .await?;
         let Some(flush) = flush else { return Ok(()) };

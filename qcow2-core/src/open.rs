@@ -88,7 +88,9 @@ async fn read_header<S: Storage>(storage: &S) -> Result<HeaderRead, OpenError> {
 }
 
 /// Reads a header whose refcount table may be missing.
-pub(crate) async fn read_header_for_check<S: Storage>(storage: &S) -> Result<HeaderRead, OpenError> {
+pub(crate) async fn read_header_for_check<S: Storage>(
+    storage: &S,
+) -> Result<HeaderRead, OpenError> {
     read_header_with(storage, Header::parse_for_check).await
 }
 
@@ -169,8 +171,10 @@ fn check_tables(header: &Header, length: u64) -> Result<(), OpenError> {
                 field,
                 offset,
                 value,
-                rule: format!("puts the table's end at {table_end}, past the end of the file, {length}")
-                    .into(),
+                rule: format!(
+                    "puts the table's end at {table_end}, past the end of the file, {length}"
+                )
+                .into(),
             }));
         }
     }

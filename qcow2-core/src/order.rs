@@ -131,10 +131,8 @@ mod tests {
         page(0, 3).merge_into(&mut edges);
         page(512, 4).merge_into(&mut edges);
         assert_eq!(edges, [page(0, 5), page(512, 4)]);
-        let written = |stamp| Edge {
-            rule: Rule::DataBeforeMapping,
-            before: Before::Written(Stamp(stamp)),
-        };
+        let written =
+            |stamp| Edge { rule: Rule::DataBeforeMapping, before: Before::Written(Stamp(stamp)) };
         written(2).merge_into(&mut edges);
         written(1).merge_into(&mut edges);
         assert_eq!(edges[2..], [written(2)]);

@@ -37,15 +37,37 @@ impl<S: Storage> Drop for ReadMap<'_, S> {
 }
 
 impl State {
-    /// Where the guest reads `cluster` from.
-    fn read_source(&mut self, cluster: u64) -> Result<Option<u64>, Stop> {
-        match self.mapping(cluster)? {
-            Mapping::Data { host, .. } => Ok(Some(host)),
-            Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => Ok(None),
-            Mapping::Compressed { .. } => {
-                Err(IoError::Unsupported("a compressed cluster".into()).into())
+    /// Appends the extents of `at..end` to `extents`, as far as the cache knows them; returns how far that is.
+    fn resolve(
+        &mut self,
+        extents: &mut Vec<ReadExtent>,
+        mut at: u64,
+        end: u64,
+    ) -> Result<u64, Stop> {
+        let size = self.cluster_size();
+        let start = at;
+        while at < end {
+            let within = at % size;
+            let cluster = match self.mapping(at / size) {
+                Ok(Mapping::Data { host, .. }) => Some(host),
+                Ok(Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. }) => {
+                    None
+                }
+                Ok(Mapping::Compressed { .. }) => {
+                    return Err(IoError::Unsupported("a compressed cluster".into()).into());
+                }
+                Err(Stop::Load { .. }) if at > start => break,
+                Err(stop) => return Err(stop),
+            };
+            let len = (size - within).min(end - at);
+            let host = cluster.map(|host| host + within);
+            match extents.last_mut() {
+                Some(last) if last.host.map(|host| host + last.len) == host => last.len += len,
+                _ => extents.push(ReadExtent { len, host }),
             }
+            at += len;
         }
+        Ok(at)
     }
 }
 
@@ -56,20 +78,11 @@ impl<S: Storage> Image<S> {
     /// [`IoError::OutOfRange`], [`IoError::Unaligned`], or what reading or decoding the tables met.
     pub async fn map_read(&self, offset: u64, len: u64) -> Result<ReadMap<'_, S>, IoError> {
         self.check_range(offset, len)?;
-        let (ticket, size) =
-            self.with(|state| (state.begin_read(), state.cluster_size())).await;
+        let ticket = self.with(State::begin_read).await;
         let mut map = ReadMap { image: self, ticket, extents: Vec::new() };
-        let mut at = offset;
-        while at < offset + len {
-            let within = at % size;
-            let piece = (size - within).min(offset + len - at);
-            let cluster = self.decide(|state| state.read_source(at / size)).await?;
-            let host = cluster.map(|host| host + within);
-            match map.extents.last_mut() {
-                Some(last) if last.host.map(|host| host + last.len) == host => last.len += piece,
-                _ => map.extents.push(ReadExtent { len: piece, host }),
-            }
-            at += piece;
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            at = self.decide(|state| state.resolve(&mut map.extents, at, end)).await?;
         }
         Ok(map)
     }

@@ -33,9 +33,8 @@ impl<S: Storage> Image<S> {
                 "{size} bytes is less than the {now} of now, and shrinking is not supported"
             )));
         }
-        let entries = header
-            .l1_entries_for(size)
-            .map_err(|error| IoError::Resize(error.to_string()))?;
+        let entries =
+            header.l1_entries_for(size).map_err(|error| IoError::Resize(error.to_string()))?;
         if size == header.size {
             return Ok(());
         }

@@ -17,7 +17,11 @@ use crate::storage::{Limits, UNIT};
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// It needs a page that is not in the cache; `generation` tells a later load whether the page is still a table.
-    Load { page: u64, kind: Kind, generation: u64 },
+    Load {
+        page: u64,
+        kind: Kind,
+        generation: u64,
+    },
     Error(IoError),
 }
 

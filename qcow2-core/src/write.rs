@@ -311,9 +311,7 @@ impl<S: Storage> WriteMap<'_, S> {
             let to = host + range.start;
             let result = match source {
                 None => self.claim.write_zeroes(to..host + range.end).await,
-                Some(source) => {
-                    self.copy(source + range.start, to, range.end - range.start).await
-                }
+                Some(source) => self.copy(source + range.start, to, range.end - range.start).await,
             };
             let action = "filling the rest of a cluster";
             result.map_err(|source| IoError::Storage { action, offset: to, source })?;
@@ -336,7 +334,11 @@ impl<S: Storage> WriteMap<'_, S> {
         Ok(())
     }
 
-    pub(crate) async fn write_data(&mut self, buf: IoBuf, how: Durability) -> (IoBuf, Result<(), IoError>) {
+    pub(crate) async fn write_data(
+        &mut self,
+        buf: IoBuf,
+        how: Durability,
+    ) -> (IoBuf, Result<(), IoError>) {
         let mut rest = buf;
         let mut done = IoBuf::default();
         for extent in &self.extents {
@@ -347,8 +349,7 @@ impl<S: Storage> WriteMap<'_, S> {
                 len -= piece.len();
                 let (piece, written) = self.claim.write(offset, piece, how).await;
                 let action = "writing data";
-                let result =
-                    written.map_err(|source| IoError::Storage { action, offset, source });
+                let result = written.map_err(|source| IoError::Storage { action, offset, source });
                 offset += piece.len() as u64;
                 done.unsplit(piece);
                 if result.is_err() {

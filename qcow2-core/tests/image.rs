@@ -9,13 +9,14 @@ struct Scatter(u64);
 
 impl Scatter {
     fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
     }
 }
 
 fn assert_clean(storage: &MemoryStorage) {
-    let report = check(storage, Repair::None).unwrap();
+    let report = check(storage, Repair::None).expect("the storage works");
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
 }
 
@@ -28,16 +29,18 @@ fn reads_back_what_was_written() {
             let mut scatter = Scatter(u64::from(cluster_bits) * 2 + u64::from(lazy));
             let mut size = (40 << cluster_bits) + 1024u64;
             let storage = MemoryStorage::default();
-            let options = CreateOptions {
-                cluster_bits,
-                lazy_refcounts: lazy,
-                ..CreateOptions::new(size)
-            };
+            let options =
+                CreateOptions { cluster_bits, lazy_refcounts: lazy, ..CreateOptions::new(size) };
             create(&storage, &options).unwrap();
             assert_clean(&storage);
             let mut expected = vec![0u8; size as usize];
             for session in 0..4 {
-                let open = OpenOptions { growth: 1 << cluster_bits, cache_pages: 2, page_size: 512, ..OpenOptions::new() };
+                let open = OpenOptions {
+                    growth: 1 << cluster_bits,
+                    cache_pages: 2,
+                    page_size: 512,
+                    ..OpenOptions::new()
+                };
                 let image = Image::open(storage.clone(), open).unwrap();
                 for step in 0..60u64 {
                     let offset = scatter.below(size / 512) * 512;

@@ -352,9 +352,11 @@ impl Header {
     /// Writes the fixed fields into the first sector of an image that has this header already, and leaves every other
     /// byte as it is: unknown header fields, extensions, backing file name.
     pub fn patch_sector(&self, sector: &mut [u8]) -> Result<(), FormatError> {
-        self.validate(Purpose::Use)?;
         ends_within("header", self.fixed_length(), sector.len() as u64)?;
         let found = peek_cluster_bits(sector)?;
+        // Repair has to set the dirty bit before it can build a missing refcount table.
+        let missing = REFCOUNT_CLUSTERS.read_u32(sector)? == 0;
+        self.validate(if missing { Purpose::Check } else { Purpose::Use })?;
         let same = |field: Field, found: u32, ours: u32| {
             ensure(found == ours, || {
                 field.bad(ours, format!("differs from the {found} that is in the image"))
@@ -627,8 +629,7 @@ impl Header {
                 continue;
             }
             ensure(*offset != 0, || field.bad(*offset, "is where the header is"))?;
-            let whole = bytes.next_multiple_of(cluster_size);
-            let end = offset.checked_add(whole).filter(|&end| end <= limits::HOST_OFFSET_END);
+            let end = offset.checked_add(*bytes).filter(|&end| end <= limits::HOST_OFFSET_END);
             let end = end.ok_or_else(|| {
                 field.bad(*offset, format!("plus {bytes} bytes is past the largest file offset"))
             })?;

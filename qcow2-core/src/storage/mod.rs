@@ -47,6 +47,7 @@ pub struct Limits {
 }
 
 /// A byte-addressed file with explicit durability; see the module for the contract.
+#[expect(clippy::len_without_is_empty, reason = "an empty storage is nothing special to anybody")]
 pub trait Storage: Send + Sync + 'static {
     /// Abilities and alignment; constant for the life of the storage.
     fn limits(&self) -> Limits;

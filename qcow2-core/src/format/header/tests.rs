@@ -255,6 +255,13 @@ fn check_accepts_a_missing_refcount_table() {
         );
         assert_eq!(Header::parse_for_check(&bytes).unwrap().refcount_table_clusters, 0);
     }
+    // Repair announces itself before it builds the table, and cannot take a table away.
+    let mut dirty = Header::parse_for_check(&bytes).unwrap();
+    dirty.incompatible = Incompatible::DIRTY;
+    dirty.patch_sector(&mut bytes[..512]).unwrap();
+    assert_eq!(Header::parse_for_check(&bytes), Ok(dirty.clone()));
+    let mut whole = cluster(&header(16, 1 << 20));
+    assert!(dirty.patch_sector(&mut whole[..512]).is_err());
     poke(&mut bytes, REFCOUNT_CLUSTERS, 129);
     assert!(Header::parse_for_check(&bytes).is_err(), "every other rule holds for check, too");
 }
@@ -331,6 +338,7 @@ fn header_length_limits() {
             (96, false),
             (103, false),
             (105, false),
+            (108, false),
             (104, true),
             (112, true),
             (120, true),
@@ -510,6 +518,12 @@ fn what_changes_later_is_in_the_first_sector() {
         assert_eq!(Header::parse(&cluster(&header)), Ok(header.clone()));
     }
     assert_eq!(header.backing_format(), Some(&b"qcow2"[..]));
+    // Eight bytes less than eight names need.
+    let mut tight = self::header(16, 1 << 20);
+    tight.set_extension(0xaaaa, Vec::new());
+    tight.name_features();
+    let (_, table) = tight.extension(extension::FEATURE_NAMES).unwrap();
+    assert_eq!(table.len(), 7 * feature::NAME_ENTRY_BYTES);
     header.set_extension(extension::DATA_FILE, vec![b'd'; 300]);
     assert_eq!(header.data_file_name().map(<[u8]>::len), Some(300));
     header.name_features();
