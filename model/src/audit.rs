@@ -1,0 +1,211 @@
+//! Refcounts against references: the structural half of the judgement (P4).
+//!
+//! ```text
+//!   claims      header 0 . table 1 . block 2 . l1 3 . l2[0] 5 . data[0] 4 . data[1] 4        counted[4] = 2
+//!   refcounts      1         1         1       1       1           1                          stored[4] = 1
+//!                                                                  `-- too low, overlap
+//! ```
+//!
+//! The invariant: every reference in the image is counted once, every refcount that is not 0 is compared, and so is COPIED in
+//! every entry that can carry it. The auditor states facts; [`Finding::violates`] says when they are violations.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use serde::Serialize;
+
+use crate::defect::Defect;
+use crate::evidence::Evidence;
+use crate::finding::{Finding, Property, Stage};
+use crate::image::{COPIED, Header, Image};
+use crate::label::Region;
+
+/// Findings that a report keeps; the totals count all.
+pub const MAX_FINDINGS: usize = 1 << 16;
+
+/// What an audit found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The header, unless it was unusable.
+    pub header: Option<Header>,
+    /// Everything that is not as it should be, whether or not it is a violation.
+    pub findings: Vec<Finding>,
+    /// Figures in the shape of `qemu-img check --output=json`.
+    pub totals: Totals,
+}
+
+/// The figures that `qemu-img check --output=json` gives, under its keys. Those that are 0 are left out, as there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Totals {
+    /// Where the last cluster in use ends.
+    pub image_end_offset: u64,
+    /// Guest clusters.
+    pub total_clusters: u64,
+    /// Things that kept the audit from being complete.
+    pub check_errors: u64,
+    /// Findings other than leaks.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub corruptions: u64,
+    /// Clusters with too high a refcount.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub leaks: u64,
+    /// Guest clusters with a host cluster.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub allocated_clusters: u64,
+    /// Of these, the ones that do not follow their predecessor in the same table.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub fragmented_clusters: u64,
+    /// Of these, the compressed ones.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub compressed_clusters: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Report {
+    /// The findings that are violations in an image at `stage`.
+    pub fn violations(&self, stage: Stage) -> impl Iterator<Item = (Property, &Finding)> {
+        self.findings.iter().filter_map(move |f| Some((f.violates(stage)?, f)))
+    }
+
+    /// The stage of an image after a power cut and before anything else.
+    pub fn crashed_stage(&self) -> Stage {
+        let dirty = self.header.is_some_and(|header| header.is_dirty());
+        if dirty { Stage::CrashedDirty } else { Stage::CrashedClean }
+    }
+
+    /// Whether findings were left out.
+    pub fn is_cut_short(&self) -> bool {
+        self.findings.len() >= MAX_FINDINGS
+    }
+}
+
+/// Audits images one after the other, with the same buffers.
+#[derive(Clone, Debug, Default)]
+pub struct Auditor {
+    image: Image,
+    report: Report,
+    defect: Defect,
+}
+
+impl Auditor {
+    /// An auditor with a deliberate mistake.
+    pub fn with_defect(defect: Defect) -> Self {
+        Self { defect, ..Self::default() }
+    }
+
+    /// Reads and audits an image. Resolves its metadata and nothing else.
+    pub fn audit<E: Evidence>(&mut self, evidence: &mut E) -> &Report {
+        self.report.findings.clear();
+        self.image.read(evidence, &mut self.report.findings);
+        self.compare_refcounts();
+        self.compare_copied();
+        self.report.findings.retain(|finding| !overlooked(finding, self.defect));
+        self.report.header = self.image.header().copied();
+        self.report.totals = self.totals();
+        self.report.findings.truncate(MAX_FINDINGS);
+        &self.report
+    }
+
+    /// The image that was audited last.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// The report on the image that was audited last.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn compare_refcounts(&mut self) {
+        let findings = &mut self.report.findings;
+        for &cluster in self.image.stored() {
+            let slot = self.image.slot(cluster);
+            let (cluster, stored, counted) = (cluster.into(), slot.stored, slot.counted.into());
+            if stored > counted {
+                findings.push(Finding::Leak { cluster, stored, counted });
+            }
+        }
+        for &(cluster, stored) in self.image.stored_beyond() {
+            findings.push(Finding::Leak { cluster, stored, counted: 0 });
+        }
+        for (index, claim) in (0..).zip(self.image.claims()) {
+            let slot = self.image.slot(claim.cluster);
+            let (stored, counted) = (slot.stored, slot.counted.into());
+            if stored < counted && slot.first_claim == index {
+                let cluster = claim.cluster.into();
+                findings.push(Finding::RefcountTooLow { cluster, stored, counted });
+            }
+        }
+    }
+
+    fn compare_copied(&mut self) {
+        for claim in self.image.claims() {
+            if !matches!(claim.region, Region::L2(_) | Region::Data(_)) {
+                continue;
+            }
+            let slot = self.image.slot(claim.cluster);
+            let (at, cluster, entry) = (claim.region, claim.cluster.into(), claim.entry);
+            let (stored, counted) = (slot.stored, u64::from(slot.counted));
+            let finding = match (entry & COPIED != 0, counted, stored) {
+                (true, 2.., _) => Finding::CopiedOnShared { at, cluster, entry, counted },
+                (true, _, 0 | 2..) => Finding::CopiedStale { at, cluster, entry, stored },
+                (false, 1, 1) => Finding::CopiedMissing { at, cluster, entry },
+                _ => continue,
+            };
+            self.report.findings.push(finding);
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        let Some(header) = self.image.header() else {
+            return Totals { check_errors: 1, ..Totals::default() };
+        };
+        let mapped = self.image.mapped();
+        let used = self.image.stored().iter().max().into_iter();
+        let referenced = self.image.claims().iter().map(|claim| &claim.cluster).max();
+        let end = used.chain(referenced).max().map_or(0, |last| u64::from(*last).saturating_add(1));
+        let mut totals = Totals {
+            image_end_offset: end.saturating_mul(header.cluster_size()),
+            total_clusters: header.size.div_ceil(header.cluster_size()),
+            allocated_clusters: mapped.allocated,
+            fragmented_clusters: mapped.fragmented,
+            compressed_clusters: mapped.compressed,
+            ..Totals::default()
+        };
+        for finding in &self.report.findings {
+            let count = match finding {
+                Finding::Leak { .. } => &mut totals.leaks,
+                Finding::Unsupported { .. } => &mut totals.check_errors,
+                Finding::Dirty => continue,
+                _ => &mut totals.corruptions,
+            };
+            *count = count.saturating_add(1);
+        }
+        totals
+    }
+}
+
+/// Whether a mistaken auditor would not have stated this.
+fn overlooked(finding: &Finding, defect: Defect) -> bool {
+    matches!(
+        (defect, finding),
+        (Defect::RefcountTooLowIgnored, Finding::RefcountTooLow { .. })
+            | (Defect::LeakIgnored, Finding::Leak { .. })
+            | (Defect::CopiedOnSharedIgnored, Finding::CopiedOnShared { .. })
+            | (
+                Defect::CopiedInexactIgnored,
+                Finding::CopiedMissing { .. } | Finding::CopiedStale { .. }
+            )
+            | (Defect::DirtyIgnored, Finding::Dirty)
+            | (Defect::CorruptIgnored, Finding::Corrupt)
+            | (Defect::OutOfRangeIgnored, Finding::OutOfRange { .. })
+            | (Defect::OverlapIgnored, Finding::Overlap { .. })
+            | (Defect::MisalignedIgnored, Finding::Misaligned { .. })
+            | (Defect::ReservedBitsIgnored, Finding::ReservedBits { .. })
+            | (Defect::HeaderFieldIgnored, Finding::Header { .. })
+            | (Defect::UnsupportedIgnored, Finding::Unsupported { .. })
+    )
+}

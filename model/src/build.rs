@@ -1,0 +1,399 @@
+//! Initial images, laid out byte by byte and independent of any implementation.
+//!
+//! An image that starts empty reaches growth, copy-on-write and repair late or never; these begin right before them. The
+//! invariant: every image passes this crate's own audit at the stage that its kind says, and the contents returned with it
+//! are what a guest reads from it.
+//!
+//! ```text
+//!   0        1                2                 3..
+//!   header | refcount table | refcount block  | L1 | L2 tables, data, holes with stale bytes
+//! ```
+//!
+//! The two kinds that fill refcount structures up fill them with a long L1 table: entries past the disk's end are legal, so
+//! nothing leaks, and zeroes cost a sparse file nothing. An L1 table ends at 32 MiB, which sets the limit of what is feasible.
+//! Whoever opens such an image reads a long table, so prefer small clusters and wide refcounts there.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::evidence::{BytesEvidence, ValueKey, Values};
+use crate::image::{COPIED, INCOMPATIBLE_DIRTY, MAX_L1_BYTES};
+use crate::op::Geometry;
+use crate::payload::{self, UNIT, Unit, Value, ZEROES};
+
+/// What a life starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Initial {
+    /// Just created: no L2 table, no data.
+    Fresh,
+    /// The only refcount block has one free entry left: the second allocation needs a new block.
+    RefcountBlockOneShort,
+    /// All blocks of a refcount table of one cluster are there, and one entry is free in all of them: the second allocation
+    /// needs a new table. Feasible at 512-byte clusters, and at 1 KiB with wide refcounts.
+    RefcountTableOneShort,
+    /// The L1 table has exactly the entries that the disk needs, with clusters in use on both sides, and the last guest
+    /// cluster is mapped: growing past what its last entry covers needs a new L1 table.
+    L1AboutToGrow,
+    /// Leaked clusters, and mapped ones whose refcount is 2 though nothing else refers to them, without COPIED: writing
+    /// there must copy. (With 1-bit refcounts only the former.)
+    Leaky,
+    /// Lazy refcounts, dirty bit set: refcounts too low, zero and too high.
+    Dirty,
+    /// Scattered data, both kinds of zero clusters, several L2 tables, and holes in between, all full of stale bytes.
+    Fragmented,
+}
+
+impl Initial {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Fresh,
+        Self::RefcountBlockOneShort,
+        Self::RefcountTableOneShort,
+        Self::L1AboutToGrow,
+        Self::Leaky,
+        Self::Dirty,
+        Self::Fragmented,
+    ];
+}
+
+/// A kind of image that this geometry does not allow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{initial:?} is not feasible: {why}")]
+pub struct Infeasible {
+    /// What was asked for.
+    pub initial: Initial,
+    /// What stands against it.
+    pub why: String,
+}
+
+/// An image, and what a guest reads from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Built {
+    /// File length in bytes.
+    pub length: u64,
+    /// Units that are not zero: (unit number, content), ascending.
+    pub units: Vec<(u64, Unit)>,
+    /// What each guest unit reads as.
+    pub guest: Vec<Value>,
+}
+
+impl Built {
+    /// The image as evidence, over a fresh store.
+    pub fn evidence(&self) -> BytesEvidence {
+        let mut evidence = BytesEvidence::empty(Values::default(), self.length);
+        self.units.iter().for_each(|(unit, bytes)| evidence.set(*unit, bytes));
+        evidence
+    }
+
+    /// The guest's units as keys, which `intern` gives: what [`crate::guest::Guest::new`] wants.
+    pub fn guest_keys(&self, mut intern: impl FnMut(&Unit) -> ValueKey) -> Vec<ValueKey> {
+        let keys = self.guest.iter().map(|value| match *value {
+            Value::Tag { unit, id } => intern(&payload::unit(unit, id)),
+            Value::Zero | Value::Foreign(_) => ValueKey::ZERO,
+        });
+        keys.collect()
+    }
+
+    /// The whole file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.evidence().to_bytes()
+    }
+}
+
+/// Lays out an image.
+pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible> {
+    if let Some(why) = geometry.fault() {
+        return Err(Infeasible { initial, why });
+    }
+    match initial {
+        Initial::Fresh => Ok(Layout::with_room_for(geometry, initial, 0)?.finish()),
+        Initial::RefcountBlockOneShort => nearly_full(geometry, initial, 1),
+        Initial::RefcountTableOneShort => {
+            nearly_full(geometry, initial, geometry.cluster_size() / 8)
+        }
+        Initial::L1AboutToGrow => l1_about_to_grow(geometry),
+        Initial::Leaky => leaky(geometry),
+        Initial::Dirty => dirty(geometry),
+        Initial::Fragmented => fragmented(geometry),
+    }
+}
+
+/// `blocks` refcount blocks of which all entries but one are in use.
+fn nearly_full(geometry: &Geometry, initial: Initial, blocks: u64) -> Result<Built, Infeasible> {
+    let mut layout = Layout::new(geometry, blocks);
+    let free = (geometry.block_entries() * blocks).checked_sub(layout.next + 1);
+    let filler = free.filter(|clusters| *clusters > 0).unwrap_or(0) * geometry.cluster_size();
+    if filler > MAX_L1_BYTES {
+        let why = format!("it takes {filler} bytes of L1 table to fill the refcounts up");
+        return Err(Infeasible { initial, why });
+    }
+    if filler / 8 < geometry.l1_entries() {
+        let why = format!("{filler} bytes are too few for the L1 table");
+        return Err(Infeasible { initial, why });
+    }
+    layout.place_l1(filler / 8);
+    Ok(layout.finish())
+}
+
+fn l1_about_to_grow(geometry: &Geometry) -> Result<Built, Infeasible> {
+    let mut layout = Layout::with_room_for(geometry, Initial::L1AboutToGrow, SOME_DATA)?;
+    if let Some(last) = geometry.clusters().checked_sub(1) {
+        layout.map_data(last);
+    }
+    Ok(layout.finish())
+}
+
+fn leaky(geometry: &Geometry) -> Result<Built, Infeasible> {
+    let mut layout = Layout::with_room_for(geometry, Initial::Leaky, SOME_DATA)?;
+    let most = if geometry.refcount_order == 0 { 1 } else { 2 };
+    for guest in some_clusters(geometry, 3) {
+        let leaked = layout.take_cluster();
+        layout.fill_with_stale(leaked);
+        let host = layout.map_data(guest);
+        if guest % 2 == 0 && most > 1 {
+            layout.refcounts.insert(host, most);
+            layout.set_l2(guest, host * geometry.cluster_size());
+        }
+    }
+    Ok(layout.finish())
+}
+
+fn dirty(geometry: &Geometry) -> Result<Built, Infeasible> {
+    let mut layout = Layout::with_room_for(geometry, Initial::Dirty, SOME_DATA)?;
+    let most = if geometry.refcount_order == 0 { 1 } else { 2 };
+    for (index, guest) in some_clusters(geometry, 2).enumerate() {
+        let host = layout.map_data(guest);
+        match index % 3 {
+            0 => layout.refcounts.insert(host, 0),
+            1 => layout.refcounts.insert(host, most),
+            _ => None,
+        };
+    }
+    if let Some(table) = layout.tables.values().next() {
+        layout.refcounts.insert(*table, 0);
+    }
+    let leaked = layout.take_cluster();
+    layout.fill_with_stale(leaked);
+    layout.dirty = true;
+    Ok(layout.finish())
+}
+
+fn fragmented(geometry: &Geometry) -> Result<Built, Infeasible> {
+    let mut layout = Layout::with_room_for(geometry, Initial::Fragmented, SOME_DATA)?;
+    // A stride that is odd and not a divisor visits clusters far from their neighbours.
+    let chosen: Vec<u64> = some_clusters(geometry, 2).collect();
+    for index in 0..chosen.len() {
+        let guest = chosen[index * 5 % chosen.len()];
+        if layout.is_mapped(guest) {
+            continue;
+        }
+        match index % 4 {
+            1 => layout.set_l2(guest, 1),
+            2 => {
+                let host = layout.take_cluster();
+                layout.fill_with_stale(host);
+                layout.set_l2(guest, (host * geometry.cluster_size()) | COPIED | 1);
+            }
+            _ => {
+                layout.map_data(guest);
+            }
+        }
+        if index % 3 == 0 {
+            let hole = layout.take_cluster();
+            layout.fill_with_stale(hole);
+            layout.refcounts.remove(&hole);
+        }
+    }
+    Ok(layout.finish())
+}
+
+/// At most 24 guest clusters, at least `step` apart, from the whole disk, so that several L2 tables exist where there can be.
+fn some_clusters(geometry: &Geometry, step: u64) -> impl Iterator<Item = u64> {
+    let clusters = geometry.clusters();
+    let step = step.max(clusters.div_ceil(24));
+    (0..clusters).step_by(usize::try_from(step).expect("MAX_VIRTUAL_SIZE keeps it small"))
+}
+
+/// At most 24 clusters of data, as many holes or leaks, and their L2 tables.
+const SOME_DATA: u64 = 3 * 24 + 1;
+
+struct Layout {
+    geometry: Geometry,
+    units: BTreeMap<u64, Unit>,
+    refcounts: BTreeMap<u64, u64>,
+    blocks: u64,
+    next: u64,
+    l1_entries: u64,
+    l1: u64,
+    /// L1 index to host cluster of the table.
+    tables: BTreeMap<u64, u64>,
+    guest: Vec<Value>,
+    dirty: bool,
+}
+
+const REFCOUNT_TABLE: u64 = 1;
+const FIRST_BLOCK: u64 = 2;
+
+impl Layout {
+    fn new(geometry: &Geometry, blocks: u64) -> Self {
+        let mut layout = Self {
+            geometry: *geometry,
+            units: BTreeMap::new(),
+            refcounts: BTreeMap::new(),
+            blocks,
+            next: 0,
+            l1_entries: 0,
+            l1: 0,
+            tables: BTreeMap::new(),
+            guest: (0..geometry.units()).map(|_| Value::Zero).collect(),
+            dirty: false,
+        };
+        layout.take_clusters(FIRST_BLOCK + blocks);
+        layout
+    }
+
+    /// A layout with its L1 table, and refcount blocks for that and `clusters` more.
+    fn with_room_for(
+        geometry: &Geometry,
+        initial: Initial,
+        clusters: u64,
+    ) -> Result<Self, Infeasible> {
+        let l1_bytes = geometry.l1_entries() * 8;
+        let l1 = l1_bytes.div_ceil(geometry.cluster_size()).max(1);
+        // Every block counts itself too, and leaves room for one cluster less.
+        let blocks = (FIRST_BLOCK + l1 + clusters).div_ceil(geometry.block_entries() - 1);
+        if l1_bytes > MAX_L1_BYTES || blocks > geometry.cluster_size() / 8 {
+            let why = format!("{l1_bytes} bytes of L1 table and {blocks} refcount blocks");
+            return Err(Infeasible { initial, why });
+        }
+        let mut layout = Self::new(geometry, blocks);
+        layout.place_l1(geometry.l1_entries());
+        Ok(layout)
+    }
+
+    fn take_cluster(&mut self) -> u64 {
+        self.take_clusters(1)
+    }
+
+    fn take_clusters(&mut self, count: u64) -> u64 {
+        let first = self.next;
+        self.next += count;
+        self.refcounts.extend((first..self.next).map(|cluster| (cluster, 1)));
+        first
+    }
+
+    fn place_l1(&mut self, entries: u64) {
+        let clusters = (entries * 8).div_ceil(self.geometry.cluster_size());
+        self.l1_entries = entries;
+        self.l1 = self.take_clusters(clusters.max(1));
+    }
+
+    fn put(&mut self, offset: u64, bytes: &[u8]) {
+        for (at, byte) in (offset..).zip(bytes) {
+            let unit = self.units.entry(at / UNIT as u64).or_insert(ZEROES);
+            unit[(at % UNIT as u64) as usize] = *byte;
+        }
+    }
+
+    fn put_u64(&mut self, offset: u64, value: u64) {
+        self.put(offset, &value.to_be_bytes());
+    }
+
+    fn is_mapped(&self, guest: u64) -> bool {
+        let Some(at) = self.l2_offset(guest) else { return false };
+        let unit = self.units.get(&(at / UNIT as u64)).unwrap_or(&ZEROES);
+        let within = (at % UNIT as u64) as usize;
+        unit[within..within + 8] != [0; 8]
+    }
+
+    fn l2_offset(&self, guest: u64) -> Option<u64> {
+        let entries = self.geometry.l2_entries();
+        let table = self.tables.get(&(guest / entries))?;
+        Some(table * self.geometry.cluster_size() + guest % entries * 8)
+    }
+
+    fn set_l2(&mut self, guest: u64, entry: u64) {
+        let index = guest / self.geometry.l2_entries();
+        if !self.tables.contains_key(&index) {
+            let table = self.take_cluster();
+            self.tables.insert(index, table);
+            let size = self.geometry.cluster_size();
+            self.put_u64(self.l1 * size + index * 8, (table * size) | COPIED);
+        }
+        let at = self.l2_offset(guest).expect("the table was just made sure of");
+        self.put_u64(at, entry);
+    }
+
+    /// Maps a guest cluster to a new host cluster full of its own data.
+    fn map_data(&mut self, guest: u64) -> u64 {
+        let host = self.take_cluster();
+        let size = self.geometry.cluster_size();
+        let units = self.geometry.cluster_units();
+        self.set_l2(guest, (host * size) | COPIED);
+        for within in 0..units {
+            let unit = guest * units + within;
+            if let Some(value) = self.guest.get_mut(unit as usize) {
+                *value = Value::Tag { unit, id: payload::INITIAL };
+                self.units.insert(host * units + within, payload::unit(unit, payload::INITIAL));
+            }
+        }
+        host
+    }
+
+    fn fill_with_stale(&mut self, host: u64) {
+        let units = self.geometry.cluster_units();
+        let all = host * units..(host + 1) * units;
+        self.units.extend(all.map(|unit| (unit, payload::unit(unit, payload::STALE))));
+    }
+
+    fn finish(mut self) -> Built {
+        let geometry = self.geometry;
+        let size = geometry.cluster_size();
+        self.put_header();
+        for index in 0..self.blocks {
+            self.put_u64(REFCOUNT_TABLE * size + index * 8, (FIRST_BLOCK + index) * size);
+        }
+        for (cluster, count) in std::mem::take(&mut self.refcounts) {
+            self.put_refcount(cluster, count);
+        }
+        self.units.retain(|_, unit| *unit != ZEROES);
+        let units = self.units.into_iter().collect();
+        Built { length: self.next * size, units, guest: self.guest }
+    }
+
+    fn put_refcount(&mut self, cluster: u64, count: u64) {
+        let entries = self.geometry.block_entries();
+        assert!(cluster < entries * self.blocks, "cluster {cluster} has no refcount block");
+        let order = self.geometry.refcount_order;
+        // Blocks follow each other in the file, so that their bits do too.
+        let bit = cluster << order;
+        let at = FIRST_BLOCK * self.geometry.cluster_size() + bit / 8;
+        if order < 3 {
+            let unit = self.units.entry(at / UNIT as u64).or_insert(ZEROES);
+            unit[(at % UNIT as u64) as usize] |= (count as u8) << (bit % 8);
+        } else {
+            let width = 1 << (order - 3);
+            self.put(at, &count.to_be_bytes()[8 - width..]);
+        }
+    }
+
+    fn put_header(&mut self) {
+        let geometry = self.geometry;
+        let size = geometry.cluster_size();
+        let l1_entries = u32::try_from(self.l1_entries).expect("limited to 32 MiB");
+        self.put(0, b"QFI\xfb");
+        self.put(4, &geometry.version.to_be_bytes());
+        self.put(20, &geometry.cluster_bits.to_be_bytes());
+        self.put_u64(24, geometry.virtual_size);
+        self.put(36, &l1_entries.to_be_bytes());
+        self.put_u64(40, self.l1 * size);
+        self.put_u64(48, REFCOUNT_TABLE * size);
+        self.put(56, &1u32.to_be_bytes());
+        self.put_u64(72, if self.dirty { INCOMPATIBLE_DIRTY } else { 0 });
+        self.put_u64(80, u64::from(geometry.lazy_refcounts || self.dirty));
+        self.put(96, &geometry.refcount_order.to_be_bytes());
+        self.put(100, &112u32.to_be_bytes());
+    }
+}

@@ -1,0 +1,773 @@
+//! The reference disk: what each guest unit may hold.
+//!
+//! Guest writes are ordered only by real time: *a* is before *b* if *a* was answered before *b* began. For one unit:
+//!
+//! ```text
+//!   settled    the writes that completed before a successful flush was submitted, and write-through writes that completed
+//!   G(g)       every write that is not before a settled one: what may be there after a power cut
+//!   live       every write that is not before a completed one: what a read may return now
+//!
+//!            w1 ------|                                  G = {w1, w2, w3}: w0 was before w1, which the flush settled;
+//!   w0 ---|      w2 -----------|                         w2 overlaps w1, and w3 is not flushed
+//!                        flush ----|   w3 ------|        live = {w3}
+//! ```
+//!
+//! The invariant this module owns: each unit's list holds exactly G(g). Three kinds of write never settle anything and so
+//! stay possible until a later write settles: one that failed, one whose future was dropped, and a discard by a subject that
+//! promises no more than "old or zero". Values are opaque keys of the run's store. The virtual size is one more such cell.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use crate::defect::Defect;
+use crate::evidence::ValueKey;
+use crate::op::{Durability, Op};
+use crate::payload::UNIT;
+
+/// What an implementation promises beyond the common rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promises {
+    /// Units in a cluster: a discard acts on whole ones.
+    pub cluster_units: u64,
+    /// What a discarded cluster reads as.
+    pub discard: DiscardReads,
+    /// When a completed growth is durable.
+    pub grow: Durability,
+}
+
+/// What a discarded cluster reads as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiscardReads {
+    /// Zeroes.
+    Zeroes,
+    /// What it held, or zeroes.
+    Either,
+}
+
+/// An operation in flight: the moment when it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Token(u32);
+
+/// A read that returned what it must not (P0).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misread {
+    /// The guest unit.
+    pub unit: u64,
+    /// What the read returned.
+    pub found: ValueKey,
+    /// What it could have returned.
+    pub allowed: Vec<ValueKey>,
+}
+
+/// How much a state could have failed: with one allowed value per unit, every bit is checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Guest units.
+    pub units: u64,
+    /// Units with exactly one allowed value.
+    pub decided: u64,
+    /// Allowed values, summed over all units.
+    pub values: u64,
+}
+
+impl Figures {
+    /// Mean size of G(g).
+    pub fn mean(&self) -> f64 {
+        self.values as f64 / self.units.max(1) as f64
+    }
+
+    /// Share of units with exactly one allowed value.
+    pub fn decided_share(&self) -> f64 {
+        self.decided as f64 / self.units.max(1) as f64
+    }
+
+    /// Adds another state's figures.
+    pub fn add(&mut self, other: Self) {
+        self.units += other.units;
+        self.decided += other.decided;
+        self.values += other.values;
+    }
+}
+
+/// The reference disk; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    promises: Promises,
+    units: Vec<Cell<ValueKey>>,
+    size: Cell<u64>,
+    in_flight: Vec<(Token, Flight)>,
+    now: u32,
+    initial: Arc<[ValueKey]>,
+    history: History,
+    defect: Defect,
+}
+
+#[derive(Clone, Debug)]
+enum Flight {
+    /// Puts values into units `first..first + count`.
+    Change {
+        first: usize,
+        count: usize,
+        durability: Durability,
+        sure: bool,
+    },
+    Grow,
+    Flush,
+    Read {
+        first: usize,
+        count: usize,
+        allowed: Vec<(usize, ValueKey)>,
+    },
+    /// Nothing was left of the operation.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Completed,
+    Failed,
+    Abandoned,
+}
+
+impl Guest {
+    /// A disk that holds `initial`, durably.
+    pub fn new(initial: &[ValueKey], promises: Promises) -> Self {
+        Self {
+            promises,
+            units: initial.iter().map(|key| Cell::One(*key)).collect(),
+            size: Cell::One(initial.len() as u64),
+            in_flight: Vec::new(),
+            now: 0,
+            initial: initial.into(),
+            history: History::default(),
+            defect: Defect::None,
+        }
+    }
+
+    /// The same disk with a deliberate mistake.
+    pub fn with_defect(mut self, defect: Defect) -> Self {
+        self.defect = defect;
+        self
+    }
+
+    /// Units of the largest disk that this may be.
+    pub fn units(&self) -> u64 {
+        self.units.len() as u64
+    }
+
+    /// Bytes that operations may address: the smallest size that the disk may have now.
+    pub fn size(&self) -> u64 {
+        self.size.live().min().unwrap_or(0) * UNIT as u64
+    }
+
+    /// Whether the image may come back with this many bytes.
+    pub fn permits_size(&self, bytes: u64) -> bool {
+        self.defect == Defect::SizeUnchecked
+            || self.size.values().any(|units| units * UNIT as u64 == bytes)
+    }
+
+    /// The sizes in bytes that the image may come back with, ascending.
+    pub fn allowed_sizes(&self) -> Vec<u64> {
+        self.size.sorted().into_iter().map(|units| units * UNIT as u64).collect()
+    }
+
+    /// Whether `key` is in G(unit).
+    pub fn permits(&self, unit: u64, key: ValueKey) -> bool {
+        match usize::try_from(unit).ok().and_then(|unit| self.units.get(unit)) {
+            Some(Cell::One(only)) => *only == key,
+            Some(Cell::Many(entries)) => entries.iter().any(|entry| entry.value == key),
+            None => false,
+        }
+    }
+
+    /// G(unit), ascending.
+    pub fn allowed(&self, unit: u64) -> Vec<ValueKey> {
+        let cell = usize::try_from(unit).ok().and_then(|unit| self.units.get(unit));
+        cell.map_or_else(Vec::new, Cell::sorted)
+    }
+
+    /// The figures of this state.
+    pub fn figures(&self) -> Figures {
+        let mut figures = Figures { units: self.units(), ..Figures::default() };
+        for cell in &self.units {
+            let members = match cell {
+                Cell::One(_) => 1,
+                Cell::Many(_) => cell.sorted().len() as u64,
+            };
+            figures.decided += u64::from(members == 1);
+            figures.values += members;
+        }
+        figures
+    }
+
+    /// Begins `op` as far as it lies on the disk; `key_of(unit, id)` names the payload of a write.
+    pub fn begin(&mut self, op: &Op, mut key_of: impl FnMut(u64, u32) -> ValueKey) -> Token {
+        let units = |bytes: u64| bytes / UNIT as u64;
+        match op.clip(self.size()) {
+            None => self.start(What::Nothing, Flight::Nothing),
+            Some(Op::Write { offset, length, id, durability }) => {
+                let first = units(offset);
+                let keys: Vec<_> =
+                    (first..first + units(length)).map(|unit| key_of(unit, id)).collect();
+                self.begin_write(first, &keys, durability)
+            }
+            Some(Op::WriteZeroes { offset, length, .. }) => {
+                self.begin_zeroes(units(offset), units(length))
+            }
+            Some(Op::Discard { offset, length }) => {
+                self.begin_discard(units(offset), units(length))
+            }
+            Some(Op::Read { offset, length }) => self.begin_read(units(offset), units(length)),
+            Some(Op::Flush | Op::Reopen) => self.begin_flush(),
+            Some(Op::Grow { to }) => self.begin_grow(units(to)),
+        }
+    }
+
+    /// Begins a write of `values` from unit `first` on.
+    pub fn begin_write(
+        &mut self,
+        first: u64,
+        values: &[ValueKey],
+        durability: Durability,
+    ) -> Token {
+        let values: Arc<[ValueKey]> = values.into();
+        self.begin_change(first, values.len() as u64, Some(values), durability, true)
+    }
+
+    /// Begins to make a range read as zeroes.
+    pub fn begin_zeroes(&mut self, first: u64, count: u64) -> Token {
+        self.begin_change(first, count, None, Durability::Cached, true)
+    }
+
+    /// Begins to give back the whole clusters within a range. A cluster that the end of the disk cuts short is whole.
+    pub fn begin_discard(&mut self, first: u64, count: u64) -> Token {
+        let cluster = self.promises.cluster_units;
+        let end = first + count;
+        let (first, end) = if self.defect == Defect::DiscardZeroesPartialClusters {
+            (first, end)
+        } else {
+            let whole_end =
+                if end * UNIT as u64 == self.size() { end } else { end - end % cluster };
+            (first.next_multiple_of(cluster), whole_end)
+        };
+        if first >= end || self.defect == Defect::DiscardForgotten {
+            return self.start(What::Nothing, Flight::Nothing);
+        }
+        let sure = self.promises.discard == DiscardReads::Zeroes;
+        self.begin_change(first, end - first, None, Durability::Cached, sure)
+    }
+
+    /// Begins to enlarge the disk to `units`.
+    pub fn begin_grow(&mut self, units: u64) -> Token {
+        let token = self.start(What::Grow(units), Flight::Grow);
+        self.size.begin(units, token);
+        let count = index(units).max(self.units.len());
+        self.units.resize(count, Cell::One(ValueKey::ZERO));
+        token
+    }
+
+    /// Begins a flush, or a clean close.
+    pub fn begin_flush(&mut self) -> Token {
+        self.start(What::Flush, Flight::Flush)
+    }
+
+    /// Begins a read of `count` units.
+    pub fn begin_read(&mut self, first: u64, count: u64) -> Token {
+        let (first, count) = (index(first), index(count));
+        let mut allowed = Vec::with_capacity(count);
+        for (unit, cell) in self.units.iter().enumerate().skip(first).take(count) {
+            if self.defect == Defect::StaleReadsAllowed {
+                allowed.extend(cell.values().map(|value| (unit, value)));
+            } else {
+                allowed.extend(cell.live().map(|value| (unit, value)));
+            }
+        }
+        self.start(What::Nothing, Flight::Read { first, count, allowed })
+    }
+
+    /// The operation returned well.
+    pub fn complete(&mut self, token: Token) {
+        self.answer(token, Answer::Completed);
+    }
+
+    /// The operation returned an error: it may or may not have happened.
+    pub fn fail(&mut self, token: Token) {
+        self.answer(token, Answer::Failed);
+    }
+
+    /// The operation's future was dropped: it may or may not have happened, or happen yet.
+    pub fn abandon(&mut self, token: Token) {
+        self.answer(token, Answer::Abandoned);
+    }
+
+    /// A read returned well with these values. One that settles a choice left open by a crash settles it for good (P3).
+    pub fn complete_read(&mut self, token: Token, found: &[ValueKey]) -> Result<(), Misread> {
+        let Flight::Read { first, count, allowed } = self.land(token) else {
+            panic!("{token:?} is no read");
+        };
+        assert_eq!(found.len(), count, "a read returns as many units as it asked for");
+        for (unit, found) in (first..).zip(found.iter().copied()) {
+            let mut choices = allowed.iter().filter(|(of, _)| *of == unit).map(|(_, value)| *value);
+            if self.defect != Defect::ReadsUnchecked && !choices.clone().any(|value| value == found)
+            {
+                let mut allowed: Vec<_> = choices.by_ref().collect();
+                allowed.sort_unstable();
+                allowed.dedup();
+                return Err(Misread { unit: unit as u64, found, allowed });
+            }
+            if let Some(cell) = self.units.get_mut(unit)
+                && self.defect != Defect::CollapseForgotten
+            {
+                cell.choose(found);
+            }
+        }
+        Ok(())
+    }
+
+    /// The power fails: what may be there is what was allowed, and nobody remembers in which order it was written.
+    pub fn crash(&mut self) {
+        let forget = self.defect == Defect::CrashForgetsInFlight;
+        self.units.iter_mut().for_each(|cell| cell.crash(forget));
+        self.size.crash(forget);
+        self.in_flight.clear();
+        self.now += 1;
+        self.history.push(Event { token: Token(self.now), what: What::Crash });
+    }
+
+    /// Recovery left `unit` holding one of `values`, all of which must be allowed: from here on nothing else is (P3).
+    pub fn collapse(&mut self, unit: u64, values: &[ValueKey]) {
+        debug_assert!(values.iter().all(|value| self.permits(unit, *value)));
+        if self.defect != Defect::CollapseForgotten {
+            self.units[index(unit)] = Cell::of(values);
+        }
+    }
+
+    /// Recovery found an image of this many bytes, which must be allowed.
+    pub fn collapse_size(&mut self, bytes: u64) {
+        debug_assert!(self.permits_size(bytes));
+        let units = bytes / UNIT as u64;
+        self.size = Cell::One(units);
+        self.units.truncate(index(units));
+    }
+
+    /// Whether `key` was ever put into `unit`, or was there from the start.
+    pub fn was_written(&self, unit: u64, key: ValueKey) -> bool {
+        let original = self.initial.get(index(unit)).copied().unwrap_or(ValueKey::ZERO);
+        original == key
+            || self.history.newest_first().any(|event| event.what.puts(unit) == Some(key))
+    }
+
+    /// What happened to `unit`, newest last: the end of it if it is long.
+    pub fn story(&self, unit: u64, name: impl Fn(ValueKey) -> String) -> String {
+        const EVENTS: usize = 12;
+        let mut lines = Vec::new();
+        let mut older = 0;
+        let mut answers = Vec::new();
+        for event in self.history.newest_first() {
+            // Newest first, an answer comes before its beginning, so answers are kept until it shows what they are about.
+            let put = event.what.puts(unit);
+            let done = match (&event.what, put) {
+                (What::Answer(to, answer), _) => {
+                    answers.push((*to, event.token, *answer));
+                    continue;
+                }
+                (What::Change { .. }, None) | (What::Nothing, _) => continue,
+                _ if lines.len() == EVENTS => {
+                    older += 1;
+                    continue;
+                }
+                (What::Change { .. }, Some(key)) => format!("puts {}", name(key)),
+                (What::Grow(units), _) => format!("grow to {} bytes", units * UNIT as u64),
+                (What::Flush, _) => "flush".to_owned(),
+                (What::Crash, _) => "power cut".to_owned(),
+            };
+            let mut line = format!("t={} {done}", event.token.0);
+            if !matches!(event.what, What::Crash) {
+                let ended = answers.iter().find(|(to, ..)| *to == event.token);
+                let _ = match ended {
+                    Some((_, at, Answer::Completed)) => write!(line, ", completed t={}", at.0),
+                    Some((_, at, Answer::Failed)) => write!(line, ", failed t={}", at.0),
+                    Some((_, at, Answer::Abandoned)) => write!(line, ", dropped t={}", at.0),
+                    None => write!(line, ", never answered"),
+                };
+            }
+            lines.push(line);
+        }
+        if older > 0 {
+            lines.push(format!("({older} older events)"));
+        }
+        let original = self.initial.get(index(unit)).copied().unwrap_or(ValueKey::ZERO);
+        lines.push(format!("at first: {}", name(original)));
+        lines.reverse();
+        lines.join("\n")
+    }
+
+    fn begin_change(
+        &mut self,
+        first: u64,
+        count: u64,
+        values: Option<Arc<[ValueKey]>>,
+        durability: Durability,
+        sure: bool,
+    ) -> Token {
+        let (from, length) = (index(first), index(count));
+        let what = What::Change { first, count, values: values.clone() };
+        let flight = Flight::Change { first: from, count: length, durability, sure };
+        let token = self.start(what, flight);
+        let value_at = |at: usize| values.as_ref().map_or(ValueKey::ZERO, |values| values[at]);
+        for (at, cell) in self.units[from..from + length].iter_mut().enumerate() {
+            cell.begin(value_at(at), token);
+        }
+        for (_, flight) in &mut self.in_flight {
+            if let Flight::Read { first, count, allowed } = flight {
+                let overlap = from.max(*first)..(from + length).min(*first + *count);
+                allowed.extend(overlap.map(|unit| (unit, value_at(unit - from))));
+            }
+        }
+        token
+    }
+
+    fn start(&mut self, what: What, flight: Flight) -> Token {
+        self.now += 1;
+        let token = Token(self.now);
+        if !matches!(what, What::Nothing) {
+            self.history.push(Event { token, what });
+        }
+        self.in_flight.push((token, flight));
+        token
+    }
+
+    fn land(&mut self, token: Token) -> Flight {
+        let at = self.in_flight.iter().position(|(begun, _)| *begun == token);
+        self.in_flight.swap_remove(at.expect("each operation is answered once, before a crash")).1
+    }
+
+    fn answer(&mut self, token: Token, answer: Answer) {
+        let flight = self.land(token);
+        self.now += 1;
+        let now = Token(self.now);
+        if !matches!(flight, Flight::Nothing | Flight::Read { .. }) {
+            self.history.push(Event { token: now, what: What::Answer(token, answer) });
+        }
+        let completed = answer == Answer::Completed;
+        match flight {
+            Flight::Change { first, count, durability, sure } => {
+                let forget = (answer == Answer::Failed
+                    && self.defect == Defect::FailedWriteForgotten)
+                    || (answer == Answer::Abandoned
+                        && self.defect == Defect::AbandonedWriteForgotten);
+                let counts = completed
+                    || (answer == Answer::Failed && self.defect == Defect::FailedWriteCounts);
+                let through = completed
+                    && durability == Durability::Through
+                    && self.defect != Defect::ThroughForgotten;
+                for cell in &mut self.units[first..first + count] {
+                    if forget {
+                        cell.forget(token);
+                        continue;
+                    }
+                    cell.answer(token, now, sure && counts);
+                    if through {
+                        cell.settle(|entry| entry.begin == token);
+                    }
+                }
+                if through {
+                    // The units exist only on a disk of the size that they were written to.
+                    self.size.settle(|entry| entry.end < token);
+                    if self.defect == Defect::ThroughIsBarrier {
+                        self.settle_all(|begin, end| begin == token || end < token);
+                    }
+                }
+            }
+            Flight::Grow => {
+                self.size.answer(token, now, completed);
+                if completed && self.promises.grow == Durability::Through {
+                    self.size.settle(|entry| entry.begin == token);
+                }
+            }
+            Flight::Flush if completed || self.defect == Defect::FailedFlushSettles => {
+                if self.defect == Defect::FlushCoversSubmitted {
+                    self.settle_all(|begin, _| begin < now);
+                } else {
+                    self.settle_all(|_, end| end < token);
+                }
+            }
+            Flight::Flush | Flight::Read { .. } | Flight::Nothing => {}
+        }
+    }
+
+    fn settle_all(&mut self, covers: impl Fn(Token, Token) -> bool) {
+        if self.defect == Defect::SupersededStaysAllowed {
+            return;
+        }
+        self.size.settle(|entry| covers(entry.begin, entry.end));
+        for cell in &mut self.units {
+            cell.settle(|entry| covers(entry.begin, entry.end));
+        }
+    }
+}
+
+fn index(units: u64) -> usize {
+    usize::try_from(units).expect("MAX_VIRTUAL_SIZE keeps unit numbers small")
+}
+
+/// What one unit may hold: exactly G, one entry a write.
+#[derive(Clone, Debug)]
+enum Cell<T> {
+    /// Settled, and nothing written since.
+    One(T),
+    Many(Arc<Vec<Entry<T>>>),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry<T> {
+    value: T,
+    begin: Token,
+    /// When it was answered; [`NEVER`] while it is in flight.
+    end: Token,
+    /// Answered well, and certain to be there unless something later is.
+    sure: bool,
+    settled: bool,
+}
+
+/// The time of everything that a crash or the initial image left behind: before any write, in no order among itself.
+const ORIGIN: Token = Token(0);
+const NEVER: Token = Token(u32::MAX);
+
+impl<T: Copy + Ord> Cell<T> {
+    /// Any one of `values`, in no order.
+    fn of(values: &[T]) -> Self {
+        match values {
+            [] => panic!("a unit holds something"),
+            [only] => Self::One(*only),
+            many => Self::Many(Arc::new(many.iter().copied().map(Entry::origin).collect())),
+        }
+    }
+
+    fn entries(&mut self) -> &mut Vec<Entry<T>> {
+        if let Self::One(value) = *self {
+            *self = Self::Many(Arc::new(vec![Entry::origin(value)]));
+        }
+        match self {
+            Self::Many(entries) => Arc::make_mut(entries),
+            Self::One(_) => unreachable!("made many above"),
+        }
+    }
+
+    fn begin(&mut self, value: T, token: Token) {
+        let entry = Entry { value, begin: token, end: NEVER, sure: false, settled: false };
+        self.entries().push(entry);
+    }
+
+    fn answer(&mut self, token: Token, now: Token, sure: bool) {
+        for entry in self.entries().iter_mut().filter(|entry| entry.begin == token) {
+            (entry.end, entry.sure) = (now, sure);
+        }
+    }
+
+    fn forget(&mut self, token: Token) {
+        self.entries().retain(|entry| entry.begin != token);
+        self.tidy();
+    }
+
+    /// Marks the sure entries that `covered` picks as settled, and drops every write that is before a settled one.
+    fn settle(&mut self, covered: impl Fn(&Entry<T>) -> bool) {
+        let Self::Many(_) = self else { return };
+        let entries = self.entries();
+        let mut horizon = ORIGIN;
+        for entry in entries.iter_mut() {
+            entry.settled |= entry.sure && covered(entry);
+            if entry.settled {
+                horizon = horizon.max(entry.begin);
+            }
+        }
+        entries.retain(|entry| entry.end >= horizon);
+        self.tidy();
+    }
+
+    /// A lone settled entry needs no times: whatever begins later begins after its end.
+    fn tidy(&mut self) {
+        if let Self::Many(entries) = self
+            && let [Entry { value, settled: true, .. }] = entries[..]
+        {
+            *self = Self::One(value);
+        }
+    }
+
+    /// Everything that is not before a write that completed.
+    fn live(&self) -> impl Iterator<Item = T> {
+        let (one, many) = self.parts();
+        let horizon = many.iter().filter(|entry| entry.sure).map(|entry| entry.begin).max();
+        let horizon = horizon.unwrap_or(ORIGIN);
+        one.into_iter()
+            .chain(many.iter().filter(move |entry| entry.end >= horizon).map(|entry| entry.value))
+    }
+
+    /// Everything; a value may come twice.
+    fn values(&self) -> impl Iterator<Item = T> {
+        let (one, many) = self.parts();
+        one.into_iter().chain(many.iter().map(|entry| entry.value))
+    }
+
+    fn parts(&self) -> (Option<T>, &[Entry<T>]) {
+        match self {
+            Self::One(value) => (Some(*value), &[]),
+            Self::Many(entries) => (None, entries),
+        }
+    }
+
+    fn sorted(&self) -> Vec<T> {
+        let mut values: Vec<T> = self.values().collect();
+        values.sort_unstable();
+        values.dedup();
+        values
+    }
+
+    /// Everything that may be there becomes what the unit holds, in no order.
+    fn crash(&mut self, forget_in_flight: bool) {
+        if let Self::Many(entries) = self {
+            if forget_in_flight && entries.iter().any(|entry| entry.end != NEVER) {
+                Arc::make_mut(entries).retain(|entry| entry.end != NEVER);
+            }
+            *self = Self::of(&self.sorted());
+        }
+    }
+
+    /// A read returned `value`: if that tells which of the values left by a crash is there, the others are not.
+    fn choose(&mut self, value: T) {
+        let Self::Many(entries) = self else { return };
+        let left_by_crash = |entry: &Entry<T>| entry.begin == ORIGIN;
+        let alternatives = entries.iter().filter(|entry| left_by_crash(entry)).count();
+        let mut holding = entries.iter().filter(|entry| entry.value == value);
+        if alternatives > 1 && holding.clone().count() == 1 && holding.all(left_by_crash) {
+            Arc::make_mut(entries).retain(|entry| !left_by_crash(entry) || entry.value == value);
+            self.tidy();
+        }
+    }
+}
+
+impl<T> Entry<T> {
+    fn origin(value: T) -> Self {
+        Self { value, begin: ORIGIN, end: ORIGIN, sure: true, settled: true }
+    }
+}
+
+/// Everything that was done, as a list that clones in one step because it only grows at its head.
+#[derive(Clone, Debug, Default)]
+struct History {
+    newest: Option<Arc<Node>>,
+}
+
+#[derive(Debug)]
+struct Node {
+    event: Event,
+    older: Option<Arc<Node>>,
+}
+
+#[derive(Debug)]
+struct Event {
+    token: Token,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// Puts `values`, or zeroes.
+    Change {
+        first: u64,
+        count: u64,
+        values: Option<Arc<[ValueKey]>>,
+    },
+    Grow(u64),
+    Flush,
+    Answer(Token, Answer),
+    Crash,
+    /// Not worth remembering.
+    Nothing,
+}
+
+impl What {
+    fn puts(&self, unit: u64) -> Option<ValueKey> {
+        let Self::Change { first, count, values } = self else { return None };
+        let at = unit.checked_sub(*first).filter(|at| at < count)?;
+        Some(values.as_ref().map_or(ValueKey::ZERO, |values| values[index(at)]))
+    }
+}
+
+impl History {
+    fn push(&mut self, event: Event) {
+        self.newest = Some(Arc::new(Node { event, older: self.newest.take() }));
+    }
+
+    fn newest_first(&self) -> impl Iterator<Item = &Event> {
+        let mut next = self.newest.as_deref();
+        std::iter::from_fn(move || {
+            let node = next?;
+            next = node.older.as_deref();
+            Some(&node.event)
+        })
+    }
+}
+
+impl Drop for History {
+    /// Node by node: the compiler's own way would recurse as deep as the list is long.
+    fn drop(&mut self) {
+        let mut next = self.newest.take();
+        while let Some(mut node) = next.and_then(Arc::into_inner) {
+            next = node.older.take();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROMISES: Promises =
+        Promises { cluster_units: 2, discard: DiscardReads::Zeroes, grow: Durability::Through };
+
+    #[test]
+    fn a_long_history_ends_without_recursion() {
+        let mut guest = Guest::new(&[ValueKey::ZERO], PROMISES);
+        for _ in 0..300_000 {
+            let write = guest.begin_write(0, &[ValueKey(1)], Durability::Through);
+            guest.complete(write);
+        }
+        let story = guest.story(0, |key| key.0.to_string());
+        assert!(story.starts_with("at first: 0\n(299988 older events)\nt="), "{story}");
+        assert_eq!(story.lines().count(), 14);
+        drop(guest);
+    }
+
+    #[test]
+    fn a_copy_goes_its_own_way() {
+        let mut guest = Guest::new(&[ValueKey::ZERO; 2], PROMISES);
+        let write = guest.begin_write(0, &[ValueKey(1)], Durability::Cached);
+        let mut copy = guest.clone();
+        copy.crash();
+        copy.collapse(0, &[ValueKey::ZERO]);
+        guest.complete(write);
+        assert_eq!(guest.allowed(0), [ValueKey::ZERO, ValueKey(1)]);
+        assert_eq!(copy.allowed(0), [ValueKey::ZERO]);
+        assert!(copy.was_written(0, ValueKey(1)) && !copy.was_written(1, ValueKey(1)));
+    }
+
+    #[test]
+    fn operations_are_cut_at_the_end_of_the_disk() {
+        let mut guest = Guest::new(&[ValueKey::ZERO; 2], PROMISES);
+        let op = Op::Write { offset: 512, length: 4096, id: 3, durability: Durability::Cached };
+        let mut asked = Vec::new();
+        let write = guest.begin(&op, |unit, id| {
+            asked.push((unit, id));
+            ValueKey(7)
+        });
+        guest.complete(write);
+        assert_eq!(asked, [(1, 3)]);
+        let beyond = Op::Read { offset: 4096, length: 512 };
+        let read = guest.begin(&beyond, |_, _| ValueKey::ZERO);
+        guest.complete(read);
+        let reopen = guest.begin(&Op::Reopen, |_, _| ValueKey::ZERO);
+        guest.complete(reopen);
+        assert_eq!(guest.allowed(1), [ValueKey(7)]);
+    }
+}

@@ -1,0 +1,518 @@
+//! The judgement: one function for each property, and all that apply to one recovered state in one call.
+//!
+//! ```text
+//!   guest unit g --G(g)-------------------------------.
+//!        |                                            v
+//!        `-- L2 entry --> host unit h --peek(h)--> is every value allowed?     yes: nothing to say
+//!                    `--> nothing, zero --> zero                               no: P1 if it was once written to g, else P2
+//! ```
+//!
+//! The invariant: a state passes only if every value that any guest unit may still turn out to hold is allowed, and every
+//! structural fact is legal at this stage. Nothing here allocates while nothing is wrong.
+//!
+//! P7, P9 and P10 need whole runs rather than states, so the harness judges those with the same [`Violation`]s; the part of
+//! P10 that one state shows, the virtual size, is here.
+
+use std::fmt;
+
+use crate::audit::{Auditor, Report};
+use crate::defect::Defect;
+use crate::evidence::{Evidence, ValueKey};
+use crate::finding::{Finding, Property, Stage};
+use crate::guest::{Guest, Misread};
+use crate::image::{Header, Image, Mapping, decode_l2};
+use crate::op::MAX_VIRTUAL_SIZE;
+use crate::payload::{self, UNIT, Value};
+
+/// Violations that a verdict keeps; there may be more.
+pub const MAX_VIOLATIONS: usize = 64;
+
+/// One broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which promise.
+    pub property: Property,
+    /// A stable name of how it was broken, for telling one bug from another.
+    pub kind: &'static str,
+    /// Where.
+    pub place: Place,
+    /// What the unit holds or may hold, where that is what is wrong.
+    pub found: Option<Value>,
+    /// What it could hold.
+    pub allowed: Vec<Value>,
+    /// How it came to this, as far as the judge knows; lines.
+    pub story: String,
+}
+
+/// Where a promise was broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A guest unit, and the file offset that it is mapped to.
+    Guest {
+        /// Unit number.
+        unit: u64,
+        /// Offset in bytes, unless it is mapped nowhere.
+        host: Option<u64>,
+    },
+    /// A structure of the image.
+    Structure(Finding),
+    /// A unit of the file.
+    File {
+        /// Unit number.
+        unit: u64,
+    },
+    /// The image as a whole.
+    Image,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: ", self.property, self.kind)?;
+        match &self.place {
+            Place::Guest { unit, host: Some(host) } => {
+                write!(f, "guest unit {unit}, at {host:#x}")?;
+            }
+            Place::Guest { unit, host: None } => write!(f, "guest unit {unit}, not mapped")?,
+            Place::Structure(finding) => write!(f, "{finding}")?,
+            Place::File { unit } => write!(f, "file unit {unit}")?,
+            Place::Image => write!(f, "image")?,
+        }
+        if let Some(found) = &self.found {
+            write!(f, ": found {found}, allowed")?;
+            for (index, value) in self.allowed.iter().enumerate() {
+                write!(f, "{} {value}", if index == 0 { "" } else { "," })?;
+            }
+        }
+        self.story.lines().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
+/// What a subject says about an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It is in order, leaks aside.
+    Clean,
+    /// It was repaired and is in order.
+    Repaired,
+    /// It is damaged beyond what the subject repairs; it stays read-only.
+    GaveUp,
+}
+
+/// A range of the guest's disk as the subject maps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Offset in the virtual disk.
+    pub guest: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// Where it begins in the file.
+    pub to: Mapping,
+}
+
+/// Flaws that an image already had before a life began: that life may hand them on, and not add to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// (cluster, refcount minus references), ascending.
+    leaks: Vec<(u64, u64)>,
+    /// Clusters whose COPIED flag is missing or stale, ascending.
+    copied: Vec<u64>,
+}
+
+impl Inherited {
+    /// The flaws in `report`.
+    pub fn from_report(report: &Report) -> Self {
+        let mut inherited = Self::default();
+        for finding in &report.findings {
+            match *finding {
+                Finding::Leak { cluster, stored, counted } => {
+                    inherited.leaks.push((cluster, stored.saturating_sub(counted)));
+                }
+                Finding::CopiedMissing { cluster, .. } | Finding::CopiedStale { cluster, .. } => {
+                    inherited.copied.push(cluster);
+                }
+                _ => {}
+            }
+        }
+        inherited.leaks.sort_unstable();
+        inherited.copied.sort_unstable();
+        inherited
+    }
+
+    fn has(&self, finding: &Finding) -> bool {
+        match *finding {
+            Finding::Leak { cluster, stored, counted } => {
+                let at = self.leaks.binary_search_by_key(&cluster, |(leaked, _)| *leaked);
+                at.is_ok_and(|at| stored.saturating_sub(counted) <= self.leaks[at].1)
+            }
+            Finding::CopiedMissing { cluster, .. } | Finding::CopiedStale { cluster, .. } => {
+                self.copied.binary_search(&cluster).is_ok()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What every guest unit holds or may hold, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    size: u64,
+    /// One value of each unit.
+    one: Vec<ValueKey>,
+    /// (unit, another value that it may hold), ascending by unit.
+    others: Vec<(u64, ValueKey)>,
+}
+
+impl Contents {
+    /// Virtual size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Units with their values, each value once.
+    pub fn values(&self, unit: u64) -> impl Iterator<Item = ValueKey> {
+        let one = usize::try_from(unit).ok().and_then(|unit| self.one.get(unit)).copied();
+        let from = self.others.partition_point(|(of, _)| *of < unit);
+        let rest = self.others[from..].iter().take_while(move |(of, _)| *of == unit);
+        one.into_iter().chain(rest.map(|(_, value)| *value))
+    }
+
+    fn add(&mut self, unit: u64, value: ValueKey) {
+        if self.one.len() as u64 == unit {
+            self.one.push(value);
+        } else if self.values(unit).all(|known| known != value) {
+            self.others.push((unit, value));
+        }
+    }
+}
+
+/// Judges states one after the other, with the same buffers.
+#[derive(Clone, Debug, Default)]
+pub struct Judge {
+    auditor: Auditor,
+    violations: Vec<Violation>,
+    defect: Defect,
+}
+
+impl Judge {
+    /// A judge, and an auditor, with a deliberate mistake.
+    pub fn with_defect(defect: Defect) -> Self {
+        Self { auditor: Auditor::with_defect(defect), defect, ..Self::default() }
+    }
+
+    /// The auditor, with the image that was judged last.
+    pub fn auditor(&self) -> &Auditor {
+        &self.auditor
+    }
+
+    /// Judges one state in full: structure, size and every guest unit. With no `stage` it is the one of an image straight
+    /// after a power cut.
+    pub fn state<E: Evidence>(
+        &mut self,
+        evidence: &mut E,
+        guest: &Guest,
+        stage: Option<Stage>,
+    ) -> &[Violation] {
+        self.violations.clear();
+        let report = self.auditor.audit(evidence);
+        let stage = stage.unwrap_or_else(|| report.crashed_stage());
+        let excused = self.defect == Defect::DirtyExcusesAll && stage == Stage::CrashedDirty;
+        p4_structure(report, stage, &mut self.violations);
+        if let Some(header) = report.header {
+            p10_size(&header, guest, &mut self.violations);
+            self.contents_allowed(evidence, guest, &header);
+        }
+        if excused {
+            self.violations.clear();
+        }
+        &self.violations
+    }
+
+    /// Judges an image after a clean close (P6): in order except for what it inherited.
+    pub fn closed<E: Evidence>(
+        &mut self,
+        evidence: &mut E,
+        guest: &Guest,
+        inherited: &Inherited,
+    ) -> &[Violation] {
+        self.state(evidence, guest, Some(Stage::Closed));
+        let lenient = self.defect == Defect::EveryLeakInherited;
+        self.violations.retain(|violation| match &violation.place {
+            Place::Structure(Finding::Leak { .. }) if lenient => false,
+            Place::Structure(finding) => !inherited.has(finding),
+            _ => true,
+        });
+        &self.violations
+    }
+
+    /// What every guest unit of the image that was judged last may hold. Narrow the reference disk to it, and compare later
+    /// contents with it (P3).
+    pub fn contents<E: Evidence>(&self, evidence: &E, into: &mut Contents) {
+        into.one.clear();
+        into.others.clear();
+        into.size = 0;
+        let image = self.auditor.image();
+        let Some(header) = image.header() else { return };
+        into.size = header.size;
+        // A larger disk is no reference disk's: its size is a violation already.
+        let units = header.size.min(MAX_VIRTUAL_SIZE) / UNIT as u64;
+        each_guest_unit(image, header, units, |unit, host| match host {
+            Some(offset) => evidence.peek(offset / UNIT as u64, |key| into.add(unit, key)),
+            None => into.add(unit, ValueKey::ZERO),
+        });
+    }
+
+    /// P3: a later look at an image shows nothing that an earlier one did not. Both must be of the same run's values.
+    pub fn p3_same_contents<E: Evidence>(
+        &self,
+        before: &Contents,
+        after: &Contents,
+        evidence: &E,
+    ) -> Option<Violation> {
+        if self.defect == Defect::RepairMayChangeContents {
+            return None;
+        }
+        if before.size != after.size {
+            let story = format!("virtual size was {} and is {}", before.size, after.size);
+            return Some(whole_image(Property::P3, "size-changed", story));
+        }
+        let value = |key| payload::decode(evidence.bytes(key));
+        (0..after.one.len() as u64).find_map(|unit| {
+            let found =
+                after.values(unit).find(|key| before.values(unit).all(|was| was != *key))?;
+            Some(Violation {
+                property: Property::P3,
+                kind: "content-changed",
+                place: Place::Guest { unit, host: None },
+                found: Some(value(found)),
+                allowed: before.values(unit).map(value).collect(),
+                story: String::new(),
+            })
+        })
+    }
+
+    /// P3: the subject maps the guest's disk as the judge does. `extents` must cover the disk, in order.
+    pub fn p3_mapping_agrees(&self, extents: &[Extent]) -> Option<Violation> {
+        let image = self.auditor.image();
+        let (Some(header), false) = (image.header(), self.defect == Defect::MappingUncompared)
+        else {
+            return None;
+        };
+        let disagrees = |unit: u64, host, story| {
+            let place = Place::Guest { unit, host };
+            let (property, kind) = (Property::P3, "mapping-disagrees");
+            Some(Violation { property, kind, place, found: None, allowed: Vec::new(), story })
+        };
+        let cluster = header.cluster_size();
+        let mut next = 0;
+        for extent in extents {
+            let end = extent.guest.saturating_add(extent.length);
+            if extent.guest != next || end > header.size || extent.length == 0 {
+                let story =
+                    format!("the subject maps {:#x}..{end:#x} after {next:#x}", extent.guest);
+                return disagrees(next / UNIT as u64, None, story);
+            }
+            while next < end {
+                let ours = match image.mapping(next / cluster) {
+                    Mapping::Host(offset) => Some(offset + next % cluster),
+                    _ => None,
+                };
+                let theirs = match extent.to {
+                    Mapping::Host(offset) => Some(offset.saturating_add(next - extent.guest)),
+                    _ => None,
+                };
+                if ours != theirs {
+                    let place = |host: Option<u64>| {
+                        host.map_or_else(|| "nowhere".to_owned(), |at| format!("{at:#x}"))
+                    };
+                    let story =
+                        format!("the subject maps it to {}, not {}", place(theirs), place(ours));
+                    return disagrees(next / UNIT as u64, ours, story);
+                }
+                next = (next - next % cluster + cluster).min(end);
+            }
+        }
+        (next != header.size)
+            .then(|| format!("the subject maps nothing from {next:#x} on"))
+            .and_then(|story| disagrees(next / UNIT as u64, None, story))
+    }
+
+    /// P5: a second repair of a repaired image changed no byte.
+    pub fn p5_fixed_point<E: Evidence>(&self, once: &mut E, twice: &mut E) -> Option<Violation> {
+        if self.defect == Defect::SecondRepairMayWrite {
+            return None;
+        }
+        let (before, after) = (once.len(), twice.len());
+        if before != after {
+            let story = format!("the second repair changed the length from {before} to {after}");
+            return Some(whole_image(Property::P5, "not-a-fixed-point", story));
+        }
+        let mut values = (Vec::new(), Vec::new());
+        (0..before.div_ceil(UNIT as u64)).find_map(|unit| {
+            values.0.clear();
+            values.1.clear();
+            once.peek(unit, |key| values.0.push(key));
+            twice.peek(unit, |key| values.1.push(key));
+            let known = |key: &ValueKey| {
+                let bytes = twice.bytes(*key);
+                values.0.iter().any(|was| once.bytes(*was) == bytes)
+            };
+            let new = values.1.iter().find(|key| !known(key))?;
+            Some(Violation {
+                property: Property::P5,
+                kind: "not-a-fixed-point",
+                place: Place::File { unit },
+                found: Some(payload::decode(twice.bytes(*new))),
+                allowed: values.0.iter().map(|key| payload::decode(once.bytes(*key))).collect(),
+                story: "a second repair wrote it".to_owned(),
+            })
+        })
+    }
+
+    /// P8: what the subject says about the image that was judged last is so.
+    pub fn p8_claim(&self, claim: Claim) -> Option<Violation> {
+        let stage = match claim {
+            _ if self.defect == Defect::ClaimsBelieved => return None,
+            Claim::GaveUp => return None,
+            Claim::Clean => Stage::OpenedClean,
+            Claim::Repaired => Stage::Repaired,
+        };
+        let (_, finding) = self.auditor.report().violations(stage).next()?;
+        Some(Violation {
+            property: Property::P8,
+            kind: "false-claim",
+            place: Place::Structure(*finding),
+            found: None,
+            allowed: Vec::new(),
+            story: format!("the subject says: {claim:?}"),
+        })
+    }
+
+    /// P1 and P2: whatever a guest unit may hold is allowed.
+    fn contents_allowed<E: Evidence>(&mut self, evidence: &E, guest: &Guest, header: &Header) {
+        let Self { auditor, violations, defect, .. } = self;
+        let units = guest.units().min(header.size / UNIT as u64);
+        each_guest_unit(auditor.image(), header, units, |unit, host| {
+            let mut judge = |key: ValueKey| {
+                if !guest.permits(unit, key) && violations.len() < MAX_VIOLATIONS {
+                    violations.extend(p1_p2_content(unit, host, key, evidence, guest, *defect));
+                }
+            };
+            match host {
+                None if *defect == Defect::UnmappedUnjudged => {}
+                None => judge(ValueKey::ZERO),
+                Some(offset) if *defect == Defect::OneOfTheSetIsEnough => {
+                    let mut fine = false;
+                    let at = offset / UNIT as u64;
+                    evidence.peek(at, |key| fine |= guest.permits(unit, key));
+                    if !fine {
+                        evidence.peek(at, judge);
+                    }
+                }
+                Some(offset) => evidence.peek(offset / UNIT as u64, judge),
+            }
+        });
+    }
+}
+
+/// P0: a read returned what it must not.
+pub fn p0_misread<E: Evidence>(misread: &Misread, evidence: &E, guest: &Guest) -> Violation {
+    let value = |key| payload::decode(evidence.bytes(key));
+    Violation {
+        property: Property::P0,
+        kind: "misread",
+        place: Place::Guest { unit: misread.unit, host: None },
+        found: Some(value(misread.found)),
+        allowed: misread.allowed.iter().copied().map(value).collect(),
+        story: guest.story(misread.unit, |key| value(key).to_string()),
+    }
+}
+
+/// P4, and the structural part of P6: what is illegal at this stage.
+pub fn p4_structure(report: &Report, stage: Stage, violations: &mut Vec<Violation>) {
+    let found = report.violations(stage).take(MAX_VIOLATIONS);
+    violations.extend(found.map(|(property, finding)| Violation {
+        property,
+        kind: finding.name(),
+        place: Place::Structure(*finding),
+        found: None,
+        allowed: Vec::new(),
+        story: String::new(),
+    }));
+    if report.is_cut_short() {
+        let story = format!("more than {} findings", report.findings.len());
+        violations.push(whole_image(Property::P4, "too-many-findings", story));
+    }
+}
+
+/// P10, as far as one state shows it: the disk has one of the sizes that it could have.
+pub fn p10_size(header: &Header, guest: &Guest, violations: &mut Vec<Violation>) {
+    if !guest.permits_size(header.size) {
+        let story = format!("{} bytes; allowed: {:?}", header.size, guest.allowed_sizes());
+        violations.push(whole_image(Property::P10, "virtual-size", story));
+    }
+}
+
+/// P1 if the value was ever put into this unit, P2 if it was not.
+fn p1_p2_content<E: Evidence>(
+    unit: u64,
+    host: Option<u64>,
+    key: ValueKey,
+    evidence: &E,
+    guest: &Guest,
+    defect: Defect,
+) -> Option<Violation> {
+    let value = |key| payload::decode(evidence.bytes(key));
+    let found = value(key);
+    if defect == Defect::ForeignDataAccepted && matches!(found, Value::Tag { .. }) {
+        return None;
+    }
+    let (property, kind) = match found {
+        _ if guest.was_written(unit, key) => (Property::P1, "lost-write"),
+        Value::Zero => (Property::P2, "invented-zero"),
+        Value::Tag { id: payload::STALE, .. } => (Property::P2, "stale-bytes"),
+        Value::Tag { unit: of, .. } if of != unit => (Property::P2, "other-unit"),
+        Value::Tag { .. } | Value::Foreign(_) => (Property::P2, "invented"),
+    };
+    Some(Violation {
+        property,
+        kind,
+        place: Place::Guest { unit, host },
+        found: Some(found),
+        allowed: guest.allowed(unit).into_iter().map(value).collect(),
+        story: guest.story(unit, |key| value(key).to_string()),
+    })
+}
+
+/// Shows units `0..units` in order, each with its offset in the file if it is mapped. Compressed clusters are left out: the
+/// auditor reports those as beyond judgement.
+fn each_guest_unit(
+    image: &Image,
+    header: &Header,
+    units: u64,
+    mut show: impl FnMut(u64, Option<u64>),
+) {
+    let in_cluster = header.cluster_size() / UNIT as u64;
+    let in_table = header.l2_entries();
+    let (mut unit, mut cluster) = (0, 0);
+    let mut table: &[u64] = &[];
+    while unit < units {
+        let within = cluster % in_table;
+        if within == 0 {
+            table = image.table(cluster / in_table);
+        }
+        let entry = table.get(within as usize).copied().unwrap_or(0);
+        let end = (unit + in_cluster).min(units);
+        match decode_l2(entry, header) {
+            Mapping::Host(offset) => {
+                (unit..end).zip((offset..).step_by(UNIT)).for_each(|(u, at)| show(u, Some(at)));
+            }
+            Mapping::Unallocated | Mapping::Zero => (unit..end).for_each(|u| show(u, None)),
+            Mapping::Compressed(_) => {}
+        }
+        (unit, cluster) = (end, cluster + 1);
+    }
+}
+
+fn whole_image(property: Property, kind: &'static str, story: String) -> Violation {
+    Violation { property, kind, place: Place::Image, found: None, allowed: Vec::new(), story }
+}

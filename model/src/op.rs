@@ -1,0 +1,238 @@
+//! What is done to a virtual disk, as data.
+//!
+//! The invariant: operations are total. Every operation means something on every disk, because [`Op::clip`] cuts off what
+//! lies outside; so any subsequence of a valid list is a valid list, which is what a minimiser needs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::payload::UNIT;
+
+/// The shape of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Geometry {
+    /// Format version: 3.
+    pub version: u32,
+    /// log2 of the cluster size, 9 to 21.
+    pub cluster_bits: u32,
+    /// log2 of the bits in a refcount, 0 to 6.
+    pub refcount_order: u32,
+    /// Bytes that the guest sees, a multiple of 512.
+    pub virtual_size: u64,
+    /// Whether refcounts may lag behind under the dirty bit.
+    pub lazy_refcounts: bool,
+}
+
+impl Geometry {
+    /// Bytes in a cluster.
+    pub fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Units in a cluster.
+    pub fn cluster_units(&self) -> u64 {
+        self.cluster_size() / UNIT as u64
+    }
+
+    /// Guest units.
+    pub fn units(&self) -> u64 {
+        self.virtual_size / UNIT as u64
+    }
+
+    /// Guest clusters, the last of which may be cut short.
+    pub fn clusters(&self) -> u64 {
+        self.virtual_size.div_ceil(self.cluster_size())
+    }
+
+    /// Entries in an L2 table.
+    pub fn l2_entries(&self) -> u64 {
+        self.cluster_size() / 8
+    }
+
+    /// L1 entries that the virtual size needs.
+    pub fn l1_entries(&self) -> u64 {
+        self.clusters().div_ceil(self.l2_entries())
+    }
+
+    /// Host clusters that one refcount block counts.
+    pub fn block_entries(&self) -> u64 {
+        (self.cluster_size() * 8) >> self.refcount_order
+    }
+
+    /// What is wrong with these numbers, if anything.
+    pub fn fault(&self) -> Option<String> {
+        if self.version != 3 {
+            Some(format!("version {} is not 3", self.version))
+        } else if !(9..=21).contains(&self.cluster_bits) {
+            Some(format!("cluster_bits {} is not in 9..=21", self.cluster_bits))
+        } else if self.refcount_order > 6 {
+            Some(format!("refcount_order {} is above 6", self.refcount_order))
+        } else if !self.virtual_size.is_multiple_of(UNIT as u64) {
+            Some(format!("virtual_size {} is not a multiple of 512", self.virtual_size))
+        } else if self.virtual_size > MAX_VIRTUAL_SIZE {
+            Some(format!("virtual_size {} is above {MAX_VIRTUAL_SIZE}", self.virtual_size))
+        } else {
+            None
+        }
+    }
+}
+
+/// The largest virtual disk that the reference disk represents, unit by unit.
+pub const MAX_VIRTUAL_SIZE: u64 = 1 << 32;
+
+/// When a guest write is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// After the next flush.
+    #[default]
+    Cached,
+    /// When it returns, for its own units only.
+    Through,
+}
+
+impl Durability {
+    fn is_cached(&self) -> bool {
+        *self == Self::Cached
+    }
+}
+
+/// One guest operation. Offsets and lengths are bytes, multiples of 512.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Op {
+    /// Writes generated payload.
+    Write {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+        /// Names the payload; at least 1 and best unique within a case.
+        id: u32,
+        /// When it is durable.
+        #[serde(default, skip_serializing_if = "Durability::is_cached")]
+        durability: Durability,
+    },
+    /// Makes a range read as zeroes.
+    WriteZeroes {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+        /// Whether clusters may be given back for it.
+        #[serde(default)]
+        unmap: bool,
+    },
+    /// Gives whole clusters back; the parts of clusters at both ends keep what they hold.
+    Discard {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
+    /// Reads, and compares with what is allowed.
+    Read {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
+    /// Makes durable what had completed when it was called.
+    Flush,
+    /// Enlarges the disk; nothing happens if it is that large already.
+    Grow {
+        /// New virtual size in bytes.
+        to: u64,
+    },
+    /// Closes the image cleanly and opens it again.
+    Reopen,
+}
+
+impl Op {
+    /// The operation as it applies to a disk of `size` bytes: `None` if nothing is left of it.
+    pub fn clip(self, size: u64) -> Option<Self> {
+        let cut = |offset: u64, length: u64| {
+            let length = length.min(size.saturating_sub(offset));
+            (length > 0).then_some(length)
+        };
+        Some(match self {
+            Self::Write { offset, length, id, durability } => {
+                Self::Write { offset, length: cut(offset, length)?, id, durability }
+            }
+            Self::WriteZeroes { offset, length, unmap } => {
+                Self::WriteZeroes { offset, length: cut(offset, length)?, unmap }
+            }
+            Self::Discard { offset, length } => {
+                Self::Discard { offset, length: cut(offset, length)? }
+            }
+            Self::Read { offset, length } => Self::Read { offset, length: cut(offset, length)? },
+            Self::Grow { to } if to <= size => return None,
+            Self::Flush | Self::Grow { .. } | Self::Reopen => self,
+        })
+    }
+
+    /// What is wrong with its numbers, if anything: the field and why.
+    pub fn fault(&self) -> Option<(&'static str, String)> {
+        let aligned = |field: &'static str, value: u64| {
+            (!value.is_multiple_of(UNIT as u64))
+                .then(|| (field, format!("{value} is not a multiple of 512")))
+        };
+        match *self {
+            Self::Write { id: 0, .. } => {
+                Some(("id", "0 is the id of an initial image's data".to_owned()))
+            }
+            Self::Write { offset, length, .. }
+            | Self::WriteZeroes { offset, length, .. }
+            | Self::Discard { offset, length }
+            | Self::Read { offset, length } => {
+                aligned("offset", offset).or_else(|| aligned("length", length)).or_else(|| {
+                    offset
+                        .checked_add(length)
+                        .is_none()
+                        .then(|| ("length", format!("{offset} + {length} overflows")))
+                })
+            }
+            Self::Grow { to } => aligned("to", to).or_else(|| {
+                (to > MAX_VIRTUAL_SIZE).then(|| ("to", format!("{to} is above {MAX_VIRTUAL_SIZE}")))
+            }),
+            Self::Flush | Self::Reopen => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clipping_keeps_what_lies_inside() {
+        let write =
+            |length| Op::Write { offset: 1024, length, id: 1, durability: Durability::Cached };
+        assert_eq!(write(4096).clip(2048), Some(write(1024)));
+        assert_eq!(write(512).clip(1024), None);
+        assert_eq!(write(512).clip(0), None);
+        assert_eq!(Op::Grow { to: 512 }.clip(1024), None);
+        assert_eq!(Op::Flush.clip(0), Some(Op::Flush));
+    }
+
+    #[test]
+    fn faults_name_the_field() {
+        let bad = Op::Discard { offset: 512, length: 100 };
+        assert_eq!(bad.fault().map(|(field, _)| field), Some("length"));
+        let huge = Op::Read { offset: u64::MAX - 511, length: 512 };
+        assert_eq!(huge.fault().map(|(field, _)| field), Some("length"));
+        let reserved = Op::Write { offset: 0, length: 512, id: 0, durability: Durability::Cached };
+        assert_eq!(reserved.fault().map(|(field, _)| field), Some("id"));
+        assert_eq!(Op::Grow { to: 1 << 20 }.fault(), None);
+    }
+
+    #[test]
+    fn the_json_form_is_small_and_strict() {
+        let write = Op::Write { offset: 0, length: 512, id: 1, durability: Durability::Cached };
+        let text = serde_json::to_string(&write).unwrap();
+        assert_eq!(text, r#"{"write":{"offset":0,"length":512,"id":1}}"#);
+        assert_eq!(serde_json::from_str::<Op>(&text).unwrap(), write);
+        assert_eq!(serde_json::from_str::<Op>(r#""flush""#).unwrap(), Op::Flush);
+        assert!(serde_json::from_str::<Op>(r#"{"read":{"offset":0,"length":1,"x":1}}"#).is_err());
+    }
+}
