@@ -219,7 +219,8 @@ impl Header {
         fault(whole, false, "size", 24, self.size, "is not a multiple of 512");
         let at = self.backing_file_offset;
         fault(at <= cluster, false, "backing_file_offset", 8, at, "is outside the first cluster");
-        let name = self.backing_file_size;
+        // Without a backing file the length of its name is undefined.
+        let name = if at == 0 { 0 } else { self.backing_file_size };
         fault(
             name <= MAX_BACKING_NAME,
             false,
@@ -346,6 +347,11 @@ impl Image {
     /// The header, unless it was unusable.
     pub fn header(&self) -> Option<&Header> {
         self.header.as_ref()
+    }
+
+    /// How many refcount blocks the refcount table points to.
+    pub fn refcount_blocks(&self) -> usize {
+        self.claims.iter().filter(|claim| matches!(claim.region, Region::RefcountBlock(_))).count()
     }
 
     /// The length of the file.

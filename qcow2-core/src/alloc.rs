@@ -118,56 +118,66 @@ impl State {
         self.freed.range((cluster, 0)..=(cluster, u64::MAX)).next().is_some()
     }
 
-    /// Takes up to `wanted` free clusters in one run, or exactly as many if `all`.
-    pub(crate) fn allocate(&mut self, wanted: u64, all: bool) -> Result<Allocation, Stop> {
+    /// Takes up to `wanted` free clusters in one run.
+    ///
+    /// Every page that the search has passed moves `first_free` on, so it ends even where a table has more pages than the
+    /// cache.
+    pub(crate) fn allocate(&mut self, wanted: u64) -> Result<Allocation, Stop> {
         let order = self.header.refcount_order;
         let mut cluster = self.first_free;
-        let (mut first, mut found) = (None, false);
-        let end = 'search: loop {
+        let mut first = None;
+        'search: loop {
             let Some(place) = self.refcount_place(cluster)? else {
-                match first {
-                    Some(_) if !all => break cluster,
-                    _ => return Ok(Allocation::NoBlock(cluster)),
+                if first.is_some() {
+                    break;
                 }
+                return Ok(Allocation::NoBlock(cluster));
             };
             if self.cache.get(place.page).is_none() {
+                if first.is_some() {
+                    break;
+                }
                 return Err(self.load(place.page, Kind::RefcountBlock));
             }
             for index in place.index..place.entries {
                 let page = self.cache.get(place.page).expect("it was there a moment ago");
                 let free = refcount::get(page, order, index) == Some(0) && !self.is_freed(cluster);
                 match first {
-                    None if free => {
-                        first = Some(cluster);
-                        if !found {
-                            // The search began at `first_free`: everything below is taken.
-                            self.first_free = cluster;
-                            found = true;
-                        }
-                    }
-                    Some(_) if !all && (!free || cluster == self.fresh_from) => {
-                        break 'search cluster;
-                    }
-                    Some(_) if !free => first = None,
+                    None if free => first = Some(cluster),
+                    Some(_) if !free || cluster == self.fresh_from => break 'search,
                     _ => {}
                 }
                 cluster += 1;
                 if first.is_some_and(|first| cluster - first == wanted) {
-                    break 'search cluster;
+                    break 'search;
                 }
             }
-        };
+            if first.is_none() {
+                self.first_free = cluster;
+            }
+        }
         let first = first.expect("the search ends with a run");
+        let mut end = cluster;
         let cluster_size = self.cluster_size();
         let in_file = (self.length / cluster_size).saturating_sub(first);
-        let end = if in_file > 0 && !all { end.min(first + in_file) } else { end };
-        if end > self.length / cluster_size {
+        if in_file == 0 {
             return Ok(Allocation::BeyondLength(end));
         }
+        end = end.min(first + in_file);
         let counts = self.raise_refcounts(first..end)?;
         let fresh = first >= self.fresh_from;
         self.note_written(end);
         Ok(Allocation::Taken(Extent { first, count: end - first, fresh, counts }))
+    }
+
+    /// Refuses clusters that no refcount block describes and that are a table all the same, as far as the cache can tell: the
+    /// image is damaged, and a new structure there would overwrite it.
+    fn check_unused(&self, clusters: Range<u64>) -> Result<(), IoError> {
+        let size = self.cluster_size();
+        match self.cache.first_in(clusters.start * size..clusters.end * size) {
+            Some(host) => Err(IoError::InUse { cluster: host / size, what: "a table" }),
+            None => Ok(()),
+        }
     }
 
     /// Remembers that clusters below `end` may have been written.
@@ -272,13 +282,33 @@ struct Reap {
 }
 
 impl<S: Storage> Image<S> {
-    /// Takes up to `wanted` clusters in one run (exactly as many if `all`) for the holder of `claim`, who has to take them
-    /// out of `claim.clusters` when something refers to them.
+    /// Takes exactly `wanted` clusters in one run for the holder of `claim`. What does not fit together on the way stays
+    /// with the claim until it goes, so that it is not found again.
+    pub(crate) async fn allocate_run(
+        &self,
+        claim: &mut Claim<'_, S>,
+        wanted: u64,
+    ) -> Result<Extent, IoError> {
+        let mut run = self.allocate(claim, wanted).await?;
+        while run.count < wanted {
+            let next = self.allocate(claim, wanted - run.count).await?;
+            if next.first == run.first + run.count {
+                run.count += next.count;
+                run.fresh &= next.fresh;
+                run.counts.extend(next.counts);
+            } else {
+                run = next;
+            }
+        }
+        Ok(run)
+    }
+
+    /// Takes up to `wanted` clusters in one run for the holder of `claim`, who has to take them out of `claim.clusters`
+    /// when something refers to them.
     pub(crate) async fn allocate(
         &self,
         claim: &mut Claim<'_, S>,
         wanted: u64,
-        all: bool,
     ) -> Result<Extent, IoError> {
         self.mark_dirty().await?;
         if self.now(|state| state.reap_due) {
@@ -286,7 +316,7 @@ impl<S: Storage> Image<S> {
         }
         let mut reclaimed = false;
         loop {
-            let end = match self.decide(|state| state.allocate(wanted, all)).await? {
+            let end = match self.decide(|state| state.allocate(wanted)).await? {
                 Allocation::Taken(extent) => {
                     claim.clusters.extend(extent.first..extent.first + extent.count);
                     return Ok(extent);
@@ -382,6 +412,7 @@ impl<S: Storage> Image<S> {
         if block >= table_entries {
             return self.grow_refcount_table(&mut claim, cluster).await;
         }
+        self.with(|state| state.check_unused(cluster..cluster + 1)).await?;
         self.grow_file(cluster + 1).await?;
         let range = cluster * size..(cluster + 1) * size;
         let fresh = self.with(|state| cluster >= state.fresh_from).await;
@@ -451,6 +482,7 @@ impl<S: Storage> Image<S> {
             )));
         }
         let region = cluster..cluster + blocks + table_clusters;
+        self.with(|state| state.check_unused(region.clone())).await?;
         self.grow_file(region.end).await?;
 
         let mut bytes = vec![0u8; usize::try_from((region.end - cluster) * size).expect("limited")];

@@ -95,6 +95,11 @@ impl Cache {
         offset - offset % self.page_size
     }
 
+    /// The first page in `range` of host offsets.
+    pub(crate) fn first_in(&self, range: std::ops::Range<u64>) -> Option<u64> {
+        self.pages.range(range).next().map(|(&page, _)| page)
+    }
+
     pub(crate) fn contains(&self, page: u64) -> bool {
         self.pages.contains_key(&page)
     }
@@ -127,7 +132,8 @@ impl Cache {
     /// Adds a page of zeroes as it is on the storage since `stamp`.
     pub(crate) fn insert_zeroes(&mut self, page: u64, kind: Kind, stamp: Stamp) {
         let size = usize::try_from(self.page_size).expect("a page fits in memory");
-        self.evicted.remove(&page);
+        // A damaged image may refer to a free cluster as a table, and somebody may have read that one.
+        self.forget(page..page + 1);
         self.insert_stamped(page, kind, vec![0; size].into(), stamp);
     }
 

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Guest data and mappings are never changed. What cannot be repaired without guessing (an entry that points nowhere,
-//! a table that shares its cluster) is reported, and then nothing at all is written.
+//! a table that shares its cluster) is reported, and then nothing at all is written. Data that two guest clusters map is
+//! made safe to write, by its refcount, and stays a finding: only its owner can say to which of them it belongs.
 //!
 //! **Crash safety.** The dirty bit is durable before the first write of a repair and goes last, when all else is durable; so
 //! a crash anywhere in between leads to another repair. References, which a repair of a dirty image starts from, are changed
@@ -177,7 +178,7 @@ pub struct CheckReport {
     pub total_clusters: u64,
     /// Of these, those with a host cluster.
     pub allocated_clusters: u64,
-    /// Of these, those whose predecessor lies elsewhere on the host.
+    /// Of these, those whose predecessor in the same L2 table lies elsewhere on the host, and those that are compressed.
     pub fragmented_clusters: u64,
     /// Of these, those that are compressed.
     pub compressed_clusters: u64,
@@ -223,15 +224,17 @@ pub async fn check<S: Storage>(
     check_supported(&header).map_err(from_open)?;
     let limits = storage.limits();
     let mut disk = Disk { storage, limits, rules, unflushed: false };
-    let survey = Survey::take(&disk, &header, length).await?;
+    let mut survey = Survey::take(&disk, &header, length).await?;
     let mut report = survey.report.clone();
     if repair != Repair::None {
+        let references = std::mem::take(&mut survey.references);
         let mut mender = Mender {
             disk: &mut disk,
             header,
             sector,
             length,
             survey: &survey,
+            references,
             report: &mut report,
         };
         mender.run(repair).await?;
@@ -250,6 +253,10 @@ fn from_open(error: OpenError) -> CheckError {
     }
 }
 
+/// Clusters whose references are counted in an array, which takes 64 MiB. A file can claim any length and hold nothing;
+/// what lies further up costs memory by what refers to it.
+const DENSE_CLUSTERS: usize = 1 << 24;
+
 /// References per host cluster, wherever they point.
 #[derive(Debug, Default)]
 struct References {
@@ -259,7 +266,7 @@ struct References {
 
 impl References {
     fn new(clusters: u64) -> Self {
-        let clusters = usize::try_from(clusters).expect("one count for each cluster of a file");
+        let clusters = usize::try_from(clusters).unwrap_or(usize::MAX).min(DENSE_CLUSTERS);
         Self { dense: vec![0; clusters], sparse: BTreeMap::new() }
     }
 
@@ -283,6 +290,17 @@ impl References {
     fn get(&self, cluster: u64) -> u64 {
         let dense = usize::try_from(cluster).ok().and_then(|index| self.dense.get(index));
         u64::from(dense.or_else(|| self.sparse.get(&cluster)).copied().unwrap_or(0))
+    }
+
+    /// An L2 entry with its COPIED bit as the references say.
+    fn with_right_copied(&self, header: &Header, entry: L2Entry) -> L2Entry {
+        let single = !entry.is_compressed() && self.to(entry.host(), header) == 1;
+        entry.with_copied(single)
+    }
+
+    /// References to the cluster at a host offset that an entry holds, where 0 means that it points nowhere.
+    fn to(&self, host: u64, header: &Header) -> u64 {
+        if host == 0 { 0 } else { self.get(host >> header.cluster_bits) }
     }
 
     /// The clusters with references, in order.
@@ -382,6 +400,8 @@ struct Survey {
     /// Whether something is wrong that no repair here puts right.
     hopeless: bool,
     copied_wrong: bool,
+    /// Data clusters that are mapped more than once. Repair makes writing to them safe and cannot say whose they are.
+    shared: u64,
     report: CheckReport,
 }
 
@@ -400,6 +420,7 @@ impl Survey {
             sound: true,
             hopeless: false,
             copied_wrong: false,
+            shared: 0,
             report: CheckReport {
                 total_clusters: header.size.div_ceil(size),
                 ..CheckReport::default()
@@ -465,8 +486,12 @@ impl Survey {
                 Ok(Some(host)) => {
                     self.references.add(host / size, 1);
                     self.structure.push(host / size);
-                    metadata.insert(host / size);
-                    self.blocks.insert(index, host);
+                    // A cluster that is something else, or another block, already has no counts of its own.
+                    if metadata.insert(host / size) {
+                        self.blocks.insert(index, host);
+                    } else {
+                        self.sound = false;
+                    }
                 }
                 Err(error) => {
                     self.report.add(Problem::Entry(error));
@@ -477,7 +502,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Counts the L2 tables. Returns the L1 entries that point to one, with their place.
+    /// Counts the L2 tables. Returns the valid L1 entries that are not zero, with their place.
     async fn read_l1<S: Storage>(
         &mut self,
         disk: &Disk<'_, S>,
@@ -494,7 +519,7 @@ impl Survey {
             let at = offset + index * 8;
             let entry = L1Entry(entry);
             match entry.decode(header.cluster_bits, at) {
-                Ok(None) => {}
+                Ok(None) => found.push((at, entry)),
                 Ok(Some(table)) => {
                     found.push((at, entry));
                     self.references.add(table.host / size, 1);
@@ -502,6 +527,9 @@ impl Survey {
                         self.problem(Problem::BeyondEnd { at, host: table.host, length });
                     } else if metadata.insert(table.host / size) {
                         self.tables.push(table.host);
+                    } else {
+                        // Something else is there, and what it would map is anybody's guess.
+                        self.hopeless = true;
                     }
                 }
                 Err(error) => self.problem(Problem::Entry(error)),
@@ -510,7 +538,8 @@ impl Survey {
         Ok(found)
     }
 
-    /// Counts data clusters. Returns whether any L2 entry's COPIED bit needs a second look: one that is missing.
+    /// Counts data clusters. Returns whether any L2 entry's COPIED bit needs a second look: one that is missing, or that
+    /// no such entry may have.
     async fn read_l2<S: Storage>(
         &mut self,
         disk: &Disk<'_, S>,
@@ -519,13 +548,15 @@ impl Survey {
     ) -> Result<bool, CheckError> {
         let size = header.cluster_size();
         let mut suspects = false;
-        let mut previous = None;
         for offset in self.tables.clone() {
             let table = disk.read(offset, size).await?;
+            let mut previous = None;
             for (index, entry) in entries(&table) {
                 let at = offset + index * 8;
                 match L2Entry(entry).decode(header.cluster_bits, header.version, at) {
-                    Ok(Mapping::Unallocated | Mapping::ZeroPlain) => {}
+                    Ok(Mapping::Unallocated | Mapping::ZeroPlain) => {
+                        suspects |= L2Entry(entry).copied();
+                    }
                     Ok(
                         Mapping::Data { host, copied } | Mapping::ZeroAllocated { host, copied },
                     ) => {
@@ -551,6 +582,7 @@ impl Survey {
                         }
                         self.report.allocated_clusters += 1;
                         self.report.compressed_clusters += 1;
+                        self.report.fragmented_clusters += 1;
                     }
                     Err(error) => self.problem(Problem::Entry(error)),
                 }
@@ -563,11 +595,13 @@ impl Survey {
     fn judge_sharing(&mut self, metadata: &BTreeSet<u64>) {
         let shared: Vec<(u64, u64)> =
             self.references.used().filter(|&(_, counted)| counted > 1).collect();
-        let structure: BTreeSet<u64> = self.structure.iter().copied().collect();
+        let mut structure: BTreeMap<u64, u64> = BTreeMap::new();
+        for &cluster in &self.structure {
+            *structure.entry(cluster).or_default() += 1;
+        }
         for (cluster, counted) in shared {
-            if structure.contains(&cluster) {
+            if let Some(own) = structure.get(&cluster) {
                 // A rebuilt structure lies elsewhere; what is left are the other references.
-                let own = self.structure.iter().filter(|&&own| own == cluster).count() as u64;
                 self.sound = false;
                 if counted - own > 1 {
                     self.problem(Problem::Overlap { cluster, counted });
@@ -578,6 +612,7 @@ impl Survey {
                 self.problem(Problem::Overlap { cluster, counted });
             } else if self.report.compressed_clusters == 0 {
                 self.report.add(Problem::Shared { cluster, counted });
+                self.shared += 1;
             }
         }
     }
@@ -632,7 +667,7 @@ impl Survey {
         suspects: bool,
     ) -> Result<(), CheckError> {
         for &(at, entry) in l1 {
-            let counted = self.references.get(entry.host() >> header.cluster_bits);
+            let counted = self.references.to(entry.host(), header);
             if entry.copied() != (counted == 1) {
                 self.report.add(Problem::Copied { at, entry: entry.0, counted });
                 self.copied_wrong = true;
@@ -644,26 +679,15 @@ impl Survey {
         for offset in self.tables.clone() {
             let table = disk.read(offset, header.cluster_size()).await?;
             for (index, entry) in entries(&table) {
-                let right = self.with_right_copied(header, L2Entry(entry));
+                let right = self.references.with_right_copied(header, L2Entry(entry));
                 if right.0 != entry {
-                    let counted = self.references.get(right.host() >> header.cluster_bits);
+                    let counted = self.references.to(right.host(), header);
                     self.report.add(Problem::Copied { at: offset + index * 8, entry, counted });
                     self.copied_wrong = true;
                 }
             }
         }
         Ok(())
-    }
-
-    /// An L2 entry with its COPIED bit as the references say.
-    fn with_right_copied(&self, header: &Header, entry: L2Entry) -> L2Entry {
-        if entry.is_compressed() {
-            return entry.with_copied(false);
-        }
-        if entry.host() == 0 {
-            return entry;
-        }
-        entry.with_copied(self.references.get(entry.host() >> header.cluster_bits) == 1)
     }
 }
 
@@ -681,6 +705,8 @@ struct Mender<'a, 'b, S> {
     sector: Box<[u8; UNIT]>,
     length: u64,
     survey: &'a Survey,
+    /// References as they are now: what the survey found, until a rebuild moves the refcount structures.
+    references: References,
     report: &'a mut CheckReport,
 }
 
@@ -695,7 +721,9 @@ impl<S: Storage> Mender<'_, '_, S> {
         } else {
             found || marked || repair == Repair::Rebuild
         };
-        if !work || self.survey.hopeless {
+        // Where refcount structures are damaged, what looks like a block may hold something else: only a rebuild is safe.
+        let unsafe_in_place = leaks_only && !self.survey.sound;
+        if !work || self.survey.hopeless || unsafe_in_place {
             return Ok(());
         }
         let was_dirty = self.header.incompatible.contains(Incompatible::DIRTY);
@@ -715,12 +743,12 @@ impl<S: Storage> Mender<'_, '_, S> {
             self.report.leaks_fixed = self.report.leaks;
             self.report.repaired(|problem| matches!(problem, Problem::Leak { .. }));
         } else {
-            if self.survey.copied_wrong {
+            if self.survey.copied_wrong || self.report.rebuilt {
                 self.correct_copied().await?;
             }
             self.report.leaks_fixed = self.report.leaks;
-            self.report.corruptions_fixed = self.report.corruptions;
-            self.report.repaired(|_| true);
+            self.report.corruptions_fixed = self.report.corruptions - self.survey.shared;
+            self.report.repaired(|problem| !matches!(problem, Problem::Shared { .. }));
         }
         self.disk.ensure(Rule::AllBeforeClean).await?;
         if self.report.is_consistent() {
@@ -753,7 +781,7 @@ impl<S: Storage> Mender<'_, '_, S> {
             for within in 0..per_block {
                 let at = usize::try_from(within).expect("a block fits in memory");
                 let stored = refcount::get(&old, order, at).unwrap_or(0);
-                let counted = self.survey.references.get(index * per_block + within);
+                let counted = self.references.get(index * per_block + within);
                 if stored > counted || stored < counted && !leaks_only {
                     refcount::set(&mut new, order, at, counted)
                         .expect("the survey found that it fits");
@@ -773,7 +801,7 @@ impl<S: Storage> Mender<'_, '_, S> {
         let l1_size = self.header.l1_size as usize;
         for (index, entry) in entries(&old).take_while(|&(index, _)| index < l1_size as u64) {
             let entry = L1Entry(entry);
-            let counted = self.survey.references.get(entry.host() / size);
+            let counted = self.references.to(entry.host(), &self.header);
             set_entry(&mut new, index, entry.with_copied(counted == 1).0);
         }
         self.disk.write_changes(l1_offset, &old, &new).await?;
@@ -781,7 +809,7 @@ impl<S: Storage> Mender<'_, '_, S> {
             let old = self.disk.read(offset, size).await?;
             let mut new = old.to_vec();
             for (index, entry) in entries(&old) {
-                let right = self.survey.with_right_copied(&self.header, L2Entry(entry));
+                let right = self.references.with_right_copied(&self.header, L2Entry(entry));
                 set_entry(&mut new, index, right.0);
             }
             self.disk.write_changes(offset, &old, &new).await?;
@@ -795,14 +823,14 @@ impl<S: Storage> Mender<'_, '_, S> {
         let size = self.header.cluster_size();
         let per_block = self.header.refcounts_per_block();
         let order = self.header.refcount_order;
-        let mut references = References::default();
-        for (cluster, count) in self.survey.references.used() {
+        let mut references = References::new(self.length.div_ceil(size));
+        for (cluster, count) in self.references.used() {
             references.add(cluster, u32::try_from(count).expect("it was one"));
         }
         for &cluster in &self.survey.structure {
             references.remove(cluster);
         }
-        let used = self.survey.references.used().next_back();
+        let used = self.references.used().next_back();
         let start = used.map_or(0, |(cluster, _)| cluster + 1);
         let mut blocks: BTreeSet<u64> =
             references.used().map(|(cluster, _)| cluster / per_block).collect();
@@ -853,6 +881,7 @@ impl<S: Storage> Mender<'_, '_, S> {
                 u32::try_from(table_clusters).expect("checked against the limit");
         })
         .await?;
+        self.references = references;
         self.report.rebuilt = true;
         Ok(true)
     }

@@ -117,6 +117,16 @@ pub enum IoError {
         /// Its refcount.
         refcount: u64,
     },
+    /// A cluster that is to be taken because its refcount is 0 holds metadata.
+    #[error(
+        "the image is damaged: host cluster {cluster} has refcount 0 and holds {what}; check and repair the image"
+    )]
+    InUse {
+        /// Index of the host cluster.
+        cluster: u64,
+        /// What it holds.
+        what: &'static str,
+    },
     /// The image uses something that this implementation does not support.
     #[error("{0} is not supported")]
     Unsupported(String),

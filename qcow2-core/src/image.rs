@@ -157,7 +157,7 @@ impl<S: Storage> Image<S> {
             source,
         })?;
         self.with(|state| {
-            if state.generation == generation {
+            if state.generation == generation && !state.cache.contains(page) {
                 state.cache.insert(page, kind, &buf);
             }
         })

@@ -183,7 +183,7 @@ impl<S: Storage> Image<S> {
                         sources.push(source);
                     }
                     let wanted = sources.len() as u64;
-                    let run = self.allocate(&mut map.claim, wanted, false).await?;
+                    let run = self.allocate(&mut map.claim, wanted).await?;
                     let index = map.runs.len();
                     for (host, source) in (run.first..run.first + run.count).zip(sources) {
                         let host = host * size;
@@ -207,7 +207,7 @@ impl<S: Storage> Image<S> {
         if self.decide(|state| state.l1_entry(index)).await?.1.is_some() {
             return Ok(());
         }
-        let extent = self.allocate(&mut claim, 1, false).await?;
+        let extent = self.allocate(&mut claim, 1).await?;
         let size = self.now(|state| state.cluster_size());
         let host = extent.first * size;
         if !extent.fresh {

@@ -1,1 +1,21 @@
-//! The harness.
+//! The harness: an implementation of qcow2 runs on a disk that loses, reorders and tears what was not flushed, the power
+//! fails at every moment, and a judge that shares no code with it says whether what comes back is what was promised.
+//!
+//! ```text
+//!   workload ──plan──> campaign ──> life ──moment──> power cut ──> recover ──> judged
+//!                          │                                          │
+//!                          └── figures, probes                        └── violation ──> minimise ──> corpus, report
+//! ```
+//!
+//! To test another implementation, implement [`subject::Subject`] for it.
+
+pub mod campaign;
+pub mod evidence;
+pub mod figures;
+pub mod leaf;
+pub mod life;
+pub mod probe;
+pub mod recover;
+pub mod subject;
+pub mod trial;
+pub mod workload;

@@ -19,7 +19,8 @@
 //! ```
 //!
 //! So readers share a file, and a writer shares it with nobody. The locks belong to the open file description: they go
-//! away with it, whatever becomes of the process.
+//! away with it, whatever becomes of the process. A child that was forked and has not called exec yet shares the
+//! description, so a storage that is dropped gives its locks up and does not wait for that.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -367,6 +368,16 @@ impl Storage for FileStorage {
 
     async fn settle(&self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        let end = REFUSED_BASE + libc::off_t::from(Permission::Resize as u8) + 1;
+        let mut all = flock(libc::F_UNLCK, USED_BASE, Permission::ConsistentRead);
+        all.l_len = end - USED_BASE;
+        // Should that fail, closing the file is what gives them up.
+        let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&all));
     }
 }
 

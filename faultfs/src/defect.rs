@@ -1,0 +1,98 @@
+//! Deliberate defects of the disk, one per rule, so that its validation can prove that it would notice.
+//!
+//! Invariant: a defect is a property of one disk and its forks, and exists only with the feature `mutants`; without
+//! it every question about one is the constant `false`.
+
+/// One way in which the disk may be wrong.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// A flush drops nothing: what it superseded stays possible.
+    FlushKeepsSuperseded,
+    /// A crash leaves only the newest pending value or the oldest one, none between.
+    NewestOrBase,
+    /// A write-through write completes like a cached one.
+    ThroughForgotten,
+    /// A write-through write makes everything durable that completed before it.
+    ThroughIsBarrier,
+    /// A write-through write does not make the length durable that it needs.
+    ThroughForgetsLength,
+    /// A flush covers what was submitted before it, not what had completed.
+    FlushCoversSubmitted,
+    /// A flush decides a base that nothing overwrote.
+    FlushNarrowsBase,
+    /// A cached write is durable as soon as it completes.
+    CompletionIsDurable,
+    /// A failed flush forgets what it should have covered.
+    FailedFlushDropsPending,
+    /// A failed flush covers as a good one does.
+    FailedFlushCovers,
+    /// Pages marked clean by a failed flush are covered by the next one all the same.
+    CleanMarkedIsRetrySafe,
+    /// A flush works again after one failed for good.
+    StickyForgets,
+    /// A failed write can no longer land.
+    FailedWriteVanishes,
+    /// A crash forgets writes in flight.
+    CrashForgetsInFlight,
+    /// The length of the file is always durable.
+    LengthNeverLags,
+    /// A shorter length leaves the units that it cuts as they were.
+    CutUnitsKept,
+    /// A short length chosen after a crash leaves the units beyond it as they were.
+    ShortLengthKeepsUnits,
+    /// A discard is a write of zeroes.
+    DiscardIsZero,
+    /// Writing zeroes is a discard.
+    ZeroesAreDiscard,
+    /// A read of an undecided unit leaves it undecided.
+    ReadDoesNotCollapse,
+    /// A read never returns what is still in flight.
+    ReadMissesInFlight,
+    /// Of two overlapping writes the one submitted later wins.
+    OverlapIsOrdered,
+    /// Profile `cache` tears.
+    CacheTears,
+    /// Profile `torn` does not tear.
+    TornIsWhole,
+    /// Profile `kill` loses completed writes.
+    KillLosesCompleted,
+    /// Profile `prefix` leaves holes.
+    PrefixHasHoles,
+    /// Profile `epoch` has no barriers.
+    EpochIgnoresBarrier,
+}
+
+impl Defect {
+    /// All of them.
+    #[doc(hidden)]
+    pub const ALL: [Self; 27] = [
+        Self::FlushKeepsSuperseded,
+        Self::NewestOrBase,
+        Self::ThroughForgotten,
+        Self::ThroughIsBarrier,
+        Self::ThroughForgetsLength,
+        Self::FlushCoversSubmitted,
+        Self::FlushNarrowsBase,
+        Self::CompletionIsDurable,
+        Self::FailedFlushDropsPending,
+        Self::FailedFlushCovers,
+        Self::CleanMarkedIsRetrySafe,
+        Self::StickyForgets,
+        Self::FailedWriteVanishes,
+        Self::CrashForgetsInFlight,
+        Self::LengthNeverLags,
+        Self::CutUnitsKept,
+        Self::ShortLengthKeepsUnits,
+        Self::DiscardIsZero,
+        Self::ZeroesAreDiscard,
+        Self::ReadDoesNotCollapse,
+        Self::ReadMissesInFlight,
+        Self::OverlapIsOrdered,
+        Self::CacheTears,
+        Self::TornIsWhole,
+        Self::KillLosesCompleted,
+        Self::PrefixHasHoles,
+        Self::EpochIgnoresBarrier,
+    ];
+}

@@ -1,0 +1,238 @@
+//! From bytes to units: what both drivers of a possible disk do with one I/O.
+//!
+//! Invariant: an I/O is numbered, traced, checked against the contract and shown to the fault plan exactly once, when
+//! it is submitted; its effect on the disk begins then and ends in [`Device::end`].
+
+use std::io;
+use std::ops::Range;
+
+use qcow2_core::storage::{Durability, Limits, UNIT};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::chooser::Chooser;
+use crate::disk::{FlushId, Landing, MAX_UNITS, PossibleDisk, WriteId};
+use crate::fault::{Fault, FaultPlan};
+use crate::profile::FlushFailure;
+use crate::trace::{Event, Io, IoKind, Trace};
+use crate::values::Key;
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+/// What a storage over a possible disk offers: units of 512 bytes, discard, and zeroes where nothing was written.
+pub const DEFAULT_LIMITS: Limits = Limits {
+    alignment: UNIT,
+    max_transfer: 1 << 30,
+    can_discard: true,
+    unwritten_reads_zero: true,
+};
+
+/// How a caller broke the contract of the storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Breach {
+    /// Two I/Os in flight touch the same bytes, and neither is a read.
+    #[error("overlapping writes in flight: {first:?} and {second:?}")]
+    Overlap {
+        /// The one in flight.
+        first: Io,
+        /// The one submitted while it was.
+        second: Io,
+    },
+    /// Offset or length are not multiples of the alignment. The I/O was refused.
+    #[error("not aligned: {0:?}")]
+    Misaligned(Io),
+    /// More than the longest transfer. The I/O was refused.
+    #[error("longer than the longest transfer: {0:?}")]
+    TooLong(Io),
+    /// A discard although the storage cannot. The I/O was refused.
+    #[error("discard is not offered: {0:?}")]
+    NoDiscard(Io),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Effect {
+    None,
+    Write(WriteId),
+    Flush(FlushId),
+}
+
+/// An I/O in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Started {
+    pub(crate) io: Io,
+    effect: Effect,
+    fault: Option<Fault>,
+}
+
+pub(crate) struct Device {
+    pub(crate) disk: PossibleDisk,
+    pub(crate) limits: Limits,
+    pub(crate) faults: Option<Box<dyn FaultPlan + Send>>,
+    pub(crate) trace: Option<Trace>,
+    pub(crate) breaches: Vec<Breach>,
+    submitted: u64,
+    by_kind: [u64; IoKind::COUNT],
+    keys: Vec<Key>,
+}
+
+impl Device {
+    pub(crate) fn new(disk: PossibleDisk) -> Self {
+        Self {
+            disk,
+            limits: DEFAULT_LIMITS,
+            faults: None,
+            trace: None,
+            breaches: Vec::new(),
+            submitted: 0,
+            by_kind: [0; IoKind::COUNT],
+            keys: Vec::new(),
+        }
+    }
+
+    /// How many I/Os were submitted.
+    pub(crate) const fn submitted(&self) -> u64 {
+        self.submitted
+    }
+
+    /// How many I/Os of a kind were submitted.
+    pub(crate) const fn count(&self, kind: IoKind) -> u64 {
+        self.by_kind[kind as usize]
+    }
+
+    /// Numbers and traces an I/O, and refuses what no storage would do.
+    pub(crate) fn describe(
+        &mut self,
+        kind: IoKind,
+        range: Range<u64>,
+        data: &[u8],
+        task: Option<u32>,
+    ) -> io::Result<Io> {
+        let len = range.end.saturating_sub(range.start);
+        let nth = &mut self.by_kind[kind as usize];
+        let io = Io { index: self.submitted, nth: *nth, kind, offset: range.start, len, task };
+        self.submitted += 1;
+        *nth += 1;
+        if let Some(trace) = &mut self.trace {
+            let content = if data.is_empty() { 0 } else { xxh3_64(data) };
+            trace.record(Event::Submit { io, content });
+        }
+        let align = self.limits.alignment as u64;
+        let breach = if !io.offset.is_multiple_of(align) || !len.is_multiple_of(align) {
+            Breach::Misaligned(io)
+        } else if len > self.limits.max_transfer as u64
+            && matches!(kind, IoKind::Read | IoKind::Write | IoKind::WriteThrough)
+        {
+            Breach::TooLong(io)
+        } else if kind == IoKind::Discard && !self.limits.can_discard {
+            Breach::NoDiscard(io)
+        } else {
+            let end = io.offset.checked_add(len);
+            let fits = end.is_some_and(|end| end <= u64::from(MAX_UNITS) * UNIT as u64);
+            if fits || matches!(kind, IoKind::Read | IoKind::Flush) {
+                return Ok(io);
+            }
+            return Err(io::ErrorKind::FileTooLarge.into());
+        };
+        self.breaches.push(breach);
+        let error = match breach {
+            Breach::NoDiscard(_) => io::ErrorKind::Unsupported,
+            _ => io::ErrorKind::InvalidInput,
+        };
+        Err(io::Error::new(error, breach))
+    }
+
+    /// Begins the effect of an I/O on the disk.
+    pub(crate) fn start<C: Chooser + ?Sized>(
+        &mut self,
+        io: Io,
+        data: &[u8],
+        chooser: &mut C,
+    ) -> Started {
+        let fault = self.faults.as_mut().and_then(|plan| plan.fault(&io));
+        let first = unit_of(io.offset);
+        let effect = match io.kind {
+            IoKind::Read => Effect::None,
+            IoKind::Flush => Effect::Flush(self.disk.submit_flush()),
+            IoKind::Write | IoKind::WriteThrough => {
+                let durability = match io.kind {
+                    IoKind::Write => Durability::Cached,
+                    _ => Durability::Through,
+                };
+                self.keys.clear();
+                self.disk.values().intern_all(data, &mut self.keys);
+                Effect::Write(self.disk.submit_write(first, &self.keys, durability, chooser))
+            }
+            IoKind::WriteZeroes => {
+                Effect::Write(self.disk.submit_zeroes(first, io.units(), chooser))
+            }
+            IoKind::Discard => Effect::Write(self.disk.submit_discard(first, io.units(), chooser)),
+            IoKind::SetLen => Effect::Write(self.disk.submit_set_len(first, chooser)),
+        };
+        Started { io, effect, fault }
+    }
+
+    /// Ends the effect of an I/O on the disk. A read that succeeds is the caller's to fill and to trace.
+    pub(crate) fn end(&mut self, started: &Started) -> io::Result<()> {
+        let errno = match (started.effect, started.fault) {
+            (Effect::None, Some(Fault::Eio | Fault::Flush(_))) => Some(EIO),
+            (Effect::None, _) => return Ok(()),
+            (Effect::Write(write), None) => {
+                self.disk.complete(write);
+                None
+            }
+            (Effect::Write(write), Some(Fault::Eio | Fault::Flush(_))) => {
+                self.disk.fail(write, Landing::Any);
+                Some(EIO)
+            }
+            (Effect::Write(write), Some(Fault::Enospc { landed })) => {
+                self.disk.fail(write, Landing::First(landed));
+                Some(ENOSPC)
+            }
+            (Effect::Flush(flush), None | Some(Fault::Enospc { .. })) => {
+                (!self.disk.complete_flush(flush)).then_some(EIO)
+            }
+            (Effect::Flush(flush), Some(fault)) => {
+                let failure = match fault {
+                    Fault::Flush(failure) => failure,
+                    _ => FlushFailure::RetrySafe,
+                };
+                self.disk.fail_flush(flush, failure);
+                Some(EIO)
+            }
+        };
+        let index = started.io.index;
+        if let Some(trace) = &mut self.trace {
+            trace.record(match errno {
+                None => Event::Complete { index, content: 0 },
+                Some(errno) => Event::Fail { index, errno },
+            });
+        }
+        errno.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+    }
+
+    /// Fills `buf` from unit to unit with what `read` gives.
+    pub(crate) fn fill(
+        &mut self,
+        io: &Io,
+        buf: &mut [u8],
+        mut read: impl FnMut(&mut PossibleDisk, u32) -> Key,
+    ) {
+        let first = io.offset / UNIT as u64;
+        for (unit, target) in (first..).zip(buf.as_chunks_mut::<UNIT>().0) {
+            let key = if unit < u64::from(MAX_UNITS) {
+                read(&mut self.disk, unit as u32)
+            } else {
+                Key::ZERO
+            };
+            *target = *self.disk.values().bytes(key);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.record(Event::Complete { index: io.index, content: xxh3_64(buf) });
+        }
+    }
+}
+
+/// The unit of an aligned offset; offsets that no write may reach become a unit that no write may reach.
+pub(crate) fn unit_of(offset: u64) -> u32 {
+    u32::try_from(offset / UNIT as u64).unwrap_or(MAX_UNITS).min(MAX_UNITS)
+}

@@ -1,0 +1,411 @@
+//! The direct driver: every operation completes when it is polled. For recovery, for judging and for benchmarks.
+//!
+//! Invariant: there is no schedule, so what runs on it is a function of the disk, of the chooser's answers and of the
+//! fault plan. The power may be set to fail at the n-th operation that matters to a crash: that one is submitted and
+//! never ends, nothing after it begins, and the disk can then be crashed.
+
+use std::future::{Future, pending};
+use std::io;
+use std::ops::Range;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
+
+use crate::chooser::Chooser;
+use crate::device::{Breach, DEFAULT_LIMITS, Device};
+use crate::disk::PossibleDisk;
+use crate::fault::FaultPlan;
+use crate::trace::{IoKind, Trace};
+
+/// How to run a [`Direct`] storage; the default fails never and traces nothing.
+#[derive(Default)]
+pub struct DirectOptions {
+    /// Abilities and alignment.
+    pub limits: Option<Limits>,
+    /// Index of the operation at which the power fails, among those that change or flush something.
+    pub crash_at: Option<u64>,
+    /// What fails.
+    pub faults: Option<Box<dyn FaultPlan + Send>>,
+    /// Whether to keep a trace.
+    pub trace: bool,
+}
+
+/// How many operations were submitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Reads.
+    pub reads: u64,
+    /// Writes, zeroings, discards, length changes.
+    pub updates: u64,
+    /// Flushes.
+    pub flushes: u64,
+}
+
+/// A storage over a possible disk without a schedule. Clones share the disk.
+pub struct Direct<C> {
+    shared: Arc<Mutex<Option<Powered<C>>>>,
+    limits: Limits,
+}
+
+impl<C> Clone for Direct<C> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), limits: self.limits }
+    }
+}
+
+struct Powered<C> {
+    device: Device,
+    chooser: C,
+    crash_at: u64,
+    crashed: bool,
+}
+
+/// What is left when the power is off.
+pub struct Remains<C> {
+    /// The disk, with its writes still pending.
+    pub disk: PossibleDisk,
+    /// Who chose.
+    pub chooser: C,
+    /// How the contract was broken.
+    pub breaches: Vec<Breach>,
+    /// What happened, if it was traced.
+    pub trace: Option<Trace>,
+    /// How many operations there were.
+    pub counts: Counts,
+    /// Whether the power failed at the operation that the options named.
+    pub crashed: bool,
+}
+
+impl<C: Chooser + Send + 'static> Direct<C> {
+    /// A storage over `disk` that never fails.
+    pub fn new(disk: PossibleDisk, chooser: C) -> Self {
+        Self::with_options(disk, chooser, DirectOptions::default())
+    }
+
+    /// A storage over `disk`.
+    pub fn with_options(disk: PossibleDisk, chooser: C, options: DirectOptions) -> Self {
+        let limits = options.limits.unwrap_or(DEFAULT_LIMITS);
+        let mut device = Device::new(disk);
+        device.limits = limits;
+        device.faults = options.faults;
+        device.trace = options.trace.then(Trace::new);
+        let crash_at = options.crash_at.unwrap_or(u64::MAX);
+        let powered = Powered { device, chooser, crash_at, crashed: false };
+        Self { shared: Arc::new(Mutex::new(Some(powered))), limits }
+    }
+
+    /// Takes the disk away from the storage, whoever still holds it: nothing they call ever ends.
+    ///
+    /// # Panics
+    /// If the power is off already.
+    pub fn power_off(&self) -> Remains<C> {
+        let Powered { device, chooser, crashed, .. } =
+            self.lock().take().expect("the power is switched off once");
+        let counts = counts(&device);
+        let Device { disk, breaches, trace, .. } = device;
+        Remains { disk, chooser, breaches, trace, counts, crashed }
+    }
+
+    /// Looks at the disk, with the chooser at hand.
+    ///
+    /// # Panics
+    /// If the power is off.
+    pub fn with_disk<R>(&self, look: impl FnOnce(&mut PossibleDisk, &mut C) -> R) -> R {
+        let mut shared = self.lock();
+        let Powered { device, chooser, .. } = shared.as_mut().expect("the power is on");
+        look(&mut device.disk, chooser)
+    }
+
+    /// How many operations were submitted so far; none once the power is off.
+    pub fn counts(&self) -> Counts {
+        self.lock().as_ref().map_or_else(Counts::default, |powered| counts(&powered.device))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Powered<C>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does one operation that changes something; none if the power fails at it.
+    fn update(&self, kind: IoKind, range: Range<u64>, data: &[u8]) -> Option<io::Result<()>> {
+        let mut shared = self.lock();
+        let Powered { device, chooser, crash_at, crashed } = shared.as_mut()?;
+        if *crashed {
+            return None;
+        }
+        let io = match device.describe(kind, range, data, None) {
+            Ok(io) => io,
+            Err(refused) => return Some(Err(refused)),
+        };
+        let started = device.start(io, data, chooser);
+        if *crash_at == 0 {
+            *crashed = true;
+            return None;
+        }
+        *crash_at -= 1;
+        Some(device.end(&started))
+    }
+
+    fn fill(&self, offset: u64, buf: &mut IoBuf) -> Option<io::Result<()>> {
+        let mut shared = self.lock();
+        let Powered { device, chooser, crashed, .. } = shared.as_mut()?;
+        if *crashed {
+            return None;
+        }
+        let range = offset..offset.saturating_add(buf.len() as u64);
+        let io = match device.describe(IoKind::Read, range, &[], None) {
+            Ok(io) => io,
+            Err(refused) => return Some(Err(refused)),
+        };
+        let started = device.start(io, &[], chooser);
+        let outcome = device.end(&started);
+        if outcome.is_ok() {
+            device.fill(&io, buf, |disk, unit| disk.read(unit, chooser));
+        }
+        Some(outcome)
+    }
+}
+
+fn counts(device: &Device) -> Counts {
+    let count = |kinds: &[IoKind]| kinds.iter().map(|&kind| device.count(kind)).sum();
+    let updates =
+        [IoKind::Write, IoKind::WriteThrough, IoKind::WriteZeroes, IoKind::Discard, IoKind::SetLen];
+    Counts {
+        reads: count(&[IoKind::Read]),
+        updates: count(&updates),
+        flushes: count(&[IoKind::Flush]),
+    }
+}
+
+/// The outcome, or never.
+async fn or_never<T>(outcome: Option<T>) -> T {
+    match outcome {
+        Some(outcome) => outcome,
+        None => pending().await,
+    }
+}
+
+impl<C: Chooser + Send + 'static> Storage for Direct<C> {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        let len = match self.lock().as_mut() {
+            Some(Powered { device, chooser, crashed: false, .. }) => Some(device.disk.len(chooser)),
+            _ => None,
+        };
+        Ok(u64::from(or_never(len).await) * UNIT as u64)
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        or_never(self.update(IoKind::SetLen, len..len, &[])).await
+    }
+
+    async fn read(&self, offset: u64, mut buf: IoBuf) -> (IoBuf, io::Result<()>) {
+        let outcome = or_never(self.fill(offset, &mut buf)).await;
+        (buf, outcome)
+    }
+
+    async fn write(
+        &self,
+        offset: u64,
+        buf: IoBuf,
+        durability: Durability,
+    ) -> (IoBuf, io::Result<()>) {
+        let kind = match durability {
+            Durability::Cached => IoKind::Write,
+            Durability::Through => IoKind::WriteThrough,
+        };
+        let range = offset..offset.saturating_add(buf.len() as u64);
+        let outcome = or_never(self.update(kind, range, &buf)).await;
+        (buf, outcome)
+    }
+
+    async fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        or_never(self.update(IoKind::WriteZeroes, range, &[])).await
+    }
+
+    async fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        or_never(self.update(IoKind::Discard, range, &[])).await
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        or_never(self.update(IoKind::Flush, 0..0, &[])).await
+    }
+
+    async fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs `future` as far as it goes without anybody's help: its value, or none if it waits for something that will not
+/// come, as after a power cut.
+pub fn run<T>(future: impl Future<Output = T>) -> Option<T> {
+    struct Woken(AtomicBool);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let mut future = pin!(future);
+    // Most futures are ready at once and need no waker that works.
+    if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return Some(value);
+    }
+    let woken = Arc::new(Woken(AtomicBool::new(true)));
+    let waker = Waker::from(Arc::clone(&woken));
+    while woken.0.swap(false, Ordering::Relaxed) {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
+
+    use super::{Counts, Direct, DirectOptions, run};
+    use crate::chooser::{Always, Random};
+    use crate::device::Breach;
+    use crate::disk::PossibleDisk;
+    use crate::fault::{Fault, FaultAt, Planned, PlannedFault};
+    use crate::profile::Profile;
+    use crate::trace::IoKind;
+    use crate::values::Values;
+
+    fn buf(byte: u8, units: usize) -> IoBuf {
+        IoBuf::copy_of(&vec![byte; units * UNIT], UNIT)
+    }
+
+    async fn read(storage: &impl Storage, offset: u64, len: usize) -> Vec<u8> {
+        let (buf, outcome) = storage.read(offset, IoBuf::zeroed(len, UNIT)).await;
+        outcome.unwrap();
+        buf.to_vec()
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let storage = Direct::new(PossibleDisk::new(&Values::new(), 4), Always(0));
+        let done = run(async {
+            storage.write(512, buf(7, 2), Durability::Cached).await.1.unwrap();
+            assert_eq!(
+                read(&storage, 0, 2048).await,
+                [vec![0; 512], vec![7; 1024], vec![0; 512]].concat()
+            );
+            storage.write_zeroes(1024..1536).await.unwrap();
+            storage.discard(0..512).await.unwrap();
+            storage.write(4096, buf(8, 1), Durability::Through).await.1.unwrap();
+            assert_eq!(storage.len().await.unwrap(), 4608);
+            storage.flush().await.unwrap();
+            storage.settle().await.unwrap();
+            storage.set_len(1024).await.unwrap();
+            assert_eq!(storage.len().await.unwrap(), 1024);
+            assert_eq!(read(&storage, 512, 512).await, vec![7; 512]);
+            assert_eq!(read(&storage, 4096, 1024).await, vec![0; 1024]);
+            assert_eq!(read(&storage, u64::MAX - 1023, 512).await, vec![0; 512]);
+        });
+        assert_eq!(done, Some(()));
+        let remains = storage.power_off();
+        assert_eq!(remains.counts, Counts { reads: 4, updates: 5, flushes: 1 });
+        assert_eq!(remains.breaches, []);
+        assert!(!remains.crashed);
+        assert_eq!(run(storage.flush()).map(|_| ()), None);
+    }
+
+    #[test]
+    fn the_power_fails_within_the_operation_that_was_named() {
+        for crash_at in 0..4 {
+            let disk = PossibleDisk::new(&Values::new(), 2);
+            let options = DirectOptions { crash_at: Some(crash_at), ..DirectOptions::default() };
+            let storage = Direct::with_options(disk, Always(0), options);
+            let done = run(async {
+                storage.write(0, buf(1, 1), Durability::Cached).await.1.unwrap();
+                read(&storage, 0, 512).await;
+                storage.flush().await.unwrap();
+                storage.write(512, buf(2, 1), Durability::Cached).await.1.unwrap();
+            });
+            let remains = storage.power_off();
+            assert_eq!((done.is_some(), remains.crashed), (crash_at == 3, crash_at < 3));
+            let crashed = remains.disk.crash(Profile::TornLength, &mut Always(0));
+            let undecided: &[u32] = match crash_at {
+                0 | 1 => &[0],
+                _ => &[1],
+            };
+            assert_eq!(crashed.undecided(), undecided, "at {crash_at}");
+        }
+    }
+
+    #[test]
+    fn what_breaks_the_contract_is_refused_and_recorded() {
+        let options = DirectOptions {
+            limits: Some(qcow2_core::storage::Limits {
+                can_discard: false,
+                max_transfer: 1024,
+                ..crate::DEFAULT_LIMITS
+            }),
+            ..DirectOptions::default()
+        };
+        let disk = PossibleDisk::new(&Values::new(), 4);
+        let storage = Direct::with_options(disk, Always(0), options);
+        let kinds = run(async {
+            [
+                storage.write(100, buf(1, 1), Durability::Cached).await.1,
+                storage.set_len(100).await,
+                storage.discard(0..512).await,
+                storage.write(0, buf(1, 3), Durability::Cached).await.1,
+                storage.write(1 << 50, buf(1, 1), Durability::Cached).await.1,
+                storage.set_len(u64::MAX - 511).await,
+            ]
+            .map(|outcome| outcome.unwrap_err().kind())
+        });
+        let invalid = ErrorKind::InvalidInput;
+        let large = ErrorKind::FileTooLarge;
+        assert_eq!(kinds, Some([invalid, invalid, ErrorKind::Unsupported, invalid, large, large]));
+        let breaches = storage.power_off().breaches;
+        assert!(matches!(
+            breaches[..],
+            [
+                Breach::Misaligned(_),
+                Breach::Misaligned(_),
+                Breach::NoDiscard(_),
+                Breach::TooLong(_)
+            ]
+        ));
+    }
+
+    #[test]
+    fn faults_reach_the_caller_and_the_disk() {
+        let fault = |kind, fault| PlannedFault { at: FaultAt::Nth { kind, nth: 0 }, fault };
+        let plan = Planned(vec![
+            fault(IoKind::Write, Fault::Enospc { landed: 1 }),
+            fault(IoKind::WriteThrough, Fault::Eio),
+            fault(IoKind::Read, Fault::Eio),
+            fault(IoKind::Flush, Fault::Eio),
+        ]);
+        let options =
+            DirectOptions { faults: Some(Box::new(plan)), trace: true, ..DirectOptions::default() };
+        let disk = PossibleDisk::new(&Values::new(), 4);
+        let storage = Direct::with_options(disk, Random::new(1), options);
+        run(async {
+            let full = storage.write(0, buf(1, 2), Durability::Cached).await.1.unwrap_err();
+            assert_eq!(full.kind(), ErrorKind::StorageFull);
+            let lost = storage.write(1024, buf(2, 1), Durability::Through).await.1.unwrap_err();
+            assert_eq!(lost.raw_os_error(), Some(5));
+            assert!(storage.read(0, buf(0, 1)).await.1.is_err());
+            assert!(storage.flush().await.is_err());
+            storage.flush().await.unwrap();
+            assert_eq!(read(&storage, 0, 1024).await, [vec![1; 512], vec![0; 512]].concat());
+        })
+        .unwrap();
+        let remains = storage.power_off();
+        assert_eq!(remains.disk.undecided(), [2]);
+        assert_eq!(remains.trace.unwrap().events().len(), 12);
+    }
+}

@@ -1,0 +1,265 @@
+//! The power cut: pending writes become part of what may be on the medium.
+//!
+//! Invariant: after a crash nothing is in flight, no flush is, and every unit is a base (under `cache`: a base below
+//! writes whose fate is shared by their units). The chooser is asked here only for what a profile fixes before recovery
+//! starts: the cut of `prefix` and `epoch`, and which of the free writes landed.
+//!
+//! | profile | completed writes | in flight or failed | length |
+//! | --- | --- | --- | --- |
+//! | `kill` | landed | chosen now, each whole | as visible, with what landed |
+//! | `prefix` | all but the last n, chosen now | chosen now if n is 0, else lost | the same |
+//! | `epoch` | landed before a barrier, chosen now where free | the same; lost after the next barrier | the same |
+//! | `cache` | left to be decided, each whole | the same | the same, decided with its write |
+//! | `torn` | any, unit by unit | the same | any that is visible |
+//! | `torn-length` | any, unit by unit | the same | any, back to the durable one |
+//!
+//! A disk that crashed under `cache` and crashes again under a profile that tears forgets, for the units written in
+//! between, that older writes were whole.
+
+use super::length::Fate;
+use super::{NEVER, NONE, PossibleDisk, State, Write, push_unique};
+use crate::chooser::{Choice, Chooser, ask};
+use crate::defect::Defect;
+use crate::profile::Profile;
+
+/// Says of a pending write that it certainly landed, certainly did not, or is free to.
+type Rule = Box<dyn Fn(&Write) -> Option<bool>>;
+
+impl PossibleDisk {
+    /// The disk that recovery sees after a power cut now.
+    #[must_use]
+    pub fn crash<C: Chooser + ?Sized>(&self, profile: Profile, chooser: &mut C) -> Self {
+        let mut disk = self.clone();
+        disk.crash_in_place(profile, chooser);
+        disk
+    }
+
+    /// Cuts the power of this disk. Ids of operations in flight are void afterwards.
+    pub fn crash_in_place<C: Chooser + ?Sized>(&mut self, profile: Profile, chooser: &mut C) {
+        let now = self.tick();
+        if self.has(Defect::CrashForgetsInFlight) {
+            self.drop_in_flight();
+        }
+        let profile = match profile {
+            Profile::Cache if self.has(Defect::CacheTears) => Profile::Torn,
+            Profile::Torn | Profile::TornLength if self.has(Defect::TornIsWhole) => Profile::Cache,
+            Profile::TornLength if self.has(Defect::LengthNeverLags) => Profile::Torn,
+            other => other,
+        };
+        let torn = matches!(profile, Profile::Torn | Profile::TornLength);
+        let fates = if torn { Vec::new() } else { self.fates(profile, chooser) };
+        let length = self.length_after(profile, &fates);
+        if torn {
+            self.fold_allowed();
+        } else {
+            for pending in &mut self.length.changes {
+                pending.certain |= self.writes[pending.write as usize].state.is_completed();
+            }
+            for (write, fate) in self.writes.iter_mut().zip(fates) {
+                write.state = fate;
+                write.ended = write.ended.min(now);
+            }
+            for slot in 0..self.slots.len() {
+                if self.slots[slot].unit != NONE && self.slots[slot].head != NONE {
+                    self.fold_decided(slot);
+                }
+            }
+        }
+        self.enter_length(length);
+        self.compact();
+        self.barriers.clear();
+        self.stuck = false;
+        self.log.restart();
+    }
+
+    /// What becomes of each write under a profile that does not tear.
+    fn fates<C: Chooser + ?Sized>(&self, profile: Profile, chooser: &mut C) -> Vec<State> {
+        let free = |write: &Write| matches!(write.state, State::InFlight | State::Failed);
+        let mut kept: Rule = match profile {
+            Profile::Kill => Box::new(move |write| (!free(write)).then_some(true)),
+            Profile::Prefix => {
+                let mut ends: Vec<u64> = self
+                    .writes
+                    .iter()
+                    .filter(|write| write.refs > 0 && write.state == State::Done)
+                    .map(|write| write.ended)
+                    .filter(|&ended| ended > self.through_at)
+                    .collect();
+                ends.sort_unstable();
+                let cut = ask(chooser, ends.len() + 1, Choice::Prefix);
+                let first_lost = (cut > 0).then(|| ends[ends.len() - cut]);
+                Box::new(move |write| match first_lost {
+                    None => (!free(write)).then_some(true),
+                    Some(lost) => Some(!free(write) && write.ended < lost),
+                })
+            }
+            Profile::Epoch => {
+                let count = self.barriers.len();
+                let cut = ask(chooser, count + 1, Choice::Epoch);
+                let reached = if cut == count { 0 } else { self.barriers[count - 1 - cut] };
+                let next = if cut == 0 { NEVER } else { self.barriers[count - cut] };
+                Box::new(move |write| match write.state {
+                    State::Done if write.ended < reached => Some(true),
+                    _ => (write.submitted > next).then_some(false),
+                })
+            }
+            Profile::Cache | Profile::Torn | Profile::TornLength => Box::new(|_| None),
+        };
+        if self.has(Defect::KillLosesCompleted) && profile == Profile::Kill {
+            kept = Box::new(|_| None);
+        }
+        if self.has(Defect::PrefixHasHoles) && profile == Profile::Prefix {
+            kept = Box::new(move |write| free(write).then_some(false));
+        }
+        if self.has(Defect::EpochIgnoresBarrier) && profile == Profile::Epoch {
+            kept = Box::new(|_| None);
+        }
+
+        let mut fates: Vec<State> = self.writes.iter().map(|write| write.state).collect();
+        let mut order: Vec<usize> = (0..self.writes.len()).collect();
+        order.sort_unstable_by_key(|&id| self.writes[id].submitted);
+        for id in order {
+            let write = &self.writes[id];
+            if write.refs == 0 || write.state.is_left_by_crash() {
+                continue;
+            }
+            fates[id] = if write.state == State::Settled {
+                State::Landed
+            } else {
+                match kept(write) {
+                    Some(true) => State::Landed,
+                    Some(false) => State::Lost,
+                    // A discard that landed leaves what was there as an option, so there is nothing to choose.
+                    None if write.discard => State::Landed,
+                    None if profile == Profile::Cache => State::Undecided,
+                    None => {
+                        let what = Choice::Write { unit: write.first, count: write.count };
+                        if ask(chooser, 2, what) == 0 { State::Landed } else { State::Lost }
+                    }
+                }
+            };
+        }
+        fates
+    }
+
+    /// The lengths that the crash leaves; none where nothing changed them, or a write decides whose fate is open.
+    fn length_after(&self, profile: Profile, fates: &[State]) -> Option<Vec<u32>> {
+        let changes = &self.length.changes;
+        if changes.is_empty() {
+            return None;
+        }
+        match profile {
+            Profile::TornLength => Some(self.possible_lengths()),
+            Profile::Torn => Some(self.visible_lengths()),
+            Profile::Kill | Profile::Prefix | Profile::Epoch => {
+                Some(self.lengths(|pending, write| {
+                    let landed = pending.certain || write.state.is_completed();
+                    match fates[pending.write as usize] {
+                        _ if landed => Fate::Must,
+                        State::Lost => Fate::Not,
+                        State::Undecided => Fate::May,
+                        _ => Fate::Must,
+                    }
+                }))
+            }
+            Profile::Cache => {
+                let open = changes.iter().any(|pending| {
+                    let write = &self.writes[pending.write as usize];
+                    !pending.certain && !write.state.is_completed()
+                });
+                (!open).then(|| self.lengths(|_, _| Fate::Must))
+            }
+        }
+    }
+
+    fn enter_length(&mut self, lengths: Option<Vec<u32>>) {
+        if self.length.changes.is_empty() {
+            return;
+        }
+        match lengths {
+            Some(lengths) => self.set_length_base(&lengths),
+            None => {
+                let possible = self.possible_lengths();
+                if let [len] = possible[..] {
+                    self.set_length_base(&[len]);
+                }
+            }
+        }
+        let possible = self.possible_lengths();
+        let (longest, shortest) = (possible[0], possible[possible.len() - 1]);
+        self.length.firm = if longest == shortest { NONE } else { shortest };
+        self.zero_from(longest);
+    }
+
+    /// Every unit may be anything that is allowed, whatever the others are.
+    fn fold_allowed(&mut self) {
+        let mut keys = Vec::new();
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].unit != NONE && self.slots[slot].head != NONE {
+                keys.clear();
+                self.allowed(slot, &mut keys);
+                if self.has(Defect::NewestOrBase) && keys.len() > 2 {
+                    keys.drain(1..keys.len() - 1);
+                }
+                self.fold(slot, &keys);
+            }
+        }
+    }
+
+    /// Where the fates of all writes of a unit are decided, they say what its base is.
+    fn fold_decided(&mut self, slot: usize) {
+        let mut keys = Vec::new();
+        let mut floor = 0;
+        if self.entries_of(slot).any(|(_, write)| write.state == State::Undecided) {
+            return self.retain(slot, |_, write| write.state != State::Lost);
+        }
+        for (entry, write) in self.entries_of(slot) {
+            if write.ended < floor || write.state == State::Lost {
+                continue;
+            }
+            push_unique(&mut keys, entry.key);
+            if !write.discard {
+                floor = floor.max(write.submitted);
+            }
+        }
+        if floor == 0 {
+            for key in self.base_keys(self.slots[slot].base) {
+                push_unique(&mut keys, key);
+            }
+        }
+        self.fold(slot, &keys);
+    }
+
+    /// Frees what the crash has made unreachable.
+    fn compact(&mut self) {
+        let old = std::mem::take(&mut self.sets);
+        for slot in &mut self.slots {
+            if slot.unit != NONE && slot.base.len > 1 {
+                let from = slot.base.at as usize;
+                slot.base.at = self.sets.len() as u32;
+                self.sets.extend_from_slice(&old[from..from + slot.base.len as usize]);
+            }
+        }
+        self.free_writes.clear();
+        if self.writes.iter().all(|write| write.refs == 0) {
+            self.writes.clear();
+            self.entries.clear();
+            self.free_entry = NONE;
+        }
+        for (id, write) in self.writes.iter_mut().enumerate() {
+            if write.refs == 0 {
+                write.state = State::InFlight;
+                self.free_writes.push(id as u32);
+            }
+        }
+    }
+
+    fn drop_in_flight(&mut self) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].unit != NONE {
+                self.retain(slot, |_, write| write.state != State::InFlight);
+                self.simplify(slot);
+            }
+        }
+    }
+}

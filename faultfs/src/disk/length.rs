@@ -1,0 +1,266 @@
+//! The length of the file: one more thing that a cached operation changes and a crash may leave behind.
+//!
+//! Invariant: a length is possible exactly if some subset of the pending changes that contains all the certain ones,
+//! applied in some order that real time allows, gives it. A change *sets* the length (`set_len`) or *extends* it (a
+//! write that ends past the end): extending is a maximum, so two appends in flight together need no order, and a short
+//! length never comes back once a longer one is durable.
+
+use super::{NONE, PossibleDisk, State, Write};
+use crate::chooser::{Choice, Chooser, ask};
+use crate::defect::Defect;
+use crate::values::Key;
+
+#[derive(Debug)]
+pub(super) struct Length {
+    /// What the medium may say below all changes, longest first.
+    pub(super) base: Vec<u32>,
+    /// Pending changes, oldest first.
+    pub(super) changes: Vec<Pending>,
+    /// Units below this one are within every length that a crash left open; [`NONE`] when it left none open.
+    pub(super) firm: u32,
+}
+
+impl Clone for Length {
+    fn clone(&self) -> Self {
+        Self { base: self.base.clone(), changes: self.changes.clone(), firm: self.firm }
+    }
+
+    fn clone_from(&mut self, source: &Self) {
+        self.base.clone_from(&source.base);
+        self.changes.clone_from(&source.changes);
+        self.firm = source.firm;
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    pub(super) write: u32,
+    pub(super) change: Change,
+    /// A crash kept it whatever happened to the units of its write.
+    pub(super) certain: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Set(u32),
+    Extend(u32),
+}
+
+/// How a pending change enters the length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Must,
+    May,
+    Not,
+}
+
+impl Fate {
+    pub(super) const fn must_if(certain: bool) -> Self {
+        if certain { Self::Must } else { Self::May }
+    }
+}
+
+impl Length {
+    pub(super) fn new(len: u32) -> Self {
+        Self { base: vec![len], changes: Vec::new(), firm: NONE }
+    }
+
+    fn shortest_base(&self) -> u32 {
+        self.base.last().copied().unwrap_or(0)
+    }
+}
+
+impl PossibleDisk {
+    /// Every length that the pending changes can give, longest first.
+    pub(super) fn lengths(&self, fate: impl Fn(&Pending, &Write) -> Fate) -> Vec<u32> {
+        let changes = &self.length.changes;
+        let fate = |pending: &Pending| fate(pending, &self.writes[pending.write as usize]);
+        let before = |a: &Pending, b: &Pending| {
+            self.writes[a.write as usize].ended < self.writes[b.write as usize].submitted
+        };
+        let is_set = |pending: &&Pending| matches!(pending.change, Change::Set(_));
+        let must_set = |pending: &&Pending| is_set(pending) && fate(pending) == Fate::Must;
+
+        let mut found = Vec::new();
+        // `last` is the set_len that took effect last, or none did.
+        let mut with_last_set = |last: Option<&Pending>, len: u32| {
+            let extends = changes.iter().filter_map(|pending| match pending.change {
+                Change::Extend(end) => Some((pending, end)),
+                Change::Set(_) => None,
+            });
+            let after = |pending: &Pending| last.is_none_or(|last| before(last, pending));
+            let not_before = |pending: &Pending| last.is_none_or(|last| !before(pending, last));
+            let least = extends
+                .clone()
+                .filter(|(pending, _)| fate(pending) == Fate::Must && after(pending))
+                .map(|(_, end)| end)
+                .fold(len, u32::max);
+            found.push(least);
+            found.extend(
+                extends
+                    .filter(|&(pending, end)| {
+                        end > least && fate(pending) != Fate::Not && not_before(pending)
+                    })
+                    .map(|(_, end)| end),
+            );
+        };
+        if !changes.iter().any(|pending| must_set(&pending)) {
+            for &len in &self.length.base {
+                with_last_set(None, len);
+            }
+        }
+        for pending in changes {
+            if let Change::Set(len) = pending.change
+                && fate(pending) != Fate::Not
+                && !changes.iter().filter(must_set).any(|later| before(pending, later))
+            {
+                with_last_set(Some(pending), len);
+            }
+        }
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.dedup();
+        found
+    }
+
+    /// Decides a length that a crash left open before something at or beyond the shortest is touched.
+    pub(super) fn firm_up<C: Chooser + ?Sized>(&mut self, end: u32, chooser: &mut C) {
+        if end > self.length.firm {
+            self.decide_length(chooser);
+        }
+    }
+
+    pub(super) fn decide_length<C: Chooser + ?Sized>(&mut self, chooser: &mut C) {
+        for at in 0..self.length.changes.len() {
+            let Pending { write, certain, .. } = self.length.changes[at];
+            if !certain {
+                self.has_landed(write, chooser);
+            }
+        }
+        let options = self.lengths(|pending, write| match write.state {
+            State::Lost if !pending.certain => Fate::Not,
+            _ => Fate::Must,
+        });
+        let len = options[ask(chooser, options.len(), Choice::Length { options: &options })];
+        self.set_length_base(&[len]);
+        self.length.firm = NONE;
+        self.zero_from(len);
+    }
+
+    /// Makes everything from unit `len` on zero for ever: no length reaches it.
+    pub(super) fn zero_from(&mut self, len: u32) {
+        if self.has(Defect::ShortLengthKeepsUnits) {
+            return;
+        }
+        let cut: Vec<u32> = self.nonzero_cells(len).collect();
+        for unit in cut {
+            match self.slot_at(unit) {
+                Some(slot) => self.fold(slot, &[Key::ZERO]),
+                None => self.set_cell(unit, Key::ZERO.0),
+            }
+        }
+        self.log.changed(len, self.extent().saturating_sub(len));
+    }
+
+    /// Makes `base` what the medium may say, and forgets all changes.
+    pub(super) fn set_length_base(&mut self, base: &[u32]) {
+        self.length.base.clear();
+        self.length.base.extend_from_slice(base);
+        let mut changes = std::mem::take(&mut self.length.changes);
+        for pending in changes.drain(..) {
+            self.release(pending.write);
+        }
+        self.length.changes = changes;
+    }
+
+    pub(super) fn visible_length<C: Chooser + ?Sized>(&self, chooser: &mut C) -> u32 {
+        if self.length.changes.is_empty() {
+            return self.length.base[0];
+        }
+        let options = self.visible_lengths();
+        options[ask(chooser, options.len(), Choice::Length { options: &options })]
+    }
+
+    /// Records that `write` reaches up to `end`, if that may be past the end of the file.
+    pub(super) fn extend(&mut self, write: u32, end: u32) {
+        if self.length.firm != NONE || self.writes[write as usize].count == 0 {
+            // A length is open, and `firm_up` has seen to it that the write is within all that it may be.
+            return;
+        }
+        let sets = self.length.changes.iter().filter_map(|pending| match pending.change {
+            Change::Set(len) => Some(len),
+            Change::Extend(_) => None,
+        });
+        if end > sets.fold(self.length.shortest_base(), u32::min) {
+            self.change_length(write, Change::Extend(end));
+        }
+    }
+
+    pub(super) fn change_length(&mut self, write: u32, change: Change) {
+        debug_assert!(self.length.firm == NONE);
+        self.length.changes.push(Pending { write, change, certain: false });
+        self.writes[write as usize].refs += 1;
+    }
+
+    /// Whether `write` is a set_len.
+    pub(super) fn sets_length(&self, write: u32) -> bool {
+        self.length
+            .changes
+            .iter()
+            .any(|pending| pending.write == write && matches!(pending.change, Change::Set(_)))
+    }
+
+    /// A write fell short: it ends at `end`, or changes nothing where that is 0.
+    pub(super) fn shorten_length(&mut self, write: u32, end: u32) {
+        for pending in &mut self.length.changes {
+            if pending.write == write {
+                pending.change = Change::Extend(end);
+            }
+        }
+        if end == 0 {
+            self.forget_length(write);
+        }
+    }
+
+    pub(super) fn forget_length(&mut self, write: u32) {
+        let had = self.length.changes.len();
+        self.length.changes.retain(|pending| pending.write != write);
+        for _ in self.length.changes.len()..had {
+            self.release(write);
+        }
+    }
+
+    /// Makes settled changes the base, as far as nothing pending can still be ordered against them.
+    pub(super) fn settle_length(&mut self) {
+        if self.length.changes.is_empty() {
+            return;
+        }
+        let settled = |disk: &Self, pending: &Pending| {
+            disk.writes[pending.write as usize].state == State::Settled
+        };
+        if self.length.changes.iter().all(|pending| settled(self, pending)) {
+            let base = self.lengths(|_, _| Fate::Must);
+            self.set_length_base(&base);
+        } else if self.length.changes.iter().all(|p| matches!(p.change, Change::Extend(_))) {
+            let reached = self.length.changes.iter().filter(|pending| settled(self, pending));
+            let reached = reached.fold(0, |reached, pending| match pending.change {
+                Change::Extend(end) | Change::Set(end) => reached.max(end),
+            });
+            for len in &mut self.length.base {
+                *len = (*len).max(reached);
+            }
+            self.length.base.dedup();
+            let shortest = self.length.shortest_base();
+            let mut dropped = Vec::new();
+            self.length.changes.retain(|pending| match pending.change {
+                Change::Extend(end) if end <= shortest => {
+                    dropped.push(pending.write);
+                    false
+                }
+                _ => true,
+            });
+            for write in dropped {
+                self.release(write);
+            }
+        }
+    }
+}

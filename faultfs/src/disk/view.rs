@@ -1,0 +1,305 @@
+//! What a judge may see of a possible disk without deciding anything, and how it notices what has changed.
+//!
+//! Invariant: nothing here takes a chooser, so nothing here collapses anything.
+
+use super::length::{Change, Fate};
+use super::{NEVER, NONE, PAGE, PossibleDisk, SLOT, State, Write, push_unique};
+use crate::chooser::Chooser;
+use crate::defect::Defect;
+use crate::values::Key;
+
+use qcow2_core::storage::UNIT;
+
+/// A moment in the life of a disk, for [`PossibleDisk::changed_since`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(u64);
+
+/// Ranges of units whose sets may have changed, oldest first. It forgets rather than outgrow the disk.
+#[derive(Debug, Default)]
+pub(super) struct ChangeLog {
+    /// Number of the first entry of `ranges`, counted from the birth of the disk.
+    start: u64,
+    /// (first unit, number of units).
+    ranges: Vec<(u32, u32)>,
+}
+
+impl ChangeLog {
+    pub(super) fn changed(&mut self, first: u32, count: u32) {
+        if count > 0 {
+            self.ranges.push((first, count));
+        }
+    }
+
+    pub(super) fn limit(&mut self, units: u32) {
+        if self.ranges.len() > units as usize + 256 {
+            self.restart();
+        }
+    }
+
+    pub(super) fn restart(&mut self) {
+        // One more, so that a mark taken before is told apart from one taken now.
+        self.start += self.ranges.len() as u64 + 1;
+        self.ranges.clear();
+    }
+
+    const fn mark(&self) -> u64 {
+        self.start + self.ranges.len() as u64
+    }
+}
+
+impl Clone for ChangeLog {
+    fn clone(&self) -> Self {
+        Self { start: self.start, ranges: self.ranges.clone() }
+    }
+
+    fn clone_from(&mut self, source: &Self) {
+        self.start = source.start;
+        self.ranges.clone_from(&source.ranges);
+    }
+}
+
+impl PossibleDisk {
+    /// Appends every value that `unit` may hold, each once, newest first: what is on the medium and what is pending.
+    /// Where a crash left the length open, the unit may also be cut off, and zero is among them.
+    ///
+    /// The set is exact for each unit by itself, with one exception: under profile `cache` a length that is still open
+    /// hangs on whole writes, and beyond the shortest one the set may be too wide until the length is decided.
+    pub fn peek(&self, unit: u32, keys: &mut Vec<Key>) {
+        let from = keys.len();
+        match self.slot_at(unit) {
+            None => keys.push(Key(self.cell(unit))),
+            Some(slot) => self.allowed(slot, keys),
+        }
+        if unit >= self.length.firm && !keys[from..].contains(&Key::ZERO) {
+            keys.push(Key::ZERO);
+        }
+    }
+
+    /// Appends every value that a read of `unit` may return now.
+    pub fn visible(&self, unit: u32, keys: &mut Vec<Key>) {
+        let from = keys.len();
+        match self.slot_at(unit) {
+            None => keys.push(Key(self.cell(unit))),
+            Some(slot) => {
+                if self.visible_pending(slot, keys) {
+                    self.medium(slot, keys);
+                }
+            }
+        }
+        if unit >= self.length.firm && !keys[from..].contains(&Key::ZERO) {
+            keys.push(Key::ZERO);
+        }
+    }
+
+    /// The value of `unit` if it is decided, nothing is pending, and no open length may cut it off: the fast path of
+    /// [`peek`](Self::peek).
+    pub fn single(&self, unit: u32) -> Option<Key> {
+        let cell = self.cell(unit);
+        (cell & SLOT == 0 && (unit < self.length.firm || cell == 0)).then_some(Key(cell))
+    }
+
+    /// Units that are more than one decided value, in ascending order.
+    pub fn undecided(&self) -> Vec<u32> {
+        let slots = self.slots.iter().map(|slot| slot.unit).filter(|&unit| unit != NONE);
+        let mut units: Vec<u32> = slots.chain(self.nonzero_cells(self.length.firm)).collect();
+        units.sort_unstable();
+        units.dedup();
+        let mut keys = Vec::new();
+        units.retain(|&unit| {
+            keys.clear();
+            self.peek(unit, &mut keys);
+            keys.len() > 1
+        });
+        units
+    }
+
+    /// Units that may hold something else than zero, in ascending order.
+    pub fn nonzero(&self) -> impl Iterator<Item = u32> {
+        self.nonzero_cells(0)
+    }
+
+    pub(super) fn nonzero_cells(&self, from: u32) -> impl Iterator<Item = u32> {
+        let pages = self.directory.iter().enumerate().skip(from as usize / PAGE);
+        pages.filter(|&(_, &page)| page != 0).flat_map(move |(at, &page)| {
+            let first = (at * PAGE) as u32;
+            (first..).zip(&self.pages[page as usize]).filter_map(move |(unit, &cell)| {
+                (unit >= from && cell != Key::ZERO.0).then_some(unit)
+            })
+        })
+    }
+
+    /// Every length that a crash now may leave under profile `torn-length`, longest first.
+    pub fn possible_lengths(&self) -> Vec<u32> {
+        self.lengths(|pending, write| match write.state {
+            _ if pending.certain => Fate::Must,
+            State::Settled | State::Landed => Fate::Must,
+            State::Lost => Fate::Not,
+            State::Done | State::InFlight | State::Failed | State::Undecided => Fate::May,
+        })
+    }
+
+    /// Every length that a caller may see now, longest first.
+    pub fn visible_lengths(&self) -> Vec<u32> {
+        self.lengths(|pending, write| match write.state {
+            State::Lost if !pending.certain => Fate::Not,
+            state => {
+                Fate::must_if(pending.certain || state.is_completed() || state == State::Landed)
+            }
+        })
+    }
+
+    /// Whether a crash left the length open and nothing has decided it.
+    pub const fn length_is_open(&self) -> bool {
+        self.length.firm != NONE
+    }
+
+    /// Now.
+    pub const fn mark(&self) -> Mark {
+        Mark(self.log.mark())
+    }
+
+    /// Ranges (first unit, count) whose sets may have changed since `mark`; none if that is too long ago, or was
+    /// before a crash: then everything may have.
+    pub fn changed_since(&self, mark: Mark) -> Option<&[(u32, u32)]> {
+        let from = usize::try_from(mark.0.checked_sub(self.log.start)?).ok()?;
+        self.log.ranges.get(from..)
+    }
+
+    /// Decides everything and gives the file's bytes.
+    pub fn image<C: Chooser + ?Sized>(&mut self, chooser: &mut C) -> Vec<u8> {
+        let len = self.len(chooser);
+        let mut bytes = vec![0; len as usize * UNIT];
+        for (unit, target) in (0..len).zip(bytes.as_chunks_mut::<UNIT>().0) {
+            let key = self.read(unit, chooser);
+            if key != Key::ZERO {
+                *target = *self.values.bytes(key);
+            }
+        }
+        bytes
+    }
+
+    /// A hash of what a crash may leave: equal for two disks (of one value store) whose units have the same allowed
+    /// sets and which have the same possible lengths, whatever led there. Under profile `torn-length` such disks have
+    /// the same crash states.
+    pub fn allowed_hash(&self) -> u64 {
+        let mut hash = self.plain_hash;
+        let mut keys = Vec::new();
+        for (at, slot) in self.slots.iter().enumerate() {
+            if slot.unit != NONE {
+                keys.clear();
+                self.allowed(at, &mut keys);
+                hash = hash.wrapping_add(set_hash(slot.unit, &keys));
+            }
+        }
+        for len in self.possible_lengths() {
+            hash = hash.wrapping_add(mix(1 << 62 | u64::from(len)));
+        }
+        hash
+    }
+
+    /// A hash of everything that can bear on what this disk does next: sets, pending writes with their order in time
+    /// (not its dates), lengths, flushes in flight. For forks of one value store.
+    pub fn state_hash(&self) -> u64 {
+        let mut times: Vec<u64> = self.barriers.clone();
+        times.push(self.through_at);
+        for write in self.writes.iter().filter(|write| write.refs > 0) {
+            times.extend([write.submitted, write.ended]);
+        }
+        times.sort_unstable();
+        times.dedup();
+        let rank = |time: u64| match time {
+            NEVER => NEVER,
+            _ => times.partition_point(|&other| other < time) as u64,
+        };
+        let write_hash = |write: &Write| {
+            let flags =
+                write.state as u64 * 4 + u64::from(write.discard) * 2 + u64::from(write.through);
+            mix(mix(rank(write.submitted) ^ mix(flags)) ^ mix(rank(write.ended).wrapping_add(7)))
+        };
+        let mut hash = self.plain_hash;
+        for slot in self.slots.iter().filter(|slot| slot.unit != NONE) {
+            let mut one = mix(2 << 62 | u64::from(slot.unit));
+            for key in self.base_keys(slot.base) {
+                one = one.wrapping_add(mix(u64::from(key.0) + 1));
+            }
+            let mut at = slot.head;
+            while at != NONE {
+                let entry = self.entries[at as usize];
+                let write = write_hash(&self.writes[entry.write as usize]);
+                one = mix(one ^ write.wrapping_add(u64::from(entry.key.0)));
+                at = entry.next;
+            }
+            hash = hash.wrapping_add(mix(one));
+        }
+        for &len in &self.length.base {
+            hash = hash.wrapping_add(mix(1 << 62 | u64::from(len)));
+        }
+        for pending in &self.length.changes {
+            let change = match pending.change {
+                Change::Set(len) => u64::from(len) << 2,
+                Change::Extend(end) => u64::from(end) << 2 | 1,
+            };
+            let write = write_hash(&self.writes[pending.write as usize]);
+            hash = mix(hash ^ write.wrapping_add(change << 1 | u64::from(pending.certain)));
+        }
+        for &barrier in &self.barriers {
+            hash = mix(hash ^ rank(barrier));
+        }
+        mix(hash ^ rank(self.through_at) << 1 ^ u64::from(self.stuck))
+    }
+
+    /// Appends what a crash may leave of a unit.
+    pub(super) fn allowed(&self, slot: usize, keys: &mut Vec<Key>) {
+        let floor = self.floor(slot, |state| state == State::Settled);
+        for (entry, write) in self.entries_of(slot) {
+            if write.ended >= floor.unwrap_or(0) && !(floor.is_none() && write.is_medium()) {
+                push_unique(keys, entry.key);
+            }
+        }
+        if floor.is_none() || self.has(Defect::FlushKeepsSuperseded) {
+            self.medium(slot, keys);
+        }
+    }
+
+    /// Appends what may be on the medium of a unit.
+    fn medium(&self, slot: usize, keys: &mut Vec<Key>) {
+        let mut floor = 0;
+        for (entry, write) in self.entries_of(slot) {
+            if write.is_medium() && write.ended >= floor && write.state != State::Lost {
+                push_unique(keys, entry.key);
+                if write.state == State::Landed && !write.discard {
+                    floor = floor.max(write.submitted);
+                }
+            }
+        }
+        if floor == 0 {
+            for key in self.base_keys(self.slots[slot].base) {
+                push_unique(keys, key);
+            }
+        }
+    }
+}
+
+/// The share of one cell in the hash of the disk: nothing where it is zero, so that extent does not matter, and nothing
+/// where it is a slot, which has a share of its own.
+pub(super) fn cell_hash(unit: u32, cell: u32) -> u64 {
+    if cell == 0 || cell & SLOT != 0 { 0 } else { mix(u64::from(unit) << 32 | u64::from(cell)) }
+}
+
+fn set_hash(unit: u32, keys: &[Key]) -> u64 {
+    match keys {
+        [key] => cell_hash(unit, key.0),
+        _ => {
+            let members = keys.iter().map(|key| mix(u64::from(key.0) + 1));
+            mix(members.fold(u64::from(unit), u64::wrapping_add))
+        }
+    }
+}
+
+/// Finaliser of SplitMix64: every bit of the input moves half the bits of the output.
+const fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}

@@ -1,0 +1,113 @@
+//! What kind of device this is: how far a crash may reorder, lose and tear.
+//!
+//! Invariant: the profiles are ordered, and what a profile may leave behind contains what the one before it may; a
+//! test proves it. A finding that needs only a weak profile is the graver for it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Which states a crash may leave, weakest device rules first.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// The process died: all completed writes, and any of those in flight.
+    Kill,
+    /// The device works in order: one cut in completion order. A completed write-through write is never cut off, so
+    /// nothing that completed before it is either. Writes in flight may follow only when nothing was cut.
+    Prefix,
+    /// A flush is a barrier from the moment it is submitted: nothing submitted after it without all that completed
+    /// before it. Between two barriers, any subset.
+    Epoch,
+    /// A write-back cache that never tears: any subset of writes, each whole.
+    Cache,
+    /// Any subset of units.
+    Torn,
+    /// Any subset of units, and a length that lags behind.
+    #[default]
+    TornLength,
+}
+
+impl Profile {
+    /// All of them, weakest first.
+    pub const ALL: [Self; 6] =
+        [Self::Kill, Self::Prefix, Self::Epoch, Self::Cache, Self::Torn, Self::TornLength];
+
+    /// The name used in reports and case files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Prefix => "prefix",
+            Self::Epoch => "epoch",
+            Self::Cache => "cache",
+            Self::Torn => "torn",
+            Self::TornLength => "torn-length",
+        }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// No profile has this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown profile {0:?}: expected one of kill, prefix, epoch, cache, torn, torn-length")]
+pub struct UnknownProfile(String);
+
+impl FromStr for Profile {
+    type Err = UnknownProfile;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|profile| profile.name() == name)
+            .ok_or_else(|| UnknownProfile(name.to_owned()))
+    }
+}
+
+/// What a flush that failed means for the writes that it should have covered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlushFailure {
+    /// They stay pending; the next good flush covers them.
+    RetrySafe,
+    /// They are taken for clean: no later flush covers them. They stay possible, beside what was there before, until a
+    /// new write of the unit is flushed, and a read may return either.
+    CleanMarked,
+    /// They stay pending, and every later flush fails too.
+    Sticky,
+}
+
+/// What a discarded unit holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiscardMode {
+    /// What it held, or zero.
+    #[default]
+    Either,
+    /// Zero, as if zeroes had been written.
+    Zeroes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Profile;
+
+    #[test]
+    fn names_agree_everywhere() {
+        for profile in Profile::ALL {
+            assert_eq!(profile.to_string().parse(), Ok(profile));
+            let json = serde_json::to_string(&profile).unwrap();
+            assert_eq!(json, format!("\"{profile}\""));
+            assert_eq!(serde_json::from_str::<Profile>(&json).unwrap(), profile);
+        }
+        assert!(Profile::ALL.is_sorted());
+        assert!("Torn".parse::<Profile>().unwrap_err().to_string().contains("torn-length"));
+    }
+}

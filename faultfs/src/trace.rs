@@ -1,0 +1,291 @@
+//! Every I/O and every decision of a run, its hash, and a dump for people.
+//!
+//! Invariant: the hash covers every event in order, so equal hashes mean that two runs were the same run; contents
+//! enter by their own hash, never by a key, which depends on the store. Labels of offsets are not known here: whoever
+//! dumps a trace brings them along.
+
+use std::fmt::Write as _;
+
+use qcow2_core::storage::UNIT;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::chooser::Taken;
+use crate::schedule::TaskId;
+
+/// What an I/O does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IoKind {
+    /// Read.
+    Read,
+    /// Cached write.
+    Write,
+    /// Write through the cache.
+    WriteThrough,
+    /// Write of zeroes.
+    WriteZeroes,
+    /// Discard.
+    Discard,
+    /// Change of length; the offset is the new length.
+    SetLen,
+    /// Flush.
+    Flush,
+}
+
+impl IoKind {
+    /// How many kinds there are.
+    pub const COUNT: usize = 7;
+
+    /// The name in dumps and case files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::WriteThrough => "write-through",
+            Self::WriteZeroes => "write-zeroes",
+            Self::Discard => "discard",
+            Self::SetLen => "set-len",
+            Self::Flush => "flush",
+        }
+    }
+
+    /// Whether it changes what the disk may hold.
+    pub const fn is_update(self) -> bool {
+        !matches!(self, Self::Read | Self::Flush)
+    }
+}
+
+/// One I/O, as submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Io {
+    /// Which one of all, counted from 0.
+    pub index: u64,
+    /// Which one of its kind, counted from 0.
+    pub nth: u64,
+    /// What it does.
+    pub kind: IoKind,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How many bytes it covers.
+    pub len: u64,
+    /// Number of the task that submitted it, if a task did.
+    pub task: Option<u32>,
+}
+
+impl Io {
+    /// How many whole units it covers.
+    pub const fn units(&self) -> u32 {
+        (self.len / UNIT as u64) as u32
+    }
+
+    /// The bytes that it may change or return. A change of length reaches from the new length to the end of everything.
+    pub const fn range(&self) -> std::ops::Range<u64> {
+        match self.kind {
+            IoKind::SetLen => self.offset..u64::MAX,
+            IoKind::Flush => 0..0,
+            _ => self.offset..self.offset.saturating_add(self.len),
+        }
+    }
+
+    /// Whether both touch a common byte.
+    pub const fn overlaps(&self, other: &Self) -> bool {
+        let (a, b) = (self.range(), other.range());
+        a.start < b.end && b.start < a.end
+    }
+}
+
+/// One event of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An I/O was submitted.
+    Submit {
+        /// Which.
+        io: Io,
+        /// Hash of the bytes that it writes; 0 where it brings none.
+        content: u64,
+    },
+    /// An I/O ended well.
+    Complete {
+        /// Index of the I/O.
+        index: u64,
+        /// Hash of the bytes that it read; 0 where it reads none.
+        content: u64,
+    },
+    /// An I/O ended with an error.
+    Fail {
+        /// Index of the I/O.
+        index: u64,
+        /// The error number that the caller sees.
+        errno: i32,
+    },
+    /// A task was polled.
+    Run(TaskId),
+    /// The future of a task was dropped.
+    Cancel(TaskId),
+    /// The schedule picked one of several candidates.
+    Picked(Taken),
+    /// The chooser decided something that the disk left open.
+    Chose(Taken),
+}
+
+/// The events of a run and their hash.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    events: Vec<Event>,
+    hash: u64,
+    tasks: Vec<String>,
+}
+
+impl Trace {
+    /// An empty trace.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What happened, in order.
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// A hash of all that happened.
+    pub const fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    pub(crate) fn name_task(&mut self, name: &str) {
+        self.tasks.push(name.to_owned());
+    }
+
+    pub(crate) fn record(&mut self, event: Event) {
+        self.hash = xxh3_64_with_seed(&encode(&event), self.hash);
+        self.events.push(event);
+    }
+
+    /// One line per event. `label` says what lies at an offset.
+    pub fn dump(&self, label: impl Fn(u64) -> String) -> String {
+        let task = |number: u32| self.tasks.get(number as usize).map_or("?", |name| name);
+        let mut text = String::new();
+        for (at, event) in self.events.iter().enumerate() {
+            let line = match event {
+                Event::Submit { io, content } => {
+                    let who = io.task.map_or("-", task);
+                    let what = format!("submit   #{:<4} {:<13}", io.index, io.kind.name());
+                    let place = match io.kind {
+                        IoKind::Flush => String::new(),
+                        IoKind::SetLen => format!(" {:#x}", io.offset),
+                        _ => format!(" {:#x}+{:#x} {}", io.offset, io.len, label(io.offset)),
+                    };
+                    let bytes = match content {
+                        0 => String::new(),
+                        hash => format!(" bytes {hash:016x}"),
+                    };
+                    format!("{what} by {who}{place}{bytes}")
+                }
+                Event::Complete { index, content: 0 } => format!("complete #{index}"),
+                Event::Complete { index, content } => {
+                    format!("complete #{index:<4} bytes {content:016x}")
+                }
+                Event::Fail { index, errno } => format!("fail     #{index:<4} errno {errno}"),
+                Event::Run(TaskId(number)) => format!("run      {}", task(*number)),
+                Event::Cancel(TaskId(number)) => format!("cancel   {}", task(*number)),
+                Event::Picked(Taken { options, taken }) => format!("pick     {taken} of {options}"),
+                Event::Chose(Taken { options, taken }) => format!("choose   {taken} of {options}"),
+            };
+            writeln!(text, "{at:>5} {line}").expect("writing to a string cannot fail");
+        }
+        text
+    }
+}
+
+/// ```text
+///   0      1      2            10           18           26           34           42
+///   +------+------+------------+------------+------------+------------+------------+
+///   | what | kind |   index    |    nth     |   offset   |   length   |  content   |   big-endian; a task goes into
+///   +------+------+------------+------------+------------+------------+------------+   the upper half of nth
+/// ```
+fn encode(event: &Event) -> [u8; 42] {
+    let mut bytes = [0; 42];
+    let mut put = |what: u8, kind: u8, words: [u64; 5]| {
+        bytes[0] = what;
+        bytes[1] = kind;
+        for (target, word) in bytes[2..].as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *target = word.to_be_bytes();
+        }
+    };
+    match *event {
+        Event::Submit { io, content } => {
+            let task = io.task.map_or(0, |task| u64::from(task) + 1) << 40;
+            put(0, io.kind as u8, [io.index, io.nth | task, io.offset, io.len, content]);
+        }
+        Event::Complete { index, content } => put(1, 0, [index, 0, 0, 0, content]),
+        Event::Fail { index, errno } => {
+            put(2, 0, [index, u64::from(errno.unsigned_abs()), 0, 0, 0])
+        }
+        Event::Run(task) => put(3, 0, [u64::from(task.0), 0, 0, 0, 0]),
+        Event::Cancel(task) => put(4, 0, [u64::from(task.0), 0, 0, 0, 0]),
+        Event::Picked(taken) => {
+            put(5, 0, [u64::from(taken.options), u64::from(taken.taken), 0, 0, 0])
+        }
+        Event::Chose(taken) => {
+            put(6, 0, [u64::from(taken.options), u64::from(taken.taken), 0, 0, 0])
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Event, Io, IoKind, Trace};
+    use crate::chooser::Taken;
+    use crate::schedule::TaskId;
+
+    fn sample() -> Vec<Event> {
+        let io =
+            Io { index: 0, nth: 0, kind: IoKind::Write, offset: 0x400, len: 512, task: Some(0) };
+        vec![
+            Event::Run(TaskId(0)),
+            Event::Submit { io, content: 0xabc },
+            Event::Picked(Taken { options: 2, taken: 1 }),
+            Event::Complete { index: 0, content: 0 },
+            Event::Fail { index: 1, errno: 5 },
+            Event::Chose(Taken { options: 2, taken: 1 }),
+            Event::Cancel(TaskId(0)),
+        ]
+    }
+
+    fn hash(events: &[Event]) -> u64 {
+        let mut trace = Trace::new();
+        events.iter().for_each(|&event| trace.record(event));
+        trace.hash()
+    }
+
+    #[test]
+    fn the_hash_sees_every_event_and_their_order() {
+        let events = sample();
+        let whole = hash(&events);
+        for at in 0..events.len() {
+            let mut fewer = events.clone();
+            fewer.remove(at);
+            assert_ne!(hash(&fewer), whole, "without event {at}");
+            let mut turned = events.clone();
+            turned.rotate_left(at);
+            assert_eq!(hash(&turned) == whole, at == 0, "turned by {at}");
+        }
+    }
+
+    #[test]
+    fn the_dump_is_one_labelled_line_per_event() {
+        let mut trace = Trace::new();
+        trace.name_task("writer");
+        sample().into_iter().for_each(|event| trace.record(event));
+        let dump = trace.dump(|offset| format!("l2[{}]", offset / 1024));
+        let lines: Vec<&str> = dump.lines().collect();
+        assert_eq!(lines.len(), 7);
+        assert_eq!(
+            lines[1],
+            "    1 submit   #0    write         by writer 0x400+0x200 l2[1] bytes 0000000000000abc"
+        );
+        assert_eq!(lines[4], "    4 fail     #1    errno 5");
+    }
+}

@@ -1,0 +1,476 @@
+//! Who runs when, and what becomes of I/O that nobody waits for.
+//!
+//! Goal: every order of tasks and completions that a real machine could produce can happen, none other does, and a run
+//! is a function of its decisions. Method: tiny tasks over one disk; the orders that must occur are looked for, and the
+//! decisions of a run are fed back to get the same run.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
+
+use std::collections::BTreeSet;
+use std::future::{Future, pending, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+
+use faultfs::Breach;
+use faultfs::chooser::{Always, Exhaustive, Random, Replay};
+use faultfs::disk::PossibleDisk;
+use faultfs::exec::{PATIENCE, Sim, SimOptions, SimStorage, Step};
+use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
+use faultfs::profile::Profile;
+use faultfs::rng::Ratio;
+use faultfs::schedule::{self, Candidate, Choices, Pct, Schedule};
+use faultfs::trace::IoKind;
+use faultfs::values::{Key, Values};
+use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
+
+type Shared<T> = Arc<Mutex<T>>;
+
+fn shared<T>(value: T) -> Shared<T> {
+    Arc::new(Mutex::new(value))
+}
+
+fn disk(units: u32) -> PossibleDisk {
+    PossibleDisk::new(&Values::new(), units)
+}
+
+fn sim(schedule: impl Schedule + Send + 'static) -> Sim {
+    Sim::new(disk(8), SimOptions::new(schedule, Always(0)))
+}
+
+fn unit(number: u64) -> u64 {
+    number * UNIT as u64
+}
+
+async fn write(storage: &SimStorage, first: u64, byte: u8, units: usize) -> io::Result<()> {
+    let buf = IoBuf::copy_of(&vec![byte; units * UNIT], UNIT);
+    storage.write(unit(first), buf, Durability::Cached).await.1
+}
+
+/// The first byte of each unit.
+async fn read(storage: &SimStorage, first: u64, units: usize) -> Vec<u8> {
+    let (buf, outcome) = storage.read(unit(first), IoBuf::zeroed(units * UNIT, UNIT)).await;
+    outcome.unwrap();
+    buf.chunks(UNIT).map(|unit| unit[0]).collect()
+}
+
+async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    let (mut a, mut b) = (pin!(a), pin!(b));
+    let (mut first, mut second) = (None, None);
+    poll_fn(|context| {
+        if first.is_none()
+            && let Poll::Ready(value) = a.as_mut().poll(context)
+        {
+            first = Some(value);
+        }
+        if second.is_none()
+            && let Poll::Ready(value) = b.as_mut().poll(context)
+        {
+            second = Some(value);
+        }
+        match (first.take(), second.take()) {
+            (Some(a), Some(b)) => Poll::Ready((a, b)),
+            (a, b) => {
+                (first, second) = (a, b);
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}
+
+/// Two tasks that each add one to a counter on the disk, as two operations.
+fn lost_update(schedule: impl Schedule + Send + 'static) -> (u8, Sim) {
+    let mut sim = sim(schedule);
+    for name in ["one", "two"] {
+        let storage = sim.storage();
+        sim.spawn(name, async move {
+            let count = read(&storage, 0, 1).await[0];
+            write(&storage, 0, count + 1, 1).await.unwrap();
+        });
+    }
+    assert_eq!(sim.run(), Step::Done);
+    let count = sim.disk().image(&mut Always(0))[0];
+    (count, sim)
+}
+
+/// Runs `leaf` for every combination of decisions of a schedule.
+fn every_schedule(mut leaf: impl FnMut(Choices<Shared<Exhaustive>>)) -> u32 {
+    let chooser = shared(Exhaustive::new());
+    let mut leaves = 0;
+    loop {
+        leaf(Choices::new(Arc::clone(&chooser)));
+        leaves += 1;
+        if !chooser.lock().unwrap().advance() {
+            assert!(!chooser.lock().unwrap().diverged());
+            return leaves;
+        }
+    }
+}
+
+#[test]
+fn a_lost_update_is_found_by_every_schedule() {
+    let lost = |counts: &[u8]| counts.iter().filter(|&&count| count == 1).count();
+    let random: Vec<u8> = (0..200).map(|seed| lost_update(schedule::Random::new(seed)).0).collect();
+    let pct: Vec<u8> = (0..200).map(|seed| lost_update(Pct::new(seed, 2, 10)).0).collect();
+    let mut every = Vec::new();
+    every_schedule(|schedule| every.push(lost_update(schedule).0));
+    let mut bounded = Vec::new();
+    let chooser = shared(Exhaustive::new());
+    loop {
+        let schedule = Choices::new(Arc::clone(&chooser)).with_preemptions(1);
+        bounded.push(lost_update(schedule).0);
+        if !chooser.lock().unwrap().advance() {
+            break;
+        }
+    }
+    for counts in [&random, &pct, &every, &bounded] {
+        let found = lost(counts);
+        assert!(found > 0 && found < counts.len(), "{found} of {}", counts.len());
+        assert!(counts.iter().all(|&count| count == 1 || count == 2));
+    }
+    assert!(bounded.len() < every.len(), "{} of {}", bounded.len(), every.len());
+}
+
+#[test]
+fn the_same_seed_is_the_same_run_and_another_seed_another() {
+    let hash = |seed| lost_update(schedule::Random::new(seed)).1.trace_hash();
+    let hashes: BTreeSet<u64> = (0..50).map(hash).collect();
+    assert!(hashes.len() > 10, "{}", hashes.len());
+    assert!((0..50).all(|seed| hashes.contains(&hash(seed))));
+    // On every machine: a change here makes every recorded trace hash void.
+    assert_eq!(hash(1), 10_316_975_672_335_982_592);
+}
+
+#[test]
+fn the_decisions_of_a_run_repeat_it() {
+    for seed in 0..20 {
+        let race = |options: SimOptions| {
+            let mut sim = Sim::new(disk(4), options);
+            for (name, byte) in [("one", 1), ("two", 2)] {
+                let storage = sim.storage();
+                sim.spawn(name, async move {
+                    write(&storage, u64::from(byte), byte, 2).await.unwrap();
+                    read(&storage, 1, 3).await;
+                });
+            }
+            assert_eq!(sim.run(), Step::Done);
+            sim
+        };
+        let first = race(SimOptions::new(schedule::Random::new(seed), Random::new(seed)));
+        let order = shared(Replay::new(first.decisions().to_vec()));
+        let choices = shared(Replay::new(first.choices()));
+        let again = race(SimOptions::new(Choices::new(Arc::clone(&order)), Arc::clone(&choices)));
+        assert_eq!(again.trace_hash(), first.trace_hash());
+        for replay in [order, choices] {
+            let replay = replay.lock().unwrap();
+            assert_eq!((replay.drift(), replay.left_over()), (None, 0));
+        }
+    }
+}
+
+#[test]
+fn completions_come_in_any_order() {
+    let mut orders = BTreeSet::new();
+    every_schedule(|schedule| {
+        let mut sim = sim(schedule);
+        let storage = sim.storage();
+        sim.spawn("writer", async move {
+            let (a, b) = both(write(&storage, 0, 1, 1), write(&storage, 1, 2, 1)).await;
+            a.and(b).unwrap();
+        });
+        let mut order = Vec::new();
+        loop {
+            match sim.step() {
+                Step::Completed { io, ok: true } => order.push(io.index),
+                Step::Ran { submitted: 2 | 0, .. } => {}
+                Step::Done => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        orders.insert(order);
+    });
+    assert_eq!(orders, BTreeSet::from([vec![0, 1], vec![1, 0]]));
+}
+
+#[test]
+fn a_crash_may_fall_after_every_submission_and_completion() {
+    let mut sim = sim(schedule::Random::new(1));
+    let storage = sim.storage();
+    sim.spawn("writer", async move {
+        write(&storage, 0, 1, 1).await.unwrap();
+        storage.flush().await.unwrap();
+    });
+    let mut undecided = Vec::new();
+    while sim.step() != Step::Done {
+        let crashed = sim.disk().crash(Profile::TornLength, &mut Always(0));
+        undecided.push(crashed.undecided().len());
+    }
+    // Submitted, completed, flush submitted, flush completed, task finished.
+    assert_eq!(undecided, [1, 1, 1, 0, 0]);
+}
+
+#[test]
+fn a_flush_covers_what_had_completed_when_it_was_submitted() {
+    let mut open = BTreeSet::new();
+    every_schedule(|schedule| {
+        let mut sim = sim(schedule);
+        let storage = sim.storage();
+        sim.spawn("writer", async move {
+            let (write, flush) = both(write(&storage, 0, 1, 1), storage.flush()).await;
+            write.and(flush).unwrap();
+        });
+        sim.run();
+        open.insert(sim.disk().crash(Profile::TornLength, &mut Always(0)).undecided());
+    });
+    assert_eq!(open, BTreeSet::from([vec![0]]), "the write was in flight in every order");
+}
+
+#[test]
+fn a_dropped_future_leaves_its_write_in_flight() {
+    let mut sim = sim(schedule::Random::new(1));
+    let storage = sim.storage();
+    let task = sim.spawn("writer", async move { write(&storage, 0, 1, 1).await.unwrap() });
+    assert_eq!(sim.step(), Step::Ran { task, finished: false, submitted: 1 });
+    sim.cancel(task);
+    assert!(!sim.is_alive(task));
+    assert_eq!(sim.in_flight().len(), 1);
+    assert_eq!(sim.disk().crash(Profile::TornLength, &mut Always(0)).undecided(), [0]);
+    assert!(matches!(sim.step(), Step::Completed { ok: true, .. }));
+    assert_eq!(sim.step(), Step::Done);
+    assert_eq!(sim.disk().image(&mut Always(0))[0], 1);
+}
+
+#[test]
+fn settle_waits_for_orphans_and_for_nothing_else() {
+    let mut orders = 0;
+    every_schedule(|schedule| {
+        let mut sim = sim(schedule);
+        let (storage, other) = (sim.storage(), sim.storage());
+        let dropped = sim.spawn("dropped", async move { drop(write(&storage, 0, 1, 1).await) });
+        while sim.in_flight().is_empty() {
+            sim.step();
+        }
+        if !sim.is_alive(dropped) {
+            return;
+        }
+        sim.cancel(dropped);
+        let storage = sim.storage();
+        let slow = sim.spawn("slow", async move { drop(write(&other, 1, 2, 1).await) });
+        let settles = sim.spawn("settles", async move { storage.settle().await.unwrap() });
+        loop {
+            let orphan = sim.in_flight().iter().any(|io| io.offset == 0);
+            match sim.step() {
+                Step::Ran { task, finished: true, .. } if task == settles => {
+                    assert!(!orphan, "settled while the orphan could still land");
+                    orders |= if sim.is_alive(slow) { 1 } else { 2 };
+                }
+                Step::Done => break,
+                Step::Deadlock { tasks } => panic!("{tasks:?} wait for ever"),
+                _ => {}
+            }
+        }
+    });
+    assert_eq!(orders, 3, "settle returned both before and after the write that is not an orphan");
+}
+
+#[test]
+fn a_deadlock_is_reported_by_name() {
+    let mut sim = sim(schedule::Random::new(1));
+    let storage = sim.storage();
+    sim.spawn("finishes", async move { write(&storage, 0, 1, 1).await.unwrap() });
+    sim.spawn("hangs", pending());
+    assert_eq!(sim.run(), Step::Deadlock { tasks: vec!["hangs".to_owned()] });
+}
+
+#[test]
+fn the_schedule_may_cancel_as_often_as_it_is_allowed_to() {
+    let mut cancelled = BTreeSet::new();
+    for seed in 0..50 {
+        let schedule = schedule::Random::new(seed).cancelling(Ratio::new(1, 4));
+        let mut options = SimOptions::new(schedule, Always(0));
+        options.cancellations = 1;
+        let mut sim = Sim::new(disk(8), options);
+        for number in 0..3 {
+            let storage = sim.storage();
+            sim.spawn("writer", async move { write(&storage, number, 1, 1).await.unwrap() });
+        }
+        let mut count = 0;
+        loop {
+            match sim.step() {
+                Step::Cancelled(task) => {
+                    count += 1;
+                    cancelled.insert(task.0);
+                }
+                Step::Done => break,
+                _ => {}
+            }
+        }
+        assert!(count <= 1);
+    }
+    assert_eq!(cancelled, BTreeSet::from([0, 1, 2]));
+}
+
+/// Always goes on with what is offered first.
+struct First;
+
+impl Schedule for First {
+    fn pick(&mut self, _: &[Candidate]) -> usize {
+        0
+    }
+}
+
+#[test]
+fn nothing_starves_beside_a_task_that_spins() {
+    let mut sim = sim(First);
+    let done = shared(false);
+    let (storage, stop) = (sim.storage(), Arc::clone(&done));
+    sim.spawn("spins", async move {
+        while !*stop.lock().unwrap() {
+            storage.pause().await;
+        }
+    });
+    let storage = sim.storage();
+    sim.spawn("works", async move {
+        write(&storage, 0, 1, 1).await.unwrap();
+        *done.lock().unwrap() = true;
+    });
+    let mut steps = 0;
+    while sim.step() != Step::Done {
+        steps += 1;
+        assert!(steps < 4 * PATIENCE, "starved");
+    }
+}
+
+#[test]
+fn a_pause_lets_others_in_between_two_steps() {
+    let mut seen = BTreeSet::new();
+    every_schedule(|schedule| {
+        let mut sim = sim(schedule);
+        let count = shared(0);
+        for name in ["one", "two"] {
+            let (storage, count) = (sim.storage(), Arc::clone(&count));
+            sim.spawn(name, async move {
+                let before = *count.lock().unwrap();
+                storage.pause().await;
+                *count.lock().unwrap() = before + 1;
+            });
+        }
+        sim.run();
+        seen.insert(*count.lock().unwrap());
+    });
+    assert_eq!(seen, BTreeSet::from([1, 2]));
+}
+
+#[test]
+fn a_read_that_overlaps_a_write_returns_either_per_unit() {
+    let mut seen = BTreeSet::new();
+    let choices = shared(Exhaustive::new());
+    loop {
+        every_order_of_read_and_write(&choices, &mut seen);
+        if !choices.lock().unwrap().advance() {
+            break;
+        }
+    }
+    let expected = [[0, 0], [0, 1], [1, 0], [1, 1]].map(|units| units.to_vec());
+    assert_eq!(seen, BTreeSet::from(expected));
+}
+
+/// The write completes and is flushed while the read is in flight; still the read may return what it found first.
+fn every_order_of_read_and_write(choices: &Shared<Exhaustive>, seen: &mut BTreeSet<Vec<u8>>) {
+    let mut sim = Sim::new(disk(2), SimOptions::new(First, Arc::clone(choices)));
+    let found = shared(Vec::new());
+    let (storage, result) = (sim.storage(), Arc::clone(&found));
+    let reader = sim.spawn("reader", async move {
+        let units = read(&storage, 0, 2).await;
+        *result.lock().unwrap() = units;
+    });
+    assert_eq!(sim.step(), Step::Ran { task: reader, finished: false, submitted: 1 });
+    let storage = sim.storage();
+    sim.spawn("writer", async move {
+        let buf = IoBuf::copy_of(&[1; 2 * UNIT], UNIT);
+        storage.write(0, buf, Durability::Through).await.1.unwrap();
+    });
+    assert_eq!(sim.run(), Step::Done);
+    assert_eq!(sim.breaches(), []);
+    seen.insert(found.lock().unwrap().clone());
+}
+
+#[test]
+fn overlapping_writes_in_flight_are_a_breach_that_names_both() {
+    let breaches = |first: (IoKind, u64, u64), second: (IoKind, u64, u64)| {
+        let mut sim = sim(First);
+        for (kind, offset, len) in [first, second] {
+            let storage = sim.storage();
+            sim.spawn("task", async move {
+                let buf = IoBuf::zeroed(len as usize, UNIT);
+                match kind {
+                    IoKind::Read => drop(storage.read(offset, buf).await),
+                    IoKind::WriteZeroes => {
+                        storage.write_zeroes(offset..offset + len).await.unwrap()
+                    }
+                    IoKind::Discard => storage.discard(offset..offset + len).await.unwrap(),
+                    IoKind::SetLen => storage.set_len(offset).await.unwrap(),
+                    IoKind::Flush => storage.flush().await.unwrap(),
+                    _ => drop(storage.write(offset, buf, Durability::Cached).await),
+                }
+            });
+        }
+        // Tasks stand before completions, so both are submitted before either ends.
+        for _ in 0..2 {
+            assert!(matches!(sim.step(), Step::Ran { submitted: 1, .. }));
+        }
+        sim.breaches()
+    };
+    let write = (IoKind::Write, 512, 1024);
+    for (other, breach) in [
+        ((IoKind::Write, 1024, 512), true),
+        ((IoKind::Write, 1536, 512), false),
+        ((IoKind::WriteZeroes, 0, 1024), true),
+        ((IoKind::Discard, 1024, 1024), true),
+        ((IoKind::SetLen, 1024, 0), true),
+        ((IoKind::SetLen, 1536, 0), false),
+        ((IoKind::Read, 512, 512), false),
+        ((IoKind::Flush, 0, 0), false),
+    ] {
+        let found = breaches(write, other);
+        assert_eq!(found.len(), usize::from(breach), "{other:?}");
+        if let [Breach::Overlap { first, second }] = found[..] {
+            assert!(first.overlaps(&second) && first.index == 0 && second.index == 1);
+        }
+    }
+}
+
+#[test]
+fn faults_reach_the_task_and_the_disk() {
+    let fault = PlannedFault {
+        at: FaultAt::Nth { kind: IoKind::Write, nth: 1 },
+        fault: Fault::Enospc { landed: 1 },
+    };
+    let mut options = SimOptions::new(schedule::Random::new(1), Always(0));
+    options.faults = Box::new(Planned(vec![fault]));
+    let mut sim = Sim::new(disk(4), options);
+    let storage = sim.storage();
+    sim.spawn("writer", async move {
+        write(&storage, 0, 1, 1).await.unwrap();
+        let full = write(&storage, 1, 2, 2).await.unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(read(&storage, 0, 4).await, [1, 2, 0, 0]);
+        storage.write_zeroes(0..512).await.unwrap();
+        storage.discard(512..1024).await.unwrap();
+        storage.set_len(unit(6)).await.unwrap();
+        assert_eq!(storage.len().await.unwrap(), unit(6));
+        storage.flush().await.unwrap();
+    });
+    assert_eq!(sim.run(), Step::Done);
+    let dump = sim.trace().dump(|offset| format!("unit {}", offset / 512));
+    assert!(dump.contains("fail     #1    errno 28"), "{dump}");
+    assert!(
+        dump.contains("submit   #1    write         by writer 0x200+0x400 unit 1 bytes"),
+        "{dump}"
+    );
+    let mut keys = Vec::new();
+    sim.with_disk(|disk| disk.peek(0, &mut keys));
+    assert_eq!(keys, [Key::ZERO]);
+}

@@ -1,0 +1,169 @@
+//! Every small program, compared with the naive enumerator, under every profile.
+//!
+//! Goal: no combination of a few operations that the litmus table forgot makes a difference. Method: all sequences over
+//! four alphabets (order, lengths, failures and discards, overlap), each ended by a crash, and longer ones at random.
+//! On the way the profiles are held to their order: what one may leave contains what the weaker one may.
+
+use std::collections::BTreeSet;
+
+use faultfs::Defect;
+use faultfs::profile::Profile;
+use faultfs::rng::Rng;
+
+use super::naive;
+use super::program::{Order, Program};
+
+const ALPHABETS: &[(u32, &[&str])] = &[
+    // Order: whole and multi-unit writes, flushes in flight, crashes in between.
+    (
+        2,
+        &[
+            "W(a)", "W(ab)", "T(b)", "F", "crash", "R(a)", "R(b)", "W(a)~", "T(b)~", "F~", "<.",
+            ">.", "<!",
+        ],
+    ),
+    // Lengths: appends, cuts, growth.
+    (
+        2,
+        &[
+            "W(c)", "T(c)", "W(b)", "Z(d)", "L1", "L3", "F", "crash", "R(c)", "N", "W(c)~",
+            "T(d)~", "L1~", "L2~", "F~", "<.", ">.",
+        ],
+    ),
+    // Failures and discards.
+    (
+        2,
+        &[
+            "W(a)", "T(a)", "D(ab)", "Z(a)", "F", "F!clean", "F!sticky", "F~", "<!clean", "W(a)!",
+            "W(bc)!1", "R(a)", "crash",
+        ],
+    ),
+    // Overlap, which breaks the contract of a storage and has a meaning all the same.
+    (2, &["W(a)~", "W(ab)~", "T(a)~", "W(a)", "F", "F~", "<.", ">.", "<!", "crash", "R(a)"]),
+];
+
+/// All programs of `length` symbols of an alphabet, ended by a crash.
+fn for_each_program(alphabet: &[&str], length: u32, mut visit: impl FnMut(&str)) {
+    let count = (alphabet.len() as u32).pow(length);
+    for mut number in 0..count {
+        let mut text = String::new();
+        for _ in 0..length {
+            text += alphabet[number as usize % alphabet.len()];
+            text.push(' ');
+            number /= alphabet.len() as u32;
+        }
+        text += "crash";
+        visit(&text);
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    compared: u64,
+    outcomes: u64,
+    unspecified: u64,
+}
+
+/// Compares one program under all profiles.
+fn compare(len: u32, text: &str, tally: &mut Tally) {
+    let Some(program) = Program::parse(len, text) else { return };
+    let mut weaker: Option<BTreeSet<String>> = None;
+    for profile in Profile::ALL {
+        let Ok(expected) = naive::outcomes(&program, profile) else {
+            tally.unspecified += 1;
+            return;
+        };
+        let order = match tally.compared % 2 {
+            0 => Order::LengthFirst,
+            _ => Order::UnitsFirst,
+        };
+        let found = program.explore(profile, None, order);
+        assert_eq!(found, expected, "{text} (length {len}) under {profile}: found, expected");
+        if let Some(weaker) = &weaker {
+            assert!(
+                weaker.is_subset(&found),
+                "{text}: {profile} lacks what a weaker profile allows"
+            );
+        }
+        tally.compared += 1;
+        tally.outcomes += found.len() as u64;
+        weaker = Some(found);
+    }
+}
+
+fn compare_all(alphabet: usize, lengths: std::ops::RangeInclusive<u32>) -> Tally {
+    let (len, symbols) = ALPHABETS[alphabet];
+    let mut tally = Tally::default();
+    for length in lengths {
+        for_each_program(symbols, length, |text| compare(len, text, &mut tally));
+    }
+    println!(
+        "alphabet {alphabet}: {} comparisons, {} outcomes, {} programs unspecified",
+        tally.compared, tally.outcomes, tally.unspecified
+    );
+    tally
+}
+
+#[test]
+fn order() {
+    assert!(compare_all(0, 0..=4).compared > 50_000);
+}
+
+#[test]
+fn lengths() {
+    assert!(compare_all(1, 0..=3).compared > 10_000);
+}
+
+#[test]
+fn failures_and_discards() {
+    assert!(compare_all(2, 0..=4).compared > 50_000);
+}
+
+#[test]
+fn overlap() {
+    assert!(compare_all(3, 0..=4).compared > 30_000);
+}
+
+/// A program of `length` symbols of one alphabet, ended by a crash, and the length of its file.
+pub(crate) fn random_program(rng: &mut Rng, length: u32) -> (u32, String) {
+    let (len, symbols) = ALPHABETS[rng.below(ALPHABETS.len() as u32) as usize];
+    let symbols = (0..length).map(|_| symbols[rng.below(symbols.len() as u32) as usize]);
+    (len, symbols.chain(["crash"]).collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn longer_programs_at_random() {
+    let mut rng = Rng::new(1);
+    let mut tally = Tally::default();
+    for _ in 0..6000 {
+        let (len, text) = random_program(&mut rng, 6);
+        compare(len, &text, &mut tally);
+    }
+    println!("{} comparisons, {} outcomes", tally.compared, tally.outcomes);
+    assert!(tally.compared > 5_000);
+}
+
+/// The first program on which a defect differs from the enumerator.
+pub(crate) fn first_failure(defect: Defect) -> Option<String> {
+    let mut failure = None;
+    for length in 1..=3 {
+        for &(len, symbols) in ALPHABETS {
+            for_each_program(symbols, length, |text| {
+                let Some(program) = Program::parse(len, text).filter(|_| failure.is_none()) else {
+                    return;
+                };
+                for profile in Profile::ALL {
+                    let Ok(expected) = naive::outcomes(&program, profile) else { return };
+                    if program.explore(profile, Some(defect), Order::LengthFirst) != expected {
+                        failure = Some(format!("{profile}: {text}"));
+                        return;
+                    }
+                }
+            });
+            if failure.is_some() {
+                return failure;
+            }
+        }
+    }
+    None
+}

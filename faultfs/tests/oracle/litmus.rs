@@ -1,0 +1,156 @@
+//! Small programs with their exact outcomes, worked out by hand from the rules of the device.
+//!
+//! Goal: each row states one rule so that a person can check it. Method: explore every choice; the set of outcomes must
+//! be the set in the row, so every allowed outcome is reached and no other one is. The notation is in `program`.
+
+use std::collections::BTreeSet;
+
+use faultfs::Defect;
+use faultfs::profile::Profile::{self, Cache, Epoch, Kill, Prefix, Torn, TornLength};
+
+use super::naive;
+use super::program::{Order, Program};
+
+pub(crate) struct Litmus {
+    pub(crate) name: &'static str,
+    pub(crate) profile: Profile,
+    /// Length of the file at first.
+    pub(crate) len: u32,
+    pub(crate) program: &'static str,
+    pub(crate) outcomes: &'static str,
+}
+
+const fn row(
+    name: &'static str,
+    profile: Profile,
+    len: u32,
+    program: &'static str,
+    outcomes: &'static str,
+) -> Litmus {
+    Litmus { name, profile, len, program, outcomes }
+}
+
+pub(crate) const TABLE: &[Litmus] = &[
+    // Order and durability.
+    row("two writes are independent", TornLength, 2, "W(a) W(b) crash", "|oo |1o |o2 |12"),
+    row("a flush covers what completed", TornLength, 2, "W(a) F W(b) crash", "|1o |12"),
+    row("write-through orders nothing else", TornLength, 2, "W(a) T(b) crash", "|o2 |12"),
+    row("write-through is durable", TornLength, 1, "T(a) crash", "|1"),
+    row("write-through in flight is not", TornLength, 1, "T(a)~ crash", "|o |1"),
+    row("a write in flight escapes the flush", TornLength, 1, "W(a)~ F <. crash", "|o |1"),
+    row("a flush in flight covers nothing", TornLength, 1, "W(a) F~ crash", "|o |1"),
+    row("completed during the flush", TornLength, 1, "W(a)~ F~ <. <. crash", "|o |1"),
+    row("completed before a slow flush", TornLength, 2, "W(a) F~ W(b) <. crash", "|1o |12"),
+    row("every overwritten value survives", TornLength, 1, "W(a) W(a) W(a) crash", "|o |1 |2 |3"),
+    row("a flush settles a chain", TornLength, 1, "W(a) W(a) F W(a) crash", "|2 |3"),
+    row("write-through overtakes a chain", TornLength, 1, "W(a) T(a) W(a) crash", "|2 |3"),
+    row("writes that overlap have no order", TornLength, 1, "W(a)~ W(a)~ <. <. F crash", "|1 |2"),
+    row("half of an overlap covered", TornLength, 1, "W(a)~ W(a)~ <. F <. F crash", "|1 |2"),
+    row("the process dies", Kill, 2, "W(a) W(b)~ crash", "|1o |12"),
+    row("a read of what is in flight", TornLength, 1, "W(a)~ R(a) <. R(a)", "o1|1 11|1"),
+    // Tearing.
+    row("a torn write", Torn, 2, "W(ab) crash", "|oo |1o |o1 |11"),
+    row("a write that is not torn", Cache, 2, "W(ab) crash", "|oo |11"),
+    row("any subset of whole writes", Cache, 2, "W(ab) W(b) crash", "|oo |11 |o2 |12"),
+    row("an overwritten write tears no more", Cache, 2, "W(ab) T(b) crash", "|o2 |12"),
+    row("half read binds the other half", Cache, 2, "W(ab) crash R(a) W(b) F", "o|o2 1|12"),
+    row("fates across two crashes", Cache, 2, "W(ab) crash W(b) crash", "|oo |11 |o2 |12"),
+    // Weaker profiles.
+    row("a cut in completion order", Prefix, 2, "W(a) W(b) crash", "|oo |1o |12"),
+    row("order is that of completion", Prefix, 2, "W(a)~ W(b) <. crash", "|oo |o2 |12"),
+    row("no cut behind a write-through", Prefix, 2, "W(a) T(b) crash", "|12"),
+    row("in flight only behind all others", Prefix, 2, "W(a) W(b)~ crash", "|oo |1o |12"),
+    row("a barrier in flight", Epoch, 2, "W(a) F~ W(b) crash", "|oo |1o |12"),
+    row("no order between barriers", Epoch, 2, "W(a) W(b) F~ crash", "|oo |1o |o2 |12"),
+    row("in flight across a barrier", Epoch, 2, "W(a)~ F~ W(b) crash", "|oo |1o |o2 |12"),
+    row("a cache ignores barriers in flight", Cache, 2, "W(a) F~ W(b) crash", "|oo |1o |o2 |12"),
+    // Failures.
+    row("a failed write may land", TornLength, 1, "W(a)! F crash", "|o |1"),
+    row("a failed write is read as either", TornLength, 1, "W(a)! R(a) F crash", "o|o o|1 1|o 1|1"),
+    row("a failed write is superseded", TornLength, 1, "W(a)! W(a) F crash", "|2"),
+    row("but not before a flush", TornLength, 1, "W(a)! W(a) crash", "|o |1 |2"),
+    row("and its order was not known", TornLength, 1, "W(a)~ W(a) <! F crash", "|1 |2"),
+    row("no space for the second half", TornLength, 2, "W(ab)!1 F crash", "|1o"),
+    row("no space at all", TornLength, 2, "W(ab)!0 W(b) F crash", "|o2"),
+    row("a failed flush, retried", TornLength, 1, "W(a) F!retry F crash", "|1"),
+    row("a failed flush covers nothing", TornLength, 1, "W(a) F!retry crash", "|o |1"),
+    row("marked clean, a flush is in vain", TornLength, 1, "W(a) F!clean F crash", "|o |1"),
+    row("marked clean, read as either", TornLength, 1, "W(a) F!clean R(a) W(a) F crash", "o|2 1|2"),
+    row("not marked: completed later", TornLength, 1, "F~ W(a) <!clean F crash", "|1"),
+    row("failed for good", TornLength, 1, "W(a) F!sticky F crash", "E|o E|1"),
+    row("a new life flushes again", TornLength, 1, "F!sticky crash W(a) F crash", "|1"),
+    // Zeroes and discards.
+    row("zeroes are a write", TornLength, 2, "Z(a) F Z(b) crash", "|.o |.."),
+    row("a discard puts zero beside", TornLength, 1, "D(a) F crash", "|o |."),
+    row("until overwritten", TornLength, 1, "D(a) W(a) F crash", "|1"),
+    row("a discard hides nothing pending", TornLength, 1, "W(a) D(a) crash", "|o |1 |."),
+    row("but stays behind a flush", TornLength, 1, "W(a) D(a) F crash", "|1 |."),
+    row("a discarded unit read is decided", TornLength, 1, "D(a) F R(a) crash R(a)", "oo|o ..|."),
+    // The length.
+    row("an append may be forgotten", TornLength, 1, "W(b) crash", "|o |o. |o1"),
+    row("without lag its length stays", Torn, 1, "W(b) crash", "|o. |o1"),
+    row("in flight its length may not", Torn, 1, "W(b)~ crash", "|o |o. |o1"),
+    row("write-through brings its length", TornLength, 1, "T(b) crash", "|o1"),
+    row("and that of no other", TornLength, 1, "W(c) T(b) crash", "|o2 |o2. |o21"),
+    row("grown, then within it", TornLength, 1, "L3 T(a) crash", "|1 |1.."),
+    row("grown, then at its end", TornLength, 1, "L3 W(c) T(a) crash", "|2 |2.. |2.1"),
+    row("two appends need no order", TornLength, 1, "W(c)~ W(b)~ <. >. F crash", "|o21"),
+    row("one of two appends covered", TornLength, 1, "W(b) F W(c) crash", "|o1 |o1. |o12"),
+    row("cut", TornLength, 2, "L1 crash", "|o |oo |o."),
+    row("cut, durably", TornLength, 2, "L1 F crash", "|o"),
+    row("cut and grown again", TornLength, 2, "L1 L2 F crash", "|o."),
+    row("cut, then appended", TornLength, 2, "L1 W(b) F crash", "|o1"),
+    row("a short length is for ever", TornLength, 1, "W(b) crash N L2 F", "1|o. 2|o. 2|o1"),
+    row("no space for a length", TornLength, 1, "L3!0 F crash", "|o"),
+    // What a crash leaves.
+    row("a read decides", TornLength, 1, "W(a) crash R(a) R(a) crash", "oo|o 11|1"),
+    row("unread, it stays open", TornLength, 1, "W(a) crash W(a) crash", "|o |1 |2"),
+    row("a flush decides nothing", TornLength, 2, "W(a) crash W(b) F crash", "|o2 |12"),
+    row("a new write settles it", TornLength, 1, "W(a) crash W(a) F crash", "|2"),
+    row("what was in flight is over", TornLength, 2, "W(a)~ crash T(b) F crash", "|o2 |12"),
+];
+
+/// The first row that a defect fails.
+pub(crate) fn first_failure(defect: Defect) -> Option<&'static str> {
+    let fails = |litmus: &&Litmus| {
+        let program = parse(litmus);
+        program.explore(litmus.profile, Some(defect), Order::LengthFirst) != expected(litmus)
+    };
+    TABLE.iter().find(fails).map(|litmus| litmus.name)
+}
+
+fn parse(litmus: &Litmus) -> Program {
+    Program::parse(litmus.len, litmus.program).expect("the table is well formed")
+}
+
+fn expected(litmus: &Litmus) -> BTreeSet<String> {
+    litmus.outcomes.split(' ').map(str::to_owned).collect()
+}
+
+#[test]
+fn every_program_has_exactly_its_outcomes() {
+    let mut failures = String::new();
+    for litmus in TABLE {
+        let program = parse(litmus);
+        for order in [Order::LengthFirst, Order::UnitsFirst] {
+            let found = program.explore(litmus.profile, None, order);
+            if found != expected(litmus) {
+                let Litmus { name, profile, program, outcomes, .. } = litmus;
+                let found: Vec<String> = found.into_iter().collect();
+                failures += &format!(
+                    "{name} ({profile}): {program}\n  expected {outcomes}\n  found    {}\n",
+                    found.join(" ")
+                );
+            }
+        }
+    }
+    assert!(failures.is_empty(), "\n{failures}");
+}
+
+#[test]
+fn the_naive_enumerator_agrees_with_the_table() {
+    for litmus in TABLE {
+        let naive = naive::outcomes(&parse(litmus), litmus.profile);
+        assert_eq!(naive, Ok(expected(litmus)), "{}: {}", litmus.name, litmus.program);
+    }
+}

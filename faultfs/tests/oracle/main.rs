@@ -1,0 +1,17 @@
+//! Why the possible disk may be trusted.
+//!
+//! Goal: what [`faultfs::disk::PossibleDisk`] allows is exactly what the device rules allow, no state more and none
+//! less. Method: the same small programs go several ways.
+//!
+//! - `litmus`: programs of a few operations with their outcomes written down by hand.
+//! - `brute`: every program over small alphabets, compared with `naive`, an enumerator that keeps the whole history of
+//!   a life, applies the rules to it literally and shares no code with the disk. The profiles are held to their order.
+//! - `views`: what a judge sees without deciding anything is what deciding would have found.
+//! - `mutants`: the disk with one deliberate defect at a time; each must be noticed by the litmus table or by brute force.
+
+mod brute;
+mod litmus;
+mod mutants;
+mod naive;
+mod program;
+mod views;

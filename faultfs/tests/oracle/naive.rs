@@ -1,0 +1,460 @@
+//! The device rules, applied literally to the whole history of a life. Slow on purpose; shares nothing with the disk.
+//!
+//! A life starts from one concrete state. Every operation is kept with the times of its submission and its end. What a
+//! read may return and what a crash may leave is computed anew from that history each time it is asked for, and a
+//! crash is followed up from each concrete state that it may leave. Subsets of writes and orders of length changes are
+//! enumerated, not reasoned about.
+
+use std::collections::BTreeSet;
+
+use faultfs::profile::{DiscardMode, FlushFailure, Profile};
+
+use super::program::{Ending, Event, OLD, Op, Program, UNITS, ZERO, finish};
+
+/// An operation and what became of it.
+#[derive(Clone, Debug)]
+struct Past {
+    op: Op,
+    submitted: usize,
+    ended: Option<usize>,
+    well: bool,
+    /// A failed flush marked it clean.
+    tainted: bool,
+    /// Units that a decided read has taken out of its reach.
+    forgotten: Vec<u32>,
+}
+
+#[derive(Clone, Debug)]
+struct Life {
+    base: [u8; UNITS as usize],
+    len: u32,
+    past: Vec<Past>,
+    /// Number in the program of the first operation of this life.
+    first: usize,
+    time: usize,
+    stuck: bool,
+    reads: String,
+}
+
+/// Why a program is not compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unspecified;
+
+/// Everything that may come out of `program`.
+pub(crate) fn outcomes(
+    program: &Program,
+    profile: Profile,
+) -> Result<BTreeSet<String>, Unspecified> {
+    let mut base = [ZERO; UNITS as usize];
+    base[..program.len as usize].fill(OLD);
+    let life = Life {
+        base,
+        len: program.len,
+        past: Vec::new(),
+        first: 0,
+        time: 0,
+        stuck: false,
+        reads: String::new(),
+    };
+    let mut found = BTreeSet::new();
+    live(life, &program.events, profile, &mut found)?;
+    Ok(found)
+}
+
+fn live(
+    mut life: Life,
+    events: &[Event],
+    profile: Profile,
+    found: &mut BTreeSet<String>,
+) -> Result<(), Unspecified> {
+    let Some((event, rest)) = events.split_first() else {
+        let per_unit: Vec<Vec<u8>> = (0..UNITS).map(|unit| life.visible(unit)).collect();
+        for units in product(&per_unit) {
+            for len in life.visible_lengths() {
+                found.insert(finish(life.reads.clone(), &units, len));
+            }
+        }
+        return Ok(());
+    };
+    life.time += 1;
+    match *event {
+        Event::Submit(op) => life.submit(op)?,
+        Event::End(number, ending) => life.end(number, ending),
+        Event::Len => {
+            for len in life.visible_lengths() {
+                let mut next = life.clone();
+                next.reads.push_str(&len.to_string());
+                live(next, rest, profile, found)?;
+            }
+            return Ok(());
+        }
+        Event::Read(unit) => {
+            let decides = life.nothing_pending(unit);
+            if !decides && life.durable(unit).len() > 1 {
+                // Whether a read that finds what is on the medium decides it, with something newer pending, is not
+                // for the rules to say.
+                return Err(Unspecified);
+            }
+            for value in life.visible(unit) {
+                let mut next = life.clone();
+                next.reads.push(char::from(value));
+                if decides {
+                    next.base[unit as usize] = value;
+                    next.past.iter_mut().for_each(|past| past.forgotten.push(unit));
+                }
+                live(next, rest, profile, found)?;
+            }
+            return Ok(());
+        }
+        Event::Crash => {
+            let first = life.first + life.past.len();
+            for (base, len) in life.crash_states(profile) {
+                let reads = life.reads.clone();
+                let time = life.time;
+                let next = Life { base, len, past: Vec::new(), first, time, stuck: false, reads };
+                live(next, rest, profile, found)?;
+            }
+            return Ok(());
+        }
+    }
+    live(life, rest, profile, found)
+}
+
+impl Past {
+    fn is_discard(&self) -> bool {
+        matches!(self.op, Op::Discard { .. })
+    }
+
+    fn is_flush(&self) -> bool {
+        self.op == Op::Flush
+    }
+
+    /// Whether it gives `unit` a value that replaces what was there.
+    fn replaces(&self, unit: u32) -> bool {
+        self.touches(unit) && !self.is_discard()
+    }
+
+    fn touches(&self, unit: u32) -> bool {
+        let within = match self.op {
+            Op::Write { first, count, .. }
+            | Op::Zeroes { first, count }
+            | Op::Discard { first, count } => (first..first + count).contains(&unit),
+            Op::SetLen(len) => unit >= len,
+            Op::Flush => false,
+        };
+        within && !self.forgotten.contains(&unit)
+    }
+
+    fn value(&self) -> u8 {
+        match self.op {
+            Op::Write { value, .. } => value,
+            _ => ZERO,
+        }
+    }
+
+    fn completed(&self) -> bool {
+        self.well && !self.tainted && self.ended.is_some()
+    }
+
+    fn before(&self, other: &Self) -> bool {
+        self.ended.is_some_and(|ended| ended < other.submitted)
+    }
+
+    fn changes_length(&self) -> bool {
+        match self.op {
+            Op::Write { count, .. } | Op::Zeroes { count, .. } => count > 0,
+            Op::SetLen(_) => true,
+            Op::Discard { .. } | Op::Flush => false,
+        }
+    }
+
+    /// The last byte that an operation in flight may touch, in units, for overlap.
+    fn reach(&self) -> std::ops::Range<u32> {
+        match self.op {
+            Op::Write { first, count, .. }
+            | Op::Zeroes { first, count }
+            | Op::Discard { first, count } => first..first + count,
+            Op::SetLen(len) => len..u32::MAX,
+            Op::Flush => 0..0,
+        }
+    }
+}
+
+impl Life {
+    fn submit(&mut self, op: Op) -> Result<(), Unspecified> {
+        let new = Past {
+            op,
+            submitted: self.time,
+            ended: None,
+            well: false,
+            tainted: false,
+            forgotten: Vec::new(),
+        };
+        // Overlapping writes break the contract of a storage and are compared all the same; not so what overlaps a
+        // change of length or a discard.
+        let special = |past: &Past| past.is_discard() || matches!(past.op, Op::SetLen(_));
+        for past in self.past.iter().filter(|past| past.ended.is_none()) {
+            let (a, b) = (past.reach(), new.reach());
+            if a.start < b.end && b.start < a.end && (special(past) || special(&new)) {
+                return Err(Unspecified);
+            }
+        }
+        self.past.push(new);
+        Ok(())
+    }
+
+    fn end(&mut self, number: usize, ending: Ending) {
+        let at = number - self.first;
+        let time = self.time;
+        let submitted = self.past[at].submitted;
+        self.past[at].ended = Some(time);
+        match ending {
+            Ending::Well if self.past[at].is_flush() && self.stuck => self.reads.push('E'),
+            Ending::Well => self.past[at].well = true,
+            Ending::Eio => {}
+            Ending::Enospc(landed) => {
+                self.past[at].well = true;
+                match &mut self.past[at].op {
+                    Op::Write { count, through, .. } => {
+                        *count = landed.min(*count);
+                        *through = false;
+                    }
+                    Op::Zeroes { count, .. } | Op::Discard { count, .. } => {
+                        *count = landed.min(*count)
+                    }
+                    Op::SetLen(_) | Op::Flush => {
+                        self.past[at].op = Op::Zeroes { first: 0, count: 0 }
+                    }
+                }
+            }
+            Ending::Flush(FlushFailure::RetrySafe) => {}
+            Ending::Flush(FlushFailure::Sticky) => self.stuck = true,
+            Ending::Flush(FlushFailure::CleanMarked) => {
+                let marked: Vec<bool> = self
+                    .past
+                    .iter()
+                    .map(|past| {
+                        let ended_before = past.ended.is_some_and(|ended| ended < submitted);
+                        past.completed() && ended_before && !self.covered(past)
+                    })
+                    .collect();
+                for (past, marked) in self.past.iter_mut().zip(marked) {
+                    past.tainted |= marked;
+                }
+            }
+        }
+    }
+
+    /// Whether it is durable.
+    fn covered(&self, past: &Past) -> bool {
+        let through = matches!(past.op, Op::Write { through: true, .. });
+        let flushed =
+            self.past.iter().any(|flush| flush.is_flush() && flush.well && past.before(flush));
+        past.completed() && (through || flushed)
+    }
+
+    /// Values of `unit` that no operation chosen by `rules` supersedes; the base unless one replaced it.
+    fn surviving(
+        &self,
+        unit: u32,
+        counts: impl Fn(&Past) -> bool,
+        rules: impl Fn(&Past) -> bool,
+    ) -> Vec<u8> {
+        let ruling: Vec<&Past> =
+            self.past.iter().filter(|past| past.replaces(unit) && rules(past)).collect();
+        let mut values = BTreeSet::new();
+        if ruling.is_empty() {
+            values.insert(self.base[unit as usize]);
+        }
+        for past in self.past.iter().filter(|past| past.touches(unit) && counts(past)) {
+            if !ruling.iter().any(|later| past.before(later)) {
+                values.insert(past.value());
+            }
+        }
+        values.into_iter().collect()
+    }
+
+    fn visible(&self, unit: u32) -> Vec<u8> {
+        self.surviving(unit, |_| true, Past::completed)
+    }
+
+    fn allowed(&self, unit: u32) -> Vec<u8> {
+        self.surviving(unit, |_| true, |past| self.covered(past))
+    }
+
+    /// What the medium may hold of `unit` if nothing pending lands.
+    fn durable(&self, unit: u32) -> Vec<u8> {
+        self.surviving(unit, |past| self.covered(past), |past| self.covered(past))
+    }
+
+    /// Whether everything that may still be found in `unit` is on the medium.
+    fn nothing_pending(&self, unit: u32) -> bool {
+        let durable: Vec<&Past> =
+            self.past.iter().filter(|past| past.replaces(unit) && self.covered(past)).collect();
+        self.past
+            .iter()
+            .filter(|past| past.touches(unit) && !durable.iter().any(|later| past.before(later)))
+            .all(|past| self.covered(past))
+    }
+
+    /// Every length that some subset of the changes, in some order that real time allows, leads to.
+    fn lengths(&self, must: impl Fn(&Past) -> bool, may: impl Fn(&Past) -> bool) -> BTreeSet<u32> {
+        let (must, may): (Vec<&Past>, Vec<&Past>) = self
+            .past
+            .iter()
+            .filter(|past| past.changes_length() && (must(past) || may(past)))
+            .partition(|past| must(past));
+        let mut found = BTreeSet::new();
+        for subset in 0..1u32 << may.len() {
+            let mut chosen = must.clone();
+            chosen.extend(
+                may.iter().enumerate().filter(|(n, _)| subset >> n & 1 == 1).map(|(_, p)| p),
+            );
+            in_every_order(&chosen, self.len, &mut found);
+        }
+        found
+    }
+
+    fn visible_lengths(&self) -> BTreeSet<u32> {
+        self.lengths(Past::completed, |_| true)
+    }
+
+    fn crash_states(&self, profile: Profile) -> BTreeSet<([u8; UNITS as usize], u32)> {
+        let mut states = BTreeSet::new();
+        let mut add = |per_unit: &[Vec<u8>], lengths: &BTreeSet<u32>| {
+            for units in product(per_unit) {
+                for &len in lengths {
+                    let mut state = [ZERO; UNITS as usize];
+                    let kept = (len as usize).min(state.len());
+                    state[..kept].copy_from_slice(&units[..kept]);
+                    states.insert((state, len));
+                }
+            }
+        };
+        if matches!(profile, Profile::Torn | Profile::TornLength) {
+            let lengths = match profile {
+                Profile::Torn => self.visible_lengths(),
+                _ => self.lengths(|past| self.covered(past), |_| true),
+            };
+            let per_unit: Vec<Vec<u8>> = (0..UNITS).map(|unit| self.allowed(unit)).collect();
+            add(&per_unit, &lengths);
+            return states;
+        }
+        let writes: Vec<usize> =
+            (0..self.past.len()).filter(|&at| !self.past[at].is_flush()).collect();
+        for subset in 0..1u32 << writes.len() {
+            let landed: Vec<usize> = writes
+                .iter()
+                .enumerate()
+                .filter(|(n, _)| subset >> n & 1 == 1)
+                .map(|(_, &at)| at)
+                .collect();
+            if !self.may_land(profile, &landed) {
+                continue;
+            }
+            let has_landed =
+                |past: &Past| landed.iter().any(|&at| std::ptr::eq(&self.past[at], past));
+            let lengths = self.lengths(|past| past.completed() || has_landed(past), |_| false);
+            let per_unit: Vec<Vec<u8>> =
+                (0..UNITS).map(|unit| self.surviving(unit, has_landed, has_landed)).collect();
+            add(&per_unit, &lengths);
+        }
+        states
+    }
+
+    /// Whether exactly these operations may have landed, under the profiles that choose by whole operations.
+    fn may_land(&self, profile: Profile, landed: &[usize]) -> bool {
+        let lands = |at: usize| landed.contains(&at);
+        let writes: Vec<usize> =
+            (0..self.past.len()).filter(|&at| !self.past[at].is_flush()).collect();
+        if writes.iter().any(|&at| self.covered(&self.past[at]) && !lands(at)) {
+            return false;
+        }
+        let (completed, free): (Vec<usize>, Vec<usize>) = writes
+            .into_iter()
+            .filter(|&at| !self.covered(&self.past[at]))
+            .partition(|&at| self.past[at].completed());
+        match profile {
+            Profile::Kill => completed.iter().all(|&at| lands(at)),
+            Profile::Prefix => {
+                let lost: Vec<usize> = completed.iter().copied().filter(|&at| !lands(at)).collect();
+                let through = |past: &Past| matches!(past.op, Op::Write { through: true, .. });
+                let ended = |at: usize| self.past[at].ended;
+                // What landed is a prefix: nothing landed that completed after something lost.
+                let in_order = lost.iter().all(|&gone| {
+                    completed.iter().all(|&at| !lands(at) || ended(at) < ended(gone))
+                        && self.past.iter().all(|past| {
+                            !(through(past) && past.completed()) || past.ended < ended(gone)
+                        })
+                });
+                in_order && (lost.is_empty() || free.iter().all(|&at| !lands(at)))
+            }
+            Profile::Epoch => {
+                let finished = self
+                    .past
+                    .iter()
+                    .filter(|past| past.is_flush() && past.well && past.ended.is_some());
+                let latest = finished.map(|past| past.submitted).max().unwrap_or(0);
+                let mut barriers: Vec<usize> = self
+                    .past
+                    .iter()
+                    .filter(|past| {
+                        past.is_flush() && past.ended.is_none() && past.submitted > latest
+                    })
+                    .map(|past| past.submitted)
+                    .collect();
+                barriers.insert(0, 0);
+                (0..barriers.len()).any(|reached| {
+                    let next = barriers.get(reached + 1).copied().unwrap_or(usize::MAX);
+                    completed.iter().all(|&at| {
+                        lands(at) || self.past[at].ended.is_some_and(|end| end >= barriers[reached])
+                    }) && landed
+                        .iter()
+                        .all(|&at| self.covered(&self.past[at]) || self.past[at].submitted < next)
+                })
+            }
+            Profile::Cache | Profile::Torn | Profile::TornLength => true,
+        }
+    }
+}
+
+/// Applies the changes of length one by one, in every order that keeps to real time.
+fn in_every_order(left: &[&Past], len: u32, found: &mut BTreeSet<u32>) {
+    if left.is_empty() {
+        found.insert(len);
+    }
+    for at in 0..left.len() {
+        if left.iter().any(|other| other.before(left[at])) {
+            continue;
+        }
+        let len = match left[at].op {
+            Op::Write { first, count, .. } | Op::Zeroes { first, count } => len.max(first + count),
+            Op::SetLen(len) => len,
+            Op::Discard { .. } | Op::Flush => len,
+        };
+        let mut rest = left.to_vec();
+        rest.remove(at);
+        in_every_order(&rest, len, found);
+    }
+}
+
+fn product(per_unit: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    per_unit.iter().fold(vec![Vec::new()], |rows, values| {
+        rows.iter()
+            .flat_map(|row| values.iter().map(move |&value| [&row[..], &[value]].concat()))
+            .collect()
+    })
+}
+
+#[test]
+fn the_rules_as_the_oracle_states_them_on_three_programs() {
+    let check = |text: &str, profile: Profile, expected: &[&str]| {
+        let program = Program::parse(2, text).unwrap();
+        let expected: BTreeSet<String> = expected.iter().map(|&text| text.to_owned()).collect();
+        assert_eq!(outcomes(&program, profile), Ok(expected), "{text}");
+    };
+    check("W(a) W(b) crash", Profile::TornLength, &["|oo", "|1o", "|o2", "|12"]);
+    check("W(a) T(b) crash", Profile::TornLength, &["|o2", "|12"]);
+    check("W(a)~ F <. crash", Profile::TornLength, &["|oo", "|1o"]);
+    assert_eq!(DiscardMode::default(), DiscardMode::Either, "what this enumerator assumes");
+}

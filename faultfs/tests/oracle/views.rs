@@ -1,0 +1,199 @@
+//! What a judge sees of a disk without deciding anything.
+//!
+//! Goal: `peek`, `visible`, the sets of lengths, the list of undecided units, the hashes and the change log say of a
+//! disk what exploring all its choices would find. Method: random programs; at every event the views are compared with
+//! an exploration of forks of the same disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use faultfs::chooser::{Exhaustive, Random};
+use faultfs::disk::PossibleDisk;
+use faultfs::profile::Profile;
+use faultfs::rng::Rng;
+use faultfs::values::Key;
+
+use super::brute::random_program;
+use super::naive;
+use super::program::{Keys, Order, Program, UNITS, explore, look};
+
+type Sets = (Vec<BTreeSet<Key>>, BTreeSet<u32>);
+
+/// Values of each unit and lengths over all explorations of `look`.
+fn explored(disk: &PossibleDisk, prepare: impl Fn(&mut PossibleDisk, &mut Exhaustive)) -> Sets {
+    let mut lengths = BTreeSet::new();
+    explore(|chooser| {
+        let mut fork = disk.clone();
+        prepare(&mut fork, chooser);
+        lengths.insert(fork.len(chooser));
+    });
+    let units = (0..UNITS).map(|unit| {
+        let mut values = BTreeSet::new();
+        explore(|chooser| {
+            let mut fork = disk.clone();
+            prepare(&mut fork, chooser);
+            values.insert(fork.read(unit, chooser));
+        });
+        values
+    });
+    (units.collect(), lengths)
+}
+
+fn viewed(view: impl Fn(u32, &mut Vec<Key>), lengths: Vec<u32>) -> Sets {
+    let units = (0..UNITS).map(|unit| {
+        let mut keys = Vec::new();
+        view(unit, &mut keys);
+        let set: BTreeSet<Key> = keys.iter().copied().collect();
+        assert_eq!(set.len(), keys.len(), "a value is listed twice");
+        set
+    });
+    (units.collect(), lengths.into_iter().collect())
+}
+
+/// Calls `check` with every disk that `program` passes through under `profile`.
+fn at_every_event(
+    text: &str,
+    len: u32,
+    keys: &Keys,
+    profile: Profile,
+    mut check: impl FnMut(&PossibleDisk),
+) {
+    // Where the rules leave the meaning of an overlap open there is nothing to compare with.
+    let specified = |program: &Program| naive::outcomes(program, Profile::Kill).is_ok();
+    let Some(program) = Program::parse(len, text).filter(specified) else { return };
+    for events in 0..=program.events.len() {
+        let start = Program { len, events: program.events[..events].to_vec() };
+        explore(|chooser| check(&start.run(program.disk(keys), keys, profile, chooser).0));
+    }
+}
+
+#[test]
+fn peeking_is_exploring() {
+    let mut rng = Rng::new(2);
+    let keys = Keys::new();
+    let mut open = 0;
+    for _ in 0..1500 {
+        let (len, text) = random_program(&mut rng, 5);
+        for profile in [Profile::Epoch, Profile::Cache, Profile::TornLength] {
+            at_every_event(&text, len, &keys, profile, |disk| {
+                if profile == Profile::Cache && disk.length_is_open() {
+                    // Here the length and the units hang on the same writes: decided, everything is exact again.
+                    return;
+                }
+                let visible = viewed(|unit, keys| disk.visible(unit, keys), disk.visible_lengths());
+                assert_eq!(visible, explored(disk, |_, _| {}), "{text} ({profile}): a read");
+
+                // What the medium holds is only cut off when a length is chosen, so the sets are compared by unit.
+                let (peeked, lengths) =
+                    viewed(|unit, keys| disk.peek(unit, keys), disk.possible_lengths());
+                let crash = |fork: &mut PossibleDisk, chooser: &mut _| {
+                    fork.crash_in_place(Profile::TornLength, chooser);
+                };
+                let (crashed, crashed_lengths) = explored(disk, crash);
+                assert_eq!(
+                    lengths, crashed_lengths,
+                    "{text} ({profile}): the length after a crash"
+                );
+                let shortest = lengths.first().copied().unwrap_or(0);
+                for unit in 0..UNITS {
+                    let mut peeked = peeked[unit as usize].clone();
+                    if unit >= shortest {
+                        peeked.insert(Key::ZERO);
+                    }
+                    assert_eq!(peeked, crashed[unit as usize], "{text} ({profile}): unit {unit}");
+                }
+
+                let several: Vec<u32> = (0..UNITS)
+                    .filter(|&unit| {
+                        let mut keys = Vec::new();
+                        disk.peek(unit, &mut keys);
+                        assert!(disk.single(unit).is_none_or(|key| keys == [key]));
+                        keys.len() > 1
+                    })
+                    .collect();
+                assert_eq!(disk.undecided(), several, "{text} ({profile})");
+                open += several.len();
+            });
+        }
+    }
+    assert!(open > 10_000, "hardly anything was open: {open}");
+}
+
+#[test]
+fn hashes_tell_disks_apart_by_what_they_may_do() {
+    let mut rng = Rng::new(3);
+    let keys = Keys::new();
+    let mut by_allowed: BTreeMap<u64, Sets> = BTreeMap::new();
+    let mut by_sets: BTreeMap<Sets, u64> = BTreeMap::new();
+    let mut by_state: BTreeMap<u64, Vec<BTreeSet<String>>> = BTreeMap::new();
+    let mut met_again = 0;
+    for _ in 0..1500 {
+        let (len, text) = random_program(&mut rng, 4);
+        at_every_event(&text, len, &keys, Profile::Cache, |disk| {
+            let sets = viewed(|unit, keys| disk.peek(unit, keys), disk.possible_lengths());
+            if !disk.length_is_open() {
+                let hash = disk.allowed_hash();
+                assert_eq!(by_allowed.entry(hash).or_insert_with(|| sets.clone()), &sets, "{text}");
+                assert_eq!(*by_sets.entry(sets).or_insert(hash), hash, "{text}");
+            }
+
+            let futures: Vec<BTreeSet<String>> = Profile::ALL
+                .into_iter()
+                .map(|profile| {
+                    let mut found = BTreeSet::new();
+                    explore(|chooser| {
+                        let mut fork = disk.crash(profile, chooser);
+                        found.insert(look(
+                            &mut fork,
+                            String::new(),
+                            &keys,
+                            Order::LengthFirst,
+                            chooser,
+                        ));
+                    });
+                    found
+                })
+                .collect();
+            let known = by_state.entry(disk.state_hash()).or_insert_with(|| futures.clone());
+            met_again += 1;
+            assert_eq!(known, &futures, "{text}");
+        });
+    }
+    assert!(
+        by_state.len() > 1000 && met_again > 3 * by_state.len(),
+        "{} states, {met_again} meetings",
+        by_state.len()
+    );
+}
+
+#[test]
+fn the_change_log_forgets_nothing() {
+    let mut rng = Rng::new(4);
+    let keys = Keys::new();
+    let mut told = 0;
+    for _ in 0..3000 {
+        let (len, text) = random_program(&mut rng, 5);
+        let Some(program) = Program::parse(len, &text) else { continue };
+        let random = Random::new(rng.next_u64());
+        let mut before: Option<(PossibleDisk, Sets)> = None;
+        for at in 0..=program.events.len() {
+            // The same choices each time: one event more.
+            let mut same = random.clone();
+            let start = Program { len, events: program.events[..at].to_vec() };
+            let (disk, _) = start.run(program.disk(&keys), &keys, Profile::Cache, &mut same);
+            let now = viewed(|unit, keys| disk.peek(unit, keys), disk.possible_lengths());
+            if let Some((earlier, sets)) = before
+                && let Some(ranges) = disk.changed_since(earlier.mark())
+            {
+                for unit in 0..UNITS {
+                    let listed =
+                        ranges.iter().any(|&(first, count)| (first..first + count).contains(&unit));
+                    let changed = sets.0[unit as usize] != now.0[unit as usize];
+                    assert!(listed || !changed, "{text}: event {at} changed unit {unit}");
+                    told += u32::from(listed && changed);
+                }
+            }
+            before = Some((disk, now));
+        }
+    }
+    assert!(told > 2000, "hardly anything changed: {told}");
+}

@@ -1,0 +1,511 @@
+//! Many cases: each a plan, run life after life, judged at a sample of its moments; figures at the end.
+//!
+//! **Invariant.** A case is a function of the campaign's seed and its own number, so workers may take cases in any order and
+//! a violation is found again from the two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use faultfs::disk::PossibleDisk;
+use faultfs::fault::Planned;
+use faultfs::profile::Profile;
+use faultfs::rng::Rng;
+use model::build::Initial;
+use model::case::Step;
+use model::guest::Guest;
+use model::image::Mapping;
+use model::label::Region;
+
+use crate::evidence::DiskEvidence;
+use crate::figures::Figures;
+use crate::leaf::{Answer, LeafChooser, SharedLeaf, look};
+use crate::life::{self, Order, Script, probe_trace};
+use crate::probe::{Probe, Probes};
+use crate::recover::{Bench, Failure, StepPlan};
+use crate::subject::{Session, Subject};
+use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units, requests};
+use crate::workload::{self, Scope};
+
+/// One case in so many is run twice, to see that it is a function of its seed.
+const REPEAT_ONE_IN: u64 = 100;
+
+/// What a campaign runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Seed of all cases.
+    pub seed: u64,
+    /// How the power fails.
+    pub profile: Profile,
+    /// What the cases may do.
+    pub scope: Scope,
+    /// When to stop.
+    pub budget: Budget,
+    /// Worker threads; 0 for one a core.
+    pub workers: usize,
+}
+
+/// When a campaign has done enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// After this much time.
+    Time(Duration),
+    /// After this many cases.
+    Cases(u64),
+}
+
+/// A violation, with the way that leads to it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Number of the case in the campaign.
+    pub case: u64,
+    /// What went wrong.
+    pub failure: Failure,
+    /// How to see it again.
+    pub trial: Trial,
+    /// Crash states that this worker had judged before.
+    pub states: u64,
+}
+
+/// What a campaign did and found.
+#[derive(Debug)]
+pub struct Report {
+    /// The figures.
+    pub figures: Figures,
+    /// The first violation, by case number.
+    pub found: Option<Found>,
+    /// Why the run proves nothing, if it does not: a case that is not a function of its seed.
+    pub broken: Option<String>,
+}
+
+/// Runs a campaign; `progress` is called now and then with the figures so far.
+pub fn run<Sub: Subject>(
+    subject: &Sub,
+    settings: &Settings,
+    progress: impl Fn(&Figures) + Sync,
+) -> Report {
+    #[expect(clippy::disallowed_methods, reason = "the budget of a campaign is time by the clock")]
+    let now = Instant::now;
+    let start = now();
+    let next = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    let shared = Mutex::new((Figures::default(), None::<Found>, None::<String>));
+    let workers = match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        workers => workers,
+    };
+    let work = |reports: bool| {
+        let worker_start = now();
+        let mut total = Figures::default();
+        let mut last_report = worker_start;
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let done = match settings.budget {
+                Budget::Time(limit) => start.elapsed() >= limit,
+                Budget::Cases(count) => number >= count,
+            };
+            if done || stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let seed = case_seed(settings.seed, number);
+            let mut figures = Figures::default();
+            let run = run_case(subject, seed, settings, &mut figures);
+            let mut broken = None;
+            if number.is_multiple_of(REPEAT_ONE_IN) {
+                let again = run_case(subject, seed, settings, &mut Figures::default());
+                figures.repeated += 1;
+                if again.digest != run.digest {
+                    broken = Some(format!("case {number} is not a function of its seed {seed}"));
+                }
+            }
+            total.add(&figures);
+            if run.found.is_some() || broken.is_some() {
+                let mut shared = shared.lock().expect("no worker panics with the lock");
+                if let Some((failure, trial)) = run.found
+                    && shared.1.as_ref().is_none_or(|first| number < first.case)
+                {
+                    shared.1 = Some(Found { case: number, failure, trial, states: total.states });
+                }
+                shared.2 = shared.2.take().or(broken);
+                stop.store(true, Ordering::Relaxed);
+            }
+            if reports && last_report.elapsed() >= Duration::from_millis(500) {
+                last_report = now();
+                let mut figures = total.clone();
+                figures.seconds = start.elapsed().as_secs_f64();
+                figures.worker_seconds = worker_start.elapsed().as_secs_f64();
+                progress(&figures);
+            }
+        }
+        total.worker_seconds = worker_start.elapsed().as_secs_f64();
+        shared.lock().expect("no worker panics with the lock").0.add(&total);
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(|| work(false));
+        }
+        work(true);
+    });
+    let (mut figures, found, broken) = shared.into_inner().expect("no worker panics with the lock");
+    figures.seconds = start.elapsed().as_secs_f64();
+    Report { figures, found, broken }
+}
+
+/// The seed of a case.
+pub fn case_seed(campaign: u64, number: u64) -> u64 {
+    Rng::new(campaign ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).next_u64()
+}
+
+/// What one case led to.
+struct CaseRun {
+    found: Option<(Failure, Trial)>,
+    /// Hash of everything that happened.
+    digest: u64,
+}
+
+/// What the next life starts from.
+struct Kept {
+    disk: PossibleDisk,
+    guest: Guest,
+    at: At,
+    leaf: u64,
+    steps: Vec<StepPlan>,
+    chooser: SharedLeaf,
+    leaks: u64,
+}
+
+/// Runs the case of a seed.
+fn run_case<Sub: Subject>(
+    subject: &Sub,
+    seed: u64,
+    settings: &Settings,
+    figures: &mut Figures,
+) -> CaseRun {
+    let mut plan = workload::plan(seed, &settings.scope);
+    let (mut disk, mut guest) = match trial::initial(subject, &plan.geometry, plan.initial) {
+        Ok(start) => start,
+        Err(_) => {
+            plan.initial = Initial::Fresh;
+            trial::initial(subject, &plan.geometry, plan.initial)
+                .expect("a fresh image is always feasible")
+        }
+    };
+    let session = Session {
+        writable: true,
+        cache_pages: plan.open.cache_pages,
+        growth: plan.open.growth_step,
+        write_through: plan.open.write_through,
+    };
+    let mut trial = Trial {
+        geometry: plan.geometry,
+        initial: plan.initial,
+        open: plan.open.clone(),
+        profile: settings.profile,
+        lives: Vec::new(),
+    };
+    let units = cluster_units(&plan.geometry);
+    let mut rng = Rng::new(seed ^ 0x6c69_6665);
+    let mut bench = Bench::new(subject.clone(), session, settings.profile);
+    let mut digest = seed;
+    let (mut probes, mut leaf_probes) = (Probes::default(), Probes::default());
+    let mut distinct = BTreeSet::new();
+    figures.cases += 1;
+    figures.long_cases += u64::from(plan.lives.len() > 1);
+    let states_before = figures.states;
+    // Auditing an image with full refcount structures takes many times as long.
+    let weight = match plan.initial {
+        Initial::RefcountTableOneShort => 64,
+        Initial::RefcountBlockOneShort => 4,
+        _ => 1,
+    };
+    let sample = [1, 2, 4][rng.below(3) as usize] * weight;
+    let mut leaks = 0;
+    let mut found = None;
+
+    for (number, life) in plan.lives.iter().enumerate() {
+        figures.lives += 1;
+        if number > 0 {
+            probes.hit(Probe::SecondLife);
+            if leaks > 0 {
+                probes.hit(Probe::SecondLifeOnLeaky);
+            }
+        }
+        let script = Script {
+            tasks: requests(&life.tasks),
+            order: Order::Seed(life.schedule),
+            faults: Planned(life.faults.clone()),
+            dropped: life.dropped,
+            session,
+        };
+        let mut this = TrialLife {
+            tasks: life.tasks.clone(),
+            order: script.order.clone(),
+            faults: script.faults.clone(),
+            dropped: life.dropped,
+            at: At::End,
+            leaf: Leaf::Choices(Vec::new()),
+            steps: Vec::new(),
+        };
+        let inherited = trial::inherited(&mut bench, &mut disk, &guest);
+        let before = Shape::of(&bench);
+        let mut kept: Option<Kept> = None;
+        let mut judged = 0;
+        let end = life::run(subject, disk.clone(), guest.clone(), &script, &mut probes, |moment| {
+            figures.crash_points += 1;
+            if rng.below(sample) != 0 {
+                return ControlFlow::Continue(());
+            }
+            let leaf = rng.next_u64();
+            let steps = draw_steps(&mut rng);
+            let chooser = LeafChooser::random(leaf, units).share();
+            let mut seen = moment.guest.clone();
+            seen.crash();
+            let mut asked = SharedLeaf::clone(&chooser);
+            let crashed = moment.sim.with_disk(|disk| disk.crash(settings.profile, &mut asked));
+            let length = crashed.possible_lengths();
+            let result = bench.judge_crash(crashed, &seen, &steps, &chooser, &mut leaf_probes);
+            let at = At::Event(moment.event);
+            match result {
+                Ok(recovered) => {
+                    judged += 1;
+                    count(figures, &seen, recovered.states);
+                    let state = recovered.disk.state_hash();
+                    digest = digest.rotate_left(5) ^ state;
+                    distinct.insert(state);
+                    if length.len() > 1 && recovered.disk.possible_lengths() != length[..1] {
+                        leaf_probes.hit(Probe::LaggingLength);
+                    }
+                    probe_answers(look(&chooser).answers(), &bench, &mut leaf_probes);
+                    probe_data(&recovered.disk, &bench, units, &mut leaf_probes);
+                    if rng.below(judged) == 0 {
+                        kept = Some(Kept {
+                            disk: recovered.disk,
+                            guest: seen,
+                            at,
+                            leaf,
+                            steps,
+                            chooser,
+                            leaks: recovered.leaks,
+                        });
+                    }
+                    ControlFlow::Continue(())
+                }
+                Err(failure) => {
+                    found = Some((failure, at, leaf, steps));
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        figures.operations += end.operations;
+        digest = digest.rotate_left(5) ^ end.trace_hash;
+        if let Some((failure, at, leaf, steps)) = found.take() {
+            this.at = at;
+            this.leaf = Leaf::Seed(leaf);
+            this.steps = steps;
+            trial.lives.push(this);
+            return CaseRun { found: Some((failure, trial)), digest };
+        }
+        let trace = end.sim.trace();
+        figures.ios += end.sim.storage().submitted();
+        probe_trace(trace.events(), plan.geometry.cluster_size(), &mut probes);
+        if let Some(failure) = end.failure {
+            trial.lives.push(this);
+            return CaseRun { found: Some((failure, trial)), digest };
+        }
+
+        // The end of the life is a moment too, and the only one at which a clean close can be judged.
+        let leaf = rng.next_u64();
+        let steps = draw_steps(&mut rng);
+        let chooser = LeafChooser::random(leaf, units).share();
+        let mut asked = SharedLeaf::clone(&chooser);
+        let mut seen = end.guest;
+        seen.crash();
+        let mut crashed = end.disk.crash(settings.profile, &mut asked);
+        this.leaf = Leaf::Seed(leaf);
+        this.steps.clone_from(&steps);
+        if end.closed {
+            let mut evidence = DiskEvidence::new(&mut crashed, &mut asked);
+            let violations = bench.judge.closed(&mut evidence, &seen, &inherited);
+            if let Some(violation) = violations.first().cloned() {
+                let failure = Failure { violation, moment: "after a clean close".to_owned() };
+                trial.lives.push(this);
+                return CaseRun { found: Some((failure, trial)), digest };
+            }
+            before.compare(&Shape::of(&bench), &mut probes);
+        }
+        match bench.judge_crash(crashed, &seen, &steps, &chooser, &mut probes) {
+            Ok(recovered) => {
+                count(figures, &seen, recovered.states);
+                digest = digest.rotate_left(5) ^ recovered.disk.state_hash();
+                distinct.insert(recovered.disk.state_hash());
+                if kept.is_none() || rng.below(4) == 0 {
+                    kept = Some(Kept {
+                        disk: recovered.disk,
+                        guest: seen,
+                        at: At::End,
+                        leaf,
+                        steps,
+                        chooser,
+                        leaks: recovered.leaks,
+                    });
+                }
+            }
+            Err(failure) => {
+                trial.lives.push(this);
+                return CaseRun { found: Some((failure, trial)), digest };
+            }
+        }
+        let Some(mut next) = kept else { break };
+        this.at = next.at;
+        this.leaf = Leaf::Seed(next.leaf);
+        this.steps = next.steps;
+        trial.lives.push(this);
+        disk = next.disk;
+        guest = next.guest;
+        leaks = next.leaks;
+        bench.settle_guest(&mut disk, &mut guest, &mut next.chooser);
+    }
+    figures.distinct_states += distinct.len() as u64;
+    figures.probes.add(&probes);
+    figures.probes.add(&leaf_probes);
+    let states = figures.states - states_before;
+    *figures.by_initial.entry(initial_name(plan.initial)).or_default() += states;
+    *figures.by_cluster.entry(plan.geometry.cluster_size()).or_default() += states;
+    CaseRun { found: None, digest }
+}
+
+fn count(figures: &mut Figures, guest: &Guest, states: u64) {
+    figures.states += states;
+    figures.nested_states += states - 1;
+    let sets = guest.figures();
+    figures.units += sets.units;
+    figures.decided_units += sets.decided;
+    figures.allowed_values += sets.values;
+}
+
+/// Recovery as a random case runs it: often nothing before the image is opened for good, else up to four steps, most of them
+/// cut short.
+fn draw_steps(rng: &mut Rng) -> Vec<StepPlan> {
+    if rng.below(2) == 0 {
+        return Vec::new();
+    }
+    (0..=rng.below(4))
+        .map(|_| match rng.below(8) {
+            0 => StepPlan { run: Step::OpenReadOnly, crash_at: None },
+            1 => StepPlan { run: Step::Repair, crash_at: Some(u64::from(rng.below(10))) },
+            2 => StepPlan { run: Step::Open, crash_at: None },
+            _ => StepPlan { run: Step::Open, crash_at: Some(u64::from(rng.below(10))) },
+        })
+        .collect()
+}
+
+/// What an image consists of, for seeing it grow and its clusters change hands.
+#[derive(Default)]
+struct Shape {
+    l1: u64,
+    refcount_table: u64,
+    blocks: usize,
+    /// Guest cluster by host offset.
+    owners: BTreeMap<u64, u64>,
+}
+
+impl Shape {
+    fn of<Sub: Subject>(bench: &Bench<Sub>) -> Self {
+        let image = bench.judge.auditor().image();
+        let Some(header) = image.header() else { return Self::default() };
+        let clusters = header.size.div_ceil(header.cluster_size());
+        let owners = (0..clusters).filter_map(|cluster| match image.mapping(cluster) {
+            Mapping::Host(offset) => Some((offset, cluster)),
+            _ => None,
+        });
+        Self {
+            l1: header.l1_table_offset,
+            refcount_table: header.refcount_table_offset,
+            blocks: image.refcount_blocks(),
+            owners: owners.collect(),
+        }
+    }
+
+    fn compare(&self, after: &Self, probes: &mut Probes) {
+        if after.l1 != self.l1 {
+            probes.hit(Probe::L1Growth);
+        }
+        if after.refcount_table != self.refcount_table {
+            probes.hit(Probe::RefcountTableGrowth);
+        }
+        if after.blocks > self.blocks {
+            probes.hit(Probe::RefcountBlockGrowth);
+        }
+        let reused = |(host, guest)| self.owners.get(host).is_some_and(|owner| owner != guest);
+        if after.owners.iter().any(reused) {
+            probes.hit(Probe::Reuse);
+        }
+    }
+}
+
+/// Guest data that came back with several values possible, all of which were judged.
+fn probe_data<Sub: Subject>(
+    disk: &PossibleDisk,
+    bench: &Bench<Sub>,
+    units: u32,
+    probes: &mut Probes,
+) {
+    let image = bench.judge.auditor().image();
+    let mut last = None;
+    for unit in disk.undecided() {
+        if matches!(image.label(u64::from(unit) * 512).region, Region::Data(_)) {
+            probes.hit(Probe::UnflushedLost);
+            if last == Some(unit / units) {
+                probes.hit(Probe::TornData);
+            }
+            last = Some(unit / units);
+        }
+    }
+}
+
+/// Which structures a crash tore, by what the units of each were decided to be.
+fn probe_answers<Sub: Subject>(answers: &[Answer], bench: &Bench<Sub>, probes: &mut Probes) {
+    if answers.is_empty() {
+        return;
+    }
+    let image = bench.judge.auditor().image();
+    let mut kept = BTreeSet::new();
+    let mut lost = BTreeSet::new();
+    for answer in answers {
+        let Some(unit) = answer.unit else { continue };
+        let region = image.label(u64::from(unit) * 512).region;
+        if answer.taken == 0 { &mut kept } else { &mut lost }.insert(region);
+    }
+    let l2 = |set: &BTreeSet<Region>| set.iter().any(|region| matches!(region, Region::L2(_)));
+    let counts = |set: &BTreeSet<Region>| {
+        set.iter().any(|region| matches!(region, Region::RefcountBlock(_)))
+    };
+    for region in kept.intersection(&lost) {
+        match region {
+            Region::L2(_) => probes.hit(Probe::TornL2),
+            Region::RefcountBlock(_) => probes.hit(Probe::TornRefcountBlock),
+            _ => {}
+        }
+    }
+    if l2(&kept) && counts(&lost) {
+        probes.hit(Probe::L2WithoutRefcount);
+    }
+    if counts(&kept) && l2(&lost) {
+        probes.hit(Probe::RefcountWithoutL2);
+    }
+}
+
+/// The name of an initial image in figures.
+pub const fn initial_name(initial: Initial) -> &'static str {
+    match initial {
+        Initial::Fresh => "fresh",
+        Initial::RefcountBlockOneShort => "refcount-block-one-short",
+        Initial::RefcountTableOneShort => "refcount-table-one-short",
+        Initial::L1AboutToGrow => "l1-about-to-grow",
+        Initial::Leaky => "leaky",
+        Initial::Dirty => "dirty",
+        Initial::Fragmented => "fragmented",
+    }
+}

@@ -1,0 +1,65 @@
+//! How the judge sees a possible disk.
+
+use std::cell::RefCell;
+
+use faultfs::chooser::Chooser;
+use faultfs::disk::PossibleDisk;
+use faultfs::values::{Key, Values};
+use model::evidence::{Evidence, ValueKey};
+use model::payload::{UNIT, Unit};
+
+/// A possible disk as evidence: what the auditor reads is decided by `chooser`, guest data is only looked at.
+#[derive(Debug)]
+pub struct DiskEvidence<'a, C> {
+    disk: &'a mut PossibleDisk,
+    chooser: &'a mut C,
+    values: Values,
+    scratch: RefCell<Vec<Key>>,
+}
+
+impl<'a, C: Chooser> DiskEvidence<'a, C> {
+    /// The evidence of `disk`.
+    pub fn new(disk: &'a mut PossibleDisk, chooser: &'a mut C) -> Self {
+        let values = disk.values().clone();
+        Self { disk, chooser, values, scratch: RefCell::new(Vec::new()) }
+    }
+}
+
+fn unit_number(unit: u64) -> Option<u32> {
+    u32::try_from(unit).ok().filter(|&unit| unit < faultfs::disk::MAX_UNITS)
+}
+
+impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
+    fn len(&mut self) -> u64 {
+        u64::from(self.disk.len(self.chooser)) * UNIT as u64
+    }
+
+    fn resolve(&mut self, unit: u64) -> ValueKey {
+        unit_number(unit)
+            .map_or(ValueKey::ZERO, |unit| ValueKey(self.disk.read(unit, self.chooser).0))
+    }
+
+    fn peek(&self, unit: u64, mut visit: impl FnMut(ValueKey)) {
+        let Some(unit) = unit_number(unit) else { return visit(ValueKey::ZERO) };
+        if let Some(key) = self.disk.single(unit) {
+            return visit(ValueKey(key.0));
+        }
+        let mut keys = self.scratch.take();
+        keys.clear();
+        self.disk.peek(unit, &mut keys);
+        keys.iter().for_each(|key| visit(ValueKey(key.0)));
+        self.scratch.replace(keys);
+    }
+
+    fn bytes(&self, key: ValueKey) -> &Unit {
+        self.values.bytes(Key(key.0))
+    }
+
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    fn changed_since(&self, _: u64, visit: impl FnMut(u64)) {
+        (0..u64::from(self.disk.extent())).for_each(visit);
+    }
+}

@@ -1,0 +1,100 @@
+//! Rare situations that a campaign must have met before its silence means anything.
+
+use std::fmt;
+
+macro_rules! probes {
+    ($($variant:ident $name:literal $what:literal,)*) => {
+        /// A named rare situation.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(usize)]
+        pub enum Probe {
+            $(#[doc = $what] $variant,)*
+        }
+
+        impl Probe {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The name in reports.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+
+            /// What it means.
+            pub const fn what(self) -> &'static str {
+                match self { $(Self::$variant => $what),* }
+            }
+        }
+    };
+}
+
+probes! {
+    TornL2 "torn-l2-table" "An L2 table of which one unit survived and another was lost.",
+    TornRefcountBlock "torn-refcount-block" "A refcount block of which one unit survived and another was lost.",
+    L2WithoutRefcount "l2-kept-refcount-lost" "An L2 unit survived while a refcount unit was lost.",
+    RefcountWithoutL2 "refcount-kept-l2-lost" "A refcount unit survived while an L2 unit was lost.",
+    TornData "torn-guest-write" "A cluster of guest data of which each of two units may have survived or not.",
+    PaddedBothSides "padded-on-both-sides" "A partial write to a new cluster that was filled before and after the data.",
+    CopiedOnWrite "copy-on-write" "A partial write that copied the rest of a shared cluster.",
+    Reuse "reuse-of-a-freed-cluster" "A host cluster that changed its guest cluster.",
+    HostDiscard "discard-passed-down" "A freed cluster whose space went back to the storage.",
+    L1Growth "l1-growth" "A grown disk with a new L1 table.",
+    RefcountBlockGrowth "refcount-block-growth" "A new refcount block.",
+    RefcountTableGrowth "refcount-table-growth" "A new refcount table.",
+    LaggingLength "lagging-length" "A crash that left the file shorter than it had been.",
+    DirtyCrash "crash-of-a-dirty-image" "A crash that left the dirty bit set.",
+    CrashInRepair "crash-inside-repair" "A power cut in the middle of a repair.",
+    NestedTwice "two-crashes-inside-repair" "A power cut in the repair after a power cut in a repair.",
+    SecondLife "second-life" "Operations on what a recovery had left.",
+    SecondLifeOnLeaky "second-life-on-a-leaky-image" "Operations on what a recovery had left, with leaked clusters.",
+    LeakRepaired "leak-repaired" "An explicit repair that freed leaked clusters.",
+    UnflushedLost "unflushed-write-lost" "A guest unit that may have come back with an older value than its newest.",
+    ReadOnlyDirty "read-only-open-of-a-dirty-image" "A dirty image opened read-only.",
+    ReadFailed "read-error" "A read that failed.",
+    WriteFailed "write-error" "A write that failed.",
+    NoSpace "no-space" "A write or growth that found no space.",
+    FlushFailed "flush-error" "A flush that failed.",
+    Dropped "dropped-future" "A request that was dropped with I/O in flight.",
+    CleanClose "clean-close" "A clean close, and what it left.",
+    WriteThrough "write-through" "A write that was durable when it returned.",
+}
+
+/// How often each probe was reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probes([u64; Probe::ALL.len()]);
+
+impl Default for Probes {
+    fn default() -> Self {
+        Self([0; Probe::ALL.len()])
+    }
+}
+
+impl Probes {
+    /// Counts a situation.
+    pub fn hit(&mut self, probe: Probe) {
+        self.0[probe as usize] += 1;
+    }
+
+    /// How often it was met.
+    pub fn count(&self, probe: Probe) -> u64 {
+        self.0[probe as usize]
+    }
+
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+
+    /// Those never met, of those that `scope` can meet.
+    pub fn missed(&self) -> impl Iterator<Item = Probe> {
+        Probe::ALL.iter().copied().filter(|&probe| self.count(probe) == 0)
+    }
+}
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

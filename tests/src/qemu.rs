@@ -1,0 +1,287 @@
+//! QEMU as a witness: `qemu-img` and `qemu-io` on image files.
+//!
+//! The invariant: no answer is taken from a command that did not run as asked. Every error shows the whole command and
+//! everything that it printed, so that a person can repeat it in a shell. An exit code is never the whole answer: `qemu-img
+//! check` calls several legal crash states corrupt, and several damaged images fine.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// A command that ran to its end, well or badly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The command as a shell would take it.
+    pub command: String,
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it printed to standard error.
+    pub stderr: String,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { command, code, stdout, stderr } = self;
+        writeln!(f, "$ {command}")?;
+        match code {
+            Some(code) => writeln!(f, "exit code {code}")?,
+            None => writeln!(f, "ended by a signal")?,
+        }
+        write!(f, "--- stdout\n{stdout}--- stderr\n{stderr}")
+    }
+}
+
+/// Why QEMU gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QemuError {
+    /// The program did not start.
+    #[error("$ {command}\ncannot be run: {source}")]
+    Start {
+        /// The command.
+        command: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The command failed.
+    #[error("{0}")]
+    Failed(Run),
+    /// The command printed something else than the JSON that was expected.
+    #[error("{run}cannot be understood: {source}")]
+    Output {
+        /// The command.
+        run: Run,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+impl Run {
+    /// The run, if its exit code is 0.
+    ///
+    /// # Errors
+    /// [`QemuError::Failed`] otherwise.
+    pub fn success(self) -> Result<Self, QemuError> {
+        if self.code == Some(0) { Ok(self) } else { Err(QemuError::Failed(self)) }
+    }
+
+    fn json<T: DeserializeOwned>(self) -> Result<T, QemuError> {
+        serde_json::from_str(&self.stdout)
+            .map_err(|source| QemuError::Output { run: self, source })
+    }
+}
+
+/// What `qemu-img check --output=json` says, and its exit code: 0 nothing wrong, 1 the check was not complete, 2
+/// corruptions, 3 leaks only. After a repair the code is that of what is left, and so are `corruptions` and `leaks`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Check {
+    /// Exit code.
+    #[serde(skip)]
+    pub code: i32,
+    /// End of the last cluster in use.
+    pub image_end_offset: u64,
+    /// Guest clusters.
+    pub total_clusters: u64,
+    /// Things that kept the check from being complete.
+    pub check_errors: u64,
+    /// Corruptions.
+    pub corruptions: u64,
+    /// Leaked clusters.
+    pub leaks: u64,
+    /// Corruptions that were repaired.
+    pub corruptions_fixed: u64,
+    /// Leaks that were repaired.
+    pub leaks_fixed: u64,
+    /// Guest clusters with a host cluster.
+    pub allocated_clusters: u64,
+    /// Of these, those that do not follow the one before.
+    pub fragmented_clusters: u64,
+    /// Of these, the compressed ones.
+    pub compressed_clusters: u64,
+}
+
+/// One extent of `qemu-img map --output=json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct MapExtent {
+    /// Guest offset.
+    pub start: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// Whether it reads as zeroes.
+    pub zero: bool,
+    /// Whether it holds data.
+    pub data: bool,
+    /// Host offset, if it has one.
+    pub offset: Option<u64>,
+}
+
+/// Runs `qemu-img`.
+///
+/// # Errors
+/// [`QemuError::Start`] if it cannot be run; a bad exit code is no error here.
+pub fn img<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Run, QemuError> {
+    run(command("qemu-img", args))
+}
+
+/// Runs `qemu-io` on the qcow2 image at `path`: `commands` one after the other, as `-c` takes them.
+///
+/// # Errors
+/// [`QemuError::Start`] if it cannot be run; a bad exit code, as when one of the commands fails, is no error here.
+pub fn io(path: &Path, commands: &[String]) -> Result<Run, QemuError> {
+    io_with(["-f".as_ref(), "qcow2".as_ref(), path.as_os_str()], commands)
+}
+
+/// Runs `qemu-io` with arguments that name the image in some other way.
+///
+/// # Errors
+/// As [`io()`].
+pub fn io_with<A: AsRef<OsStr>>(
+    args: impl IntoIterator<Item = A>,
+    commands: &[String],
+) -> Result<Run, QemuError> {
+    let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+    let commands = commands.iter().flat_map(|command| ["-c".into(), OsString::from(command)]);
+    run(command("qemu-io", args.chain(commands)))
+}
+
+/// Starts a `qemu-io` that has the image at `path` open for writing until its standard input is closed.
+///
+/// # Errors
+/// [`QemuError::Start`] if it cannot be run.
+pub fn hold_open(path: &Path) -> Result<Child, QemuError> {
+    let mut command =
+        command("qemu-io", ["-f".as_ref(), "qcow2".as_ref(), path.as_os_str()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().map_err(|source| QemuError::Start { command: shown(&command), source })
+}
+
+/// Creates a qcow2 image of `size` bytes with `options` as `-o` takes them.
+///
+/// # Errors
+/// [`QemuError`] if that does not succeed.
+pub fn create(path: &Path, size: u64, options: &str) -> Result<(), QemuError> {
+    let size = size.to_string();
+    let args = ["create", "-q", "-f", "qcow2", "-o", options].map(OsStr::new);
+    img(args.into_iter().chain([path.as_os_str(), size.as_ref()]))?.success().map(drop)
+}
+
+/// Checks the image at `path` and changes nothing.
+///
+/// # Errors
+/// [`QemuError`] if the check itself was not possible. What it found is in the answer.
+pub fn check(path: &Path) -> Result<Check, QemuError> {
+    check_with(&[], path)
+}
+
+/// Checks the image at `path` and repairs `what`: `leaks` or `all`.
+///
+/// # Errors
+/// As [`check`].
+pub fn repair(path: &Path, what: &str) -> Result<Check, QemuError> {
+    check_with(&["-r", what], path)
+}
+
+fn check_with(options: &[&str], path: &Path) -> Result<Check, QemuError> {
+    let args = ["check", "-f", "qcow2", "--output=json"].iter().chain(options).map(OsStr::new);
+    let run = img(args.chain([path.as_os_str()]))?;
+    match run.code {
+        Some(code @ 0..=3) if !run.stdout.is_empty() => Ok(Check { code, ..run.json()? }),
+        _ => Err(QemuError::Failed(run)),
+    }
+}
+
+/// What `qemu-img info` says, as JSON.
+///
+/// # Errors
+/// [`QemuError`] if it says nothing.
+pub fn info(path: &Path) -> Result<serde_json::Value, QemuError> {
+    let args = ["info", "-f", "qcow2", "--output=json"].map(OsStr::new);
+    img(args.into_iter().chain([path.as_os_str()]))?.success()?.json()
+}
+
+/// Where `qemu-img map` says that the guest's data is.
+///
+/// # Errors
+/// [`QemuError`] if it says nothing.
+pub fn map(path: &Path) -> Result<Vec<MapExtent>, QemuError> {
+    let args = ["map", "-f", "qcow2", "--output=json"].map(OsStr::new);
+    img(args.into_iter().chain([path.as_os_str()]))?.success()?.json()
+}
+
+/// Compares the guest's view of the qcow2 image at `path` with the raw image at `raw`. Where one of them is longer, the
+/// rest must read as zeroes.
+///
+/// # Errors
+/// [`QemuError::Failed`], which names the first difference, if they differ.
+pub fn compare(path: &Path, raw: &Path) -> Result<(), QemuError> {
+    let args = ["compare", "-f", "raw", "-F", "qcow2"].map(OsStr::new);
+    img(args.into_iter().chain([raw.as_os_str(), path.as_os_str()]))?.success().map(drop)
+}
+
+fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).env("LC_ALL", "C");
+    command
+}
+
+fn run(mut command: Command) -> Result<Run, QemuError> {
+    let shown = shown(&command);
+    match command.output() {
+        Ok(output) => Ok(Run {
+            command: shown,
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }),
+        Err(source) => Err(QemuError::Start { command: shown, source }),
+    }
+}
+
+/// The command as a shell would take it.
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let quoted = words.map(|word| {
+        let word = word.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.into_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_the_whole_command_and_its_output() {
+        let run = run(command("sh", ["-c", "echo out; echo it\\'s err >&2; exit 3"])).unwrap();
+        assert_eq!(
+            run.clone().success().unwrap_err().to_string(),
+            "$ sh -c 'echo out; echo it\\'\\''s err >&2; exit 3'\n\
+             exit code 3\n--- stdout\nout\n--- stderr\nit's err\n"
+        );
+        let error = run.json::<Check>().unwrap_err().to_string();
+        assert!(error.contains("exit 3'") && error.contains("cannot be understood"), "{error}");
+        let error = super::run(command("no-such-program", ["a b"])).unwrap_err().to_string();
+        assert!(error.starts_with("$ no-such-program 'a b'\ncannot be run: "), "{error}");
+    }
+
+    #[test]
+    fn a_check_without_findings_leaves_keys_out() {
+        let json = r#"{"image-end-offset": 9, "total-clusters": 2, "check-errors": 0, "filename": "a"}"#;
+        let check: Check = serde_json::from_str(json).unwrap();
+        let expected = Check { image_end_offset: 9, total_clusters: 2, ..Check::default() };
+        assert_eq!(check, expected);
+    }
+}

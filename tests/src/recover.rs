@@ -1,0 +1,343 @@
+//! One crash state, judged in full: what it is, what recovery makes of it, and whether recovering again changes anything.
+//!
+//! ```text
+//!   crashed disk ──judge──> planned steps (open read-only, open, repair; each may be cut short by another crash, judged again)
+//!                └────────> open for writing ──judge──> [kept for the next life]
+//!                                             └───────> repair ──judge──> repair again: must write nothing
+//! ```
+//!
+//! What a state must hold at each of these moments is the judge's business (`model`); here is only the order of looking.
+
+use faultfs::chooser::Chooser;
+use faultfs::direct::{Counts, Direct, DirectOptions};
+use faultfs::disk::PossibleDisk;
+use faultfs::profile::Profile;
+use model::case::Step;
+use model::finding::{Finding, Property, Stage};
+use model::guest::Guest;
+use model::judge::{Claim, Contents, Extent, Judge, Place, Violation, p4_structure};
+
+use crate::evidence::DiskEvidence;
+use crate::probe::{Probe, Probes};
+use crate::subject::{Refusal, Session, Subject, SubjectImage};
+
+/// One planned step of recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepPlan {
+    /// What runs.
+    pub run: Step,
+    /// Cut the power when this many of its storage operations that change or flush something have been submitted; the
+    /// last of them is in flight. If it has fewer, it completes.
+    pub crash_at: Option<u64>,
+}
+
+/// A violation, and when it was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What is wrong.
+    pub violation: Violation,
+    /// What had just happened.
+    pub moment: String,
+}
+
+/// What a fully judged crash state leaves.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The disk after opening for writing.
+    pub disk: PossibleDisk,
+    /// How many states were judged: the crash's own and each that a crash in recovery left.
+    pub states: u64,
+    /// Leaked clusters in the image that was opened.
+    pub leaks: u64,
+}
+
+/// Everything that judging needs and that outlives one state.
+#[derive(Debug)]
+pub struct Bench<Sub> {
+    /// What is under test.
+    pub subject: Sub,
+    /// How it opens images.
+    pub session: Session,
+    /// How the power fails.
+    pub profile: Profile,
+    /// The judge and its buffers.
+    pub judge: Judge,
+    before: Contents,
+    after: Contents,
+}
+
+impl<Sub: Subject> Bench<Sub> {
+    /// A bench for one case.
+    pub fn new(subject: Sub, session: Session, profile: Profile) -> Self {
+        Self {
+            subject,
+            session,
+            profile,
+            judge: Judge::default(),
+            before: Contents::default(),
+            after: Contents::default(),
+        }
+    }
+
+    /// Judges a disk that the power cut has just left (`guest` has been told of it), runs `steps` and then the closing
+    /// sequence on it. Clones of `chooser` must share their answers.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn judge_crash<C: Chooser + Send + Clone + 'static>(
+        &mut self,
+        mut disk: PossibleDisk,
+        guest: &Guest,
+        steps: &[StepPlan],
+        chooser: &C,
+        probes: &mut Probes,
+    ) -> Result<Recovered, Failure> {
+        let mut chooser = chooser.clone();
+        let mut states = 1;
+        self.state(&mut disk, guest, &mut chooser, None, "after the power cut")?;
+        if self.is_dirty() {
+            probes.hit(Probe::DirtyCrash);
+        }
+        let mut crashes_in_repair = 0;
+        for step in steps {
+            let was_dirty = self.is_dirty();
+            if step.run == Step::OpenReadOnly && was_dirty {
+                probes.hit(Probe::ReadOnlyDirty);
+            }
+            self.keep_contents(&mut disk, &mut chooser);
+            let options = DirectOptions { crash_at: step.crash_at, ..DirectOptions::default() };
+            let direct = Direct::with_options(disk, chooser.clone(), options);
+            let done = self.run_step(&direct, step.run);
+            let remains = direct.power_off();
+            let io = remains.counts;
+            disk = remains.disk;
+            let Some(done) = done else {
+                let moment = format!("after a power cut in {}", name(step.run));
+                disk.crash_in_place(self.profile, &mut chooser);
+                self.state(&mut disk, guest, &mut chooser, None, &moment)?;
+                self.same_contents(&mut disk, &mut chooser, &moment)?;
+                states += 1;
+                if was_dirty || step.run == Step::Repair {
+                    crashes_in_repair += 1;
+                    probes.hit(Probe::CrashInRepair);
+                    if crashes_in_repair == 2 {
+                        probes.hit(Probe::NestedTwice);
+                    }
+                }
+                continue;
+            };
+            let moment = format!("after {}", name(step.run));
+            self.accept(&mut disk, guest, &mut chooser, step.run, was_dirty, &done?, &io, &moment)?;
+        }
+
+        let was_dirty = self.is_dirty();
+        self.keep_contents(&mut disk, &mut chooser);
+        let direct = Direct::new(disk, chooser.clone());
+        let done = self.run_step(&direct, Step::Open).ok_or_else(|| stuck(Step::Open))?;
+        let remains = direct.power_off();
+        let io = remains.counts;
+        disk = remains.disk;
+        let moment = "after opening it for writing";
+        self.accept(&mut disk, guest, &mut chooser, Step::Open, was_dirty, &done?, &io, moment)?;
+        let report = self.judge.auditor().report();
+        let leaks =
+            report.findings.iter().filter(|f| matches!(f, Finding::Leak { .. })).count() as u64;
+
+        self.keep_contents(&mut disk, &mut chooser);
+        let direct = Direct::new(disk.clone(), chooser.clone());
+        let done = self.run_step(&direct, Step::Repair).ok_or_else(|| stuck(Step::Repair))?;
+        let remains = direct.power_off();
+        let io = remains.counts;
+        let mut repaired = remains.disk;
+        let moment = "after an explicit repair";
+        self.accept(&mut repaired, guest, &mut chooser, Step::Repair, false, &done?, &io, moment)?;
+        if io.updates > 0 {
+            if was_dirty {
+                return Err(not_idempotent("a repair after the repair by opening wrote again"));
+            }
+            if leaks > 0 {
+                probes.hit(Probe::LeakRepaired);
+            }
+            let direct = Direct::new(repaired, chooser.clone());
+            let done = self.run_step(&direct, Step::Repair).ok_or_else(|| stuck(Step::Repair))?;
+            let remains = direct.power_off();
+            done?;
+            if remains.counts.updates > 0 {
+                return Err(not_idempotent("a second repair wrote again"));
+            }
+        }
+        Ok(Recovered { disk, states, leaks })
+    }
+
+    /// Narrows what the guest may see to what is on the disk now, as after any recovery.
+    pub fn settle_guest<C: Chooser>(
+        &mut self,
+        disk: &mut PossibleDisk,
+        guest: &mut Guest,
+        chooser: &mut C,
+    ) {
+        let mut evidence = DiskEvidence::new(disk, chooser);
+        self.judge.state(&mut evidence, guest, None);
+        self.judge.contents(&evidence, &mut self.after);
+        guest.collapse_size(self.after.size());
+        let mut values = Vec::new();
+        for unit in 0..guest.units() {
+            values.clear();
+            values.extend(self.after.values(unit));
+            guest.collapse(unit, &values);
+        }
+    }
+
+    /// Whether the image that was judged last is marked dirty.
+    pub fn is_dirty(&self) -> bool {
+        self.judge.auditor().image().header().is_some_and(|header| header.is_dirty())
+    }
+
+    /// Judges a disk at `stage`; without one, as a power cut leaves it. Remembers its contents.
+    fn state<C: Chooser>(
+        &mut self,
+        disk: &mut PossibleDisk,
+        guest: &Guest,
+        chooser: &mut C,
+        stage: Option<Stage>,
+        moment: &str,
+    ) -> Result<(), Failure> {
+        let mut evidence = DiskEvidence::new(disk, chooser);
+        if let Some(violation) = self.judge.state(&mut evidence, guest, stage).first() {
+            return Err(Failure { violation: violation.clone(), moment: moment.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn keep_contents<C: Chooser>(&mut self, disk: &mut PossibleDisk, chooser: &mut C) {
+        let evidence = DiskEvidence::new(disk, chooser);
+        self.judge.contents(&evidence, &mut self.before);
+    }
+
+    /// P3: nothing is there that was not there when the contents were kept.
+    fn same_contents<C: Chooser>(
+        &mut self,
+        disk: &mut PossibleDisk,
+        chooser: &mut C,
+        moment: &str,
+    ) -> Result<(), Failure> {
+        let evidence = DiskEvidence::new(disk, chooser);
+        self.judge.contents(&evidence, &mut self.after);
+        match self.judge.p3_same_contents(&self.before, &self.after, &evidence) {
+            Some(violation) => Err(Failure { violation, moment: moment.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs one step to its end, or to the crash in it.
+    fn run_step<C: Chooser + Send + 'static>(
+        &self,
+        direct: &Direct<C>,
+        step: Step,
+    ) -> Option<Result<Done, Failure>> {
+        let storage = direct.clone();
+        let subject = self.subject.clone();
+        let session = Session { writable: step != Step::OpenReadOnly, ..self.session };
+        faultfs::direct::run(async move {
+            match step {
+                Step::OpenReadOnly | Step::Open => {
+                    let image = subject.open(storage, session).await.map_err(refused)?;
+                    let map = image.map().await.map_err(|text| refused(Refusal::Failed(text)))?;
+                    Ok(Done::Opened(map))
+                }
+                Step::Repair => subject.repair(storage).await.map(Done::Repaired).map_err(refused),
+            }
+        })
+    }
+
+    /// Judges what a completed step left and said.
+    #[expect(clippy::too_many_arguments, reason = "they are all that one step has touched")]
+    fn accept<C: Chooser>(
+        &mut self,
+        disk: &mut PossibleDisk,
+        guest: &Guest,
+        chooser: &mut C,
+        step: Step,
+        was_dirty: bool,
+        done: &Done,
+        io: &Counts,
+        moment: &str,
+    ) -> Result<(), Failure> {
+        let fail = |violation| Failure { violation, moment: moment.to_owned() };
+        let stage = match step {
+            Step::OpenReadOnly => None,
+            Step::Open if was_dirty => Some(Stage::Repaired),
+            Step::Open => Some(Stage::OpenedClean),
+            Step::Repair => Some(Stage::Repaired),
+        };
+        if io.updates == 0 {
+            // Nothing has changed, so the audit of before still says what is there; only more is asked of it.
+            if let Some(stage) = stage {
+                let mut violations = Vec::new();
+                p4_structure(self.judge.auditor().report(), stage, &mut violations);
+                if let Some(violation) = violations.into_iter().next() {
+                    return Err(fail(violation));
+                }
+            }
+        } else if step == Step::OpenReadOnly {
+            return Err(fail(whole_image(Property::P3, "read-only-open-wrote")));
+        } else {
+            self.state(disk, guest, chooser, stage, moment)?;
+            self.same_contents(disk, chooser, moment)?;
+        }
+        let violation = match done {
+            Done::Opened(map) => self.judge.p3_mapping_agrees(map),
+            Done::Repaired(Claim::GaveUp) => Some(whole_image(Property::P4, "repair-gave-up")),
+            Done::Repaired(claim) => self.judge.p8_claim(*claim),
+        };
+        violation.map_or(Ok(()), |violation| Err(fail(violation)))
+    }
+}
+
+/// What a step of recovery returned.
+#[derive(Debug)]
+enum Done {
+    Opened(Vec<Extent>),
+    Repaired(Claim),
+}
+
+fn refused(refusal: Refusal) -> Failure {
+    let (kind, text) = match refusal {
+        Refusal::GaveUp(text) => ("recovery-gave-up", text),
+        Refusal::Failed(text) => ("recovery-failed", text),
+    };
+    let violation = Violation { story: text, ..whole_image(Property::P4, kind) };
+    Failure { violation, moment: "in recovery".to_owned() }
+}
+
+/// A step that waits for something that will never come.
+fn stuck(step: Step) -> Failure {
+    let violation = whole_image(Property::P7, "recovery-hangs");
+    Failure { violation, moment: format!("in {}", name(step)) }
+}
+
+fn not_idempotent(moment: &str) -> Failure {
+    let violation = whole_image(Property::P5, "not-a-fixed-point");
+    Failure { violation, moment: moment.to_owned() }
+}
+
+/// A violation of the image as a whole.
+pub fn whole_image(property: Property, kind: &'static str) -> Violation {
+    Violation {
+        property,
+        kind,
+        place: Place::Image,
+        found: None,
+        allowed: Vec::new(),
+        story: String::new(),
+    }
+}
+
+/// What reports call a step.
+pub const fn name(step: Step) -> &'static str {
+    match step {
+        Step::OpenReadOnly => "opening it read-only",
+        Step::Open => "opening it for writing",
+        Step::Repair => "an explicit repair",
+    }
+}

@@ -1,0 +1,241 @@
+//! What is under test: an implementation of qcow2 that runs on a [`Storage`], behind a handful of calls.
+//!
+//! To put another implementation under the harness, implement [`Subject`] and [`SubjectImage`] for it. Every promise
+//! beyond the common rules is declared in [`Subject::promises`], and the judge holds the subject to exactly that.
+
+use std::future::Future;
+
+use model::guest::{DiscardReads, Promises};
+use model::image::Mapping;
+use model::judge::{Claim, Extent};
+use model::op::{Durability, Geometry};
+use qcow2_core::storage::{IoBuf, Storage};
+use qcow2_core::{
+    CheckError, Image, IoError, OpenError, OpenOptions, Repair, Rule, Rules, Zeroing,
+};
+
+/// How an image is opened for one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Whether it may change.
+    pub writable: bool,
+    /// Metadata pages in memory; 0 for the subject's own choice.
+    pub cache_pages: u32,
+    /// Bytes by which the file grows; 0 for the subject's own choice.
+    pub growth: u64,
+    /// Whether every write is durable when it returns.
+    pub write_through: bool,
+}
+
+/// Why an image was not opened or repaired.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The subject says that it cannot vouch for the image; it stays as it is.
+    GaveUp(String),
+    /// The storage failed, or something else that says nothing about the image.
+    Failed(String),
+}
+
+/// An implementation of qcow2.
+pub trait Subject: Clone + Send + Sync + 'static {
+    /// An open image.
+    type Image<S: Storage>: SubjectImage;
+
+    /// What reports call it.
+    fn name(&self) -> String;
+
+    /// What it promises.
+    fn promises(&self, geometry: &Geometry) -> Promises;
+
+    /// Opens the image; for writing, it must be safe to write afterwards.
+    fn open<S: Storage>(
+        &self,
+        storage: S,
+        session: Session,
+    ) -> impl Future<Output = Result<Self::Image<S>, Refusal>> + Send;
+
+    /// Checks and repairs an image that is not open, and says what it is afterwards.
+    fn repair<S: Storage>(&self, storage: S)
+    -> impl Future<Output = Result<Claim, Refusal>> + Send;
+}
+
+/// An open image of a subject. Requests may run at once.
+pub trait SubjectImage: Send + Sync + 'static {
+    /// Virtual size in bytes.
+    fn size(&self) -> u64;
+
+    /// Reads a range.
+    fn read(&self, offset: u64, buf: IoBuf) -> impl Future<Output = Result<IoBuf, String>> + Send;
+
+    /// Writes a range.
+    fn write(
+        &self,
+        offset: u64,
+        data: IoBuf,
+        durability: Durability,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Makes a range read as zeroes.
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        unmap: bool,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Gives the whole clusters of a range back.
+    fn discard(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Makes what has completed durable.
+    fn flush(&self) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Enlarges the disk.
+    fn grow(&self, size: u64) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Where every part of the disk is, in order, as the subject itself sees it.
+    fn map(&self) -> impl Future<Output = Result<Vec<Extent>, String>> + Send;
+
+    /// Closes it cleanly.
+    fn close(self) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// This project's own implementation, with all its rules or without some of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Qcow2Core {
+    /// The write orders that it obeys.
+    pub rules: Rules,
+}
+
+impl Qcow2Core {
+    /// The implementation without the rules of these names.
+    ///
+    /// # Errors
+    /// The name that no rule has.
+    pub fn without<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
+        let mut rules = Rules::all();
+        for name in names {
+            let rule = Rule::from_name(name).ok_or_else(|| format!("no rule is called {name}"))?;
+            rules = rules.without(rule);
+        }
+        Ok(Self { rules })
+    }
+}
+
+impl Subject for Qcow2Core {
+    type Image<S: Storage> = Image<S>;
+
+    fn name(&self) -> String {
+        let broken: Vec<_> = Rule::ALL
+            .iter()
+            .filter(|rule| !self.rules.hold(**rule))
+            .map(|rule| rule.name())
+            .collect();
+        if broken.is_empty() {
+            "qcow2-core".to_owned()
+        } else {
+            format!("qcow2-core without {}", broken.join(", "))
+        }
+    }
+
+    fn promises(&self, geometry: &Geometry) -> Promises {
+        Promises {
+            cluster_units: geometry.cluster_units(),
+            discard: DiscardReads::Zeroes,
+            grow: Durability::Through,
+        }
+    }
+
+    async fn open<S: Storage>(&self, storage: S, session: Session) -> Result<Image<S>, Refusal> {
+        let default = OpenOptions::new();
+        let options = OpenOptions {
+            writable: session.writable,
+            cache_pages: match session.cache_pages {
+                0 => default.cache_pages,
+                pages => pages as usize,
+            },
+            growth: match session.growth {
+                0 => default.growth,
+                growth => growth,
+            },
+            write_through: session.write_through,
+            page_size: 512,
+            rules: self.rules,
+            ..default
+        };
+        Image::open(storage, options).await.map_err(|error| match error {
+            OpenError::Io(IoError::Storage { .. } | IoError::Poisoned(_))
+            | OpenError::Repair(CheckError::Storage { .. }) => Refusal::Failed(error.to_string()),
+            _ => Refusal::GaveUp(error.to_string()),
+        })
+    }
+
+    async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
+        let report = qcow2_core::check(&storage, Repair::All, self.rules).await;
+        match report {
+            Ok(report) if report.is_consistent() => Ok(Claim::Repaired),
+            Ok(_) => Ok(Claim::GaveUp),
+            Err(error @ CheckError::Storage { .. }) => Err(Refusal::Failed(error.to_string())),
+            Err(error) => Err(Refusal::GaveUp(error.to_string())),
+        }
+    }
+}
+
+fn plain<T>(result: Result<T, IoError>) -> Result<T, String> {
+    result.map_err(|error| error.to_string())
+}
+
+impl<S: Storage> SubjectImage for Image<S> {
+    fn size(&self) -> u64 {
+        self.info().virtual_size
+    }
+
+    async fn read(&self, offset: u64, buf: IoBuf) -> Result<IoBuf, String> {
+        let (buf, result) = Self::read(self, offset, buf).await;
+        plain(result).map(|()| buf)
+    }
+
+    async fn write(&self, offset: u64, data: IoBuf, durability: Durability) -> Result<(), String> {
+        let how = match durability {
+            Durability::Cached => qcow2_core::storage::Durability::Cached,
+            Durability::Through => qcow2_core::storage::Durability::Through,
+        };
+        plain(Self::write(self, offset, data, how).await.1)
+    }
+
+    async fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> Result<(), String> {
+        let how = if unmap { Zeroing::Free } else { Zeroing::Keep };
+        plain(Self::write_zeroes(self, offset, length, how).await)
+    }
+
+    async fn discard(&self, offset: u64, length: u64) -> Result<(), String> {
+        plain(Self::discard(self, offset, length).await)
+    }
+
+    async fn flush(&self) -> Result<(), String> {
+        plain(Self::flush(self).await)
+    }
+
+    async fn grow(&self, size: u64) -> Result<(), String> {
+        plain(Self::grow(self, size).await)
+    }
+
+    async fn map(&self) -> Result<Vec<Extent>, String> {
+        let size = self.info().virtual_size;
+        let map = plain(self.map_read(0, size).await)?;
+        let mut guest = 0;
+        Ok(map
+            .extents()
+            .iter()
+            .map(|extent| {
+                let to = extent.host.map_or(Mapping::Zero, Mapping::Host);
+                let this = Extent { guest, length: extent.len, to };
+                guest += extent.len;
+                this
+            })
+            .collect())
+    }
+
+    async fn close(self) -> Result<(), String> {
+        plain(Self::close(self).await).map(drop)
+    }
+}

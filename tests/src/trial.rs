@@ -1,0 +1,292 @@
+//! One way through a case, with nothing left open: what a campaign found, what a minimiser shrinks, what a corpus file says.
+
+use std::ops::ControlFlow;
+
+use faultfs::disk::PossibleDisk;
+use faultfs::fault::Planned;
+use faultfs::profile::Profile;
+use faultfs::trace::Trace;
+use faultfs::values::Values;
+use model::build::{Initial, build};
+use model::case::{Dropped, Fate, OpenOptions};
+use model::evidence::ValueKey;
+use model::guest::Guest;
+use model::judge::Inherited;
+use model::label::Label;
+use model::op::{Geometry, Op};
+
+use crate::evidence::DiskEvidence;
+use crate::leaf::{Answer, Labels, LeafChooser, SharedLeaf, look};
+use crate::life::{self, Cause, LifeEnd, Order, Request, Script};
+use crate::probe::Probes;
+use crate::recover::{Bench, Failure, StepPlan};
+use crate::subject::{Session, Subject};
+
+/// A case with one schedule, one crash and one set of survivors for each life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trial {
+    /// The shape of the image.
+    pub geometry: Geometry,
+    /// What it holds at first.
+    pub initial: Initial,
+    /// How it is opened.
+    pub open: OpenOptions,
+    /// How the power fails.
+    pub profile: Profile,
+    /// What is done, life after life.
+    pub lives: Vec<TrialLife>,
+}
+
+/// One life of a trial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrialLife {
+    /// Operations that run side by side.
+    pub tasks: Vec<Vec<Op>>,
+    /// Who runs when.
+    pub order: Order,
+    /// What fails.
+    pub faults: Planned,
+    /// A request whose future is dropped.
+    pub dropped: Option<Dropped>,
+    /// When the power fails.
+    pub at: At,
+    /// What survives.
+    pub leaf: Leaf,
+    /// What recovery does before the image is opened for good.
+    pub steps: Vec<StepPlan>,
+}
+
+/// When the power fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// Right after this event.
+    Event(u64),
+    /// When nothing is left to do, after a clean close if there was one.
+    End,
+}
+
+/// What survives a power cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leaf {
+    /// What this seed chooses.
+    Seed(u64),
+    /// One answer for each choice; the newest when they run out.
+    Choices(Vec<u32>),
+    /// By label.
+    Labels {
+        /// These hold the newest value that they may.
+        keep: Vec<Label>,
+        /// These the oldest.
+        lose: Vec<Label>,
+        /// All others.
+        default: Fate,
+    },
+}
+
+impl Trial {
+    /// How its images are opened.
+    pub fn session(&self) -> Session {
+        Session {
+            writable: true,
+            cache_pages: self.open.cache_pages,
+            growth: self.open.growth_step,
+            write_through: self.open.write_through,
+        }
+    }
+}
+
+/// What running a trial showed.
+pub struct Outcome {
+    /// The violation, if there was one, and the life in which it was.
+    pub failure: Option<(usize, Failure)>,
+    /// What happened in each life that was run.
+    pub lives: Vec<LifeRecord>,
+}
+
+/// What happened in one life of a trial.
+pub struct LifeRecord {
+    /// What the schedule picked.
+    pub decisions: Vec<u32>,
+    /// Hash of the trace up to the crash.
+    pub trace_hash: u64,
+    /// The trace up to the crash.
+    pub trace: Trace,
+    /// Events up to the crash.
+    pub events: u64,
+    /// Whether the life got as far as the event at which the power was to fail.
+    pub reached: bool,
+    /// The last event before the crash, and the task and operation that it concerns.
+    pub last: Option<(Cause, Option<(usize, usize)>)>,
+    /// What the crash and recovery chose.
+    pub answers: Vec<Answer>,
+    /// The same as a case file keeps them.
+    pub choices: Vec<u32>,
+    /// What lay where, as the judge read the crashed image: one label a unit.
+    pub labels: Vec<Label>,
+    /// The disk before the power failed, writes pending.
+    pub disk: PossibleDisk,
+    /// The reference disk at that time.
+    pub guest: Guest,
+}
+
+/// The initial disk and reference disk of a case.
+///
+/// # Errors
+/// If the geometry does not allow the initial image.
+pub fn initial<Sub: Subject>(
+    subject: &Sub,
+    geometry: &Geometry,
+    initial: Initial,
+) -> Result<(PossibleDisk, Guest), String> {
+    let built = build(geometry, initial).map_err(|error| error.to_string())?;
+    let values = Values::new();
+    let extents = built.units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
+    let disk = PossibleDisk::from_extents(&values, built.length, extents);
+    let keys = built.guest_keys(|bytes| ValueKey(values.intern(bytes).0));
+    Ok((disk, Guest::new(&keys, subject.promises(geometry))))
+}
+
+/// Runs a trial to its end or to its first violation.
+///
+/// # Errors
+/// If its initial image is not feasible.
+pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String> {
+    let (mut disk, mut guest) = initial(subject, &trial.geometry, trial.initial)?;
+    let session = trial.session();
+    let mut bench = Bench::new(subject.clone(), session, trial.profile);
+    let mut probes = Probes::default();
+    let mut lives = Vec::new();
+    for (number, life) in trial.lives.iter().enumerate() {
+        let inherited = inherited(&mut bench, &mut disk, &guest);
+        let script = Script {
+            tasks: requests(&life.tasks),
+            order: life.order.clone(),
+            faults: life.faults.clone(),
+            dropped: life.dropped,
+            session,
+        };
+        let mut last = None;
+        let mut snapshot: Option<(PossibleDisk, Guest, u64, Trace)> = None;
+        let end = life::run(subject, disk.clone(), guest.clone(), &script, &mut probes, |moment| {
+            last = Some((moment.cause, moment.concerns));
+            if life.at == At::Event(moment.event) {
+                let sim = moment.sim;
+                snapshot = Some((sim.disk(), moment.guest.clone(), sim.trace_hash(), sim.trace()));
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        let LifeEnd { failure, closed, decisions, events, sim, .. } = end;
+        let reached = snapshot.is_some() || life.at == At::End;
+        let (live, mut seen, trace_hash, trace) =
+            snapshot.unwrap_or_else(|| (end.disk, end.guest, end.trace_hash, sim.trace()));
+        let mut record = LifeRecord {
+            decisions,
+            trace_hash,
+            trace,
+            events,
+            reached,
+            last,
+            answers: Vec::new(),
+            choices: Vec::new(),
+            labels: Vec::new(),
+            disk: live.clone(),
+            guest: seen.clone(),
+        };
+        if let Some(failure) = failure {
+            lives.push(record);
+            return Ok(Outcome { failure: Some((number, failure)), lives });
+        }
+        if !reached {
+            lives.push(record);
+            return Ok(Outcome { failure: None, lives });
+        }
+        let mut chooser = chooser(&life.leaf, &mut bench, &live, &seen, trial).share();
+        seen.crash();
+        let mut crashed = live.crash(trial.profile, &mut chooser);
+        if closed && life.at == At::End {
+            let mut evidence = DiskEvidence::new(&mut crashed, &mut chooser);
+            let violations = bench.judge.closed(&mut evidence, &seen, &inherited);
+            if let Some(violation) = violations.first().cloned() {
+                note(&mut record, &bench, &chooser);
+                lives.push(record);
+                let failure = Failure { violation, moment: "after a clean close".to_owned() };
+                return Ok(Outcome { failure: Some((number, failure)), lives });
+            }
+        }
+        let judged = bench.judge_crash(crashed, &seen, &life.steps, &chooser, &mut probes);
+        note(&mut record, &bench, &chooser);
+        lives.push(record);
+        match judged {
+            Ok(recovered) => {
+                disk = recovered.disk;
+                bench.settle_guest(&mut disk, &mut seen, &mut chooser);
+                guest = seen;
+            }
+            Err(failure) => return Ok(Outcome { failure: Some((number, failure)), lives }),
+        }
+    }
+    Ok(Outcome { failure: None, lives })
+}
+
+fn note<Sub: Subject>(record: &mut LifeRecord, bench: &Bench<Sub>, chooser: &SharedLeaf) {
+    let chooser = look(chooser);
+    record.answers = chooser.answers().to_vec();
+    record.choices = chooser.choices();
+    let image = bench.judge.auditor().image();
+    record.labels = record
+        .answers
+        .iter()
+        .map(|answer| image.label(u64::from(answer.unit.unwrap_or(0)) * 512))
+        .collect();
+}
+
+/// The chooser of a leaf. Labels are those of the image with all its pending writes.
+fn chooser<Sub: Subject>(
+    leaf: &Leaf,
+    bench: &mut Bench<Sub>,
+    live: &PossibleDisk,
+    guest: &Guest,
+    trial: &Trial,
+) -> LeafChooser {
+    match leaf {
+        Leaf::Seed(seed) => LeafChooser::random(*seed, cluster_units(&trial.geometry)),
+        Leaf::Choices(choices) => LeafChooser::written(choices.clone()),
+        Leaf::Labels { keep, lose, default } => {
+            LeafChooser::labelled(keep.clone(), lose.clone(), *default, labels(bench, live, guest))
+        }
+    }
+}
+
+/// Labels of the units of a disk on which every pending write has landed.
+pub fn labels<Sub: Subject>(bench: &mut Bench<Sub>, live: &PossibleDisk, guest: &Guest) -> Labels {
+    let mut newest = LeafChooser::written(Vec::new());
+    let mut disk = live.crash(Profile::TornLength, &mut newest);
+    bench.judge.state(&mut DiskEvidence::new(&mut disk, &mut newest), guest, None);
+    let image = bench.judge.auditor().image();
+    let all: Vec<Label> =
+        (0..disk.extent()).map(|unit| image.label(u64::from(unit) * 512)).collect();
+    let beyond = image.label(u64::MAX - 511);
+    std::sync::Arc::new(move |unit| all.get(unit as usize).copied().unwrap_or(beyond))
+}
+
+/// Flaws that the image had when a life began.
+pub fn inherited<Sub: Subject>(
+    bench: &mut Bench<Sub>,
+    disk: &mut PossibleDisk,
+    guest: &Guest,
+) -> Inherited {
+    let mut newest = LeafChooser::written(Vec::new());
+    bench.judge.state(&mut DiskEvidence::new(disk, &mut newest), guest, None);
+    Inherited::from_report(bench.judge.auditor().report())
+}
+
+/// Units in a cluster.
+pub fn cluster_units(geometry: &Geometry) -> u32 {
+    u32::try_from(geometry.cluster_units()).expect("at most 4,096")
+}
+
+/// Operations as requests.
+pub fn requests(tasks: &[Vec<Op>]) -> Vec<Vec<Request>> {
+    tasks.iter().map(|ops| ops.iter().copied().map(Request::Op).collect()).collect()
+}
