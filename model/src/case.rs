@@ -189,6 +189,14 @@ pub struct Fault {
     pub io: Option<u64>,
     /// How it fails.
     pub effect: Effect,
+    /// Units of it that were written all the same.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub landed: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
+const fn is_zero(landed: &u32) -> bool {
+    *landed == 0
 }
 
 /// How an I/O fails.

@@ -80,7 +80,7 @@ impl LeafChooser {
         Self::with(mode)
     }
 
-    /// These answers, one for each choice, and 0 when they run out.
+    /// These answers, one for each choice, and 0 when they run out; `u32::MAX` is the option that loses most.
     pub fn written(answers: Vec<u32>) -> Self {
         Self::with(Mode::Written { answers, next: 0 })
     }
@@ -152,7 +152,7 @@ impl Chooser for LeafChooser {
             Mode::Written { answers, next } => {
                 let answer = answers.get(*next).copied().unwrap_or(0);
                 *next += 1;
-                self.drifted |= answer >= options;
+                self.drifted |= answer >= options && answer != u32::MAX;
                 answer.min(options - 1)
             }
             Mode::Labelled { keep, lose, default, labels } => {

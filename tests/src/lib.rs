@@ -9,13 +9,19 @@
 //!
 //! To test another implementation, implement [`subject::Subject`] for it.
 
+pub mod attack;
 pub mod campaign;
+pub mod console;
+pub mod corpus;
 pub mod evidence;
 pub mod figures;
 pub mod leaf;
 pub mod life;
+pub mod minimise;
 pub mod probe;
 pub mod recover;
+pub mod replay;
+pub mod report;
 pub mod subject;
 pub mod trial;
 pub mod workload;

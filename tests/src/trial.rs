@@ -17,7 +17,7 @@ use model::op::{Geometry, Op};
 
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Answer, Labels, LeafChooser, SharedLeaf, look};
-use crate::life::{self, Cause, LifeEnd, Order, Request, Script};
+use crate::life::{self, Cause, LifeEnd, Moment, Order, Request, Script};
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::subject::{Session, Subject};
@@ -101,6 +101,8 @@ pub struct Outcome {
     pub failure: Option<(usize, Failure)>,
     /// What happened in each life that was run.
     pub lives: Vec<LifeRecord>,
+    /// The disk and reference disk after the last recovery, if nothing failed.
+    pub left: Option<(PossibleDisk, Guest)>,
 }
 
 /// What happened in one life of a trial.
@@ -115,8 +117,8 @@ pub struct LifeRecord {
     pub events: u64,
     /// Whether the life got as far as the event at which the power was to fail.
     pub reached: bool,
-    /// The last event before the crash, and the task and operation that it concerns.
-    pub last: Option<(Cause, Option<(usize, usize)>)>,
+    /// The moments up to the crash, and the task and operation that each concerns.
+    pub moments: Vec<(Cause, Option<(usize, usize)>)>,
     /// What the crash and recovery chose.
     pub answers: Vec<Answer>,
     /// The same as a case file keeps them.
@@ -165,10 +167,10 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
             dropped: life.dropped,
             session,
         };
-        let mut last = None;
+        let mut moments = Vec::new();
         let mut snapshot: Option<(PossibleDisk, Guest, u64, Trace)> = None;
         let end = life::run(subject, disk.clone(), guest.clone(), &script, &mut probes, |moment| {
-            last = Some((moment.cause, moment.concerns));
+            moments.push((moment.cause, moment.concerns));
             if life.at == At::Event(moment.event) {
                 let sim = moment.sim;
                 snapshot = Some((sim.disk(), moment.guest.clone(), sim.trace_hash(), sim.trace()));
@@ -186,7 +188,7 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
             trace,
             events,
             reached,
-            last,
+            moments,
             answers: Vec::new(),
             choices: Vec::new(),
             labels: Vec::new(),
@@ -195,11 +197,11 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
         };
         if let Some(failure) = failure {
             lives.push(record);
-            return Ok(Outcome { failure: Some((number, failure)), lives });
+            return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
         }
         if !reached {
             lives.push(record);
-            return Ok(Outcome { failure: None, lives });
+            return Ok(Outcome { failure: None, lives, left: None });
         }
         let mut chooser = chooser(&life.leaf, &mut bench, &live, &seen, trial).share();
         seen.crash();
@@ -211,7 +213,7 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
                 note(&mut record, &bench, &chooser);
                 lives.push(record);
                 let failure = Failure { violation, moment: "after a clean close".to_owned() };
-                return Ok(Outcome { failure: Some((number, failure)), lives });
+                return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
             }
         }
         let judged = bench.judge_crash(crashed, &seen, &life.steps, &chooser, &mut probes);
@@ -223,10 +225,52 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
                 bench.settle_guest(&mut disk, &mut seen, &mut chooser);
                 guest = seen;
             }
-            Err(failure) => return Ok(Outcome { failure: Some((number, failure)), lives }),
+            Err(failure) => return Ok(Outcome { failure: Some((number, failure)), lives, left: None }),
         }
     }
-    Ok(Outcome { failure: None, lives })
+    Ok(Outcome { failure: None, lives, left: Some((disk, guest)) })
+}
+
+/// Runs the lives of a trial but the last as they are, and the last until `stop` says so; the event at which it did.
+pub fn watch<Sub: Subject>(
+    subject: &Sub,
+    trial: &Trial,
+    mut stop: impl FnMut(&Moment<'_>) -> bool,
+) -> Option<u64> {
+    let (last, earlier) = trial.lives.split_last()?;
+    let (disk, guest) = if earlier.is_empty() {
+        initial(subject, &trial.geometry, trial.initial).ok()?
+    } else {
+        run_to_end(subject, &Trial { lives: earlier.to_vec(), ..trial.clone() }).ok()??
+    };
+    let script = Script {
+        tasks: requests(&last.tasks),
+        order: last.order.clone(),
+        faults: last.faults.clone(),
+        dropped: last.dropped,
+        session: trial.session(),
+    };
+    let mut event = None;
+    life::run(subject, disk, guest, &script, &mut Probes::default(), |moment| {
+        if stop(moment) {
+            event = Some(moment.event);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    });
+    event
+}
+
+/// Runs a trial that is expected to pass; the disk and reference disk that it ends with, or none if it does not pass.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_to_end<Sub: Subject>(
+    subject: &Sub,
+    trial: &Trial,
+) -> Result<Option<(PossibleDisk, Guest)>, String> {
+    let outcome = run(subject, trial)?;
+    Ok(outcome.left)
 }
 
 fn note<Sub: Subject>(record: &mut LifeRecord, bench: &Bench<Sub>, chooser: &SharedLeaf) {

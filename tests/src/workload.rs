@@ -24,6 +24,8 @@ pub struct Scope {
     pub tasks: Option<usize>,
     /// No injected errors and no dropped futures.
     pub faultless: bool,
+    /// Only cases in which several tasks read, discard and write the same few clusters.
+    pub contended: bool,
 }
 
 /// One life of a plan; where the power fails is decided while it runs.
@@ -96,7 +98,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         write_through: rng.below(12) == 0,
     };
     let lives = if rng.below(3) == 0 { 1 } else { 2 + rng.below(2) };
-    let mut draw = Draw::new(&mut rng, geometry);
+    let contended = scope.contended || rng.below(8) == 0;
+    let mut draw = Draw::new(&mut rng, geometry, contended);
     let lives = (0..lives).map(|_| draw.life(scope)).collect();
     Plan { geometry, initial, open, lives }
 }
@@ -108,11 +111,12 @@ struct Draw<'a> {
     cluster: u64,
     hot: Vec<u64>,
     weights: [u32; 8],
+    contended: bool,
     next_id: u32,
 }
 
 impl<'a> Draw<'a> {
-    fn new(rng: &'a mut Rng, geometry: Geometry) -> Self {
+    fn new(rng: &'a mut Rng, geometry: Geometry, contended: bool) -> Self {
         let clusters = u32::try_from(geometry.clusters()).expect("plans are small");
         let spots = 2 + rng.below(5);
         let hot = (0..spots).map(|_| u64::from(rng.below(clusters))).collect();
@@ -125,15 +129,27 @@ impl<'a> Draw<'a> {
             cluster: geometry.cluster_size(),
             hot,
             weights,
+            contended,
             next_id: 1,
         };
+        if contended {
+            draw.hot.truncate(2);
+            draw.weights = [20, 0, 0, 14, 24, 14, 0, 0];
+        }
         draw.weights[0] = draw.weights[0].max(10);
         draw
     }
 
     fn life(&mut self, scope: &Scope) -> LifePlan {
-        let tasks = scope.tasks.unwrap_or_else(|| [1, 1, 2, 3, 4][self.rng.below(5) as usize]);
-        let per_task = if tasks == 1 { 3 + self.rng.below(12) } else { 1 + self.rng.below(6) };
+        let tasks = scope.tasks.unwrap_or_else(|| match self.rng.below(5) {
+            few @ 0..=3 if !self.contended => [1, 1, 2, 3][few as usize],
+            _ => 4,
+        });
+        let per_task = match tasks {
+            1 => 3 + self.rng.below(12),
+            _ if self.contended => 5 + self.rng.below(8),
+            _ => 1 + self.rng.below(6),
+        };
         let tasks: Vec<Vec<Op>> =
             (0..tasks).map(|task| (0..per_task).map(|_| self.op(tasks, task)).collect()).collect();
         let calm = scope.faultless;

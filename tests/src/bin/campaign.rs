@@ -1,26 +1,282 @@
-use qcow2_crashtest::campaign::{self, Budget, Settings};
-use qcow2_crashtest::subject::Qcow2Core;
-use qcow2_crashtest::workload::Scope;
+//! The command line of the harness: `cargo campaign VERB`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
-fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let seconds: u64 = args[1].parse().unwrap();
-    let seed: u64 = args[2].parse().unwrap();
-    let subject = Qcow2Core::without(args[3..].iter().map(String::as_str)).unwrap();
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use faultfs::profile::Profile;
+use qcow2_core::Rule;
+use qcow2_crashtest::attack;
+use qcow2_crashtest::campaign::{Budget, Settings};
+use qcow2_crashtest::console::{self, Outputs, say, shown};
+use qcow2_crashtest::corpus::{self, CorpusError};
+use qcow2_crashtest::minimise::{Minimised, minimise};
+use qcow2_crashtest::replay::{self, is_expected, subject_of};
+use qcow2_crashtest::report;
+use qcow2_crashtest::subject::Qcow2Core;
+use qcow2_crashtest::trial;
+use qcow2_crashtest::workload::Scope;
+
+/// Crash-consistency campaigns for qcow2. Exit status: 0 nothing found, 1 a violation, 2 misuse or a broken harness.
+#[derive(Parser)]
+#[command(name = "cargo campaign", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run random cases and judge what every power cut leaves.
+    #[command(after_help = "Example: cargo campaign run --profile torn-length --seconds 600 --refcounts lazy --tasks 4")]
+    Run(Run),
+    /// Run cases of the corpus again: verdict per case.
+    #[command(after_help = "Example: cargo campaign replay corpus/without-data-before-mapping.json")]
+    Replay {
+        /// Case files; all of the corpus if none is named.
+        paths: Vec<PathBuf>,
+        /// Write the verdicts as JSON to this file.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Shrink a case and print the smaller one.
+    #[command(after_help = "Example: cargo campaign minimise found.json > smaller.json")]
+    Minimise {
+        /// A case file.
+        path: PathBuf,
+        /// Stop after this many seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+    /// Tell the story of one case.
+    #[command(after_help = "Example: cargo campaign explain corpus/without-data-before-mapping.json")]
+    Explain {
+        /// A case file.
+        path: PathBuf,
+    },
+    /// Break each write order in turn; a table of what noticed, and how fast.
+    #[command(after_help = "Example: cargo campaign sensitivity --rule data-before-mapping")]
+    Sensitivity {
+        /// Only this rule.
+        #[arg(long)]
+        rule: Option<String>,
+        /// Give up on a rule after this many seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Seed of the campaigns.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Write a minimised case for each rule that a campaign kills into this folder.
+        #[arg(long)]
+        corpus: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// What is under test.
+    #[arg(long, default_value = "qcow2-core", value_parser = ["qcow2-core"])]
+    subject: String,
+    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
+    #[arg(long, default_value_t = Profile::default())]
+    profile: Profile,
+    /// Seed; the same seed gives the same cases.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Stop after this many seconds.
+    #[arg(long, default_value_t = 60, conflicts_with = "cases")]
+    seconds: u64,
+    /// Stop after this many cases.
+    #[arg(long)]
+    cases: Option<u64>,
+    /// Only eager or only lazy refcounts.
+    #[arg(long)]
+    refcounts: Option<Refcounts>,
+    /// Exactly this many guest tasks at once.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
+    tasks: Option<u8>,
+    /// Break this write order (repeatable): the run must then find something.
+    #[arg(long = "without", value_name = "RULE")]
+    broken: Vec<String>,
+    /// Fail unless every probe was reached.
+    #[arg(long)]
+    all_probes: bool,
+    /// Write the figures as one JSON object to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Keep a violation as a case file in this folder.
+    #[arg(long, default_value = "corpus")]
+    corpus: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Refcounts {
+    Eager,
+    Lazy,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Run(run) => run_campaign(run),
+        Verb::Replay { paths, json } => replay_all(&paths, json),
+        Verb::Minimise { path, seconds } => minimise_case(&path, seconds),
+        Verb::Explain { path } => explain(&path),
+        Verb::Sensitivity { rule, seconds, seed, corpus } => {
+            sensitivity(rule.as_deref(), seconds, seed, corpus)
+        }
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run_campaign(run: Run) -> Result<u8, CorpusError> {
+    let subject = Qcow2Core::without(run.broken.iter().map(String::as_str))
+        .map_err(|error| CorpusError::Case(format!("--without: {error}")))?;
     let settings = Settings {
-        seed,
-        profile: Default::default(),
-        scope: Scope::default(),
-        budget: Budget::Time(Duration::from_secs(seconds)),
+        seed: run.seed,
+        profile: run.profile,
+        scope: Scope {
+            lazy: run.refcounts.map(|refcounts| matches!(refcounts, Refcounts::Lazy)),
+            tasks: run.tasks.map(usize::from),
+            ..Scope::default()
+        },
+        budget: match run.cases {
+            Some(cases) => Budget::Cases(cases),
+            None => Budget::Time(Duration::from_secs(run.seconds)),
+        },
         workers: 0,
     };
-    let report = campaign::run(&subject, &settings, |_| {});
-    println!("{}", report.figures.table());
-    if let Some(found) = report.found {
-        println!(
-            "case {} states {}\n{}\n{}\n{:#?}",
-            found.case, found.states, found.failure.moment, found.failure.violation, found.trial
-        );
+    let outputs = Outputs {
+        json: run.json,
+        corpus: Some(run.corpus),
+        witness: (!run.broken.is_empty()).then(|| run.broken.join("+")),
+        all_probes: run.all_probes,
+    };
+    console::run(&subject, &settings, &outputs).map(console::Status::code)
+}
+
+fn replay_all(paths: &[PathBuf], json: Option<PathBuf>) -> Result<u8, CorpusError> {
+    let paths =
+        if paths.is_empty() { corpus::files(&corpus::folder())? } else { paths.to_vec() };
+    let mut code = 0;
+    let mut rows = Vec::new();
+    for path in &paths {
+        let file = shown(path);
+        let case = corpus::load(path)?;
+        let runs: &[bool] = if case.witness.is_some() { &[false, true] } else { &[false] };
+        for &broken in runs {
+            let subject = subject_of(&case, &file, broken)?;
+            let replay = replay::replay(&subject, &case, &file)?;
+            let expected = is_expected(&case, replay.verdict, broken);
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let how = if broken { "broken" } else { "whole" };
+            say(&format!(
+                "{:<14} {:<9} {how:<7} {name}{}\n",
+                replay.verdict,
+                replay.layer.name(),
+                if expected { "" } else { "   <- not as expected" }
+            ));
+            if let Some(failure) = replay.failure.as_ref().filter(|_| !expected) {
+                say(&format!("    {} {}\n", failure.violation, failure.moment));
+            }
+            if !expected {
+                code = 1;
+            }
+            rows.push(serde_json::json!({
+                "case": name, "code": how, "verdict": replay.verdict.name(),
+                "layer": replay.layer.name(), "expected": expected,
+            }));
+        }
     }
-    println!("{:?}", report.broken);
+    if let Some(path) = json {
+        let text = serde_json::Value::Array(rows).to_string() + "\n";
+        std::fs::write(&path, text).map_err(|source| CorpusError::Io { path, source })?;
+    }
+    Ok(code)
+}
+
+/// The failing subject, trial and failure of a case: whole if it is open, else without its witness.
+fn failing(path: &std::path::Path) -> Result<Option<(Qcow2Core, Minimised, u64, Option<String>)>, CorpusError> {
+    let file = shown(path);
+    let case = corpus::load(path)?;
+    for broken in [false, true] {
+        let subject = subject_of(&case, &file, broken)?;
+        let exact = corpus::trial_of(&case, &file)?;
+        let outcome = trial::run(&subject, &exact)
+            .map_err(|why| CorpusError::Case(format!("{file}: initial: {why}")))?;
+        if let Some((_, failure)) = outcome.failure {
+            let witness = case.witness.clone();
+            let seed = case.origin.seed;
+            return Ok(Some((subject, Minimised { trial: exact, failure }, seed, witness)));
+        }
+    }
+    say(&format!("{file} passes, with and without its witness: there is nothing to show\n"));
+    Ok(None)
+}
+
+fn minimise_case(path: &std::path::Path, seconds: u64) -> Result<u8, CorpusError> {
+    let Some((subject, found, seed, witness)) = failing(path)? else { return Ok(0) };
+    let limit = Duration::from_secs(seconds);
+    let small = minimise(&subject, &found.trial, &found.failure, limit);
+    let (case, _) = console::written(&subject, &small, seed, witness);
+    say(&case.to_json());
+    Ok(1)
+}
+
+fn explain(path: &std::path::Path) -> Result<u8, CorpusError> {
+    let Some((subject, found, ..)) = failing(path)? else { return Ok(0) };
+    let outcome = trial::run(&subject, &found.trial)
+        .map_err(|why| CorpusError::Case(format!("{}: initial: {why}", shown(path))))?;
+    say(&report::text(&found.trial, &outcome, &found.failure));
+    Ok(1)
+}
+
+fn sensitivity(
+    only: Option<&str>,
+    seconds: u64,
+    seed: u64,
+    corpus: Option<PathBuf>,
+) -> Result<u8, CorpusError> {
+    if let Some(name) = only.filter(|name| Rule::from_name(name).is_none()) {
+        return Err(CorpusError::Case(format!("--rule: no rule is called {name}")));
+    }
+    let limit = Duration::from_secs(seconds);
+    let mut survived = Vec::new();
+    say(&format!("{:<34} {:>9} {:>8}  property that killed it\n", "rule", "states", "seconds"));
+    for rule in Rule::ALL {
+        if only.is_some_and(|name| name != rule.name()) {
+            continue;
+        }
+        let result = attack::run(rule, true, seed, limit);
+        let (states, seconds) = (result.states, result.seconds);
+        let verdict = match &result.failure {
+            Some(failure) => format!("{} {}", failure.violation.property, failure.violation.kind),
+            None => {
+                survived.push(rule.name());
+                "SURVIVED".to_owned()
+            }
+        };
+        say(&format!("{:<34} {states:>9} {seconds:>8.2}  {verdict}\n", rule.name()));
+        if let (Some(folder), Some(found)) = (&corpus, &result.found) {
+            let (attack::Attack::Campaign(_, others), _) = attack::attack_on(rule) else { continue };
+            let names: Vec<&str> =
+                std::iter::once(rule).chain(others.iter().copied()).map(Rule::name).collect();
+            let subject = Qcow2Core::without(names.iter().copied()).map_err(CorpusError::Case)?;
+            let small = minimise(&subject, &found.trial, &found.failure, Duration::from_secs(30));
+            let (case, _) = console::written(&subject, &small, seed, Some(names.join("+")));
+            let path = corpus::save(&case, folder)?;
+            say(&format!("    kept as {}\n", shown(&path)));
+        }
+    }
+    if survived.is_empty() {
+        return Ok(0);
+    }
+    say(&format!("survived: {}\n", survived.join(", ")));
+    Ok(1)
 }

@@ -1,0 +1,207 @@
+//! A campaign as a person sees it: progress while it runs, the figures, and a violation minimised, told and kept.
+
+use std::io::{IsTerminal, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use model::case::Case;
+
+use crate::campaign::{self, Budget, Found, Settings};
+use crate::corpus::{self, CorpusError};
+use crate::figures::{Figures, Summary};
+use crate::minimise::{Minimised, minimise};
+use crate::report;
+use crate::subject::Subject;
+use crate::trial;
+
+/// How long minimising may take.
+const MINIMISE_FOR: Duration = Duration::from_secs(20);
+
+/// What a campaign came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing was found.
+    Passed,
+    /// A violation was found and kept.
+    Violation,
+    /// The run proves nothing.
+    Broken,
+}
+
+impl Status {
+    /// The exit status that says so.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Passed => 0,
+            Self::Violation => 1,
+            Self::Broken => 2,
+        }
+    }
+}
+
+/// Where the results of a campaign go.
+#[derive(Clone, Debug, Default)]
+pub struct Outputs {
+    /// A file for one JSON object with the figures.
+    pub json: Option<PathBuf>,
+    /// The folder for case files; none: the violation is told and not kept.
+    pub corpus: Option<PathBuf>,
+    /// The name of the rules that the subject does without, for the case file.
+    pub witness: Option<String>,
+    /// Whether every probe must have been reached.
+    pub all_probes: bool,
+}
+
+/// Runs a campaign with live progress on standard error and the results on standard output.
+///
+/// # Errors
+/// If a result cannot be written.
+pub fn run<Sub: Subject>(
+    subject: &Sub,
+    settings: &Settings,
+    outputs: &Outputs,
+) -> Result<Status, CorpusError> {
+    let progress = Progress::new(settings);
+    let report = campaign::run(subject, settings, |figures| progress.show(figures));
+    progress.finish();
+    say(&format!(
+        "{}, profile {}, seed {}: {:.1} s\n{}",
+        subject.name(),
+        settings.profile,
+        settings.seed,
+        report.figures.seconds,
+        report.figures.table()
+    ));
+    let mut titles = Vec::new();
+    let mut status = Status::Passed;
+    if let Some(found) = &report.found {
+        status = Status::Violation;
+        titles.push(tell(subject, settings, outputs, found)?);
+    } else if let Some(why) = report.broken.clone().or_else(|| report.figures.vacuous()) {
+        say(&format!("This run proves nothing: {why}.\n"));
+        status = Status::Broken;
+    } else {
+        let missed: Vec<&str> = report.figures.probes.missed().map(|probe| probe.name()).collect();
+        if !missed.is_empty() {
+            say(&format!("probes missed: {}\n", missed.join(", ")));
+            if outputs.all_probes {
+                status = Status::Broken;
+            }
+        }
+        say("no violation\n");
+    }
+    if let Some(path) = &outputs.json {
+        let summary = Summary::new(
+            &report.figures,
+            subject.name(),
+            settings.profile.to_string(),
+            settings.seed,
+            titles,
+        );
+        let mut text = serde_json::to_string_pretty(&summary).expect("figures are plain numbers");
+        text.push('\n');
+        std::fs::write(path, text)
+            .map_err(|source| CorpusError::Io { path: path.clone(), source })?;
+    }
+    Ok(status)
+}
+
+/// Minimises what was found, tells it and keeps it; returns its title.
+fn tell<Sub: Subject>(
+    subject: &Sub,
+    settings: &Settings,
+    outputs: &Outputs,
+    found: &Found,
+) -> Result<String, CorpusError> {
+    say(&format!(
+        "violation in case {} after {} crash states of that worker; minimising\n",
+        found.case, found.states
+    ));
+    let small = minimise(subject, &found.trial, &found.failure, MINIMISE_FOR);
+    let (case, text) = written(subject, &small, settings.seed, outputs.witness.clone());
+    say(&format!("\n{text}\n"));
+    if let Some(folder) = &outputs.corpus {
+        let path = corpus::save(&case, folder)?;
+        let shown = path.display();
+        say(&format!("kept as {shown}\nreplay it:   cargo campaign replay {shown}\n"));
+    }
+    Ok(case.title)
+}
+
+/// A minimised trial as a case, and as a report.
+pub fn written<Sub: Subject>(
+    subject: &Sub,
+    small: &Minimised,
+    seed: u64,
+    witness: Option<String>,
+) -> (Case, String) {
+    let outcome = trial::run(subject, &small.trial).expect("it was feasible when it was found");
+    let text = report::text(&small.trial, &outcome, &small.failure);
+    let case =
+        corpus::case_of(&small.trial, &outcome, &small.failure, seed, "qcow2-core", witness);
+    (case, text)
+}
+
+/// Writes to standard output past the capture of test harnesses.
+pub fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}
+
+/// A bar on a terminal, a line every five seconds elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+    budget: Budget,
+    last: Mutex<f64>,
+}
+
+impl Progress {
+    fn new(settings: &Settings) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let length = match settings.budget {
+                Budget::Time(limit) => limit.as_secs(),
+                Budget::Cases(count) => count,
+            };
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(length).with_style(style)
+        });
+        Self { bar, budget: settings.budget, last: Mutex::new(0.0) }
+    }
+
+    fn show(&self, figures: &Figures) {
+        let message = format!(
+            "{} cases, {} states, {:.0} states/s a worker (this worker's)",
+            figures.cases,
+            figures.states,
+            figures.states_per_second()
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_position(match self.budget {
+                Budget::Time(_) => figures.seconds as u64,
+                Budget::Cases(_) => figures.cases,
+            });
+            bar.set_message(message);
+            return;
+        }
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if figures.seconds - *last >= 5.0 {
+            *last = figures.seconds;
+            let _ = writeln!(std::io::stderr().lock(), "{:6.1} s  {message}", figures.seconds);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows a path in a message.
+pub fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,362 @@
+//! From a trial to a case file and back.
+//!
+//! A case file says the same thing three times, from what survives changes of code to what is exact: by labels (which
+//! operation, which structure), by numbers (event, schedule, choices; valid while the trace hash matches), and as the crash
+//! image itself with the values that the guest may see.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use faultfs::disk::PossibleDisk;
+use faultfs::fault::{Fault as DiskFault, FaultAt, Planned, PlannedFault};
+use faultfs::profile::{FlushFailure, Profile};
+use faultfs::trace::{Event, IoKind};
+use faultfs::values::Key;
+use model::case::{
+    Anchor, Case, Content, Crash, CrashImage, Effect, Exact, Fate, Fault, Hash, Life, Origin, Phase,
+    Recovery, SCHEMA, Schedule, Status,
+};
+use model::guest::Guest;
+use model::label::Label;
+
+use crate::figures::commit;
+use crate::leaf::LeafChooser;
+use crate::life::{Cause, Order};
+use crate::recover::{Failure, StepPlan};
+use crate::trial::{At, Leaf, LifeRecord, Outcome, Trial, TrialLife};
+use crate::workload::GENERATOR;
+
+/// Most guest units whose allowed values a case file lists, and most units of a crash image.
+const MAX_IMAGE_UNITS: usize = 400;
+
+/// A case that cannot be run, or a folder of them that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CorpusError {
+    /// The file system said no.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not a case; the text names file and field.
+    #[error("{0}")]
+    Case(String),
+}
+
+/// The folder of the corpus in the source tree.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus")
+}
+
+/// The case files in a folder, by name.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>, CorpusError> {
+    let error = |source| CorpusError::Io { path: folder.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Loads a case.
+///
+/// # Errors
+/// [`CorpusError`], which names the file and the field.
+pub fn load(path: &Path) -> Result<Case, CorpusError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| CorpusError::Io { path: path.to_owned(), source })?;
+    Case::from_json(&path.display().to_string(), &text)
+        .map_err(|error| CorpusError::Case(error.to_string()))
+}
+
+/// Writes a case into `folder` under a name made of its title, without overwriting another; returns the path.
+///
+/// # Errors
+/// [`CorpusError::Io`].
+pub fn save(case: &Case, folder: &Path) -> Result<PathBuf, CorpusError> {
+    let error = |path: &Path, source| CorpusError::Io { path: path.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(|source| error(folder, source))?;
+    let text = case.to_json();
+    for number in 1.. {
+        let stem = slug(case);
+        let name = if number == 1 { format!("{stem}.json") } else { format!("{stem}-{number}.json") };
+        let path = folder.join(name);
+        match std::fs::File::create_new(&path) {
+            Ok(mut file) => {
+                io::Write::write_all(&mut file, text.as_bytes())
+                    .map_err(|source| error(&path, source))?;
+                return Ok(path);
+            }
+            Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
+                if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
+                    return Ok(path);
+                }
+            }
+            Err(source) => return Err(error(&path, source)),
+        }
+    }
+    unreachable!("some number is free")
+}
+
+fn slug(case: &Case) -> String {
+    let title = case.witness.as_deref().map_or_else(
+        || case.title.split(':').next().unwrap_or_default().to_owned(),
+        |rule| format!("without-{rule}"),
+    );
+    let clean: String = title
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .collect();
+    clean.trim_matches('-').to_owned()
+}
+
+/// What a case file says of a failed trial. `outcome` is that of running `trial`.
+pub fn case_of(
+    trial: &Trial,
+    outcome: &Outcome,
+    failure: &Failure,
+    seed: u64,
+    subject: &str,
+    witness: Option<String>,
+) -> Case {
+    let violation = &failure.violation;
+    let line = violation.to_string();
+    let title = line.lines().next().unwrap_or_default();
+    let title = title.strip_prefix(&format!("{} ", violation.property)).unwrap_or(title);
+    let mut open = trial.open.clone();
+    subject.clone_into(&mut open.subject);
+    Case {
+        schema: SCHEMA.to_owned(),
+        title: format!("{title} ({})", failure.moment),
+        property: violation.property,
+        profile: trial.profile.name().to_owned(),
+        origin: Origin { seed, commit: commit(), generator: GENERATOR },
+        status: if witness.is_some() { Status::Sabotage } else { Status::Open },
+        witness,
+        geometry: trial.geometry,
+        open,
+        initial: trial.initial,
+        lives: trial.lives.iter().zip(&outcome.lives).map(|(life, record)| life_of(life, record)).collect(),
+        image: outcome.lives.last().and_then(|record| image_of(trial, record)),
+    }
+}
+
+fn life_of(life: &TrialLife, record: &LifeRecord) -> Life {
+    let mut decisions = record.decisions.clone();
+    while decisions.last() == Some(&0) {
+        decisions.pop();
+    }
+    let (mut keep, mut lose) = (Vec::new(), Vec::new());
+    for (answer, label) in record.answers.iter().zip(&record.labels) {
+        if answer.unit.is_some() {
+            let list = if answer.taken == 0 { &mut keep } else { &mut lose };
+            if !list.contains(label) {
+                list.push(*label);
+            }
+        }
+    }
+    let losing = lose.len() > keep.len();
+    Life {
+        tasks: life.tasks.clone(),
+        schedule: Schedule::Choices(decisions),
+        faults: life.faults.0.iter().filter_map(|fault| fault_of(fault, record)).collect(),
+        dropped: life.dropped.into_iter().collect(),
+        crash: Some(Crash {
+            anchor: anchor_of(life, record),
+            keep: if losing { keep } else { Vec::new() },
+            lose: if losing { Vec::new() } else { lose },
+            default: if losing { Fate::Lose } else { Fate::Keep },
+            exact: Some(Exact {
+                event: match life.at {
+                    At::Event(event) => event,
+                    At::End => record.events,
+                },
+                choices: record.choices.clone(),
+                trace: Hash(record.trace_hash),
+            }),
+        }),
+        recovery: life.steps.iter().enumerate().map(recovery_of).collect(),
+    }
+}
+
+fn recovery_of((index, step): (usize, &StepPlan)) -> Recovery {
+    let crash = step.crash_at.map(|at| Crash {
+        anchor: Anchor {
+            task: 0,
+            op: index,
+            phase: Phase::Submitted,
+            label: None,
+            nth: u32::try_from(at).unwrap_or(u32::MAX),
+        },
+        keep: Vec::new(),
+        lose: Vec::new(),
+        default: Fate::Keep,
+        exact: None,
+    });
+    Recovery { run: step.run, crash }
+}
+
+/// The crash by its meaning: the last event before it, and how many like it the operation had before.
+fn anchor_of(life: &TrialLife, record: &LifeRecord) -> Anchor {
+    let Some(&(cause, concerns)) = record.moments.last() else { return Anchor::default() };
+    if life.at == At::End {
+        let task = life.tasks.len().saturating_sub(1);
+        let op = life.tasks.last().map_or(0, Vec::len);
+        return Anchor { task, op, ..Anchor::default() };
+    }
+    let (task, op) = concerns.unwrap_or((0, usize::MAX));
+    let phase = phase_of(cause);
+    let like = |other: &&(Cause, Option<(usize, usize)>)| {
+        other.1 == concerns && phase_of(other.0) == phase
+    };
+    let nth = record.moments.iter().filter(like).count().saturating_sub(1);
+    Anchor { task, op, phase, label: None, nth: u32::try_from(nth).unwrap_or(u32::MAX) }
+}
+
+/// Which end of an I/O or operation a moment follows.
+pub const fn phase_of(cause: Cause) -> Phase {
+    match cause {
+        Cause::Submitted(_) | Cause::Began => Phase::Submitted,
+        Cause::Completed(_) | Cause::Returned => Phase::Completed,
+    }
+}
+
+/// The I/O that a planned fault struck, by number; a fault that struck nothing is none.
+fn fault_of(planned: &PlannedFault, record: &LifeRecord) -> Option<Fault> {
+    let index = record.trace.events().iter().find_map(|event| match (event, planned.at) {
+        (Event::Submit { io, .. }, FaultAt::Index(index)) if io.index == index => Some(index),
+        (Event::Submit { io, .. }, FaultAt::Nth { kind, nth }) if io.kind == kind && io.nth == nth => {
+            Some(io.index)
+        }
+        _ => None,
+    })?;
+    let (effect, landed) = match planned.fault {
+        DiskFault::Eio => (Effect::Eio, 0),
+        DiskFault::Enospc { landed } => (Effect::Enospc, landed),
+        DiskFault::Flush(FlushFailure::RetrySafe) => (Effect::FlushRetrySafe, 0),
+        DiskFault::Flush(FlushFailure::CleanMarked) => (Effect::FlushCleanMarked, 0),
+        DiskFault::Flush(FlushFailure::Sticky) => (Effect::FlushSticky, 0),
+    };
+    Some(Fault { anchor: Anchor::default(), io: Some(index), effect, landed })
+}
+
+/// The crash image of the last life, decided as the trial decided it, if it is small.
+fn image_of(trial: &Trial, record: &LifeRecord) -> Option<CrashImage> {
+    let mut chooser = LeafChooser::written(record.choices.clone());
+    let mut disk = record.disk.crash(trial.profile, &mut chooser);
+    let length = u64::from(disk.len(&mut chooser)) * 512;
+    let mut units = BTreeMap::new();
+    for unit in disk.nonzero().collect::<Vec<u32>>() {
+        let key = disk.read(unit, &mut chooser);
+        if key != Key::ZERO {
+            units.insert(u64::from(unit), content(&disk, key));
+        }
+    }
+    let mut guest = record.guest.clone();
+    guest.crash();
+    let allowed = allowed(&guest, &disk);
+    let small = units.len() <= MAX_IMAGE_UNITS && allowed.len() <= MAX_IMAGE_UNITS;
+    small.then_some(CrashImage { length, units, allowed })
+}
+
+fn content(disk: &PossibleDisk, key: Key) -> Content {
+    Content::of(disk.values().bytes(key))
+}
+
+fn allowed(guest: &Guest, disk: &PossibleDisk) -> BTreeMap<u64, Vec<Content>> {
+    (0..guest.units())
+        .map(|unit| {
+            let values = guest.allowed(unit);
+            (unit, values.iter().map(|key| content(disk, Key(key.0))).collect::<Vec<_>>())
+        })
+        .filter(|(_, values)| *values != [Content::Zero])
+        .collect()
+}
+
+/// The exact reading of a case.
+///
+/// # Errors
+/// What in it cannot be run: file and field.
+pub fn trial_of(case: &Case, file: &str) -> Result<Trial, CorpusError> {
+    let bad = |field: &str, why: String| CorpusError::Case(format!("{file}: {field}: {why}"));
+    let profile: Profile =
+        case.profile.parse().map_err(|error| bad("profile", format!("{error}")))?;
+    let lives = case.lives.iter().map(trial_life).collect();
+    Ok(Trial {
+        geometry: case.geometry,
+        initial: case.initial,
+        open: case.open.clone(),
+        profile,
+        lives,
+    })
+}
+
+fn trial_life(life: &Life) -> TrialLife {
+    let exact = life.crash.as_ref().and_then(|crash| crash.exact.as_ref());
+    let ends = life.crash.as_ref().is_none_or(|crash| is_end(life, &crash.anchor));
+    TrialLife {
+        tasks: life.tasks.clone(),
+        order: match &life.schedule {
+            Schedule::Seed(seed) => Order::Seed(*seed),
+            Schedule::Choices(choices) => Order::Choices(choices.clone()),
+        },
+        faults: Planned(life.faults.iter().map(planned).collect()),
+        dropped: life.dropped.first().copied(),
+        at: match exact {
+            Some(exact) if !ends => At::Event(exact.event),
+            _ => At::End,
+        },
+        leaf: match (&life.crash, exact) {
+            (_, Some(exact)) => Leaf::Choices(exact.choices.clone()),
+            (Some(crash), None) => labels_of(crash),
+            (None, None) => Leaf::Choices(Vec::new()),
+        },
+        steps: life
+            .recovery
+            .iter()
+            .map(|step| StepPlan {
+                run: step.run,
+                crash_at: step.crash.as_ref().map(|crash| u64::from(crash.anchor.nth)),
+            })
+            .collect(),
+    }
+}
+
+/// Whether an anchor means the end of a life: it names the operation after the last.
+pub fn is_end(life: &Life, anchor: &Anchor) -> bool {
+    anchor.op != usize::MAX && anchor.op >= life.tasks.get(anchor.task).map_or(0, Vec::len)
+}
+
+/// What survives, by label.
+pub fn labels_of(crash: &Crash) -> Leaf {
+    let (keep, lose): (Vec<Label>, Vec<Label>) = (crash.keep.clone(), crash.lose.clone());
+    Leaf::Labels { keep, lose, default: crash.default }
+}
+
+fn planned(fault: &Fault) -> PlannedFault {
+    let flush = DiskFault::Flush;
+    let (kind, effect) = match fault.effect {
+        Effect::Eio => (IoKind::Write, DiskFault::Eio),
+        Effect::Enospc | Effect::Short => {
+            (IoKind::Write, DiskFault::Enospc { landed: fault.landed })
+        }
+        Effect::FlushRetrySafe => (IoKind::Flush, flush(FlushFailure::RetrySafe)),
+        Effect::FlushCleanMarked => (IoKind::Flush, flush(FlushFailure::CleanMarked)),
+        Effect::FlushSticky => (IoKind::Flush, flush(FlushFailure::Sticky)),
+    };
+    let at = fault.io.map_or_else(
+        || FaultAt::Nth { kind, nth: u64::from(fault.anchor.nth) },
+        FaultAt::Index,
+    );
+    PlannedFault { at, fault: effect }
+}

@@ -1,0 +1,375 @@
+//! A real guest's writes as a workload: what a guest asked of its disk once is asked of a fresh image again, and the power
+//! fails on the way.
+//!
+//! The invariant: the image is asked for exactly what the log says, in the log's order, and the reference disk is told of
+//! every request. A log holds requests in the order in which they completed, and nothing of what ran side by side, so one
+//! task does one request at a time. What else happens is a function of the log and the [`Settings`].
+//!
+//! ```text
+//!   log       w  w  F  w  w  w  F  w  F  w  w  F
+//!   life 0    w  w  F  w  w--x       ^                 power cuts on copies of the disk, each state recovered and judged
+//!                ^  ^        |                         the last one of a life is for good:
+//!   life 1                   w  w  F  w  F--x            on what recovery left, the guest asks again for what was cut off
+//!   life 2                                  F  w  w  F   the last life is closed cleanly
+//! ```
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use faultfs::chooser::Always;
+use faultfs::direct::{self, Direct};
+use faultfs::disk::PossibleDisk;
+use faultfs::fault::Planned;
+use faultfs::profile::Profile;
+use faultfs::rng::Rng;
+use faultfs::values::Values;
+use model::evidence::ValueKey;
+use model::guest::Guest;
+use model::op::{Geometry, MAX_VIRTUAL_SIZE, Op};
+use model::payload::UNIT;
+use qcow2_core::{CreateError, CreateOptions};
+
+use crate::campaign::{count, draw_steps};
+use crate::evidence::DiskEvidence;
+use crate::figures::Figures;
+use crate::leaf::{LeafChooser, SharedLeaf};
+use crate::life::{self, Cause, Order, Request, Script};
+use crate::logwrites::{Content, Log, LogError};
+use crate::probe::{Probe, Probes};
+use crate::recover::{Bench, Failure};
+use crate::subject::{Session, Subject};
+use crate::trial;
+
+/// What a zstd frame begins with.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// A power cut falls on the moment that comes up to so many moments after a request has begun.
+const MOMENTS_PER_REQUEST: usize = 12;
+
+/// The guest's disk ends on such a boundary.
+const SIZE_STEP: u64 = 1 << 20;
+
+/// Everything that a guest asked of its disk.
+#[derive(Clone, Debug)]
+pub struct GuestTrace {
+    requests: Vec<Request>,
+    size: u64,
+}
+
+/// Why a file is no trace that can be run.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The file cannot be read or unpacked.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system or the decompressor said.
+        source: io::Error,
+    },
+    /// It is no log.
+    #[error("{}: {source}", .path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: LogError,
+    },
+    /// The guest's disk is larger than the reference disk can be.
+    #[error("{}: log entry {entry} ends at {end}, past the {MAX_VIRTUAL_SIZE} bytes that are tracked", .path.display())]
+    TooFar {
+        /// The file.
+        path: PathBuf,
+        /// Number of the entry, from 0.
+        entry: u64,
+        /// Where it ends.
+        end: u64,
+    },
+    /// Nothing was asked of the disk.
+    #[error("{}: a log without a request", .path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl GuestTrace {
+    /// Loads a log of block writes, compressed with zstd or not.
+    ///
+    /// # Errors
+    /// [`TraceError`], which names the file and what is wrong with it.
+    pub fn load(path: &Path) -> Result<Self, TraceError> {
+        let file = |source| TraceError::File { path: path.to_owned(), source };
+        let log = |source| TraceError::Log { path: path.to_owned(), source };
+        let mut bytes = std::fs::read(path).map_err(file)?;
+        if bytes.starts_with(&ZSTD_MAGIC) {
+            bytes = zstd::decode_all(&bytes[..]).map_err(file)?;
+        }
+        let mut trace = Self { requests: Vec::new(), size: 0 };
+        for (number, entry) in (0..).zip(Log::parse(&bytes).map_err(log)?.entries()) {
+            let entry = entry.map_err(log)?;
+            let (offset, length) = match entry.content {
+                Content::Data(data) => (entry.offset, data.len() as u64),
+                Content::Discard(length) => (entry.offset, length),
+                Content::Mark(_) => continue,
+            };
+            let end = offset.saturating_add(length);
+            if length > 0 && end > MAX_VIRTUAL_SIZE {
+                return Err(TraceError::TooFar { path: path.to_owned(), entry: number, end });
+            }
+            if entry.flush {
+                trace.requests.push(Request::Op(Op::Flush));
+            }
+            if length == 0 {
+                continue;
+            }
+            trace.size = trace.size.max(end.next_multiple_of(SIZE_STEP));
+            trace.requests.push(match entry.content {
+                Content::Data(data) => Request::Raw(offset, Arc::from(data)),
+                _ => Request::Op(Op::Discard { offset, length }),
+            });
+            // Durable when it returns: as a host does it whose storage knows no such writes.
+            if entry.fua {
+                trace.requests.push(Request::Op(Op::Flush));
+            }
+        }
+        if trace.size == 0 {
+            return Err(TraceError::Empty { path: path.to_owned() });
+        }
+        Ok(trace)
+    }
+
+    /// The requests, in order.
+    pub fn requests(&self) -> &[Request] {
+        &self.requests
+    }
+
+    /// Bytes of a disk that holds all that the guest wrote to: whole mebibytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes written.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |request: &Request| match request {
+            Request::Raw(_, data) => data.len() as u64,
+            Request::Op(_) => 0,
+        };
+        self.requests.iter().map(bytes).sum()
+    }
+}
+
+/// How a trace is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// log2 of the cluster size of the image.
+    pub cluster_bits: u32,
+    /// Whether its refcounts are lazy.
+    pub lazy: bool,
+    /// How the power fails.
+    pub profile: Profile,
+    /// Seed of the schedule, of when the power fails and of what survives.
+    pub seed: u64,
+    /// Power cuts, beside those that end lives.
+    pub crash_points: u32,
+    /// Lives: all but the last one end in a power cut.
+    pub lives: u32,
+}
+
+/// What running a trace did.
+#[derive(Debug)]
+pub struct Report {
+    /// The figures, times left out.
+    pub figures: Figures,
+    /// The image after the last life was closed.
+    pub disk: PossibleDisk,
+    /// The reference disk then.
+    pub guest: Guest,
+}
+
+/// Why a run of a trace did not end well.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RunError {
+    /// No image can be made like that.
+    #[error("creating the image: {0}")]
+    Create(String),
+    /// A promise was broken.
+    #[error("life {life}, request {request}, {}: {}", .failure.moment, .failure.violation)]
+    Violation {
+        /// Number of the life, from 0.
+        life: u32,
+        /// Number of the request in the trace that had begun last.
+        request: usize,
+        /// What is wrong.
+        failure: Box<Failure>,
+    },
+}
+
+impl From<CreateError> for RunError {
+    fn from(error: CreateError) -> Self {
+        Self::Create(error.to_string())
+    }
+}
+
+/// A power cut to come: some moments after a request has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Cut {
+    /// The request; the number of all of them stands for the clean close.
+    request: usize,
+    /// Moments after its beginning.
+    moments: usize,
+    /// Whether the life ends with it.
+    for_good: bool,
+}
+
+/// Runs a trace onto a fresh image.
+///
+/// # Errors
+/// [`RunError`]: the first violation, or an image that cannot be created.
+pub fn run<Sub: Subject>(
+    subject: &Sub,
+    trace: &GuestTrace,
+    settings: &Settings,
+) -> Result<Report, RunError> {
+    let Settings { cluster_bits, lazy, profile, seed, .. } = *settings;
+    let geometry = Geometry {
+        version: 3,
+        cluster_bits,
+        refcount_order: 4,
+        virtual_size: trace.size(),
+        lazy_refcounts: lazy,
+    };
+    let mut disk = create(&geometry)?;
+    let zeroes = vec![ValueKey::ZERO; usize::try_from(geometry.units()).unwrap_or(usize::MAX)];
+    let mut guest = Guest::new(&zeroes, subject.promises(&geometry));
+    let session = Session { writable: true, cache_pages: 0, growth: 0, write_through: false };
+    let mut bench = Bench::new(subject.clone(), session, profile);
+    let mut rng = Rng::new(seed);
+    let mut cuts = draw_cuts(&mut rng, trace, settings).into_iter().peekable();
+    let mut figures = Figures { cases: 1, ..Figures::default() };
+    figures.long_cases = u64::from(settings.lives > 1);
+    let mut probes = Probes::default();
+    let mut distinct = BTreeSet::new();
+    let (mut life, mut next) = (0, 0);
+    loop {
+        let first = next;
+        let script = Script {
+            tasks: vec![trace.requests()[first..].to_vec()],
+            order: Order::Seed(rng.next_u64()),
+            faults: Planned(Vec::new()),
+            dropped: None,
+            session,
+        };
+        let inherited = trial::inherited(&mut bench, &mut disk, &guest);
+        let mut begun = first;
+        let mut since = 0;
+        let mut kept = None;
+        let mut failed = None;
+        let mut leaf_probes = Probes::default();
+        let end = life::run(subject, disk, guest, &script, &mut probes, |moment| {
+            figures.crash_points += 1;
+            since += 1;
+            if let (Cause::Began, Some((_, op))) = (moment.cause, moment.concerns) {
+                begun = op.saturating_add(first).min(trace.requests().len());
+                since = 0;
+            }
+            while let Some(cut) = cuts.next_if(|cut| (cut.request, cut.moments) <= (begun, since)) {
+                let chooser = LeafChooser::random(rng.next_u64(), cluster_units(&geometry)).share();
+                let steps = draw_steps(&mut rng);
+                let mut seen = moment.guest.clone();
+                seen.crash();
+                let mut asked = SharedLeaf::clone(&chooser);
+                let crashed = moment.sim.with_disk(|disk| disk.crash(profile, &mut asked));
+                match bench.judge_crash(crashed, &seen, &steps, &chooser, &mut leaf_probes) {
+                    Ok(recovered) => {
+                        count(&mut figures, &seen, recovered.states);
+                        distinct.insert(recovered.disk.state_hash());
+                        if cut.for_good {
+                            let done = usize::from(moment.cause == Cause::Returned);
+                            kept = Some((recovered.disk, seen, chooser, begun + done));
+                            return ControlFlow::Break(());
+                        }
+                    }
+                    Err(failure) => {
+                        failed = Some(failure);
+                        return ControlFlow::Break(());
+                    }
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        figures.lives += 1;
+        figures.operations += end.operations;
+        figures.ios += end.sim.storage().submitted();
+        probes.add(&leaf_probes);
+        let violation =
+            |failure| RunError::Violation { life, request: begun, failure: Box::new(failure) };
+        if let Some(failure) = failed.or(end.failure) {
+            return Err(violation(failure));
+        }
+        if let Some((recovered, seen, mut chooser, resume)) = kept {
+            probes.hit(Probe::SecondLife);
+            life += 1;
+            (disk, guest, next) = (recovered, seen, resume.min(trace.requests().len()));
+            bench.settle_guest(&mut disk, &mut guest, &mut chooser);
+            continue;
+        }
+        let mut chooser = LeafChooser::random(rng.next_u64(), cluster_units(&geometry)).share();
+        guest = end.guest;
+        guest.crash();
+        disk = end.disk.crash(profile, &mut chooser);
+        let mut evidence = DiskEvidence::new(&mut disk, &mut chooser);
+        if let Some(found) = bench.judge.closed(&mut evidence, &guest, &inherited).first().cloned() {
+            let moment = "after a clean close".to_owned();
+            return Err(violation(Failure { violation: found, moment }));
+        }
+        let recovered = bench.judge_crash(disk, &guest, &[], &chooser, &mut probes);
+        let recovered = recovered.map_err(violation)?;
+        count(&mut figures, &guest, recovered.states);
+        distinct.insert(recovered.disk.state_hash());
+        figures.distinct_states = distinct.len() as u64;
+        figures.probes = probes;
+        return Ok(Report { figures, disk: recovered.disk, guest });
+    }
+}
+
+/// A fresh image on a disk that has nothing pending.
+fn create(geometry: &Geometry) -> Result<PossibleDisk, CreateError> {
+    let options = CreateOptions {
+        cluster_bits: geometry.cluster_bits,
+        lazy_refcounts: geometry.lazy_refcounts,
+        ..CreateOptions::new(geometry.virtual_size)
+    };
+    let storage = Direct::new(PossibleDisk::new(&Values::new(), 0), Always(0));
+    direct::run(qcow2_core::create(&storage, &options)).expect("nothing to wait for")?;
+    Ok(storage.power_off().disk)
+}
+
+/// When the power fails, in order: half of the time around a flush, because that is when metadata is written.
+fn draw_cuts(rng: &mut Rng, trace: &GuestTrace, settings: &Settings) -> Vec<Cut> {
+    let requests = trace.requests();
+    let is_flush = |number: &usize| matches!(requests[*number], Request::Op(Op::Flush));
+    let flushes: Vec<usize> = (0..requests.len()).filter(is_flush).collect();
+    let ends = settings.lives.saturating_sub(1);
+    let mut below = |end: usize| rng.below(u32::try_from(end).unwrap_or(u32::MAX)) as usize;
+    let cut = |number| {
+        let for_good = number < ends;
+        let request = if !flushes.is_empty() && below(2) == 0 {
+            flushes[below(flushes.len())]
+        } else {
+            // After the last request comes the clean close, and nothing for another life to do.
+            below(requests.len() + usize::from(!for_good))
+        };
+        Cut { request, moments: below(MOMENTS_PER_REQUEST), for_good }
+    };
+    let mut cuts: Vec<Cut> = (0..settings.crash_points + ends).map(cut).collect();
+    cuts.sort_unstable();
+    cuts
+}
+
+fn cluster_units(geometry: &Geometry) -> u32 {
+    u32::try_from(geometry.cluster_size() / UNIT as u64).expect("at most 4,096")
+}

@@ -1,0 +1,202 @@
+//! A case again, and a verdict.
+//!
+//! The exact layer is tried first. Where the code has changed so much that the trace is another one, the crash is looked up
+//! by its meaning, and at last among all moments of the life: a case never passes because nothing was found to run.
+
+use std::fmt;
+
+use model::case::{Case, Status};
+use model::finding::Property;
+
+use crate::corpus::{self, CorpusError};
+use crate::minimise::{self, Signature};
+use crate::recover::{Failure, whole_image};
+use crate::subject::{Qcow2Core, Subject};
+use crate::trial::{self, At, Outcome, Trial};
+
+/// What replaying a case showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It fails as the case says.
+    Reproduced,
+    /// It was run as the case says, and passes.
+    Fixed,
+    /// The moment of the crash is not there any more; every moment of the life was tried and passes.
+    Drifted,
+    /// It could not be run, because something it needs does not exist here.
+    NotMeasured,
+    /// It failed in another way than the case says.
+    HarnessBroken,
+}
+
+impl Verdict {
+    /// The name in tables and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reproduced => "reproduced",
+            Self::Fixed => "fixed",
+            Self::Drifted => "drifted",
+            Self::NotMeasured => "not-measured",
+            Self::HarnessBroken => "harness-broken",
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Which layer of a case the verdict rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// Event numbers and choices; the trace is the one in the file.
+    Exact,
+    /// Operations and labels.
+    Semantic,
+    /// A search of all moments.
+    Searched,
+}
+
+impl Layer {
+    /// The name in tables and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Semantic => "semantic",
+            Self::Searched => "searched",
+        }
+    }
+}
+
+/// A replay of one case.
+#[derive(Debug)]
+pub struct Replay {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What it rests on.
+    pub layer: Layer,
+    /// What was seen.
+    pub failure: Option<Failure>,
+}
+
+/// The subject of a case, without its witness if `broken`.
+///
+/// # Errors
+/// If the case names a subject or rule that does not exist here.
+pub fn subject_of(case: &Case, file: &str, broken: bool) -> Result<Qcow2Core, CorpusError> {
+    if case.open.subject != "qcow2-core" {
+        let name = &case.open.subject;
+        return Err(CorpusError::Case(format!("{file}: open.subject: no subject is called {name}")));
+    }
+    let names = case.witness.iter().flat_map(|names| names.split('+')).filter(|_| broken);
+    Qcow2Core::without(names).map_err(|error| CorpusError::Case(format!("{file}: witness: {error}")))
+}
+
+/// Replays a case on a subject.
+///
+/// # Errors
+/// What in the case cannot be run: file and field.
+pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Replay, CorpusError> {
+    let exact = corpus::trial_of(case, file)?;
+    let outcome = match trial::run(subject, &exact) {
+        Ok(outcome) => outcome,
+        Err(why) => {
+            let mut violation = whole_image(Property::P7, "not-feasible");
+            violation.story = why;
+            let failure = Failure { violation, moment: "before it began".to_owned() };
+            let (verdict, layer) = (Verdict::NotMeasured, Layer::Exact);
+            return Ok(Replay { verdict, layer, failure: Some(failure) });
+        }
+    };
+    let same_trace = traces_match(case, &outcome);
+    if let Some((_, failure)) = outcome.failure {
+        let layer = if same_trace { Layer::Exact } else { Layer::Semantic };
+        return Ok(verdict_of(case, failure, layer));
+    }
+    if same_trace {
+        return Ok(Replay { verdict: Verdict::Fixed, layer: Layer::Exact, failure: None });
+    }
+
+    let (semantic, found) = by_meaning(subject, case, &exact);
+    if found && let Ok(outcome) = trial::run(subject, &semantic) {
+        if let Some((_, failure)) = outcome.failure {
+            return Ok(verdict_of(case, failure, Layer::Semantic));
+        }
+    }
+    let kind = case.title.split(':').next().unwrap_or_default().to_owned();
+    let wanted = Signature { property: case.property, kind };
+    if let Some(hit) = minimise::search(subject, &semantic, &wanted) {
+        let verdict = Verdict::Reproduced;
+        return Ok(Replay { verdict, layer: Layer::Searched, failure: Some(hit.failure) });
+    }
+    let (verdict, layer) =
+        if found { (Verdict::Fixed, Layer::Semantic) } else { (Verdict::Drifted, Layer::Searched) };
+    Ok(Replay { verdict, layer, failure: None })
+}
+
+fn verdict_of(case: &Case, failure: Failure, layer: Layer) -> Replay {
+    let same = failure.violation.property == case.property;
+    let verdict = if same { Verdict::Reproduced } else { Verdict::HarnessBroken };
+    Replay { verdict, layer, failure: Some(failure) }
+}
+
+fn traces_match(case: &Case, outcome: &Outcome) -> bool {
+    case.lives.len() == outcome.lives.len()
+        && case.lives.iter().zip(&outcome.lives).all(|(life, record)| {
+            let exact = life.crash.as_ref().and_then(|crash| crash.exact.as_ref());
+            record.reached && exact.is_some_and(|exact| exact.trace.0 == record.trace_hash)
+        })
+}
+
+/// The trial with each crash at the moment that its anchor means; whether every anchor was found.
+fn by_meaning<Sub: Subject>(subject: &Sub, case: &Case, exact: &Trial) -> (Trial, bool) {
+    let mut trial = exact.clone();
+    let mut all = true;
+    for number in 0..trial.lives.len() {
+        let life = &case.lives[number];
+        let Some(crash) = &life.crash else { continue };
+        trial.lives[number].leaf = corpus::labels_of(crash);
+        if corpus::is_end(life, &crash.anchor) {
+            continue;
+        }
+        let mut until = trial.clone();
+        until.lives.truncate(number + 1);
+        match event_of(subject, &until, &crash.anchor) {
+            Some(event) => trial.lives[number].at = At::Event(event),
+            None => all = false,
+        }
+    }
+    (trial, all)
+}
+
+/// The event of the last life of a trial that an anchor means.
+fn event_of<Sub: Subject>(
+    subject: &Sub,
+    trial: &Trial,
+    anchor: &model::case::Anchor,
+) -> Option<u64> {
+    let mut seen = 0;
+    trial::watch(subject, trial, |moment| {
+        let same = moment.concerns.unwrap_or((0, usize::MAX)) == (anchor.task, anchor.op)
+            && corpus::phase_of(moment.cause) == anchor.phase;
+        if same {
+            seen += 1;
+        }
+        same && seen > anchor.nth
+    })
+}
+
+/// Whether a verdict is the one that the status of a case asks for, with or without its witness.
+pub const fn is_expected(case: &Case, verdict: Verdict, broken: bool) -> bool {
+    match (case.status, broken) {
+        (Status::Open, _) | (Status::Fixed | Status::Sabotage, true) => {
+            matches!(verdict, Verdict::Reproduced)
+        }
+        (Status::Fixed | Status::Sabotage | Status::Litmus, false) => {
+            matches!(verdict, Verdict::Fixed)
+        }
+        (Status::Litmus, true) => true,
+    }
+}
