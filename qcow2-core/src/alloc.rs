@@ -164,15 +164,38 @@ impl State {
             return Ok(Allocation::BeyondLength(end));
         }
         end = end.min(first + in_file);
+        self.check_fixed_tables(first..end)?;
         let counts = self.raise_refcounts(first..end)?;
         let fresh = first >= self.fresh_from;
         self.note_written(end);
         Ok(Allocation::Taken(Extent { first, count: end - first, fresh, counts }))
     }
 
-    /// Refuses clusters that no refcount block describes and that are a table all the same, as far as the cache can tell: the
-    /// image is damaged, and a new structure there would overwrite it.
+    /// Refuses clusters that are free by their refcount and that the header says are in use: the image is damaged, and it
+    /// takes no more than one such refcount to overwrite all of it.
+    fn check_fixed_tables(&self, clusters: Range<u64>) -> Result<(), IoError> {
+        let size = self.cluster_size();
+        let l1 = self.header.l1_table_offset;
+        let refcounts = self.header.refcount_table_offset;
+        let refcount_bytes = u64::from(self.header.refcount_table_clusters) * size;
+        let tables = [
+            (0..size, "the header"),
+            (l1..l1 + u64::from(self.header.l1_size) * 8, "the L1 table"),
+            (refcounts..refcounts + refcount_bytes, "the refcount table"),
+        ];
+        for (range, what) in tables {
+            let cluster = clusters.start.max(range.start / size);
+            if cluster < clusters.end.min(range.end.div_ceil(size)) {
+                return Err(IoError::InUse { cluster, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses clusters that no refcount block describes and that are a table all the same, as far as the header and the
+    /// cache can tell: the image is damaged, and a new structure there would overwrite it.
     fn check_unused(&self, clusters: Range<u64>) -> Result<(), IoError> {
+        self.check_fixed_tables(clusters.clone())?;
         let size = self.cluster_size();
         match self.cache.first_in(clusters.start * size..clusters.end * size) {
             Some(host) => Err(IoError::InUse { cluster: host / size, what: "a table" }),

@@ -515,7 +515,7 @@ impl Survey {
         let len = (u64::from(header.l1_size) * 8).min(length.saturating_sub(offset));
         let mut found = Vec::new();
         let table = disk.read(offset, len.next_multiple_of(UNIT as u64)).await?;
-        for (index, entry) in entries(&table).take(usize::try_from(len / 8).expect("limited")) {
+        for (index, entry) in entries(&table).take_while(|&(index, _)| index < len / 8) {
             let at = offset + index * 8;
             let entry = L1Entry(entry);
             match entry.decode(header.cluster_bits, at) {
@@ -830,7 +830,13 @@ impl<S: Storage> Mender<'_, '_, S> {
         for &cluster in &self.survey.structure {
             references.remove(cluster);
         }
-        let used = self.references.used().next_back();
+        // Past everything in use; old structures outside the file hold nothing.
+        let in_file = self.length.div_ceil(size);
+        let used = self
+            .references
+            .used()
+            .rev()
+            .find(|&(cluster, _)| cluster < in_file || references.get(cluster) > 0);
         let start = used.map_or(0, |(cluster, _)| cluster + 1);
         let mut blocks: BTreeSet<u64> =
             references.used().map(|(cluster, _)| cluster / per_block).collect();
@@ -838,6 +844,13 @@ impl<S: Storage> Mender<'_, '_, S> {
         let table_clusters = loop {
             let last = *blocks.last().expect("the header has a reference");
             let table_clusters = ((last + 1) * 8).div_ceil(size);
+            if table_clusters * size > limits::REFCOUNT_TABLE_BYTES
+                || end.checked_mul(size).is_none_or(|end| end >= limits::HOST_OFFSET_END)
+            {
+                let problem = Problem::TooMany { cluster: start.saturating_sub(1), counted: 1 };
+                self.report.add(problem);
+                return Ok(false);
+            }
             let wanted = start + blocks.len() as u64 + table_clusters;
             if wanted == end {
                 break table_clusters;
@@ -845,13 +858,6 @@ impl<S: Storage> Mender<'_, '_, S> {
             end = wanted;
             blocks.extend(start / per_block..=(end - 1) / per_block);
         };
-        if table_clusters * size > limits::REFCOUNT_TABLE_BYTES
-            || end.checked_mul(size).is_none_or(|end| end >= limits::HOST_OFFSET_END)
-        {
-            let problem = Problem::TooMany { cluster: start.saturating_sub(1), counted: 1 };
-            self.report.add(problem);
-            return Ok(false);
-        }
         for cluster in start..end {
             references.add(cluster, 1);
         }

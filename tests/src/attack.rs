@@ -150,13 +150,12 @@ fn create(rules: Rules) -> (Option<Failure>, u64) {
 }
 
 /// Every crash state of repairing a clean image whose refcounts are too low: still as it was, or marked dirty, or repaired.
-/// The counts fill two refcount blocks, so that repairing them takes two writes.
 fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
     let geometry = Geometry {
         version: 3,
         cluster_bits: 9,
-        refcount_order: 6,
-        virtual_size: 24 << 10,
+        refcount_order: 4,
+        virtual_size: 16 << 10,
         lazy_refcounts: true,
     };
     let built = build(&geometry, Initial::Dirty).expect("the geometry is a small one");
@@ -164,6 +163,9 @@ fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
     let mut units = built.units.clone();
     let (_, header) = units.first_mut().expect("an image has a header");
     header[79] &= !1; // The dirty bit: refcounts that are too low are a damage now.
+    let l1 = u64::from_be_bytes(header[40..48].try_into().expect("eight bytes")) / 512;
+    let table = units.iter_mut().find(|(unit, _)| *unit == l1).expect("there is data, so an L1 entry");
+    table.1[0] &= 0x7f; // COPIED: repairing takes two writes, of a refcount block and of this.
     let extents = units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
     let disk = PossibleDisk::from_extents(&values, built.length, extents);
     every_crash(

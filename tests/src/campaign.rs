@@ -376,7 +376,8 @@ fn run_case<Sub: Subject>(
     CaseRun { found: None, digest }
 }
 
-fn count(figures: &mut Figures, guest: &Guest, states: u64) {
+/// Adds a judged state to the figures.
+pub(crate) fn count(figures: &mut Figures, guest: &Guest, states: u64) {
     figures.states += states;
     figures.nested_states += states - 1;
     let sets = guest.figures();
@@ -387,7 +388,7 @@ fn count(figures: &mut Figures, guest: &Guest, states: u64) {
 
 /// Recovery as a random case runs it: often nothing before the image is opened for good, else up to four steps, most of them
 /// cut short.
-fn draw_steps(rng: &mut Rng) -> Vec<StepPlan> {
+pub(crate) fn draw_steps(rng: &mut Rng) -> Vec<StepPlan> {
     if rng.below(2) == 0 {
         return Vec::new();
     }

@@ -19,6 +19,7 @@ use model::case::{
 };
 use model::guest::Guest;
 use model::label::Label;
+use model::op::Op;
 
 use crate::figures::commit;
 use crate::leaf::LeafChooser;
@@ -86,7 +87,7 @@ pub fn load(path: &Path) -> Result<Case, CorpusError> {
 pub fn save(case: &Case, folder: &Path) -> Result<PathBuf, CorpusError> {
     let error = |path: &Path, source| CorpusError::Io { path: path.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(|source| error(folder, source))?;
-    let text = case.to_json();
+    let text = text_of(case);
     for number in 1.. {
         let stem = slug(case);
         let name = if number == 1 { format!("{stem}.json") } else { format!("{stem}-{number}.json") };
@@ -106,6 +107,33 @@ pub fn save(case: &Case, folder: &Path) -> Result<PathBuf, CorpusError> {
         }
     }
     unreachable!("some number is free")
+}
+
+/// A case as the text of its file: JSON with each list of numbers on one line.
+pub fn text_of(case: &Case) -> String {
+    let json = case.to_json();
+    let mut out = String::with_capacity(json.len());
+    let mut lines = json.lines().peekable();
+    while let Some(line) = lines.next() {
+        out.push_str(line);
+        let is_number = |line: &&str| {
+            let text = line.trim().trim_end_matches(',');
+            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        if line.ends_with('[') {
+            let mut first = true;
+            while let Some(number) = lines.next_if(is_number) {
+                out.push_str(if first { "" } else { " " });
+                out.push_str(number.trim());
+                first = false;
+            }
+            if !first {
+                out.push_str(lines.next().map_or("", str::trim));
+            }
+        }
+        out.push('\n');
+    }
+    out
 }
 
 fn slug(case: &Case) -> String {
@@ -210,11 +238,10 @@ fn recovery_of((index, step): (usize, &StepPlan)) -> Recovery {
 fn anchor_of(life: &TrialLife, record: &LifeRecord) -> Anchor {
     let Some(&(cause, concerns)) = record.moments.last() else { return Anchor::default() };
     if life.at == At::End {
-        let task = life.tasks.len().saturating_sub(1);
-        let op = life.tasks.last().map_or(0, Vec::len);
-        return Anchor { task, op, ..Anchor::default() };
+        let op = life.tasks.first().map_or(0, Vec::len) + 1;
+        return Anchor { op, ..Anchor::default() };
     }
-    let (task, op) = concerns.unwrap_or((0, usize::MAX));
+    let (task, op) = named(concerns, &life.tasks);
     let phase = phase_of(cause);
     let like = |other: &&(Cause, Option<(usize, usize)>)| {
         other.1 == concerns && phase_of(other.0) == phase
@@ -332,9 +359,19 @@ fn trial_life(life: &Life) -> TrialLife {
     }
 }
 
-/// Whether an anchor means the end of a life: it names the operation after the last.
+/// Task and operation as anchors name them: the operation after the last of task 0 is the clean close, and opening is its
+/// first.
+pub fn named(concerns: Option<(usize, usize)>, tasks: &[Vec<Op>]) -> (usize, usize) {
+    match concerns {
+        None => (0, 0),
+        Some((_, usize::MAX)) => (0, tasks.first().map_or(0, Vec::len)),
+        Some(named) => named,
+    }
+}
+
+/// Whether an anchor means the end of a life: what follows the clean close.
 pub fn is_end(life: &Life, anchor: &Anchor) -> bool {
-    anchor.op != usize::MAX && anchor.op >= life.tasks.get(anchor.task).map_or(0, Vec::len)
+    anchor.op > life.tasks.get(anchor.task).map_or(0, Vec::len)
 }
 
 /// What survives, by label.

@@ -25,6 +25,7 @@ use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
 use faultfs::profile::Profile;
 use faultfs::rng::Rng;
+use faultfs::trace::IoKind;
 use faultfs::values::Values;
 use model::evidence::ValueKey;
 use model::guest::Guest;
@@ -36,7 +37,7 @@ use crate::campaign::{count, draw_steps};
 use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
 use crate::leaf::{LeafChooser, SharedLeaf};
-use crate::life::{self, Cause, Order, Request, Script};
+use crate::life::{self, Cause, Moment, Order, Request, Script};
 use crate::logwrites::{Content, Log, LogError};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure};
@@ -169,12 +170,17 @@ pub struct Settings {
     pub cluster_bits: u32,
     /// Whether its refcounts are lazy.
     pub lazy: bool,
+    /// Bytes by which the file grows; 0 for the subject's own choice. The smaller, the more orders there are to keep.
+    pub growth: u64,
     /// How the power fails.
     pub profile: Profile,
     /// Seed of the schedule, of when the power fails and of what survives.
     pub seed: u64,
-    /// Power cuts, beside those that end lives.
+    /// Power cuts at any moment, beside those that end lives.
     pub crash_points: u32,
+    /// The power fails at one in so many of the *busy* moments too, when a request has taken more than one change of the
+    /// storage; 0 for none. A guest that rewrites its journal all day touches no metadata, so random moments seldom do.
+    pub busy_one_in: u32,
     /// Lives: all but the last one end in a power cut.
     pub lives: u32,
 }
@@ -225,6 +231,40 @@ struct Cut {
     for_good: bool,
 }
 
+/// How far a life has come.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The request that has begun last.
+    request: usize,
+    /// Moments since then.
+    moments: usize,
+    /// Storage operations other than reads that were submitted since then.
+    changes: u32,
+}
+
+impl Place {
+    /// Goes on to `moment` of a life that began with request `first` of `all`.
+    fn follow(&mut self, moment: &Moment<'_>, first: usize, all: usize) {
+        self.moments += 1;
+        match (moment.cause, moment.concerns) {
+            (Cause::Began, Some((_, op))) => {
+                let request = op.saturating_add(first).min(all);
+                *self = Self { request, moments: 0, changes: 0 };
+            }
+            (Cause::Submitted(io), _) if io.kind != IoKind::Read => self.changes += 1,
+            _ => {}
+        }
+    }
+
+    fn reached(&self) -> (usize, usize) {
+        (self.request, self.moments)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.changes > 1
+    }
+}
+
 /// Runs a trace onto a fresh image.
 ///
 /// # Errors
@@ -234,7 +274,7 @@ pub fn run<Sub: Subject>(
     trace: &GuestTrace,
     settings: &Settings,
 ) -> Result<Report, RunError> {
-    let Settings { cluster_bits, lazy, profile, seed, .. } = *settings;
+    let Settings { cluster_bits, lazy, growth, profile, seed, .. } = *settings;
     let geometry = Geometry {
         version: 3,
         cluster_bits,
@@ -245,7 +285,7 @@ pub fn run<Sub: Subject>(
     let mut disk = create(&geometry)?;
     let zeroes = vec![ValueKey::ZERO; usize::try_from(geometry.units()).unwrap_or(usize::MAX)];
     let mut guest = Guest::new(&zeroes, subject.promises(&geometry));
-    let session = Session { writable: true, cache_pages: 0, growth: 0, write_through: false };
+    let session = Session { writable: true, cache_pages: 0, growth, write_through: false };
     let mut bench = Bench::new(subject.clone(), session, profile);
     let mut rng = Rng::new(seed);
     let mut cuts = draw_cuts(&mut rng, trace, settings).into_iter().peekable();
@@ -264,19 +304,23 @@ pub fn run<Sub: Subject>(
             session,
         };
         let inherited = trial::inherited(&mut bench, &mut disk, &guest);
-        let mut begun = first;
-        let mut since = 0;
+        let mut at = Place { request: first, moments: 0, changes: 0 };
         let mut kept = None;
         let mut failed = None;
         let mut leaf_probes = Probes::default();
         let end = life::run(subject, disk, guest, &script, &mut probes, |moment| {
             figures.crash_points += 1;
-            since += 1;
-            if let (Cause::Began, Some((_, op))) = (moment.cause, moment.concerns) {
-                begun = op.saturating_add(first).min(trace.requests().len());
-                since = 0;
+            at.follow(moment, first, trace.requests().len());
+            let mut due = u32::from(at.is_busy() && one_in(&mut rng, settings.busy_one_in));
+            let mut for_good = false;
+            while let Some(cut) = cuts.next_if(|cut| (cut.request, cut.moments) <= at.reached()) {
+                due += 1;
+                for_good |= cut.for_good;
+                if for_good {
+                    break;
+                }
             }
-            while let Some(cut) = cuts.next_if(|cut| (cut.request, cut.moments) <= (begun, since)) {
+            for _ in 0..due {
                 let chooser = LeafChooser::random(rng.next_u64(), cluster_units(&geometry)).share();
                 let steps = draw_steps(&mut rng);
                 let mut seen = moment.guest.clone();
@@ -287,11 +331,7 @@ pub fn run<Sub: Subject>(
                     Ok(recovered) => {
                         count(&mut figures, &seen, recovered.states);
                         distinct.insert(recovered.disk.state_hash());
-                        if cut.for_good {
-                            let done = usize::from(moment.cause == Cause::Returned);
-                            kept = Some((recovered.disk, seen, chooser, begun + done));
-                            return ControlFlow::Break(());
-                        }
+                        kept = for_good.then_some((recovered.disk, seen, chooser));
                     }
                     Err(failure) => {
                         failed = Some(failure);
@@ -299,21 +339,29 @@ pub fn run<Sub: Subject>(
                     }
                 }
             }
+            if for_good {
+                // What was answered need not be asked again.
+                at.request += usize::from(moment.cause == Cause::Returned);
+                return ControlFlow::Break(());
+            }
             ControlFlow::Continue(())
         });
         figures.lives += 1;
         figures.operations += end.operations;
         figures.ios += end.sim.storage().submitted();
         probes.add(&leaf_probes);
-        let violation =
-            |failure| RunError::Violation { life, request: begun, failure: Box::new(failure) };
+        let violation = |failure| RunError::Violation {
+            life,
+            request: at.request,
+            failure: Box::new(failure),
+        };
         if let Some(failure) = failed.or(end.failure) {
             return Err(violation(failure));
         }
-        if let Some((recovered, seen, mut chooser, resume)) = kept {
+        if let Some((recovered, seen, mut chooser)) = kept {
             probes.hit(Probe::SecondLife);
             life += 1;
-            (disk, guest, next) = (recovered, seen, resume.min(trace.requests().len()));
+            (disk, guest, next) = (recovered, seen, at.request);
             bench.settle_guest(&mut disk, &mut guest, &mut chooser);
             continue;
         }
@@ -346,6 +394,10 @@ fn create(geometry: &Geometry) -> Result<PossibleDisk, CreateError> {
     let storage = Direct::new(PossibleDisk::new(&Values::new(), 0), Always(0));
     direct::run(qcow2_core::create(&storage, &options)).expect("nothing to wait for")?;
     Ok(storage.power_off().disk)
+}
+
+fn one_in(rng: &mut Rng, odds: u32) -> bool {
+    odds > 0 && rng.below(odds) == 0
 }
 
 /// When the power fails, in order: half of the time around a flush, because that is when metadata is written.

@@ -178,8 +178,9 @@ fn event_of<Sub: Subject>(
     anchor: &model::case::Anchor,
 ) -> Option<u64> {
     let mut seen = 0;
+    let tasks = &trial.lives.last()?.tasks;
     trial::watch(subject, trial, |moment| {
-        let same = moment.concerns.unwrap_or((0, usize::MAX)) == (anchor.task, anchor.op)
+        let same = corpus::named(moment.concerns, tasks) == (anchor.task, anchor.op)
             && corpus::phase_of(moment.cause) == anchor.phase;
         if same {
             seen += 1;

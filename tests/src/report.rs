@@ -1,5 +1,6 @@
 //! One failure, told to a person.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use model::case::Step;
@@ -49,9 +50,22 @@ fn write_report(
             writeln!(out, "  dropped: task {task} op {op} after its I/O {ios}")?;
         }
         writeln!(out, "  storage:")?;
-        for line in record.trace.dump(|offset| format!("{offset:#x}")).lines() {
-            if line.contains("submit") || line.contains("complete") || line.contains("fail") {
-                writeln!(out, "    {}", line.trim_end())?;
+        let place = |offset: u64| {
+            let unit = u32::try_from(offset / 512).unwrap_or(u32::MAX);
+            (record.places)(unit).to_string()
+        };
+        let shown = ["write", "discard", "set-len", "flush", "complete", "fail"];
+        let mut reads = BTreeSet::new();
+        for line in record.trace.dump(place).lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, verb @ ("submit" | "complete" | "fail"), io, rest @ ..] = &words[..] else {
+                continue;
+            };
+            if *verb == "submit" && rest.first().is_none_or(|kind| !shown.contains(kind) && !kind.starts_with("write")) {
+                reads.insert((*io).to_owned());
+            }
+            if !reads.contains(*io) {
+                writeln!(out, "    {verb:<8} {io:<4} {}", rest.join(" "))?;
             }
         }
         match life.at {

@@ -123,8 +123,10 @@ pub struct LifeRecord {
     pub answers: Vec<Answer>,
     /// The same as a case file keeps them.
     pub choices: Vec<u32>,
-    /// What lay where, as the judge read the crashed image: one label a unit.
+    /// What lay at the unit of each answer, as the judge read the image last.
     pub labels: Vec<Label>,
+    /// What lay where before the power failed, if every write had landed.
+    pub places: Labels,
     /// The disk before the power failed, writes pending.
     pub disk: PossibleDisk,
     /// The reference disk at that time.
@@ -192,6 +194,7 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
             answers: Vec::new(),
             choices: Vec::new(),
             labels: Vec::new(),
+            places: labels(&mut bench, &live, &seen),
             disk: live.clone(),
             guest: seen.clone(),
         };

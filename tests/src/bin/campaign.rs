@@ -225,7 +225,7 @@ fn minimise_case(path: &std::path::Path, seconds: u64) -> Result<u8, CorpusError
     let limit = Duration::from_secs(seconds);
     let small = minimise(&subject, &found.trial, &found.failure, limit);
     let (case, _) = console::written(&subject, &small, seed, witness);
-    say(&case.to_json());
+    say(&corpus::text_of(&case));
     Ok(1)
 }
 

@@ -1,0 +1,138 @@
+//! How fast: guest requests a second, beside what the same bytes cost without an image format.
+//!
+//! The library half: requests of 4 KiB, one at a time, each to a cluster of its own (64 KiB clusters, 1 GiB disk, no flush
+//! inside), in memory and in a file on tmpfs; `plain` is pread and pwrite of the same sizes at the same offsets of a sparse
+//! file beside it. One element is one request.
+
+use std::fs::File;
+use std::hint::black_box;
+use std::os::unix::fs::FileExt;
+
+use criterion::{
+    BatchSize, Bencher, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main,
+};
+use criterion::measurement::WallTime;
+use qcow2_core::blocking::{block_on, create};
+use qcow2_core::storage::file::{Existing, FileStorage};
+use qcow2_core::storage::memory::MemoryStorage;
+use qcow2_core::storage::{Durability, IoBuf, Storage};
+use qcow2_core::{CreateOptions, Image, OpenOptions};
+use tempfile::TempDir;
+
+const DISK: u64 = 1 << 30;
+const CLUSTER: u64 = 64 << 10;
+const REQUEST: usize = 4 << 10;
+const REQUESTS: u64 = 4096;
+
+fn offsets() -> impl Iterator<Item = u64> {
+    // Odd, so that every cluster is visited once, and neighbours in time are none in space.
+    (0..REQUESTS).map(|index| index * 2731 % (DISK / CLUSTER) * CLUSTER)
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
+/// A new image over a new storage.
+fn image<S: Storage>(storage: S) -> Image<S> {
+    create(&storage, &CreateOptions::new(DISK)).expect("the image can be created");
+    block_on(Image::open(storage, OpenOptions::new())).expect("it was just created")
+}
+
+fn file_image(directory: &TempDir) -> Image<FileStorage> {
+    let path = directory.path().join("image.qcow2");
+    image(FileStorage::create(path, Existing::Replace).expect("a file"))
+}
+
+/// A new sparse file.
+fn plain(directory: &TempDir) -> File {
+    let path = directory.path().join("plain");
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+    let file = file.expect("a file");
+    file.set_len(DISK).expect("a sparse file");
+    file
+}
+
+fn write_all<S: Storage>(image: &Image<S>) {
+    let mut buf = IoBuf::zeroed(REQUEST, 1);
+    buf.fill(7);
+    for offset in offsets() {
+        let result;
+        (buf, result) = block_on(image.write(offset, buf, Durability::Cached));
+        result.expect("it is written");
+    }
+}
+
+fn read_all<S: Storage>(image: &Image<S>) {
+    let mut buf = IoBuf::zeroed(REQUEST, 1);
+    for offset in offsets() {
+        let result;
+        (buf, result) = block_on(image.read(offset, buf));
+        result.expect("it is read");
+        black_box(&buf);
+    }
+}
+
+fn plain_write_all(file: &File) {
+    for offset in offsets() {
+        file.write_all_at(&[7; REQUEST], offset).expect("it is written");
+    }
+}
+
+fn plain_read_all(file: &File) {
+    let mut buf = [0; REQUEST];
+    for offset in offsets() {
+        file.read_exact_at(&mut buf, offset).expect("it is read");
+        black_box(&buf);
+    }
+}
+
+fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group.throughput(Throughput::Elements(REQUESTS)).sample_size(20);
+    group
+}
+
+/// Each run of the requests gets a fresh target, so that all of them allocate.
+fn on_fresh<T>(bencher: &mut Bencher<'_>, fresh: impl FnMut() -> T, run: impl Fn(&T)) {
+    bencher.iter_batched_ref(fresh, |target| run(target), BatchSize::PerIteration);
+}
+
+fn allocate(criterion: &mut Criterion) {
+    let directory = directory();
+    let mut group = group(criterion, "allocate 4 KiB");
+    group.bench_function("memory", |b| {
+        on_fresh(b, || image(MemoryStorage::default()), write_all);
+    });
+    group.bench_function("file", |b| on_fresh(b, || file_image(&directory), write_all));
+    group.bench_function("plain", |b| on_fresh(b, || plain(&directory), plain_write_all));
+}
+
+fn rewrite(criterion: &mut Criterion) {
+    let directory = directory();
+    let mut group = group(criterion, "rewrite 4 KiB");
+    let (memory, file, plain) =
+        (image(MemoryStorage::default()), file_image(&directory), plain(&directory));
+    write_all(&memory);
+    write_all(&file);
+    plain_write_all(&plain);
+    group.bench_function("memory", |b| b.iter(|| write_all(&memory)));
+    group.bench_function("file", |b| b.iter(|| write_all(&file)));
+    group.bench_function("plain", |b| b.iter(|| plain_write_all(&plain)));
+}
+
+fn read(criterion: &mut Criterion) {
+    let directory = directory();
+    let mut group = group(criterion, "read 4 KiB");
+    let (memory, file, plain) =
+        (image(MemoryStorage::default()), file_image(&directory), plain(&directory));
+    write_all(&memory);
+    write_all(&file);
+    plain_write_all(&plain);
+    group.bench_function("memory", |b| b.iter(|| read_all(&memory)));
+    group.bench_function("file", |b| b.iter(|| read_all(&file)));
+    group.bench_function("plain", |b| b.iter(|| plain_read_all(&plain)));
+}
+
+criterion_group!(library, allocate, rewrite, read);
+criterion_main!(library);

@@ -1,0 +1,128 @@
+//! Random cases under every kind of power cut: our own code is silent, and code with a rule taken away is not.
+
+use std::time::Duration;
+
+use faultfs::profile::Profile;
+use model::build::Initial;
+use qcow2_core::Rule;
+use qcow2_crashtest::campaign::{self, Budget, Settings};
+use qcow2_crashtest::console::{self, Outputs, Status};
+use qcow2_crashtest::subject::Qcow2Core;
+use qcow2_crashtest::workload::{Scope, plan};
+use qcow2_crashtest::{attack, corpus};
+
+/// The value of an environment variable, or what it is to be without one.
+///
+/// # Panics
+/// If it is set and no value of its kind.
+fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
+    match std::env::var(name) {
+        Err(_) => default,
+        Ok(text) => match text.parse() {
+            Ok(value) => value,
+            Err(_) => panic!("{name}={text:?} is not a value of its kind"),
+        },
+    }
+}
+
+fn settings(cases: u64) -> Settings {
+    Settings {
+        seed: 1,
+        profile: Profile::TornLength,
+        scope: Scope::default(),
+        budget: Budget::Cases(cases),
+        workers: 0,
+    }
+}
+
+/// Goal: no violation, and figures that say what that is worth. Method: the campaign of the README.
+#[test]
+fn no_power_cut_loses_anything() {
+    let seconds = setting("CAMPAIGN_SECONDS", if cfg!(debug_assertions) { 5 } else { 60 });
+    let settings = Settings {
+        seed: setting("CAMPAIGN_SEED", 1),
+        profile: setting("CAMPAIGN_PROFILE", Profile::TornLength),
+        budget: Budget::Time(Duration::from_secs(seconds)),
+        ..settings(0)
+    };
+    let outputs = Outputs {
+        corpus: Some(corpus::folder()),
+        all_probes: seconds >= 60 && settings.profile == Profile::TornLength,
+        ..Outputs::default()
+    };
+    let status = console::run(&Qcow2Core::default(), &settings, &outputs).expect("results can be written");
+    assert_eq!(status, Status::Passed);
+}
+
+/// Goal: the harness can fail. Method: the same campaign on code that maps clusters before their data is durable.
+#[test]
+fn the_canary_dies() {
+    let broken = Qcow2Core::without([Rule::DataBeforeMapping.name()]).expect("the rule exists");
+    let report = campaign::run(&broken, &settings(200), |_| {});
+    assert!(report.found.is_some(), "{}", report.figures.table());
+}
+
+/// Goal: no write order is there for nothing, and none is untested. Method: break each in turn, alone.
+#[test]
+fn every_rule_is_missed_when_it_is_broken() {
+    let limit = Duration::from_secs(120);
+    for rule in Rule::ALL {
+        let result = attack::run(rule, true, 1, limit);
+        assert!(result.failure.is_some(), "{rule} survived {} states", result.states);
+    }
+}
+
+/// Goal: what kills a broken rule is its absence and not the attack. Method: the same attacks with the rule in force, for the
+/// attacks that are more than a plain campaign.
+#[test]
+fn the_special_attacks_find_nothing_in_whole_code() {
+    for rule in [Rule::DirtyBeforeUncounted, Rule::HeaderLast, Rule::DirtyBeforeRepair] {
+        let result = attack::run(rule, false, 1, Duration::from_secs(2));
+        assert!(result.states > 0);
+        assert!(result.failure.is_none(), "{rule}: {:?}", result.failure);
+    }
+}
+
+/// Goal: weaker profiles are silent too. Method: a few cases of each.
+#[test]
+fn every_profile_is_silent() {
+    for profile in Profile::ALL {
+        let report =
+            campaign::run(&Qcow2Core::default(), &Settings { profile, ..settings(60) }, |_| {});
+        assert!(report.found.is_none(), "{profile}: {:?}", report.found);
+        assert!(report.figures.states > 0);
+    }
+}
+
+/// Goal: a campaign is a function of its seed, whatever the number of workers.
+#[test]
+fn the_same_seed_gives_the_same_campaign() {
+    let run = |workers| {
+        let mut figures =
+            campaign::run(&Qcow2Core::default(), &Settings { workers, ..settings(40) }, |_| {}).figures;
+        (figures.seconds, figures.worker_seconds) = (0.0, 0.0);
+        figures
+    };
+    assert_eq!(run(1), run(2));
+}
+
+/// Goal: the generator produces what it is there for: every initial image, cluster size and kind of request, and requests
+/// that overlap. Method: count over many plans.
+#[test]
+fn the_generator_reaches_what_it_should() {
+    let plans: Vec<_> = (0..2000).map(|seed| plan(campaign::case_seed(1, seed), &Scope::default())).collect();
+    for initial in Initial::ALL {
+        assert!(plans.iter().any(|plan| plan.initial == initial), "{initial:?}");
+    }
+    for bits in [9, 10, 12] {
+        let share = plans.iter().filter(|plan| plan.geometry.cluster_bits == bits).count();
+        assert!(share > 200, "{share} of 2000 plans have clusters of 2^{bits} bytes");
+    }
+    let long = plans.iter().filter(|plan| plan.lives.len() > 1).count();
+    assert!(long >= 1000, "{long} of 2000 plans have two lives");
+    let lives = plans.iter().flat_map(|plan| &plan.lives);
+    let faulty = lives.clone().filter(|life| !life.faults.is_empty()).count();
+    let dropped = lives.clone().filter(|life| life.dropped.is_some()).count();
+    let busy = lives.filter(|life| life.tasks.len() == 4).count();
+    assert!(faulty > 200 && dropped > 200 && busy > 200, "{faulty} {dropped} {busy}");
+}

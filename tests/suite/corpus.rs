@@ -1,0 +1,118 @@
+//! Every case of the corpus, one named test each: whole code passes it, code without its witness fails it.
+
+use qcow2_crashtest::corpus::{self, text_of};
+use qcow2_crashtest::replay::{Layer, Verdict, is_expected, replay, subject_of};
+
+/// Replays a case on whole code and, if it has a witness, on code without it.
+fn check(name: &str) {
+    let path = corpus::folder().join(name);
+    let case = corpus::load(&path).expect("the file is a case");
+    for broken in [false, true] {
+        if broken && case.witness.is_none() {
+            continue;
+        }
+        let subject = subject_of(&case, name, broken).expect("subject and witness exist");
+        let replay = replay(&subject, &case, name).expect("the case can be run");
+        assert!(
+            is_expected(&case, replay.verdict, broken),
+            "{name}, broken {broken}: {} by the {} layer: {:?}",
+            replay.verdict,
+            replay.layer.name(),
+            replay.failure
+        );
+    }
+}
+
+macro_rules! cases {
+    ($($test:ident $file:literal,)*) => {
+        $(#[test] fn $test() { check($file); })*
+
+        /// Goal: no case file lies there unread. Method: the folder holds exactly the files above.
+        #[test]
+        fn every_file_is_a_test() {
+            let files = corpus::files(&corpus::folder()).expect("the corpus can be read");
+            let names: Vec<String> = files
+                .iter()
+                .map(|path| path.file_name().expect("a file").to_string_lossy().into_owned())
+                .collect();
+            let mut known = vec![$($file.to_owned()),*];
+            known.sort();
+            assert_eq!(names, known);
+        }
+    };
+}
+
+cases! {
+    without_all_before_clean "without-all-before-clean.json",
+    without_copy_before_switch "without-copy-before-switch.json",
+    without_data_before_mapping "without-data-before-mapping.json",
+    without_dereference_before_refcount_down "without-dereference-before-refcount-down.json",
+    without_dereference_before_reuse "without-dereference-before-reuse.json",
+    without_dirty_before_uncounted "without-dirty-before-uncounted.json",
+    without_discard_before_reuse "without-discard-before-reuse.json",
+    without_durable_before_acknowledge "without-durable-before-acknowledge.json",
+    without_failed_flush_is_final "without-failed-flush-is-final.json",
+    without_length_before_reference "without-length-before-reference.json",
+    without_orphans_before_reuse "without-orphans-before-reuse.json",
+    without_reads_before_reuse "without-reads-before-reuse.json",
+    without_refcount_before_reference "without-refcount-before-reference.json",
+    without_zeroes_before_pointer "without-zeroes-before-pointer.json",
+}
+
+/// Goal: a case is told again when the trace has changed. Method: forget the exact layer's hash and event; the anchor finds
+/// the moment, and the verdict says which layer it rests on.
+#[test]
+fn the_meaning_of_a_case_survives_another_trace() {
+    let name = "without-durable-before-acknowledge.json";
+    let mut case = corpus::load(&corpus::folder().join(name)).expect("the file is a case");
+    let exact = case.lives[0].crash.as_mut().and_then(|crash| crash.exact.as_mut());
+    let exact = exact.expect("it has an exact layer");
+    exact.trace.0 ^= 1;
+    exact.event = 0;
+    let whole = subject_of(&case, name, false).expect("it exists");
+    let found = replay(&whole, &case, name).expect("it can be run");
+    assert_eq!((found.verdict, found.layer), (Verdict::Fixed, Layer::Semantic));
+    let broken = subject_of(&case, name, true).expect("it exists");
+    let found = replay(&broken, &case, name).expect("it can be run");
+    assert_eq!(found.verdict, Verdict::Reproduced);
+    assert_ne!(found.layer, Layer::Exact);
+}
+
+/// Goal: a case whose moment is gone is never a silent pass. Method: an anchor that nothing matches.
+#[test]
+fn a_lost_anchor_is_drift() {
+    let name = "without-durable-before-acknowledge.json";
+    let mut case = corpus::load(&corpus::folder().join(name)).expect("the file is a case");
+    let crash = case.lives[0].crash.as_mut().expect("it has a crash");
+    crash.exact = None;
+    crash.anchor.op = 0;
+    crash.anchor.nth = 9999;
+    let whole = subject_of(&case, name, false).expect("it exists");
+    let found = replay(&whole, &case, name).expect("it can be run");
+    assert_eq!(found.verdict, Verdict::Drifted);
+}
+
+/// Goal: a file that is no case is refused with its name and the field.
+#[test]
+fn broken_files_name_file_and_field() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let good = corpus::load(&corpus::folder().join("without-all-before-clean.json")).expect("a case");
+    let text = text_of(&good);
+    let refuse = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a temporary file");
+        let error = corpus::load(&path).expect_err("it is broken").to_string();
+        assert!(error.contains(name), "{error}");
+        error
+    };
+    let error = refuse("field.json", text.replace("\"cluster_bits\"", "\"cluster_bytes\""));
+    assert!(error.contains("geometry"), "{error}");
+    let error = refuse("number.json", text.replacen("\"offset\": ", "\"offset\": 1", 1));
+    assert!(error.contains("lives[0].tasks[0]"), "{error}");
+    let error = refuse("cut.json", text[..text.len() / 2].to_owned());
+    assert!(error.contains("not JSON"), "{error}");
+    let mut unknown = good;
+    unknown.open.subject = "somebody-else".to_owned();
+    let error = subject_of(&unknown, "x.json", false).expect_err("no such subject").to_string();
+    assert!(error.contains("x.json") && error.contains("open.subject"), "{error}");
+}

@@ -1,0 +1,178 @@
+//! House rules that a program can check.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qcow2_core::Rule;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The crates of the workspace and the ones of them that each may depend on.
+fn arrows() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
+    BTreeMap::from([
+        ("qcow2-core", BTreeSet::new()),
+        ("faultfs", BTreeSet::from(["qcow2-core"])),
+        ("model", BTreeSet::new()),
+        ("tests", BTreeSet::from(["qcow2-core", "faultfs", "model"])),
+    ])
+}
+
+/// Files of the project below a folder, except what building and running leave behind.
+fn files(below: &Path, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<_> =
+        fs::read_dir(below).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        let name = path.file_name().unwrap().to_str().expect("file names are text");
+        if path.is_dir() {
+            if !matches!(name, "target" | "proptest-regressions" | "criterion") {
+                files(&path, found);
+            }
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+fn sources(krate: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    files(&root().join(krate), &mut found);
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    assert!(!found.is_empty(), "no sources in {krate}");
+    found
+}
+
+/// The names on the left in the dependency sections of a manifest, whatever the section is called.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let mut inside = false;
+    let mut found = BTreeSet::new();
+    for line in manifest.lines().map(str::trim) {
+        if let Some(section) = line.strip_prefix('[') {
+            let section = section.trim_end_matches(']');
+            inside = section.ends_with("dependencies");
+            // As in `[dependencies.serde]`.
+            if let Some((_, name)) = section.split_once("dependencies.") {
+                found.insert(name.to_owned());
+            }
+        } else if inside && !line.starts_with('#') {
+            let name = line.split(['.', '=', ' ']).next().unwrap_or_default();
+            found.insert(name.to_owned());
+        }
+    }
+    found.remove("");
+    found
+}
+
+#[test]
+fn manifests_are_read_as_cargo_reads_them() {
+    let manifest = "[package]\nname = \"x\"\n[dependencies]\n# a = 1\nserde.workspace = true\nmodel = { path = \"..\" }\n\
+                    [target.'cfg(unix)'.dev-dependencies]\nnix=\"1\"\n[dependencies.faultfs]\npath = \"y\"\n[lints]\nworkspace = true\n";
+    let expected = ["faultfs", "model", "nix", "serde"].map(str::to_owned);
+    assert_eq!(dependencies(manifest), BTreeSet::from(expected));
+}
+
+/// Goal: nobody depends on what it must not know. Method: the manifests.
+#[test]
+fn dependencies_follow_the_arrows() {
+    let arrows = arrows();
+    let manifest = text(&root().join("Cargo.toml"));
+    let members = manifest.split("members = [").nth(1).unwrap().split(']').next().unwrap();
+    let members = members.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let members: BTreeSet<&str> = members
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().strip_prefix('"')?.strip_suffix('"'))
+        .collect();
+    assert_eq!(members, arrows.keys().copied().collect(), "a crate without arrows");
+    for (krate, allowed) in &arrows {
+        let found = dependencies(&text(&root().join(krate).join("Cargo.toml")));
+        assert!(!found.is_empty(), "{krate}: the manifest was not understood");
+        let ours: BTreeSet<&str> =
+            arrows.keys().copied().chain(["qcow2-crashtest"]).filter(|name| found.contains(*name)).collect();
+        // A crate may depend on itself, to switch its own features on in its tests.
+        let others: BTreeSet<&str> = ours.into_iter().filter(|name| name != krate).collect();
+        assert!(others.is_subset(allowed), "{krate} depends on {others:?}, allowed is {allowed:?}");
+    }
+}
+
+/// Goal: the disk knows of the library only what a disk has to know. Method: every path into `qcow2_core` in its sources.
+#[test]
+fn faultfs_sees_storage_only() {
+    let mut seen = 0;
+    for path in sources("faultfs") {
+        for (number, line) in (1..).zip(text(&path).lines()) {
+            for (at, _) in line.match_indices("qcow2_core::") {
+                let rest = &line[at + "qcow2_core::".len()..];
+                // Tests may run its futures.
+                let allowed = rest.starts_with("storage::") || rest.starts_with("blocking::block_on");
+                assert!(allowed, "{}:{number}: {line}", path.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 0, "faultfs does not use the storage contract at all");
+}
+
+/// Words that a finished source does not have, in two halves so that this one does not have them either.
+const UNFINISHED: [(&str, &str); 5] =
+    [("todo", "!"), ("unimplemented", "!"), ("FIX", "ME"), ("TO", "DO"), ("XX", "X")];
+
+#[test]
+fn sources_are_ascii_and_finished() {
+    for krate in arrows().keys() {
+        for path in sources(krate) {
+            let source = text(&path);
+            for (number, line) in (1..).zip(source.lines()) {
+                let place = || format!("{}:{number}: {line}", path.display());
+                let plain = line.chars().all(|c| c.is_ascii() || is_drawing(c));
+                assert!(plain, "not ASCII: {}", place());
+                for (first, second) in UNFINISHED {
+                    assert!(!line.contains(&format!("{first}{second}")), "unfinished: {}", place());
+                }
+            }
+        }
+    }
+}
+
+/// Lines and arrows of drawings in comments.
+fn is_drawing(c: char) -> bool {
+    matches!(c, '\u{2500}'..='\u{257f}' | '\u{25b2}' | '\u{25bc}' | '\u{25b6}' | '\u{25c0}')
+}
+
+/// Goal: every rule is explained where it is declared, with what breaks without it, and is obeyed somewhere.
+#[test]
+fn every_rule_is_documented_and_used() {
+    let declaration = text(&root().join("qcow2-core/src/rule.rs"));
+    let body = declaration.split("pub enum Rule {").nth(1).unwrap().split("\n}").next().unwrap();
+    let mut others = String::new();
+    for path in sources("qcow2-core") {
+        if path.file_name().is_some_and(|name| name != "rule.rs") {
+            others.push_str(&text(&path));
+        }
+    }
+    for rule in Rule::ALL {
+        let name = format!("{rule:?}");
+        let (before, _) = body.split_once(&format!("\n    {name},")).expect("a variant of its own");
+        let docs: Vec<&str> =
+            before.lines().rev().take_while(|line| line.trim().starts_with("///")).collect();
+        assert!(docs.iter().any(|line| line.contains("Broken: ")), "{name} does not say what breaks");
+        assert!(others.contains(&format!("Rule::{name}")), "{name} is obeyed nowhere");
+    }
+}
+
+/// Goal: a variant that was added to the enum is in the list of all. Method: count the variants in the source.
+#[test]
+fn the_list_of_rules_is_complete() {
+    let declaration = text(&root().join("qcow2-core/src/rule.rs"));
+    let body = declaration.split("pub enum Rule {").nth(1).unwrap().split("\n}").next().unwrap();
+    let variants = body.lines().filter(|line| {
+        line.strip_prefix("    ").is_some_and(|rest| rest.starts_with(char::is_uppercase))
+    });
+    assert_eq!(variants.count(), Rule::ALL.len());
+}
