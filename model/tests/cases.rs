@@ -70,7 +70,12 @@ fn everything() -> Case {
                     ],
                 ],
                 schedule: Schedule::Seed(7),
-                faults: vec![Fault { anchor, io: Some(3), effect: Effect::FlushCleanMarked, landed: 0 }],
+                faults: vec![Fault {
+                    anchor,
+                    io: Some(3),
+                    effect: Effect::FlushCleanMarked,
+                    landed: 0,
+                }],
                 dropped: vec![Dropped { task: 1, op: 0, after_ios: 2 }],
                 crash: Some(crash.clone()),
                 recovery: vec![

@@ -120,8 +120,8 @@ impl State {
 
     /// Takes up to `wanted` free clusters in one run.
     ///
-    /// Every page that the search has passed moves `first_free` on, so it ends even where a table has more pages than the
-    /// cache.
+    /// Everything that the search has passed moves `first_free` on: it ends even where a table has more pages than the
+    /// cache, and the next one does not begin from the start of a page again.
     pub(crate) fn allocate(&mut self, wanted: u64) -> Result<Allocation, Stop> {
         let order = self.header.refcount_order;
         let mut cluster = self.first_free;
@@ -143,7 +143,10 @@ impl State {
                 let page = self.cache.get(place.page).expect("it was there a moment ago");
                 let free = refcount::get(page, order, index) == Some(0) && !self.is_freed(cluster);
                 match first {
-                    None if free => first = Some(cluster),
+                    None if free => {
+                        first = Some(cluster);
+                        self.first_free = cluster;
+                    }
                     Some(_) if !free || cluster == self.fresh_from => break 'search,
                     _ => {}
                 }

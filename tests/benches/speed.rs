@@ -2,21 +2,27 @@
 //!
 //! The library half: requests of 4 KiB, one at a time, each to a cluster of its own (64 KiB clusters, 1 GiB disk, no flush
 //! inside), in memory and in a file on tmpfs; `plain` is pread and pwrite of the same sizes at the same offsets of a sparse
-//! file beside it. One element is one request.
+//! file beside it. One element is one request. Allocating in memory includes the zeroing of 64 KiB of it for each request.
+//!
+//! The harness half: crash states of a random campaign at 1 KiB to 4 KiB clusters, each fully judged, by one worker.
 
 use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 
+use criterion::measurement::WallTime;
 use criterion::{
     BatchSize, Bencher, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main,
 };
-use criterion::measurement::WallTime;
+use faultfs::profile::Profile;
 use qcow2_core::blocking::{block_on, create};
 use qcow2_core::storage::file::{Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Storage};
 use qcow2_core::{CreateOptions, Image, OpenOptions};
+use qcow2_crashtest::campaign::{self, Budget, Settings};
+use qcow2_crashtest::subject::Qcow2Core;
+use qcow2_crashtest::workload::Scope;
 use tempfile::TempDir;
 
 const DISK: u64 = 1 << 30;
@@ -134,5 +140,24 @@ fn read(criterion: &mut Criterion) {
     group.bench_function("plain", |b| b.iter(|| plain_read_all(&plain)));
 }
 
+/// Fully judged crash states of the random campaign, by one worker: one element is one state.
+fn judge(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("judge crash states");
+    for (name, lazy) in [("eager", false), ("lazy", true)] {
+        let settings = Settings {
+            seed: 2,
+            profile: Profile::TornLength,
+            scope: Scope { lazy: Some(lazy), tiny: true, ..Scope::default() },
+            budget: Budget::Cases(60),
+            workers: 1,
+        };
+        let run = || campaign::run(&Qcow2Core::default(), &settings, |_| {});
+        let states = run().figures.states;
+        group.throughput(Throughput::Elements(states)).sample_size(10);
+        group.bench_function(name, |b| b.iter(run));
+    }
+}
+
 criterion_group!(library, allocate, rewrite, read);
-criterion_main!(library);
+criterion_group!(harness, judge);
+criterion_main!(library, harness);

@@ -50,7 +50,8 @@ fn no_power_cut_loses_anything() {
         all_probes: seconds >= 60 && settings.profile == Profile::TornLength,
         ..Outputs::default()
     };
-    let status = console::run(&Qcow2Core::default(), &settings, &outputs).expect("results can be written");
+    let status =
+        console::run(&Qcow2Core::default(), &settings, &outputs).expect("results can be written");
     assert_eq!(status, Status::Passed);
 }
 
@@ -99,7 +100,8 @@ fn every_profile_is_silent() {
 fn the_same_seed_gives_the_same_campaign() {
     let run = |workers| {
         let mut figures =
-            campaign::run(&Qcow2Core::default(), &Settings { workers, ..settings(40) }, |_| {}).figures;
+            campaign::run(&Qcow2Core::default(), &Settings { workers, ..settings(40) }, |_| {})
+                .figures;
         (figures.seconds, figures.worker_seconds) = (0.0, 0.0);
         figures
     };
@@ -110,7 +112,8 @@ fn the_same_seed_gives_the_same_campaign() {
 /// that overlap. Method: count over many plans.
 #[test]
 fn the_generator_reaches_what_it_should() {
-    let plans: Vec<_> = (0..2000).map(|seed| plan(campaign::case_seed(1, seed), &Scope::default())).collect();
+    let plans: Vec<_> =
+        (0..2000).map(|seed| plan(campaign::case_seed(1, seed), &Scope::default())).collect();
     for initial in Initial::ALL {
         assert!(plans.iter().any(|plan| plan.initial == initial), "{initial:?}");
     }

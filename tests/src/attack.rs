@@ -134,7 +134,9 @@ fn create(rules: Rules) -> (Option<Failure>, u64) {
     let options = CreateOptions { cluster_bits: 9, rules, ..CreateOptions::new(4096) };
     every_crash(
         &disk,
-        |direct| faultfs::direct::run(async move { qcow2_core::create(&direct, &options).await.ok() }),
+        |direct| {
+            faultfs::direct::run(async move { qcow2_core::create(&direct, &options).await.ok() })
+        },
         |crashed, chooser| {
             if crashed.read(0, chooser) == faultfs::values::Key::ZERO {
                 return Ok(());
@@ -164,7 +166,8 @@ fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
     let (_, header) = units.first_mut().expect("an image has a header");
     header[79] &= !1; // The dirty bit: refcounts that are too low are a damage now.
     let l1 = u64::from_be_bytes(header[40..48].try_into().expect("eight bytes")) / 512;
-    let table = units.iter_mut().find(|(unit, _)| *unit == l1).expect("there is data, so an L1 entry");
+    let table =
+        units.iter_mut().find(|(unit, _)| *unit == l1).expect("there is data, so an L1 entry");
     table.1[0] &= 0x7f; // COPIED: repairing takes two writes, of a refcount block and of this.
     let extents = units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
     let disk = PossibleDisk::from_extents(&values, built.length, extents);
@@ -185,7 +188,8 @@ fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
             let mut untouched = disk.clone();
             let end = crashed.extent().max(untouched.extent());
             let same = (0..end).all(|unit| {
-                crashed.read(unit, chooser) == untouched.read(unit, &mut faultfs::chooser::Always(0))
+                crashed.read(unit, chooser)
+                    == untouched.read(unit, &mut faultfs::chooser::Always(0))
             });
             if dirty || healthy || same {
                 return Ok(());

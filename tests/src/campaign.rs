@@ -447,7 +447,7 @@ impl Shape {
 }
 
 /// Guest data that came back with several values possible, all of which were judged.
-fn probe_data<Sub: Subject>(
+pub(crate) fn probe_data<Sub: Subject>(
     disk: &PossibleDisk,
     bench: &Bench<Sub>,
     units: u32,
@@ -467,7 +467,11 @@ fn probe_data<Sub: Subject>(
 }
 
 /// Which structures a crash tore, by what the units of each were decided to be.
-fn probe_answers<Sub: Subject>(answers: &[Answer], bench: &Bench<Sub>, probes: &mut Probes) {
+pub(crate) fn probe_answers<Sub: Subject>(
+    answers: &[Answer],
+    bench: &Bench<Sub>,
+    probes: &mut Probes,
+) {
     if answers.is_empty() {
         return;
     }

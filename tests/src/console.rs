@@ -139,8 +139,7 @@ pub fn written<Sub: Subject>(
 ) -> (Case, String) {
     let outcome = trial::run(subject, &small.trial).expect("it was feasible when it was found");
     let text = report::text(&small.trial, &outcome, &small.failure);
-    let case =
-        corpus::case_of(&small.trial, &outcome, &small.failure, seed, "qcow2-core", witness);
+    let case = corpus::case_of(&small.trial, &outcome, &small.failure, seed, "qcow2-core", witness);
     (case, text)
 }
 

@@ -14,8 +14,8 @@ use faultfs::profile::{FlushFailure, Profile};
 use faultfs::trace::{Event, IoKind};
 use faultfs::values::Key;
 use model::case::{
-    Anchor, Case, Content, Crash, CrashImage, Effect, Exact, Fate, Fault, Hash, Life, Origin, Phase,
-    Recovery, SCHEMA, Schedule, Status,
+    Anchor, Case, Content, Crash, CrashImage, Effect, Exact, Fate, Fault, Hash, Life, Origin,
+    Phase, Recovery, SCHEMA, Schedule, Status,
 };
 use model::guest::Guest;
 use model::label::Label;
@@ -90,7 +90,8 @@ pub fn save(case: &Case, folder: &Path) -> Result<PathBuf, CorpusError> {
     let text = text_of(case);
     for number in 1.. {
         let stem = slug(case);
-        let name = if number == 1 { format!("{stem}.json") } else { format!("{stem}-{number}.json") };
+        let name =
+            if number == 1 { format!("{stem}.json") } else { format!("{stem}-{number}.json") };
         let path = folder.join(name);
         match std::fs::File::create_new(&path) {
             Ok(mut file) => {
@@ -174,7 +175,12 @@ pub fn case_of(
         geometry: trial.geometry,
         open,
         initial: trial.initial,
-        lives: trial.lives.iter().zip(&outcome.lives).map(|(life, record)| life_of(life, record)).collect(),
+        lives: trial
+            .lives
+            .iter()
+            .zip(&outcome.lives)
+            .map(|(life, record)| life_of(life, record))
+            .collect(),
         image: outcome.lives.last().and_then(|record| image_of(trial, record)),
     }
 }
@@ -262,7 +268,9 @@ pub const fn phase_of(cause: Cause) -> Phase {
 fn fault_of(planned: &PlannedFault, record: &LifeRecord) -> Option<Fault> {
     let index = record.trace.events().iter().find_map(|event| match (event, planned.at) {
         (Event::Submit { io, .. }, FaultAt::Index(index)) if io.index == index => Some(index),
-        (Event::Submit { io, .. }, FaultAt::Nth { kind, nth }) if io.kind == kind && io.nth == nth => {
+        (Event::Submit { io, .. }, FaultAt::Nth { kind, nth })
+            if io.kind == kind && io.nth == nth =>
+        {
             Some(io.index)
         }
         _ => None,
@@ -391,9 +399,8 @@ fn planned(fault: &Fault) -> PlannedFault {
         Effect::FlushCleanMarked => (IoKind::Flush, flush(FlushFailure::CleanMarked)),
         Effect::FlushSticky => (IoKind::Flush, flush(FlushFailure::Sticky)),
     };
-    let at = fault.io.map_or_else(
-        || FaultAt::Nth { kind, nth: u64::from(fault.anchor.nth) },
-        FaultAt::Index,
-    );
+    let at = fault
+        .io
+        .map_or_else(|| FaultAt::Nth { kind, nth: u64::from(fault.anchor.nth) }, FaultAt::Index);
     PlannedFault { at, fault: effect }
 }

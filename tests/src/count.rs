@@ -144,7 +144,11 @@ impl<S> Counted<S> {
         })
     }
 
-    fn transfer(&self, bytes: usize, kind: impl FnOnce(&mut Counts) -> &mut Tally) -> io::Result<()> {
+    fn transfer(
+        &self,
+        bytes: usize,
+        kind: impl FnOnce(&mut Counts) -> &mut Tally,
+    ) -> io::Result<()> {
         let bytes = bytes as u64;
         self.with(|meter| meter.largest = meter.largest.max(bytes));
         self.count(|counts| kind(counts).add(bytes))

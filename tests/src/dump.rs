@@ -52,7 +52,11 @@ impl Dump<'_> {
             flags(set.map(|(name, _)| name).collect::<Vec<_>>().join(" "))
         };
         let lines = [
-            format!("version {}, refcounts of {} bits", header.version, 1u32 << header.refcount_order),
+            format!(
+                "version {}, refcounts of {} bits",
+                header.version,
+                1u32 << header.refcount_order
+            ),
             format!("virtual size {} bytes", header.size),
             format!("L1 table at {:#x}, {} entries", header.l1_table_offset, header.l1_size),
             format!(
@@ -165,9 +169,9 @@ impl Dump<'_> {
     /// Index and value of the entries of a table that are not zero.
     fn entries(&self, offset: u64, count: u64) -> Vec<(u64, u64)> {
         let table = self.read(offset, count * 8);
-        let values = table.chunks_exact(8).map(|entry| {
-            u64::from_be_bytes(entry.try_into().expect("eight bytes"))
-        });
+        let values = table
+            .chunks_exact(8)
+            .map(|entry| u64::from_be_bytes(entry.try_into().expect("eight bytes")));
         (0..).zip(values).filter(|&(_, value)| value != 0).collect()
     }
 

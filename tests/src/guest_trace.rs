@@ -30,13 +30,12 @@ use faultfs::values::Values;
 use model::evidence::ValueKey;
 use model::guest::Guest;
 use model::op::{Geometry, MAX_VIRTUAL_SIZE, Op};
-use model::payload::UNIT;
 use qcow2_core::{CreateError, CreateOptions};
 
-use crate::campaign::{count, draw_steps};
+use crate::campaign::{count, draw_steps, probe_answers, probe_data};
 use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
-use crate::leaf::{LeafChooser, SharedLeaf};
+use crate::leaf::{self, LeafChooser, SharedLeaf};
 use crate::life::{self, Cause, Moment, Order, Request, Script};
 use crate::logwrites::{Content, Log, LogError};
 use crate::probe::{Probe, Probes};
@@ -265,7 +264,8 @@ impl Place {
     }
 }
 
-/// Runs a trace onto a fresh image.
+/// Runs a trace onto a fresh image. `look` is shown every crash state once it is recovered and judged: the image as opening it
+/// for writing left it, and the number of the request that had begun last.
 ///
 /// # Errors
 /// [`RunError`]: the first violation, or an image that cannot be created.
@@ -273,6 +273,7 @@ pub fn run<Sub: Subject>(
     subject: &Sub,
     trace: &GuestTrace,
     settings: &Settings,
+    mut look: impl FnMut(&PossibleDisk, usize),
 ) -> Result<Report, RunError> {
     let Settings { cluster_bits, lazy, growth, profile, seed, .. } = *settings;
     let geometry = Geometry {
@@ -283,6 +284,7 @@ pub fn run<Sub: Subject>(
         lazy_refcounts: lazy,
     };
     let mut disk = create(&geometry)?;
+    let units = trial::cluster_units(&geometry);
     let zeroes = vec![ValueKey::ZERO; usize::try_from(geometry.units()).unwrap_or(usize::MAX)];
     let mut guest = Guest::new(&zeroes, subject.promises(&geometry));
     let session = Session { writable: true, cache_pages: 0, growth, write_through: false };
@@ -321,7 +323,7 @@ pub fn run<Sub: Subject>(
                 }
             }
             for _ in 0..due {
-                let chooser = LeafChooser::random(rng.next_u64(), cluster_units(&geometry)).share();
+                let chooser = LeafChooser::random(rng.next_u64(), units).share();
                 let steps = draw_steps(&mut rng);
                 let mut seen = moment.guest.clone();
                 seen.crash();
@@ -331,6 +333,10 @@ pub fn run<Sub: Subject>(
                     Ok(recovered) => {
                         count(&mut figures, &seen, recovered.states);
                         distinct.insert(recovered.disk.state_hash());
+                        let answers = leaf::look(&chooser).answers().to_vec();
+                        probe_answers(&answers, &bench, &mut leaf_probes);
+                        probe_data(&recovered.disk, &bench, units, &mut leaf_probes);
+                        look(&recovered.disk, at.request);
                         kept = for_good.then_some((recovered.disk, seen, chooser));
                     }
                     Err(failure) => {
@@ -350,11 +356,9 @@ pub fn run<Sub: Subject>(
         figures.operations += end.operations;
         figures.ios += end.sim.storage().submitted();
         probes.add(&leaf_probes);
-        let violation = |failure| RunError::Violation {
-            life,
-            request: at.request,
-            failure: Box::new(failure),
-        };
+        life::probe_trace(end.sim.trace().events(), geometry.cluster_size(), &mut probes);
+        let violation =
+            |failure| RunError::Violation { life, request: at.request, failure: Box::new(failure) };
         if let Some(failure) = failed.or(end.failure) {
             return Err(violation(failure));
         }
@@ -365,12 +369,13 @@ pub fn run<Sub: Subject>(
             bench.settle_guest(&mut disk, &mut guest, &mut chooser);
             continue;
         }
-        let mut chooser = LeafChooser::random(rng.next_u64(), cluster_units(&geometry)).share();
+        let mut chooser = LeafChooser::random(rng.next_u64(), units).share();
         guest = end.guest;
         guest.crash();
         disk = end.disk.crash(profile, &mut chooser);
         let mut evidence = DiskEvidence::new(&mut disk, &mut chooser);
-        if let Some(found) = bench.judge.closed(&mut evidence, &guest, &inherited).first().cloned() {
+        if let Some(found) = bench.judge.closed(&mut evidence, &guest, &inherited).first().cloned()
+        {
             let moment = "after a clean close".to_owned();
             return Err(violation(Failure { violation: found, moment }));
         }
@@ -379,6 +384,8 @@ pub fn run<Sub: Subject>(
         count(&mut figures, &guest, recovered.states);
         distinct.insert(recovered.disk.state_hash());
         figures.distinct_states = distinct.len() as u64;
+        figures.by_initial.insert("fresh", figures.states);
+        figures.by_cluster.insert(geometry.cluster_size(), figures.states);
         figures.probes = probes;
         return Ok(Report { figures, disk: recovered.disk, guest });
     }
@@ -420,8 +427,4 @@ fn draw_cuts(rng: &mut Rng, trace: &GuestTrace, settings: &Settings) -> Vec<Cut>
     let mut cuts: Vec<Cut> = (0..settings.crash_points + ends).map(cut).collect();
     cuts.sort_unstable();
     cuts
-}
-
-fn cluster_units(geometry: &Geometry) -> u32 {
-    u32::try_from(geometry.cluster_size() / UNIT as u64).expect("at most 4,096")
 }

@@ -144,7 +144,7 @@ impl Chooser for LeafChooser {
                 }
             }
             Mode::Clusters { salt, units, keep_most, rng } => {
-                let cluster = unit.map_or(u64::from(u32::MAX), |unit| u64::from(unit / *units));
+                let cluster = u64::from(unit.map_or(u32::MAX, |unit| unit / *units));
                 let hash = (cluster ^ *salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
                 let odd = hash.is_multiple_of(4) ^ (rng.below(16) == 0);
                 if odd == *keep_most { options - 1 } else { 0 }

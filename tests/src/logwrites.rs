@@ -337,10 +337,8 @@ pub fn encode<'a>(
             return bad(Problem::Text { length: text_length, most });
         }
         let set = |flag, is: bool| if is { flag } else { 0 };
-        let flags = kind
-            | set(FLUSH, entry.flush)
-            | set(FUA, entry.fua)
-            | set(METADATA, entry.metadata);
+        let flags =
+            kind | set(FLUSH, entry.flush) | set(FUA, entry.fua) | set(METADATA, entry.metadata);
         for field in [sector_at, sectors, flags, text_length] {
             bytes.extend_from_slice(&field.to_le_bytes());
         }
@@ -466,17 +464,31 @@ mod tests {
     fn errors_name_entry_and_byte() {
         let first_error = |bytes: &[u8]| match Log::parse(bytes) {
             Err(error) => error.to_string(),
-            Ok(log) => log.entries().find_map(Result::err).map_or_else(String::new, |e| e.to_string()),
+            Ok(log) => {
+                log.entries().find_map(Result::err).map_or_else(String::new, |e| e.to_string())
+            }
         };
         assert_eq!(first_error(&sample()), "");
         for (at, value, expected) in [
-            (0, 9, "log superblock, byte 0: 0x006a736677736809 is not the magic number 0x006a736677736872"),
+            (
+                0,
+                9,
+                "log superblock, byte 0: 0x006a736677736809 is not the magic number 0x006a736677736872",
+            ),
             (8, 2, "log superblock, byte 8: version 2 is not 1"),
-            (25, 3, "log superblock, byte 24: sector size 768 is not a power of two from 512 to 65536"),
+            (
+                25,
+                3,
+                "log superblock, byte 24: sector size 768 is not a power of two from 512 to 65536",
+            ),
             (100, 1, "log superblock, byte 28: the padding is not zero"),
             (528, 32, "log entry 0, byte 528: flags 0x20 are not known"),
             (1552, 12, "log entry 1, byte 1552: an entry cannot be both a discard and a mark"),
-            (519, 255, "log entry 0, byte 512: 1 sectors from sector 18374686479671623682 reach past the last byte that there can be"),
+            (
+                519,
+                255,
+                "log entry 0, byte 512: 1 sectors from sector 18374686479671623682 reach past the last byte that there can be",
+            ),
             (520, 200, "log entry 0, byte 1024: 102400 bytes are needed and 1536 are left"),
             (536, 1, "log entry 0, byte 536: 1 bytes of text, where 0 fit"),
             (600, 1, "log entry 0, byte 544: the padding is not zero"),

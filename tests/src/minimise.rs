@@ -35,8 +35,16 @@ pub struct Minimised {
 }
 
 /// Shrinks a failing trial until nothing more can be taken away or `limit` has passed.
-pub fn minimise<Sub: Subject>(subject: &Sub, found: &Trial, failure: &Failure, limit: Duration) -> Minimised {
-    #[expect(clippy::disallowed_methods, reason = "minimising stops by the clock; its result is replayed, not its way")]
+pub fn minimise<Sub: Subject>(
+    subject: &Sub,
+    found: &Trial,
+    failure: &Failure,
+    limit: Duration,
+) -> Minimised {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "minimising stops by the clock; its result is replayed, not its way"
+    )]
     let start = Instant::now();
     let wanted = Signature::of(failure);
     let mut best = Minimised { trial: found.clone(), failure: failure.clone() };
@@ -142,7 +150,9 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
     for life in 0..trial.lives.len() {
         for task in 0..trial.lives[life].tasks.len() {
             for op in 0..trial.lives[life].tasks[task].len() {
-                for simpler in simpler(trial.lives[life].tasks[task][op], trial.geometry.cluster_size()) {
+                for simpler in
+                    simpler(trial.lives[life].tasks[task][op], trial.geometry.cluster_size())
+                {
                     with(&|trial| trial.lives[life].tasks[task][op] = simpler);
                 }
             }
@@ -153,12 +163,15 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
 
 fn simpler(op: Op, cluster: u64) -> Vec<Op> {
     let lengths = |length: u64| {
-        [512, cluster, length / 2 / 512 * 512].into_iter().filter(move |&new| 0 < new && new < length)
+        [512, cluster, length / 2 / 512 * 512]
+            .into_iter()
+            .filter(move |&new| 0 < new && new < length)
     };
     match op {
         Op::Write { offset, length, id, durability } => {
-            let mut all: Vec<Op> =
-                lengths(length).map(|length| Op::Write { offset, length, id, durability }).collect();
+            let mut all: Vec<Op> = lengths(length)
+                .map(|length| Op::Write { offset, length, id, durability })
+                .collect();
             if offset > 0 {
                 all.push(Op::Write { offset: 0, length, id, durability });
             }
@@ -240,7 +253,8 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
             let mut asked = SharedLeaf::clone(&chooser);
             let mut crashed = end.disk.crash(trial.profile, &mut asked);
             let mut evidence = DiskEvidence::new(&mut crashed, &mut asked);
-            let violation = bench.judge.closed(&mut evidence, &seen, &inherited).first().cloned()?;
+            let violation =
+                bench.judge.closed(&mut evidence, &seen, &inherited).first().cloned()?;
             let other = Failure { violation, moment: "after a clean close".to_owned() };
             let choices = look(&chooser).choices();
             wanted.matches(&other).then_some((At::End, choices, other))
@@ -268,7 +282,12 @@ fn written<Sub: Subject>(subject: &Sub, found: Minimised) -> Minimised {
         life.leaf = Leaf::Choices(record.choices.clone());
     }
     match trial::run(subject, &trial) {
-        Ok(outcome) if outcome.failure.as_ref().is_some_and(|(_, other)| Signature::of(&failure).matches(other)) => {
+        Ok(outcome)
+            if outcome
+                .failure
+                .as_ref()
+                .is_some_and(|(_, other)| Signature::of(&failure).matches(other)) =>
+        {
             Minimised { trial, failure }
         }
         _ => found,

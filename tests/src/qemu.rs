@@ -72,8 +72,7 @@ impl Run {
     }
 
     fn json<T: DeserializeOwned>(self) -> Result<T, QemuError> {
-        serde_json::from_str(&self.stdout)
-            .map_err(|source| QemuError::Output { run: self, source })
+        serde_json::from_str(&self.stdout).map_err(|source| QemuError::Output { run: self, source })
     }
 }
 
@@ -156,8 +155,7 @@ pub fn io_with<A: AsRef<OsStr>>(
 /// # Errors
 /// [`QemuError::Start`] if it cannot be run.
 pub fn hold_open(path: &Path) -> Result<Child, QemuError> {
-    let mut command =
-        command("qemu-io", ["-f".as_ref(), "qcow2".as_ref(), path.as_os_str()]);
+    let mut command = command("qemu-io", ["-f".as_ref(), "qcow2".as_ref(), path.as_os_str()]);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().map_err(|source| QemuError::Start { command: shown(&command), source })
 }
@@ -279,7 +277,8 @@ mod tests {
 
     #[test]
     fn a_check_without_findings_leaves_keys_out() {
-        let json = r#"{"image-end-offset": 9, "total-clusters": 2, "check-errors": 0, "filename": "a"}"#;
+        let json =
+            r#"{"image-end-offset": 9, "total-clusters": 2, "check-errors": 0, "filename": "a"}"#;
         let check: Check = serde_json::from_str(json).unwrap();
         let expected = Check { image_end_offset: 9, total_clusters: 2, ..Check::default() };
         assert_eq!(check, expected);

@@ -88,10 +88,13 @@ pub struct Replay {
 pub fn subject_of(case: &Case, file: &str, broken: bool) -> Result<Qcow2Core, CorpusError> {
     if case.open.subject != "qcow2-core" {
         let name = &case.open.subject;
-        return Err(CorpusError::Case(format!("{file}: open.subject: no subject is called {name}")));
+        return Err(CorpusError::Case(format!(
+            "{file}: open.subject: no subject is called {name}"
+        )));
     }
     let names = case.witness.iter().flat_map(|names| names.split('+')).filter(|_| broken);
-    Qcow2Core::without(names).map_err(|error| CorpusError::Case(format!("{file}: witness: {error}")))
+    Qcow2Core::without(names)
+        .map_err(|error| CorpusError::Case(format!("{file}: witness: {error}")))
 }
 
 /// Replays a case on a subject.
@@ -120,10 +123,11 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
     }
 
     let (semantic, found) = by_meaning(subject, case, &exact);
-    if found && let Ok(outcome) = trial::run(subject, &semantic) {
-        if let Some((_, failure)) = outcome.failure {
-            return Ok(verdict_of(case, failure, Layer::Semantic));
-        }
+    if found
+        && let Ok(outcome) = trial::run(subject, &semantic)
+        && let Some((_, failure)) = outcome.failure
+    {
+        return Ok(verdict_of(case, failure, Layer::Semantic));
     }
     let kind = case.title.split(':').next().unwrap_or_default().to_owned();
     let wanted = Signature { property: case.property, kind };

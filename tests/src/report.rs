@@ -61,7 +61,11 @@ fn write_report(
             let [_, verb @ ("submit" | "complete" | "fail"), io, rest @ ..] = &words[..] else {
                 continue;
             };
-            if *verb == "submit" && rest.first().is_none_or(|kind| !shown.contains(kind) && !kind.starts_with("write")) {
+            if *verb == "submit"
+                && rest
+                    .first()
+                    .is_none_or(|kind| !shown.contains(kind) && !kind.starts_with("write"))
+            {
                 reads.insert((*io).to_owned());
             }
             if !reads.contains(*io) {

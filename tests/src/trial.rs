@@ -228,7 +228,9 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
                 bench.settle_guest(&mut disk, &mut seen, &mut chooser);
                 guest = seen;
             }
-            Err(failure) => return Ok(Outcome { failure: Some((number, failure)), lives, left: None }),
+            Err(failure) => {
+                return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
+            }
         }
     }
     Ok(Outcome { failure: None, lives, left: Some((disk, guest)) })

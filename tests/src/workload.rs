@@ -26,6 +26,8 @@ pub struct Scope {
     pub faultless: bool,
     /// Only cases in which several tasks read, discard and write the same few clusters.
     pub contended: bool,
+    /// Only clusters of 1 KiB and 4 KiB, and no initial image that fills refcount structures up.
+    pub tiny: bool,
 }
 
 /// One life of a plan; where the power fails is decided while it runs.
@@ -63,6 +65,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         9..=11 => Initial::Dirty,
         12..=15 => Initial::Fragmented,
         16..=17 => Initial::L1AboutToGrow,
+        _ if scope.tiny => Initial::Fresh,
         18 => Initial::RefcountBlockOneShort,
         _ => {
             // A full refcount table takes an L1 table of 8 MiB to fill it: a few cases of it are enough.
@@ -70,8 +73,9 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         }
     };
     let cluster_bits = match (initial, rng.below(10)) {
-        (Initial::RefcountTableOneShort | Initial::RefcountBlockOneShort, _) | (_, 0..=1) => 9,
-        (_, 2..=7) => 10,
+        (Initial::RefcountTableOneShort | Initial::RefcountBlockOneShort, _) => 9,
+        (_, 0..=1) if !scope.tiny => 9,
+        (_, 0..=7) => 10,
         _ => 12,
     };
     let clusters = match cluster_bits {

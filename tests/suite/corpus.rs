@@ -96,7 +96,8 @@ fn a_lost_anchor_is_drift() {
 #[test]
 fn broken_files_name_file_and_field() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let good = corpus::load(&corpus::folder().join("without-all-before-clean.json")).expect("a case");
+    let good =
+        corpus::load(&corpus::folder().join("without-all-before-clean.json")).expect("a case");
     let text = text_of(&good);
     let refuse = |name: &str, text: String| {
         let path = folder.path().join(name);

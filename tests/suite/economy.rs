@@ -67,7 +67,8 @@ const HEAD: &str = "\
 /// Costs of allocating, rewriting and reading, in this order.
 fn ours(lazy_refcounts: bool, pattern: Pattern) -> [Cost; 3] {
     let storage = Counted::new(MemoryStorage::default());
-    create(&storage, &CreateOptions { lazy_refcounts, ..CreateOptions::new(VIRTUAL_SIZE) }).unwrap();
+    create(&storage, &CreateOptions { lazy_refcounts, ..CreateOptions::new(VIRTUAL_SIZE) })
+        .unwrap();
     let options = OpenOptions { write_through: true, ..OpenOptions::new() };
     let image = Image::open(storage.clone(), options).unwrap();
     let data = vec![7; REQUEST as usize];
@@ -133,7 +134,9 @@ fn qemus(lazy_refcounts: bool, pattern: Pattern) -> [Cost; 2] {
         if MARKS.get(next).is_some_and(|mark| data.starts_with(&[*mark; 512])) {
             next += 1;
         }
-        let Some(cost) = next.checked_sub(1).and_then(|phase| costs.get_mut(phase)) else { continue };
+        let Some(cost) = next.checked_sub(1).and_then(|phase| costs.get_mut(phase)) else {
+            continue;
+        };
         cost.flushes += u64::from(entry.flush);
         cost.writes += u64::from(!data.is_empty());
         cost.written += data.len() as u64;
@@ -172,13 +175,18 @@ fn a_durable_write_costs_exactly_this() {
 /// Goal: we never write more bytes than QEMU and never flush more often, for the same durable requests.
 /// Method: QEMU's writes and flushes are counted in its own log of them. Length changes are not in that log.
 #[test]
-#[cfg_attr(not(has_qemu), ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)")]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
 fn no_durable_write_costs_more_than_qemus() {
     let mut table = HEAD.to_owned();
     let mut dearer = Vec::new();
     for (name, lazy, pattern) in CASES {
         let kinds = ["allocate", "rewrite"];
-        for ((kind, theirs), ours) in kinds.iter().zip(&qemus(lazy, pattern)).zip(&ours(lazy, pattern)) {
+        for ((kind, theirs), ours) in
+            kinds.iter().zip(&qemus(lazy, pattern)).zip(&ours(lazy, pattern))
+        {
             row(&mut table, &format!("{kind}, {name}: QEMU"), theirs);
             row(&mut table, &format!("{kind}, {name}: ours"), ours);
             // One that is durable when it returns costs what a write and a flush cost, at most.

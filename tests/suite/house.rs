@@ -93,8 +93,12 @@ fn dependencies_follow_the_arrows() {
     for (krate, allowed) in &arrows {
         let found = dependencies(&text(&root().join(krate).join("Cargo.toml")));
         assert!(!found.is_empty(), "{krate}: the manifest was not understood");
-        let ours: BTreeSet<&str> =
-            arrows.keys().copied().chain(["qcow2-crashtest"]).filter(|name| found.contains(*name)).collect();
+        let ours: BTreeSet<&str> = arrows
+            .keys()
+            .copied()
+            .chain(["qcow2-crashtest"])
+            .filter(|name| found.contains(*name))
+            .collect();
         // A crate may depend on itself, to switch its own features on in its tests.
         let others: BTreeSet<&str> = ours.into_iter().filter(|name| name != krate).collect();
         assert!(others.is_subset(allowed), "{krate} depends on {others:?}, allowed is {allowed:?}");
@@ -110,7 +114,8 @@ fn faultfs_sees_storage_only() {
             for (at, _) in line.match_indices("qcow2_core::") {
                 let rest = &line[at + "qcow2_core::".len()..];
                 // Tests may run its futures.
-                let allowed = rest.starts_with("storage::") || rest.starts_with("blocking::block_on");
+                let allowed =
+                    rest.starts_with("storage::") || rest.starts_with("blocking::block_on");
                 assert!(allowed, "{}:{number}: {line}", path.display());
                 seen += 1;
             }
@@ -161,7 +166,10 @@ fn every_rule_is_documented_and_used() {
         let (before, _) = body.split_once(&format!("\n    {name},")).expect("a variant of its own");
         let docs: Vec<&str> =
             before.lines().rev().take_while(|line| line.trim().starts_with("///")).collect();
-        assert!(docs.iter().any(|line| line.contains("Broken: ")), "{name} does not say what breaks");
+        assert!(
+            docs.iter().any(|line| line.contains("Broken: ")),
+            "{name} does not say what breaks"
+        );
         assert!(others.contains(&format!("Rule::{name}")), "{name} is obeyed nowhere");
     }
 }

@@ -1,5 +1,7 @@
 //! The suites: everything about qcow2-core, and about the harness itself, that is no campaign.
 
+#![expect(clippy::unwrap_used, reason = "nothing but tests and what they share")]
+
 mod common;
 mod corpus;
 mod economy;

@@ -83,7 +83,8 @@ fn a_damaged_image() {
     }
     let mut text = dump(&image);
     let storage = MemoryStorage::new(image);
-    for (how, title) in [(Repair::None, "check"), (Repair::All, "repair"), (Repair::None, "check")] {
+    for (how, title) in [(Repair::None, "check"), (Repair::All, "repair"), (Repair::None, "check")]
+    {
         let report = check(&storage, how).unwrap();
         writeln!(
             text,

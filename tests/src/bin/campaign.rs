@@ -29,10 +29,14 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Run random cases and judge what every power cut leaves.
-    #[command(after_help = "Example: cargo campaign run --profile torn-length --seconds 600 --refcounts lazy --tasks 4")]
+    #[command(
+        after_help = "Example: cargo campaign run --profile torn-length --seconds 600 --refcounts lazy --tasks 4"
+    )]
     Run(Run),
     /// Run cases of the corpus again: verdict per case.
-    #[command(after_help = "Example: cargo campaign replay corpus/without-data-before-mapping.json")]
+    #[command(
+        after_help = "Example: cargo campaign replay corpus/without-data-before-mapping.json"
+    )]
     Replay {
         /// Case files; all of the corpus if none is named.
         paths: Vec<PathBuf>,
@@ -50,7 +54,9 @@ enum Verb {
         seconds: u64,
     },
     /// Tell the story of one case.
-    #[command(after_help = "Example: cargo campaign explain corpus/without-data-before-mapping.json")]
+    #[command(
+        after_help = "Example: cargo campaign explain corpus/without-data-before-mapping.json"
+    )]
     Explain {
         /// A case file.
         path: PathBuf,
@@ -162,8 +168,7 @@ fn run_campaign(run: Run) -> Result<u8, CorpusError> {
 }
 
 fn replay_all(paths: &[PathBuf], json: Option<PathBuf>) -> Result<u8, CorpusError> {
-    let paths =
-        if paths.is_empty() { corpus::files(&corpus::folder())? } else { paths.to_vec() };
+    let paths = if paths.is_empty() { corpus::files(&corpus::folder())? } else { paths.to_vec() };
     let mut code = 0;
     let mut rows = Vec::new();
     for path in &paths {
@@ -201,8 +206,16 @@ fn replay_all(paths: &[PathBuf], json: Option<PathBuf>) -> Result<u8, CorpusErro
     Ok(code)
 }
 
-/// The failing subject, trial and failure of a case: whole if it is open, else without its witness.
-fn failing(path: &std::path::Path) -> Result<Option<(Qcow2Core, Minimised, u64, Option<String>)>, CorpusError> {
+/// A case that fails, and the subject that it fails on.
+struct Failing {
+    subject: Qcow2Core,
+    found: Minimised,
+    seed: u64,
+    witness: Option<String>,
+}
+
+/// The failing run of a case: whole code if it is open, else code without its witness.
+fn failing(path: &std::path::Path) -> Result<Option<Failing>, CorpusError> {
     let file = shown(path);
     let case = corpus::load(path)?;
     for broken in [false, true] {
@@ -211,9 +224,9 @@ fn failing(path: &std::path::Path) -> Result<Option<(Qcow2Core, Minimised, u64, 
         let outcome = trial::run(&subject, &exact)
             .map_err(|why| CorpusError::Case(format!("{file}: initial: {why}")))?;
         if let Some((_, failure)) = outcome.failure {
-            let witness = case.witness.clone();
-            let seed = case.origin.seed;
-            return Ok(Some((subject, Minimised { trial: exact, failure }, seed, witness)));
+            let found = Minimised { trial: exact, failure };
+            let (seed, witness) = (case.origin.seed, case.witness);
+            return Ok(Some(Failing { subject, found, seed, witness }));
         }
     }
     say(&format!("{file} passes, with and without its witness: there is nothing to show\n"));
@@ -221,7 +234,7 @@ fn failing(path: &std::path::Path) -> Result<Option<(Qcow2Core, Minimised, u64, 
 }
 
 fn minimise_case(path: &std::path::Path, seconds: u64) -> Result<u8, CorpusError> {
-    let Some((subject, found, seed, witness)) = failing(path)? else { return Ok(0) };
+    let Some(Failing { subject, found, seed, witness }) = failing(path)? else { return Ok(0) };
     let limit = Duration::from_secs(seconds);
     let small = minimise(&subject, &found.trial, &found.failure, limit);
     let (case, _) = console::written(&subject, &small, seed, witness);
@@ -230,7 +243,7 @@ fn minimise_case(path: &std::path::Path, seconds: u64) -> Result<u8, CorpusError
 }
 
 fn explain(path: &std::path::Path) -> Result<u8, CorpusError> {
-    let Some((subject, found, ..)) = failing(path)? else { return Ok(0) };
+    let Some(Failing { subject, found, .. }) = failing(path)? else { return Ok(0) };
     let outcome = trial::run(&subject, &found.trial)
         .map_err(|why| CorpusError::Case(format!("{}: initial: {why}", shown(path))))?;
     say(&report::text(&found.trial, &outcome, &found.failure));
@@ -264,7 +277,9 @@ fn sensitivity(
         };
         say(&format!("{:<34} {states:>9} {seconds:>8.2}  {verdict}\n", rule.name()));
         if let (Some(folder), Some(found)) = (&corpus, &result.found) {
-            let (attack::Attack::Campaign(_, others), _) = attack::attack_on(rule) else { continue };
+            let (attack::Attack::Campaign(_, others), _) = attack::attack_on(rule) else {
+                continue;
+            };
             let names: Vec<&str> =
                 std::iter::once(rule).chain(others.iter().copied()).map(Rule::name).collect();
             let subject = Qcow2Core::without(names.iter().copied()).map_err(CorpusError::Case)?;

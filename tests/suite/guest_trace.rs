@@ -1,0 +1,230 @@
+//! A recorded guest (ext4 with SQLite on it) on our images: its writes under power cuts, and its own file system as a witness.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use faultfs::chooser::Chooser;
+use faultfs::direct::{self, Direct};
+use faultfs::disk::PossibleDisk;
+use faultfs::profile::Profile;
+use model::finding::Property;
+use qcow2_core::storage::IoBuf;
+use qcow2_crashtest::guest_trace::{GuestTrace, Report, RunError, Settings, TraceError, run};
+use qcow2_crashtest::leaf::LeafChooser;
+use qcow2_crashtest::logwrites::{self, Entry};
+use qcow2_crashtest::probe::Probe;
+use qcow2_crashtest::subject::{Qcow2Core, Session, Subject, SubjectImage};
+
+/// Requests of the trace that make the file system; after them there is one, clean or with a journal to replay.
+const MKFS_REQUESTS: usize = 32;
+
+fn trace() -> GuestTrace {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus/traces/ext4-sqlite.log.zst");
+    GuestTrace::load(&path).unwrap()
+}
+
+/// 64 KiB clusters as everybody has them, and 4 KiB clusters in a file that grows cluster by cluster.
+fn settings(cluster_bits: u32, lazy: bool) -> Settings {
+    let (growth, busy_one_in) = if cluster_bits == 16 { (0, 2) } else { (1 << cluster_bits, 8) };
+    Settings {
+        cluster_bits,
+        lazy,
+        growth,
+        profile: Profile::TornLength,
+        seed: 1,
+        crash_points: 40,
+        busy_one_in,
+        lives: 4,
+    }
+}
+
+const KINDS: [(u32, bool); 4] = [(16, false), (16, true), (12, false), (12, true)];
+
+#[test]
+fn the_log_is_read_whole() {
+    let trace = trace();
+    assert_eq!(trace.requests().len(), 453 + 216);
+    assert_eq!((trace.size(), trace.bytes()), (64 << 20, 7_133_184));
+}
+
+/// Goal: what a log can say besides writes and flushes becomes the requests that a host without it would make.
+#[test]
+fn marks_discards_and_forced_writes_become_requests() {
+    let directory = tempfile::tempdir().unwrap();
+    let load = |entries: &[Entry<'_>]| {
+        let path = directory.path().join("log");
+        std::fs::write(&path, logwrites::encode(512, entries.iter().copied()).unwrap()).unwrap();
+        GuestTrace::load(&path)
+    };
+    let forced = Entry { flush: true, fua: true, ..Entry::write(512, &[1; 512]) };
+    let trace = load(&[
+        Entry::mark(b"begin"),
+        Entry::write(0, &[]),
+        forced,
+        Entry::discard(1 << 20, 4096),
+        Entry::flush(),
+    ]);
+    let trace = trace.unwrap();
+    let requests: Vec<String> = trace.requests().iter().map(|r| format!("{r:?}")).collect();
+    assert_eq!(requests[0], "Op(Flush)");
+    assert!(requests[1].starts_with("Raw(512, [1, 1,"), "{}", requests[1]);
+    assert_eq!(requests[2..], [
+        "Op(Flush)",
+        "Op(Discard { offset: 1048576, length: 4096 })",
+        "Op(Flush)"
+    ]);
+    assert_eq!((trace.size(), trace.bytes()), (2 << 20, 512));
+
+    let far = load(&[Entry::mark(b"begin"), Entry::discard(4 << 30, 512)]).unwrap_err();
+    assert!(matches!(far, TraceError::TooFar { entry: 1, .. }), "{far}");
+    assert!(matches!(load(&[Entry::mark(b"begin")]), Err(TraceError::Empty { .. })));
+    let missing = GuestTrace::load(Path::new("/no/such/log")).unwrap_err().to_string();
+    assert!(missing.starts_with("/no/such/log: "), "{missing}");
+}
+
+/// Goal: a real guest loses nothing that it flushed and reads nothing that it did not write, whenever the power fails; and
+/// it can go on afterwards. Method: about a hundred crash states an image, some of them busy ones; four lives.
+#[test]
+fn a_real_guest_survives_power_cuts() {
+    let trace = trace();
+    for (cluster_bits, lazy) in KINDS {
+        let what = format!("{cluster_bits} {lazy}");
+        let Report { figures, .. } =
+            run(&Qcow2Core::default(), &trace, &settings(cluster_bits, lazy), |_, _| {})
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(figures.vacuous(), None, "{what}");
+        assert_eq!(figures.lives, 4, "{what}");
+        assert!(figures.distinct_states > 60, "{what}\n{}", figures.table());
+        assert_eq!(figures.probes.count(Probe::DirtyCrash) > 0, lazy, "{what}");
+        for probe in [Probe::TornData, Probe::UnflushedLost, Probe::SecondLife] {
+            assert!(figures.probes.count(probe) > 0, "{what}: {probe}");
+        }
+    }
+}
+
+/// Goal: the trace can show a broken order, so its silence means something. Method: without one rule each, on the image for
+/// which the rule is made, the same runs must fail within a few seeds.
+#[test]
+fn a_real_guest_notices_broken_orders() {
+    let trace = trace();
+    for (rule, lazy, property) in [
+        ("durable-before-acknowledge", false, Property::P1),
+        ("refcount-before-reference", false, Property::P4),
+        ("length-before-reference", true, Property::P4),
+        ("all-before-clean", true, Property::P4),
+    ] {
+        let subject = Qcow2Core::without([rule]).unwrap();
+        let settings = Settings { busy_one_in: 1, ..settings(16, lazy) };
+        let found = (1..=5).find_map(|seed| {
+            run(&subject, &trace, &Settings { seed, ..settings }, |_, _| {}).err()
+        });
+        let Some(RunError::Violation { failure, .. }) = found else {
+            panic!("nobody misses {rule}");
+        };
+        assert_eq!(failure.violation.property, property, "{rule}: {}", failure.violation);
+    }
+}
+
+/// Goal: the same settings are the same run.
+#[test]
+fn a_run_is_a_function_of_its_settings() {
+    let trace = trace();
+    let settings = Settings { crash_points: 5, busy_one_in: 0, ..settings(12, true) };
+    let digest = || {
+        let mut states = Vec::new();
+        let report = run(&Qcow2Core::default(), &trace, &settings, |disk, request| {
+            states.push((disk.nonzero().count(), disk.possible_lengths(), request));
+        });
+        (report.unwrap().figures, states)
+    };
+    assert_eq!(digest(), digest());
+}
+
+/// Goal: after the whole trace and a clean close the guest's file system is clean.
+#[test]
+#[cfg_attr(not(has_e2fsck), ignore = "e2fsck is not installed (Debian package e2fsprogs)")]
+fn the_guests_file_system_is_clean_after_the_whole_trace() {
+    let trace = trace();
+    for (cluster_bits, lazy) in KINDS {
+        let calm =
+            Settings { crash_points: 0, busy_one_in: 0, lives: 1, ..settings(cluster_bits, lazy) };
+        let report = run(&Qcow2Core::default(), &trace, &calm, |_, _| {}).unwrap();
+        let disk = GuestDisk::export(&report.disk, trace.size(), 0);
+        let (code, text) = disk.e2fsck("-fn");
+        assert_eq!(code, Some(0), "{cluster_bits} {lazy}: {text}");
+    }
+}
+
+/// Goal: what we promise is what a journalling file system needs: after a power cut and our recovery, replaying the journal
+/// makes it clean. Method: crash states after the file system was made are exported, e2fsck replays the journal, and a
+/// second e2fsck finds nothing. Of the kinds of images, those that differ most.
+#[test]
+#[cfg_attr(not(has_e2fsck), ignore = "e2fsck is not installed (Debian package e2fsprogs)")]
+fn the_guests_file_system_recovers_from_power_cuts() {
+    let trace = trace();
+    for (cluster_bits, lazy) in [KINDS[0], KINDS[3]] {
+        let settings = Settings { crash_points: 8, busy_one_in: 0, ..settings(cluster_bits, lazy) };
+        let mut replayed = 0;
+        run(&Qcow2Core::default(), &trace, &settings, |disk, request| {
+            if request < MKFS_REQUESTS {
+                return;
+            }
+            let what = format!("{cluster_bits} {lazy}, a power cut in request {request}");
+            let disk = GuestDisk::export(disk, trace.size(), request as u64);
+            let (code, text) = disk.e2fsck("-fy");
+            assert!(matches!(code, Some(0 | 1)), "{what}: {text}");
+            replayed += usize::from(text.contains("recovering journal"));
+            let (code, text) = disk.e2fsck("-fn");
+            assert_eq!(code, Some(0), "{what}: {text}");
+        })
+        .unwrap();
+        assert!(replayed > 0, "{cluster_bits} {lazy}: no journal was left to replay");
+    }
+}
+
+/// What a guest sees of an image, as a raw file.
+struct GuestDisk {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl GuestDisk {
+    /// Reads all of an image's disk through the implementation; what a power cut left open is decided by `seed`.
+    fn export(disk: &PossibleDisk, size: u64, seed: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.raw");
+        let file = File::create(&path).unwrap();
+        file.set_len(size).unwrap();
+        let chooser = LeafChooser::random(seed, 128);
+        direct::run(copy(Direct::new(disk.clone(), chooser.share()), &file, size)).unwrap();
+        Self { _directory: directory, path }
+    }
+
+    fn e2fsck(&self, flags: &str) -> (Option<i32>, String) {
+        let program = option_env!("E2FSCK_PATH").unwrap_or("e2fsck");
+        let output = std::process::Command::new(program)
+            .arg(flags)
+            .arg(&self.path)
+            .env("LC_ALL", "C")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text.into_owned())
+    }
+}
+
+async fn copy<C: Chooser + Send + 'static>(storage: Direct<C>, file: &File, size: u64) {
+    const STEP: usize = 1 << 20;
+    let session = Session { writable: false, cache_pages: 0, growth: 0, write_through: false };
+    let image = Qcow2Core::default().open(storage, session).await.unwrap();
+    assert_eq!(image.size(), size);
+    for offset in (0..size).step_by(STEP) {
+        let data = SubjectImage::read(&image, offset, IoBuf::zeroed(STEP, 512)).await.unwrap();
+        for (at, chunk) in (offset..).step_by(4096).zip(data.chunks(4096)) {
+            if chunk.iter().any(|&byte| byte != 0) {
+                file.write_all_at(chunk, at).unwrap();
+            }
+        }
+    }
+}
