@@ -16,7 +16,7 @@ use crate::profile::FlushFailure;
 use crate::trace::{Event, Io, IoKind, Trace};
 use crate::values::Key;
 
-const EIO: i32 = 5;
+pub(crate) const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
 /// What a storage over a possible disk offers: units of 512 bytes, discard, and zeroes where nothing was written.

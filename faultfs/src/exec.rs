@@ -29,7 +29,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::{Choice, Chooser, Recording, Taken, ask};
-use crate::device::{Breach, DEFAULT_LIMITS, Device, Started, unit_of};
+use crate::device::{Breach, DEFAULT_LIMITS, Device, EIO, Started, unit_of};
 use crate::disk::PossibleDisk;
 use crate::fault::{FaultPlan, NoFaults};
 use crate::schedule::{Candidate, Schedule, TaskId};
@@ -146,6 +146,7 @@ impl Sim {
             in_flight: Vec::new(),
             ended: Vec::new(),
             settling: Vec::new(),
+            lost_flush_error: false,
             current: None,
             submitted: 0,
             steps: 0,
@@ -362,6 +363,8 @@ struct World {
     /// Ended, and not yet fetched by its future.
     ended: Vec<(u64, io::Result<Vec<Key>>)>,
     settling: Vec<Waker>,
+    /// A flush failed after its future was dropped, and no `settle` has said so yet.
+    lost_flush_error: bool,
     current: Option<TaskId>,
     submitted: u32,
     steps: u64,
@@ -464,6 +467,7 @@ impl World {
         self.trace_choices();
         let ok = outcome.is_ok();
         if orphan {
+            self.lost_flush_error |= io.kind == IoKind::Flush && !ok;
             self.wake_settling();
         } else {
             self.ended.push((index, outcome));
@@ -522,6 +526,7 @@ pub struct SimStorage {
 struct InFlight<'a> {
     storage: &'a SimStorage,
     index: Option<u64>,
+    kind: Option<IoKind>,
 }
 
 impl InFlight<'_> {
@@ -538,6 +543,7 @@ impl InFlight<'_> {
                 return match world.submit(kind, range.clone(), data, context.waker()) {
                     Ok(index) => {
                         self.index = Some(index);
+                        self.kind = Some(kind);
                         Poll::Pending
                     }
                     Err(refused) => Poll::Ready(Err(refused)),
@@ -573,7 +579,10 @@ impl Drop for InFlight<'_> {
             {
                 flying.orphan = true;
             }
-            world.ended.retain(|(ended, _)| *ended != index);
+            if let Some(at) = world.ended.iter().position(|(ended, _)| *ended == index) {
+                let (_, outcome) = world.ended.swap_remove(at);
+                world.lost_flush_error |= self.kind == Some(IoKind::Flush) && outcome.is_err();
+            }
         }
     }
 }
@@ -585,7 +594,7 @@ impl SimStorage {
     }
 
     async fn io(&self, kind: IoKind, range: Range<u64>, data: &[u8]) -> io::Result<()> {
-        InFlight { storage: self, index: None }.run(kind, range, data, None).await
+        InFlight { storage: self, index: None, kind: None }.run(kind, range, data, None).await
     }
 }
 
@@ -608,7 +617,7 @@ impl Storage for SimStorage {
 
     async fn read(&self, offset: u64, mut buf: IoBuf) -> (IoBuf, io::Result<()>) {
         let range = offset..offset.saturating_add(buf.len() as u64);
-        let flight = InFlight { storage: self, index: None };
+        let flight = InFlight { storage: self, index: None, kind: None };
         let outcome = flight.run(IoKind::Read, range, &[], Some(&mut buf)).await;
         (buf, outcome)
     }
@@ -646,6 +655,9 @@ impl Storage for SimStorage {
             if world.in_flight.iter().any(Flying::can_land_unwatched) {
                 world.settling.push(context.waker().clone());
                 return Poll::Pending;
+            }
+            if std::mem::take(&mut world.lost_flush_error) {
+                return Poll::Ready(Err(io::Error::from_raw_os_error(EIO)));
             }
             Poll::Ready(Ok(()))
         })

@@ -18,7 +18,7 @@ use faultfs::chooser::{Always, Exhaustive, Random, Replay};
 use faultfs::disk::PossibleDisk;
 use faultfs::exec::{PATIENCE, Sim, SimOptions, SimStorage, Step};
 use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
-use faultfs::profile::Profile;
+use faultfs::profile::{FlushFailure, Profile};
 use faultfs::rng::Ratio;
 use faultfs::schedule::{self, Candidate, Choices, Pct, Schedule};
 use faultfs::trace::IoKind;
@@ -473,4 +473,35 @@ fn faults_reach_the_task_and_the_disk() {
     let mut keys = Vec::new();
     sim.with_disk(|disk| disk.peek(0, &mut keys));
     assert_eq!(keys, [Key::ZERO]);
+}
+
+/// Goal: a flush that fails after its future was dropped is heard of. Method: drop it in flight; the next settle reports it,
+/// once.
+#[test]
+fn settle_reports_the_failure_of_a_dropped_flush() {
+    let fault = PlannedFault {
+        at: FaultAt::Nth { kind: IoKind::Flush, nth: 0 },
+        fault: Fault::Flush(FlushFailure::CleanMarked),
+    };
+    let mut options = SimOptions::new(Choices::new(Always(0)), Always(0));
+    options.faults = Box::new(Planned(vec![fault]));
+    let mut sim = Sim::new(PossibleDisk::new(&Values::new(), 1), options);
+    let storage = sim.storage();
+    let flusher = sim.spawn("flusher", async move {
+        let _ = storage.flush().await;
+    });
+    while sim.in_flight().is_empty() {
+        sim.step();
+    }
+    sim.cancel(flusher);
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let (storage, told) = (sim.storage(), Arc::clone(&heard));
+    sim.spawn("settler", async move {
+        for _ in 0..2 {
+            let result = storage.settle().await.map_err(|error| error.raw_os_error());
+            told.lock().unwrap().push(result);
+        }
+    });
+    assert_eq!(sim.run(), Step::Done);
+    assert_eq!(*heard.lock().unwrap(), [Err(Some(5)), Ok(())]);
 }

@@ -167,7 +167,7 @@ impl State {
             return Ok(Allocation::BeyondLength(end));
         }
         end = end.min(first + in_file);
-        self.check_fixed_tables(first..end)?;
+        self.check_unused(first..end)?;
         let counts = self.raise_refcounts(first..end)?;
         let fresh = first >= self.fresh_from;
         self.note_written(end);
@@ -195,8 +195,8 @@ impl State {
         Ok(())
     }
 
-    /// Refuses clusters that no refcount block describes and that are a table all the same, as far as the header and the
-    /// cache can tell: the image is damaged, and a new structure there would overwrite it.
+    /// Refuses clusters that are free by their refcount and that are a table all the same, as far as the header and the
+    /// cache can tell: the image is damaged, and whatever is written there would overwrite it.
     fn check_unused(&self, clusters: Range<u64>) -> Result<(), IoError> {
         self.check_fixed_tables(clusters.clone())?;
         let size = self.cluster_size();

@@ -123,15 +123,18 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// Waits until no I/O of a dropped request can land any more, and releases what they had claimed.
+    /// Waits until no I/O of a dropped request can land any more, and releases what they had claimed. If one of them was a
+    /// flush that failed, it failed for everybody.
     pub(crate) async fn settle(&self) -> Result<(), IoError> {
         let orphans = self.with(|state| state.claims.orphans()).await;
-        if !orphans.is_empty() {
-            let settled = self.storage.settle().await;
-            settled.map_err(|source| IoError::Storage { action: "settling", offset: 0, source })?;
-            self.with(|state| state.release_orphans(&orphans)).await;
+        if orphans.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let settled = self.storage.settle().await;
+        self.now(|state| {
+            state.release_orphans(&orphans);
+            settled.map_err(|source| state.fail_flush(source))
+        })
     }
 
     /// Reads a metadata page into the cache.
@@ -215,7 +218,7 @@ impl<S: Storage> Image<S> {
 
     /// Makes everything that carries `stamp` or an earlier one durable.
     pub(crate) async fn flush_storage(&self, stamp: Stamp) -> Result<(), IoError> {
-        let _claim = self.claim(Resource::Flush).await?;
+        let mut claim = self.claim(Resource::Flush).await?;
         let flush = self
             .with(|state| {
                 state.accepts_changes()?;
@@ -223,19 +226,16 @@ impl<S: Storage> Image<S> {
             })
             .await?;
         let Some(flush) = flush else { return Ok(()) };
-        let result = self.storage.flush().await;
-        self.with(|state| match result {
+        let result = claim.flush().await;
+        // In the same step as its end: between the two, a failure could be dropped with the future.
+        self.now(|state| match result {
             Ok(()) => {
                 state.clock.complete(flush);
                 state.reap_due |= state.has_freed();
                 Ok(())
             }
-            Err(source) if state.rules.hold(Rule::FailedFlushIsFinal) => {
-                Err(state.poison("flushing", 0, source))
-            }
-            Err(source) => Err(IoError::Storage { action: "flushing", offset: 0, source }),
+            Err(source) => Err(state.fail_flush(source)),
         })
-        .await
     }
 
     /// Waits until all of `before` is durable, if `rule` asks for it.
@@ -368,6 +368,14 @@ impl<S: Storage> Claim<'_, S> {
     pub(crate) async fn set_len(&mut self, len: u64) -> std::io::Result<()> {
         self.in_flight = true;
         let result = self.image.storage.set_len(len).await;
+        self.in_flight = false;
+        result
+    }
+
+    /// Flushes under the claim.
+    async fn flush(&mut self) -> std::io::Result<()> {
+        self.in_flight = true;
+        let result = self.image.storage.flush().await;
         self.in_flight = false;
         result
     }

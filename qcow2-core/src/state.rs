@@ -165,6 +165,15 @@ impl State {
         error
     }
 
+    /// A flush failed: what it covered may be lost, and no later flush can tell.
+    pub(crate) fn fail_flush(&mut self, source: io::Error) -> IoError {
+        if self.rules.hold(Rule::FailedFlushIsFinal) {
+            self.poison("flushing", 0, source)
+        } else {
+            IoError::Storage { action: "flushing", offset: 0, source }
+        }
+    }
+
     pub(crate) fn accepts_changes(&self) -> Result<(), IoError> {
         match &self.poison {
             Some(reason) => Err(IoError::Poisoned(reason.clone())),

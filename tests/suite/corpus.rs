@@ -43,6 +43,7 @@ macro_rules! cases {
 }
 
 cases! {
+    dropped_flush_failure_unheard "dropped-flush-failure-unheard.json",
     without_all_before_clean "without-all-before-clean.json",
     without_copy_before_switch "without-copy-before-switch.json",
     without_data_before_mapping "without-data-before-mapping.json",

@@ -69,11 +69,10 @@ fn marks_discards_and_forced_writes_become_requests() {
     let requests: Vec<String> = trace.requests().iter().map(|r| format!("{r:?}")).collect();
     assert_eq!(requests[0], "Op(Flush)");
     assert!(requests[1].starts_with("Raw(512, [1, 1,"), "{}", requests[1]);
-    assert_eq!(requests[2..], [
-        "Op(Flush)",
-        "Op(Discard { offset: 1048576, length: 4096 })",
-        "Op(Flush)"
-    ]);
+    assert_eq!(
+        requests[2..],
+        ["Op(Flush)", "Op(Discard { offset: 1048576, length: 4096 })", "Op(Flush)"]
+    );
     assert_eq!((trace.size(), trace.bytes()), (2 << 20, 512));
 
     let far = load(&[Entry::mark(b"begin"), Entry::discard(4 << 30, 512)]).unwrap_err();
@@ -209,7 +208,8 @@ impl GuestDisk {
             .env("LC_ALL", "C")
             .output()
             .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let text =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         (output.status.code(), text.into_owned())
     }
 }

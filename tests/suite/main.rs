@@ -5,9 +5,12 @@
 mod common;
 mod corpus;
 mod economy;
+mod guest_trace;
 mod house;
 mod interop;
 mod malformed;
+mod qemu_repairs;
+mod real_file;
 mod report;
 mod snapshots;
 mod traces;

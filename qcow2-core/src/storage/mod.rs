@@ -9,6 +9,7 @@
 //!   had completed when it was called. A write [`Durability::Through`] makes its own units durable, and orders nothing else.
 //! - **Failure.** An operation that returned an error may still land, unit by unit, at any later time.
 //! - **Dropping.** Dropping a future does not cancel its operation; [`Storage::settle`] waits until none of those can land.
+//!   A flush that fails after its future was dropped has an outcome that somebody must hear of: `settle` reports it.
 
 mod buffer;
 pub mod file;
@@ -80,7 +81,8 @@ pub trait Storage: Send + Sync + 'static {
     /// Makes durable everything that had completed when it was called.
     fn flush(&self) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Returns once no operation whose future was dropped can still take effect. No default: every backend must decide.
+    /// Returns once no operation whose future was dropped can still take effect. Fails if one of these was a flush that
+    /// failed and that no earlier `settle` has reported. No default: every backend must decide.
     fn settle(&self) -> impl Future<Output = io::Result<()>> + Send;
 
     /// A scheduling point before each critical section. Ready at once except under a simulator.
