@@ -10,7 +10,7 @@
 
 use faultfs::chooser::Chooser;
 use faultfs::direct::{Counts, Direct, DirectOptions};
-use faultfs::disk::PossibleDisk;
+use faultfs::disk::{Mark, PossibleDisk};
 use faultfs::profile::Profile;
 use model::case::Step;
 use model::finding::{Finding, Property, Stage};
@@ -63,6 +63,8 @@ pub struct Bench<Sub> {
     /// The judge and its buffers.
     pub judge: Judge,
     before: Contents,
+    /// When `before` was taken: it is what the disk in hand holds as long as its log shows no change since.
+    kept: Option<Mark>,
     after: Contents,
 }
 
@@ -75,6 +77,7 @@ impl<Sub: Subject> Bench<Sub> {
             profile,
             judge: Judge::default(),
             before: Contents::default(),
+            kept: None,
             after: Contents::default(),
         }
     }
@@ -94,6 +97,7 @@ impl<Sub: Subject> Bench<Sub> {
     ) -> Result<Recovered, Failure> {
         let mut chooser = chooser.clone();
         let mut states = 1;
+        self.kept = None;
         self.state(&mut disk, guest, &mut chooser, None, "after the power cut")?;
         if self.is_dirty() {
             probes.hit(Probe::DirtyCrash);
@@ -209,24 +213,33 @@ impl<Sub: Subject> Bench<Sub> {
         Ok(())
     }
 
+    /// Takes down what the disk in hand holds, unless that is known already.
     fn keep_contents<C: Chooser>(&mut self, disk: &mut PossibleDisk, chooser: &mut C) {
+        let changes = self.kept.and_then(|mark| disk.changed_since(mark));
+        if changes.is_some_and(<[_]>::is_empty) {
+            return;
+        }
+        self.kept = Some(disk.mark());
         let evidence = DiskEvidence::new(disk, chooser);
         self.judge.contents(&evidence, &mut self.before);
     }
 
-    /// P3: nothing is there that was not there when the contents were kept.
+    /// P3: nothing is there that was not there when the contents were kept. Keeps what is there now.
     fn same_contents<C: Chooser>(
         &mut self,
         disk: &mut PossibleDisk,
         chooser: &mut C,
         moment: &str,
     ) -> Result<(), Failure> {
+        let mark = disk.mark();
         let evidence = DiskEvidence::new(disk, chooser);
         self.judge.contents(&evidence, &mut self.after);
-        match self.judge.p3_same_contents(&self.before, &self.after, &evidence) {
-            Some(violation) => Err(Failure { violation, moment: moment.to_owned() }),
-            None => Ok(()),
+        if let Some(violation) = self.judge.p3_same_contents(&self.before, &self.after, &evidence) {
+            return Err(Failure { violation, moment: moment.to_owned() });
         }
+        std::mem::swap(&mut self.before, &mut self.after);
+        self.kept = Some(mark);
+        Ok(())
     }
 
     /// Runs one step to its end, or to the crash in it.
