@@ -11,7 +11,7 @@
 //! ```
 //!
 //! - [`storage`]: the contract with whatever holds the bytes; memory and file backends.
-//! - [`format`]: bytes to values and back; no I/O.
+//! - [`mod@format`]: bytes to values and back; no I/O.
 //! - [`Rule`]: every write order by name.
 //! - [`Image`]: an open image. All requests take `&self`; the state behind one lock decides, the async shell does the I/O.
 //! - [`check()`]: check and repair of an image that nobody has open.

@@ -245,13 +245,14 @@ impl Place {
     /// Goes on to `moment` of a life that began with request `first` of `all`.
     fn follow(&mut self, moment: &Moment<'_>, first: usize, all: usize) {
         self.moments += 1;
-        match (moment.cause, moment.concerns) {
-            (Cause::Began, Some((_, op))) => {
-                let request = op.saturating_add(first).min(all);
+        if let Some((_, op)) = moment.concerns {
+            let request = op.saturating_add(first).min(all);
+            if request != self.request {
                 *self = Self { request, moments: 0, changes: 0 };
             }
-            (Cause::Submitted(io), _) if io.kind != IoKind::Read => self.changes += 1,
-            _ => {}
+        }
+        if let Cause::Submitted(io) = moment.cause {
+            self.changes += u32::from(io.kind != IoKind::Read);
         }
     }
 
@@ -285,7 +286,8 @@ pub fn run<Sub: Subject>(
     };
     let mut disk = create(&geometry)?;
     let units = trial::cluster_units(&geometry);
-    let zeroes = vec![ValueKey::ZERO; usize::try_from(geometry.units()).unwrap_or(usize::MAX)];
+    let guest_units = usize::try_from(geometry.units()).expect("MAX_VIRTUAL_SIZE is far below");
+    let zeroes = vec![ValueKey::ZERO; guest_units];
     let mut guest = Guest::new(&zeroes, subject.promises(&geometry));
     let session = Session { writable: true, cache_pages: 0, growth, write_through: false };
     let mut bench = Bench::new(subject.clone(), session, profile);

@@ -35,8 +35,9 @@ use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, whole_image};
 use crate::subject::{Session, Subject, SubjectImage};
 
-/// How many steps a life may take before it counts as hanging.
+/// How many steps a life may take before it counts as hanging, and how many more for each of its requests.
 const MAX_STEPS: u64 = 100_000;
+const STEPS_PER_REQUEST: u64 = 200;
 
 /// What a task asks of the image.
 #[derive(Clone, Debug)]
@@ -194,8 +195,15 @@ pub fn run<Sub: Subject>(
         probes: Vec::new(),
     }));
     let slot: Slot<Sub> = Arc::new(Mutex::new(None));
-    let mut life =
-        Watch { book: Arc::clone(&book), event: 0, steps: 0, guest_events: 0, faults: 0 };
+    let requests: usize = script.tasks.iter().map(Vec::len).sum();
+    let mut life = Watch {
+        book: Arc::clone(&book),
+        event: 0,
+        steps: 0,
+        most_steps: MAX_STEPS + STEPS_PER_REQUEST * requests as u64,
+        guest_events: 0,
+        faults: 0,
+    };
 
     let mut end = 'life: {
         sim.spawn("open", {
@@ -316,6 +324,7 @@ struct Watch {
     book: Shared,
     event: u64,
     steps: u64,
+    most_steps: u64,
     guest_events: u64,
     faults: u64,
 }
@@ -329,8 +338,9 @@ impl Watch {
     ) -> Option<Ended> {
         loop {
             self.steps += 1;
-            if self.steps > MAX_STEPS {
-                return Some(failed(Property::P7, "hangs", format!("after {MAX_STEPS} steps")));
+            if self.steps > self.most_steps {
+                let story = format!("after {} steps", self.most_steps);
+                return Some(failed(Property::P7, "hangs", story));
             }
             let step = sim.step();
             let cause = match &step {
