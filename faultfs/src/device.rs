@@ -217,14 +217,21 @@ impl Device {
         buf: &mut [u8],
         mut read: impl FnMut(&mut PossibleDisk, u32) -> Key,
     ) {
-        let first = io.offset / UNIT as u64;
-        for (unit, target) in (first..).zip(buf.as_chunks_mut::<UNIT>().0) {
-            let key = if unit < u64::from(MAX_UNITS) {
-                read(&mut self.disk, unit as u32)
+        let first = unit_of(io.offset);
+        let targets = buf.as_chunks_mut::<UNIT>().0;
+        let mut at = 0;
+        while at < targets.len() {
+            let unit = (first + at as u32).min(MAX_UNITS);
+            let rest = (targets.len() - at) as u32;
+            let zeroes = if unit < MAX_UNITS { self.disk.zero_run(unit, rest) } else { rest };
+            if zeroes > 0 {
+                targets[at..at + zeroes as usize].as_flattened_mut().fill(0);
+                at += zeroes as usize;
             } else {
-                Key::ZERO
-            };
-            *target = *self.disk.values().bytes(key);
+                let key = read(&mut self.disk, unit);
+                targets[at] = *self.disk.values().bytes(key);
+                at += 1;
+            }
         }
         if let Some(trace) = &mut self.trace {
             trace.record(Event::Complete { index: io.index, content: xxh3_64(buf) });

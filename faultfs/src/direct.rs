@@ -31,6 +31,9 @@ pub struct DirectOptions {
     pub faults: Option<Box<dyn FaultPlan + Send>>,
     /// Whether to keep a trace.
     pub trace: bool,
+    /// Whether to keep a fork of the disk after the submission of each operation that changes something: what a power
+    /// cut there would find. See [`Direct::take_forks`].
+    pub forks: bool,
 }
 
 /// How many operations were submitted.
@@ -61,6 +64,8 @@ struct Powered<C> {
     chooser: C,
     crash_at: u64,
     crashed: bool,
+    /// Forks kept so far, if they are kept.
+    forks: Option<Vec<PossibleDisk>>,
 }
 
 /// What is left when the power is off.
@@ -77,6 +82,8 @@ pub struct Remains<C> {
     pub counts: Counts,
     /// Whether the power failed at the operation that the options named.
     pub crashed: bool,
+    /// The forks that nobody has taken, oldest first.
+    pub forks: Vec<PossibleDisk>,
 }
 
 impl<C: Chooser + Send + 'static> Direct<C> {
@@ -93,7 +100,8 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         device.faults = options.faults;
         device.trace = options.trace.then(Trace::new);
         let crash_at = options.crash_at.unwrap_or(u64::MAX);
-        let powered = Powered { device, chooser, crash_at, crashed: false };
+        let forks = options.forks.then(Vec::new);
+        let powered = Powered { device, chooser, crash_at, crashed: false, forks };
         Self { shared: Arc::new(Mutex::new(Some(powered))), limits }
     }
 
@@ -102,11 +110,12 @@ impl<C: Chooser + Send + 'static> Direct<C> {
     /// # Panics
     /// If the power is off already.
     pub fn power_off(&self) -> Remains<C> {
-        let Powered { device, chooser, crashed, .. } =
+        let Powered { device, chooser, crashed, forks, .. } =
             self.lock().take().expect("the power is switched off once");
         let counts = counts(&device);
         let Device { disk, breaches, trace, .. } = device;
-        Remains { disk, chooser, breaches, trace, counts, crashed }
+        let forks = forks.unwrap_or_default();
+        Remains { disk, chooser, breaches, trace, counts, crashed, forks }
     }
 
     /// Looks at the disk, with the chooser at hand.
@@ -117,6 +126,18 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         let mut shared = self.lock();
         let Powered { device, chooser, .. } = shared.as_mut().expect("the power is on");
         look(&mut device.disk, chooser)
+    }
+
+    /// Takes the forks kept so far, oldest first, and says whether to keep more. A fork holds everything that had been
+    /// submitted by then: with writes that are torn unit by unit it allows all that the disk allowed since the fork
+    /// before it, because a completion takes nothing away until a flush, and a flush only narrows.
+    ///
+    /// # Panics
+    /// If the power is off.
+    pub fn take_forks(&self, keep: bool) -> Vec<PossibleDisk> {
+        let mut shared = self.lock();
+        let forks = &mut shared.as_mut().expect("the power is on").forks;
+        std::mem::replace(forks, keep.then(Vec::new)).unwrap_or_default()
     }
 
     /// How many operations were submitted so far; none once the power is off.
@@ -131,7 +152,7 @@ impl<C: Chooser + Send + 'static> Direct<C> {
     /// Does one operation that changes something; none if the power fails at it.
     fn update(&self, kind: IoKind, range: Range<u64>, data: &[u8]) -> Option<io::Result<()>> {
         let mut shared = self.lock();
-        let Powered { device, chooser, crash_at, crashed } = shared.as_mut()?;
+        let Powered { device, chooser, crash_at, crashed, forks } = shared.as_mut()?;
         if *crashed {
             return None;
         }
@@ -140,6 +161,9 @@ impl<C: Chooser + Send + 'static> Direct<C> {
             Err(refused) => return Some(Err(refused)),
         };
         let started = device.start(io, data, chooser);
+        if let Some(forks) = forks.as_mut().filter(|_| kind != IoKind::Flush) {
+            forks.push(device.disk.clone());
+        }
         if *crash_at == 0 {
             *crashed = true;
             return None;

@@ -102,6 +102,12 @@ impl Values {
         self.0.lock().hashes[key.0 as usize]
     }
 
+    /// Calls `read` with a function that gives the content hash of a key: for many hashes at the price of one lock.
+    pub fn with_hashes<R>(&self, read: impl FnOnce(&dyn Fn(Key) -> u64) -> R) -> R {
+        let index = self.0.lock();
+        read(&|key| index.hashes[key.0 as usize])
+    }
+
     /// How many values there are.
     pub fn count(&self) -> usize {
         self.0.lock().hashes.len()

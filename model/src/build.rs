@@ -39,7 +39,7 @@ pub enum Initial {
     /// Leaked clusters, and mapped ones whose refcount is 2 though nothing else refers to them, without COPIED: writing
     /// there must copy. (With 1-bit refcounts only the former.)
     Leaky,
-    /// Lazy refcounts, dirty bit set: refcounts too low, zero and too high.
+    /// The dirty bit set: refcounts too low, zero and too high.
     Dirty,
     /// Scattered data, both kinds of zero clusters, several L2 tables, and holes in between, all full of stale bytes.
     Fragmented,
@@ -149,8 +149,9 @@ fn leaky(geometry: &Geometry) -> Result<Built, Infeasible> {
     let mut layout = Layout::with_room_for(geometry, Initial::Leaky, SOME_DATA)?;
     let most = if geometry.refcount_order == 0 { 1 } else { 2 };
     for guest in some_clusters(geometry, 3) {
-        let leaked = layout.take_cluster();
-        layout.fill_with_stale(leaked);
+        for leaked in [layout.take_cluster(), layout.take_cluster()] {
+            layout.fill_with_stale(leaked);
+        }
         let host = layout.map_data(guest);
         if guest % 2 == 0 && most > 1 {
             layout.refcounts.insert(host, most);
@@ -209,15 +210,15 @@ fn fragmented(geometry: &Geometry) -> Result<Built, Infeasible> {
     Ok(layout.finish())
 }
 
-/// At most 24 guest clusters, at least `step` apart, from the whole disk, so that several L2 tables exist where there can be.
+/// At most 32 guest clusters, at least `step` apart, from the whole disk, so that several L2 tables exist where there can be.
 fn some_clusters(geometry: &Geometry, step: u64) -> impl Iterator<Item = u64> {
     let clusters = geometry.clusters();
-    let step = step.max(clusters.div_ceil(24));
+    let step = step.max(clusters.div_ceil(32));
     (0..clusters).step_by(usize::try_from(step).expect("MAX_VIRTUAL_SIZE keeps it small"))
 }
 
-/// At most 24 clusters of data, as many holes or leaks, and their L2 tables.
-const SOME_DATA: u64 = 3 * 24 + 1;
+/// At most 32 clusters of data, twice as many holes or leaks, and their L2 tables.
+const SOME_DATA: u64 = 4 * 32 + 1;
 
 struct Layout {
     geometry: Geometry,
@@ -392,7 +393,7 @@ impl Layout {
         self.put_u64(48, REFCOUNT_TABLE * size);
         self.put(56, &1u32.to_be_bytes());
         self.put_u64(72, if self.dirty { INCOMPATIBLE_DIRTY } else { 0 });
-        self.put_u64(80, u64::from(geometry.lazy_refcounts || self.dirty));
+        self.put_u64(80, u64::from(geometry.lazy_refcounts));
         self.put(96, &geometry.refcount_order.to_be_bytes());
         self.put(100, &112u32.to_be_bytes());
     }

@@ -38,6 +38,12 @@ pub trait Evidence {
     /// Shows everything that `unit` may hold, at least one value, and decides nothing.
     fn peek(&self, unit: u64, visit: impl FnMut(ValueKey));
 
+    /// How many units from `unit` on, `most` at most, are known to hold zeroes and nothing else: so that long empty
+    /// tables cost little. Saying 0 is always right.
+    fn zero_run(&self, _unit: u64, _most: u64) -> u64 {
+        0
+    }
+
     /// The bytes that `key` names.
     fn bytes(&self, key: ValueKey) -> &Unit;
 

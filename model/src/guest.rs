@@ -180,10 +180,32 @@ impl Guest {
         }
     }
 
+    /// Whether exactly one value is allowed in `unit`, settled and with nothing written since.
+    pub fn is_settled(&self, unit: u64) -> bool {
+        matches!(self.units.get(index(unit)), Some(Cell::One(_)))
+    }
+
     /// G(unit), ascending.
     pub fn allowed(&self, unit: u64) -> Vec<ValueKey> {
         let cell = usize::try_from(unit).ok().and_then(|unit| self.units.get(unit));
         cell.map_or_else(Vec::new, Cell::sorted)
+    }
+
+    /// A hash of G: equal for two disks, of one store of values, that allow the same sizes and the same values in every
+    /// unit.
+    pub fn allowed_hash(&self) -> u64 {
+        let mut hash = self.allowed_sizes().into_iter().fold(0, |hash, size| mix(hash ^ size));
+        for (unit, cell) in (0u64..).zip(&self.units) {
+            match cell {
+                Cell::One(ValueKey::ZERO) => {}
+                Cell::One(key) => hash = hash.wrapping_add(mix(unit << 32 | u64::from(key.0))),
+                Cell::Many(_) => {
+                    let members = cell.sorted().into_iter().map(|key| mix(u64::from(key.0) + 1));
+                    hash = hash.wrapping_add(mix(members.fold(unit, u64::wrapping_add)));
+                }
+            }
+        }
+        hash
     }
 
     /// The figures of this state.
@@ -302,12 +324,17 @@ impl Guest {
 
     /// A read returned well with these values. One that settles a choice left open by a crash settles it for good (P3).
     pub fn complete_read(&mut self, token: Token, found: &[ValueKey]) -> Result<(), Misread> {
-        let Flight::Read { first, count, allowed } = self.land(token) else {
+        let Flight::Read { first, count, mut allowed } = self.land(token) else {
             panic!("{token:?} is no read");
         };
         assert_eq!(found.len(), count, "a read returns as many units as it asked for");
+        allowed.sort_unstable();
+        let mut rest = &allowed[..];
         for (unit, found) in (first..).zip(found.iter().copied()) {
-            let mut choices = allowed.iter().filter(|(of, _)| *of == unit).map(|(_, value)| *value);
+            let (of_unit, others) =
+                rest.split_at(rest.iter().take_while(|(of, _)| *of <= unit).count());
+            rest = others;
+            let mut choices = of_unit.iter().map(|(_, value)| *value);
             if self.defect != Defect::ReadsUnchecked && !choices.clone().any(|value| value == found)
             {
                 let mut allowed: Vec<_> = choices.by_ref().collect();
@@ -505,6 +532,14 @@ impl Guest {
             cell.settle(|entry| covers(entry.begin, entry.end));
         }
     }
+}
+
+/// Finaliser of SplitMix64: every bit of the input moves half the bits of the output.
+const fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
 }
 
 fn index(units: u64) -> usize {

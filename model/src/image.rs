@@ -747,8 +747,16 @@ fn nonzero_entries<E: Evidence>(
     entries: &mut Vec<(u64, u64)>,
 ) {
     entries.clear();
-    let mut first = 0u64;
-    for unit in units_of(offset, count.saturating_mul(8), file) {
+    let units = units_of(offset, count.saturating_mul(8), file);
+    let mut next = units.start;
+    while next < units.end {
+        let zeroes = evidence.zero_run(next, units.end.saturating_sub(next));
+        let unit = next.saturating_add(zeroes);
+        if unit >= units.end {
+            break;
+        }
+        next = unit.saturating_add(1);
+        let first = unit.saturating_sub(units.start).saturating_mul(ENTRIES_IN_UNIT as u64);
         let key = evidence.resolve(unit);
         if key != ValueKey::ZERO {
             let chunks = evidence.bytes(key).as_chunks::<8>().0;
@@ -759,7 +767,6 @@ fn nonzero_entries<E: Evidence>(
                 }
             }
         }
-        first = first.saturating_add(ENTRIES_IN_UNIT as u64);
     }
 }
 

@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use crate::error::{CheckError, OpenError};
 use crate::format::entry::{EntryError, L1Entry, L2Entry, Mapping, RefcountTableEntry};
@@ -292,6 +293,14 @@ impl References {
         u64::from(dense.or_else(|| self.sparse.get(&cluster)).copied().unwrap_or(0))
     }
 
+    /// Whether no cluster of a range, counted from `first`, has references.
+    fn none(&self, first: u64, range: Range<usize>) -> bool {
+        let (from, to) = (first + range.start as u64, first + range.end as u64);
+        let index = |cluster| usize::try_from(cluster).unwrap_or(usize::MAX).min(self.dense.len());
+        self.dense[index(from)..index(to)].iter().fold(0, |all, count| all | count) == 0
+            && self.sparse.range(from..to).next().is_none()
+    }
+
     /// An L2 entry with its COPIED bit as the references say.
     fn with_right_copied(&self, header: &Header, entry: L2Entry) -> L2Entry {
         let single = !entry.is_compressed() && self.to(entry.host(), header) == 1;
@@ -313,6 +322,26 @@ impl References {
     }
 }
 
+/// Clusters that hold tables. The L1 table alone may have so many that a set of them would cost more than the check.
+struct Metadata {
+    l1: Range<u64>,
+    others: BTreeSet<u64>,
+}
+
+impl Metadata {
+    /// Whether the cluster is new here.
+    fn insert(&mut self, cluster: u64) -> bool {
+        !self.l1.contains(&cluster) && self.others.insert(cluster)
+    }
+
+    fn contains(&self, cluster: u64) -> bool {
+        self.l1.contains(&cluster) || self.others.contains(&cluster)
+    }
+}
+
+/// Bytes of an L1 table that are read at once.
+const L1_PIECE: u64 = 64 << 10;
+
 /// Reads and writes for check and repair.
 struct Disk<'a, S> {
     storage: &'a S,
@@ -324,7 +353,10 @@ struct Disk<'a, S> {
 impl<S: Storage> Disk<'_, S> {
     async fn read(&self, offset: u64, len: u64) -> Result<IoBuf, CheckError> {
         let len = usize::try_from(len).expect("limited by the format");
-        let mut whole = IoBuf::zeroed(len, self.limits.alignment);
+        self.read_into(offset, IoBuf::zeroed(len, self.limits.alignment)).await
+    }
+
+    async fn read_into(&self, offset: u64, mut whole: IoBuf) -> Result<IoBuf, CheckError> {
         let mut done = IoBuf::default();
         while !whole.is_empty() {
             let piece = whole.split_to(whole.len().min(self.limits.max_transfer));
@@ -432,11 +464,11 @@ impl Survey {
             survey.problem(Problem::BeyondEnd { at: 40, host: header.l1_table_offset, length });
         }
         survey.references.add(0, 1);
-        let mut metadata = BTreeSet::from([0]);
-        for cluster in header.l1_table_offset / size..l1_end.div_ceil(size) {
+        let l1 = header.l1_table_offset / size..l1_end.div_ceil(size);
+        for cluster in l1.clone() {
             survey.references.add(cluster, 1);
-            metadata.insert(cluster);
         }
+        let mut metadata = Metadata { l1, others: BTreeSet::from([0]) };
         survey.read_refcount_table(disk, header, length, &mut metadata).await?;
         let entries = survey.read_l1(disk, header, length, &mut metadata).await?;
         let suspects = survey.read_l2(disk, header, length).await?;
@@ -460,7 +492,7 @@ impl Survey {
         disk: &Disk<'_, S>,
         header: &Header,
         length: u64,
-        metadata: &mut BTreeSet<u64>,
+        metadata: &mut Metadata,
     ) -> Result<(), CheckError> {
         let size = header.cluster_size();
         let offset = header.refcount_table_offset;
@@ -508,32 +540,42 @@ impl Survey {
         disk: &Disk<'_, S>,
         header: &Header,
         length: u64,
-        metadata: &mut BTreeSet<u64>,
+        metadata: &mut Metadata,
     ) -> Result<Vec<(u64, L1Entry)>, CheckError> {
         let size = header.cluster_size();
         let offset = header.l1_table_offset;
         let len = (u64::from(header.l1_size) * 8).min(length.saturating_sub(offset));
         let mut found = Vec::new();
-        let table = disk.read(offset, len.next_multiple_of(UNIT as u64)).await?;
-        for (index, entry) in entries(&table).take_while(|&(index, _)| index < len / 8) {
-            let at = offset + index * 8;
-            let entry = L1Entry(entry);
-            match entry.decode(header.cluster_bits, at) {
-                Ok(None) => found.push((at, entry)),
-                Ok(Some(table)) => {
-                    found.push((at, entry));
-                    self.references.add(table.host / size, 1);
-                    if table.host >= length {
-                        self.problem(Problem::BeyondEnd { at, host: table.host, length });
-                    } else if metadata.insert(table.host / size) {
-                        self.tables.push(table.host);
-                    } else {
-                        // Something else is there, and what it would map is anybody's guess.
-                        self.hopeless = true;
+        let mut read = 0;
+        let most = len.min(L1_PIECE).next_multiple_of(UNIT as u64);
+        let most = usize::try_from(most).expect("a piece fits in memory");
+        let mut table = IoBuf::zeroed(most, disk.limits.alignment);
+        while read < len {
+            let piece = (len - read).min(L1_PIECE);
+            let bytes = usize::try_from(piece).expect("a piece fits in memory");
+            table = table.split_to(bytes.next_multiple_of(UNIT));
+            table = disk.read_into(offset + read, table).await?;
+            for (index, entry) in entries(&table).take_while(|&(index, _)| index < piece / 8) {
+                let at = offset + read + index * 8;
+                let entry = L1Entry(entry);
+                match entry.decode(header.cluster_bits, at) {
+                    Ok(None) => found.push((at, entry)),
+                    Ok(Some(table)) => {
+                        found.push((at, entry));
+                        self.references.add(table.host / size, 1);
+                        if table.host >= length {
+                            self.problem(Problem::BeyondEnd { at, host: table.host, length });
+                        } else if metadata.insert(table.host / size) {
+                            self.tables.push(table.host);
+                        } else {
+                            // Something else is there, and what it would map is anybody's guess.
+                            self.hopeless = true;
+                        }
                     }
+                    Err(error) => self.problem(Problem::Entry(error)),
                 }
-                Err(error) => self.problem(Problem::Entry(error)),
             }
+            read += piece;
         }
         Ok(found)
     }
@@ -592,7 +634,7 @@ impl Survey {
     }
 
     /// Judges clusters with several references: tables must have one; data must not be mapped twice.
-    fn judge_sharing(&mut self, metadata: &BTreeSet<u64>) {
+    fn judge_sharing(&mut self, metadata: &Metadata) {
         let shared: Vec<(u64, u64)> =
             self.references.used().filter(|&(_, counted)| counted > 1).collect();
         let mut structure: BTreeMap<u64, u64> = BTreeMap::new();
@@ -608,7 +650,7 @@ impl Survey {
                 } else {
                     self.report.add(Problem::Overlap { cluster, counted });
                 }
-            } else if metadata.contains(&cluster) {
+            } else if metadata.contains(cluster) {
                 self.problem(Problem::Overlap { cluster, counted });
             } else if self.report.compressed_clusters == 0 {
                 self.report.add(Problem::Shared { cluster, counted });
@@ -626,11 +668,17 @@ impl Survey {
         let per_block = header.refcounts_per_block();
         let order = header.refcount_order;
         let mut missing = Vec::new();
+        let mut counted_here = 0..0;
         for (cluster, counted) in self.references.used() {
+            if !counted_here.contains(&cluster) && self.blocks.contains_key(&(cluster / per_block))
+            {
+                let first = cluster - cluster % per_block;
+                counted_here = first..first + per_block;
+            }
             if counted > refcount::max(order) {
                 missing.push(Problem::TooMany { cluster, counted });
                 self.hopeless = true;
-            } else if !self.blocks.contains_key(&(cluster / per_block)) {
+            } else if !counted_here.contains(&cluster) {
                 missing.push(Problem::RefcountTooLow { cluster, stored: 0, counted });
                 self.sound = false;
             }
@@ -640,10 +688,11 @@ impl Survey {
         }
         for (index, offset) in self.blocks.clone() {
             let block = disk.read(offset, size).await?;
-            for within in 0..per_block {
-                let at = usize::try_from(within).expect("a block fits in memory");
-                let cluster = index * per_block + within;
-                let stored = refcount::get(&block, order, at).unwrap_or(0);
+            let mut at = 0;
+            while let Some(next) = self.next_counted(&block, order, index * per_block, at) {
+                at = next + 1;
+                let cluster = index * per_block + next as u64;
+                let stored = refcount::get(&block, order, next).unwrap_or(0);
                 let counted = self.references.get(cluster);
                 if stored > 0 {
                     let end = cluster.saturating_add(1).saturating_mul(size);
@@ -657,6 +706,31 @@ impl Survey {
             }
         }
         Ok(())
+    }
+
+    /// The first entry of a block, from entry `at` on, that is not zero or whose cluster has references. Clusters from
+    /// `first` on are counted there.
+    fn next_counted(&self, block: &[u8], order: u32, first: u64, at: usize) -> Option<usize> {
+        let entries = (block.len() * 8) >> order;
+        let in_unit = (UNIT * 8) >> order;
+        let mut at = at;
+        while at < entries {
+            let end = (at - at % in_unit + in_unit).min(entries);
+            let unit = &block[(at << order) >> 3..(end << order) >> 3];
+            if is_zero(unit) && self.references.none(first, at..end) {
+                at = end;
+                continue;
+            }
+            let counted = |index: usize| {
+                refcount::get(block, order, index) != Some(0)
+                    || self.references.get(first + index as u64) > 0
+            };
+            match (at..end).find(|&index| counted(index)) {
+                Some(index) => return Some(index),
+                None => at = end,
+            }
+        }
+        None
     }
 
     async fn judge_copied<S: Storage>(
@@ -691,10 +765,20 @@ impl Survey {
     }
 }
 
+/// Whether these bytes, of one unit at most, are all zero: compared whole, because a loop that stops early is slower.
+fn is_zero(bytes: &[u8]) -> bool {
+    *bytes == [0; UNIT][..bytes.len()]
+}
+
+/// The entries of a table that are not zero, with their index; most of a large table is.
 fn entries(table: &[u8]) -> impl Iterator<Item = (u64, u64)> {
-    table.chunks_exact(8).enumerate().filter_map(|(index, bytes)| {
-        let entry = u64::from_be_bytes(bytes.try_into().expect("eight bytes"));
-        (entry != 0).then_some((index as u64, entry))
+    let pieces = (0..).step_by(UNIT / 8).zip(table.chunks(UNIT));
+    let used = pieces.filter(|(_, piece)| !is_zero(piece));
+    used.flat_map(|(first, piece)| {
+        (first..).zip(piece.as_chunks::<8>().0).filter_map(|(index, bytes)| {
+            let entry = u64::from_be_bytes(*bytes);
+            (entry != 0).then_some((index, entry))
+        })
     })
 }
 

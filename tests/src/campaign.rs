@@ -404,7 +404,8 @@ pub(crate) fn draw_steps(rng: &mut Rng) -> Vec<StepPlan> {
 
 /// What an image consists of, for seeing it grow and its clusters change hands.
 #[derive(Default)]
-struct Shape {
+pub(crate) struct Shape {
+    cluster: u64,
     l1: u64,
     refcount_table: u64,
     blocks: usize,
@@ -413,7 +414,11 @@ struct Shape {
 }
 
 impl Shape {
-    fn of<Sub: Subject>(bench: &Bench<Sub>) -> Self {
+    pub(crate) fn cluster_size(&self) -> u64 {
+        self.cluster
+    }
+
+    pub(crate) fn of<Sub: Subject>(bench: &Bench<Sub>) -> Self {
         let image = bench.judge.auditor().image();
         let Some(header) = image.header() else { return Self::default() };
         let clusters = header.size.div_ceil(header.cluster_size());
@@ -422,6 +427,7 @@ impl Shape {
             _ => None,
         });
         Self {
+            cluster: header.cluster_size(),
             l1: header.l1_table_offset,
             refcount_table: header.refcount_table_offset,
             blocks: image.refcount_blocks(),
@@ -429,7 +435,7 @@ impl Shape {
         }
     }
 
-    fn compare(&self, after: &Self, probes: &mut Probes) {
+    pub(crate) fn compare(&self, after: &Self, probes: &mut Probes) {
         if after.l1 != self.l1 {
             probes.hit(Probe::L1Growth);
         }

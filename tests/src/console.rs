@@ -10,6 +10,8 @@ use model::case::Case;
 
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::corpus::{self, CorpusError};
+use crate::explore;
+use crate::explore::certificate::{self, Certificate, Part};
 use crate::figures::{Figures, Summary};
 use crate::minimise::{Minimised, minimise};
 use crate::report;
@@ -128,6 +130,130 @@ fn tell<Sub: Subject>(
         say(&format!("kept as {shown}\nreplay it:   cargo campaign replay {shown}\n"));
     }
     Ok(case.title)
+}
+
+/// Where the results of an exploration go.
+#[derive(Clone, Debug, Default)]
+pub struct Exploration {
+    /// A file for the certificate.
+    pub certificate: Option<PathBuf>,
+    /// A file for the part of a shard.
+    pub part: Option<PathBuf>,
+    /// The folder for case files; none: the violation is told and not kept.
+    pub corpus: Option<PathBuf>,
+    /// The name of the rules that the subject does without, for the case file.
+    pub witness: Option<String>,
+}
+
+/// Explores, with progress on standard error and a line a world on standard output.
+///
+/// # Errors
+/// If a result cannot be written.
+pub fn explore<Sub: Subject>(
+    subject: &Sub,
+    settings: &explore::Settings,
+    outputs: &Exploration,
+) -> Result<Status, CorpusError> {
+    let bar = std::io::stderr().is_terminal().then(|| {
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} workloads, {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(0).with_style(style)
+    });
+    let report = explore::run(subject, settings, |world, done, todo, counts| {
+        if let Some(bar) = &bar {
+            bar.set_length(todo);
+            bar.set_position(done);
+            bar.set_message(format!("{} leaves; {}", counts.leaves, certificate::line(world)));
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    say(&format!(
+        "{}, profile {}, all workloads of up to {} requests, {}: {:.1} s\n",
+        subject.name(),
+        settings.profile,
+        settings.operations,
+        match settings.depth {
+            u32::MAX => "power cuts in recovery to a fixed point".to_owned(),
+            depth => format!("power cuts in recovery to depth {depth}"),
+        },
+        report.seconds
+    ));
+    say("  workloads  crash disks      leaves   memo hits  distinct  deepest  leaves/s\n");
+    for explored in &report.worlds {
+        say(&format!("  {}\n", explored.row()));
+    }
+    if let Some(why) = &report.broken {
+        say(&format!("This run proves nothing: {why}.\n"));
+        return Ok(Status::Broken);
+    }
+    if let Some(found) = &report.found {
+        return tell_explored(subject, settings, outputs, found);
+    }
+    if !report.complete {
+        say("the time was up before the end: there is no certificate of this\n");
+        return Ok(Status::Broken);
+    }
+    if report.worlds.iter().all(|explored| explored.counts.leaves == 0) {
+        say("This run proves nothing: no leaf was judged.\n");
+        return Ok(Status::Broken);
+    }
+    for (size, (_, missed)) in report.probes() {
+        if !missed.is_empty() {
+            let names: Vec<&str> = missed.iter().map(|probe| probe.name()).collect();
+            say(&format!("not met at {size} B: {}\n", names.join(", ")));
+        }
+    }
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text)
+            .map_err(|source| CorpusError::Io { path: path.to_owned(), source })
+    };
+    if let Some(path) = &outputs.certificate {
+        if settings.shard.1 != 1 {
+            let why = "a shard has no certificate of its own; write its part and merge the parts";
+            return Err(CorpusError::Case(format!("--certificate: {why}")));
+        }
+        write(path, Certificate::new(subject.name(), settings, &report).to_json())?;
+    }
+    if let Some(path) = &outputs.part {
+        let part = Part::new(subject.name(), settings, &report);
+        write(path, serde_json::to_string(&part).expect("numbers and names"))?;
+    }
+    say("no violation\n");
+    Ok(Status::Passed)
+}
+
+/// Tells what an exploration found, as a case if the way there can be written as one.
+fn tell_explored<Sub: Subject>(
+    subject: &Sub,
+    settings: &explore::Settings,
+    outputs: &Exploration,
+    found: &explore::Found,
+) -> Result<Status, CorpusError> {
+    let names: Vec<&str> = found.workload.iter().map(|symbol| symbol.name()).collect();
+    say(&format!(
+        "violation in workload {} ({}) of {} after {} leaves\n  {} {}\n",
+        found.index,
+        names.join(", "),
+        certificate::line(&found.world),
+        found.leaves,
+        found.failure.violation,
+        found.failure.moment
+    ));
+    let Some(found) = found.trial(subject, settings.profile) else {
+        say("no single way that leads there was found within the bounds of the search\n");
+        return Ok(Status::Violation);
+    };
+    let small = minimise(subject, &found.trial, &found.failure, MINIMISE_FOR);
+    let (case, text) = written(subject, &small, 0, outputs.witness.clone());
+    say(&format!("\n{text}\n"));
+    if let Some(folder) = &outputs.corpus {
+        let path = corpus::save(&case, folder)?;
+        let shown = path.display();
+        say(&format!("kept as {shown}\nreplay it:   cargo campaign replay {shown}\n"));
+    }
+    Ok(Status::Violation)
 }
 
 /// A minimised trial as a case, and as a report.

@@ -51,6 +51,11 @@ impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
         self.scratch.replace(keys);
     }
 
+    fn zero_run(&self, unit: u64, most: u64) -> u64 {
+        let count = u32::try_from(most).unwrap_or(u32::MAX);
+        unit_number(unit).map_or(0, |unit| self.disk.zero_run(unit, count).into())
+    }
+
     fn bytes(&self, key: ValueKey) -> &Unit {
         self.values.bytes(Key(key.0))
     }

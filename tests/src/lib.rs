@@ -16,6 +16,7 @@ pub mod corpus;
 pub mod count;
 pub mod dump;
 pub mod evidence;
+pub mod explore;
 pub mod figures;
 pub mod guest_trace;
 pub mod leaf;

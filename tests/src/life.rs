@@ -457,7 +457,13 @@ impl<Sub: Subject> Task<Sub> {
             };
             let after =
                 self.dropped.filter(|dropped| dropped.op == index).map(|dropped| dropped.after_ios);
-            let work = self.perform(&image, clipped.as_ref());
+            let through = Durability::Through;
+            if let Some(Request::Op(Op::Write { durability, .. })) = &clipped
+                && *durability == through
+            {
+                lock(&self.book).probes.push(Probe::WriteThrough);
+            }
+            let work = perform(&*image, clipped.as_ref());
             let outcome = match after {
                 Some(limit) => self.until(limit, work).await,
                 None => Some(work.await),
@@ -487,46 +493,6 @@ impl<Sub: Subject> Task<Sub> {
             }
             book.operations += 1;
         }
-    }
-
-    /// What a request asks of the image; the bytes that a read returned.
-    async fn perform(
-        &self,
-        image: &Sub::Image<SimStorage>,
-        request: Option<&Request>,
-    ) -> Result<Option<IoBuf>, String> {
-        let buffer =
-            |length: u64| IoBuf::zeroed(usize::try_from(length).expect("requests are small"), UNIT);
-        match request {
-            None => {}
-            Some(Request::Raw(offset, data)) => {
-                image.write(*offset, IoBuf::copy_of(data, UNIT), Durability::Cached).await?;
-            }
-            Some(Request::Op(op)) => match *op {
-                Op::Write { offset, length, id, durability } => {
-                    let mut data = buffer(length);
-                    for (unit, bytes) in
-                        (offset / UNIT as u64..).zip(data.as_chunks_mut::<UNIT>().0)
-                    {
-                        *bytes = payload::unit(unit, id);
-                    }
-                    if durability == Durability::Through {
-                        lock(&self.book).probes.push(Probe::WriteThrough);
-                    }
-                    image.write(offset, data, durability).await?;
-                }
-                Op::WriteZeroes { offset, length, unmap } => {
-                    image.write_zeroes(offset, length, unmap).await?;
-                }
-                Op::Discard { offset, length } => image.discard(offset, length).await?,
-                Op::Read { offset, length } => {
-                    return image.read(offset, buffer(length)).await.map(Some);
-                }
-                Op::Grow { to } => image.grow(to).await?,
-                Op::Flush | Op::Reopen => image.flush().await?,
-            },
-        }
-        Ok(None)
     }
 
     /// Closes the image cleanly and opens it again; whether that worked.
@@ -580,6 +546,40 @@ impl<Sub: Subject> Task<Sub> {
     }
 }
 
+/// What a request asks of the image; the bytes that a read returned.
+pub async fn perform<I: SubjectImage>(
+    image: &I,
+    request: Option<&Request>,
+) -> Result<Option<IoBuf>, String> {
+    let buffer =
+        |length: u64| IoBuf::zeroed(usize::try_from(length).expect("requests are small"), UNIT);
+    match request {
+        None => {}
+        Some(Request::Raw(offset, data)) => {
+            image.write(*offset, IoBuf::copy_of(data, UNIT), Durability::Cached).await?;
+        }
+        Some(Request::Op(op)) => match *op {
+            Op::Write { offset, length, id, durability } => {
+                let mut data = buffer(length);
+                for (unit, bytes) in (offset / UNIT as u64..).zip(data.as_chunks_mut::<UNIT>().0) {
+                    *bytes = payload::unit(unit, id);
+                }
+                image.write(offset, data, durability).await?;
+            }
+            Op::WriteZeroes { offset, length, unmap } => {
+                image.write_zeroes(offset, length, unmap).await?;
+            }
+            Op::Discard { offset, length } => image.discard(offset, length).await?,
+            Op::Read { offset, length } => {
+                return image.read(offset, buffer(length)).await.map(Some);
+            }
+            Op::Grow { to } => image.grow(to).await?,
+            Op::Flush | Op::Reopen => image.flush().await?,
+        },
+    }
+    Ok(None)
+}
+
 /// Situations that the trace of a life shows.
 pub fn probe_trace(events: &[Event], cluster: u64, probes: &mut Probes) {
     let mut by_index = std::collections::BTreeMap::new();
@@ -607,8 +607,7 @@ pub fn probe_trace(events: &[Event], cluster: u64, probes: &mut Probes) {
     // one cluster and touching.
     let mut rows: std::collections::BTreeMap<u32, Vec<Io>> = std::collections::BTreeMap::new();
     for io in by_index.values() {
-        let Some(task) = io.task else { continue };
-        let row = rows.entry(task).or_default();
+        let row = rows.entry(io.task.unwrap_or(0)).or_default();
         row.push(*io);
         let pieces: Vec<&Io> = row.iter().rev().take(6).collect();
         let writes: Vec<&&Io> = pieces

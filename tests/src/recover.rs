@@ -134,11 +134,38 @@ impl<Sub: Subject> Bench<Sub> {
             self.accept(&mut disk, guest, &mut chooser, step.run, was_dirty, &done?, &io, &moment)?;
         }
 
+        let mut recovered = self.recover(disk, guest, &chooser, probes, None)?;
+        recovered.states += states;
+        Ok(recovered)
+    }
+
+    /// The closing sequence on the disk that was judged last: open it for writing, repair it, repair it again. Where
+    /// `forks` are wanted, every disk that a power cut in the middle could find is added to them.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn recover<C: Chooser + Send + Clone + 'static>(
+        &mut self,
+        mut disk: PossibleDisk,
+        guest: &Guest,
+        chooser: &C,
+        probes: &mut Probes,
+        mut forks: Option<&mut Vec<PossibleDisk>>,
+    ) -> Result<Recovered, Failure> {
+        let mut chooser = chooser.clone();
+        let keep_forks = forks.is_some();
+        let with_forks = || DirectOptions { forks: keep_forks, ..DirectOptions::default() };
+        let mut keep = |kept: Vec<PossibleDisk>| {
+            if let Some(forks) = &mut forks {
+                forks.extend(kept);
+            }
+        };
         let was_dirty = self.is_dirty();
         self.keep_contents(&mut disk, &mut chooser);
-        let direct = Direct::new(disk, chooser.clone());
+        let direct = Direct::with_options(disk, chooser.clone(), with_forks());
         let done = self.run_step(&direct, Step::Open).ok_or_else(|| stuck(Step::Open))?;
         let remains = direct.power_off();
+        keep(remains.forks);
         let io = remains.counts;
         disk = remains.disk;
         let moment = "after opening it for writing";
@@ -148,9 +175,10 @@ impl<Sub: Subject> Bench<Sub> {
             report.findings.iter().filter(|f| matches!(f, Finding::Leak { .. })).count() as u64;
 
         self.keep_contents(&mut disk, &mut chooser);
-        let direct = Direct::new(disk.clone(), chooser.clone());
+        let direct = Direct::with_options(disk.clone(), chooser.clone(), with_forks());
         let done = self.run_step(&direct, Step::Repair).ok_or_else(|| stuck(Step::Repair))?;
         let remains = direct.power_off();
+        keep(remains.forks);
         let io = remains.counts;
         let mut repaired = remains.disk;
         let moment = "after an explicit repair";
@@ -162,7 +190,7 @@ impl<Sub: Subject> Bench<Sub> {
             if leaks > 0 {
                 probes.hit(Probe::LeakRepaired);
             }
-            let direct = Direct::new(repaired, chooser.clone());
+            let direct = Direct::new(repaired, chooser);
             let done = self.run_step(&direct, Step::Repair).ok_or_else(|| stuck(Step::Repair))?;
             let remains = direct.power_off();
             done?;
@@ -170,7 +198,18 @@ impl<Sub: Subject> Bench<Sub> {
                 return Err(not_idempotent("a second repair wrote again"));
             }
         }
-        Ok(Recovered { disk, states, leaks })
+        Ok(Recovered { disk, states: 0, leaks })
+    }
+
+    /// What every guest unit may hold on the disk that was judged last.
+    pub(crate) fn contents<C: Chooser>(
+        &mut self,
+        disk: &mut PossibleDisk,
+        chooser: &mut C,
+    ) -> &Contents {
+        self.kept = None;
+        self.keep_contents(disk, chooser);
+        &self.before
     }
 
     /// Narrows what the guest may see to what is on the disk now, as after any recovery.
@@ -183,13 +222,7 @@ impl<Sub: Subject> Bench<Sub> {
         let mut evidence = DiskEvidence::new(disk, chooser);
         self.judge.state(&mut evidence, guest, None);
         self.judge.contents(&evidence, &mut self.after);
-        guest.collapse_size(self.after.size());
-        let mut values = Vec::new();
-        for unit in 0..guest.units() {
-            values.clear();
-            values.extend(self.after.values(unit));
-            guest.collapse(unit, &values);
-        }
+        collapse(guest, &self.after);
     }
 
     /// Whether the image that was judged last is marked dirty.
@@ -198,7 +231,7 @@ impl<Sub: Subject> Bench<Sub> {
     }
 
     /// Judges a disk at `stage`; without one, as a power cut leaves it. Remembers its contents.
-    fn state<C: Chooser>(
+    pub(crate) fn state<C: Chooser>(
         &mut self,
         disk: &mut PossibleDisk,
         guest: &Guest,
@@ -304,6 +337,19 @@ impl<Sub: Subject> Bench<Sub> {
             Done::Repaired(claim) => self.judge.p8_claim(*claim),
         };
         violation.map_or(Ok(()), |violation| Err(fail(violation)))
+    }
+}
+
+/// Narrows what the guest may see to what was found.
+pub fn collapse(guest: &mut Guest, contents: &Contents) {
+    guest.collapse_size(contents.size());
+    let mut values = Vec::new();
+    for unit in 0..guest.units() {
+        if !guest.is_settled(unit) {
+            values.clear();
+            values.extend(contents.values(unit));
+            guest.collapse(unit, &values);
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 mod common;
 mod corpus;
 mod economy;
+mod exploration;
 mod guest_trace;
 mod house;
 mod interop;

@@ -98,6 +98,25 @@ impl PossibleDisk {
         (cell & SLOT == 0 && (unit < self.length.firm || cell == 0)).then_some(Key(cell))
     }
 
+    /// How many units from `unit` on, `most` at most, hold zeroes whatever a crash left open.
+    pub fn zero_run(&self, unit: u32, most: u32) -> u32 {
+        let end = unit.saturating_add(most).min(self.directory.len() as u32 * PAGE as u32);
+        let mut at = unit;
+        while at < end {
+            let page = self.directory[at as usize / PAGE];
+            let next = (at / PAGE as u32 + 1).saturating_mul(PAGE as u32);
+            if page != 0 {
+                let cells = &self.pages[page as usize][at as usize % PAGE..];
+                let zeroes = cells.iter().take_while(|&&cell| cell == 0).count() as u32;
+                if at + zeroes < next {
+                    return (at + zeroes).min(end) - unit;
+                }
+            }
+            at = next;
+        }
+        at.min(end).saturating_sub(unit)
+    }
+
     /// Units that are more than one decided value, in ascending order.
     pub fn undecided(&self) -> Vec<u32> {
         let slots = self.slots.iter().map(|slot| slot.unit).filter(|&unit| unit != NONE);
@@ -191,6 +210,29 @@ impl PossibleDisk {
                 hash = hash.wrapping_add(set_hash(slot.unit, &keys));
             }
         }
+        for len in self.possible_lengths() {
+            hash = hash.wrapping_add(mix(1 << 62 | u64::from(len)));
+        }
+        hash
+    }
+
+    /// A hash of what a crash may leave, as [`allowed_hash`](Self::allowed_hash) is, that depends on the bytes and not on
+    /// the store: the same on every machine, for every order in which values were met.
+    pub fn content_hash(&self) -> u64 {
+        let mut hash = 0u64;
+        let mut keys = Vec::new();
+        self.values.with_hashes(|hash_of| {
+            let of = |key: Key| if key == Key::ZERO { 0 } else { hash_of(key) };
+            for unit in self.nonzero() {
+                keys.clear();
+                self.peek(unit, &mut keys);
+                if keys[..] != [Key::ZERO] {
+                    let members = keys.iter().map(|&key| mix(of(key)));
+                    let all = members.fold(u64::from(unit), u64::wrapping_add);
+                    hash = hash.wrapping_add(mix(all));
+                }
+            }
+        });
         for len in self.possible_lengths() {
             hash = hash.wrapping_add(mix(1 << 62 | u64::from(len)));
         }

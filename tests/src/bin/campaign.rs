@@ -6,11 +6,16 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use faultfs::profile::Profile;
+use model::build::Initial;
 use qcow2_core::Rule;
 use qcow2_crashtest::attack;
+use qcow2_crashtest::campaign::initial_name;
 use qcow2_crashtest::campaign::{Budget, Settings};
 use qcow2_crashtest::console::{self, Outputs, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
+use qcow2_crashtest::explore;
+use qcow2_crashtest::explore::alphabet::worlds;
+use qcow2_crashtest::explore::certificate::{MergeError, Part};
 use qcow2_crashtest::minimise::{Minimised, minimise};
 use qcow2_crashtest::replay::{self, is_expected, subject_of};
 use qcow2_crashtest::report;
@@ -33,6 +38,20 @@ enum Verb {
         after_help = "Example: cargo campaign run --profile torn-length --seconds 600 --refcounts lazy --tasks 4"
     )]
     Run(Run),
+    /// Explore every power cut in every small workload; a certificate of what was covered.
+    #[command(
+        after_help = "Example: cargo campaign explore --operations 3 --clusters 1024 --certificate three.json"
+    )]
+    Explore(Explore),
+    /// Merge the parts that shards of one exploration wrote into its certificate.
+    #[command(
+        after_help = "Example: cargo campaign merge part-0.json part-1.json > certificate.json"
+    )]
+    Merge {
+        /// Files written by `explore --part`.
+        #[arg(required = true)]
+        parts: Vec<PathBuf>,
+    },
     /// Run cases of the corpus again: verdict per case.
     #[command(
         after_help = "Example: cargo campaign replay corpus/without-data-before-mapping.json"
@@ -116,6 +135,58 @@ struct Run {
     corpus: PathBuf,
 }
 
+#[derive(Args)]
+struct Explore {
+    /// Workloads have at most this many requests.
+    #[arg(long, default_value_t = 2)]
+    operations: u32,
+    /// Follow power cuts in recovery this deep; without it, until no new state appears.
+    #[arg(long)]
+    depth: Option<u32>,
+    /// Cluster sizes in bytes.
+    #[arg(long, value_delimiter = ',', default_values_t = [512, 1024, 4096])]
+    clusters: Vec<u32>,
+    /// Only eager or only lazy refcounts.
+    #[arg(long)]
+    refcounts: Option<Refcounts>,
+    /// Only these initial images: fresh, refcount-block-one-short, refcount-table-one-short, l1-about-to-grow, leaky,
+    /// dirty, fragmented.
+    #[arg(long, value_delimiter = ',')]
+    initial: Vec<String>,
+    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
+    #[arg(long, default_value_t = Profile::default())]
+    profile: Profile,
+    /// Explore only part K of N of the workloads, as K/N with K from 0.
+    #[arg(long, value_name = "K/N", value_parser = parse_shard, default_value = "0/1")]
+    shard: (u64, u64),
+    /// Give up after this many seconds, and say how far it came.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Worker threads; 0 for one a core.
+    #[arg(long, default_value_t = 0)]
+    workers: usize,
+    /// Break this write order (repeatable): the run must then find something.
+    #[arg(long = "without", value_name = "RULE")]
+    broken: Vec<String>,
+    /// Write the certificate to this file.
+    #[arg(long)]
+    certificate: Option<PathBuf>,
+    /// Write what `merge` needs of this shard to this file.
+    #[arg(long)]
+    part: Option<PathBuf>,
+    /// Keep a violation as a case file in this folder.
+    #[arg(long, default_value = "corpus")]
+    corpus: PathBuf,
+}
+
+fn parse_shard(text: &str) -> Result<(u64, u64), String> {
+    let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    match parts {
+        Some((k, n)) if k < n => Ok((k, n)),
+        _ => Err(format!("{text} is not K/N with K below N")),
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Refcounts {
     Eager,
@@ -125,6 +196,8 @@ enum Refcounts {
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Run(run) => run_campaign(run),
+        Verb::Explore(explore) => explore_all(explore),
+        Verb::Merge { parts } => merge(&parts),
         Verb::Replay { paths, json } => replay_all(&paths, json),
         Verb::Minimise { path, seconds } => minimise_case(&path, seconds),
         Verb::Explain { path } => explain(&path),
@@ -165,6 +238,65 @@ fn run_campaign(run: Run) -> Result<u8, CorpusError> {
         all_probes: run.all_probes,
     };
     console::run(&subject, &settings, &outputs).map(console::Status::code)
+}
+
+fn explore_all(args: Explore) -> Result<u8, CorpusError> {
+    let misuse = |error: String| CorpusError::Case(error);
+    let subject = Qcow2Core::without(args.broken.iter().map(String::as_str))
+        .map_err(|error| misuse(format!("--without: {error}")))?;
+    let mut initials = Vec::new();
+    for name in &args.initial {
+        let known = Initial::ALL.into_iter().find(|initial| initial_name(*initial) == name);
+        initials
+            .push(known.ok_or_else(|| misuse(format!("--initial: no image is called {name}")))?);
+    }
+    if initials.is_empty() {
+        initials.extend(Initial::ALL);
+    }
+    let modes: &[bool] = match args.refcounts {
+        None => &[false, true],
+        Some(Refcounts::Eager) => &[false],
+        Some(Refcounts::Lazy) => &[true],
+    };
+    for cluster in &args.clusters {
+        if !cluster.is_power_of_two() || !(512..=65536).contains(cluster) {
+            let why = "is not a power of two from 512 to 65536";
+            return Err(misuse(format!("--clusters: {cluster} {why}")));
+        }
+    }
+    let settings = explore::Settings {
+        worlds: worlds(&args.clusters, modes, &initials),
+        operations: args.operations,
+        depth: args.depth.unwrap_or(u32::MAX),
+        profile: args.profile,
+        shard: args.shard,
+        limit: args.seconds.map(Duration::from_secs),
+        workers: args.workers,
+    };
+    let outputs = console::Exploration {
+        certificate: args.certificate,
+        part: args.part,
+        corpus: Some(args.corpus),
+        witness: (!args.broken.is_empty()).then(|| args.broken.join("+")),
+    };
+    console::explore(&subject, &settings, &outputs).map(console::Status::code)
+}
+
+fn merge(paths: &[PathBuf]) -> Result<u8, CorpusError> {
+    let mut merged: Option<Part> = None;
+    for path in paths {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| CorpusError::Io { path: path.clone(), source })?;
+        let fault = |error: String| CorpusError::Case(format!("{}: {error}", shown(path)));
+        let part: Part = serde_json::from_str(&text).map_err(|error| fault(error.to_string()))?;
+        match &mut merged {
+            None => merged = Some(part),
+            Some(merged) => merged.merge(&part).map_err(|error| fault(error.to_string()))?,
+        }
+    }
+    let whole = merged.ok_or(MergeError::None).and_then(Part::whole);
+    say(&whole.map_err(|error| CorpusError::Case(error.to_string()))?.to_json());
+    Ok(0)
 }
 
 fn replay_all(paths: &[PathBuf], json: Option<PathBuf>) -> Result<u8, CorpusError> {

@@ -1,0 +1,254 @@
+//! The twelve requests that explored workloads are made of, and the images that they start from.
+//!
+//! Small worlds show what large ones do only if the few requests in them meet: they fall on three clusters, chosen so that
+//! tables can tear.
+//!
+//! ```text
+//!   guest cluster   0    1    2 ..  63 | 64
+//!                   A    B             | F        an L2 unit of 512 bytes has 64 entries, so A and F never share one:
+//!                                                 at 512-byte clusters F is in a table of its own, at larger ones the
+//!                                                 table of A and F is two units that a power cut can separate
+//! ```
+
+use std::fmt;
+
+use model::build::Initial;
+use model::op::{Durability, Geometry, Op};
+
+use crate::probe::Probe;
+use crate::subject::Session;
+
+/// The far cluster.
+const FAR: u64 = 64;
+
+/// One request of the alphabet, positions included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Symbol {
+    /// All of A: allocation, or overwriting in place.
+    WriteA,
+    /// A part of B, in its middle where it has one: padding or copy-on-write on both sides.
+    WritePartOfB,
+    /// The last unit of A and all of B, in one request.
+    WriteAcross,
+    /// All of F.
+    WriteFar,
+    /// One unit of A, in its middle where it has one, durable when it returns.
+    WriteThrough,
+    /// B as zeroes, its cluster kept.
+    ZeroB,
+    /// A as zeroes, its cluster given back.
+    ZeroA,
+    /// A given back.
+    DiscardA,
+    /// Everything up to and with F given back.
+    DiscardAll,
+    /// What has completed becomes durable.
+    Flush,
+    /// The disk grows by what one L2 table covers, so that the L1 table needs another entry.
+    Grow,
+    /// A clean close, and the image opened again.
+    Reopen,
+}
+
+impl Symbol {
+    /// The alphabet.
+    pub const ALL: [Self; 12] = [
+        Self::WriteA,
+        Self::WritePartOfB,
+        Self::WriteAcross,
+        Self::WriteFar,
+        Self::WriteThrough,
+        Self::ZeroB,
+        Self::ZeroA,
+        Self::DiscardA,
+        Self::DiscardAll,
+        Self::Flush,
+        Self::Grow,
+        Self::Reopen,
+    ];
+
+    /// Its name in certificates.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteA => "write-a",
+            Self::WritePartOfB => "write-part-of-b",
+            Self::WriteAcross => "write-across",
+            Self::WriteFar => "write-far",
+            Self::WriteThrough => "write-through",
+            Self::ZeroB => "zero-b",
+            Self::ZeroA => "zero-a",
+            Self::DiscardA => "discard-a",
+            Self::DiscardAll => "discard-all",
+            Self::Flush => "flush",
+            Self::Grow => "grow",
+            Self::Reopen => "reopen",
+        }
+    }
+
+    /// The operation, as number `id` of its workload, on a disk of `size` bytes.
+    fn op(self, geometry: &Geometry, id: u32, size: u64) -> Op {
+        let cluster = geometry.cluster_size();
+        let write = |offset, length, durability| Op::Write { offset, length, id, durability };
+        let cached = |offset, length| write(offset, length, Durability::Cached);
+        match self {
+            Self::WriteA => cached(0, cluster),
+            Self::WritePartOfB => match cluster {
+                512 => cached(cluster, 512),
+                1024 => cached(cluster + 512, 512),
+                _ => cached(cluster + 512, 1024),
+            },
+            Self::WriteAcross => cached(cluster - 512, 512 + cluster),
+            Self::WriteFar => cached(FAR * cluster, cluster),
+            Self::WriteThrough => {
+                let offset = if cluster > 1024 { 512 } else { 0 };
+                write(offset, 512, Durability::Through)
+            }
+            Self::ZeroB => Op::WriteZeroes { offset: cluster, length: cluster, unmap: false },
+            Self::ZeroA => Op::WriteZeroes { offset: 0, length: cluster, unmap: true },
+            Self::DiscardA => Op::Discard { offset: 0, length: cluster },
+            Self::DiscardAll => Op::Discard { offset: 0, length: (FAR + 1) * cluster },
+            Self::Flush => Op::Flush,
+            Self::Grow => Op::Grow { to: size + geometry.l2_entries() * cluster },
+            Self::Reopen => Op::Reopen,
+        }
+    }
+}
+
+impl fmt::Display for Symbol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A workload as operations.
+pub fn operations(workload: &[Symbol], geometry: &Geometry) -> Vec<Op> {
+    let mut size = geometry.virtual_size;
+    (1..)
+        .zip(workload)
+        .map(|(id, symbol)| {
+            let op = symbol.op(geometry, id, size);
+            if let Op::Grow { to } = op {
+                size = to;
+            }
+            op
+        })
+        .collect()
+}
+
+/// How many workloads have at most `most` requests.
+pub fn count(most: u32) -> u64 {
+    (0..=most).map(|length| (Symbol::ALL.len() as u64).pow(length)).sum()
+}
+
+/// Workload number `index`: shorter ones first, then in the order of the alphabet.
+pub fn workload(mut index: u64) -> Vec<Symbol> {
+    let letters = Symbol::ALL.len() as u64;
+    let mut length = 0;
+    while index >= letters.pow(length) {
+        index -= letters.pow(length);
+        length += 1;
+    }
+    let digit = |place| (index / letters.pow(place) % letters) as usize;
+    (0..length).rev().map(|place| Symbol::ALL[digit(place)]).collect()
+}
+
+/// An image to start from, and how it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct World {
+    /// The shape of the image.
+    pub geometry: Geometry,
+    /// What it holds.
+    pub initial: Initial,
+    /// How it is opened.
+    pub session: Session,
+}
+
+impl World {
+    /// The world of a cluster size, a mode and an initial image. The last cluster of the disk is cut short where it can
+    /// be. Refcounts are 16 bits wide; 64 in images whose refcount structures are full or fragmented, where a block of
+    /// few entries is soon full and soon torn.
+    pub fn new(cluster_bits: u32, lazy: bool, initial: Initial) -> Self {
+        let cluster = 1u64 << cluster_bits;
+        let narrow = matches!(initial, Initial::Fresh | Initial::L1AboutToGrow | Initial::Dirty);
+        let geometry = Geometry {
+            version: 3,
+            cluster_bits,
+            refcount_order: if narrow { 4 } else { 6 },
+            virtual_size: (FAR + 2) * cluster - if cluster > 512 { 512 } else { 0 },
+            lazy_refcounts: lazy,
+        };
+        let session =
+            Session { writable: true, cache_pages: 4, growth: cluster, write_through: false };
+        Self { geometry, initial, session }
+    }
+}
+
+/// The rare situations that exploring images of a cluster size must have met. At 512 bytes a table is one unit, which
+/// cannot tear; only at 4 KiB has a cluster a middle; and there a full refcount table takes a file of a gibibyte.
+pub fn probes(cluster_size: u64) -> Vec<Probe> {
+    let mut probes = vec![
+        Probe::L2WithoutRefcount,
+        Probe::RefcountWithoutL2,
+        Probe::Reuse,
+        Probe::HostDiscard,
+        Probe::L1Growth,
+        Probe::RefcountBlockGrowth,
+        Probe::CrashInRepair,
+        Probe::NestedTwice,
+        Probe::LeakRepaired,
+    ];
+    if cluster_size > 512 {
+        probes.extend([Probe::TornL2, Probe::TornRefcountBlock]);
+    }
+    if cluster_size > 1024 {
+        probes.extend([Probe::CopiedOnWrite, Probe::PaddedBothSides]);
+    } else {
+        probes.push(Probe::RefcountTableGrowth);
+    }
+    probes
+}
+
+/// The worlds of these cluster sizes, modes and initial images, in this order.
+pub fn worlds(cluster_sizes: &[u32], modes: &[bool], initials: &[Initial]) -> Vec<World> {
+    let mut worlds = Vec::new();
+    for size in cluster_sizes {
+        for &lazy in modes {
+            worlds.extend(initials.iter().map(|&at| World::new(size.ilog2(), lazy, at)));
+        }
+    }
+    worlds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workloads_are_numbered_shorter_ones_first_and_all_different() {
+        assert_eq!(count(0), 1);
+        assert_eq!(count(2), 1 + 12 + 144);
+        assert_eq!(workload(0), []);
+        assert_eq!(workload(1), [Symbol::WriteA]);
+        assert_eq!(workload(12), [Symbol::Reopen]);
+        assert_eq!(workload(13), [Symbol::WriteA, Symbol::WriteA]);
+        let mut all: Vec<_> = (0..count(3)).map(workload).collect();
+        assert!(all.is_sorted_by_key(Vec::len));
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len() as u64, count(3));
+    }
+
+    #[test]
+    fn every_request_lies_on_the_disk_and_each_growth_is_one() {
+        for bits in [9, 10, 12] {
+            let geometry = World::new(bits, false, Initial::Fresh).geometry;
+            assert_eq!(geometry.fault(), None);
+            for op in operations(&Symbol::ALL, &geometry) {
+                assert_eq!(op.fault(), None, "{op:?}");
+                assert_eq!(op.clip(geometry.virtual_size), Some(op), "{op:?}");
+            }
+            let twice = operations(&[Symbol::Grow, Symbol::Grow], &geometry);
+            assert_ne!(twice[0], twice[1]);
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! What an exploration covered, as a file that anybody can make again, bit for bit.
+//!
+//! A certificate holds nothing that depends on when, where or by how many workers it was made: no time, no commit, no
+//! order. Shards leave a *part*: the same numbers, and the hashes of the states that recovery left, because distinct
+//! states do not add up but unite. All parts of one exploration, in any order, merge into its certificate.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::build::Initial;
+use model::op::{Geometry, Op};
+use serde::{Deserialize, Serialize};
+
+use super::alphabet::{Symbol, World, operations};
+use super::walk::Counts;
+use super::{Explored, Report, Settings};
+use crate::campaign::initial_name;
+
+/// Name and version of the form.
+pub const SCHEMA: &str = "exploration-certificate/1";
+
+/// What was explored and what was found to hold: no violation, or there would be none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// What was under test.
+    pub subject: String,
+    /// Crate by crate, a hash of its source.
+    pub source: Vec<(String, String)>,
+    /// How the power fails.
+    pub profile: String,
+    /// Workloads have at most this many requests.
+    pub operations: u32,
+    /// Power cuts in recovery follow each other at most this often; none: until no new state appears.
+    pub depth: Option<u32>,
+    /// The requests, by name.
+    pub alphabet: Vec<String>,
+    /// What they are, by cluster size.
+    pub requests: Vec<(u64, Vec<Op>)>,
+    /// Rare situations that were met, by cluster size.
+    pub probes: BTreeMap<u64, BTreeSet<String>>,
+    /// Initial images.
+    pub worlds: Vec<CertifiedWorld>,
+    /// All worlds together.
+    pub totals: Totals,
+    /// Hash of the run.
+    pub run: String,
+}
+
+/// One initial image and what followed from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertifiedWorld {
+    /// Its shape.
+    pub geometry: Geometry,
+    /// Its kind.
+    pub initial: Initial,
+    /// Metadata pages in memory, 512 bytes each.
+    pub cache_pages: u32,
+    /// Bytes by which the file grows.
+    pub growth: u64,
+    /// Why this image cannot be; then nothing was explored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub infeasible: Option<String>,
+    /// What was done.
+    #[serde(flatten)]
+    pub totals: Totals,
+    /// Hash of it.
+    pub run: String,
+}
+
+/// Numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub struct Totals {
+    /// Workloads.
+    pub workloads: u64,
+    /// Moments at which the power could fail.
+    pub crash_points: u64,
+    /// Disks, with what the guest may see, that a power cut left, each counted once a workload.
+    pub crash_disks: u64,
+    /// Executed leaves: recovered from and judged in full.
+    pub leaves: u64,
+    /// Leaves that led to a disk recovered from before in the same workload.
+    pub memo_hits: u64,
+    /// Power cuts in recovery.
+    pub nested_crashes: u64,
+    /// The longest row of power cuts in recovery that still led to something new.
+    pub deepest: u32,
+    /// Different disks left by recovery.
+    pub distinct_states: u64,
+}
+
+/// A certificate of a shard, with what it takes to merge it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Which shard of how many; as numbers of shards, ascending.
+    pub shards: BTreeSet<u64>,
+    /// Of how many.
+    pub of: u64,
+    /// Its numbers.
+    pub certificate: Certificate,
+    /// World by world, the hashes of the states that recovery left, 16 hexadecimal digits each.
+    pub distinct: Vec<String>,
+}
+
+/// Why parts do not merge.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MergeError {
+    /// They are of different explorations.
+    #[error("{field} differs: the parts are of different explorations")]
+    Different {
+        /// What differs.
+        field: &'static str,
+    },
+    /// One shard comes twice.
+    #[error("shard {0} comes twice")]
+    Twice(u64),
+    /// A shard is missing.
+    #[error("shard {missing} of {of} is missing")]
+    Missing {
+        /// Its number.
+        missing: u64,
+        /// Of how many.
+        of: u64,
+    },
+    /// A list of states is not one of hashes.
+    #[error("the states of world {0} are no hashes of 16 hexadecimal digits")]
+    States(usize),
+    /// There is none.
+    #[error("no part was given")]
+    None,
+}
+
+impl Counts {
+    /// A hash of what exploring workload number `index` did.
+    pub(super) fn hash(&self, index: u64) -> u64 {
+        let Self { crash_points, crash_disks, leaves, memo_hits, nested, deepest, digest } = *self;
+        [crash_points, crash_disks, leaves, memo_hits, nested, deepest.into(), digest]
+            .into_iter()
+            .fold(mix(index), |hash, number| mix(hash ^ number))
+    }
+}
+
+impl Totals {
+    fn of(explored: &Explored) -> Self {
+        let counts = &explored.counts;
+        Self {
+            workloads: explored.workloads,
+            crash_points: counts.crash_points,
+            crash_disks: counts.crash_disks,
+            leaves: counts.leaves,
+            memo_hits: counts.memo_hits,
+            nested_crashes: counts.nested,
+            deepest: counts.deepest,
+            distinct_states: explored.distinct.len() as u64,
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.workloads += other.workloads;
+        self.crash_points += other.crash_points;
+        self.crash_disks += other.crash_disks;
+        self.leaves += other.leaves;
+        self.memo_hits += other.memo_hits;
+        self.nested_crashes += other.nested_crashes;
+        self.deepest = self.deepest.max(other.deepest);
+        self.distinct_states += other.distinct_states;
+    }
+}
+
+impl Certificate {
+    /// The certificate of a complete and clean exploration of all shards, or of the one in `settings`.
+    pub fn new(subject: String, settings: &Settings, report: &Report) -> Self {
+        let mut sizes: Vec<Geometry> = settings.worlds.iter().map(|world| world.geometry).collect();
+        sizes.sort_by_key(|geometry| geometry.cluster_bits);
+        sizes.dedup_by_key(|geometry| geometry.cluster_bits);
+        let requests = sizes
+            .iter()
+            .map(|geometry| (geometry.cluster_size(), operations(&Symbol::ALL, geometry)))
+            .collect();
+        let mut certificate = Self {
+            schema: SCHEMA.to_owned(),
+            subject,
+            source: source(),
+            profile: settings.profile.to_string(),
+            operations: settings.operations,
+            depth: (settings.depth != u32::MAX).then_some(settings.depth),
+            alphabet: Symbol::ALL.iter().map(|symbol| symbol.name().to_owned()).collect(),
+            requests,
+            probes: report
+                .probes()
+                .into_iter()
+                .map(|(size, (met, _))| (size, met.iter().map(ToString::to_string).collect()))
+                .collect(),
+            worlds: report.worlds.iter().map(certified).collect(),
+            totals: Totals::default(),
+            run: String::new(),
+        };
+        certificate.sum_up();
+        certificate
+    }
+
+    /// The same without what changes with every change of the source: what a run must reproduce.
+    #[must_use]
+    pub fn without_source(mut self) -> Self {
+        self.source.clear();
+        self
+    }
+
+    /// As JSON, with a newline at its end.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("numbers and names");
+        text.push('\n');
+        text
+    }
+
+    fn sum_up(&mut self) {
+        self.totals = Totals::default();
+        let mut run = 0u64;
+        for world in &self.worlds {
+            self.totals.add(&world.totals);
+            run = mix(run ^ u64::from_str_radix(&world.run, 16).unwrap_or(0));
+        }
+        self.run = format!("{run:016x}");
+    }
+}
+
+fn certified(explored: &Explored) -> CertifiedWorld {
+    let World { geometry, initial, session } = explored.world;
+    CertifiedWorld {
+        geometry,
+        initial,
+        cache_pages: session.cache_pages,
+        growth: session.growth,
+        infeasible: explored.infeasible.clone(),
+        totals: Totals::of(explored),
+        run: format!("{:016x}", explored.hash),
+    }
+}
+
+impl Part {
+    /// The part of the shard in `settings`.
+    pub fn new(subject: String, settings: &Settings, report: &Report) -> Self {
+        let digits = |explored: &Explored| {
+            explored.distinct.iter().map(|hash| format!("{hash:016x}")).collect()
+        };
+        Self {
+            shards: BTreeSet::from([settings.shard.0]),
+            of: settings.shard.1,
+            certificate: Certificate::new(subject, settings, report),
+            distinct: report.worlds.iter().map(digits).collect(),
+        }
+    }
+
+    /// Adds another part of the same exploration.
+    ///
+    /// # Errors
+    /// If it is none, or was added before.
+    pub fn merge(&mut self, other: &Self) -> Result<(), MergeError> {
+        let same =
+            |same: bool, field| if same { Ok(()) } else { Err(MergeError::Different { field }) };
+        let (ours, theirs) = (&self.certificate, &other.certificate);
+        same(self.of == other.of, "the number of shards")?;
+        same(ours.schema == theirs.schema, "schema")?;
+        same(ours.subject == theirs.subject, "subject")?;
+        same(ours.source == theirs.source, "source")?;
+        same(ours.profile == theirs.profile, "profile")?;
+        same(ours.operations == theirs.operations, "operations")?;
+        same(ours.depth == theirs.depth, "depth")?;
+        same(ours.alphabet == theirs.alphabet && ours.requests == theirs.requests, "alphabet")?;
+        let world = |world: &CertifiedWorld| {
+            (
+                world.geometry,
+                world.initial,
+                world.cache_pages,
+                world.growth,
+                world.infeasible.clone(),
+            )
+        };
+        same(
+            ours.worlds.iter().map(world).eq(theirs.worlds.iter().map(world))
+                && self.distinct.len() == other.distinct.len(),
+            "the list of worlds",
+        )?;
+        if let Some(&twice) = self.shards.intersection(&other.shards).next() {
+            return Err(MergeError::Twice(twice));
+        }
+        let hash = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
+        for (at, (ours, theirs)) in
+            self.certificate.worlds.iter_mut().zip(&other.certificate.worlds).enumerate()
+        {
+            ours.totals.add(&theirs.totals);
+            ours.run = format!("{:016x}", hash(&ours.run).wrapping_add(hash(&theirs.run)));
+            let mut states = digits(&self.distinct[at]).ok_or(MergeError::States(at))?;
+            states.append(&mut digits(&other.distinct[at]).ok_or(MergeError::States(at))?);
+            ours.totals.distinct_states = states.len() as u64;
+            self.distinct[at] = states.into_iter().collect();
+        }
+        for (size, met) in &other.certificate.probes {
+            let probes = self.certificate.probes.entry(*size).or_default();
+            probes.extend(met.iter().cloned());
+        }
+        self.shards.extend(&other.shards);
+        self.certificate.sum_up();
+        Ok(())
+    }
+
+    /// The certificate, if no shard is missing.
+    ///
+    /// # Errors
+    /// The first shard that is.
+    pub fn whole(self) -> Result<Certificate, MergeError> {
+        match (0..self.of).find(|shard| !self.shards.contains(shard)) {
+            Some(missing) => Err(MergeError::Missing { missing, of: self.of }),
+            None => Ok(self.certificate),
+        }
+    }
+}
+
+/// The hashes in a row of them, each once.
+fn digits(text: &str) -> Option<BTreeSet<&str>> {
+    let valid = text.len().is_multiple_of(16) && text.bytes().all(|b| b.is_ascii_hexdigit());
+    valid.then(|| (0..text.len() / 16).map(|at| &text[at * 16..at * 16 + 16]).collect())
+}
+
+/// Crate by crate, a hash of its source, as it was when this was built.
+pub fn source() -> Vec<(String, String)> {
+    env!("SOURCE_HASHES")
+        .split(' ')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(name, hash)| (name.to_owned(), hash.to_owned()))
+        .collect()
+}
+
+/// A line about a world, for a person.
+pub fn line(world: &World) -> String {
+    format!(
+        "{:>4} B, {:<5}, {}",
+        world.geometry.cluster_size(),
+        if world.geometry.lazy_refcounts { "lazy" } else { "eager" },
+        initial_name(world.initial)
+    )
+}
+
+/// Finaliser of SplitMix64: every bit of the input moves half the bits of the output.
+const fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}

@@ -1,0 +1,278 @@
+//! Exploration: all small workloads, and every state that a power cut can leave in any of them.
+//!
+//! A campaign samples large worlds; this exhausts small ones. Bugs of this kind need few requests and few clusters, so
+//! "nothing found in any workload of up to four requests" says more than any number of random cases, and it can be cited: the
+//! [`certificate`] lists what was covered and is the same bit for bit whoever runs it.
+
+pub mod alphabet;
+pub mod certificate;
+pub mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use faultfs::fault::Planned;
+use faultfs::profile::Profile;
+use model::case::{OpenOptions, Step};
+use model::op::Op;
+
+use crate::life::Order;
+use crate::minimise::{Minimised, Signature, search};
+use crate::probe::{Probe, Probes};
+use crate::recover::{Failure, StepPlan};
+use crate::subject::Subject;
+use crate::trial::{self, At, Leaf, Trial, TrialLife};
+use alphabet::{Symbol, World, operations};
+use walk::{Counts, Stop, Walk};
+
+/// What is explored.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Images to start from.
+    pub worlds: Vec<World>,
+    /// Workloads have at most this many requests.
+    pub operations: u32,
+    /// Power cuts in recovery are followed this deep.
+    pub depth: u32,
+    /// How the power fails.
+    pub profile: Profile,
+    /// Which part of the workloads: (number, of how many).
+    pub shard: (u64, u64),
+    /// When to give up.
+    pub limit: Option<Duration>,
+    /// Worker threads; 0 for one a core.
+    pub workers: usize,
+}
+
+/// What exploring one world came to.
+#[derive(Clone, Debug)]
+pub struct Explored {
+    /// The world.
+    pub world: World,
+    /// Why its initial image cannot be, if it cannot.
+    pub infeasible: Option<String>,
+    /// Workloads explored.
+    pub workloads: u64,
+    /// What was done.
+    pub counts: Counts,
+    /// Hash of it all.
+    pub hash: u64,
+    /// Hashes of everything that recovery left.
+    pub distinct: BTreeSet<u64>,
+    /// Rare situations met.
+    pub probes: Probes,
+    /// Time of all workers.
+    pub worker_seconds: f64,
+}
+
+/// A violation, and the workload that shows it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Where it starts.
+    pub world: World,
+    /// Number of the workload.
+    pub index: u64,
+    /// Its requests.
+    pub workload: Vec<Symbol>,
+    /// What went wrong.
+    pub failure: Failure,
+    /// Leaves judged until then, by all workers.
+    pub leaves: u64,
+}
+
+impl Explored {
+    /// Its numbers in a line, for a person.
+    pub fn row(&self) -> String {
+        let world = certificate::line(&self.world);
+        if let Some(why) = &self.infeasible {
+            return format!("{world}: {why}");
+        }
+        let counts = &self.counts;
+        let speed = counts.leaves as f64 / self.worker_seconds.max(1e-9);
+        format!(
+            "{:>9}  {:>11}  {:>10}  {:>10}  {:>8}  {:>7}  {speed:>8.0}  {world}",
+            self.workloads,
+            counts.crash_disks,
+            counts.leaves,
+            counts.memo_hits,
+            self.distinct.len(),
+            counts.deepest,
+        )
+    }
+}
+
+impl Found {
+    /// One way that leads to the violation, as a trial: the workload again, with what survives searched for, and with up
+    /// to two power cuts in recovery.
+    pub fn trial<Sub: Subject>(&self, subject: &Sub, profile: Profile) -> Option<Minimised> {
+        let World { geometry, initial, session } = self.world;
+        let plans = [Step::Open, Step::Repair].into_iter().flat_map(|run| {
+            (0..12).map(move |crash_at| StepPlan { run, crash_at: Some(crash_at) })
+        });
+        let once: Vec<Vec<StepPlan>> = plans.map(|plan| vec![plan]).collect();
+        let twice = once.iter().flat_map(|first| {
+            once.iter().map(move |second| [first.as_slice(), second.as_slice()].concat())
+        });
+        let wanted = Signature::of(&self.failure);
+        let none = std::iter::once(Vec::new());
+        none.chain(once.iter().cloned()).chain(twice).find_map(|steps| {
+            let life = TrialLife {
+                tasks: vec![operations(&self.workload, &geometry)],
+                order: Order::Choices(Vec::new()),
+                faults: Planned::default(),
+                dropped: None,
+                at: At::End,
+                leaf: Leaf::Choices(Vec::new()),
+                steps,
+            };
+            let trial = Trial {
+                geometry,
+                initial,
+                open: OpenOptions {
+                    subject: "qcow2-core".to_owned(),
+                    cache_pages: session.cache_pages,
+                    growth_step: session.growth,
+                    write_through: session.write_through,
+                },
+                profile,
+                lives: vec![life],
+            };
+            search(subject, &trial, &wanted)
+        })
+    }
+}
+
+/// What an exploration came to.
+#[derive(Debug)]
+pub struct Report {
+    /// World by world.
+    pub worlds: Vec<Explored>,
+    /// The first violation, by world and number of the workload.
+    pub found: Option<Found>,
+    /// Why the run proves nothing, if it does not.
+    pub broken: Option<String>,
+    /// Whether every workload was explored.
+    pub complete: bool,
+    /// Time by the clock.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// Cluster size by cluster size, the situations that had to be met: those that were, and those that were not.
+    pub fn probes(&self) -> BTreeMap<u64, (Vec<Probe>, Vec<Probe>)> {
+        let mut met: BTreeMap<u64, Probes> = BTreeMap::new();
+        for explored in &self.worlds {
+            met.entry(explored.world.geometry.cluster_size()).or_default().add(&explored.probes);
+        }
+        let split = |(size, met): (u64, Probes)| {
+            (size, alphabet::probes(size).into_iter().partition(|&probe| met.count(probe) > 0))
+        };
+        met.into_iter().map(split).collect()
+    }
+}
+
+/// Explores; `progress` is called now and then with the world, the workloads done and to do, and the counts so far.
+pub fn run<Sub: Subject>(
+    subject: &Sub,
+    settings: &Settings,
+    progress: impl Fn(&World, u64, u64, &Counts) + Sync,
+) -> Report {
+    #[expect(clippy::disallowed_methods, reason = "the budget is time by the clock")]
+    let now = Instant::now;
+    let start = now();
+    let mut report =
+        Report { worlds: Vec::new(), found: None, broken: None, complete: true, seconds: 0.0 };
+    let workers = match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        workers => workers,
+    };
+    let (shard, shards) = settings.shard;
+    let all = alphabet::count(settings.operations);
+    let todo = all / shards + u64::from(all % shards > shard);
+    for &world in &settings.worlds {
+        let mut explored = Explored {
+            world,
+            infeasible: None,
+            workloads: 0,
+            counts: Counts::default(),
+            hash: 0,
+            distinct: BTreeSet::new(),
+            probes: Probes::default(),
+            worker_seconds: 0.0,
+        };
+        if let Err(why) = trial::initial(subject, &world.geometry, world.initial) {
+            explored.infeasible = Some(why);
+            report.worlds.push(explored);
+            continue;
+        }
+        let next = AtomicU64::new(0);
+        let stop = AtomicBool::new(false);
+        let shared = Mutex::new((explored, None::<Found>, None::<String>));
+        let work = || {
+            let began = now();
+            let initial = trial::initial(subject, &world.geometry, world.initial)
+                .expect("it was feasible just before");
+            let Settings { profile, depth, .. } = *settings;
+            let mut walk = Walk::new(subject.clone(), world.session, profile, depth, initial);
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let late = settings.limit.is_some_and(|limit| start.elapsed() >= limit);
+                if number >= todo || late || stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let index = number * shards + shard;
+                let workload = alphabet::workload(index);
+                let ops: Vec<Op> = operations(&workload, &world.geometry);
+                let outcome = walk.workload(&ops);
+                let counts = walk.counts();
+                let mut shared = shared.lock().expect("no worker panics with the lock");
+                let (explored, found, broken) = &mut *shared;
+                explored.counts.add(&counts);
+                match outcome {
+                    Ok(_) => {
+                        explored.workloads += 1;
+                        explored.hash = explored.hash.wrapping_add(counts.hash(index));
+                        if explored.workloads.is_multiple_of(64) {
+                            progress(&world, explored.workloads, todo, &explored.counts);
+                        }
+                    }
+                    Err(Stop::Failed(failure)) => {
+                        if found.as_ref().is_none_or(|found| index < found.index) {
+                            let leaves = explored.counts.leaves;
+                            *found = Some(Found { world, index, workload, failure, leaves });
+                        }
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    Err(Stop::Broken(why)) => {
+                        *broken = Some(why);
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+            let mut shared = shared.lock().expect("no worker panics with the lock");
+            shared.0.distinct.append(&mut walk.distinct);
+            shared.0.probes.add(walk.probes());
+            shared.0.worker_seconds += began.elapsed().as_secs_f64();
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..workers {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let (explored, found, broken) =
+            shared.into_inner().expect("no worker panics with the lock");
+        report.complete &= explored.workloads == todo;
+        report.worlds.push(explored);
+        report.found = found;
+        report.broken = broken;
+        if report.found.is_some() || report.broken.is_some() {
+            report.complete = false;
+            break;
+        }
+    }
+    report.seconds = start.elapsed().as_secs_f64();
+    report
+}

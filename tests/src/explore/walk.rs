@@ -1,0 +1,462 @@
+//! One workload, and every state that a power cut in its last request can leave.
+//!
+//! ```text
+//!   request ──submits──> fork ──power cut──> crash disk ──audit──> leaf ──open, repair, repair──> recovered
+//!      │                  fork ─ ...             │  └─ another answer ─> leaf                │
+//!      └─ returns ──> disk, with more promised   └─ met before: nothing new                  └─ each write of it is a fork too
+//! ```
+//!
+//! The audit and the recovery run on the possible disk and are repeated for every combination of answers to what they ask
+//! of it, depth first; units that nobody reads stay sets, and the judge asks that the whole set is allowed. Nothing is lost
+//! by that because both are functions of what they read: a run that asks differently after the same answers is reported as
+//! a broken harness.
+//!
+//! Two memories keep this finite and honest, both forgotten after the workload:
+//!
+//! - a crash disk, with what the guest may see, is entered once;
+//! - recovery from a disk whose metadata the audit has decided runs once, whatever led there. Its outcome depends on that
+//!   disk alone, and what the guest may see was judged before it: recovery may not change contents (P3).
+//!
+//! Power cuts within recovery enter the same memory, so they are followed to the depth at which no new state appears.
+//! A power cut before the request has submitted anything leaves the disk of the end of the request before it, with more
+//! values allowed: it is judged there.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use faultfs::chooser::{Always, Choice, Chooser, Exhaustive, Taken};
+use faultfs::direct::{Direct, DirectOptions, run};
+use faultfs::disk::PossibleDisk;
+use faultfs::profile::Profile;
+use faultfs::values::Values;
+use model::evidence::ValueKey;
+use model::finding::Property;
+use model::guest::Guest;
+use model::judge::{Contents, Inherited, p0_misread};
+use model::op::Op;
+use model::payload::{self, UNIT};
+use qcow2_core::storage::IoBuf;
+
+use crate::campaign::{Shape, probe_answers};
+use crate::evidence::DiskEvidence;
+use crate::leaf::Answer;
+use crate::life::{Request, perform, probe_trace};
+use crate::probe::{Probe, Probes};
+use crate::recover::{Bench, Failure, collapse, whole_image};
+use crate::subject::{Refusal, Session, Subject, SubjectImage};
+
+/// What exploring has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Moments at which the power could fail.
+    pub crash_points: u64,
+    /// Of these, and of the power cuts in recovery, the ones that left a disk or a promise not met before.
+    pub crash_disks: u64,
+    /// Ways through a crash disk that were recovered from and judged in full.
+    pub leaves: u64,
+    /// Ways through a crash disk that ended, after the audit, in a disk that had been recovered from before.
+    pub memo_hits: u64,
+    /// Power cuts in recovery.
+    pub nested: u64,
+    /// How many power cuts in recovery followed each other at most.
+    pub deepest: u32,
+    /// Sum over all leaves of a hash of what was left after recovery.
+    pub digest: u64,
+}
+
+impl Counts {
+    /// Adds what was done elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        self.crash_points += other.crash_points;
+        self.crash_disks += other.crash_disks;
+        self.leaves += other.leaves;
+        self.memo_hits += other.memo_hits;
+        self.nested += other.nested;
+        self.deepest = self.deepest.max(other.deepest);
+        self.digest = self.digest.wrapping_add(other.digest);
+    }
+}
+
+/// Why a walk ended before its end.
+#[derive(Clone, Debug)]
+pub enum Stop {
+    /// The subject broke a promise.
+    Failed(Failure),
+    /// The run proves nothing.
+    Broken(String),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Every combination of answers, and what the present one is about.
+#[derive(Debug, Default)]
+struct Odometer {
+    wheels: Exhaustive,
+    answers: Vec<Answer>,
+}
+
+impl Chooser for Odometer {
+    fn choose(&mut self, options: u32, what: Choice<'_>) -> u32 {
+        let unit = match what {
+            Choice::Unit { unit, .. } | Choice::Read { unit, .. } | Choice::Write { unit, .. } => {
+                Some(unit)
+            }
+            _ => None,
+        };
+        let taken = self.wheels.choose(options, what);
+        self.answers.push(Answer { unit, options, taken });
+        taken
+    }
+}
+
+/// The probes that need a look at every leaf, or at every I/O: none of it is done once all are reached.
+const OF_LEAVES: [Probe; 4] =
+    [Probe::TornL2, Probe::TornRefcountBlock, Probe::L2WithoutRefcount, Probe::RefcountWithoutL2];
+const OF_TRACES: [Probe; 3] = [Probe::CopiedOnWrite, Probe::PaddedBothSides, Probe::HostDiscard];
+
+/// A crash disk that is still to be entered.
+struct Crashed {
+    disk: PossibleDisk,
+    guest: Arc<Guest>,
+    depth: u32,
+}
+
+/// Explores the workloads of one world, one after the other.
+pub struct Walk<Sub: Subject> {
+    bench: Bench<Sub>,
+    values: Values,
+    disk: PossibleDisk,
+    guest: Guest,
+    inherited: Inherited,
+    shape: Shape,
+    depth: u32,
+    odometer: Arc<Mutex<Odometer>>,
+    entered: BTreeSet<(u64, u64)>,
+    recovered: BTreeSet<u64>,
+    waiting: Vec<Crashed>,
+    forks: Vec<PossibleDisk>,
+    contents: Contents,
+    probes: Probes,
+    counts: Counts,
+    /// Hashes of everything that recovery left, of all workloads.
+    pub distinct: BTreeSet<u64>,
+    /// What recovery left, leaf by leaf, where somebody wants to see it all.
+    pub kept: Option<Vec<PossibleDisk>>,
+}
+
+impl<Sub: Subject> Walk<Sub> {
+    /// A walk from `disk`, which holds what `guest` says. Power cuts in recovery are followed to `depth`.
+    pub fn new(
+        subject: Sub,
+        session: Session,
+        profile: Profile,
+        depth: u32,
+        (mut disk, guest): (PossibleDisk, Guest),
+    ) -> Self {
+        let mut bench = Bench::new(subject, session, profile);
+        let inherited = crate::trial::inherited(&mut bench, &mut disk, &guest);
+        let shape = Shape::of(&bench);
+        Self {
+            bench,
+            values: disk.values().clone(),
+            disk,
+            guest,
+            inherited,
+            shape,
+            depth,
+            odometer: Arc::default(),
+            entered: BTreeSet::new(),
+            recovered: BTreeSet::new(),
+            waiting: Vec::new(),
+            forks: Vec::new(),
+            contents: Contents::default(),
+            probes: Probes::default(),
+            counts: Counts::default(),
+            distinct: BTreeSet::new(),
+            kept: None,
+        }
+    }
+
+    /// Runs a workload, one request at a time, and explores every power cut in its last request; without a request, in
+    /// opening the image.
+    ///
+    /// # Errors
+    /// The first violation, or why nothing is proved.
+    pub fn workload(&mut self, ops: &[Op]) -> Result<Counts, Stop> {
+        self.forget();
+        self.run(ops)?;
+        Ok(self.counts)
+    }
+
+    /// Begins a new workload: nothing is known.
+    pub fn forget(&mut self) {
+        self.entered.clear();
+        self.recovered.clear();
+        self.counts = Counts::default();
+    }
+
+    /// What has been done since the last [`forget`](Self::forget).
+    pub const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Situations met so far.
+    pub const fn probes(&self) -> &Probes {
+        &self.probes
+    }
+
+    fn run(&mut self, ops: &[Op]) -> Result<(), Stop> {
+        let session = self.bench.session;
+        let subject = self.bench.subject.clone();
+        let mut guest = self.guest.clone();
+        let trace = !self.reached(&OF_TRACES);
+        let options = DirectOptions { forks: ops.is_empty(), trace, ..DirectOptions::default() };
+        let direct = Direct::with_options(self.disk.clone(), Always(0), options);
+        if ops.is_empty() {
+            self.crash(&self.disk.clone(), &guest)?;
+        }
+        let mut image = opened(run(subject.open(direct.clone(), session)))?;
+        self.after(&direct, &guest, ops.is_empty())?;
+        for (number, op) in ops.iter().enumerate() {
+            let last = number + 1 == ops.len();
+            direct.take_forks(last);
+            let token = self.begin(&mut guest, op);
+            if *op == Op::Reopen {
+                finished(run(image.close()), "closing it")?;
+                self.forks_of(&direct, &guest, last)?;
+                guest.complete(token);
+                self.closed(&direct, &guest)?;
+                self.after(&direct, &guest, last)?;
+                image = opened(run(subject.open(direct.clone(), session)))?;
+            } else {
+                let request = op.clip(guest.size()).map(Request::Op);
+                finished(run(perform(&image, request.as_ref())), "a request")?;
+                self.forks_of(&direct, &guest, last)?;
+                guest.complete(token);
+            }
+            self.after(&direct, &guest, last)?;
+        }
+        direct.take_forks(false);
+        self.read_all(&image, &mut guest)?;
+        let token = guest.begin_flush();
+        finished(run(image.close()), "closing it")?;
+        guest.complete(token);
+        self.closed(&direct, &guest)?;
+        self.shape.compare(&Shape::of(&self.bench), &mut self.probes);
+        let remains = direct.power_off();
+        if let Some(trace) = remains.trace {
+            let cluster = self.shape.cluster_size();
+            probe_trace(trace.events(), cluster, &mut self.probes);
+        }
+        if let Some(breach) = remains.breaches.first() {
+            return Err(named(Property::P8, "contract-breach", breach.to_string()).into());
+        }
+        Ok(())
+    }
+
+    fn reached(&self, probes: &[Probe]) -> bool {
+        probes.iter().all(|&probe| self.probes.count(probe) > 0)
+    }
+
+    fn begin(&self, guest: &mut Guest, op: &Op) -> model::guest::Token {
+        let values = &self.values;
+        guest.begin(op, |unit, id| ValueKey(values.intern(&payload::unit(unit, id)).0))
+    }
+
+    /// P0: everything reads as it must.
+    fn read_all<I: SubjectImage>(&mut self, image: &I, guest: &mut Guest) -> Result<(), Stop> {
+        let size = guest.size();
+        let token = guest.begin_read(0, size / UNIT as u64);
+        let buf = IoBuf::zeroed(usize::try_from(size).expect("explored disks are small"), UNIT);
+        let read = finished(run(image.read(0, buf)), "a read")?;
+        let mut keys = Vec::new();
+        self.values.intern_all(&read, &mut keys);
+        let found: Vec<ValueKey> = keys.iter().map(|key| ValueKey(key.0)).collect();
+        guest.complete_read(token, &found).map_err(|misread| {
+            let evidence = DiskEvidence::new(&mut self.disk, &mut self.odometer);
+            let violation = p0_misread(&misread, &evidence, guest);
+            Failure { violation, moment: "in a read".to_owned() }.into()
+        })
+    }
+
+    /// P6: after a clean close the image is in order.
+    fn closed(&mut self, direct: &Direct<Always>, guest: &Guest) -> Result<(), Stop> {
+        let mut disk = direct.with_disk(|disk, _| disk.crash(self.bench.profile, &mut Always(0)));
+        let mut seen = guest.clone();
+        seen.crash();
+        let mut newest = Always(0);
+        let mut evidence = DiskEvidence::new(&mut disk, &mut newest);
+        match self.bench.judge.closed(&mut evidence, &seen, &self.inherited).first() {
+            Some(violation) => Err(Stop::Failed(Failure {
+                violation: violation.clone(),
+                moment: "after a clean close".to_owned(),
+            })),
+            None => Ok(()),
+        }
+    }
+
+    /// Power cuts at the forks so far, and now.
+    fn after(&mut self, direct: &Direct<Always>, guest: &Guest, judged: bool) -> Result<(), Stop> {
+        self.forks_of(direct, guest, judged)?;
+        if judged {
+            let now = direct.with_disk(|disk, _| disk.clone());
+            self.crash(&now, guest)?;
+        }
+        Ok(())
+    }
+
+    fn forks_of(&mut self, direct: &Direct<Always>, guest: &Guest, keep: bool) -> Result<(), Stop> {
+        for fork in direct.take_forks(keep) {
+            self.crash(&fork, guest)?;
+        }
+        Ok(())
+    }
+
+    /// The power fails: explores everything that may then be found on `live`.
+    ///
+    /// # Errors
+    /// The first violation, or why nothing is proved.
+    pub fn crash(&mut self, live: &PossibleDisk, guest: &Guest) -> Result<(), Stop> {
+        self.counts.crash_points += 1;
+        let mut seen = guest.clone();
+        seen.crash();
+        self.enter(live, &Arc::new(seen), 0);
+        while let Some(crashed) = self.waiting.pop() {
+            self.explore(&crashed)?;
+        }
+        Ok(())
+    }
+
+    /// Every disk that the power cut may leave before anybody has looked: one, if writes are torn unit by unit.
+    fn enter(&mut self, live: &PossibleDisk, guest: &Arc<Guest>, depth: u32) {
+        let mut cut = Exhaustive::new();
+        loop {
+            let disk = live.crash(self.bench.profile, &mut cut);
+            if self.entered.insert((disk.state_hash(), guest.allowed_hash())) {
+                self.counts.crash_disks += 1;
+                self.counts.deepest = self.counts.deepest.max(depth);
+                self.waiting.push(Crashed { disk, guest: Arc::clone(guest), depth });
+            }
+            if !cut.advance() {
+                return;
+            }
+        }
+    }
+
+    fn explore(&mut self, crashed: &Crashed) -> Result<(), Stop> {
+        self.turn(|odometer| *odometer = Odometer::default());
+        // The disk that recovery last ran on, and the answers that the audit before it had: the same once more is not met
+        // again but gone on with, because recovery has asked something too.
+        let mut running: Option<(u64, Vec<Taken>)> = None;
+        loop {
+            self.leaf(crashed, &mut running)?;
+            let (more, diverged) = self.turn(|odometer| {
+                odometer.answers.clear();
+                (odometer.wheels.advance(), odometer.wheels.diverged())
+            });
+            if diverged {
+                let why = "recovery asked differently after the same answers";
+                return Err(Stop::Broken(why.to_owned()));
+            }
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One way through a crash disk.
+    fn leaf(
+        &mut self,
+        crashed: &Crashed,
+        running: &mut Option<(u64, Vec<Taken>)>,
+    ) -> Result<(), Stop> {
+        let mut disk = crashed.disk.clone();
+        let mut odometer = Arc::clone(&self.odometer);
+        let moment = if crashed.depth == 0 {
+            "after the power cut"
+        } else {
+            "after a power cut in recovery"
+        };
+        self.bench.state(&mut disk, &crashed.guest, &mut odometer, None, moment)?;
+        let decided = disk.state_hash();
+        let same = running.as_ref().is_some_and(|(hash, taken)| {
+            *hash == decided && self.turn(|odometer| odometer.wheels.taken() == taken)
+        });
+        if !same {
+            if !self.recovered.insert(decided) {
+                self.counts.memo_hits += 1;
+                return Ok(());
+            }
+            *running = Some((decided, self.turn(|odometer| odometer.wheels.taken().to_vec())));
+        }
+        if !self.reached(&OF_LEAVES) {
+            let odometer = self.odometer.lock().unwrap_or_else(PoisonError::into_inner);
+            probe_answers(&odometer.answers, &self.bench, &mut self.probes);
+        }
+        self.contents.clone_from(self.bench.contents(&mut disk, &mut odometer));
+        let mut forks = std::mem::take(&mut self.forks);
+        let recovered = self.bench.recover(
+            disk,
+            &crashed.guest,
+            &odometer,
+            &mut self.probes,
+            Some(&mut forks),
+        )?;
+        self.counts.leaves += 1;
+        match crashed.depth {
+            0 => {}
+            1 => self.probes.hit(Probe::CrashInRepair),
+            _ => self.probes.hit(Probe::NestedTwice),
+        }
+        if recovered.leaks > 0 {
+            self.probes.hit(Probe::LeakRepaired);
+        }
+        let left = recovered.disk.content_hash();
+        self.counts.digest = self.counts.digest.wrapping_add(left);
+        self.distinct.insert(left);
+        if let Some(kept) = &mut self.kept {
+            kept.push(recovered.disk);
+        }
+        self.counts.nested += forks.len() as u64;
+        if crashed.depth < self.depth && !forks.is_empty() {
+            let mut ground = Guest::clone(&crashed.guest);
+            collapse(&mut ground, &self.contents);
+            let ground = Arc::new(ground);
+            for fork in &forks {
+                self.enter(fork, &ground, crashed.depth + 1);
+            }
+        }
+        forks.clear();
+        self.forks = forks;
+        Ok(())
+    }
+
+    fn turn<R>(&self, step: impl FnOnce(&mut Odometer) -> R) -> R {
+        step(&mut self.odometer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn named(property: Property, kind: &'static str, story: String) -> Failure {
+    let mut violation = whole_image(property, kind);
+    violation.story = story;
+    Failure { violation, moment: "while it ran".to_owned() }
+}
+
+/// What a request returned. Nothing fails here, so nothing may be refused.
+fn finished<T>(done: Option<Result<T, String>>, what: &str) -> Result<T, Failure> {
+    match done {
+        None => Err(named(Property::P7, "hangs", format!("{what} never ended"))),
+        Some(Err(text)) => {
+            Err(named(Property::P8, "unprovoked-error", format!("{what} failed: {text}")))
+        }
+        Some(Ok(value)) => Ok(value),
+    }
+}
+
+fn opened<T>(done: Option<Result<T, Refusal>>) -> Result<T, Failure> {
+    finished(done.map(|image| image.map_err(|refusal| format!("{refusal:?}"))), "opening it")
+}

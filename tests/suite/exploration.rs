@@ -1,0 +1,246 @@
+//! Exploration is complete, and its certificate is one that anybody can make again.
+//!
+//! Goal: branching only where recovery reads loses no state. Method: on workloads small enough, every combination of units
+//! and lengths that a power cut may leave is written out as a disk of single values and recovered from, without the
+//! explorer; what comes out must be what the explorer's recovered disks expand to, no more and no less.
+
+use std::collections::BTreeSet;
+
+use faultfs::chooser::{Always, Exhaustive};
+use faultfs::direct::{Direct, DirectOptions, run};
+use faultfs::disk::PossibleDisk;
+use faultfs::profile::Profile;
+use model::build::Initial;
+use model::op::Op;
+use qcow2_crashtest::explore::alphabet::{Symbol, World, operations, worlds};
+use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
+use qcow2_crashtest::explore::walk::{Stop, Walk};
+use qcow2_crashtest::explore::{self, Settings};
+use qcow2_crashtest::life::{Request, perform};
+use qcow2_crashtest::subject::{Qcow2Core, Session, Subject};
+use qcow2_crashtest::trial;
+use qcow2_crashtest::{corpus, probe::Probe};
+
+/// More combinations than this of one crash disk are left out, and counted.
+const MOST: u64 = 1 << 13;
+
+type Images = BTreeSet<Vec<u8>>;
+
+/// Every image that a disk of sets may be; none if there are too many.
+fn expand(disk: &PossibleDisk) -> Option<Images> {
+    let mut combinations = disk.possible_lengths().len() as u64;
+    let mut keys = Vec::new();
+    for unit in disk.undecided() {
+        keys.clear();
+        disk.peek(unit, &mut keys);
+        combinations = combinations.saturating_mul(keys.len() as u64);
+    }
+    if combinations > MOST {
+        return None;
+    }
+    let mut images = Images::new();
+    let mut odometer = Exhaustive::new();
+    loop {
+        images.insert(disk.clone().image(&mut odometer));
+        if !odometer.advance() {
+            return Some(images);
+        }
+    }
+}
+
+/// What a power cut may leave of a live disk.
+fn crashed(live: &PossibleDisk) -> PossibleDisk {
+    live.crash(Profile::TornLength, &mut Always(0))
+}
+
+/// The disks that a power cut in the last request of a workload can find.
+fn crash_disks(world: &World, ops: &[Op]) -> Vec<PossibleDisk> {
+    let subject = Qcow2Core::default();
+    let (disk, guest) = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+    let mut size = guest.size();
+    let options = DirectOptions { forks: ops.is_empty(), ..DirectOptions::default() };
+    let mut all = if ops.is_empty() { vec![disk.clone()] } else { Vec::new() };
+    let direct = Direct::with_options(disk, Always(0), options);
+    let mut image = run(subject.open(direct.clone(), world.session)).unwrap().unwrap();
+    for (number, op) in ops.iter().enumerate() {
+        direct.take_forks(number + 1 == ops.len());
+        if *op == Op::Reopen {
+            run(image.close()).unwrap().unwrap();
+            image = run(subject.open(direct.clone(), world.session)).unwrap().unwrap();
+        } else {
+            let request = op.clip(size).map(Request::Op);
+            run(perform(&image, request.as_ref())).unwrap().unwrap();
+        }
+        if let Op::Grow { to } = *op {
+            size = to;
+        }
+    }
+    all.extend(direct.take_forks(false));
+    all.push(direct.with_disk(|disk, _| disk.clone()));
+    all
+}
+
+/// Recovers from one image: what opening it leaves, and the disks that power cuts on the way can find.
+fn recover(bytes: &[u8], live: &PossibleDisk, session: Session) -> (Vec<u8>, Vec<PossibleDisk>) {
+    let subject = Qcow2Core::default();
+    let disk = PossibleDisk::from_extents(live.values(), bytes.len() as u64, [(0, bytes)]);
+    let options = || DirectOptions { forks: true, ..DirectOptions::default() };
+    let direct = Direct::with_options(disk, Always(0), options());
+    drop(run(subject.open(direct.clone(), session)).unwrap().unwrap());
+    let opened = direct.power_off();
+    let mut forks = opened.forks;
+    let direct = Direct::with_options(opened.disk.clone(), Always(0), options());
+    run(subject.repair(direct.clone())).unwrap().unwrap();
+    forks.extend(direct.power_off().forks);
+    let mut newest = Always(0);
+    (opened.disk.clone().image(&mut newest), forks)
+}
+
+/// What both ways find for one workload; none if it is too large to write out.
+fn both_ways(world: &World, symbols: &[Symbol]) -> Option<(Images, Images, bool)> {
+    let ops = operations(symbols, &world.geometry);
+    let subject = Qcow2Core::default();
+    let initial = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+    let mut walk = Walk::new(subject, world.session, Profile::TornLength, 1, initial);
+    walk.kept = Some(Vec::new());
+    walk.workload(&ops).map_err(|stop| format!("{stop:?}")).unwrap();
+    let mut lazy = Images::new();
+    for disk in walk.kept.take().unwrap() {
+        lazy.append(&mut expand(&disk)?);
+    }
+
+    let mut brute = Images::new();
+    let mut seen = Images::new();
+    let mut nested = Vec::new();
+    for live in crash_disks(world, &ops) {
+        for image in expand(&crashed(&live))? {
+            if seen.insert(image.clone()) {
+                let (recovered, forks) = recover(&image, &live, world.session);
+                brute.insert(recovered);
+                nested.extend(forks);
+            }
+        }
+    }
+    let twice = !nested.is_empty();
+    let mut entered = BTreeSet::new();
+    for live in nested {
+        let crashed = crashed(&live);
+        if entered.insert(crashed.content_hash()) {
+            for image in expand(&crashed)? {
+                if seen.insert(image.clone()) {
+                    brute.insert(recover(&image, &live, world.session).0);
+                }
+            }
+        }
+    }
+    Some((lazy, brute, twice))
+}
+
+#[test]
+fn branching_where_recovery_reads_finds_what_writing_out_every_image_finds() {
+    let (mut compared, mut left_out, mut nested, mut images) = (0, 0, 0, 0);
+    let sizes = [512, 1024];
+    let kinds = [Initial::Fresh, Initial::Leaky, Initial::Dirty, Initial::Fragmented];
+    for world in worlds(&sizes, &[false, true], &kinds) {
+        for index in (0..explore::alphabet::count(1)).chain([20, 40, 75, 100, 120, 148]) {
+            let workload = explore::alphabet::workload(index);
+            let Some((lazy, brute, twice)) = both_ways(&world, &workload) else {
+                left_out += 1;
+                continue;
+            };
+            assert_eq!(lazy.len(), brute.len(), "{workload:?} on {world:?}");
+            assert!(lazy == brute, "{workload:?} on {world:?}");
+            compared += 1;
+            nested += usize::from(twice);
+            images += brute.len();
+        }
+    }
+    println!("{compared} workloads compared, {images} recovered images, {left_out} left out");
+    assert!(compared > 150 && nested > 50, "{compared} compared, {nested} nested");
+    assert!(left_out * 10 < compared, "{left_out} were too large to write out");
+}
+
+fn settings(operations: u32, worlds: Vec<World>) -> Settings {
+    Settings {
+        worlds,
+        operations,
+        depth: u32::MAX,
+        profile: Profile::TornLength,
+        shard: (0, 1),
+        limit: None,
+        workers: 0,
+    }
+}
+
+fn everything() -> Vec<World> {
+    worlds(&[512, 1024, 4096], &[false, true], &Initial::ALL)
+}
+
+#[test]
+fn the_small_certificate_is_reproduced_bit_for_bit() {
+    let path = corpus::folder().join("certificates/one-request.json");
+    let text = std::fs::read_to_string(path).unwrap();
+    let kept: Certificate = serde_json::from_str(&text).unwrap();
+    let settings = settings(1, everything());
+    let subject = Qcow2Core::default();
+    let report = explore::run(&subject, &settings, |_, _, _, _| {});
+    assert!(report.complete && report.found.is_none(), "{:?}", report.found);
+    let made = Certificate::new(subject.name(), &settings, &report);
+    assert_eq!(made.without_source().to_json(), kept.without_source().to_json());
+}
+
+#[test]
+fn shards_merge_into_the_certificate_of_the_whole_in_any_order() {
+    let worlds = worlds(&[1024], &[false], &[Initial::Fresh, Initial::Fragmented]);
+    let whole = settings(2, worlds);
+    let subject = Qcow2Core::default();
+    let certificate = {
+        let report = explore::run(&subject, &whole, |_, _, _, _| {});
+        Certificate::new(subject.name(), &whole, &report)
+    };
+    let parts: Vec<Part> = (0..3)
+        .map(|shard| {
+            let settings = Settings { shard: (shard, 3), workers: 1, ..whole.clone() };
+            let report = explore::run(&subject, &settings, |_, _, _, _| {});
+            Part::new(subject.name(), &settings, &report)
+        })
+        .collect();
+    for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+        let mut merged = parts[order[0]].clone();
+        merged.merge(&parts[order[1]]).unwrap();
+        let missing = MergeError::Missing { missing: order[2] as u64, of: 3 };
+        assert_eq!(merged.clone().whole(), Err(missing));
+        assert_eq!(merged.merge(&parts[order[0]]), Err(MergeError::Twice(order[0] as u64)));
+        merged.merge(&parts[order[2]]).unwrap();
+        assert_eq!(merged.whole().unwrap().to_json(), certificate.to_json());
+    }
+}
+
+#[test]
+fn a_broken_rule_is_found_and_the_workload_is_the_shortest() {
+    let subject = Qcow2Core::without(["refcount-before-reference"]).unwrap();
+    let worlds = worlds(&[1024], &[false], &[Initial::Fresh]);
+    let report = explore::run(&subject, &settings(2, worlds), |_, _, _, _| {});
+    let found = report.found.expect("counts may lag behind references");
+    assert_eq!(found.workload.len(), 1, "{:?}", found.workload);
+    assert_eq!(found.failure.violation.kind, "refcount-too-low");
+    let trial = found.trial(&subject, Profile::TornLength).expect("it is one way through a case");
+    let outcome = trial::run(&subject, &trial.trial).unwrap();
+    assert_eq!(outcome.failure.unwrap().1.violation.kind, "refcount-too-low");
+}
+
+#[test]
+fn power_cuts_in_recovery_are_followed_and_probed() {
+    let subject = Qcow2Core::default();
+    let world = World::new(10, true, Initial::Fresh);
+    let initial = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+    let mut walk = Walk::new(subject, world.session, Profile::TornLength, u32::MAX, initial);
+    let workload = [Symbol::WriteA, Symbol::Flush, Symbol::DiscardA];
+    let counts = match walk.workload(&operations(&workload, &world.geometry)) {
+        Ok(counts) => counts,
+        Err(Stop::Failed(failure)) => panic!("{}", failure.violation),
+        Err(Stop::Broken(why)) => panic!("{why}"),
+    };
+    assert!(counts.nested > 0 && counts.deepest > 0, "{counts:?}");
+    assert!(walk.probes().count(Probe::CrashInRepair) > 0);
+}
