@@ -13,6 +13,7 @@
 use std::io;
 use std::ops::Range;
 
+use crate::barrier::Barrier;
 use crate::cache::Kind;
 use crate::claims::Resource;
 use crate::error::IoError;
@@ -381,7 +382,8 @@ impl<S: Storage> Image<S> {
                 |_, _| {},
             )
             .await?;
-        self.ensure(Rule::DirtyBeforeUncounted, &[Before::Written(stamp)]).await?;
+        self.ensure(Rule::DirtyBeforeUncounted, Barrier::DirtyBit, &[Before::Written(stamp)])
+            .await?;
         self.with(|state| state.dirty_durable = true).await;
         Ok(())
     }
@@ -539,7 +541,7 @@ impl<S: Storage> Image<S> {
             before.push(Before::Written(state.length_stamp));
         })
         .await;
-        self.ensure(Rule::CopyBeforeSwitch, &before).await?;
+        self.ensure(Rule::CopyBeforeSwitch, Barrier::RefcountTableSwitch, &before).await?;
         let mut header = self.claim(Resource::Header).await?;
         let old = old_offset..old_offset + 8 * old_entries;
         self.write_header(

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+use crate::barrier::Barrier;
 use crate::error::{CheckError, OpenError};
 use crate::format::entry::{EntryError, L1Entry, L2Entry, Mapping, RefcountTableEntry};
 use crate::format::feature::Incompatible;
@@ -407,11 +408,13 @@ impl<S: Storage> Disk<'_, S> {
     }
 
     /// Waits until everything written is durable, if `rule` asks for it.
-    async fn ensure(&mut self, rule: Rule) -> Result<(), CheckError> {
+    async fn ensure(&mut self, rule: Rule, barrier: Barrier) -> Result<(), CheckError> {
         if self.unflushed && self.rules.hold(rule) {
-            let action = "flushing a repair";
-            let result = self.storage.flush().await;
-            result.map_err(|source| CheckError::Storage { action, offset: 0, source })?;
+            if !self.rules.skips(barrier) {
+                let action = "flushing a repair";
+                let result = self.storage.flush().await;
+                result.map_err(|source| CheckError::Storage { action, offset: 0, source })?;
+            }
             self.unflushed = false;
         }
         Ok(())
@@ -814,7 +817,7 @@ impl<S: Storage> Mender<'_, '_, S> {
         let writes = found || repair == Repair::Rebuild;
         if writes && !was_dirty && self.header.version >= 3 {
             self.write_header(|header| header.incompatible |= Incompatible::DIRTY).await?;
-            self.disk.ensure(Rule::DirtyBeforeRepair).await?;
+            self.disk.ensure(Rule::DirtyBeforeRepair, Barrier::RepairDirtyBit).await?;
         }
         if repair == Repair::Rebuild || !leaks_only && !self.survey.sound {
             if !self.rebuild().await? {
@@ -834,13 +837,13 @@ impl<S: Storage> Mender<'_, '_, S> {
             self.report.corruptions_fixed = self.report.corruptions - self.survey.shared;
             self.report.repaired(|problem| !matches!(problem, Problem::Shared { .. }));
         }
-        self.disk.ensure(Rule::AllBeforeClean).await?;
+        self.disk.ensure(Rule::AllBeforeClean, Barrier::RepairBeforeClean).await?;
         if self.report.is_consistent() {
             self.write_header(|header| header.incompatible -= flags).await?;
         } else if !was_dirty {
             self.write_header(|header| header.incompatible -= Incompatible::DIRTY).await?;
         }
-        self.disk.ensure(Rule::DurableBeforeAcknowledge).await
+        self.disk.ensure(Rule::DurableBeforeAcknowledge, Barrier::Repair).await
     }
 
     async fn write_header(&mut self, change: impl FnOnce(&mut Header)) -> Result<(), CheckError> {
@@ -964,7 +967,7 @@ impl<S: Storage> Mender<'_, '_, S> {
         }
         let table_offset = (end - table_clusters) * size;
         self.disk.write(table_offset, &table).await?;
-        self.disk.ensure(Rule::CopyBeforeSwitch).await?;
+        self.disk.ensure(Rule::CopyBeforeSwitch, Barrier::RepairSwitch).await?;
         self.write_header(|header| {
             header.refcount_table_offset = table_offset;
             header.refcount_table_clusters =

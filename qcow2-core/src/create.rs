@@ -7,13 +7,14 @@
 //!
 //! The header's first sector is written last, when everything else is durable: until then the file is no image.
 
+use crate::barrier::Barrier;
 use crate::error::CreateError;
 use crate::format::entry::RefcountTableEntry;
 use crate::format::feature::Compatible;
 use crate::format::header::Header;
 use crate::format::{limits, refcount};
 use crate::options::CreateOptions;
-use crate::rule::Rule;
+use crate::rule::{Rule, Rules};
 use crate::storage::{Durability, IoBuf, Storage, UNIT};
 
 /// Makes `storage` an empty image, whatever it held before. Durable when it returns.
@@ -28,7 +29,7 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
 
     let out = Output { storage, alignment: storage.limits().alignment };
     out.step("emptying the file", storage.set_len(0).await)?;
-    out.step("flushing", storage.flush().await)?;
+    out.flush(Barrier::CreateEmptied, options.rules).await?;
     out.step("growing the file", storage.set_len(clusters * size).await)?;
     if !storage.limits().unwritten_reads_zero {
         let tables = 0..clusters * size;
@@ -60,10 +61,10 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
         out.write(UNIT as u64, rest).await?;
     }
     if options.rules.hold(Rule::HeaderLast) {
-        out.step("flushing", storage.flush().await)?;
+        out.flush(Barrier::CreateBeforeHeader, options.rules).await?;
     }
     out.write(0, first).await?;
-    out.step("flushing", storage.flush().await)
+    out.flush(Barrier::Create, options.rules).await
 }
 
 /// Checks the options and places the tables.
@@ -118,6 +119,13 @@ struct Output<'a, S> {
 impl<S: Storage> Output<'_, S> {
     fn step(&self, action: &'static str, result: std::io::Result<()>) -> Result<(), CreateError> {
         result.map_err(|source| CreateError::Storage { action, source })
+    }
+
+    async fn flush(&self, barrier: Barrier, rules: Rules) -> Result<(), CreateError> {
+        if rules.skips(barrier) {
+            return Ok(());
+        }
+        self.step("flushing", self.storage.flush().await)
     }
 
     async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), CreateError> {

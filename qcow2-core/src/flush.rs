@@ -4,6 +4,7 @@
 //! flushes as those edges leave: all pages that may go now, one flush, all pages that may go then, and so on. While the
 //! dirty bit is durable, refcount structures stay behind.
 
+use crate::barrier::Barrier;
 use crate::cache::Need;
 use crate::claims::Resource;
 use crate::error::IoError;
@@ -45,7 +46,12 @@ impl<S: Storage> Image<S> {
         self.restore_header().await?;
         self.write_pages(false).await?;
         let newest = self.with(|state| state.clock.newest()).await;
-        self.ensure(Rule::DurableBeforeAcknowledge, &[Before::Written(newest)]).await?;
+        self.ensure(
+            Rule::DurableBeforeAcknowledge,
+            Barrier::GuestFlush,
+            &[Before::Written(newest)],
+        )
+        .await?;
         self.with(|state| state.accepts_changes()).await?;
         if self.now(|state| state.reap_due) {
             self.reap().await?;
@@ -60,7 +66,7 @@ impl<S: Storage> Image<S> {
             match self.with(|state| state.next_for(&mut targets)).await {
                 Need::Nothing => return Ok(()),
                 Need::Write(page) => self.write_page(page).await?,
-                Need::Flush(stamp) => self.flush_storage(stamp).await?,
+                Need::Flush(stamp) => self.flush_storage(Barrier::PagesInOrder, stamp).await?,
             }
         }
     }
@@ -82,11 +88,12 @@ impl<S: Storage> Image<S> {
                 break;
             }
             let newest = self.with(|state| state.clock.newest()).await;
-            self.flush_storage(newest).await?;
+            self.flush_storage(Barrier::CloseFreed, newest).await?;
             self.reap().await?;
         }
         let newest = self.with(|state| state.clock.newest()).await;
-        self.ensure(Rule::AllBeforeClean, &[Before::Written(newest)]).await?;
+        self.ensure(Rule::AllBeforeClean, Barrier::CloseBeforeClean, &[Before::Written(newest)])
+            .await?;
         if self.now(|state| state.marked_dirty()) {
             let mut claim = self.claim(Resource::Header).await?;
             self.write_header(
@@ -97,7 +104,8 @@ impl<S: Storage> Image<S> {
             .await?;
         }
         let newest = self.with(|state| state.clock.newest()).await;
-        self.ensure(Rule::DurableBeforeAcknowledge, &[Before::Written(newest)]).await?;
+        self.ensure(Rule::DurableBeforeAcknowledge, Barrier::Close, &[Before::Written(newest)])
+            .await?;
         self.with(|state| state.accepts_changes()).await?;
         Ok(self.storage)
     }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 
+use crate::barrier::Barrier;
 use crate::cache::{Kind, Need, Room};
 use crate::claims::{Resource, Turn};
 use crate::error::IoError;
@@ -176,7 +177,7 @@ impl<S: Storage> Image<S> {
             match self.with(|state| state.cache.next_step(page, &state.clock)).await {
                 Need::Nothing if page == target => return Ok(()),
                 Need::Nothing => page = target,
-                Need::Flush(stamp) => self.flush_storage(stamp).await?,
+                Need::Flush(stamp) => self.flush_storage(Barrier::PageInOrder, stamp).await?,
                 Need::Write(first) if first == page => {
                     self.write_page_now(page).await?;
                     if page == target {
@@ -217,7 +218,11 @@ impl<S: Storage> Image<S> {
     }
 
     /// Makes everything that carries `stamp` or an earlier one durable.
-    pub(crate) async fn flush_storage(&self, stamp: Stamp) -> Result<(), IoError> {
+    pub(crate) async fn flush_storage(
+        &self,
+        barrier: Barrier,
+        stamp: Stamp,
+    ) -> Result<(), IoError> {
         let mut claim = self.claim(Resource::Flush).await?;
         let flush = self
             .with(|state| {
@@ -226,7 +231,7 @@ impl<S: Storage> Image<S> {
             })
             .await?;
         let Some(flush) = flush else { return Ok(()) };
-        let result = claim.flush().await;
+        let result = claim.flush(barrier).await;
         // In the same step as its end: between the two, a failure could be dropped with the future.
         self.now(|state| match result {
             Ok(()) => {
@@ -239,7 +244,12 @@ impl<S: Storage> Image<S> {
     }
 
     /// Waits until all of `before` is durable, if `rule` asks for it.
-    pub(crate) async fn ensure(&self, rule: Rule, before: &[Before]) -> Result<(), IoError> {
+    pub(crate) async fn ensure(
+        &self,
+        rule: Rule,
+        barrier: Barrier,
+        before: &[Before],
+    ) -> Result<(), IoError> {
         if !self.now(|state| state.rules.hold(rule)) {
             return Ok(());
         }
@@ -248,7 +258,7 @@ impl<S: Storage> Image<S> {
                 match self.with(|state| state.cache.need(before, &state.clock)).await {
                     Need::Nothing => break,
                     Need::Write(page) => self.write_page(page).await?,
-                    Need::Flush(stamp) => self.flush_storage(stamp).await?,
+                    Need::Flush(stamp) => self.flush_storage(barrier, stamp).await?,
                 }
             }
         }
@@ -300,7 +310,7 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         let stamp = self.write_header(&mut claim, |_| {}, |_, _| {}).await?;
-        self.flush_storage(stamp).await
+        self.flush_storage(Barrier::HeaderRestored, stamp).await
     }
 
     /// Checks a guest range and that it can be changed.
@@ -373,7 +383,10 @@ impl<S: Storage> Claim<'_, S> {
     }
 
     /// Flushes under the claim.
-    async fn flush(&mut self) -> std::io::Result<()> {
+    async fn flush(&mut self, barrier: Barrier) -> std::io::Result<()> {
+        if self.image.options.rules.skips(barrier) {
+            return Ok(());
+        }
         self.in_flight = true;
         let result = self.image.storage.flush().await;
         self.in_flight = false;

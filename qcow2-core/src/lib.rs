@@ -21,6 +21,7 @@
 //! external data files, extended L2 entries and persistent bitmaps are refused by name.
 
 mod alloc;
+mod barrier;
 pub mod blocking;
 mod cache;
 mod check;
@@ -42,6 +43,7 @@ pub mod storage;
 mod write;
 mod zero;
 
+pub use barrier::Barrier;
 pub use check::{CheckReport, Finding, MAX_FINDINGS, Problem, Repair, check};
 pub use create::create;
 pub use error::{CheckError, CreateError, IoError, OpenError};

@@ -1,5 +1,6 @@
 //! Opening an image, in the order in which its fields can be trusted: header, features, then repair where it is due.
 
+use crate::barrier::Barrier;
 use crate::check::{self, Repair};
 use crate::claims::Resource;
 use crate::error::{IoError, OpenError};
@@ -55,7 +56,9 @@ impl<S: Storage> Image<S> {
             let stamp = image
                 .write_header(&mut claim, |header| header.autoclear = known, |_, _| {})
                 .await?;
-            image.ensure(Rule::DurableBeforeAcknowledge, &[Before::Written(stamp)]).await?;
+            image
+                .ensure(Rule::DurableBeforeAcknowledge, Barrier::Open, &[Before::Written(stamp)])
+                .await?;
             drop(claim);
         }
         Ok(image)

@@ -6,6 +6,7 @@
 //!      old L1 <─ before ────────┴──── after ─> new L1: copy of the old, then zeroes
 //! ```
 
+use crate::barrier::Barrier;
 use crate::cache::Kind;
 use crate::claims::Resource;
 use crate::error::IoError;
@@ -71,8 +72,8 @@ impl<S: Storage> Image<S> {
             before.push(Before::Written(state.length_stamp));
         })
         .await;
-        self.ensure(Rule::RefcountBeforeReference, &counts).await?;
-        self.ensure(Rule::CopyBeforeSwitch, &before).await?;
+        self.ensure(Rule::RefcountBeforeReference, Barrier::L1Counts, &counts).await?;
+        self.ensure(Rule::CopyBeforeSwitch, Barrier::L1Switch, &before).await?;
         let mut switch = self.claim(Resource::Header).await?;
         self.write_header(
             &mut switch,

@@ -5,6 +5,8 @@
 //! lines: it asks [`Rules`] whether the rule holds and records an edge (see the `order` module), or waits for one. So a
 //! harness can take one rule away from one image and must then be able to show the damage.
 
+use crate::barrier::Barrier;
+
 /// A named write order. `before` must be durable (or settled, where it says so) before `after` may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -134,11 +136,13 @@ impl std::fmt::Display for Rule {
     }
 }
 
-/// The rules that one image obeys: all of them, unless the feature `sabotage` took some away.
+/// The rules that one image obeys and the flushes that it does: all of them, unless the feature `sabotage` took some away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Rules {
     #[cfg(feature = "sabotage")]
     broken: u32,
+    #[cfg(feature = "sabotage")]
+    skipped: u32,
 }
 
 impl Rules {
@@ -147,6 +151,8 @@ impl Rules {
         Self {
             #[cfg(feature = "sabotage")]
             broken: 0,
+            #[cfg(feature = "sabotage")]
+            skipped: 0,
         }
     }
 
@@ -154,7 +160,26 @@ impl Rules {
     #[cfg(feature = "sabotage")]
     #[must_use]
     pub const fn without(self, rule: Rule) -> Self {
-        Self { broken: self.broken | 1 << rule as u32 }
+        Self { broken: self.broken | 1 << rule as u32, ..self }
+    }
+
+    /// The same rules, with a flush that does nothing.
+    #[cfg(feature = "sabotage")]
+    #[must_use]
+    pub const fn without_flush(self, barrier: Barrier) -> Self {
+        Self { skipped: self.skipped | 1 << barrier as u32, ..self }
+    }
+
+    /// Whether the flush of that name is to do nothing.
+    #[cfg(feature = "sabotage")]
+    pub const fn skips(self, barrier: Barrier) -> bool {
+        self.skipped & (1 << barrier as u32) != 0
+    }
+
+    /// Whether the flush of that name is to do nothing.
+    #[cfg(not(feature = "sabotage"))]
+    pub(crate) const fn skips(self, _: Barrier) -> bool {
+        false
     }
 
     /// Whether `rule` is to be obeyed.

@@ -170,10 +170,13 @@ pub fn explore<Sub: Subject>(
         bar.finish_and_clear();
     }
     say(&format!(
-        "{}, profile {}, all workloads of up to {} requests, {}: {:.1} s\n",
+        "{}, profile {}, {}, {}: {:.1} s\n",
         subject.name(),
         settings.profile,
-        settings.operations,
+        match settings.preemptions {
+            None => format!("all workloads of up to {} requests", settings.operations),
+            Some(most) => format!("all pairs of requests at once, up to {most} preemptions"),
+        },
         match settings.depth {
             u32::MAX => "power cuts in recovery to a fixed point".to_owned(),
             depth => format!("power cuts in recovery to depth {depth}"),

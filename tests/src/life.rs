@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
-use faultfs::chooser::{Always, Chooser};
+use faultfs::chooser::Always;
 use faultfs::disk::PossibleDisk;
 use faultfs::exec::{Sim, SimOptions, SimStorage, Step};
 use faultfs::fault::Planned;
@@ -175,11 +175,24 @@ pub fn run<Sub: Subject>(
     guest: Guest,
     script: &Script,
     probes: &mut Probes,
+    observe: impl FnMut(&Moment<'_>) -> ControlFlow<()>,
+) -> LifeEnd {
+    let schedule = order(&script.order);
+    run_scheduled(subject, disk, guest, script, schedule, probes, observe)
+}
+
+/// The same with a schedule in the place of the script's.
+pub fn run_scheduled<Sub: Subject>(
+    subject: &Sub,
+    disk: PossibleDisk,
+    guest: Guest,
+    script: &Script,
+    schedule: Box<dyn Schedule + Send>,
+    probes: &mut Probes,
     mut observe: impl FnMut(&Moment<'_>) -> ControlFlow<()>,
 ) -> LifeEnd {
     let values = disk.values().clone();
-    let (schedule, chooser) = order(&script.order);
-    let mut options = SimOptions::new(schedule, chooser);
+    let mut options = SimOptions::new(schedule, Always(0));
     options.faults = Box::new(script.faults.clone());
     let mut sim = Sim::new(disk, options);
     let book: Shared = Arc::new(Mutex::new(Book {
@@ -392,20 +405,17 @@ fn failed(property: Property, kind: &'static str, story: String) -> Ended {
     Ended::Failed(Failure { violation, moment: "while it ran".to_owned() })
 }
 
-/// The schedule, and what decides the few things that a live disk leaves open.
-fn order(order: &Order) -> (Box<dyn Schedule + Send>, Box<dyn Chooser + Send>) {
+/// The schedule of an order.
+fn order(order: &Order) -> Box<dyn Schedule + Send> {
     match order {
         Order::Seed(seed) => {
             let mut rng = Rng::new(*seed);
-            let schedule: Box<dyn Schedule + Send> = match rng.below(3) {
+            match rng.below(3) {
                 0 => Box::new(Pct::new(rng.next_u64(), 3, 400)),
                 _ => Box::new(Random::new(rng.next_u64())),
-            };
-            (schedule, Box::new(Always(0)))
+            }
         }
-        Order::Choices(choices) => {
-            (Box::new(Written { choices: choices.clone(), next: 0 }), Box::new(Always(0)))
-        }
+        Order::Choices(choices) => Box::new(Written { choices: choices.clone(), next: 0 }),
     }
 }
 

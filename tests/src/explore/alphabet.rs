@@ -152,6 +152,16 @@ pub fn workload(mut index: u64) -> Vec<Symbol> {
     (0..length).rev().map(|place| Symbol::ALL[digit(place)]).collect()
 }
 
+/// How many pairs of requests there are that two tasks can make at once. Their order does not matter, because every
+/// schedule is run; closing the image takes it alone; and of two growths at once one may be a request to shrink.
+pub fn pairs() -> Vec<[Symbol; 2]> {
+    let with_others = || Symbol::ALL.into_iter().filter(|symbol| *symbol != Symbol::Reopen);
+    with_others()
+        .flat_map(|first| with_others().map(move |second| [first, second]))
+        .filter(|[first, second]| first <= second && [*first, *second] != [Symbol::Grow; 2])
+        .collect()
+}
+
 /// An image to start from, and how it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct World {

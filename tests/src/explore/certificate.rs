@@ -32,6 +32,10 @@ pub struct Certificate {
     pub profile: String,
     /// Workloads have at most this many requests.
     pub operations: u32,
+    /// Two tasks make one request each, and are interrupted at most this often where they could go on; none: one task
+    /// makes them all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preemptions: Option<u32>,
     /// Power cuts in recovery follow each other at most this often; none: until no new state appears.
     pub depth: Option<u32>,
     /// The requests, by name.
@@ -86,6 +90,9 @@ pub struct Totals {
     pub memo_hits: u64,
     /// Power cuts in recovery.
     pub nested_crashes: u64,
+    /// Orders of two tasks' steps that were run.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub schedules: u64,
     /// The longest row of power cuts in recovery that still led to something new.
     pub deepest: u32,
     /// Different disks left by recovery.
@@ -137,9 +144,11 @@ pub enum MergeError {
 impl Counts {
     /// A hash of what exploring workload number `index` did.
     pub(super) fn hash(&self, index: u64) -> u64 {
-        let Self { crash_points, crash_disks, leaves, memo_hits, nested, deepest, digest } = *self;
-        [crash_points, crash_disks, leaves, memo_hits, nested, deepest.into(), digest]
+        let Self { crash_points, crash_disks, leaves, memo_hits, nested, schedules, .. } = *self;
+        let numbers = [crash_points, crash_disks, leaves, memo_hits, nested, schedules];
+        numbers
             .into_iter()
+            .chain([self.deepest.into(), self.digest])
             .fold(mix(index), |hash, number| mix(hash ^ number))
     }
 }
@@ -154,6 +163,7 @@ impl Totals {
             leaves: counts.leaves,
             memo_hits: counts.memo_hits,
             nested_crashes: counts.nested,
+            schedules: counts.schedules,
             deepest: counts.deepest,
             distinct_states: explored.distinct.len() as u64,
         }
@@ -166,6 +176,7 @@ impl Totals {
         self.leaves += other.leaves;
         self.memo_hits += other.memo_hits;
         self.nested_crashes += other.nested_crashes;
+        self.schedules += other.schedules;
         self.deepest = self.deepest.max(other.deepest);
         self.distinct_states += other.distinct_states;
     }
@@ -187,6 +198,7 @@ impl Certificate {
             source: source(),
             profile: settings.profile.to_string(),
             operations: settings.operations,
+            preemptions: settings.preemptions,
             depth: (settings.depth != u32::MAX).then_some(settings.depth),
             alphabet: Symbol::ALL.iter().map(|symbol| symbol.name().to_owned()).collect(),
             requests,
@@ -269,6 +281,7 @@ impl Part {
         same(ours.source == theirs.source, "source")?;
         same(ours.profile == theirs.profile, "profile")?;
         same(ours.operations == theirs.operations, "operations")?;
+        same(ours.preemptions == theirs.preemptions, "preemptions")?;
         same(ours.depth == theirs.depth, "depth")?;
         same(ours.alphabet == theirs.alphabet && ours.requests == theirs.requests, "alphabet")?;
         let world = |world: &CertifiedWorld| {
@@ -318,6 +331,10 @@ impl Part {
             None => Ok(self.certificate),
         }
     }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The hashes in a row of them, each once.

@@ -34,6 +34,9 @@ pub struct Settings {
     pub worlds: Vec<World>,
     /// Workloads have at most this many requests.
     pub operations: u32,
+    /// Workloads are two requests at once in the place of up to [`operations`](Self::operations) one after the other, and
+    /// a task that could go on is interrupted at most this often.
+    pub preemptions: Option<u32>,
     /// Power cuts in recovery are followed this deep.
     pub depth: u32,
     /// How the power fails.
@@ -76,6 +79,8 @@ pub struct Found {
     pub index: u64,
     /// Its requests.
     pub workload: Vec<Symbol>,
+    /// The order of the steps, if it was two requests at once.
+    pub schedule: Vec<u32>,
     /// What went wrong.
     pub failure: Failure,
     /// Leaves judged until then, by all workers.
@@ -118,9 +123,14 @@ impl Found {
         let wanted = Signature::of(&self.failure);
         let none = std::iter::once(Vec::new());
         none.chain(once.iter().cloned()).chain(twice).find_map(|steps| {
+            let ops = operations(&self.workload, &geometry);
+            let tasks = match self.schedule[..] {
+                [] => vec![ops],
+                _ => ops.into_iter().map(|op| vec![op]).collect(),
+            };
             let life = TrialLife {
-                tasks: vec![operations(&self.workload, &geometry)],
-                order: Order::Choices(Vec::new()),
+                tasks,
+                order: Order::Choices(self.schedule.clone()),
                 faults: Planned::default(),
                 dropped: None,
                 at: At::End,
@@ -189,7 +199,11 @@ pub fn run<Sub: Subject>(
         workers => workers,
     };
     let (shard, shards) = settings.shard;
-    let all = alphabet::count(settings.operations);
+    let pairs = alphabet::pairs();
+    let all = match settings.preemptions {
+        None => alphabet::count(settings.operations),
+        Some(_) => pairs.len() as u64,
+    };
     let todo = all / shards + u64::from(all % shards > shard);
     for &world in &settings.worlds {
         let mut explored = Explored {
@@ -223,9 +237,17 @@ pub fn run<Sub: Subject>(
                     break;
                 }
                 let index = number * shards + shard;
-                let workload = alphabet::workload(index);
+                let workload = match settings.preemptions {
+                    None => alphabet::workload(index),
+                    Some(_) => pairs[index as usize].to_vec(),
+                };
                 let ops: Vec<Op> = operations(&workload, &world.geometry);
-                let outcome = walk.workload(&ops);
+                let outcome = match (settings.preemptions, &ops[..]) {
+                    (Some(preemptions), &[first, second]) => {
+                        walk.pair([first, second], preemptions)
+                    }
+                    _ => walk.workload(&ops),
+                };
                 let counts = walk.counts();
                 let mut shared = shared.lock().expect("no worker panics with the lock");
                 let (explored, found, broken) = &mut *shared;
@@ -241,7 +263,9 @@ pub fn run<Sub: Subject>(
                     Err(Stop::Failed(failure)) => {
                         if found.as_ref().is_none_or(|found| index < found.index) {
                             let leaves = explored.counts.leaves;
-                            *found = Some(Found { world, index, workload, failure, leaves });
+                            let schedule = walk.schedule.clone();
+                            *found =
+                                Some(Found { world, index, workload, schedule, failure, leaves });
                         }
                         stop.store(true, Ordering::Relaxed);
                     }

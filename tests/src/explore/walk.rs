@@ -1,4 +1,4 @@
-//! One workload, and every state that a power cut in its last request can leave.
+//! One workload, and every state that a power cut in its last request can leave; or two requests at once, in every order.
 //!
 //! ```text
 //!   request ──submits──> fork ──power cut──> crash disk ──audit──> leaf ──open, repair, repair──> recovered
@@ -22,12 +22,15 @@
 //! values allowed: it is judged there.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use faultfs::chooser::{Always, Choice, Chooser, Exhaustive, Taken};
 use faultfs::direct::{Direct, DirectOptions, run};
 use faultfs::disk::PossibleDisk;
+use faultfs::fault::Planned;
 use faultfs::profile::Profile;
+use faultfs::schedule::{Choices, Schedule};
 use faultfs::values::Values;
 use model::evidence::ValueKey;
 use model::finding::Property;
@@ -40,7 +43,7 @@ use qcow2_core::storage::IoBuf;
 use crate::campaign::{Shape, probe_answers};
 use crate::evidence::DiskEvidence;
 use crate::leaf::Answer;
-use crate::life::{Request, perform, probe_trace};
+use crate::life::{Order, Request, Script, perform, probe_trace, run_scheduled};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, collapse, whole_image};
 use crate::subject::{Refusal, Session, Subject, SubjectImage};
@@ -58,6 +61,8 @@ pub struct Counts {
     pub memo_hits: u64,
     /// Power cuts in recovery.
     pub nested: u64,
+    /// Orders of two tasks' steps that were run.
+    pub schedules: u64,
     /// How many power cuts in recovery followed each other at most.
     pub deepest: u32,
     /// Sum over all leaves of a hash of what was left after recovery.
@@ -72,6 +77,7 @@ impl Counts {
         self.leaves += other.leaves;
         self.memo_hits += other.memo_hits;
         self.nested += other.nested;
+        self.schedules += other.schedules;
         self.deepest = self.deepest.max(other.deepest);
         self.digest = self.digest.wrapping_add(other.digest);
     }
@@ -144,6 +150,8 @@ pub struct Walk<Sub: Subject> {
     counts: Counts,
     /// Hashes of everything that recovery left, of all workloads.
     pub distinct: BTreeSet<u64>,
+    /// What the last schedule of a pair picked.
+    pub schedule: Vec<u32>,
     /// What recovery left, leaf by leaf, where somebody wants to see it all.
     pub kept: Option<Vec<PossibleDisk>>,
 }
@@ -177,6 +185,7 @@ impl<Sub: Subject> Walk<Sub> {
             probes: Probes::default(),
             counts: Counts::default(),
             distinct: BTreeSet::new(),
+            schedule: Vec::new(),
             kept: None,
         }
     }
@@ -190,6 +199,68 @@ impl<Sub: Subject> Walk<Sub> {
         self.forget();
         self.run(ops)?;
         Ok(self.counts)
+    }
+
+    /// Runs two tasks of one request each in every order in which a task that could go on is interrupted at most
+    /// `preemptions` times, and explores every power cut in all of them.
+    ///
+    /// # Errors
+    /// The first violation, with the schedule that led to it in [`Walk::schedule`], or why nothing is proved.
+    pub fn pair(&mut self, ops: [Op; 2], preemptions: u32) -> Result<Counts, Stop> {
+        self.forget();
+        let script = Script {
+            tasks: ops.iter().map(|op| vec![Request::Op(*op)]).collect(),
+            order: Order::Choices(Vec::new()),
+            faults: Planned::default(),
+            dropped: None,
+            session: self.bench.session,
+        };
+        let wheels = Arc::new(Mutex::new(Exhaustive::new()));
+        loop {
+            let schedule = Choices::new(Arc::clone(&wheels)).with_preemptions(preemptions);
+            self.scheduled(&script, Box::new(schedule))?;
+            self.counts.schedules += 1;
+            let mut wheels = wheels.lock().unwrap_or_else(PoisonError::into_inner);
+            let more = wheels.advance();
+            if wheels.diverged() {
+                let why = "a schedule was offered other steps after the same ones";
+                return Err(Stop::Broken(why.to_owned()));
+            }
+            if !more {
+                return Ok(self.counts);
+            }
+        }
+    }
+
+    fn scheduled(
+        &mut self,
+        script: &Script,
+        schedule: Box<dyn Schedule + Send>,
+    ) -> Result<(), Stop> {
+        let subject = self.bench.subject.clone();
+        let (disk, guest) = (self.disk.clone(), self.guest.clone());
+        let mut probes = Probes::default();
+        let mut stopped = None;
+        let end = run_scheduled(&subject, disk, guest, script, schedule, &mut probes, |moment| {
+            let result = moment.sim.with_disk(|disk| self.crash(disk, moment.guest));
+            match result {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(stop) => {
+                    stopped = Some(stop);
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        self.schedule.clone_from(&end.decisions);
+        self.probes.add(&probes);
+        if let Some(stop) = stopped {
+            return Err(stop);
+        }
+        if let Some(failure) = end.failure {
+            return Err(Stop::Failed(failure));
+        }
+        self.crash(&end.disk, &end.guest)?;
+        if end.closed { self.in_order(end.disk, &end.guest) } else { Ok(()) }
     }
 
     /// Begins a new workload: nothing is known.
@@ -285,7 +356,14 @@ impl<Sub: Subject> Walk<Sub> {
 
     /// P6: after a clean close the image is in order.
     fn closed(&mut self, direct: &Direct<Always>, guest: &Guest) -> Result<(), Stop> {
-        let mut disk = direct.with_disk(|disk, _| disk.crash(self.bench.profile, &mut Always(0)));
+        let disk = direct.with_disk(|disk, _| disk.clone());
+        self.in_order(disk, guest)
+    }
+
+    /// P6 on a disk as a close left it.
+    fn in_order(&mut self, live: PossibleDisk, guest: &Guest) -> Result<(), Stop> {
+        let mut disk = live;
+        disk.crash_in_place(self.bench.profile, &mut Always(0));
         let mut seen = guest.clone();
         seen.crash();
         let mut newest = Always(0);
