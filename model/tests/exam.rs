@@ -803,6 +803,30 @@ fn lost_write(defect: Defect) -> Outcome {
     expect("the report", text.as_str(), wanted)
 }
 
+/// Goal: a judge of contents excuses counts, and neither what the guest sees nor an image that shows the guest nothing.
+#[test]
+fn a_judge_of_contents_excuses_the_structure_alone() {
+    let mut judge = Judge::of_contents();
+    let mut patient = Patient::new(Initial::Fragmented);
+    let guest = patient.guest(Defect::None);
+    let first = patient.mapped()[0];
+    let cluster = (patient.l2(first) & !COPIED) / 1024;
+    patient.put_refcount(cluster, 0);
+    let full = kinds(Judge::default().state(&mut patient.disk, &guest, None));
+    assert!(full.contains(&(Property::P4, "refcount-too-low")), "{full:?}");
+    assert_eq!(kinds(judge.state(&mut patient.disk, &guest, None)), []);
+    assert_eq!(kinds(judge.structure(Stage::OpenedClean)), []);
+
+    patient.set_l2(first, 0);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    assert!(found.contains(&(Property::P2, "invented-zero")), "{found:?}");
+
+    patient.disk.patch(0, b"no image");
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    assert!(!found.is_empty() && found.iter().all(|(property, _)| *property == Property::P4));
+    assert_eq!(kinds(judge.structure(Stage::OpenedClean)), found);
+}
+
 fn invented_data(defect: Defect) -> Outcome {
     let mut judge = Judge::with_defect(defect);
     let mut judged = |damage: fn(&mut Patient), guest_of: fn(&mut Patient, Defect) -> Guest| {

@@ -184,6 +184,9 @@ fn run_case<Sub: Subject>(
     figures: &mut Figures,
 ) -> CaseRun {
     let mut plan = workload::plan(seed, &settings.scope);
+    if plan.initial == Initial::Dirty && !subject.duties().repair {
+        plan.initial = Initial::Fresh;
+    }
     let (mut disk, mut guest) = match trial::initial(subject, &plan.geometry, plan.initial) {
         Ok(start) => start,
         Err(_) => {

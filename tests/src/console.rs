@@ -52,6 +52,8 @@ pub struct Outputs {
     pub corpus: Option<PathBuf>,
     /// The name of the rules that the subject does without, for the case file.
     pub witness: Option<String>,
+    /// The command that replays a case of this subject, if it is not the one of this workspace.
+    pub replay: Option<&'static str>,
     /// Whether every probe must have been reached.
     pub all_probes: bool,
 }
@@ -127,7 +129,8 @@ fn tell<Sub: Subject>(
     if let Some(folder) = &outputs.corpus {
         let path = corpus::save(&case, folder)?;
         let shown = path.display();
-        say(&format!("kept as {shown}\nreplay it:   cargo campaign replay {shown}\n"));
+        let replay = outputs.replay.unwrap_or("cargo campaign replay");
+        say(&format!("kept as {shown}\nreplay it:   {replay} {shown}\n"));
     }
     Ok(case.title)
 }
@@ -268,7 +271,8 @@ pub fn written<Sub: Subject>(
 ) -> (Case, String) {
     let outcome = trial::run(subject, &small.trial).expect("it was feasible when it was found");
     let text = report::text(&small.trial, &outcome, &small.failure);
-    let case = corpus::case_of(&small.trial, &outcome, &small.failure, seed, "qcow2-core", witness);
+    let case =
+        corpus::case_of(&small.trial, &outcome, &small.failure, seed, subject.key(), witness);
     (case, text)
 }
 

@@ -13,6 +13,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
+use faultfs::Breach;
 use faultfs::chooser::Always;
 use faultfs::disk::PossibleDisk;
 use faultfs::exec::{Sim, SimOptions, SimStorage, Step};
@@ -303,8 +304,12 @@ pub fn run_scheduled<Sub: Subject>(
         Ended::Failed(failure) => Some(failure.clone()),
         _ => None,
     };
+    let disjoint = subject.duties().disjoint_writes;
     if failure.is_none()
-        && let Some(breach) = sim.breaches().first()
+        && let Some(breach) = sim
+            .breaches()
+            .into_iter()
+            .find(|breach| disjoint || !matches!(breach, Breach::Overlap { .. }))
     {
         let mut violation = whole_image(Property::P8, "contract-breach");
         violation.story = breach.to_string();

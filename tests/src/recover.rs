@@ -15,7 +15,7 @@ use faultfs::profile::Profile;
 use model::case::Step;
 use model::finding::{Finding, Property, Stage};
 use model::guest::Guest;
-use model::judge::{Claim, Contents, Extent, Judge, Place, Violation, p4_structure};
+use model::judge::{Claim, Contents, Extent, Judge, Place, Violation};
 
 use crate::evidence::DiskEvidence;
 use crate::probe::{Probe, Probes};
@@ -71,11 +71,13 @@ pub struct Bench<Sub> {
 impl<Sub: Subject> Bench<Sub> {
     /// A bench for one case.
     pub fn new(subject: Sub, session: Session, profile: Profile) -> Self {
+        let judge =
+            if subject.duties().structure { Judge::default() } else { Judge::of_contents() };
         Self {
             subject,
             session,
             profile,
-            judge: Judge::default(),
+            judge,
             before: Contents::default(),
             kept: None,
             after: Contents::default(),
@@ -103,7 +105,8 @@ impl<Sub: Subject> Bench<Sub> {
             probes.hit(Probe::DirtyCrash);
         }
         let mut crashes_in_repair = 0;
-        for step in steps {
+        let repairs = self.subject.duties().repair;
+        for step in steps.iter().filter(|step| repairs || step.run != Step::Repair) {
             let was_dirty = self.is_dirty();
             if step.run == Step::OpenReadOnly && was_dirty {
                 probes.hit(Probe::ReadOnlyDirty);
@@ -139,7 +142,8 @@ impl<Sub: Subject> Bench<Sub> {
         Ok(recovered)
     }
 
-    /// The closing sequence on the disk that was judged last: open it for writing, repair it, repair it again. Where
+    /// The closing sequence on the disk that was judged last: open it for writing and, if the subject repairs, repair it,
+    /// repair it again. Where
     /// `forks` are wanted, every disk that a power cut in the middle could find is added to them.
     ///
     /// # Errors
@@ -174,6 +178,9 @@ impl<Sub: Subject> Bench<Sub> {
         let leaks =
             report.findings.iter().filter(|f| matches!(f, Finding::Leak { .. })).count() as u64;
 
+        if !self.subject.duties().repair {
+            return Ok(Recovered { disk, states: 0, leaks });
+        }
         self.keep_contents(&mut disk, &mut chooser);
         let direct = Direct::with_options(disk.clone(), chooser.clone(), with_forks());
         let done = self.run_step(&direct, Step::Repair).ok_or_else(|| stuck(Step::Repair))?;
@@ -318,12 +325,10 @@ impl<Sub: Subject> Bench<Sub> {
         };
         if io.updates == 0 {
             // Nothing has changed, so the audit of before still says what is there; only more is asked of it.
-            if let Some(stage) = stage {
-                let mut violations = Vec::new();
-                p4_structure(self.judge.auditor().report(), stage, &mut violations);
-                if let Some(violation) = violations.into_iter().next() {
-                    return Err(fail(violation));
-                }
+            if let Some(stage) = stage
+                && let Some(violation) = self.judge.structure(stage).first()
+            {
+                return Err(fail(violation.clone()));
             }
         } else if step == Step::OpenReadOnly {
             return Err(fail(whole_image(Property::P3, "read-only-open-wrote")));

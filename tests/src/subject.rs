@@ -1,7 +1,8 @@
 //! What is under test: an implementation of qcow2 that runs on a [`Storage`], behind a handful of calls.
 //!
 //! To put another implementation under the harness, implement [`Subject`] and [`SubjectImage`] for it. Every promise
-//! beyond the common rules is declared in [`Subject::promises`], and the judge holds the subject to exactly that.
+//! beyond the common rules is declared in [`Subject::promises`], what it does not do at all in [`Subject::duties`], and the
+//! judge holds the subject to exactly that.
 
 use std::future::Future;
 
@@ -36,6 +37,25 @@ pub enum Refusal {
     Failed(String),
 }
 
+/// What a subject is held to beyond what its guest sees: all of it, unless it says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Duties {
+    /// It repairs. A subject that does not is given no image that is marked dirty, and [`Subject::repair`] is not called.
+    pub repair: bool,
+    /// The structure of the image is legal whenever the power fails. Without it only what the guest may read is judged,
+    /// as long as the header can be read.
+    pub structure: bool,
+    /// Guest writes that overlap in time and place reach the storage one after the other. A subject that passes them on
+    /// as they come leaves either of them, which the reference disk allows anyway.
+    pub disjoint_writes: bool,
+}
+
+impl Default for Duties {
+    fn default() -> Self {
+        Self { repair: true, structure: true, disjoint_writes: true }
+    }
+}
+
 /// An implementation of qcow2.
 pub trait Subject: Clone + Send + Sync + 'static {
     /// An open image.
@@ -44,8 +64,16 @@ pub trait Subject: Clone + Send + Sync + 'static {
     /// What reports call it.
     fn name(&self) -> String;
 
+    /// What case files call it.
+    fn key(&self) -> &'static str;
+
     /// What it promises.
     fn promises(&self, geometry: &Geometry) -> Promises;
+
+    /// What it is held to.
+    fn duties(&self) -> Duties {
+        Duties::default()
+    }
 
     /// Opens the image; for writing, it must be safe to write afterwards.
     fn open<S: Storage>(
@@ -135,6 +163,10 @@ impl Subject for Qcow2Core {
         } else {
             format!("qcow2-core without {}", broken.join(", "))
         }
+    }
+
+    fn key(&self) -> &'static str {
+        "qcow2-core"
     }
 
     fn promises(&self, geometry: &Geometry) -> Promises {

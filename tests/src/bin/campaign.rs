@@ -240,6 +240,7 @@ fn run_campaign(run: Run) -> Result<u8, CorpusError> {
         corpus: Some(run.corpus),
         witness: (!run.broken.is_empty()).then(|| run.broken.join("+")),
         all_probes: run.all_probes,
+        ..Outputs::default()
     };
     console::run(&subject, &settings, &outputs).map(console::Status::code)
 }

@@ -1,0 +1,215 @@
+//! imago 0.2.6 as a subject: its asynchronous variant, in process, on the hostile disk.
+//!
+//! ```text
+//!   guest write, read, zeroes   -> FormatAccess::{write, read, write_zeroes}      side by side
+//!   guest discard               -> FormatAccess::discard_to_backing               alone: it takes `&mut self`
+//!   guest flush                 -> FormatAccess::flush, then FormatAccess::sync   as its documentation asks
+//!   power cut                   -> the image is dropped: this variant has no `Drop` that writes
+//! ```
+//!
+//! Its futures are not `Send`, although they would only be polled by one thread here: a campaign runs a whole case on one
+//! worker. [`SendWrapper`] holds them to that by a panic.
+
+mod storage;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use imago::format::PreallocateMode;
+use imago::qcow2::Qcow2;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping as Mapped};
+use model::case::Case;
+use model::guest::{DiscardReads, Promises};
+use model::image::Mapping;
+use model::judge::{Claim, Extent};
+use model::op::{Durability, Geometry};
+use qcow2_core::storage::{IoBuf, Storage};
+use qcow2_crashtest::corpus::{self, CorpusError};
+use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
+use send_wrapper::SendWrapper;
+use tokio::sync::RwLock;
+
+use crate::storage::{Below, Queue};
+
+/// imago, and what it is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Imago {
+    /// A legal image whenever the power fails, and everything that its guest may see.
+    Full,
+    /// Only what its guest may see: what was written, flushed and synced is there, and nothing that nobody wrote.
+    Contents,
+}
+
+/// The folder of the cases that were found in imago.
+pub fn cases() -> PathBuf {
+    corpus::folder().join("subjects/imago")
+}
+
+/// The subject of a case.
+///
+/// # Errors
+/// If the case names another one.
+pub fn subject_of(case: &Case, file: &str) -> Result<Imago, CorpusError> {
+    let named = &case.open.subject;
+    let subject = [Imago::Full, Imago::Contents].into_iter().find(|it| it.key() == named);
+    subject.ok_or_else(|| {
+        CorpusError::Case(format!("{file}: open.subject: no subject is called {named} here"))
+    })
+}
+
+impl Subject for Imago {
+    type Image<S: Storage> = ImagoImage<S>;
+
+    fn name(&self) -> String {
+        match self {
+            Self::Full => "imago 0.2.6".to_owned(),
+            Self::Contents => "imago 0.2.6, judged by what its guest sees".to_owned(),
+        }
+    }
+
+    fn key(&self) -> &'static str {
+        match self {
+            Self::Full => "imago",
+            Self::Contents => "imago-contents",
+        }
+    }
+
+    fn promises(&self, geometry: &Geometry) -> Promises {
+        Promises {
+            cluster_units: geometry.cluster_units(),
+            // Without a backing image, what is seen through a discarded cluster is zero.
+            discard: DiscardReads::Zeroes,
+            grow: Durability::Cached,
+        }
+    }
+
+    fn duties(&self) -> Duties {
+        Duties { repair: false, structure: *self == Self::Full, disjoint_writes: false }
+    }
+
+    async fn open<S: Storage>(
+        &self,
+        storage: S,
+        session: Session,
+    ) -> Result<ImagoImage<S>, Refusal> {
+        let (below, queue) = Below::new(storage);
+        let builder = Qcow2::<Below<S>>::builder(below).backing(None).write(session.writable);
+        let opening = SendWrapper::new(builder.open(DenyImplicitOpenGate::default()));
+        match queue.run(opening).await {
+            Ok(format) => {
+                let access = FormatAccess::new(format);
+                let (size, write_through) = (AtomicU64::new(access.size()), session.write_through);
+                Ok(ImagoImage { access: RwLock::new(access), queue, size, write_through })
+            }
+            Err(error) if error.raw_os_error().is_some() => Err(Refusal::Failed(error.to_string())),
+            Err(error) => Err(Refusal::GaveUp(error.to_string())),
+        }
+    }
+
+    async fn repair<S: Storage>(&self, _storage: S) -> Result<Claim, Refusal> {
+        Err(Refusal::GaveUp("imago does not repair".to_owned()))
+    }
+}
+
+/// An open image.
+pub struct ImagoImage<S: Storage> {
+    access: RwLock<FormatAccess<Below<S>>>,
+    queue: Queue,
+    /// Virtual size in bytes, known without waiting for `access`.
+    size: AtomicU64,
+    write_through: bool,
+}
+
+impl<S: Storage> ImagoImage<S> {
+    /// Runs `work` on the image, beside others.
+    async fn shared<T>(
+        &self,
+        work: impl AsyncFnOnce(&FormatAccess<Below<S>>) -> io::Result<T>,
+    ) -> Result<T, String> {
+        let work = SendWrapper::new(async move { work(&*self.access.read().await).await });
+        self.queue.run(work).await.map_err(|error| error.to_string())
+    }
+
+    /// Runs `work` on the image while nobody else uses it.
+    async fn alone<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut FormatAccess<Below<S>>) -> io::Result<T>,
+    ) -> Result<T, String> {
+        let work = SendWrapper::new(async move { work(&mut *self.access.write().await).await });
+        self.queue.run(work).await.map_err(|error| error.to_string())
+    }
+}
+
+/// Guest flush.
+async fn durable<S: Storage>(access: &FormatAccess<Below<S>>) -> io::Result<()> {
+    access.flush().await?;
+    access.sync().await
+}
+
+impl<S: Storage> SubjectImage for ImagoImage<S> {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    async fn read(&self, offset: u64, mut buf: IoBuf) -> Result<IoBuf, String> {
+        self.shared(async move |access| access.read(&mut buf[..], offset).await.map(|()| buf)).await
+    }
+
+    async fn write(&self, offset: u64, data: IoBuf, durability: Durability) -> Result<(), String> {
+        let through = self.write_through || durability == Durability::Through;
+        self.shared(async move |access| {
+            access.write(&data[..], offset).await?;
+            if through { durable(access).await } else { Ok(()) }
+        })
+        .await
+    }
+
+    async fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> Result<(), String> {
+        if unmap {
+            self.alone(async move |access| access.discard_to_zero(offset, length).await).await
+        } else {
+            self.shared(async move |access| access.write_zeroes(offset, length).await).await
+        }
+    }
+
+    async fn discard(&self, offset: u64, length: u64) -> Result<(), String> {
+        self.alone(async move |access| access.discard_to_backing(offset, length).await).await
+    }
+
+    async fn flush(&self) -> Result<(), String> {
+        self.shared(async |access| durable(access).await).await
+    }
+
+    async fn grow(&self, size: u64) -> Result<(), String> {
+        self.shared(async move |access| {
+            access.resize_grow(size, PreallocateMode::None).await?;
+            self.size.store(access.size(), Ordering::Relaxed);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn map(&self) -> Result<Vec<Extent>, String> {
+        self.shared(async |access| {
+            let mut extents = Vec::new();
+            let mut guest = 0;
+            while guest < access.size() {
+                let (mapped, length) = access.get_mapping(guest, access.size() - guest).await?;
+                let to = match mapped {
+                    Mapped::Raw { offset, .. } => Mapping::Host(offset),
+                    Mapped::Zero { .. } => Mapping::Zero,
+                    other => return Err(io::Error::other(format!("mapped as {other:?}"))),
+                };
+                extents.push(Extent { guest, length, to });
+                guest += length;
+            }
+            Ok(extents)
+        })
+        .await
+    }
+
+    async fn close(self) -> Result<(), String> {
+        self.flush().await
+    }
+}

@@ -1,0 +1,146 @@
+//! Campaigns on imago: the harness of the workspace, with another subject.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use faultfs::profile::Profile;
+use qcow2_crashtest::campaign::{Budget, Settings};
+use qcow2_crashtest::console::{self, Outputs, say, shown};
+use qcow2_crashtest::corpus::{self, CorpusError};
+use qcow2_crashtest::replay::{is_expected, replay};
+use qcow2_crashtest::workload::Scope;
+use qcow2_crashtest::{report, trial};
+use qcow2_crashtest_imago::{Imago, cases, subject_of};
+
+/// Crash-consistency campaigns on imago 0.2.6. Exit status: 0 nothing found, 1 a violation, 2 misuse or a broken harness.
+#[derive(Parser)]
+#[command(name = "imago-campaign", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run random cases and judge what every power cut leaves.
+    #[command(
+        after_help = "Example: cargo run --release --manifest-path tests/subjects/imago/Cargo.toml -- run --contents --profile kill"
+    )]
+    Run(Run),
+    /// Run kept cases again: verdict per case.
+    Replay {
+        /// Case files; all kept ones if none is named.
+        paths: Vec<PathBuf>,
+    },
+    /// Tell the story of one case.
+    Explain {
+        /// A case file.
+        path: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// Judge only what the guest sees, and not refcounts and the like.
+    #[arg(long)]
+    contents: bool,
+    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
+    #[arg(long, default_value_t = Profile::default())]
+    profile: Profile,
+    /// Seed; the same seed gives the same cases.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Stop after this many seconds.
+    #[arg(long, default_value_t = 60, conflicts_with = "cases")]
+    seconds: u64,
+    /// Stop after this many cases.
+    #[arg(long)]
+    cases: Option<u64>,
+    /// Exactly this many guest tasks at once.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
+    tasks: Option<u8>,
+    /// Neither failing I/O nor dropped requests.
+    #[arg(long)]
+    faultless: bool,
+    /// Keep a violation as a case file in this folder.
+    #[arg(long, default_value = "corpus/subjects/imago")]
+    corpus: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Run(run) => campaign(run),
+        Verb::Replay { paths } => replay_all(&paths),
+        Verb::Explain { path } => explain(&path),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn campaign(run: Run) -> Result<u8, CorpusError> {
+    let subject = if run.contents { Imago::Contents } else { Imago::Full };
+    let settings = Settings {
+        seed: run.seed,
+        profile: run.profile,
+        scope: Scope {
+            tasks: run.tasks.map(usize::from),
+            faultless: run.faultless,
+            ..Scope::default()
+        },
+        budget: match run.cases {
+            Some(cases) => Budget::Cases(cases),
+            None => Budget::Time(Duration::from_secs(run.seconds)),
+        },
+        workers: 0,
+    };
+    let outputs = Outputs {
+        corpus: Some(run.corpus),
+        replay: Some(
+            "cargo run --release --manifest-path tests/subjects/imago/Cargo.toml -- replay",
+        ),
+        ..Outputs::default()
+    };
+    console::run(&subject, &settings, &outputs).map(console::Status::code)
+}
+
+fn replay_all(paths: &[PathBuf]) -> Result<u8, CorpusError> {
+    let paths = if paths.is_empty() { corpus::files(&cases())? } else { paths.to_vec() };
+    let mut code = 0;
+    for path in &paths {
+        let file = shown(path);
+        let case = corpus::load(path)?;
+        let replay = replay(&subject_of(&case, &file)?, &case, &file)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let (verdict, layer) = (replay.verdict, replay.layer.name());
+        say(&format!("{verdict:<14} {layer:<9} {name}\n"));
+        if !is_expected(&case, verdict, false) {
+            code = 1;
+            if let Some(failure) = replay.failure {
+                say(&format!("    {} {}\n", failure.violation, failure.moment));
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn explain(path: &Path) -> Result<u8, CorpusError> {
+    let file = shown(path);
+    let case = corpus::load(path)?;
+    let subject = subject_of(&case, &file)?;
+    let exact = corpus::trial_of(&case, &file)?;
+    let outcome = trial::run(&subject, &exact)
+        .map_err(|why| CorpusError::Case(format!("{file}: initial: {why}")))?;
+    let Some((_, failure)) = &outcome.failure else {
+        say(&format!("{file} passes: there is nothing to show\n"));
+        return Ok(0);
+    };
+    say(&report::text(&exact, &outcome, failure));
+    Ok(1)
+}
