@@ -52,8 +52,6 @@ pub struct Outputs {
     pub corpus: Option<PathBuf>,
     /// The name of the rules that the subject does without, for the case file.
     pub witness: Option<String>,
-    /// The command that replays a case of this subject, if it is not the one of this workspace.
-    pub replay: Option<&'static str>,
     /// Whether every probe must have been reached.
     pub all_probes: bool,
 }
@@ -124,15 +122,13 @@ fn tell<Sub: Subject>(
         found.case, found.states
     ));
     let small = minimise(subject, &found.trial, &found.failure, MINIMISE_FOR);
-    let (case, text) = written(subject, &small, settings.seed, outputs.witness.clone());
-    say(&format!("\n{text}\n"));
-    if let Some(folder) = &outputs.corpus {
-        let path = corpus::save(&case, folder)?;
-        let shown = path.display();
-        let replay = outputs.replay.unwrap_or("cargo campaign replay");
-        say(&format!("kept as {shown}\nreplay it:   {replay} {shown}\n"));
-    }
-    Ok(case.title)
+    tell_and_keep(
+        subject,
+        &small,
+        settings.seed,
+        outputs.witness.clone(),
+        outputs.corpus.as_deref(),
+    )
 }
 
 /// Where the results of an exploration go.
@@ -252,28 +248,37 @@ fn tell_explored<Sub: Subject>(
         return Ok(Status::Violation);
     };
     let small = minimise(subject, &found.trial, &found.failure, MINIMISE_FOR);
-    let (case, text) = written(subject, &small, 0, outputs.witness.clone());
-    say(&format!("\n{text}\n"));
-    if let Some(folder) = &outputs.corpus {
-        let path = corpus::save(&case, folder)?;
-        let shown = path.display();
-        say(&format!("kept as {shown}\nreplay it:   cargo campaign replay {shown}\n"));
-    }
+    tell_and_keep(subject, &small, 0, outputs.witness.clone(), outputs.corpus.as_deref())?;
     Ok(Status::Violation)
 }
 
-/// A minimised trial as a case, and as a report.
+/// Writes a case into a folder, if there is one, and reports it; returns its title.
+fn tell_and_keep<Sub: Subject>(
+    subject: &Sub,
+    small: &Minimised,
+    seed: u64,
+    witness: Option<String>,
+    folder: Option<&Path>,
+) -> Result<String, CorpusError> {
+    let case = written(subject, small, seed, witness);
+    let path = folder.map(|folder| corpus::save(&case, folder)).transpose()?;
+    let path = path.as_deref().map(shown);
+    say(&format!("\n{}\n", report::text(subject, &small.trial, &small.failure, path.as_deref())));
+    if let Some(path) = path {
+        say(&format!("kept as {path}\n"));
+    }
+    Ok(case.title)
+}
+
+/// A minimised trial as a case.
 pub fn written<Sub: Subject>(
     subject: &Sub,
     small: &Minimised,
     seed: u64,
     witness: Option<String>,
-) -> (Case, String) {
+) -> Case {
     let outcome = trial::run(subject, &small.trial).expect("it was feasible when it was found");
-    let text = report::text(&small.trial, &outcome, &small.failure);
-    let case =
-        corpus::case_of(&small.trial, &outcome, &small.failure, seed, subject.key(), witness);
-    (case, text)
+    corpus::case_of(&small.trial, &outcome, &small.failure, seed, subject.key(), witness)
 }
 
 /// Writes to standard output past the capture of test harnesses.

@@ -67,6 +67,11 @@ pub trait Subject: Clone + Send + Sync + 'static {
     /// What case files call it.
     fn key(&self) -> &'static str;
 
+    /// The command line that runs cases of this subject.
+    fn command(&self) -> &'static str {
+        "cargo campaign"
+    }
+
     /// What it promises.
     fn promises(&self, geometry: &Geometry) -> Promises;
 

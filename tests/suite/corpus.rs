@@ -45,6 +45,7 @@ macro_rules! cases {
 cases! {
     dropped_flush_failure_unheard "dropped-flush-failure-unheard.json",
     without_all_before_clean "without-all-before-clean.json",
+    without_all_before_clean_in_repair "without-all-before-clean-in-repair.json",
     without_copy_before_switch "without-copy-before-switch.json",
     without_data_before_mapping "without-data-before-mapping.json",
     without_dereference_before_refcount_down "without-dereference-before-refcount-down.json",

@@ -1,16 +1,230 @@
-//! What a person reads about a failure stays readable.
+//! What a person reads about a failure: the exact text of one failure of each kind, and that what it says is so.
 
+use faultfs::fault::Planned;
+use faultfs::profile::Profile;
+use model::audit::Auditor;
+use model::build::Initial;
+use model::case::OpenOptions;
+use model::evidence::BytesEvidence;
+use model::finding::Stage;
+use model::guest::Promises;
+use model::image::Mapping;
+use model::judge::{Claim, Place};
+use model::op::{Geometry, Op};
+use model::payload::{self, Value};
+use qcow2_core::storage::{Durability, IoBuf, Storage};
+use qcow2_crashtest::life::Order;
+use qcow2_crashtest::recover::Failure;
 use qcow2_crashtest::replay::subject_of;
-use qcow2_crashtest::{corpus, report, trial};
+use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject};
+use qcow2_crashtest::trial::{self, At, Leaf, Trial, TrialLife};
+use qcow2_crashtest::{corpus, report};
 
-/// Goal: the report of a failure names property, place, workload, I/O, what was kept and lost. Method: a snapshot of one.
-#[test]
-fn a_failure_is_told() {
-    let name = "without-durable-before-acknowledge.json";
+/// Columns of a line of a report, the first line and the commands aside.
+const WIDTH: usize = 100;
+
+/// A case of the corpus on code without its witness.
+fn failing(name: &str) -> (Qcow2Core, Trial, Failure) {
     let case = corpus::load(&corpus::folder().join(name)).expect("the file is a case");
     let broken = subject_of(&case, name, true).expect("subject and witness exist");
     let exact = corpus::trial_of(&case, name).expect("the case can be run");
     let outcome = trial::run(&broken, &exact).expect("it is feasible");
-    let (_, failure) = outcome.failure.as_ref().expect("it fails without its witness");
-    insta::assert_snapshot!(report::text(&exact, &outcome, failure));
+    let (_, failure) = outcome.failure.expect("it fails without its witness");
+    (broken, exact, failure)
+}
+
+fn told(name: &str) -> String {
+    let (subject, trial, failure) = failing(name);
+    report::text(&subject, &trial, &failure, Some(&format!("corpus/{name}")))
+}
+
+#[test]
+fn a_refcount_too_low() {
+    insta::assert_snapshot!(told("without-refcount-before-reference.json"));
+}
+
+#[test]
+fn lost_guest_data() {
+    insta::assert_snapshot!(told("without-durable-before-acknowledge.json"));
+}
+
+#[test]
+fn stale_data_exposed() {
+    insta::assert_snapshot!(told("without-dereference-before-reuse.json"));
+}
+
+#[test]
+fn a_power_cut_in_repair() {
+    insta::assert_snapshot!(told("without-all-before-clean-in-repair.json"));
+}
+
+#[test]
+fn a_failure_without_a_power_cut() {
+    insta::assert_snapshot!(told("without-orphans-before-reuse.json"));
+}
+
+/// The implementation, but its repair always writes the header once more.
+#[derive(Clone)]
+struct Restless(Qcow2Core);
+
+impl Subject for Restless {
+    type Image<S: Storage> = <Qcow2Core as Subject>::Image<S>;
+
+    fn name(&self) -> String {
+        "a restless repair".to_owned()
+    }
+
+    fn promises(&self, geometry: &Geometry) -> Promises {
+        self.0.promises(geometry)
+    }
+
+    async fn open<S: Storage>(
+        &self,
+        storage: S,
+        session: Session,
+    ) -> Result<Self::Image<S>, Refusal> {
+        self.0.open(storage, session).await
+    }
+
+    async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
+        let failed = |error: std::io::Error| Refusal::Failed(error.to_string());
+        let (header, read) = storage.read(0, IoBuf::zeroed(512, 512)).await;
+        read.map_err(failed)?;
+        let (_, written) = storage.write(0, header, Durability::Cached).await;
+        written.map_err(failed)?;
+        storage.flush().await.map_err(failed)?;
+        self.0.repair(storage).await
+    }
+}
+
+#[test]
+fn a_repair_that_is_not_a_fixed_point() {
+    let subject = Restless(Qcow2Core::default());
+    let trial = Trial {
+        geometry: Geometry {
+            version: 3,
+            cluster_bits: 9,
+            refcount_order: 4,
+            virtual_size: 4096,
+            lazy_refcounts: true,
+        },
+        initial: Initial::Dirty,
+        open: OpenOptions {
+            subject: "restless".to_owned(),
+            cache_pages: 0,
+            growth_step: 512,
+            write_through: false,
+        },
+        profile: Profile::TornLength,
+        lives: vec![TrialLife {
+            tasks: vec![vec![Op::Read { offset: 0, length: 512 }]],
+            order: Order::Choices(Vec::new()),
+            faults: Planned::default(),
+            dropped: None,
+            at: At::Event(4),
+            leaf: Leaf::Choices(vec![u32::MAX; 8]),
+            steps: Vec::new(),
+        }],
+    };
+    let outcome = trial::run(&subject, &trial).expect("it is feasible");
+    let (_, failure) = outcome.failure.expect("a repair that always writes never rests");
+    insta::assert_snapshot!(report::text(&subject, &trial, &failure, None));
+}
+
+/// Goal: every report can be read on a terminal and has all its sections. Method: the whole corpus.
+#[test]
+fn every_report_is_complete() {
+    for path in corpus::files(&corpus::folder()).expect("the corpus can be read") {
+        let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+        let text = told(&name);
+        let mut sections = vec!["WORKLOAD", "I/O", "COMMANDS"];
+        if text.contains("power cut right after") {
+            sections.extend(["LOST", "MISSING FLUSH", "ENTRIES"]);
+        }
+        for section in sections {
+            assert!(text.contains(&format!("\n{section}")), "{name} has no {section}:\n{text}");
+        }
+        assert!(!text.contains("not searched"), "{name}:\n{text}");
+        let (report, _) = text.split_once("\nCOMMANDS").expect("commands come last");
+        let widest = report.lines().skip(1).map(str::len).max();
+        assert!(widest <= Some(WIDTH), "{name}: {widest:?} columns:\n{report}");
+    }
+}
+
+/// Goal: the image that is dumped is the one in which the failure shows, and the repaired one is in order. Method: an audit of
+/// their bytes, by the judge's auditor, finds what the failure says, and then nothing.
+#[test]
+fn a_dumped_image_shows_the_failure() {
+    for name in [
+        "without-refcount-before-reference.json",
+        "without-durable-before-acknowledge.json",
+        "without-data-before-mapping.json",
+        "without-dereference-before-reuse.json",
+        "without-all-before-clean-in-repair.json",
+    ] {
+        let (subject, trial, failure) = failing(name);
+        let dump = |repaired| {
+            let bytes = report::image(&subject, &trial, &failure, repaired);
+            bytes.expect("it fails after a power cut")
+        };
+        let bytes = dump(false);
+        let mut auditor = Auditor::default();
+        auditor.audit(&mut BytesEvidence::new(&bytes));
+        match failure.violation.place {
+            Place::Structure(finding) => {
+                assert!(auditor.report().findings.contains(&finding), "{name}: {finding}");
+            }
+            Place::Guest { unit, .. } => {
+                let found = match auditor.image().mapping(unit) {
+                    Mapping::Host(at) => {
+                        let at = usize::try_from(at).expect("images are small");
+                        payload::decode(bytes[at..].first_chunk().expect("a whole unit"))
+                    }
+                    _ => Value::Zero,
+                };
+                assert_eq!(Some(found), failure.violation.found, "{name}");
+            }
+            other => panic!("{name} fails elsewhere: {other:?}"),
+        }
+        let repaired = dump(true);
+        let report = auditor.audit(&mut BytesEvidence::new(&repaired));
+        assert_eq!(report.violations(Stage::Repaired).next(), None, "{name}");
+    }
+}
+
+/// Goal: the commands of a report do what it says when pasted. Method: each is run, in the root of the source tree.
+#[test]
+fn the_commands_can_be_pasted() {
+    let folder = tempfile::tempdir().expect("a folder for two images");
+    let path = "corpus/without-all-before-clean-in-repair.json";
+    let text = told("without-all-before-clean-in-repair.json");
+    let (_, commands) = text.split_once("COMMANDS\n").expect("a report ends with its commands");
+    let mut run = Vec::new();
+    for line in commands.lines() {
+        let Some(words) = line.trim().strip_prefix("cargo campaign ") else { continue };
+        let words = words.split(' ').map(|word| match word.strip_suffix(".qcow2") {
+            Some(_) => folder.path().join(word).into_os_string(),
+            None => word.into(),
+        });
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_campaign"))
+            .args(words)
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .output()
+            .expect("the binary runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.stderr.is_empty(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        run.push((output.status.code(), said));
+    }
+    let [replayed, explained, crashed, repaired] = &run[..] else {
+        panic!("four commands, not {}", run.len())
+    };
+    assert!(replayed.0 == Some(0) && replayed.1.contains("reproduced"), "{replayed:?}");
+    assert!(explained.0 == Some(1) && explained.1.starts_with(&text), "{explained:?}");
+    assert!(explained.1.contains("submit   #8    write         by"), "{}", explained.1);
+    assert_eq!((crashed.0, repaired.0), (Some(0), Some(0)));
+    let (subject, trial, failure) = failing(path.trim_start_matches("corpus/"));
+    for (file, is_repaired) in [("crashed.qcow2", false), ("repaired.qcow2", true)] {
+        let bytes = std::fs::read(folder.path().join(file)).expect("it was written");
+        assert_eq!(Some(bytes), report::image(&subject, &trial, &failure, is_repaired), "{file}");
+    }
 }

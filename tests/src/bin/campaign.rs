@@ -79,6 +79,22 @@ enum Verb {
     Explain {
         /// A case file.
         path: PathBuf,
+        /// Every event of the lives and of recovery too.
+        #[arg(long)]
+        verbose: bool,
+    },
+    /// Write the image that a power cut left to a file, for other tools.
+    #[command(
+        after_help = "Example: cargo campaign dump corpus/without-data-before-mapping.json crashed.qcow2"
+    )]
+    Dump {
+        /// A case file.
+        path: PathBuf,
+        /// The image to write.
+        file: PathBuf,
+        /// As recovery and an explicit repair leave it.
+        #[arg(long)]
+        repaired: bool,
     },
     /// Break each write order in turn; a table of what noticed, and how fast.
     #[command(after_help = "Example: cargo campaign sensitivity --rule data-before-mapping")]
@@ -204,7 +220,8 @@ fn main() -> ExitCode {
         Verb::Merge { parts } => merge(&parts),
         Verb::Replay { paths, json } => replay_all(&paths, json),
         Verb::Minimise { path, seconds } => minimise_case(&path, seconds),
-        Verb::Explain { path } => explain(&path),
+        Verb::Explain { path, verbose } => explain(&path, verbose),
+        Verb::Dump { path, file, repaired } => dump(&path, &file, repaired),
         Verb::Sensitivity { rule, seconds, seed, corpus } => {
             sensitivity(rule.as_deref(), seconds, seed, corpus)
         }
@@ -375,17 +392,31 @@ fn minimise_case(path: &std::path::Path, seconds: u64) -> Result<u8, CorpusError
     let Some(Failing { subject, found, seed, witness }) = failing(path)? else { return Ok(0) };
     let limit = Duration::from_secs(seconds);
     let small = minimise(&subject, &found.trial, &found.failure, limit);
-    let (case, _) = console::written(&subject, &small, seed, witness);
+    let case = console::written(&subject, &small, seed, witness);
     say(&corpus::text_of(&case));
     Ok(1)
 }
 
-fn explain(path: &std::path::Path) -> Result<u8, CorpusError> {
+fn explain(path: &std::path::Path, verbose: bool) -> Result<u8, CorpusError> {
     let Some(Failing { subject, found, .. }) = failing(path)? else { return Ok(0) };
-    let outcome = trial::run(&subject, &found.trial)
-        .map_err(|why| CorpusError::Case(format!("{}: initial: {why}", shown(path))))?;
-    say(&report::text(&found.trial, &outcome, &found.failure));
+    let Minimised { trial, failure } = &found;
+    say(&report::text(&subject, trial, failure, Some(&shown(path))));
+    if verbose {
+        say(&format!("\n{}", report::verbose(&subject, trial, failure)));
+    }
     Ok(1)
+}
+
+fn dump(path: &std::path::Path, file: &std::path::Path, repaired: bool) -> Result<u8, CorpusError> {
+    let Some(Failing { subject, found, .. }) = failing(path)? else { return Ok(0) };
+    let image =
+        report::image(&subject, &found.trial, &found.failure, repaired).ok_or_else(|| {
+            CorpusError::Case(format!("{}: it fails without a power cut", shown(path)))
+        })?;
+    std::fs::write(file, &image)
+        .map_err(|source| CorpusError::Io { path: file.to_owned(), source })?;
+    say(&format!("{} bytes in {}\n", image.len(), shown(file)));
+    Ok(0)
 }
 
 fn sensitivity(
@@ -422,7 +453,7 @@ fn sensitivity(
                 std::iter::once(rule).chain(others.iter().copied()).map(Rule::name).collect();
             let subject = Qcow2Core::without(names.iter().copied()).map_err(CorpusError::Case)?;
             let small = minimise(&subject, &found.trial, &found.failure, Duration::from_secs(30));
-            let (case, _) = console::written(&subject, &small, seed, Some(names.join("+")));
+            let case = console::written(&subject, &small, seed, Some(names.join("+")));
             let path = corpus::save(&case, folder)?;
             say(&format!("    kept as {}\n", shown(&path)));
         }

@@ -68,6 +68,10 @@ impl Subject for Imago {
         }
     }
 
+    fn command(&self) -> &'static str {
+        "cargo run --release --manifest-path tests/subjects/imago/Cargo.toml --"
+    }
+
     fn key(&self) -> &'static str {
         match self {
             Self::Full => "imago",

@@ -9,7 +9,9 @@ use faultfs::profile::Profile;
 use qcow2_crashtest::campaign::{Budget, Settings};
 use qcow2_crashtest::console::{self, Outputs, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
+use qcow2_crashtest::recover::Failure;
 use qcow2_crashtest::replay::{is_expected, replay};
+use qcow2_crashtest::trial::Trial;
 use qcow2_crashtest::workload::Scope;
 use qcow2_crashtest::{report, trial};
 use qcow2_crashtest_imago::{Imago, cases, subject_of};
@@ -38,6 +40,19 @@ enum Verb {
     Explain {
         /// A case file.
         path: PathBuf,
+        /// Also everything that happened, line by line.
+        #[arg(long)]
+        verbose: bool,
+    },
+    /// Write the image that the power cut of a case left, for other tools.
+    Dump {
+        /// A case file.
+        path: PathBuf,
+        /// The image to write.
+        file: PathBuf,
+        /// As recovery left it.
+        #[arg(long)]
+        repaired: bool,
     },
 }
 
@@ -73,7 +88,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Run(run) => campaign(run),
         Verb::Replay { paths } => replay_all(&paths),
-        Verb::Explain { path } => explain(&path),
+        Verb::Explain { path, verbose } => explain(&path, verbose),
+        Verb::Dump { path, file, repaired } => dump(&path, &file, repaired),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -102,9 +118,6 @@ fn campaign(run: Run) -> Result<u8, CorpusError> {
     };
     let outputs = Outputs {
         corpus: Some(run.corpus),
-        replay: Some(
-            "cargo run --release --manifest-path tests/subjects/imago/Cargo.toml -- replay",
-        ),
         ..Outputs::default()
     };
     console::run(&subject, &settings, &outputs).map(console::Status::code)
@@ -130,17 +143,37 @@ fn replay_all(paths: &[PathBuf]) -> Result<u8, CorpusError> {
     Ok(code)
 }
 
-fn explain(path: &Path) -> Result<u8, CorpusError> {
+fn explain(path: &Path, verbose: bool) -> Result<u8, CorpusError> {
+    let Some((subject, trial, failure)) = failing(path)? else { return Ok(0) };
+    say(&report::text(&subject, &trial, &failure, Some(&shown(path))));
+    if verbose {
+        say(&format!("\n{}", report::verbose(&subject, &trial, &failure)));
+    }
+    Ok(1)
+}
+
+fn dump(path: &Path, file: &Path, repaired: bool) -> Result<u8, CorpusError> {
+    let Some((subject, trial, failure)) = failing(path)? else { return Ok(0) };
+    let image = report::image(&subject, &trial, &failure, repaired).ok_or_else(|| {
+        CorpusError::Case(format!("{}: it fails without a power cut", shown(path)))
+    })?;
+    std::fs::write(file, &image)
+        .map_err(|source| CorpusError::Io { path: file.to_owned(), source })?;
+    say(&format!("{} bytes in {}\n", image.len(), shown(file)));
+    Ok(0)
+}
+
+/// The case in a file as it fails; none, and said so, if it passes.
+fn failing(path: &Path) -> Result<Option<(Imago, Trial, Failure)>, CorpusError> {
     let file = shown(path);
     let case = corpus::load(path)?;
     let subject = subject_of(&case, &file)?;
     let exact = corpus::trial_of(&case, &file)?;
     let outcome = trial::run(&subject, &exact)
         .map_err(|why| CorpusError::Case(format!("{file}: initial: {why}")))?;
-    let Some((_, failure)) = &outcome.failure else {
+    let Some((_, failure)) = outcome.failure else {
         say(&format!("{file} passes: there is nothing to show\n"));
-        return Ok(0);
+        return Ok(None);
     };
-    say(&report::text(&exact, &outcome, failure));
-    Ok(1)
+    Ok(Some((subject, exact, failure)))
 }

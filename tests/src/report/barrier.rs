@@ -1,0 +1,387 @@
+//! The flush that is missing: where one more would have made the failure impossible, and what else it would have.
+//!
+//! ```text
+//!   crash states of the workload, judged:  fails   fails   holds   fails  ...
+//!   with a flush at gap p, still possible?   no      no              yes        removes 2 of 3
+//! ```
+//!
+//! A flush only takes crash states away. So the states that fail are looked for once, without it, and each gap is judged by
+//! which of them can no longer be: a unit would have to hold what that flush has superseded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use faultfs::chooser::{Choice, Chooser, Exhaustive, Prefix};
+use faultfs::disk::PossibleDisk;
+use faultfs::profile::Profile;
+use faultfs::trace::{Event, IoKind};
+use faultfs::values::Key;
+use model::case::Content;
+use model::guest::Guest;
+use model::judge::Place;
+use model::payload::Value;
+
+use crate::leaf::LeafChooser;
+use crate::minimise::Signature;
+use crate::probe::Probes;
+use crate::recover::{Bench, Failure, StepPlan};
+use crate::report::scene::Scene;
+use crate::report::tape::{Played, Tape, unit_of};
+use crate::subject::Subject;
+use crate::trial::{Trial, cluster_units};
+
+/// Crash states tried at each moment: this many in the order of enumeration, and where there are more, as many at random.
+const STATES: usize = 32;
+
+/// What the search showed.
+pub(super) struct Searched {
+    /// Crash states judged.
+    pub(super) judged: usize,
+    /// Failing states other than those meant by "this failure".
+    pub(super) others: usize,
+    /// States in which this failure shows, at this power cut.
+    pub(super) same: usize,
+    /// Whether the states at this power cut are all that there are.
+    pub(super) complete: bool,
+    /// The best place for a flush.
+    pub(super) best: Option<Gap>,
+}
+
+/// A stretch of the tape in which a flush has the same effect everywhere.
+pub(super) struct Gap {
+    /// Events before its first place.
+    pub(super) first: usize,
+    /// Events before its last place.
+    pub(super) last: usize,
+    /// Whether it removes this failure in every state judged.
+    pub(super) removes_this: bool,
+    /// How many of the other failing states it removes.
+    pub(super) removes: usize,
+}
+
+/// A failing crash state: what somebody read of it.
+struct Failing {
+    /// Events of the tape before the power cut.
+    at: usize,
+    units: BTreeMap<u32, Key>,
+    length: Option<u32>,
+    same: bool,
+}
+
+/// What is searched.
+pub(super) struct Search<'a> {
+    /// The failing trial.
+    pub(super) trial: &'a Trial,
+    /// Its failing life.
+    pub(super) played: &'a Played,
+    /// Recovery after that life.
+    pub(super) steps: &'a [StepPlan],
+    /// The answers with which it fails.
+    pub(super) choices: &'a [u32],
+    /// How it fails.
+    pub(super) failure: &'a Failure,
+}
+
+/// Searches a failing life, where the power cut that matters is the one in the life.
+pub(super) fn in_life<Sub: Subject>(bench: &mut Bench<Sub>, search: &Search<'_>) -> Searched {
+    let Search { trial, played, steps, choices, failure } = *search;
+    let mut found = Found::new(failure, played.cut);
+    let points = played.moments.iter().map(|seen| (seen.at, &seen.guest));
+    let own = (played.cut, &played.guest);
+    let mut done = BTreeSet::new();
+    for (at, guest) in std::iter::once(own).chain(points).filter(|(at, _)| done.insert(*at)) {
+        let live = &played.tape.disk(at, None);
+        let own = if at == played.cut { choices } else { &[] };
+        let point = Point { live, pending: live, guest, steps, at, given: &[], own };
+        found.states(bench, trial, &point);
+    }
+    found.search(&played.tape, trial.profile)
+}
+
+/// Searches the step of recovery that led to scene `number`, where the power cut that matters is the one in that step.
+pub(super) fn in_step<Sub: Subject>(
+    bench: &mut Bench<Sub>,
+    search: &Search<'_>,
+    scenes: &[Scene],
+    number: usize,
+) -> Option<Searched> {
+    let Search { trial, played, steps, choices, failure } = *search;
+    let scene = &scenes[number];
+    let tape = scene.tape.as_ref()?;
+    let given = &choices[..scene.chosen.min(choices.len())];
+    let counted: Vec<usize> = (0..tape.events.len()).filter(|at| matters(tape, *at)).collect();
+    let mut found = Found::new(failure, counted.last()? + 1);
+    for (crash_at, at) in counted.iter().enumerate() {
+        let mut steps = steps[..number].to_vec();
+        steps[number - 1].crash_at = Some(crash_at as u64);
+        let at = at + 1;
+        let own = if at == found.cut { choices } else { &[] };
+        let pending = &tape.disk(at, None);
+        let (live, guest) = (&played.live, &played.guest);
+        let point = Point { live, pending, guest, steps: &steps, at, given, own };
+        found.states(bench, trial, &point);
+    }
+    Some(found.search(tape, trial.profile))
+}
+
+/// A moment at which the power may fail.
+struct Point<'a> {
+    /// The disk at the power cut of the life.
+    live: &'a PossibleDisk,
+    /// The disk at this power cut: another one if it is in recovery.
+    pending: &'a PossibleDisk,
+    guest: &'a Guest,
+    steps: &'a [StepPlan],
+    /// Events of the tape before it.
+    at: usize,
+    /// Answers that lead to it.
+    given: &'a [u32],
+    /// Answers of the failure, if it fails here.
+    own: &'a [u32],
+}
+
+/// Whether an event submits something that a power cut could lose or a flush.
+fn matters(tape: &Tape, at: usize) -> bool {
+    matches!(&tape.events[at], Event::Submit { io, .. } if io.kind != IoKind::Read)
+}
+
+struct Found {
+    wanted: Signature,
+    cut: usize,
+    judged: usize,
+    complete: bool,
+    failing: Vec<Failing>,
+}
+
+impl Found {
+    fn new(failure: &Failure, cut: usize) -> Self {
+        let wanted = Signature::of(failure);
+        Self { wanted, cut, judged: 0, complete: true, failing: Vec::new() }
+    }
+
+    /// Judges crash states at a moment, the failure's own first, then an enumeration, then random ones; notes of each that
+    /// fails what was read.
+    fn states<Sub: Subject>(&mut self, bench: &mut Bench<Sub>, trial: &Trial, point: &Point<'_>) {
+        let Point { live, pending, guest, steps, at, given, own } = *point;
+        let mut seen = guest.clone();
+        seen.crash();
+        let mut known = BTreeSet::new();
+        let wheels = Arc::new(Mutex::new(Exhaustive::new()));
+        let mut enumerated = false;
+        for number in 0..=2 * STATES {
+            let inner: Box<dyn Chooser + Send> = match number {
+                0 => Box::new(LeafChooser::written(own.to_vec())),
+                _ if number <= STATES && !enumerated => {
+                    Box::new(Prefix::new(given.to_vec(), Arc::clone(&wheels)))
+                }
+                _ if enumerated => break,
+                seed => {
+                    let random = LeafChooser::random(seed as u64, cluster_units(&trial.geometry));
+                    Box::new(Prefix::new(given.to_vec(), random))
+                }
+            };
+            let noting = Noting { inner, skip: given.len(), units: BTreeMap::new(), length: None };
+            let chooser = Arc::new(Mutex::new(noting));
+            let crashed = live.crash(trial.profile, &mut Arc::clone(&chooser));
+            let probes = &mut Probes::default();
+            let result = bench.judge_crash(crashed, &seen, steps, &chooser, probes);
+            if (1..=STATES).contains(&number) {
+                let mut wheels = wheels.lock().unwrap_or_else(PoisonError::into_inner);
+                enumerated = !wheels.advance();
+            }
+            let mut noted = chooser.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut units = std::mem::take(&mut noted.units);
+            let mut keys = Vec::new();
+            units.retain(|unit, key| {
+                keys.clear();
+                pending.peek(*unit, &mut keys);
+                keys.contains(key)
+            });
+            if let Err(failure) = &result {
+                units.extend(shown(failure, pending));
+            }
+            if !known.insert((units.clone(), noted.length)) {
+                continue;
+            }
+            self.judged += 1;
+            if let Err(failure) = result {
+                let same = at == self.cut && self.wanted.matches(&failure);
+                self.failing.push(Failing { at, units, length: noted.length, same });
+            }
+        }
+        if at == self.cut {
+            self.complete = enumerated;
+        }
+    }
+
+    fn search(self, tape: &Tape, profile: Profile) -> Searched {
+        let same = self.failing.iter().filter(|state| state.same).count();
+        let others = self.failing.len() - same;
+        let mut gaps: Vec<Gap> = Vec::new();
+        let mut previous: Option<BTreeSet<usize>> = None;
+        for at in (1..self.cut).filter(|at| is_turn(tape, *at)) {
+            let mut disks: BTreeMap<usize, PossibleDisk> = BTreeMap::new();
+            let removed: BTreeSet<usize> = (0..self.failing.len())
+                .filter(|number| {
+                    let state = &self.failing[*number];
+                    let disk = || tape.disk(state.at, Some(at));
+                    // Not in the moment of the power cut itself: that would order nothing.
+                    state.at > at
+                        && !is_possible(state, disks.entry(state.at).or_insert_with(disk), profile)
+                })
+                .collect();
+            if previous.as_ref() == Some(&removed)
+                && let Some(gap) = gaps.last_mut()
+            {
+                gap.last = at;
+                continue;
+            }
+            let same_removed = removed.iter().filter(|n| self.failing[**n].same).count();
+            gaps.push(Gap {
+                first: at,
+                last: at,
+                removes_this: same > 0 && same_removed == same,
+                removes: removed.len() - same_removed,
+            });
+            previous = Some(removed);
+        }
+        let worth = |gap: &Gap| (gap.removes_this, gap.removes);
+        let best = gaps.into_iter().rev().max_by_key(worth);
+        let best = best.filter(|gap| gap.removes_this || gap.removes > 0);
+        Searched { judged: self.judged, others, same, complete: self.complete, best }
+    }
+}
+
+/// The unit and value in which a failure shows, if it is one of the guest's and the disk at the power cut already had it.
+fn shown(failure: &Failure, pending: &PossibleDisk) -> Option<(u32, Key)> {
+    let Place::Guest { host: Some(host), .. } = failure.violation.place else { return None };
+    let bytes = match failure.violation.found? {
+        Value::Zero => Content::Zero,
+        Value::Tag { unit, id } => Content::Tag { unit, id },
+        Value::Foreign(_) => return None,
+    }
+    .bytes();
+    let key = pending.values().intern(&bytes);
+    let mut keys = Vec::new();
+    pending.peek(unit_of(host), &mut keys);
+    keys.contains(&key).then_some((unit_of(host), key))
+}
+
+/// Whether an update ends right before event `at`, or something is submitted there: elsewhere a flush does the same.
+fn is_turn(tape: &Tape, at: usize) -> bool {
+    matches!(tape.events[at - 1], Event::Complete { .. }) || matters(tape, at)
+}
+
+fn is_possible(state: &Failing, disk: &PossibleDisk, profile: Profile) -> bool {
+    let mut keys = Vec::new();
+    let units = state.units.iter().all(|(unit, key)| {
+        keys.clear();
+        disk.peek(*unit, &mut keys);
+        keys.contains(key)
+    });
+    let lagging = profile == Profile::TornLength;
+    let length = |length| !lagging || disk.possible_lengths().contains(&length);
+    units && state.length.is_none_or(length)
+}
+
+/// Another chooser's answers, with what they decided first of each unit after the first `skip`.
+struct Noting {
+    inner: Box<dyn Chooser + Send>,
+    skip: usize,
+    units: BTreeMap<u32, Key>,
+    length: Option<u32>,
+}
+
+impl Chooser for Noting {
+    fn choose(&mut self, options: u32, what: Choice<'_>) -> u32 {
+        let taken = self.inner.choose(options, what);
+        if let Some(left) = self.skip.checked_sub(1) {
+            self.skip = left;
+            return taken;
+        }
+        match what {
+            Choice::Unit { unit, options } => {
+                self.units.entry(unit).or_insert(options[taken as usize]);
+            }
+            Choice::Length { options } => {
+                self.length.get_or_insert(options[taken as usize]);
+            }
+            _ => {}
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use faultfs::trace::Event;
+
+    use super::{Search, in_life, matters};
+    use crate::corpus;
+    use crate::recover::Bench;
+    use crate::replay::subject_of;
+    use crate::report::tape::play;
+    use crate::trial;
+
+    /// Goal: a disk made again from its I/O is the disk that was, and one flush more takes states away and adds none. Method:
+    /// the whole corpus, without the witnesses; every event; a flush at every event before it.
+    #[test]
+    fn a_flush_more_only_takes_away() {
+        let mut narrower = 0;
+        for path in corpus::files(&corpus::folder()).expect("the corpus can be read") {
+            let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+            let case = corpus::load(&path).expect("the file is a case");
+            let broken = subject_of(&case, &name, true).expect("subject and witness exist");
+            let exact = corpus::trial_of(&case, &name).expect("the case can be run");
+            let played = play(&broken, &exact, 0).expect("it is feasible");
+            assert!(played.is_faithful(), "{name}");
+            let tape = &played.tape;
+            let ios = (1..played.cut.min(200)).filter(|at| matters(tape, *at));
+            let plain = tape.disk(played.cut, None);
+            for at in ios {
+                let flushed = tape.disk(played.cut, Some(at));
+                for unit in 0..plain.extent() {
+                    let (mut before, mut after) = (Vec::new(), Vec::new());
+                    plain.peek(unit, &mut before);
+                    flushed.peek(unit, &mut after);
+                    assert!(after.iter().all(|key| before.contains(key)), "{name}: unit {unit}");
+                    narrower += usize::from(after.len() < before.len());
+                }
+            }
+        }
+        assert!(narrower > 0, "no flush changed anything");
+    }
+
+    /// Goal: the flush that is named is the one that was taken away. Method: for cases whose broken rule asked for a flush,
+    /// the gap that is found ends before the write that the rule holds back.
+    #[test]
+    fn the_flush_that_was_taken_away_is_found() {
+        for (name, held_back) in [
+            ("without-refcount-before-reference.json", "l2[0]"),
+            ("without-all-before-clean.json", "header"),
+            ("without-data-before-mapping.json", "l2[0]"),
+            ("without-length-before-reference.json", "l1"),
+        ] {
+            let case = corpus::load(&corpus::folder().join(name)).expect("the file is a case");
+            let broken = subject_of(&case, name, true).expect("subject and witness exist");
+            let exact = corpus::trial_of(&case, name).expect("the case can be run");
+            let outcome = trial::run(&broken, &exact).expect("it is feasible");
+            let (_, failure) = outcome.failure.expect("it fails without its witness");
+            let played = play(&broken, &exact, 0).expect("it is feasible");
+            let mut bench = Bench::new(broken, exact.session(), exact.profile);
+            let choices = &outcome.lives[0].choices;
+            let (trial, played, failure) = (&exact, &played, &failure);
+            let search = Search { trial, played, steps: &[], choices, failure };
+            let found = in_life(&mut bench, &search);
+            let gap = found.best.expect("some flush helps");
+            assert!(gap.removes_this && found.complete, "{name}");
+            let labels = trial::labels(&mut bench, &played.last, &played.guest);
+            let next = played.tape.events[gap.last..].iter().find_map(|event| match event {
+                Event::Submit { io, .. } if io.kind.is_update() => Some(io),
+                _ => None,
+            });
+            let next = next.map(|io| labels(super::unit_of(io.offset)).region.to_string());
+            assert_eq!(next.as_deref(), Some(held_back), "{name}");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The I/O of a life or of one step of recovery, with its contents, so that the disk of any moment can be made again, also
+//! with a flush that nobody asked for.
+//!
+//! ```text
+//!   start --event--event--event--|--event--event--> disk
+//!                                `-- flush_at: submitted and completed here, unknown to the subject
+//! ```
+//!
+//! The invariant: without such a flush the disk that is made again allows exactly what the real one allowed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use faultfs::chooser::Always;
+use faultfs::disk::{FlushId, Landing, PossibleDisk, WriteId};
+use faultfs::fault::{Fault, FaultPlan, Planned};
+use faultfs::profile::FlushFailure;
+use faultfs::trace::{Event, Io, IoKind, Trace};
+use faultfs::values::{Key, Values};
+use model::guest::Guest;
+use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
+
+use crate::life::{self, Cause, Script};
+use crate::probe::Probes;
+use crate::subject::Subject;
+use crate::trial::{self, At, Trial};
+
+/// I/O with its contents.
+#[derive(Clone)]
+pub(super) struct Tape {
+    /// The disk before the first event.
+    pub(super) start: PossibleDisk,
+    /// What happened.
+    pub(super) events: Vec<Event>,
+    /// What each unit of a write was given, by index of the I/O.
+    pub(super) contents: BTreeMap<u64, Vec<Key>>,
+    /// I/Os that the storage refused: they had no effect.
+    refused: BTreeSet<u64>,
+    faults: Planned,
+}
+
+impl Tape {
+    /// A tape without faults, of a step of recovery.
+    pub(super) fn of_step(
+        start: PossibleDisk,
+        trace: &Trace,
+        written: &Mutex<Vec<Vec<u8>>>,
+        values: &Values,
+    ) -> Self {
+        let written = written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut contents = BTreeMap::new();
+        let mut next = written.iter();
+        for event in trace.events() {
+            if let Event::Submit { io, .. } = event
+                && matches!(io.kind, IoKind::Write | IoKind::WriteThrough)
+                && let Some(bytes) = next.next()
+            {
+                let mut keys = Vec::new();
+                values.intern_all(bytes, &mut keys);
+                contents.insert(io.index, keys);
+            }
+        }
+        let (events, refused) = (trace.events().to_vec(), BTreeSet::new());
+        Self { start, events, contents, refused, faults: Planned::default() }
+    }
+
+    /// What `io` gave to the `nth` of its units.
+    pub(super) fn content(&self, io: &Io, nth: u32) -> Key {
+        let keys = self.contents.get(&io.index);
+        keys.and_then(|keys| keys.get(nth as usize)).copied().unwrap_or(Key::ZERO)
+    }
+
+    /// The disk after the first `until` events, with one flush more before event `flush_at`, if there is to be one.
+    pub(super) fn disk(&self, until: usize, flush_at: Option<usize>) -> PossibleDisk {
+        let mut disk = self.start.clone();
+        let mut faults = self.faults.clone();
+        let mut running: BTreeMap<u64, (Io, Running)> = BTreeMap::new();
+        let extra = |disk: &mut PossibleDisk| {
+            let flush = disk.submit_flush();
+            let _ = disk.complete_flush(flush);
+        };
+        for (at, event) in self.events.iter().enumerate().take(until) {
+            if flush_at == Some(at) {
+                extra(&mut disk);
+            }
+            match event {
+                Event::Submit { io, .. } if !self.refused.contains(&io.index) => {
+                    running.insert(io.index, (*io, self.submit(&mut disk, io)));
+                }
+                Event::Complete { index, .. } => {
+                    if let Some((io, what)) = running.remove(index) {
+                        complete(&mut disk, &io, what);
+                    }
+                }
+                Event::Fail { index, .. } => {
+                    if let Some((io, what)) = running.remove(index) {
+                        fail(&mut disk, what, faults.fault(&io));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if flush_at == Some(until) {
+            extra(&mut disk);
+        }
+        disk
+    }
+
+    fn submit(&self, disk: &mut PossibleDisk, io: &Io) -> Running {
+        let (first, mut chooser) = (unit_of(io.offset), Always(0));
+        let keys = || (0..io.units()).map(|nth| self.content(io, nth)).collect::<Vec<_>>();
+        let mut write = |durability| disk.submit_write(first, &keys(), durability, &mut chooser);
+        Running::Write(match io.kind {
+            IoKind::Read => return Running::Read,
+            IoKind::Flush => return Running::Flush(disk.submit_flush()),
+            IoKind::Write => write(Durability::Cached),
+            IoKind::WriteThrough => write(Durability::Through),
+            IoKind::WriteZeroes => disk.submit_zeroes(first, io.units(), &mut chooser),
+            IoKind::Discard => disk.submit_discard(first, io.units(), &mut chooser),
+            IoKind::SetLen => disk.submit_set_len(first, &mut chooser),
+        })
+    }
+}
+
+enum Running {
+    Read,
+    Write(WriteId),
+    Flush(FlushId),
+}
+
+fn complete(disk: &mut PossibleDisk, io: &Io, what: Running) {
+    match what {
+        Running::Read => {
+            let first = unit_of(io.offset);
+            for unit in first..(first + io.units()).min(disk.extent()) {
+                disk.read(unit, &mut Always(0));
+            }
+        }
+        Running::Write(write) => disk.complete(write),
+        Running::Flush(flush) => {
+            let _ = disk.complete_flush(flush);
+        }
+    }
+}
+
+fn fail(disk: &mut PossibleDisk, what: Running, fault: Option<Fault>) {
+    match (what, fault) {
+        (Running::Read, _) => {}
+        (Running::Write(write), Some(Fault::Enospc { landed })) => {
+            disk.fail(write, Landing::First(landed));
+        }
+        (Running::Write(write), _) => disk.fail(write, Landing::Any),
+        (Running::Flush(flush), Some(Fault::Flush(failure))) => disk.fail_flush(flush, failure),
+        (Running::Flush(flush), Some(_)) => disk.fail_flush(flush, FlushFailure::RetrySafe),
+        (Running::Flush(flush), None) => {
+            let _ = disk.complete_flush(flush);
+        }
+    }
+}
+
+/// The unit of a byte offset.
+pub(super) fn unit_of(offset: u64) -> u32 {
+    u32::try_from(offset / 512).unwrap_or(u32::MAX)
+}
+
+/// A moment of a life.
+pub(super) struct Seen {
+    /// How many events of the tape came before it.
+    pub(super) at: usize,
+    /// What it follows.
+    pub(super) cause: Cause,
+    /// Task and operation.
+    pub(super) concerns: Option<(usize, usize)>,
+    /// The reference disk.
+    pub(super) guest: Guest,
+}
+
+/// A life again, to its end, with everything that is needed to tell it.
+pub(super) struct Played {
+    /// Its I/O.
+    pub(super) tape: Tape,
+    /// Every moment at which the power could fail.
+    pub(super) moments: Vec<Seen>,
+    /// Events of the tape before the power failed.
+    pub(super) cut: usize,
+    /// The disk then, writes pending.
+    pub(super) live: PossibleDisk,
+    /// The reference disk then.
+    pub(super) guest: Guest,
+    /// The disk when nothing was left to do.
+    pub(super) last: PossibleDisk,
+}
+
+impl Played {
+    /// Whether the tape makes the disk again as it was.
+    pub(super) fn is_faithful(&self) -> bool {
+        self.tape.disk(self.cut, None).allowed_hash() == self.live.allowed_hash()
+    }
+}
+
+/// Plays life `number` of a trial; the lives before it must pass.
+pub(super) fn play<Sub: Subject>(subject: &Sub, trial: &Trial, number: usize) -> Option<Played> {
+    let (start, guest) = if number == 0 {
+        trial::initial(subject, &trial.geometry, trial.initial).ok()?
+    } else {
+        let earlier = Trial { lives: trial.lives[..number].to_vec(), ..trial.clone() };
+        trial::run_to_end(subject, &earlier).ok()??
+    };
+    let mut start = start;
+    // As `trial::run` does before each life: what this read decides stays decided.
+    let mut bench = crate::recover::Bench::new(subject.clone(), trial.session(), trial.profile);
+    trial::inherited(&mut bench, &mut start, &guest);
+    let life = &trial.lives[number];
+    let script = Script {
+        tasks: trial::requests(&life.tasks),
+        order: life.order.clone(),
+        faults: life.faults.clone(),
+        dropped: life.dropped,
+        session: trial.session(),
+    };
+    let mut moments = Vec::new();
+    let mut contents: BTreeMap<u64, Vec<Key>> = BTreeMap::new();
+    let mut cut = None;
+    let mut started = BTreeSet::new();
+    let observe = |moment: &life::Moment<'_>| {
+        let sim = moment.sim;
+        for io in sim.in_flight() {
+            if started.insert(io.index) && matches!(io.kind, IoKind::Write | IoKind::WriteThrough) {
+                let first = unit_of(io.offset);
+                let newest = |disk: &PossibleDisk| {
+                    (first..first + io.units()).map(|unit| newest(disk, unit)).collect()
+                };
+                contents.insert(io.index, sim.with_disk(newest));
+            }
+        }
+        let at = sim.trace().events().len();
+        if life.at == At::Event(moment.event) {
+            cut = Some((at, sim.disk(), moment.guest.clone()));
+        }
+        let (cause, concerns) = (moment.cause, moment.concerns);
+        moments.push(Seen { at, cause, concerns, guest: moment.guest.clone() });
+        ControlFlow::Continue(())
+    };
+    let probes = &mut Probes::default();
+    let end = life::run(subject, start.clone(), guest, &script, probes, observe);
+    let events = end.sim.trace().events().to_vec();
+    let all = events.iter().filter_map(|event| match event {
+        Event::Submit { io, .. } => Some(io.index),
+        _ => None,
+    });
+    let refused = all.filter(|index| !started.contains(index)).collect();
+    let faults = life.faults.clone();
+    let tape = Tape { start, events, contents, refused, faults };
+    let whole = tape.events.len();
+    let (cut, live, guest) = cut.unwrap_or_else(|| (whole, end.disk.clone(), end.guest.clone()));
+    Some(Played { tape, moments, cut, live, guest, last: end.disk })
+}
+
+fn newest(disk: &PossibleDisk, unit: u32) -> Key {
+    let mut keys = Vec::new();
+    disk.peek(unit, &mut keys);
+    keys.first().copied().unwrap_or(Key::ZERO)
+}
+
+/// A storage that keeps what is written to another one.
+#[derive(Clone)]
+pub(super) struct Kept<S> {
+    /// The other one.
+    pub(super) inner: S,
+    /// The bytes of every write, in order.
+    pub(super) written: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl<S: Storage> Storage for Kept<S> {
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        self.inner.len().await
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner.set_len(len).await
+    }
+
+    async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
+        self.inner.read(offset, buf).await
+    }
+
+    async fn write(
+        &self,
+        offset: u64,
+        buf: IoBuf,
+        durability: Durability,
+    ) -> (IoBuf, io::Result<()>) {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).push(buf.to_vec());
+        self.inner.write(offset, buf, durability).await
+    }
+
+    async fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.write_zeroes(range).await
+    }
+
+    async fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        self.inner.discard(range).await
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        self.inner.flush().await
+    }
+
+    async fn settle(&self) -> io::Result<()> {
+        self.inner.settle().await
+    }
+
+    async fn pause(&self) {
+        self.inner.pause().await;
+    }
+}
