@@ -171,11 +171,11 @@ impl Device {
         Started { io, effect, fault }
     }
 
-    /// Ends the effect of an I/O on the disk. A read that succeeds is the caller's to fill and to trace.
+    /// Ends the effect of an I/O on the disk. A read is for [`Device::end_read`].
     pub(crate) fn end(&mut self, started: &Started) -> io::Result<()> {
-        let errno = match (started.effect, started.fault) {
-            (Effect::None, Some(Fault::Eio | Fault::Flush(_))) => Some(EIO),
-            (Effect::None, _) => return Ok(()),
+        let fault = started.fault.filter(|fault| fault.concerns(started.io.kind));
+        let errno = match (started.effect, fault) {
+            (Effect::None, _) => fault.map(|_| EIO),
             (Effect::Write(write), None) => {
                 self.disk.complete(write);
                 None
@@ -188,7 +188,11 @@ impl Device {
                 self.disk.fail(write, Landing::First(landed));
                 Some(ENOSPC)
             }
-            (Effect::Flush(flush), None | Some(Fault::Enospc { .. })) => {
+            (Effect::Write(write), Some(Fault::Short { landed })) => {
+                self.disk.fail(write, Landing::First(landed));
+                Some(EIO)
+            }
+            (Effect::Flush(flush), None) => {
                 (!self.disk.complete_flush(flush)).then_some(EIO)
             }
             (Effect::Flush(flush), Some(fault)) => {
@@ -210,15 +214,22 @@ impl Device {
         errno.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
-    /// Fills `buf` from unit to unit with what `read` gives.
-    pub(crate) fn fill(
+    /// Ends a read: fills `buf` from unit to unit with what `read` gives, as far as it gets.
+    pub(crate) fn end_read(
         &mut self,
-        io: &Io,
+        started: &Started,
         buf: &mut [u8],
         mut read: impl FnMut(&mut PossibleDisk, u32) -> Key,
-    ) {
-        let first = unit_of(io.offset);
+    ) -> io::Result<()> {
+        let transferred = match started.fault {
+            Some(Fault::Short { landed }) => landed as usize,
+            Some(fault) if fault.concerns(IoKind::Read) => 0,
+            _ => usize::MAX,
+        };
+        let first = unit_of(started.io.offset);
         let targets = buf.as_chunks_mut::<UNIT>().0;
+        let count = targets.len().min(transferred);
+        let targets = &mut targets[..count];
         let mut at = 0;
         while at < targets.len() {
             let unit = (first + at as u32).min(MAX_UNITS);
@@ -233,9 +244,13 @@ impl Device {
                 at += 1;
             }
         }
-        if let Some(trace) = &mut self.trace {
-            trace.record(Event::Complete { index: io.index, content: xxh3_64(buf) });
+        if transferred < usize::MAX {
+            return self.end(started);
         }
+        if let Some(trace) = &mut self.trace {
+            trace.record(Event::Complete { index: started.io.index, content: xxh3_64(buf) });
+        }
+        Ok(())
     }
 }
 

@@ -184,11 +184,7 @@ impl<C: Chooser + Send + 'static> Direct<C> {
             Err(refused) => return Some(Err(refused)),
         };
         let started = device.start(io, &[], chooser);
-        let outcome = device.end(&started);
-        if outcome.is_ok() {
-            device.fill(&io, buf, |disk, unit| disk.read(unit, chooser));
-        }
-        Some(outcome)
+        Some(device.end_read(&started, buf, |disk, unit| disk.read(unit, chooser)))
     }
 }
 

@@ -361,13 +361,20 @@ struct World {
     traced: usize,
     in_flight: Vec<Flying>,
     /// Ended, and not yet fetched by its future.
-    ended: Vec<(u64, io::Result<Vec<Key>>)>,
+    ended: Vec<Ended>,
     settling: Vec<Waker>,
     /// A flush failed after its future was dropped, and no `settle` has said so yet.
     lost_flush_error: bool,
     current: Option<TaskId>,
     submitted: u32,
     steps: u64,
+}
+
+struct Ended {
+    index: u64,
+    /// What a read transferred, from its first unit on; all of it if it ended well.
+    keys: Vec<Key>,
+    outcome: io::Result<()>,
 }
 
 struct Flying {
@@ -451,17 +458,22 @@ impl World {
             .expect("only I/Os in flight are candidates");
         let Flying { started, waker, orphan, seen, .. } = self.in_flight.remove(at);
         let io = started.io;
-        let mut outcome = self.device.end(&started).map(|()| Vec::new());
-        if io.kind == IoKind::Read
-            && let Ok(keys) = &mut outcome
-        {
+        let mut keys = Vec::new();
+        let outcome = if io.kind == IoKind::Read {
             let chooser = &mut self.chooser;
+            let first = unit_of(io.offset);
             let mut data = vec![0; io.len as usize];
-            self.device.fill(&io, &mut data, |disk, unit| {
+            self.device.end_read(&started, &mut data, |disk, unit| {
                 let key = read_over(disk, unit, &seen, chooser);
+                // Units that are certainly zero are not asked for.
+                keys.resize((unit - first) as usize, Key::ZERO);
                 keys.push(key);
                 key
-            });
+            })
+        } else {
+            self.device.end(&started)
+        };
+        if io.kind == IoKind::Read && outcome.is_ok() {
             keys.resize(io.units() as usize, Key::ZERO);
         }
         self.trace_choices();
@@ -470,7 +482,7 @@ impl World {
             self.lost_flush_error |= io.kind == IoKind::Flush && !ok;
             self.wake_settling();
         } else {
-            self.ended.push((index, outcome));
+            self.ended.push(Ended { index, keys, outcome });
             waker.wake();
         }
         (io, ok)
@@ -549,22 +561,21 @@ impl InFlight<'_> {
                     Err(refused) => Poll::Ready(Err(refused)),
                 };
             };
-            let Some(at) = world.ended.iter().position(|(ended, _)| *ended == index) else {
+            let Some(at) = world.ended.iter().position(|ended| ended.index == index) else {
                 let flying = world.in_flight.iter_mut().find(|f| f.started.io.index == index);
                 let flying = flying.expect("an I/O that has not ended is in flight");
                 flying.waker.clone_from(context.waker());
                 return Poll::Pending;
             };
-            let (_, outcome) = world.ended.swap_remove(at);
+            let Ended { keys, outcome, .. } = world.ended.swap_remove(at);
             self.index = None;
             let values = world.device.disk.values();
-            Poll::Ready(outcome.map(|keys| {
-                if let Some(buf) = into.as_deref_mut() {
-                    for (target, &key) in buf.as_chunks_mut::<UNIT>().0.iter_mut().zip(&keys) {
-                        *target = *values.bytes(key);
-                    }
+            if let Some(buf) = into.as_deref_mut() {
+                for (target, &key) in buf.as_chunks_mut::<UNIT>().0.iter_mut().zip(&keys) {
+                    *target = *values.bytes(key);
                 }
-            }))
+            }
+            Poll::Ready(outcome)
         })
         .await
     }
@@ -579,8 +590,8 @@ impl Drop for InFlight<'_> {
             {
                 flying.orphan = true;
             }
-            if let Some(at) = world.ended.iter().position(|(ended, _)| *ended == index) {
-                let (_, outcome) = world.ended.swap_remove(at);
+            if let Some(at) = world.ended.iter().position(|ended| ended.index == index) {
+                let Ended { outcome, .. } = world.ended.swap_remove(at);
                 world.lost_flush_error |= self.kind == Some(IoKind::Flush) && outcome.is_err();
             }
         }

@@ -15,9 +15,17 @@ use crate::trace::{Io, IoKind};
 pub enum Fault {
     /// EIO. Any unit of a write may still land. A flush fails retry-safe.
     Eio,
-    /// ENOSPC: the first units of a write were written, the others never will be. Reads and flushes are not affected.
+    /// ENOSPC: the first units of a write were written, the others never will be. What needs no space (reads, discards,
+    /// flushes) is not affected.
     Enospc {
         /// How many units of it were written.
+        landed: u32,
+    },
+    /// EIO after a part of a read or write, which a backend that loops over short transfers cannot go on from: the first
+    /// units were transferred, into the buffer or like those of a completed cached write; the others never will be. A
+    /// flush fails retry-safe, and a change of length did not happen.
+    Short {
+        /// How many units of it were transferred.
         landed: u32,
     },
     /// A flush fails with this meaning; any other I/O as with EIO.
@@ -59,6 +67,13 @@ pub enum FaultAt {
         /// Which of these.
         nth: u64,
     },
+    /// These consecutive I/Os of whatever kind: with [`Fault::Enospc`], a device that is full until somebody makes room.
+    Span {
+        /// Index of the first among all.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
     /// This I/O of its kind and all after it: a device that has gone for good, or a full one.
     From {
         /// Of which kind.
@@ -83,14 +98,41 @@ pub struct PlannedFault {
 #[serde(transparent)]
 pub struct Planned(pub Vec<PlannedFault>);
 
+impl Fault {
+    /// Whether it can do anything to an I/O of this kind.
+    pub const fn concerns(self, kind: IoKind) -> bool {
+        match self {
+            Self::Enospc { .. } => !matches!(kind, IoKind::Read | IoKind::Discard | IoKind::Flush),
+            Self::Eio | Self::Short { .. } | Self::Flush(_) => true,
+        }
+    }
+}
+
+impl PlannedFault {
+    /// Whether it strikes this I/O, if nothing before it in a list does.
+    pub fn strikes(&self, io: &Io) -> bool {
+        self.fault.concerns(io.kind)
+            && match self.at {
+                FaultAt::Index(index) => io.index == index,
+                FaultAt::Nth { kind, nth } => io.kind == kind && io.nth == nth,
+                FaultAt::Span { first, count } => {
+                    io.index >= first && io.index - first < count
+                }
+                FaultAt::From { kind, nth } => io.kind == kind && io.nth >= nth,
+            }
+    }
+}
+
+impl Planned {
+    /// The fault of this list that strikes an I/O.
+    pub fn striking(&self, io: &Io) -> Option<&PlannedFault> {
+        self.0.iter().find(|planned| planned.strikes(io))
+    }
+}
+
 impl FaultPlan for Planned {
     fn fault(&mut self, io: &Io) -> Option<Fault> {
-        let strikes = |planned: &&PlannedFault| match planned.at {
-            FaultAt::Index(index) => io.index == index,
-            FaultAt::Nth { kind, nth } => io.kind == kind && io.nth == nth,
-            FaultAt::From { kind, nth } => io.kind == kind && io.nth >= nth,
-        };
-        self.0.iter().find(strikes).map(|planned| planned.fault)
+        self.striking(io).map(|planned| planned.fault)
     }
 }
 
@@ -104,6 +146,8 @@ pub struct FaultRates {
     pub write: Ratio,
     /// ENOSPC of a write, zeroing or length change, after any part of it.
     pub no_space: Ratio,
+    /// A read, write or zeroing that is cut short.
+    pub short: Ratio,
     /// Failure of a flush.
     pub flush: Ratio,
     /// What a failed flush means.
@@ -127,6 +171,10 @@ impl RandomFaults {
 impl FaultPlan for RandomFaults {
     fn fault(&mut self, io: &Io) -> Option<Fault> {
         let Self { rng, rates } = self;
+        let transfers = !matches!(io.kind, IoKind::Flush | IoKind::Discard | IoKind::SetLen);
+        if transfers && rng.chance(rates.short) {
+            return Some(Fault::Short { landed: rng.below(io.units().max(1)) });
+        }
         match io.kind {
             IoKind::Read => rng.chance(rates.read).then_some(Fault::Eio),
             IoKind::Flush => rng.chance(rates.flush).then_some(Fault::Flush(rates.failure)),
@@ -174,11 +222,33 @@ mod tests {
     }
 
     #[test]
+    fn a_full_device_has_room_again_and_still_reads_and_flushes() {
+        let span = FaultAt::Span { first: 2, count: 3 };
+        let full = Fault::Enospc { landed: 0 };
+        let eio = PlannedFault { at: FaultAt::Index(4), fault: Fault::Eio };
+        let mut plan = Planned(vec![PlannedFault { at: span, fault: full }, eio]);
+        let kinds = [IoKind::Write, IoKind::SetLen, IoKind::WriteZeroes, IoKind::WriteThrough];
+        for kind in kinds {
+            let struck: Vec<u64> =
+                (0..8).filter(|&index| plan.fault(&io(index, 0, kind)).is_some()).collect();
+            assert_eq!(struck, [2, 3, 4], "{kind:?}");
+        }
+        // What needs no space is left for the next fault in the list.
+        for kind in [IoKind::Read, IoKind::Discard, IoKind::Flush] {
+            assert_eq!(plan.fault(&io(3, 0, kind)), None);
+            assert_eq!(plan.fault(&io(4, 0, kind)), Some(Fault::Eio));
+        }
+        let json = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Planned>(&json).unwrap(), plan);
+    }
+
+    #[test]
     fn random_faults_keep_to_their_rates_and_kinds() {
         let rates = FaultRates {
             read: Ratio::NEVER,
             write: Ratio::NEVER,
             no_space: Ratio::new(1, 2),
+            short: Ratio::NEVER,
             flush: Ratio::new(1, 4),
             failure: FlushFailure::Sticky,
         };

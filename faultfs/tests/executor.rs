@@ -475,6 +475,41 @@ fn faults_reach_the_task_and_the_disk() {
     assert_eq!(keys, [Key::ZERO]);
 }
 
+/// Goal: what a short transfer moved is there, and nothing else of it. Method: a write of three units and a read of two, each
+/// cut after the first; then the same by a device that is full for two I/Os and has room again.
+#[test]
+fn short_transfers_and_full_devices_move_a_part() {
+    let at = |kind| FaultAt::Nth { kind, nth: 0 };
+    let short = |kind| PlannedFault { at: at(kind), fault: Fault::Short { landed: 1 } };
+    let full = PlannedFault {
+        at: FaultAt::Span { first: 3, count: 2 },
+        fault: Fault::Enospc { landed: 0 },
+    };
+    let mut options = SimOptions::new(schedule::Random::new(1), Always(0));
+    options.faults = Box::new(Planned(vec![short(IoKind::Write), short(IoKind::Read), full]));
+    let mut sim = Sim::new(disk(0), options);
+    let storage = sim.storage();
+    sim.spawn("writer", async move {
+        assert_eq!(write(&storage, 0, 7, 3).await.unwrap_err().raw_os_error(), Some(5));
+        assert_eq!(storage.len().await.unwrap(), unit(1));
+        let buf = IoBuf::copy_of(&[9; 1024], UNIT);
+        let (buf, outcome) = storage.read(0, buf).await;
+        assert_eq!(outcome.unwrap_err().raw_os_error(), Some(5));
+        assert_eq!((buf[0], buf[511], buf[512], buf[1023]), (7, 7, 9, 9));
+        assert_eq!(read(&storage, 0, 3).await, [7, 0, 0]);
+        for _ in 0..2 {
+            let error = write(&storage, 4, 8, 1).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        }
+        write(&storage, 4, 8, 1).await.unwrap();
+        assert_eq!(read(&storage, 3, 2).await, [0, 8]);
+    });
+    assert_eq!(sim.run(), Step::Done);
+    let mut keys = Vec::new();
+    sim.with_disk(|disk| (1..3).for_each(|unit| disk.peek(unit, &mut keys)));
+    assert_eq!(keys, [Key::ZERO; 2], "no unit past the cut can land");
+}
+
 /// Goal: a flush that fails after its future was dropped is heard of. Method: drop it in flight; the next settle reports it,
 /// once.
 #[test]

@@ -48,6 +48,9 @@ pub struct Case {
     pub property: Property,
     /// The weakest profile of the disk that shows it.
     pub profile: String,
+    /// What a discarded unit of the disk holds.
+    #[serde(default, skip_serializing_if = "Discard::is_either")]
+    pub discard: Discard,
     /// Where it comes from.
     pub origin: Origin,
     /// The rule without which it must fail.
@@ -66,6 +69,24 @@ pub struct Case {
     /// The crash image, so that recovery can be tried on any implementation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<CrashImage>,
+}
+
+/// What a discarded unit of the disk holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Discard {
+    /// What it held, or zero. Every disk was so before this could be said.
+    #[default]
+    Either,
+    /// Zero, as if zeroes had been written.
+    Zeroes,
+}
+
+impl Discard {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
+    const fn is_either(&self) -> bool {
+        matches!(self, Self::Either)
+    }
 }
 
 /// Where a case comes from.

@@ -32,6 +32,7 @@ fn everything() -> Case {
         title: "L2 entry durable before its refcount block".to_owned(),
         property: Property::P4,
         profile: "torn-length".to_owned(),
+        discard: Discard::Zeroes,
         origin: Origin { seed: u64::MAX, commit: "1ae95bf".to_owned(), generator: 1 },
         witness: Some("refcount-before-l2".to_owned()),
         status: Status::Sabotage,
@@ -96,6 +97,17 @@ fn a_case_reads_back() {
     let text = case.to_json();
     assert_eq!(Case::from_json("a.json", &text).unwrap(), case);
     assert_eq!(Case::from_json("a.json", &text).unwrap().to_json(), text);
+}
+
+#[test]
+fn a_case_without_a_word_on_discards_is_of_a_disk_that_may_ignore_them() {
+    let case = Case { discard: Discard::Either, ..everything() };
+    let text = case.to_json();
+    assert!(!text.contains("discard\": \"either"), "{text}");
+    assert_eq!(Case::from_json("a.json", &text).unwrap(), case);
+    let odd = everything().to_json().replace("\"discard\": \"zeroes\"", "\"discard\": \"ones\"");
+    let error = Case::from_json("a.json", &odd).unwrap_err();
+    assert_eq!((error.file.as_str(), error.path.as_str()), ("a.json", "discard"));
 }
 
 #[test]

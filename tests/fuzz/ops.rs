@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use faultfs::fault::Planned;
-use faultfs::profile::Profile;
+use faultfs::profile::{DiscardMode, Profile};
 use model::build::Initial;
 use model::case::OpenOptions;
 use model::op::{Durability, Geometry, Op};
@@ -50,6 +50,7 @@ fn geometry() -> impl Strategy<Value = Geometry> {
 
 fn trial(geometry: Geometry, ops: Vec<Op>, initial: Initial, order: u64, leaf: u64) -> Trial {
     Trial {
+        discard: DiscardMode::Either,
         geometry,
         initial,
         open: OpenOptions {

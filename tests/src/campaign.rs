@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
-use faultfs::profile::Profile;
+use faultfs::profile::{DiscardMode, Profile};
 use faultfs::rng::Rng;
+use faultfs::trace::{Event, Io, IoKind};
 use model::build::Initial;
 use model::case::Step;
 use model::guest::Guest;
@@ -27,7 +28,7 @@ use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::subject::{Session, Subject};
 use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units, requests};
-use crate::workload::{self, Scope};
+use crate::workload::{self, FaultKind, Scope};
 
 /// One case in so many is run twice, to see that it is a function of its seed.
 const REPEAT_ONE_IN: u64 = 100;
@@ -195,6 +196,7 @@ fn run_case<Sub: Subject>(
                 .expect("a fresh image is always feasible")
         }
     };
+    disk = disk.with_discard(plan.discard);
     let session = Session {
         writable: true,
         cache_pages: plan.open.cache_pages,
@@ -206,6 +208,7 @@ fn run_case<Sub: Subject>(
         initial: plan.initial,
         open: plan.open.clone(),
         profile: settings.profile,
+        discard: plan.discard,
         lives: Vec::new(),
     };
     let units = cluster_units(&plan.geometry);
@@ -255,6 +258,7 @@ fn run_case<Sub: Subject>(
         let before = Shape::of(&bench);
         let mut kept: Option<Kept> = None;
         let mut judged = 0;
+        let dropped_before = probes.count(Probe::Dropped);
         let end = life::run(subject, disk.clone(), guest.clone(), &script, &mut probes, |moment| {
             figures.crash_points += 1;
             if rng.below(sample) != 0 {
@@ -313,6 +317,16 @@ fn run_case<Sub: Subject>(
         let trace = end.sim.trace();
         figures.ios += end.sim.storage().submitted();
         probe_trace(trace.events(), plan.geometry.cluster_size(), &mut probes);
+        let dropped = probes.count(Probe::Dropped) > dropped_before;
+        let struck = probe_faults(&script.faults, trace.events(), dropped, &mut probes);
+        for pair in struck {
+            *figures.fault_pairs.entry(pair).or_default() += 1;
+        }
+        if plan.discard == DiscardMode::Zeroes
+            && trace.events().iter().any(|event| is_discard(event))
+        {
+            probes.hit(Probe::DiscardZeroes);
+        }
         if let Some(failure) = end.failure {
             trial.lives.push(this);
             return CaseRun { found: Some((failure, trial)), digest };
@@ -403,6 +417,71 @@ pub(crate) fn draw_steps(rng: &mut Rng) -> Vec<StepPlan> {
             _ => StepPlan { run: Step::Open, crash_at: Some(u64::from(rng.below(10))) },
         })
         .collect()
+}
+
+const fn is_discard(event: &Event) -> bool {
+    matches!(event, Event::Submit { io: Io { kind: IoKind::Discard, .. }, .. })
+}
+
+/// Which faults of a life struck, and which two did so together.
+fn probe_faults(
+    planned: &Planned,
+    events: &[Event],
+    dropped: bool,
+    probes: &mut Probes,
+) -> BTreeSet<(FaultKind, FaultKind)> {
+    let mut completed = BTreeSet::new();
+    let mut failed = BTreeSet::new();
+    for event in events {
+        match *event {
+            Event::Complete { index, .. } => drop(completed.insert(index)),
+            Event::Fail { index, .. } => drop(failed.insert(index)),
+            _ => {}
+        }
+    }
+    let mut struck = Vec::new();
+    for fault in &planned.0 {
+        let last = events.iter().rev().find_map(|event| match event {
+            Event::Submit { io, .. } if failed.contains(&io.index) => {
+                planned.striking(io).is_some_and(|by| by == fault).then_some(io.index)
+            }
+            _ => None,
+        });
+        let Some(last) = last else { continue };
+        let kind = FaultKind::of(fault);
+        struck.push(kind);
+        match kind {
+            FaultKind::FlushRetrySafe => probes.hit(Probe::FlushRetrySafe),
+            FaultKind::FlushCleanMarked => probes.hit(Probe::FlushCleanMarked),
+            FaultKind::FlushSticky => probes.hit(Probe::FlushSticky),
+            FaultKind::ShortRead => probes.hit(Probe::ShortRead),
+            FaultKind::ShortWrite => probes.hit(Probe::ShortWrite),
+            FaultKind::NoSpaceForAWhile => {
+                let works = |event: &Event| match event {
+                    Event::Submit { io, .. } => {
+                        io.index > last
+                            && fault.fault.concerns(io.kind)
+                            && completed.contains(&io.index)
+                    }
+                    _ => false,
+                };
+                if events.iter().any(works) {
+                    probes.hit(Probe::SpaceAgain);
+                }
+            }
+            _ => {}
+        }
+    }
+    struck.extend(dropped.then_some(FaultKind::Dropped));
+    struck.sort_unstable();
+    let mut pairs = BTreeSet::new();
+    for (at, &one) in struck.iter().enumerate() {
+        pairs.extend(struck[at + 1..].iter().map(|&other| (one, other)));
+    }
+    if !pairs.is_empty() {
+        probes.hit(Probe::TwoFaults);
+    }
+    pairs
 }
 
 /// What an image consists of, for seeing it grow and its clusters change hands.

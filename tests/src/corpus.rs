@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::{Fault as DiskFault, FaultAt, Planned, PlannedFault};
-use faultfs::profile::{FlushFailure, Profile};
+use faultfs::profile::{DiscardMode, FlushFailure, Profile};
 use faultfs::trace::{Event, IoKind};
 use faultfs::values::Key;
 use model::case::{
-    Anchor, Case, Content, Crash, CrashImage, Effect, Exact, Fate, Fault, Hash, Life, Origin,
+    Anchor, Case, Content, Crash, CrashImage, Discard, Effect, Exact, Fate, Fault, Hash, Life, Origin,
     Phase, Recovery, SCHEMA, Schedule, Status,
 };
 use model::guest::Guest;
@@ -169,6 +169,10 @@ pub fn case_of(
         title: format!("{title} ({})", failure.moment),
         property: violation.property,
         profile: trial.profile.name().to_owned(),
+        discard: match trial.discard {
+            DiscardMode::Either => Discard::Either,
+            DiscardMode::Zeroes => Discard::Zeroes,
+        },
         origin: Origin { seed, commit: commit(), generator: GENERATOR },
         status: if witness.is_some() { Status::Sabotage } else { Status::Open },
         witness,
@@ -203,7 +207,7 @@ fn life_of(life: &TrialLife, record: &LifeRecord) -> Life {
     Life {
         tasks: life.tasks.clone(),
         schedule: Schedule::Choices(decisions),
-        faults: life.faults.0.iter().filter_map(|fault| fault_of(fault, record)).collect(),
+        faults: faults_of(&life.faults, record),
         dropped: life.dropped.into_iter().collect(),
         crash: Some(Crash {
             anchor: anchor_of(life, record),
@@ -264,25 +268,21 @@ pub const fn phase_of(cause: Cause) -> Phase {
     }
 }
 
-/// The I/O that a planned fault struck, by number; a fault that struck nothing is none.
-fn fault_of(planned: &PlannedFault, record: &LifeRecord) -> Option<Fault> {
-    let index = record.trace.events().iter().find_map(|event| match (event, planned.at) {
-        (Event::Submit { io, .. }, FaultAt::Index(index)) if io.index == index => Some(index),
-        (Event::Submit { io, .. }, FaultAt::Nth { kind, nth })
-            if io.kind == kind && io.nth == nth =>
-        {
-            Some(io.index)
-        }
-        _ => None,
-    })?;
-    let (effect, landed) = match planned.fault {
-        DiskFault::Eio => (Effect::Eio, 0),
-        DiskFault::Enospc { landed } => (Effect::Enospc, landed),
-        DiskFault::Flush(FlushFailure::RetrySafe) => (Effect::FlushRetrySafe, 0),
-        DiskFault::Flush(FlushFailure::CleanMarked) => (Effect::FlushCleanMarked, 0),
-        DiskFault::Flush(FlushFailure::Sticky) => (Effect::FlushSticky, 0),
+/// The I/O that planned faults struck, one fault each, by number; a fault that struck nothing is none.
+fn faults_of(planned: &Planned, record: &LifeRecord) -> Vec<Fault> {
+    let strike = |event: &Event| {
+        let Event::Submit { io, .. } = event else { return None };
+        let (effect, landed) = match planned.striking(io)?.fault {
+            DiskFault::Eio => (Effect::Eio, 0),
+            DiskFault::Enospc { landed } => (Effect::Enospc, landed),
+            DiskFault::Short { landed } => (Effect::Short, landed),
+            DiskFault::Flush(FlushFailure::RetrySafe) => (Effect::FlushRetrySafe, 0),
+            DiskFault::Flush(FlushFailure::CleanMarked) => (Effect::FlushCleanMarked, 0),
+            DiskFault::Flush(FlushFailure::Sticky) => (Effect::FlushSticky, 0),
+        };
+        Some(Fault { anchor: Anchor::default(), io: Some(io.index), effect, landed })
     };
-    Some(Fault { anchor: Anchor::default(), io: Some(index), effect, landed })
+    record.trace.events().iter().filter_map(strike).collect()
 }
 
 /// The crash image of the last life, decided as the trial decided it, if it is small.
@@ -332,6 +332,10 @@ pub fn trial_of(case: &Case, file: &str) -> Result<Trial, CorpusError> {
         initial: case.initial,
         open: case.open.clone(),
         profile,
+        discard: match case.discard {
+            Discard::Either => DiscardMode::Either,
+            Discard::Zeroes => DiscardMode::Zeroes,
+        },
         lives,
     })
 }
@@ -392,9 +396,8 @@ fn planned(fault: &Fault) -> PlannedFault {
     let flush = DiskFault::Flush;
     let (kind, effect) = match fault.effect {
         Effect::Eio => (IoKind::Write, DiskFault::Eio),
-        Effect::Enospc | Effect::Short => {
-            (IoKind::Write, DiskFault::Enospc { landed: fault.landed })
-        }
+        Effect::Enospc => (IoKind::Write, DiskFault::Enospc { landed: fault.landed }),
+        Effect::Short => (IoKind::Write, DiskFault::Short { landed: fault.landed }),
         Effect::FlushRetrySafe => (IoKind::Flush, flush(FlushFailure::RetrySafe)),
         Effect::FlushCleanMarked => (IoKind::Flush, flush(FlushFailure::CleanMarked)),
         Effect::FlushSticky => (IoKind::Flush, flush(FlushFailure::Sticky)),

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::probe::{Probe, Probes};
+use crate::workload::FaultKind;
 
 /// The figures of a campaign. Those of two runs of different seeds can be added.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,6 +39,8 @@ pub struct Figures {
     pub by_initial: BTreeMap<&'static str, u64>,
     /// Crash states by cluster size.
     pub by_cluster: BTreeMap<u64, u64>,
+    /// Lives in which two faults struck, by their kinds.
+    pub fault_pairs: BTreeMap<(FaultKind, FaultKind), u64>,
     /// Cases run twice, with the same trace both times.
     pub repeated: u64,
     /// Probes reached.
@@ -70,6 +73,9 @@ impl Figures {
         }
         for (&cluster, count) in &other.by_cluster {
             *self.by_cluster.entry(cluster).or_default() += count;
+        }
+        for (&pair, count) in &other.fault_pairs {
+            *self.fault_pairs.entry(pair).or_default() += count;
         }
         self.probes.add(&other.probes);
     }
@@ -127,6 +133,8 @@ impl Figures {
         line("states by initial image", by(initial.collect()));
         let cluster = self.by_cluster.iter().map(|(size, count)| format!("{size} B {count}"));
         line("states by cluster size", by(cluster.collect()));
+        let pairs = FaultKind::pairs().count();
+        line("pairs of faults that struck", format!("{} of {pairs}", self.fault_pairs.len()));
         let reached = Probe::ALL.iter().filter(|&&probe| self.probes.count(probe) > 0).count();
         line("probes reached", format!("{reached} of {}", Probe::ALL.len()));
         for &probe in Probe::ALL {

@@ -106,6 +106,11 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
     for life in 0..trial.lives.len() {
         with(&|trial| trial.lives[life].steps.clear());
         with(&|trial| trial.lives[life].faults = Planned::default());
+        for fault in 0..trial.lives[life].faults.0.len() {
+            with(&|trial| {
+                trial.lives[life].faults.0.remove(fault);
+            });
+        }
         with(&|trial| trial.lives[life].dropped = None);
         for step in 0..trial.lives[life].steps.len() {
             with(&|trial| {
@@ -196,7 +201,8 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
     let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
     let mut probes = Probes::default();
     let (mut disk, guest) = if last == 0 {
-        trial::initial(subject, &trial.geometry, trial.initial).ok()?
+        let (disk, guest) = trial::initial(subject, &trial.geometry, trial.initial).ok()?;
+        (disk.with_discard(trial.discard), guest)
     } else {
         let earlier = Trial { lives: trial.lives[..last].to_vec(), ..trial.clone() };
         trial::run_to_end(subject, &earlier).ok()??

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
-use faultfs::profile::Profile;
+use faultfs::profile::{DiscardMode, Profile};
 use faultfs::trace::Trace;
 use faultfs::values::Values;
 use model::build::{Initial, build};
@@ -33,6 +33,8 @@ pub struct Trial {
     pub open: OpenOptions,
     /// How the power fails.
     pub profile: Profile,
+    /// What a discard leaves on the device.
+    pub discard: DiscardMode,
     /// What is done, life after life.
     pub lives: Vec<TrialLife>,
 }
@@ -155,7 +157,8 @@ pub fn initial<Sub: Subject>(
 /// # Errors
 /// If its initial image is not feasible.
 pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String> {
-    let (mut disk, mut guest) = initial(subject, &trial.geometry, trial.initial)?;
+    let (disk, mut guest) = initial(subject, &trial.geometry, trial.initial)?;
+    let mut disk = disk.with_discard(trial.discard);
     let session = trial.session();
     let mut bench = Bench::new(subject.clone(), session, trial.profile);
     let mut probes = Probes::default();
@@ -244,7 +247,8 @@ pub fn watch<Sub: Subject>(
 ) -> Option<u64> {
     let (last, earlier) = trial.lives.split_last()?;
     let (disk, guest) = if earlier.is_empty() {
-        initial(subject, &trial.geometry, trial.initial).ok()?
+        let (disk, guest) = initial(subject, &trial.geometry, trial.initial).ok()?;
+        (disk.with_discard(trial.discard), guest)
     } else {
         run_to_end(subject, &Trial { lives: earlier.to_vec(), ..trial.clone() }).ok()??
     };

@@ -4,8 +4,11 @@
 //! detail (swarm testing); and most requests fall on a few hot clusters, so that requests meet: overwrite, discard, write
 //! again where something was freed.
 
+use std::fmt;
+use std::str::FromStr;
+
 use faultfs::fault::{Fault, FaultAt, PlannedFault};
-use faultfs::profile::FlushFailure;
+use faultfs::profile::{DiscardMode, FlushFailure};
 use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use model::build::Initial;
@@ -13,7 +16,7 @@ use model::case::{Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 1;
+pub const GENERATOR: u32 = 2;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,10 +27,116 @@ pub struct Scope {
     pub tasks: Option<usize>,
     /// No injected errors and no dropped futures.
     pub faultless: bool,
+    /// A fault of this kind in every life, alone or beside another.
+    pub fault: Option<FaultKind>,
     /// Only cases in which several tasks read, discard and write the same few clusters.
     pub contended: bool,
     /// Only clusters of 1 KiB and 4 KiB, and no initial image that fills refcount structures up.
     pub tiny: bool,
+}
+
+/// A kind of thing that goes wrong within a life, short of a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// EIO of a read.
+    Read,
+    /// A read that transfers a part and fails.
+    ShortRead,
+    /// EIO of a write, zeroing, discard or change of the length.
+    Write,
+    /// A write or zeroing that transfers a part and fails.
+    ShortWrite,
+    /// ENOSPC, once.
+    NoSpace,
+    /// ENOSPC until there is room again.
+    NoSpaceForAWhile,
+    /// A failed flush, and another that may succeed in full.
+    FlushRetrySafe,
+    /// A failed flush, and others that succeed without what it lost.
+    FlushCleanMarked,
+    /// A failed flush, and none that succeeds any more.
+    FlushSticky,
+    /// A request whose future is dropped.
+    Dropped,
+}
+
+impl FaultKind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Read,
+        Self::ShortRead,
+        Self::Write,
+        Self::ShortWrite,
+        Self::NoSpace,
+        Self::NoSpaceForAWhile,
+        Self::FlushRetrySafe,
+        Self::FlushCleanMarked,
+        Self::FlushSticky,
+        Self::Dropped,
+    ];
+
+    /// The name in reports and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::ShortRead => "short-read",
+            Self::Write => "write",
+            Self::ShortWrite => "short-write",
+            Self::NoSpace => "no-space",
+            Self::NoSpaceForAWhile => "no-space-for-a-while",
+            Self::FlushRetrySafe => "flush-retry-safe",
+            Self::FlushCleanMarked => "flush-clean-marked",
+            Self::FlushSticky => "flush-sticky",
+            Self::Dropped => "dropped",
+        }
+    }
+
+    /// Every two kinds of fault that one life may have, each pair once.
+    pub fn pairs() -> impl Iterator<Item = (Self, Self)> {
+        let all = Self::ALL.into_iter();
+        all.flat_map(|one| Self::ALL.into_iter().map(move |other| (one, other)))
+            .filter(|&(one, other)| one < other || (one == other && one != Self::Dropped))
+    }
+
+    /// The kind of a planned fault.
+    pub const fn of(planned: &PlannedFault) -> Self {
+        let reads = matches!(planned.at, FaultAt::Nth { kind: IoKind::Read, .. });
+        match (planned.fault, planned.at) {
+            (Fault::Eio, _) if reads => Self::Read,
+            (Fault::Eio, _) => Self::Write,
+            (Fault::Short { .. }, _) if reads => Self::ShortRead,
+            (Fault::Short { .. }, _) => Self::ShortWrite,
+            (Fault::Enospc { .. }, FaultAt::Span { .. }) => Self::NoSpaceForAWhile,
+            (Fault::Enospc { .. }, _) => Self::NoSpace,
+            (Fault::Flush(FlushFailure::RetrySafe), _) => Self::FlushRetrySafe,
+            (Fault::Flush(FlushFailure::CleanMarked), _) => Self::FlushCleanMarked,
+            (Fault::Flush(FlushFailure::Sticky), _) => Self::FlushSticky,
+        }
+    }
+}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// No kind of fault has this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown kind of fault {name:?}: expected one of {}", FaultKind::ALL.map(FaultKind::name).join(", "))]
+pub struct UnknownFault {
+    name: String,
+}
+
+impl FromStr for FaultKind {
+    type Err = UnknownFault;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFault> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| UnknownFault { name: name.to_owned() })
+    }
 }
 
 /// One life of a plan; where the power fails is decided while it runs.
@@ -52,6 +161,8 @@ pub struct Plan {
     pub initial: Initial,
     /// How it is opened.
     pub open: OpenOptions,
+    /// What a discard leaves on the device.
+    pub discard: DiscardMode,
     /// What is done, life after life.
     pub lives: Vec<LifePlan>,
 }
@@ -101,11 +212,12 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         growth_step: cluster * [1, 1, 4, 16][rng.below(4) as usize],
         write_through: rng.below(12) == 0,
     };
+    let discard = if rng.below(3) == 0 { DiscardMode::Zeroes } else { DiscardMode::Either };
     let lives = if rng.below(3) == 0 { 1 } else { 2 + rng.below(2) };
     let contended = scope.contended || rng.below(8) == 0;
     let mut draw = Draw::new(&mut rng, geometry, contended);
     let lives = (0..lives).map(|_| draw.life(scope)).collect();
-    Plan { geometry, initial, open, lives }
+    Plan { geometry, initial, open, discard, lives }
 }
 
 /// Weights and hot spots of one case.
@@ -156,9 +268,22 @@ impl<'a> Draw<'a> {
         };
         let tasks: Vec<Vec<Op>> =
             (0..tasks).map(|task| (0..per_task).map(|_| self.op(tasks, task)).collect()).collect();
-        let calm = scope.faultless;
-        let faults = if !calm && self.rng.below(8) == 0 { vec![self.fault()] } else { Vec::new() };
-        let dropped = (!calm && self.rng.below(8) == 0).then(|| {
+        let mut kinds: Vec<FaultKind> = scope.fault.into_iter().collect();
+        let more = match self.rng.below(16) {
+            _ if scope.faultless => 0,
+            0..=2 => 1,
+            3..=4 => 2,
+            _ => 0,
+        };
+        while kinds.len() < more {
+            // Dropping is drawn more often than each kind of error: there is a future at every await.
+            kinds.push(match self.rng.below(4) {
+                0 => FaultKind::Dropped,
+                _ => FaultKind::ALL[self.rng.below(FaultKind::ALL.len() as u32) as usize],
+            });
+        }
+        let faults = kinds.iter().filter_map(|&kind| self.fault(kind)).collect();
+        let dropped = kinds.contains(&FaultKind::Dropped).then(|| {
             let task = self.rng.below(u32::try_from(tasks.len()).expect("few tasks")) as usize;
             let op = self.rng.below(per_task) as usize;
             Dropped { task, op, after_ios: self.rng.below(5) }
@@ -166,20 +291,33 @@ impl<'a> Draw<'a> {
         LifePlan { tasks, schedule: self.rng.next_u64(), faults, dropped }
     }
 
-    fn fault(&mut self) -> PlannedFault {
-        let nth = u64::from(self.rng.below(8));
-        let (kind, fault) = match self.rng.below(6) {
-            0 => (IoKind::Read, Fault::Eio),
-            1 => (IoKind::Write, Fault::Eio),
-            2 => {
-                let kind = if self.rng.below(2) == 0 { IoKind::SetLen } else { IoKind::Write };
+    /// A fault of a kind; none for a dropped future, which is not the device's.
+    fn fault(&mut self, kind: FaultKind) -> Option<PlannedFault> {
+        // Mostly early, where every life gets to.
+        let most = 1 << self.rng.below(5);
+        let nth = u64::from(self.rng.below(most));
+        let transfers = [IoKind::Write, IoKind::Write, IoKind::WriteThrough, IoKind::WriteZeroes];
+        let updates = [IoKind::Write, IoKind::WriteThrough, IoKind::Discard, IoKind::SetLen];
+        let any = self.rng.below(4) as usize;
+        let (kind, fault) = match kind {
+            FaultKind::Read => (IoKind::Read, Fault::Eio),
+            FaultKind::ShortRead => (IoKind::Read, Fault::Short { landed: self.rng.below(4) }),
+            FaultKind::Write => (updates[any], Fault::Eio),
+            FaultKind::ShortWrite => (transfers[any], Fault::Short { landed: self.rng.below(4) }),
+            FaultKind::NoSpace => {
+                let kind = if any == 0 { IoKind::SetLen } else { transfers[any] };
                 (kind, Fault::Enospc { landed: self.rng.below(2) })
             }
-            3 => (IoKind::Flush, Fault::Flush(FlushFailure::RetrySafe)),
-            4 => (IoKind::Flush, Fault::Flush(FlushFailure::CleanMarked)),
-            _ => (IoKind::Flush, Fault::Flush(FlushFailure::Sticky)),
+            FaultKind::NoSpaceForAWhile => {
+                let at = FaultAt::Span { first: 2 * nth, count: 1 + u64::from(self.rng.below(24)) };
+                return Some(PlannedFault { at, fault: Fault::Enospc { landed: 0 } });
+            }
+            FaultKind::FlushRetrySafe => (IoKind::Flush, Fault::Flush(FlushFailure::RetrySafe)),
+            FaultKind::FlushCleanMarked => (IoKind::Flush, Fault::Flush(FlushFailure::CleanMarked)),
+            FaultKind::FlushSticky => (IoKind::Flush, Fault::Flush(FlushFailure::Sticky)),
+            FaultKind::Dropped => return None,
         };
-        PlannedFault { at: FaultAt::Nth { kind, nth }, fault }
+        Some(PlannedFault { at: FaultAt::Nth { kind, nth }, fault })
     }
 
     fn op(&mut self, tasks: usize, task: usize) -> Op {
@@ -266,7 +404,20 @@ impl<'a> Draw<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Scope, plan};
+    use super::{FaultKind, Scope, plan};
+
+    #[test]
+    fn every_kind_of_fault_can_be_asked_for() {
+        for kind in FaultKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+            let scope = Scope { fault: Some(kind), ..Scope::default() };
+            for life in (0..40).flat_map(|seed| plan(seed, &scope).lives) {
+                let drawn = life.faults.iter().any(|fault| FaultKind::of(fault) == kind);
+                assert!(drawn || (kind == FaultKind::Dropped && life.dropped.is_some()), "{kind}");
+            }
+        }
+        assert!("x".parse::<FaultKind>().unwrap_err().to_string().contains("flush-sticky"));
+    }
 
     #[test]
     fn a_seed_is_a_plan() {

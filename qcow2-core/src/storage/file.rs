@@ -548,6 +548,18 @@ mod tests {
 
     /// Goal: a discarded range holds what it held or zeroes, nothing around it changes and the length stays, whether
     /// the file system can punch holes or not.
+    /// A short transfer is gone on with, not an end and not an error. The kernel hands this file out a page at a time at most.
+    #[test]
+    fn short_reads_are_gone_on_with() {
+        let path = "/proc/kallsyms";
+        let mut plain = vec![0; 32 << 10];
+        let once = File::open(path).unwrap().read_at(&mut plain, 0).unwrap();
+        assert!((1..plain.len()).contains(&once), "a read of {once} bytes is not short");
+        let whole = std::fs::read(path).unwrap();
+        let storage = FileStorage::open(path, Access::ReadOnly).unwrap();
+        assert_eq!(read(&storage, 0, plain.len()), whole[..plain.len()]);
+    }
+
     #[test]
     fn discard_leaves_old_or_zero() {
         for missing in [false, true] {

@@ -21,7 +21,7 @@ use qcow2_crashtest::replay::{self, is_expected, subject_of};
 use qcow2_crashtest::report;
 use qcow2_crashtest::subject::Qcow2Core;
 use qcow2_crashtest::trial;
-use qcow2_crashtest::workload::Scope;
+use qcow2_crashtest::workload::{FaultKind, Scope};
 
 /// Crash-consistency campaigns for qcow2. Exit status: 0 nothing found, 1 a violation, 2 misuse or a broken harness.
 #[derive(Parser)]
@@ -137,6 +137,10 @@ struct Run {
     /// Exactly this many guest tasks at once.
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
     tasks: Option<u8>,
+    /// A fault of this kind in every life: read, short-read, write, short-write, no-space, no-space-for-a-while,
+    /// flush-retry-safe, flush-clean-marked, flush-sticky or dropped.
+    #[arg(long)]
+    fault: Option<FaultKind>,
     /// Break this write order (repeatable): the run must then find something.
     #[arg(long = "without", value_name = "RULE")]
     broken: Vec<String>,
@@ -244,6 +248,7 @@ fn run_campaign(run: Run) -> Result<u8, CorpusError> {
         scope: Scope {
             lazy: run.refcounts.map(|refcounts| matches!(refcounts, Refcounts::Lazy)),
             tasks: run.tasks.map(usize::from),
+            fault: run.fault,
             ..Scope::default()
         },
         budget: match run.cases {
