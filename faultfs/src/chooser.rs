@@ -49,6 +49,23 @@ pub enum Choice<'a> {
         /// The lengths in units, longest first.
         options: &'a [u32],
     },
+    /// Whether a unit is damaged: 0 no, else in which way.
+    Damage {
+        /// Which unit.
+        unit: u32,
+    },
+    /// Which bit of a unit is flipped.
+    Bit {
+        /// Which unit.
+        unit: u32,
+    },
+    /// Where a write landed that was meant for a unit.
+    Misdirected {
+        /// Which unit.
+        unit: u32,
+        /// It landed in one of this many.
+        len: u32,
+    },
     /// What happens next.
     Step {
         /// All that may.

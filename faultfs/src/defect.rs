@@ -61,12 +61,18 @@ pub enum Defect {
     PrefixHasHoles,
     /// Profile `epoch` has no barriers.
     EpochIgnoresBarrier,
+    /// Profile `trash` spoils what is durable.
+    TrashStrikesAll,
+    /// Profile `bit-rot` flips two bits of a unit.
+    RotFlipsTwo,
+    /// Profile `misdirected` lands every write where it belongs.
+    MisdirectedStaysHome,
 }
 
 impl Defect {
     /// All of them.
     #[doc(hidden)]
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::FlushKeepsSuperseded,
         Self::NewestOrBase,
         Self::ThroughForgotten,
@@ -94,5 +100,8 @@ impl Defect {
         Self::KillLosesCompleted,
         Self::PrefixHasHoles,
         Self::EpochIgnoresBarrier,
+        Self::TrashStrikesAll,
+        Self::RotFlipsTwo,
+        Self::MisdirectedStaysHome,
     ];
 }

@@ -47,8 +47,8 @@
 //!
 //! # What it does not do
 //!
-//! It knows nothing of qcow2 and labels no offsets; it corrupts nothing that was written (bit rot and misdirected
-//! writes are for whoever builds an image); lengths are whole units.
+//! It knows nothing of qcow2 and labels no offsets; nothing is damaged unless
+//! somebody asks for it after a crash ([`PossibleDisk::damage`](disk::PossibleDisk::damage)); lengths are whole units.
 
 mod defect;
 mod device;

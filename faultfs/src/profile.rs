@@ -55,9 +55,56 @@ impl fmt::Display for Profile {
     }
 }
 
+/// What a device does that no promise can be kept on: beside what `torn-length` leaves, a crash damages the medium. All
+/// that can be asked then is that nobody panics, that every piece of work ends, and that no damage which redundancy shows
+/// is called sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Robustness {
+    /// A unit that was in flight or torn may hold bytes that nobody wrote.
+    Trash,
+    /// A unit of the medium has a bit flipped.
+    BitRot,
+    /// A write landed in another unit, as well or instead.
+    Misdirected,
+}
+
+impl Robustness {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Trash, Self::BitRot, Self::Misdirected];
+
+    /// The name used in reports and case files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Trash => "trash",
+            Self::BitRot => "bit-rot",
+            Self::Misdirected => "misdirected",
+        }
+    }
+}
+
+impl fmt::Display for Robustness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Robustness {
+    type Err = UnknownProfile;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|profile| profile.name() == name)
+            .ok_or_else(|| UnknownProfile(name.to_owned()))
+    }
+}
+
 /// No profile has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown profile {0:?}: expected one of kill, prefix, epoch, cache, torn, torn-length")]
+#[error(
+    "unknown profile {0:?}: expected one of kill, prefix, epoch, cache, torn, torn-length, trash, bit-rot, misdirected"
+)]
 pub struct UnknownProfile(String);
 
 impl FromStr for Profile {
@@ -97,7 +144,7 @@ pub enum DiscardMode {
 
 #[cfg(test)]
 mod tests {
-    use super::Profile;
+    use super::{Profile, Robustness};
 
     #[test]
     fn names_agree_everywhere() {
@@ -106,6 +153,10 @@ mod tests {
             let json = serde_json::to_string(&profile).unwrap();
             assert_eq!(json, format!("\"{profile}\""));
             assert_eq!(serde_json::from_str::<Profile>(&json).unwrap(), profile);
+        }
+        for profile in Robustness::ALL {
+            assert_eq!(profile.to_string().parse(), Ok(profile));
+            assert!(profile.name().parse::<Profile>().is_err(), "the domains are apart");
         }
         assert!(Profile::ALL.is_sorted());
         assert!("Torn".parse::<Profile>().unwrap_err().to_string().contains("torn-length"));

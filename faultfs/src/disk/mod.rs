@@ -32,6 +32,7 @@
 //! until a read decides them.
 
 mod crash;
+mod damage;
 mod length;
 mod view;
 

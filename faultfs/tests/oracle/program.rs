@@ -225,6 +225,11 @@ impl Keys {
         self.keys[name as usize]
     }
 
+    /// The byte that each byte of a named value is.
+    pub(crate) fn byte(&self, name: u8) -> u8 {
+        bytes_of(name)[0]
+    }
+
     fn name(&self, key: Key) -> char {
         if key == Key::ZERO {
             return char::from(ZERO);
