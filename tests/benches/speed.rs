@@ -145,6 +145,7 @@ fn judge(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("judge crash states");
     for (name, lazy) in [("eager", false), ("lazy", true)] {
         let settings = Settings {
+            damage: None,
             seed: 2,
             profile: Profile::TornLength,
             scope: Scope { lazy: Some(lazy), tiny: true, ..Scope::default() },

@@ -29,6 +29,7 @@ fn settings(cases: u64) -> Settings {
     Settings {
         seed: 1,
         profile: Profile::TornLength,
+        damage: None,
         scope: Scope::default(),
         budget: Budget::Cases(cases),
         workers: 0,

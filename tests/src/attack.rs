@@ -76,6 +76,7 @@ pub fn run(rule: Rule, broken: bool, seed: u64, limit: Duration) -> Result {
             let settings = Settings {
                 seed,
                 profile,
+                damage: None,
                 scope: Scope { contended: rule == Rule::ReadsBeforeReuse, ..Scope::default() },
                 budget: Budget::Time(limit),
                 workers: 1,

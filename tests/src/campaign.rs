@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
-use faultfs::profile::{DiscardMode, Profile};
+use faultfs::profile::{DiscardMode, Profile, Robustness};
 use faultfs::rng::Rng;
 use faultfs::trace::{Event, Io, IoKind};
 use model::build::Initial;
-use model::case::Step;
+use model::case::{CrashImage, Step};
 use model::guest::Guest;
 use model::image::Mapping;
 use model::label::Region;
@@ -26,6 +26,7 @@ use crate::leaf::{Answer, LeafChooser, SharedLeaf, look};
 use crate::life::{self, Order, Script, probe_trace};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, StepPlan};
+use crate::robust;
 use crate::subject::{Session, Subject};
 use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units, requests};
 use crate::workload::{self, FaultKind, Scope};
@@ -40,12 +41,24 @@ pub struct Settings {
     pub seed: u64,
     /// How the power fails.
     pub profile: Profile,
+    /// How the medium is damaged besides; then the power fails by `torn-length`, and `robust` judges.
+    pub damage: Option<Robustness>,
     /// What the cases may do.
     pub scope: Scope,
     /// When to stop.
     pub budget: Budget,
     /// Worker threads; 0 for one a core.
     pub workers: usize,
+}
+
+impl Settings {
+    /// What reports call the device.
+    pub const fn profile_name(&self) -> &'static str {
+        match self.damage {
+            Some(how) => how.name(),
+            None => self.profile.name(),
+        }
+    }
 }
 
 /// When a campaign has done enough.
@@ -66,6 +79,8 @@ pub struct Found {
     pub failure: Failure,
     /// How to see it again.
     pub trial: Trial,
+    /// The image, if it was a damaged one; the trial then has no lives.
+    pub image: Option<CrashImage>,
     /// Crash states that this worker had judged before.
     pub states: u64,
 }
@@ -127,7 +142,8 @@ pub fn run<Sub: Subject>(
                 if let Some((failure, trial)) = run.found
                     && shared.1.as_ref().is_none_or(|first| number < first.case)
                 {
-                    shared.1 = Some(Found { case: number, failure, trial, states: total.states });
+                    let (image, states) = (run.image, total.states);
+                    shared.1 = Some(Found { case: number, failure, trial, image, states });
                 }
                 shared.2 = shared.2.take().or(broken);
                 stop.store(true, Ordering::Relaxed);
@@ -162,6 +178,8 @@ pub fn case_seed(campaign: u64, number: u64) -> u64 {
 /// What one case led to.
 struct CaseRun {
     found: Option<(Failure, Trial)>,
+    /// The damaged image on which it failed, if it was one.
+    image: Option<CrashImage>,
     /// Hash of everything that happened.
     digest: u64,
 }
@@ -211,13 +229,18 @@ fn run_case<Sub: Subject>(
         discard: plan.discard,
         lives: Vec::new(),
     };
+    figures.cases += 1;
+    if let Some(how) = settings.damage {
+        let (found, digest) = robust::run_case(subject, &plan, disk, guest, how, seed, figures);
+        let (failure, image) = found.unzip();
+        return CaseRun { found: failure.map(|failure| (failure, trial)), image, digest };
+    }
     let units = cluster_units(&plan.geometry);
     let mut rng = Rng::new(seed ^ 0x6c69_6665);
     let mut bench = Bench::new(subject.clone(), session, settings.profile);
     let mut digest = seed;
     let (mut probes, mut leaf_probes) = (Probes::default(), Probes::default());
     let mut distinct = BTreeSet::new();
-    figures.cases += 1;
     figures.long_cases += u64::from(plan.lives.len() > 1);
     let states_before = figures.states;
     // Auditing an image with full refcount structures takes many times as long.
@@ -312,7 +335,7 @@ fn run_case<Sub: Subject>(
             this.leaf = Leaf::Seed(leaf);
             this.steps = steps;
             trial.lives.push(this);
-            return CaseRun { found: Some((failure, trial)), digest };
+            return CaseRun { found: Some((failure, trial)), image: None, digest };
         }
         let trace = end.sim.trace();
         figures.ios += end.sim.storage().submitted();
@@ -329,7 +352,7 @@ fn run_case<Sub: Subject>(
         }
         if let Some(failure) = end.failure {
             trial.lives.push(this);
-            return CaseRun { found: Some((failure, trial)), digest };
+            return CaseRun { found: Some((failure, trial)), image: None, digest };
         }
 
         // The end of the life is a moment too, and the only one at which a clean close can be judged.
@@ -348,7 +371,7 @@ fn run_case<Sub: Subject>(
             if let Some(violation) = violations.first().cloned() {
                 let failure = Failure { violation, moment: "after a clean close".to_owned() };
                 trial.lives.push(this);
-                return CaseRun { found: Some((failure, trial)), digest };
+                return CaseRun { found: Some((failure, trial)), image: None, digest };
             }
             before.compare(&Shape::of(&bench), &mut probes);
         }
@@ -371,7 +394,7 @@ fn run_case<Sub: Subject>(
             }
             Err(failure) => {
                 trial.lives.push(this);
-                return CaseRun { found: Some((failure, trial)), digest };
+                return CaseRun { found: Some((failure, trial)), image: None, digest };
             }
         }
         let Some(mut next) = kept else { break };
@@ -390,7 +413,7 @@ fn run_case<Sub: Subject>(
     let states = figures.states - states_before;
     *figures.by_initial.entry(initial_name(plan.initial)).or_default() += states;
     *figures.by_cluster.entry(plan.geometry.cluster_size()).or_default() += states;
-    CaseRun { found: None, digest }
+    CaseRun { found: None, image: None, digest }
 }
 
 /// Adds a judged state to the figures.

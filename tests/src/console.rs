@@ -14,7 +14,10 @@ use crate::explore;
 use crate::explore::certificate::{self, Certificate, Part};
 use crate::figures::{Figures, Summary};
 use crate::minimise::{Minimised, minimise};
+use crate::probe::Probe;
+use crate::recover::Failure;
 use crate::report;
+use crate::robust;
 use crate::subject::Subject;
 use crate::trial;
 
@@ -71,21 +74,29 @@ pub fn run<Sub: Subject>(
     say(&format!(
         "{}, profile {}, seed {}: {:.1} s\n{}",
         subject.name(),
-        settings.profile,
+        settings.profile_name(),
         settings.seed,
         report.figures.seconds,
-        report.figures.table()
+        match settings.damage {
+            Some(_) => report.figures.damaged_table(),
+            None => report.figures.table(),
+        }
     ));
     let mut titles = Vec::new();
     let mut status = Status::Passed;
     if let Some(found) = &report.found {
         status = Status::Violation;
         titles.push(tell(subject, settings, outputs, found)?);
-    } else if let Some(why) = report.broken.clone().or_else(|| report.figures.vacuous()) {
+    } else if let Some(why) = report.broken.clone().or_else(|| vacuous(settings, &report.figures)) {
         say(&format!("This run proves nothing: {why}.\n"));
         status = Status::Broken;
     } else {
-        let missed: Vec<&str> = report.figures.probes.missed().map(|probe| probe.name()).collect();
+        let expected = match settings.damage {
+            Some(_) => Probe::DAMAGED,
+            None => Probe::GUARANTEED,
+        };
+        let missed = report.figures.probes.missed(expected);
+        let missed: Vec<&str> = missed.map(|probe| probe.name()).collect();
         if !missed.is_empty() {
             say(&format!("probes missed: {}\n", missed.join(", ")));
             if outputs.all_probes {
@@ -98,7 +109,7 @@ pub fn run<Sub: Subject>(
         let summary = Summary::new(
             &report.figures,
             subject.name(),
-            settings.profile.to_string(),
+            settings.profile_name().to_owned(),
             settings.seed,
             titles,
         );
@@ -108,6 +119,15 @@ pub fn run<Sub: Subject>(
             .map_err(|source| CorpusError::Io { path: path.clone(), source })?;
     }
     Ok(status)
+}
+
+/// Why a run could not have failed, if it could not.
+fn vacuous(settings: &Settings, figures: &Figures) -> Option<String> {
+    match settings.damage {
+        None => figures.vacuous(),
+        Some(_) if figures.states == 0 => Some("no damaged image was judged".to_owned()),
+        Some(_) => None,
+    }
 }
 
 /// Minimises what was found, tells it and keeps it; returns its title.
@@ -121,6 +141,14 @@ fn tell<Sub: Subject>(
         "violation in case {} after {} crash states of that worker; minimising\n",
         found.case, found.states
     ));
+    if let (Some(image), Some(how)) = (&found.image, settings.damage) {
+        let whole =
+            robust::case_of(&found.trial, how, image.clone(), &found.failure, settings.seed);
+        let case = robust::minimise(subject, &whole, &found.failure);
+        let Failure { violation, moment } = &found.failure;
+        say(&format!("\n{violation}\nseen {moment}, on an image with damage ({how})\n\n"));
+        return keep(&case, outputs);
+    }
     let small = minimise(subject, &found.trial, &found.failure, MINIMISE_FOR);
     tell_and_keep(
         subject,
@@ -129,6 +157,16 @@ fn tell<Sub: Subject>(
         outputs.witness.clone(),
         outputs.corpus.as_deref(),
     )
+}
+
+/// Writes a case where it is to be kept; returns its title.
+fn keep(case: &Case, outputs: &Outputs) -> Result<String, CorpusError> {
+    if let Some(folder) = &outputs.corpus {
+        let path = corpus::save(case, folder)?;
+        let shown = path.display();
+        say(&format!("kept as {shown}\nreplay it:   cargo campaign replay {shown}\n"));
+    }
+    Ok(case.title.clone())
 }
 
 /// Where the results of an exploration go.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::{Fault as DiskFault, FaultAt, Planned, PlannedFault};
-use faultfs::profile::{DiscardMode, FlushFailure, Profile};
+use faultfs::profile::{DiscardMode, FlushFailure, Profile, Robustness};
 use faultfs::trace::{Event, IoKind};
 use faultfs::values::Key;
 use model::case::{
@@ -324,6 +324,10 @@ fn allowed(guest: &Guest, disk: &PossibleDisk) -> BTreeMap<u64, Vec<Content>> {
 /// What in it cannot be run: file and field.
 pub fn trial_of(case: &Case, file: &str) -> Result<Trial, CorpusError> {
     let bad = |field: &str, why: String| CorpusError::Case(format!("{file}: {field}: {why}"));
+    if case.profile.parse::<Robustness>().is_ok() {
+        let why = "a damaged image has no lives: it can be replayed, and that is all".to_owned();
+        return Err(bad("profile", why));
+    }
     let profile: Profile =
         case.profile.parse().map_err(|error| bad("profile", format!("{error}")))?;
     let lives = case.lives.iter().map(trial_life).collect();

@@ -95,6 +95,30 @@ impl Figures {
         if self.worker_seconds > 0.0 { self.states as f64 / self.worker_seconds } else { 0.0 }
     }
 
+    /// The figures of a campaign on damaged images, as lines for a person.
+    pub fn damaged_table(&self) -> String {
+        let mut out = String::new();
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(out, "  {name:<28} {value}");
+        };
+        line("cases", self.cases.to_string());
+        line("guest operations", self.operations.to_string());
+        line("crash points", self.crash_points.to_string());
+        line("damaged images judged", self.states.to_string());
+        line("per second and worker", format!("{:.0}", self.states_per_second()));
+        line("cases run twice, same trace", self.repeated.to_string());
+        self.probe_lines(Probe::DAMAGED, &mut line);
+        out
+    }
+
+    fn probe_lines(&self, probes: &[Probe], line: &mut impl FnMut(&str, String)) {
+        let reached = probes.iter().filter(|&&probe| self.probes.count(probe) > 0).count();
+        line("probes reached", format!("{reached} of {}", probes.len()));
+        for &probe in probes {
+            line(&format!("  {probe}"), self.probes.count(probe).to_string());
+        }
+    }
+
     /// Why this run could not have failed, if it could not.
     pub fn vacuous(&self) -> Option<String> {
         if self.states == 0 {
@@ -135,11 +159,7 @@ impl Figures {
         line("states by cluster size", by(cluster.collect()));
         let pairs = FaultKind::pairs().count();
         line("pairs of faults that struck", format!("{} of {pairs}", self.fault_pairs.len()));
-        let reached = Probe::ALL.iter().filter(|&&probe| self.probes.count(probe) > 0).count();
-        line("probes reached", format!("{reached} of {}", Probe::ALL.len()));
-        for &probe in Probe::ALL {
-            line(&format!("  {probe}"), self.probes.count(probe).to_string());
-        }
+        self.probe_lines(Probe::GUARANTEED, &mut line);
         out
     }
 }
@@ -214,8 +234,9 @@ impl Summary {
             mean_allowed: figures.mean_allowed(),
             decided_share: figures.decided_share(),
             repeated: figures.repeated,
-            probes: Probe::ALL
+            probes: Probe::GUARANTEED
                 .iter()
+                .chain(Probe::DAMAGED)
                 .map(|probe| (probe.name(), figures.probes.count(*probe)))
                 .collect(),
             strategy: "random",

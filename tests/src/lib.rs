@@ -28,6 +28,7 @@ pub mod qemu;
 pub mod recover;
 pub mod replay;
 pub mod report;
+pub mod robust;
 pub mod subject;
 pub mod trial;
 pub mod workload;

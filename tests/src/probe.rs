@@ -3,32 +3,40 @@
 use std::fmt;
 
 macro_rules! probes {
-    ($($variant:ident $name:literal $what:literal,)*) => {
+    (
+        guaranteed { $($variant:ident $name:literal $what:literal,)* }
+        damaged { $($bad:ident $bad_name:literal $bad_what:literal,)* }
+    ) => {
         /// A named rare situation.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         #[repr(usize)]
         pub enum Probe {
             $(#[doc = $what] $variant,)*
+            $(#[doc = $bad_what] $bad,)*
         }
 
         impl Probe {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+            /// Those of campaigns on devices that keep their promises.
+            pub const GUARANTEED: &'static [Self] = &[$(Self::$variant),*];
+
+            /// Those of campaigns on damaged images.
+            pub const DAMAGED: &'static [Self] = &[$(Self::$bad),*];
 
             /// The name in reports.
             pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name),* }
+                match self { $(Self::$variant => $name,)* $(Self::$bad => $bad_name,)* }
             }
 
             /// What it means.
             pub const fn what(self) -> &'static str {
-                match self { $(Self::$variant => $what),* }
+                match self { $(Self::$variant => $what,)* $(Self::$bad => $bad_what,)* }
             }
         }
     };
 }
 
 probes! {
+    guaranteed {
     TornL2 "torn-l2-table" "An L2 table of which one unit survived and another was lost.",
     TornRefcountBlock "torn-refcount-block" "A refcount block of which one unit survived and another was lost.",
     L2WithoutRefcount "l2-kept-refcount-lost" "An L2 unit survived while a refcount unit was lost.",
@@ -65,15 +73,31 @@ probes! {
     Dropped "dropped-future" "A request that was dropped with I/O in flight.",
     CleanClose "clean-close" "A clean close, and what it left.",
     WriteThrough "write-through" "A write that was durable when it returned.",
+    }
+    damaged {
+    DamagedHeader "damaged-header" "Damage in the header.",
+    DamagedRefcountTable "damaged-refcount-table" "Damage in the refcount table.",
+    DamagedRefcountBlock "damaged-refcount-block" "Damage in a refcount block.",
+    DamagedL1 "damaged-l1" "Damage in the L1 table.",
+    DamagedL2 "damaged-l2" "Damage in an L2 table.",
+    DamagedData "damaged-data" "Damage where nothing but guest data or nothing at all is.",
+    OpenRefused "open-refused" "A damaged image that was not opened for writing.",
+    OpenedDamaged "opened" "A damaged image that was opened for writing.",
+    RepairGaveUp "repair-gave-up" "A damaged image that was not repaired.",
+    RepairRepaired "repair-repaired" "A damaged image of which redundancy told, and that was repaired.",
+    DamageUnseen "damage-unseen" "A damaged image that breaks no rule.",
+    }
 }
 
 /// How often each probe was reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probes([u64; Probe::ALL.len()]);
+pub struct Probes([u64; PROBES]);
+
+const PROBES: usize = Probe::GUARANTEED.len() + Probe::DAMAGED.len();
 
 impl Default for Probes {
     fn default() -> Self {
-        Self([0; Probe::ALL.len()])
+        Self([0; PROBES])
     }
 }
 
@@ -95,9 +119,9 @@ impl Probes {
         }
     }
 
-    /// Those never met, of those that `scope` can meet.
-    pub fn missed(&self) -> impl Iterator<Item = Probe> {
-        Probe::ALL.iter().copied().filter(|&probe| self.count(probe) == 0)
+    /// Those of `expected` that were never met.
+    pub fn missed(&self, expected: &'static [Probe]) -> impl Iterator<Item = Probe> {
+        expected.iter().copied().filter(|&probe| self.count(probe) == 0)
     }
 }
 

@@ -5,12 +5,14 @@
 
 use std::fmt;
 
+use faultfs::profile::Robustness;
 use model::case::{Case, Status};
 use model::finding::Property;
 
 use crate::corpus::{self, CorpusError};
 use crate::minimise::{self, Signature};
 use crate::recover::{Failure, whole_image};
+use crate::robust;
 use crate::subject::{Qcow2Core, Subject};
 use crate::trial::{self, At, Outcome, Trial};
 
@@ -102,6 +104,9 @@ pub fn subject_of(case: &Case, file: &str, broken: bool) -> Result<Qcow2Core, Co
 /// # Errors
 /// What in the case cannot be run: file and field.
 pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Replay, CorpusError> {
+    if case.profile.parse::<Robustness>().is_ok() {
+        return robust::replay(subject, case, file);
+    }
     let exact = corpus::trial_of(case, file)?;
     let outcome = match trial::run(subject, &exact) {
         Ok(outcome) => outcome,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use faultfs::profile::Profile;
+use faultfs::profile::{Profile, Robustness, UnknownProfile};
 use model::build::Initial;
 use qcow2_core::Rule;
 use qcow2_crashtest::attack;
@@ -119,9 +119,10 @@ struct Run {
     /// What is under test.
     #[arg(long, default_value = "qcow2-core", value_parser = ["qcow2-core"])]
     subject: String,
-    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
-    #[arg(long, default_value_t = Profile::default())]
-    profile: Profile,
+    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length. Or what else goes wrong with the medium, where
+    /// only panics, unbounded work and false claims count: trash, bit-rot or misdirected.
+    #[arg(long, default_value = Profile::TornLength.name(), value_parser = device)]
+    profile: Device,
     /// Seed; the same seed gives the same cases.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -211,6 +212,16 @@ fn parse_shard(text: &str) -> Result<(u64, u64), String> {
     }
 }
 
+/// A device that keeps its promises, or one that does not.
+type Device = (Profile, Option<Robustness>);
+
+fn device(name: &str) -> Result<Device, UnknownProfile> {
+    match name.parse() {
+        Ok(damage) => Ok((Profile::TornLength, Some(damage))),
+        Err(_) => name.parse().map(|profile| (profile, None)),
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Refcounts {
     Eager,
@@ -244,7 +255,8 @@ fn run_campaign(run: Run) -> Result<u8, CorpusError> {
         .map_err(|error| CorpusError::Case(format!("--without: {error}")))?;
     let settings = Settings {
         seed: run.seed,
-        profile: run.profile,
+        profile: run.profile.0,
+        damage: run.profile.1,
         scope: Scope {
             lazy: run.refcounts.map(|refcounts| matches!(refcounts, Refcounts::Lazy)),
             tasks: run.tasks.map(usize::from),

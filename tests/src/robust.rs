@@ -1,0 +1,472 @@
+//! Damaged images: what a subject may not do even where no promise can be kept.
+//!
+//! ```text
+//!   one life ──crash──> damage (trash, bit rot, a misdirected write) ──> every unit decided: one image of plain bytes
+//!                                                                          ├─ open read-only, map, read
+//!                                                                          ├─ check and repair
+//!                                                                          └─ open for writing, use, close
+//! ```
+//!
+//! **Invariant.** Such an image is judged by three things and no others: nobody panics; every road ends within a number of
+//! storage operations that is proportional to the image; and nobody calls sound what redundancy shows to be damaged: after a
+//! claim of repair (an explicit one, or opening a dirty image) the auditor finds nothing that is illegal then, and a repair
+//! that gave up has changed no guest data. What a guest reads from such an image is not asked.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use faultfs::chooser::{Always, Choice, Chooser};
+use faultfs::direct::{Direct, DirectOptions};
+use faultfs::disk::PossibleDisk;
+use faultfs::fault::{Fault, FaultPlan};
+use faultfs::profile::{Profile, Robustness};
+use faultfs::rng::Rng;
+use faultfs::trace::Io;
+use faultfs::values::{Key, Values};
+use model::case::{Case, Content, CrashImage, Origin, SCHEMA, Status};
+use model::finding::{Property, Stage};
+use model::guest::{DiscardReads, Guest, Promises};
+use model::judge::{Claim, Contents, Judge};
+use model::label::Region;
+use model::op::Durability;
+use qcow2_core::storage::{IoBuf, UNIT};
+
+use crate::corpus::CorpusError;
+use crate::evidence::DiskEvidence;
+use crate::figures::{Figures, commit};
+use crate::leaf::{LeafChooser, SharedLeaf};
+use crate::life::{self, Order, Script};
+use crate::probe::{Probe, Probes};
+use crate::recover::{Bench, Failure, whole_image};
+use crate::replay::{Layer, Replay, Verdict};
+use crate::subject::{Refusal, Session, Subject, SubjectImage};
+use crate::trial::{self, Trial, cluster_units, requests};
+use crate::workload::{GENERATOR, Plan};
+
+/// Of so many moments of a life one is looked at.
+const SAMPLE: u32 = 16;
+
+/// Storage operations that one road may take: this many, and [`IOS_PER_UNIT`] for each unit of the file.
+const IOS: u64 = 2_000;
+const IOS_PER_UNIT: u64 = 8;
+
+/// Runs the first life of a plan and judges what damaged crashes leave. The first failure, with the image.
+pub fn run_case<Sub: Subject>(
+    subject: &Sub,
+    plan: &Plan,
+    disk: PossibleDisk,
+    guest: Guest,
+    how: Robustness,
+    seed: u64,
+    figures: &mut Figures,
+) -> (Option<(Failure, CrashImage)>, u64) {
+    let session = Session {
+        writable: true,
+        cache_pages: plan.open.cache_pages,
+        growth: plan.open.growth_step,
+        write_through: plan.open.write_through,
+    };
+    let life = &plan.lives[0];
+    let script = Script {
+        tasks: requests(&life.tasks),
+        order: Order::Seed(life.schedule),
+        faults: faultfs::fault::Planned(life.faults.clone()),
+        dropped: life.dropped,
+        session,
+    };
+    let units = cluster_units(&plan.geometry);
+    let mut rng = Rng::new(seed ^ 0x64616d61_6765);
+    let mut bench = Bench::new(subject.clone(), session, Profile::TornLength);
+    let mut roads = Roads { subject, session, judge: Judge::default(), before: Contents::default() };
+    let mut probes = Probes::default();
+    let mut found = None;
+    let mut digest = seed;
+    let end = life::run(subject, disk, guest, &script, &mut Probes::default(), |moment| {
+        figures.crash_points += 1;
+        if rng.below(SAMPLE) != 0 {
+            return ControlFlow::Continue(());
+        }
+        let live = moment.sim.disk();
+        let labels = trial::labels(&mut bench, &live, moment.guest);
+        let leaf = LeafChooser::random(rng.next_u64(), units).share();
+        let mut vandal = Vandal {
+            odds: 1 << rng.below(5),
+            rng: Rng::new(rng.next_u64()),
+            rest: SharedLeaf::clone(&leaf),
+            is_metadata: |unit| !matches!(labels(unit).region, Region::Data(_) | Region::Free(_)),
+        };
+        let mut crashed = live.crash(Profile::TornLength, &mut vandal);
+        let struck = crashed.damage(how, &mut vandal);
+        if struck.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        for &unit in &struck {
+            probes.hit(match labels(unit).region {
+                Region::Header => Probe::DamagedHeader,
+                Region::RefcountTable => Probe::DamagedRefcountTable,
+                Region::RefcountBlock(_) => Probe::DamagedRefcountBlock,
+                Region::L1 => Probe::DamagedL1,
+                Region::L2(_) => Probe::DamagedL2,
+                _ => Probe::DamagedData,
+            });
+        }
+        crashed.image(&mut vandal);
+        figures.states += 1;
+        digest = digest.rotate_left(5) ^ crashed.state_hash();
+        match roads.judge(&crashed, moment.guest, &mut probes) {
+            None => ControlFlow::Continue(()),
+            Some(failure) => {
+                found = Some((failure, image_of(&mut crashed)));
+                ControlFlow::Break(())
+            }
+        }
+    });
+    figures.lives += 1;
+    figures.operations += end.operations;
+    figures.ios += end.sim.storage().submitted();
+    figures.probes.add(&probes);
+    (found, digest.rotate_left(5) ^ end.trace_hash)
+}
+
+/// Decides where damage strikes: metadata rather than guest data, of which nobody has a second copy.
+struct Vandal<F> {
+    odds: u32,
+    rng: Rng,
+    rest: SharedLeaf,
+    is_metadata: F,
+}
+
+impl<F: Fn(u32) -> bool> Chooser for Vandal<F> {
+    fn choose(&mut self, options: u32, what: Choice<'_>) -> u32 {
+        let Self { odds, rng, rest, is_metadata } = self;
+        match what {
+            Choice::Damage { unit } => {
+                let odds = *odds * if is_metadata(unit) { 1 } else { 64 };
+                if rng.below(odds) == 0 { 1 + rng.below(options - 1) } else { 0 }
+            }
+            // Half of the flips where tables and the header are in use.
+            Choice::Bit { .. } if rng.below(2) == 0 => rng.below(options / 8),
+            Choice::Bit { .. } => rng.below(options),
+            Choice::Misdirected { len, .. } => {
+                let mut to = rng.below(len);
+                for _ in 0..8 {
+                    if !is_metadata(to) {
+                        to = rng.below(len);
+                    }
+                }
+                to
+            }
+            _ => rest.choose(options, what),
+        }
+    }
+}
+
+/// Counts storage operations and ends a piece of work that takes too many of them.
+struct Meter {
+    left: u64,
+}
+
+/// What the meter panics with.
+struct TooMuchWork;
+
+impl FaultPlan for Meter {
+    fn fault(&mut self, _: &Io) -> Option<Fault> {
+        if self.left == 0 {
+            std::panic::panic_any(TooMuchWork);
+        }
+        self.left -= 1;
+        None
+    }
+}
+
+/// The three roads from a damaged image.
+struct Roads<'a, Sub> {
+    subject: &'a Sub,
+    session: Session,
+    judge: Judge,
+    before: Contents,
+}
+
+/// What the subject said at the end of a road.
+enum Said {
+    Claim(Claim),
+    Refused,
+    /// It let the image be used, and claimed nothing.
+    Used,
+}
+
+impl<Sub: Subject> Roads<'_, Sub> {
+    fn judge(&mut self, disk: &PossibleDisk, guest: &Guest, probes: &mut Probes) -> Option<Failure> {
+        let mut plain = disk.clone();
+        let mut sure = Always(0);
+        let evidence = &mut DiskEvidence::new(&mut plain, &mut sure);
+        self.judge.state(evidence, guest, None);
+        self.judge.contents(evidence, &mut self.before);
+        let was_dirty = self.judge.auditor().image().header().is_some_and(|h| h.is_dirty());
+        let sound = self.judge.auditor().report().violations(Stage::Repaired).next().is_none();
+
+        let (subject, session) = (self.subject.clone(), self.session);
+        let read_only = Session { writable: false, ..session };
+        let result = self.travel(disk, guest, "opening it read-only", None, |storage| {
+            let subject = subject.clone();
+            async move {
+                match subject.open(storage, read_only).await {
+                    Ok(image) => {
+                        let _ = image.map().await;
+                        look_around(&image).await;
+                        Said::Used
+                    }
+                    Err(_) => Said::Refused,
+                }
+            }
+        });
+        if let Err(failure) = result {
+            return Some(failure);
+        }
+
+        let result = self.travel(disk, guest, "an explicit repair", None, |storage| {
+            let subject = subject.clone();
+            async move {
+                match subject.repair(storage).await {
+                    Ok(claim) => Said::Claim(claim),
+                    Err(Refusal::GaveUp(_) | Refusal::Failed(_)) => Said::Claim(Claim::GaveUp),
+                }
+            }
+        });
+        match result {
+            Err(failure) => return Some(failure),
+            Ok(Said::Claim(Claim::GaveUp)) => probes.hit(Probe::RepairGaveUp),
+            Ok(_) if sound => probes.hit(Probe::DamageUnseen),
+            Ok(_) => probes.hit(Probe::RepairRepaired),
+        }
+
+        let opened = |storage: Direct<Always>| {
+            let subject = subject.clone();
+            async move {
+                match subject.open(storage, session).await {
+                    Ok(_) if was_dirty => Said::Claim(Claim::Repaired),
+                    Ok(_) => Said::Used,
+                    Err(_) => Said::Claim(Claim::GaveUp),
+                }
+            }
+        };
+        match self.travel(disk, guest, "opening it for writing", None, opened) {
+            Err(failure) => return Some(failure),
+            Ok(Said::Claim(Claim::GaveUp)) => probes.hit(Probe::OpenRefused),
+            Ok(_) => probes.hit(Probe::OpenedDamaged),
+        }
+
+        let used = |storage: Direct<Always>| {
+            let subject = subject.clone();
+            async move {
+                let Ok(image) = subject.open(storage, session).await else { return Said::Refused };
+                use_it(&image).await;
+                let _ = image.close().await;
+                Said::Used
+            }
+        };
+        self.travel(disk, guest, "using it", Some(()), used).err()
+    }
+
+    /// One road: what the subject does on a copy of the disk, and what the judge makes of its end. Where the image was
+    /// written to by a guest (`used`), only the ways of ending count.
+    fn travel<F: Future<Output = Said> + Send>(
+        &mut self,
+        disk: &PossibleDisk,
+        guest: &Guest,
+        road: &str,
+        used: Option<()>,
+        work: impl Fn(Direct<Always>) -> F,
+    ) -> Result<Said, Failure> {
+        let fail = |property, kind, story: String| {
+            let mut violation = whole_image(property, kind);
+            violation.story = story;
+            Failure { violation, moment: format!("in {road}") }
+        };
+        let left = IOS + IOS_PER_UNIT * u64::from(disk.extent());
+        let options = DirectOptions { faults: Some(Box::new(Meter { left })), ..Default::default() };
+        let direct = Direct::with_options(disk.clone(), Always(0), options);
+        let storage = direct.clone();
+        let said = catch_unwind(AssertUnwindSafe(|| faultfs::direct::run(work(storage))));
+        let said = match said {
+            Err(panic) if panic.is::<TooMuchWork>() => {
+                let story = format!("more than {left} storage operations");
+                return Err(fail(Property::P7, "unbounded-work", story));
+            }
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+                return Err(fail(Property::P8, "panic", text.unwrap_or_default()));
+            }
+            Ok(None) => return Err(fail(Property::P7, "recovery-hangs", String::new())),
+            Ok(Some(said)) => said,
+        };
+        let remains = direct.power_off();
+        let (Said::Claim(claim), None) = (&said, used) else { return Ok(said) };
+        let mut after = remains.disk;
+        let mut sure = Always(0);
+        if *claim == Claim::GaveUp && remains.counts.updates == 0 {
+            return Ok(said);
+        }
+        let evidence = &mut DiskEvidence::new(&mut after, &mut sure);
+        self.judge.state(evidence, guest, Some(Stage::Repaired));
+        let violation = if *claim == Claim::GaveUp {
+            let mut now = Contents::default();
+            self.judge.contents(evidence, &mut now);
+            self.judge.p3_same_contents(&self.before, &now, evidence)
+        } else {
+            self.judge.p8_claim(*claim)
+        };
+        match violation {
+            None => Ok(said),
+            Some(violation) => Err(Failure { violation, moment: format!("after {road}") }),
+        }
+    }
+}
+
+/// Offsets worth a look: both ends, and some between.
+fn places(size: u64) -> impl Iterator<Item = u64> {
+    (0..8).map(move |eighth| size / 8 / UNIT as u64 * eighth * UNIT as u64)
+}
+
+async fn look_around(image: &impl SubjectImage) {
+    let size = image.size();
+    for offset in places(size) {
+        let length = (size - offset).min(4096);
+        let length = usize::try_from(length).expect("at most 4096");
+        let _ = image.read(offset, IoBuf::zeroed(length, UNIT)).await;
+    }
+}
+
+async fn use_it(image: &impl SubjectImage) {
+    let size = image.size();
+    for (number, offset) in (0..).zip(places(size)) {
+        let length = (size - offset).min(4096);
+        match number % 4 {
+            0 => drop(image.discard(offset, length).await),
+            1 => drop(image.write_zeroes(offset, length, true).await),
+            _ => {
+                let length = usize::try_from(length).expect("at most 4096");
+                let data = IoBuf::zeroed(length, UNIT);
+                drop(image.write(offset, data, Durability::Cached).await);
+            }
+        }
+    }
+    drop(image.flush().await);
+    look_around(image).await;
+    for offset in places(size) {
+        let data = IoBuf::zeroed(UNIT.min(usize::try_from(size - offset).unwrap_or(UNIT)), UNIT);
+        drop(image.write(offset, data, Durability::Through).await);
+    }
+    drop(image.map().await);
+}
+
+fn image_of(disk: &mut PossibleDisk) -> CrashImage {
+    let sure = &mut Always(0);
+    let length = u64::from(disk.len(sure)) * UNIT as u64;
+    let mut units = BTreeMap::new();
+    for unit in disk.nonzero().collect::<Vec<u32>>() {
+        let key = disk.read(unit, sure);
+        if key != Key::ZERO {
+            units.insert(u64::from(unit), Content::of(disk.values().bytes(key)));
+        }
+    }
+    CrashImage { length, units, allowed: BTreeMap::new() }
+}
+
+/// A damaged image as a case: no lives, only the image.
+pub fn case_of(
+    trial: &Trial,
+    how: Robustness,
+    image: CrashImage,
+    failure: &Failure,
+    seed: u64,
+) -> Case {
+    let violation = &failure.violation;
+    let line = violation.to_string();
+    let title = line.lines().next().unwrap_or_default();
+    let title = title.strip_prefix(&format!("{} ", violation.property)).unwrap_or(title);
+    Case {
+        schema: SCHEMA.to_owned(),
+        title: format!("{title} ({})", failure.moment),
+        property: violation.property,
+        profile: how.name().to_owned(),
+        discard: model::case::Discard::Either,
+        origin: Origin { seed, commit: commit(), generator: GENERATOR },
+        witness: None,
+        status: Status::Open,
+        geometry: trial.geometry,
+        open: trial.open.clone(),
+        initial: trial.initial,
+        lives: Vec::new(),
+        image: Some(image),
+    }
+}
+
+/// Shows the image of a case to a subject again.
+///
+/// # Errors
+/// If the case has no image.
+pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Replay, CorpusError> {
+    let Some(image) = &case.image else {
+        return Err(CorpusError::Case(format!("{file}: image: a damaged image is missing")));
+    };
+    let failure = judge_image(subject, case, image);
+    let verdict = match &failure {
+        None => Verdict::Fixed,
+        Some(failure) if failure.violation.property == case.property => Verdict::Reproduced,
+        Some(_) => Verdict::HarnessBroken,
+    };
+    Ok(Replay { verdict, layer: Layer::Exact, failure })
+}
+
+/// The first failure of a subject on a damaged image.
+pub fn judge_image<Sub: Subject>(
+    subject: &Sub,
+    case: &Case,
+    image: &CrashImage,
+) -> Option<Failure> {
+    let values = Values::new();
+    let bytes: Vec<(u64, Box<[u8; UNIT]>)> = image
+        .units
+        .iter()
+        .map(|(unit, content)| (unit * UNIT as u64, Box::new(content.bytes())))
+        .collect();
+    let extents = bytes.iter().map(|(offset, bytes)| (*offset, &bytes[..]));
+    let disk = PossibleDisk::from_extents(&values, image.length, extents);
+    let session = Session {
+        writable: true,
+        cache_pages: case.open.cache_pages,
+        growth: case.open.growth_step,
+        write_through: case.open.write_through,
+    };
+    let promises = Promises {
+        cluster_units: case.geometry.cluster_units(),
+        discard: DiscardReads::Zeroes,
+        grow: Durability::Through,
+    };
+    let guest = Guest::new(&[], promises);
+    let mut roads =
+        Roads { subject, session, judge: Judge::default(), before: Contents::default() };
+    roads.judge(&disk, &guest, &mut Probes::default())
+}
+
+/// The smallest image, unit by unit, on which the subject still fails in the same way.
+pub fn minimise<Sub: Subject>(subject: &Sub, case: &Case, failure: &Failure) -> Case {
+    let mut best = case.clone();
+    let units: Vec<u64> =
+        best.image.iter().flat_map(|image| image.units.keys().copied()).collect();
+    for unit in units.into_iter().rev() {
+        let Some(mut smaller) = best.image.clone() else { return best };
+        smaller.units.remove(&unit);
+        let fails = judge_image(subject, &best, &smaller).is_some_and(|other| {
+            let (is, was) = (&other.violation, &failure.violation);
+            (is.property, is.kind, &other.moment) == (was.property, was.kind, &failure.moment)
+        });
+        if fails {
+            best.image = Some(smaller);
+        }
+    }
+    best
+}
