@@ -215,8 +215,6 @@ impl Header {
             "is above the limit",
         );
 
-        let whole = self.size.is_multiple_of(UNIT_BYTES);
-        fault(whole, false, "size", 24, self.size, "is not a multiple of 512");
         let at = self.backing_file_offset;
         fault(at <= cluster, false, "backing_file_offset", 8, at, "is outside the first cluster");
         // Without a backing file the length of its name is undefined.
@@ -249,7 +247,8 @@ impl Header {
         unsupported(lacks(INCOMPATIBLE_EXTENDED_L2), true, "extended L2 entries", bits);
         unsupported(self.crypt_method == 0, false, "encryption", self.crypt_method.into());
         unsupported(self.nb_snapshots == 0, false, "internal snapshots", self.nb_snapshots.into());
-        unsupported(self.backing_file_offset == 0, false, "backing file", self.backing_file_offset);
+        // A place for a name without a name is no backing file.
+        unsupported(name == 0, false, "backing file", self.backing_file_offset);
 
         if self.is_dirty() {
             findings.push(Finding::Dirty);

@@ -41,6 +41,12 @@ pub struct Figures {
     pub by_cluster: BTreeMap<u64, u64>,
     /// Lives in which two faults struck, by their kinds.
     pub fault_pairs: BTreeMap<(FaultKind, FaultKind), u64>,
+    /// Most clusters that one crash leaked.
+    pub most_leaked: u64,
+    /// Most of what a crash may leak that one did leak, in percent.
+    pub leak_percent: u64,
+    /// Most of the storage operations that going on after a recovery may take that it did take, in percent.
+    pub liveness_percent: u64,
     /// Cases run twice, with the same trace both times.
     pub repeated: u64,
     /// Probes reached.
@@ -77,6 +83,9 @@ impl Figures {
         for (&pair, count) in &other.fault_pairs {
             *self.fault_pairs.entry(pair).or_default() += count;
         }
+        self.most_leaked = self.most_leaked.max(other.most_leaked);
+        self.leak_percent = self.leak_percent.max(other.leak_percent);
+        self.liveness_percent = self.liveness_percent.max(other.liveness_percent);
         self.probes.add(&other.probes);
     }
 
@@ -159,6 +168,9 @@ impl Figures {
         line("states by cluster size", by(cluster.collect()));
         let pairs = FaultKind::pairs().count();
         line("pairs of faults that struck", format!("{} of {pairs}", self.fault_pairs.len()));
+        let leaks = format!("{} ({} % of its bound)", self.most_leaked, self.leak_percent);
+        line("most leaked by one crash", leaks);
+        line("I/O to write all afterwards", format!("{} % of its bound", self.liveness_percent));
         self.probe_lines(Probe::GUARANTEED, &mut line);
         out
     }

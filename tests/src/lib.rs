@@ -21,6 +21,7 @@ pub mod figures;
 pub mod guest_trace;
 pub mod leaf;
 pub mod life;
+pub mod liveness;
 pub mod logwrites;
 pub mod minimise;
 pub mod probe;

@@ -32,6 +32,7 @@ use model::payload::{self, UNIT};
 use qcow2_core::storage::{IoBuf, Storage};
 
 use crate::evidence::DiskEvidence;
+use crate::liveness::Exposure;
 use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, whole_image};
 use crate::subject::{Session, Subject, SubjectImage};
@@ -98,6 +99,8 @@ pub struct Moment<'a> {
     pub sim: &'a Sim,
     /// The reference disk.
     pub guest: &'a Guest,
+    /// What a crash may leak.
+    pub exposure: &'a Exposure,
 }
 
 /// How a life ended.
@@ -136,6 +139,7 @@ struct Book {
     failed: u64,
     /// The operation that each task is in.
     at: Vec<usize>,
+    exposure: Exposure,
     probes: Vec<Probe>,
 }
 
@@ -157,6 +161,7 @@ impl Book {
         let values = self.values.clone();
         match request {
             Request::Op(op) => {
+                self.exposure.begin(task, index, *op);
                 self.guest.begin(op, |unit, id| ValueKey(values.intern(&payload::unit(unit, id)).0))
             }
             Request::Raw(offset, data) => {
@@ -206,6 +211,7 @@ pub fn run_scheduled<Sub: Subject>(
         unprovoked: None,
         failed: 0,
         at: vec![0; script.tasks.len().max(1)],
+        exposure: Exposure::default(),
         probes: Vec::new(),
     }));
     let slot: Slot<Sub> = Arc::new(Mutex::new(None));
@@ -395,7 +401,8 @@ impl Watch {
                 (_, Some((cause, task, op))) if guest_event => (cause, Some((task, op))),
                 _ => continue,
             };
-            let moment = Moment { event: self.event, cause, concerns, sim, guest: &book.guest };
+            let (guest, exposure) = (&book.guest, &book.exposure);
+            let moment = Moment { event: self.event, cause, concerns, sim, guest, exposure };
             self.event += 1;
             if observe(&moment).is_break() {
                 return Some(Ended::Stopped);
@@ -485,6 +492,9 @@ impl<Sub: Subject> Task<Sub> {
             };
             let mut book = lock(&self.book);
             book.note(Cause::Returned, self.number, index);
+            if matches!(outcome, Some(Ok(_))) {
+                book.exposure.end(self.number, index);
+            }
             match outcome {
                 None => {
                     book.guest.abandon(token);
@@ -520,6 +530,7 @@ impl<Sub: Subject> Task<Sub> {
                 {
                     let mut book = lock(&self.book);
                     book.guest.complete(token);
+                    book.exposure.end(self.number, index);
                     book.probes.push(Probe::CleanClose);
                 }
                 let opened = self.subject.open(self.storage.clone(), self.session).await;

@@ -69,6 +69,8 @@ probes! {
     ShortWrite "short-write" "A write that transferred a part and failed.",
     SpaceAgain "space-again" "A full device that had room again, and an update that went through.",
     TwoFaults "two-faults-together" "Two faults that both struck in one life.",
+    GoesOn "every-unit-written-afterwards" "A recovered image on which every guest unit was written, within its bound.",
+    Leaked "leaked-by-one-crash" "A crash that leaked clusters, within its bound.",
     DiscardZeroes "discard-that-zeroes" "A discard on a device on which it zeroes.",
     Dropped "dropped-future" "A request that was dropped with I/O in flight.",
     CleanClose "clean-close" "A clean close, and what it left.",

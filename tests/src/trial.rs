@@ -18,6 +18,7 @@ use model::op::{Geometry, Op};
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Answer, Labels, LeafChooser, SharedLeaf, look};
 use crate::life::{self, Cause, LifeEnd, Moment, Order, Request, Script};
+use crate::liveness::p7_goes_on;
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::subject::{Session, Subject};
@@ -228,6 +229,12 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
         match judged {
             Ok(recovered) => {
                 disk = recovered.disk;
+                if number + 1 == trial.lives.len()
+                    && let Err(failure) =
+                        p7_goes_on(subject, session, &trial.geometry, &disk, &chooser)
+                {
+                    return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
+                }
                 bench.settle_guest(&mut disk, &mut seen, &mut chooser);
                 guest = seen;
             }

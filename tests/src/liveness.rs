@@ -1,0 +1,257 @@
+//! What needs whole runs rather than states: that work goes on (P7), and that a crash wastes little (P9).
+//!
+//! **P7.** On what a recovery left, once no I/O fails any more: repair, open, write every guest unit, flush, close, and read
+//! it all back, within [`IOS`] storage operations and [`IOS_PER_CLUSTER`] more for each cluster of the file and of the guest's
+//! disk. An implementation that never allocates again, or walks all tables for each request, does not pass.
+//!
+//! **P9.** What a crash can leak is what has a count and no reference on the medium, and that is bounded by the requests whose
+//! counts and references may be apart there. With [`Exposure`] these are:
+//!
+//! ```text
+//!            flush k-1          flush k                 power cut
+//!   ---o--------|------------------|------------------------X
+//!      |        :  freed here:     :  taken here: counts may be there, the reference not;
+//!      |        :  the reference   :  freed here: the reference may be gone, the count is still up
+//!   settled     :  is gone with k, :
+//!               :  the count with  :
+//!               :  k+1             :
+//! ```
+//!
+//! So a request counts until two flushes that began after its end have succeeded; one that failed or was dropped counts to the
+//! end of the session. It touches `c` guest clusters under `t` L2 tables and can leak `c` that it takes, `c` that it gives up,
+//! and `t` new tables. Besides, refcount blocks are made for what is taken, and a table that moves (refcounts; L1 if the disk
+//! grows) leaves its old or its new copy behind.
+
+use std::collections::BTreeMap;
+
+use faultfs::chooser::Chooser;
+use faultfs::direct::Direct;
+use faultfs::disk::PossibleDisk;
+use model::finding::Property;
+use model::judge::Claim;
+use model::op::{Durability, Geometry, Op};
+use model::payload::{self, UNIT};
+use qcow2_core::storage::IoBuf;
+
+use crate::recover::{Failure, whole_image};
+use crate::subject::{Session, Subject, SubjectImage};
+
+/// Storage operations that going on may take in any case.
+pub const IOS: u64 = 64;
+/// How many more for each cluster of the file and of the guest's disk.
+pub const IOS_PER_CLUSTER: u64 = 24;
+
+/// Write id of the payload that goes everywhere; no plan has so many writes.
+const EVERYWHERE: u32 = u32::MAX - 1;
+
+/// P7: repairs and opens the image on a fork of `disk`, and writes all of it. Storage operations that it took, and that it
+/// might have taken.
+///
+/// # Errors
+/// [`Property::P7`].
+pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
+    subject: &Sub,
+    session: Session,
+    geometry: &Geometry,
+    disk: &PossibleDisk,
+    chooser: &C,
+) -> Result<(u64, u64), Failure> {
+    let fail = |kind, story| {
+        let mut violation = whole_image(Property::P7, kind);
+        violation.story = story;
+        Failure { violation, moment: "after recovery, when nothing fails any more".to_owned() }
+    };
+    let direct = Direct::new(disk.clone(), chooser.clone());
+    let storage = direct.clone();
+    let cluster = geometry.cluster_size();
+    let subject = subject.clone();
+    let done = faultfs::direct::run(async move {
+        let claim = subject.repair(storage.clone()).await;
+        if !matches!(claim, Ok(Claim::Clean | Claim::Repaired)) {
+            return Err(fail("repair-gave-up", format!("{claim:?}")));
+        }
+        let opened = subject.open(storage.clone(), session).await;
+        let image = opened.map_err(|refusal| fail("open-refused", format!("{refusal:?}")))?;
+        let size = image.size();
+        let pieces = || (0..size).step_by(as_index(cluster)).map(|at| (at, cluster.min(size - at)));
+        let content = |offset: u64, length: u64| {
+            let mut data = IoBuf::zeroed(as_index(length), UNIT);
+            for (unit, bytes) in (offset / UNIT as u64..).zip(data.as_chunks_mut::<UNIT>().0) {
+                *bytes = payload::unit(unit, EVERYWHERE);
+            }
+            data
+        };
+        for (offset, length) in pieces() {
+            let written = image.write(offset, content(offset, length), Durability::Cached).await;
+            written.map_err(|text| fail("write-fails", text))?;
+        }
+        image.flush().await.map_err(|text| fail("flush-fails", text))?;
+        let ios = storage.counts();
+        for (offset, length) in pieces() {
+            let buf = IoBuf::zeroed(as_index(length), UNIT);
+            let read = image.read(offset, buf).await.map_err(|text| fail("read-fails", text))?;
+            if read[..] != content(offset, length)[..] {
+                return Err(fail("misread", format!("at {offset:#x}")));
+            }
+        }
+        image.close().await.map_err(|text| fail("close-fails", text))?;
+        Ok((ios.reads + ios.updates + ios.flushes, size))
+    });
+    let (ios, size) = done.unwrap_or_else(|| Err(fail("hangs", String::new())))?;
+    let remains = direct.power_off();
+    let clusters = u64::from(remains.disk.extent()).div_ceil(geometry.cluster_units());
+    let most = IOS + IOS_PER_CLUSTER * (clusters + size.div_ceil(cluster));
+    if ios > most {
+        let story = format!("{ios} storage operations, more than {most}");
+        return Err(fail("unbounded-work", story));
+    }
+    Ok((ios, most))
+}
+
+fn as_index(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a guest disk of a campaign fits in memory")
+}
+
+/// Requests whose counts and references may be apart on the medium.
+#[derive(Clone, Debug, Default)]
+pub struct Exposure {
+    clock: u64,
+    /// By task and operation.
+    requests: BTreeMap<(usize, usize), Exposed>,
+    /// When the flushes began that have succeeded.
+    flushes: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Exposed {
+    op: Op,
+    began: u64,
+    /// When it returned well.
+    ended: Option<u64>,
+}
+
+impl Exposure {
+    /// A request begins.
+    pub fn begin(&mut self, task: usize, index: usize, op: Op) {
+        self.clock += 1;
+        let exposed = Exposed { op, began: self.clock, ended: None };
+        self.requests.insert((task, index), exposed);
+    }
+
+    /// A request has returned well.
+    pub fn end(&mut self, task: usize, index: usize) {
+        self.clock += 1;
+        let clock = self.clock;
+        let Some(exposed) = self.requests.get_mut(&(task, index)) else { return };
+        exposed.ended = Some(clock);
+        match exposed.op {
+            Op::Flush => {
+                self.flushes.push(exposed.began);
+                self.flushes.sort_unstable();
+                if let [.., settled, _] = self.flushes[..] {
+                    let later = |ended: Option<u64>| ended.is_none_or(|ended| ended > settled);
+                    self.requests.retain(|_, exposed| later(exposed.ended));
+                }
+            }
+            Op::Reopen => self.requests.clear(),
+            _ => {}
+        }
+    }
+
+    /// P9: how many clusters a power cut now may leak, in an image whose refcount table and L1 table have this many clusters.
+    pub fn may_leak(&self, geometry: &Geometry, refcount_table: u64, l1: u64) -> u64 {
+        let cluster = geometry.cluster_size();
+        let covered = cluster / 8 * cluster;
+        let mut taken = 0;
+        let mut moved = 0;
+        for exposed in self.requests.values() {
+            match exposed.op {
+                Op::Write { offset, length, .. }
+                | Op::WriteZeroes { offset, length, .. }
+                | Op::Discard { offset, length } => {
+                    let touched = |size: u64| (offset + length).div_ceil(size) - offset / size;
+                    taken += 2 * touched(cluster) + touched(covered);
+                }
+                // The new table has room for the disk that was asked for.
+                Op::Grow { to } => moved += l1 + (to.div_ceil(covered) * 8).div_ceil(cluster),
+                Op::Read { .. } | Op::Flush | Op::Reopen => {}
+            }
+        }
+        if taken + moved == 0 {
+            return 0;
+        }
+        let counts_in_block = (cluster * 8) >> geometry.refcount_order;
+        taken + moved + 1 + taken.div_ceil(counts_in_block) + 2 * refcount_table + 1
+    }
+}
+
+/// P9: a crash leaked no more than it may.
+///
+/// # Errors
+/// [`Property::P9`].
+pub fn p9_bounded_waste(leaked: u64, may_leak: u64) -> Result<(), Failure> {
+    if leaked <= may_leak {
+        return Ok(());
+    }
+    let mut violation = whole_image(Property::P9, "too-many-leaks");
+    violation.story = format!("{leaked} clusters leaked by one crash, more than {may_leak}");
+    Err(Failure { violation, moment: "after recovery".to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Exposure, p9_bounded_waste};
+    use model::op::{Durability, Geometry, Op};
+
+    const GEOMETRY: Geometry = Geometry {
+        version: 3,
+        cluster_bits: 10,
+        refcount_order: 4,
+        virtual_size: 1 << 16,
+        lazy_refcounts: false,
+    };
+
+    fn write(length: u64) -> Op {
+        Op::Write { offset: 512, length, id: 1, durability: Durability::Cached }
+    }
+
+    #[test]
+    fn a_request_is_exposed_until_two_flushes_after_its_end() {
+        let mut exposure = Exposure::default();
+        let leak = |exposure: &Exposure| exposure.may_leak(&GEOMETRY, 1, 1);
+        assert_eq!(leak(&exposure), 0);
+        exposure.begin(0, 0, write(1024));
+        // Two clusters taken, two given up, one L2 table, two refcount blocks, two refcount tables, one more.
+        assert_eq!(leak(&exposure), 2 * 2 + 1 + 2 + 2 + 1);
+        exposure.begin(1, 0, Op::Flush);
+        exposure.end(0, 0);
+        exposure.end(1, 0);
+        for index in 1..=2 {
+            assert!(leak(&exposure) > 0, "a flush that began before its end is none");
+            exposure.begin(1, index, Op::Flush);
+            exposure.end(1, index);
+        }
+        assert_eq!(leak(&exposure), 0);
+    }
+
+    #[test]
+    fn what_failed_stays_exposed_until_the_image_is_closed() {
+        let mut exposure = Exposure::default();
+        exposure.begin(0, 0, write(512));
+        for index in 1..9 {
+            exposure.begin(0, index, Op::Flush);
+            exposure.end(0, index);
+        }
+        assert!(exposure.may_leak(&GEOMETRY, 1, 1) > 0);
+        exposure.begin(0, 9, Op::Reopen);
+        exposure.end(0, 9);
+        assert_eq!(exposure.may_leak(&GEOMETRY, 1, 1), 0);
+    }
+
+    #[test]
+    fn one_cluster_too_many_is_a_violation() {
+        assert_eq!(p9_bounded_waste(3, 3), Ok(()));
+        let failure = p9_bounded_waste(4, 3).expect_err("it is one too many");
+        assert_eq!(failure.violation.to_string().lines().next(), Some("P9 too-many-leaks: image"));
+    }
+}
