@@ -492,9 +492,7 @@ impl<Sub: Subject> Task<Sub> {
             };
             let mut book = lock(&self.book);
             book.note(Cause::Returned, self.number, index);
-            if matches!(outcome, Some(Ok(_))) {
-                book.exposure.end(self.number, index);
-            }
+            book.exposure.end(self.number, index, matches!(outcome, Some(Ok(_))));
             match outcome {
                 None => {
                     book.guest.abandon(token);
@@ -530,7 +528,7 @@ impl<Sub: Subject> Task<Sub> {
                 {
                     let mut book = lock(&self.book);
                     book.guest.complete(token);
-                    book.exposure.end(self.number, index);
+                    book.exposure.end(self.number, index, true);
                     book.probes.push(Probe::CleanClose);
                 }
                 let opened = self.subject.open(self.storage.clone(), self.session).await;
