@@ -192,9 +192,7 @@ impl Device {
                 self.disk.fail(write, Landing::First(landed));
                 Some(EIO)
             }
-            (Effect::Flush(flush), None) => {
-                (!self.disk.complete_flush(flush)).then_some(EIO)
-            }
+            (Effect::Flush(flush), None) => (!self.disk.complete_flush(flush)).then_some(EIO),
             (Effect::Flush(flush), Some(fault)) => {
                 let failure = match fault {
                     Fault::Flush(failure) => failure,

@@ -115,9 +115,7 @@ impl PlannedFault {
             && match self.at {
                 FaultAt::Index(index) => io.index == index,
                 FaultAt::Nth { kind, nth } => io.kind == kind && io.nth == nth,
-                FaultAt::Span { first, count } => {
-                    io.index >= first && io.index - first < count
-                }
+                FaultAt::Span { first, count } => io.index >= first && io.index - first < count,
                 FaultAt::From { kind, nth } => io.kind == kind && io.nth >= nth,
             }
     }

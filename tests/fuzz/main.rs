@@ -6,4 +6,5 @@
 mod fuzz {
     mod campaign;
     mod ops;
+    mod wrong;
 }

@@ -313,8 +313,7 @@ fn run_case<Sub: Subject>(
                 }
                 if rng.below(GOES_ON_ONE_IN) == 0 {
                     let disk = &recovered.disk;
-                    let (ios, most) =
-                        p7_goes_on(subject, session, &plan.geometry, disk, &chooser)?;
+                    let (ios, most) = p7_goes_on(subject, session, &plan.geometry, disk, &chooser)?;
                     figures.liveness_percent = figures.liveness_percent.max(100 * ios / most);
                     leaf_probes.hit(Probe::GoesOn);
                 }

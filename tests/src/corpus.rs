@@ -14,8 +14,8 @@ use faultfs::profile::{DiscardMode, FlushFailure, Profile, Robustness};
 use faultfs::trace::{Event, IoKind};
 use faultfs::values::Key;
 use model::case::{
-    Anchor, Case, Content, Crash, CrashImage, Discard, Effect, Exact, Fate, Fault, Hash, Life, Origin,
-    Phase, Recovery, SCHEMA, Schedule, Status,
+    Anchor, Case, Content, Crash, CrashImage, Discard, Effect, Exact, Fate, Fault, Hash, Life,
+    Origin, Phase, Recovery, SCHEMA, Schedule, Status,
 };
 use model::guest::Guest;
 use model::label::Label;

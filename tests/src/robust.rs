@@ -212,7 +212,12 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         Self { subject, session, judge, before, all_read: false }
     }
 
-    fn judge(&mut self, disk: &PossibleDisk, guest: &Guest, probes: &mut Probes) -> Option<Failure> {
+    fn judge(
+        &mut self,
+        disk: &PossibleDisk,
+        guest: &Guest,
+        probes: &mut Probes,
+    ) -> Option<Failure> {
         let mut plain = disk.clone();
         let mut sure = Always(0);
         let evidence = &mut DiskEvidence::new(&mut plain, &mut sure);
@@ -304,7 +309,8 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             Failure { violation, moment: format!("in {road}") }
         };
         let left = IOS + IOS_PER_UNIT * u64::from(disk.extent());
-        let options = DirectOptions { faults: Some(Box::new(Meter { left })), ..Default::default() };
+        let options =
+            DirectOptions { faults: Some(Box::new(Meter { left })), ..Default::default() };
         let direct = Direct::with_options(disk.clone(), Always(0), options);
         let storage = direct.clone();
         let said = catch_unwind(AssertUnwindSafe(|| faultfs::direct::run(work(storage))));
@@ -482,8 +488,7 @@ pub fn judge_image<Sub: Subject>(
 /// The smallest image, unit by unit, on which the subject still fails in the same way.
 pub fn minimise<Sub: Subject>(subject: &Sub, case: &Case, failure: &Failure) -> Case {
     let mut best = case.clone();
-    let units: Vec<u64> =
-        best.image.iter().flat_map(|image| image.units.keys().copied()).collect();
+    let units: Vec<u64> = best.image.iter().flat_map(|image| image.units.keys().copied()).collect();
     for unit in units.into_iter().rev() {
         let Some(mut smaller) = best.image.clone() else { return best };
         smaller.units.remove(&unit);

@@ -69,7 +69,8 @@ impl PossibleDisk {
                 let mut state = u64::from(unit);
                 for byte in &mut bytes {
                     state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                    *byte = ((state ^ (state >> 31)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 56) as u8;
+                    *byte =
+                        ((state ^ (state >> 31)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 56) as u8;
                 }
             }
             _ => {

@@ -1,0 +1,222 @@
+//! Subjects that go wrong where only damage, or a whole run, shows it: the judgements of `robust` and `liveness` can fail.
+
+use std::time::Duration;
+
+use faultfs::chooser::Always;
+use faultfs::profile::{Profile, Robustness};
+use model::build::Initial;
+use model::case::Status;
+use model::finding::Property;
+use model::guest::Promises;
+use model::judge::{Claim, Extent};
+use model::op::{Durability, Geometry};
+use qcow2_core::Image;
+use qcow2_core::storage::{IoBuf, Storage};
+use qcow2_crashtest::campaign::{self, Budget, Report, Settings};
+use qcow2_crashtest::liveness::p7_goes_on;
+use qcow2_crashtest::probe::Probe;
+use qcow2_crashtest::recover::Failure;
+use qcow2_crashtest::replay::{Verdict, replay};
+use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject, SubjectImage};
+use qcow2_crashtest::workload::Scope;
+use qcow2_crashtest::{corpus, robust, trial};
+
+/// What it does wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// Nothing.
+    Right,
+    /// Says that it has repaired what it gave up on.
+    Lies,
+    /// Panics when it gives up.
+    Panics,
+    /// Tries again for ever when it gives up.
+    NeverEnds,
+    /// Writes to what it gave up on: zeroes over the last half of the file.
+    Spoils,
+    /// Refuses to write.
+    Refuses,
+    /// Looks at the whole file before each write.
+    Labours,
+    /// Forgets every write.
+    Forgets,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wrong(How);
+
+struct WrongImage<S> {
+    image: Image<S>,
+    how: How,
+}
+
+impl Subject for Wrong {
+    type Image<S: Storage> = WrongImage<S>;
+
+    fn name(&self) -> String {
+        format!("{:?}", self.0)
+    }
+
+    fn promises(&self, geometry: &Geometry) -> Promises {
+        Qcow2Core::default().promises(geometry)
+    }
+
+    async fn open<S: Storage>(
+        &self,
+        storage: S,
+        session: Session,
+    ) -> Result<WrongImage<S>, Refusal> {
+        let image = Qcow2Core::default().open(storage, session).await?;
+        Ok(WrongImage { image, how: self.0 })
+    }
+
+    async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
+        let core = Qcow2Core { rules: qcow2_core::Rules::all() };
+        let report = qcow2_core::check(&storage, qcow2_core::Repair::All, core.rules).await;
+        let gave_up = !report.as_ref().is_ok_and(qcow2_core::CheckReport::is_consistent);
+        match (self.0, gave_up) {
+            (_, false) => Ok(Claim::Repaired),
+            (How::Lies, true) => Ok(Claim::Repaired),
+            (How::Panics, true) => panic!("a subject that panics on purpose"),
+            (How::NeverEnds, true) => loop {
+                let _ = storage.read(0, IoBuf::zeroed(512, 512)).await;
+            },
+            (How::Spoils, true) => {
+                let length = storage.len().await.map_err(|e| Refusal::Failed(e.to_string()))?;
+                let _ = storage.write_zeroes(length / 1024 * 512..length).await;
+                Ok(Claim::GaveUp)
+            }
+            _ => Ok(Claim::GaveUp),
+        }
+    }
+}
+
+impl<S: Storage> SubjectImage for WrongImage<S> {
+    fn size(&self) -> u64 {
+        SubjectImage::size(&self.image)
+    }
+
+    async fn read(&self, offset: u64, buf: IoBuf) -> Result<IoBuf, String> {
+        SubjectImage::read(&self.image, offset, buf).await
+    }
+
+    async fn write(&self, offset: u64, data: IoBuf, durability: Durability) -> Result<(), String> {
+        match self.how {
+            How::Refuses => return Err("no".to_owned()),
+            How::Forgets => return Ok(()),
+            How::Labours => {
+                for at in (0..self.size()).step_by(512) {
+                    SubjectImage::read(&self.image, at, IoBuf::zeroed(512, 512)).await?;
+                }
+            }
+            _ => {}
+        }
+        SubjectImage::write(&self.image, offset, data, durability).await
+    }
+
+    async fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> Result<(), String> {
+        SubjectImage::write_zeroes(&self.image, offset, length, unmap).await
+    }
+
+    async fn discard(&self, offset: u64, length: u64) -> Result<(), String> {
+        SubjectImage::discard(&self.image, offset, length).await
+    }
+
+    async fn flush(&self) -> Result<(), String> {
+        SubjectImage::flush(&self.image).await
+    }
+
+    async fn grow(&self, size: u64) -> Result<(), String> {
+        SubjectImage::grow(&self.image, size).await
+    }
+
+    async fn map(&self) -> Result<Vec<Extent>, String> {
+        SubjectImage::map(&self.image).await
+    }
+
+    async fn close(self) -> Result<(), String> {
+        SubjectImage::close(self.image).await
+    }
+}
+
+fn settings(how: Robustness, budget: Budget) -> Settings {
+    Settings {
+        seed: 1,
+        profile: Profile::TornLength,
+        damage: Some(how),
+        scope: Scope::default(),
+        budget,
+        workers: 0,
+    }
+}
+
+/// Goal: damage is survived: no panic, bounded work, no false claim. Method: a campaign of each robustness profile, and all
+/// that it must have met.
+#[test]
+fn damaged_images_are_not_called_sound() {
+    let seconds = if cfg!(debug_assertions) { 4 } else { 15 };
+    for how in Robustness::ALL {
+        let budget = Budget::Time(Duration::from_secs(seconds));
+        let report = campaign::run(&Qcow2Core::default(), &settings(how, budget), |_| {});
+        assert!(report.found.is_none(), "{how}: {:?}", report.found);
+        assert!(report.broken.is_none(), "{how}: {:?}", report.broken);
+        let missed: Vec<Probe> = report.figures.probes.missed(Probe::DAMAGED).collect();
+        assert!(missed.is_empty(), "{how}: {missed:?}\n{}", report.figures.damaged_table());
+    }
+}
+
+/// Goal: each of the three judgements can fail. Method: subjects that lie, panic, go on for ever, and spoil what they give up;
+/// what is found is kept as an image, is smaller for being minimised, and is told again by a replay.
+#[test]
+fn what_damage_brings_out_is_found_and_kept() {
+    for (how, property, kind) in [
+        (How::Lies, Property::P8, "false-claim"),
+        (How::Panics, Property::P8, "panic"),
+        (How::NeverEnds, Property::P7, "unbounded-work"),
+        (How::Spoils, Property::P3, "content-changed"),
+    ] {
+        let settings = settings(Robustness::Misdirected, Budget::Cases(2000));
+        let Report { found, figures, .. } = campaign::run(&Wrong(how), &settings, |_| {});
+        let found = found.unwrap_or_else(|| panic!("{how:?}\n{}", figures.damaged_table()));
+        let violation = &found.failure.violation;
+        assert_eq!((violation.property, violation.kind), (property, kind), "{how:?}: {violation}");
+        let image = found.image.expect("a damaged image is kept");
+        let units = image.units.len();
+        let whole =
+            robust::case_of(&found.trial, Robustness::Misdirected, image, &found.failure, 1);
+        let case = robust::minimise(&Wrong(how), &whole, &found.failure);
+        assert!(case.image.as_ref().is_some_and(|image| image.units.len() < units));
+        let text = corpus::text_of(&case);
+        let case = model::case::Case::from_json("x.json", &text).expect("it reads back");
+        assert_eq!(case.status, Status::Open);
+        let again = replay(&Wrong(how), &case, "x.json").expect("it can be shown again");
+        assert_eq!(again.verdict, Verdict::Reproduced);
+        let right = replay(&Wrong(How::Right), &case, "x.json").expect("it can be shown again");
+        assert_eq!(right.verdict, Verdict::Fixed);
+    }
+}
+
+/// Goal: P7 can fail. Method: subjects that do not go on after recovery, or not within the bound, or only in appearance.
+#[test]
+fn who_does_not_go_on_is_found() {
+    let geometry = Geometry {
+        version: 3,
+        cluster_bits: 10,
+        refcount_order: 4,
+        virtual_size: 64 << 10,
+        lazy_refcounts: false,
+    };
+    let session = Session { writable: true, cache_pages: 1, growth: 1 << 10, write_through: false };
+    let goes_on = |how| -> Result<(u64, u64), Failure> {
+        let (disk, _) = trial::initial(&Wrong(how), &geometry, Initial::Leaky).expect("feasible");
+        p7_goes_on(&Wrong(how), session, &geometry, &disk, &Always(0))
+    };
+    let (ios, most) = goes_on(How::Right).expect("it goes on");
+    assert!(ios < most);
+    for (how, kind) in
+        [(How::Refuses, "write-fails"), (How::Labours, "unbounded-work"), (How::Forgets, "misread")]
+    {
+        let failure = goes_on(how).expect_err("it must be found");
+        assert_eq!((failure.violation.property, failure.violation.kind), (Property::P7, kind));
+    }
+}
