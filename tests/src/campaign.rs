@@ -367,9 +367,7 @@ fn run_case<Sub: Subject>(
         for pair in struck {
             *figures.fault_pairs.entry(pair).or_default() += 1;
         }
-        if plan.discard == DiscardMode::Zeroes
-            && trace.events().iter().any(|event| is_discard(event))
-        {
+        if plan.discard == DiscardMode::Zeroes && trace.events().iter().any(is_discard) {
             probes.hit(Probe::DiscardZeroes);
         }
         if let Some(failure) = end.failure {

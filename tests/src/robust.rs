@@ -76,7 +76,7 @@ pub fn run_case<Sub: Subject>(
         session,
     };
     let units = cluster_units(&plan.geometry);
-    let mut rng = Rng::new(seed ^ 0x64616d61_6765);
+    let mut rng = Rng::new(seed ^ 0x6461_6d61_6765);
     let mut bench = Bench::new(subject.clone(), session, Profile::TornLength);
     let mut roads = Roads::new(subject, session);
     let mut probes = Probes::default();

@@ -271,6 +271,7 @@ impl<'a> Draw<'a> {
         let mut kinds: Vec<FaultKind> = scope.fault.into_iter().collect();
         let more = match self.rng.below(16) {
             _ if scope.faultless => 0,
+            0..=7 if scope.fault.is_some() => 2,
             0..=2 => 1,
             3..=4 => 2,
             _ => 0,
