@@ -138,6 +138,7 @@ impl Found {
                 steps,
             };
             let trial = Trial {
+                discard: faultfs::profile::DiscardMode::Either,
                 geometry,
                 initial,
                 open: OpenOptions {
