@@ -119,7 +119,7 @@ fn a_lost_update_is_found_by_every_schedule() {
     let mut bounded = Vec::new();
     let chooser = shared(Exhaustive::new());
     loop {
-        let schedule = Choices::new(Arc::clone(&chooser)).with_preemptions(1);
+        let schedule = Choices::new(Arc::clone(&chooser)).with_departures(2);
         bounded.push(lost_update(schedule).0);
         if !chooser.lock().unwrap().advance() {
             break;

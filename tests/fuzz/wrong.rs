@@ -57,6 +57,10 @@ impl Subject for Wrong {
         format!("{:?}", self.0)
     }
 
+    fn key(&self) -> &'static str {
+        "wrong"
+    }
+
     fn promises(&self, geometry: &Geometry) -> Promises {
         Qcow2Core::default().promises(geometry)
     }

@@ -210,9 +210,9 @@ pub fn explore<Sub: Subject>(
         "{}, profile {}, {}, {}: {:.1} s\n",
         subject.name(),
         settings.profile,
-        match settings.preemptions {
+        match settings.departures {
             None => format!("all workloads of up to {} requests", settings.operations),
-            Some(most) => format!("all pairs of requests at once, up to {most} preemptions"),
+            Some(most) => format!("all pairs of requests at once, up to {most} departures"),
         },
         match settings.depth {
             u32::MAX => "power cuts in recovery to a fixed point".to_owned(),

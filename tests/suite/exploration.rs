@@ -164,7 +164,7 @@ fn settings(operations: u32, worlds: Vec<World>) -> Settings {
     Settings {
         worlds,
         operations,
-        preemptions: None,
+        departures: None,
         depth: u32::MAX,
         profile: Profile::TornLength,
         shard: (0, 1),

@@ -77,6 +77,10 @@ impl Subject for Restless {
         "a restless repair".to_owned()
     }
 
+    fn key(&self) -> &'static str {
+        "restless"
+    }
+
     fn promises(&self, geometry: &Geometry) -> Promises {
         self.0.promises(geometry)
     }
@@ -118,6 +122,7 @@ fn a_repair_that_is_not_a_fixed_point() {
             growth_step: 512,
             write_through: false,
         },
+        discard: faultfs::profile::DiscardMode::Either,
         profile: Profile::TornLength,
         lives: vec![TrialLife {
             tasks: vec![vec![Op::Read { offset: 0, length: 512 }]],

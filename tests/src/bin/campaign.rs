@@ -161,9 +161,9 @@ struct Explore {
     /// Workloads have at most this many requests.
     #[arg(long, default_value_t = 2)]
     operations: u32,
-    /// Two tasks with one request each, in every order in which a task that could go on is interrupted at most this often,
+    /// Two tasks with one request each, in every order that departs at most this often from the plain one,
     /// in the place of requests one after the other.
-    #[arg(long, value_name = "PREEMPTIONS", num_args = 0..=1, default_missing_value = "2")]
+    #[arg(long, value_name = "DEPARTURES", num_args = 0..=1, default_missing_value = "2")]
     pairs: Option<u32>,
     /// Follow power cuts in recovery this deep; without it, until no new state appears.
     #[arg(long)]
@@ -274,7 +274,6 @@ fn run_campaign(run: Run) -> Result<u8, CorpusError> {
         corpus: Some(run.corpus),
         witness: (!run.broken.is_empty()).then(|| run.broken.join("+")),
         all_probes: run.all_probes,
-        ..Outputs::default()
     };
     console::run(&subject, &settings, &outputs).map(console::Status::code)
 }
@@ -306,7 +305,7 @@ fn explore_all(args: Explore) -> Result<u8, CorpusError> {
     let settings = explore::Settings {
         worlds: worlds(&args.clusters, modes, &initials),
         operations: args.operations,
-        preemptions: args.pairs,
+        departures: args.pairs,
         depth: args.depth.unwrap_or(u32::MAX),
         profile: args.profile,
         shard: args.shard,

@@ -32,10 +32,10 @@ pub struct Certificate {
     pub profile: String,
     /// Workloads have at most this many requests.
     pub operations: u32,
-    /// Two tasks make one request each, and are interrupted at most this often where they could go on; none: one task
+    /// Two tasks make one request each, in orders that depart at most this often from the plain one; none: one task
     /// makes them all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub preemptions: Option<u32>,
+    pub departures: Option<u32>,
     /// Power cuts in recovery follow each other at most this often; none: until no new state appears.
     pub depth: Option<u32>,
     /// The requests, by name.
@@ -198,7 +198,7 @@ impl Certificate {
             source: source(),
             profile: settings.profile.to_string(),
             operations: settings.operations,
-            preemptions: settings.preemptions,
+            departures: settings.departures,
             depth: (settings.depth != u32::MAX).then_some(settings.depth),
             alphabet: Symbol::ALL.iter().map(|symbol| symbol.name().to_owned()).collect(),
             requests,
@@ -281,7 +281,7 @@ impl Part {
         same(ours.source == theirs.source, "source")?;
         same(ours.profile == theirs.profile, "profile")?;
         same(ours.operations == theirs.operations, "operations")?;
-        same(ours.preemptions == theirs.preemptions, "preemptions")?;
+        same(ours.departures == theirs.departures, "departures")?;
         same(ours.depth == theirs.depth, "depth")?;
         same(ours.alphabet == theirs.alphabet && ours.requests == theirs.requests, "alphabet")?;
         let world = |world: &CertifiedWorld| {

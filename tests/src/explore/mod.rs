@@ -35,8 +35,8 @@ pub struct Settings {
     /// Workloads have at most this many requests.
     pub operations: u32,
     /// Workloads are two requests at once in the place of up to [`operations`](Self::operations) one after the other, and
-    /// a task that could go on is interrupted at most this often.
-    pub preemptions: Option<u32>,
+    /// their order departs at most this often from the plain one.
+    pub departures: Option<u32>,
     /// Power cuts in recovery are followed this deep.
     pub depth: u32,
     /// How the power fails.
@@ -201,7 +201,7 @@ pub fn run<Sub: Subject>(
     };
     let (shard, shards) = settings.shard;
     let pairs = alphabet::pairs();
-    let all = match settings.preemptions {
+    let all = match settings.departures {
         None => alphabet::count(settings.operations),
         Some(_) => pairs.len() as u64,
     };
@@ -238,15 +238,13 @@ pub fn run<Sub: Subject>(
                     break;
                 }
                 let index = number * shards + shard;
-                let workload = match settings.preemptions {
+                let workload = match settings.departures {
                     None => alphabet::workload(index),
                     Some(_) => pairs[index as usize].to_vec(),
                 };
                 let ops: Vec<Op> = operations(&workload, &world.geometry);
-                let outcome = match (settings.preemptions, &ops[..]) {
-                    (Some(preemptions), &[first, second]) => {
-                        walk.pair([first, second], preemptions)
-                    }
+                let outcome = match (settings.departures, &ops[..]) {
+                    (Some(departures), &[first, second]) => walk.pair([first, second], departures),
                     _ => walk.workload(&ops),
                 };
                 let counts = walk.counts();

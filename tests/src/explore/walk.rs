@@ -201,12 +201,12 @@ impl<Sub: Subject> Walk<Sub> {
         Ok(self.counts)
     }
 
-    /// Runs two tasks of one request each in every order in which a task that could go on is interrupted at most
-    /// `preemptions` times, and explores every power cut in all of them.
+    /// Runs two tasks of one request each in every order that departs at most `departures` times from the plain
+    /// one, and explores every power cut in all of them.
     ///
     /// # Errors
     /// The first violation, with the schedule that led to it in [`Walk::schedule`], or why nothing is proved.
-    pub fn pair(&mut self, ops: [Op; 2], preemptions: u32) -> Result<Counts, Stop> {
+    pub fn pair(&mut self, ops: [Op; 2], departures: u32) -> Result<Counts, Stop> {
         self.forget();
         let script = Script {
             tasks: ops.iter().map(|op| vec![Request::Op(*op)]).collect(),
@@ -217,7 +217,7 @@ impl<Sub: Subject> Walk<Sub> {
         };
         let wheels = Arc::new(Mutex::new(Exhaustive::new()));
         loop {
-            let schedule = Choices::new(Arc::clone(&wheels)).with_preemptions(preemptions);
+            let schedule = Choices::new(Arc::clone(&wheels)).with_departures(departures);
             self.scheduled(&script, Box::new(schedule))?;
             self.counts.schedules += 1;
             let mut wheels = wheels.lock().unwrap_or_else(PoisonError::into_inner);
