@@ -6,11 +6,13 @@ use faultfs::profile::Profile;
 use model::build::Initial;
 use model::finding::Property;
 use qcow2_core::Rule;
+use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
 use qcow2_crashtest::console::{self, Outputs, Status};
+use qcow2_crashtest::corpus;
+use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::subject::Qcow2Core;
 use qcow2_crashtest::workload::{FaultKind, Scope, plan};
-use qcow2_crashtest::{attack, corpus};
 
 /// The value of an environment variable, or what it is to be without one.
 ///
@@ -65,24 +67,34 @@ fn the_canary_dies() {
     assert!(report.found.is_some(), "{}", report.figures.table());
 }
 
-/// Goal: no write order is there for nothing, and none is untested. Method: break each in turn, alone.
+/// Goal: no write order and no flush is there for nothing, and none is untested. Method: take each away in turn, and look for
+/// the damage in every small workload, where that can show it, else in random ones.
 #[test]
-fn every_rule_is_missed_when_it_is_broken() {
+fn whatever_is_taken_away_is_missed() {
     let limit = Duration::from_secs(120);
-    for rule in Rule::ALL {
-        let result = attack::run(rule, true, 1, limit);
-        assert!(result.failure.is_some(), "{rule} survived {} states", result.states);
+    for target in Target::all() {
+        let strategies = [Strategy::Exhaustive, Strategy::Random];
+        let missed = strategies.into_iter().any(|strategy| {
+            let outcome = attack::run(target, true, strategy, 1, limit);
+            outcome.is_some_and(|outcome| outcome.failure.is_some())
+        });
+        assert!(missed, "{} survived", target.name());
     }
 }
 
-/// Goal: what kills a broken rule is its absence and not the attack. Method: the same attacks with the rule in force, for the
-/// attacks that are more than a plain campaign.
+/// Goal: what kills broken code is what was taken away and not the attack. Method: the same attacks with nothing taken away, for
+/// the attacks that are more than plain workloads.
 #[test]
 fn the_special_attacks_find_nothing_in_whole_code() {
-    for rule in [Rule::DirtyBeforeUncounted, Rule::HeaderLast, Rule::DirtyBeforeRepair] {
-        let result = attack::run(rule, false, 1, Duration::from_secs(2));
-        assert!(result.states > 0);
-        assert!(result.failure.is_none(), "{rule}: {:?}", result.failure);
+    for target in Target::all().filter(|target| !attack::attack_on(*target).1.is_empty()) {
+        for strategy in [Strategy::Exhaustive, Strategy::Random] {
+            let limit = Duration::from_secs(2);
+            if let Some(outcome) = attack::run(target, false, strategy, 1, limit) {
+                assert!(outcome.states > 0);
+                let failure = outcome.failure;
+                assert!(failure.is_none(), "{}: {failure:?}", target.name());
+            }
+        }
     }
 }
 

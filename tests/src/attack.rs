@@ -1,8 +1,10 @@
-//! Breaking one write order on purpose, to see whether the harness notices.
+//! Breaking one write order, or leaving out one flush, on purpose: to see whether the harness notices.
 //!
-//! Most rules are attacked by a campaign. Some need more: one that other rules cover up is broken together with these, under a
-//! profile of the device in which *their* absence alone does no harm; and two belong to verbs that a campaign's lives do not
-//! contain, creating an image and repairing a damaged one, so every crash state of those is looked at.
+//! Each is attacked in two ways. *Random*: a campaign. *Exhaustive*: every power cut in every workload of one request, then of
+//! two, then of three, from every initial image, and every pair of requests at once. Some need more than that, and say why:
+//! one that others cover up is broken together with these, under a profile of the device in which *their* absence alone does
+//! no harm; and some belong to verbs that neither contains, such as creating an image, so every crash state of those is
+//! looked at.
 
 use std::time::{Duration, Instant};
 
@@ -15,45 +17,72 @@ use model::audit::Auditor;
 use model::build::{Initial, build};
 use model::finding::{Property, Stage};
 use model::op::Geometry;
-use qcow2_core::{CreateOptions, Repair, Rule, Rules};
+use qcow2_core::storage::{Durability, IoBuf, UNIT};
+use qcow2_core::{Barrier, CreateOptions, Image, OpenOptions, Repair, Rule, Rules};
 
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::evidence::DiskEvidence;
+use crate::explore::{self, alphabet::worlds};
 use crate::recover::{Failure, whole_image};
+use crate::sabotage::Target;
 use crate::subject::Qcow2Core;
 use crate::workload::Scope;
 
-/// How a rule is attacked.
+/// How to look for the damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// A random campaign.
+    Random,
+    /// Every power cut in every small workload.
+    Exhaustive,
+}
+
+/// How a target is attacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attack {
-    /// By a campaign under this profile, with these rules broken too.
-    Campaign(Profile, &'static [Rule]),
+    /// By workloads, under this profile, with these taken away too.
+    Workloads(Profile, &'static [Target]),
+    /// By random workloads only: it takes a request that is dropped or an I/O that fails.
+    Campaign,
     /// By every crash state of creating an image.
     Create,
     /// By every crash state of repairing a damaged image.
     RepairDamaged,
+    /// By every crash state of opening an image that promises what this implementation does not know, and writing to it.
+    OpenPromising,
 }
 
-/// How `rule` is attacked, and why not by a plain campaign, where it is not.
-pub const fn attack_on(rule: Rule) -> (Attack, &'static str) {
-    match rule {
-        Rule::DirtyBeforeUncounted => (
-            Attack::Campaign(Profile::Torn, &[Rule::LengthBeforeReference]),
+/// How `target` is attacked, and why not by plain workloads, where it is not.
+pub const fn attack_on(target: Target) -> (Attack, &'static str) {
+    match target {
+        Target::Rule(Rule::DirtyBeforeUncounted) | Target::Flush(Barrier::DirtyBit) => (
+            Attack::Workloads(Profile::Torn, &[Target::Rule(Rule::LengthBeforeReference)]),
             "the first allocation of a session grows the file, and the flush for the length covers the dirty bit too; \
              under torn the length never lags, so only the dirty bit is missing",
         ),
-        Rule::HeaderLast => (Attack::Create, "a campaign creates no images"),
-        Rule::DirtyBeforeRepair => (
+        Target::Rule(Rule::HeaderLast)
+        | Target::Flush(Barrier::CreateEmptied | Barrier::CreateBeforeHeader | Barrier::Create) => {
+            (Attack::Create, "workloads create no images")
+        }
+        Target::Rule(Rule::DirtyBeforeRepair) | Target::Flush(Barrier::RepairDirtyBit) => (
             Attack::RepairDamaged,
             "half a repair of a clean image leaks at most; it matters where refcounts were too low before",
         ),
-        _ => (Attack::Campaign(Profile::TornLength, &[]), ""),
+        Target::Flush(Barrier::Open) => (
+            Attack::OpenPromising,
+            "opening writes only where a feature promises what this implementation does not keep",
+        ),
+        Target::Rule(Rule::OrphansBeforeReuse | Rule::FailedFlushIsFinal)
+        | Target::Flush(Barrier::HeaderRestored) => {
+            (Attack::Campaign, "it takes a request that is dropped, or a flush that fails")
+        }
+        _ => (Attack::Workloads(Profile::TornLength, &[]), ""),
     }
 }
 
 /// What an attack led to.
 #[derive(Debug)]
-pub struct Result {
+pub struct Outcome {
     /// What was seen, if anything.
     pub failure: Option<Failure>,
     /// The way to it, where a campaign found it.
@@ -64,20 +93,38 @@ pub struct Result {
     pub seconds: f64,
 }
 
-/// Attacks the image without `rule`, for at most `limit`; with `rule` itself in force if `broken` is false.
-pub fn run(rule: Rule, broken: bool, seed: u64, limit: Duration) -> Result {
+/// Attacks the image without `target`, for at most `limit`; with all of it in force if `broken` is false. None where that
+/// strategy does not apply.
+pub fn run(
+    target: Target,
+    broken: bool,
+    strategy: Strategy,
+    seed: u64,
+    limit: Duration,
+) -> Option<Outcome> {
     #[expect(clippy::disallowed_methods, reason = "seconds to kill are a figure, not an input")]
     let start = Instant::now();
-    let (attack, _) = attack_on(rule);
-    let rules = if broken { Rules::all().without(rule) } else { Rules::all() };
-    let (failure, found, states) = match attack {
-        Attack::Campaign(profile, others) => {
-            let rules = others.iter().fold(rules, |rules, other| rules.without(*other));
+    let (attack, _) = attack_on(target);
+    let rules = if broken { target.taken_from(Rules::all()) } else { Rules::all() };
+    let (failure, found, states) = match (attack, strategy) {
+        (Attack::Workloads(profile, others), Strategy::Exhaustive) => {
+            let rules = others.iter().fold(rules, |rules, other| other.taken_from(rules));
+            let (failure, states) = explored(rules, profile, limit);
+            (failure, None, states)
+        }
+        (Attack::Workloads(..) | Attack::Campaign, Strategy::Random) => {
+            let (profile, others): (_, &[Target]) = match attack {
+                Attack::Workloads(profile, others) => (profile, others),
+                _ => (Profile::TornLength, &[]),
+            };
+            let rules = others.iter().fold(rules, |rules, other| other.taken_from(rules));
+            let contended = target == Target::Rule(Rule::ReadsBeforeReuse);
             let settings = Settings {
                 seed,
                 profile,
                 damage: None,
-                scope: Scope { contended: rule == Rule::ReadsBeforeReuse, ..Scope::default() },
+                // What is broken besides is harmless only while no growth of the file fails.
+                scope: Scope { contended, faultless: !others.is_empty(), ..Scope::default() },
                 budget: Budget::Time(limit),
                 workers: 1,
             };
@@ -85,24 +132,75 @@ pub fn run(rule: Rule, broken: bool, seed: u64, limit: Duration) -> Result {
             let failure = report.found.as_ref().map(|found| found.failure.clone());
             (failure, report.found, report.figures.states)
         }
-        Attack::Create => {
+        (Attack::Campaign, Strategy::Exhaustive)
+        | (Attack::Create | Attack::RepairDamaged | Attack::OpenPromising, Strategy::Random) => {
+            return None;
+        }
+        (Attack::Create, Strategy::Exhaustive) => {
             let (failure, states) = create(rules);
             (failure, None, states)
         }
-        Attack::RepairDamaged => {
+        (Attack::RepairDamaged, Strategy::Exhaustive) => {
             let (failure, states) = repair_damaged(rules);
             (failure, None, states)
         }
+        (Attack::OpenPromising, Strategy::Exhaustive) => {
+            let (failure, states) = open_promising(rules);
+            (failure, None, states)
+        }
     };
-    Result { failure, found, states, seconds: start.elapsed().as_secs_f64() }
+    Some(Outcome { failure, found, states, seconds: start.elapsed().as_secs_f64() })
 }
 
-/// Runs `verb` on copies of `disk` with a power cut at each of its updates and flushes in turn, and shows `judge` every state
-/// that each leaves. Returns the first failure and the number of states.
+/// Explores workloads of one request, of two, pairs at once, and workloads of three, until something is found.
+fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Option<Failure>, u64) {
+    #[expect(clippy::disallowed_methods, reason = "seconds to kill are a figure, not an input")]
+    let start = Instant::now();
+    let cheap: Vec<Initial> = Initial::ALL
+        .into_iter()
+        .filter(|initial| *initial != Initial::RefcountTableOneShort)
+        .collect();
+    // A full refcount table costs a hundred times as much to audit: there, one request has to do.
+    let full = [Initial::RefcountTableOneShort];
+    let both = [false, true];
+    let stages = [
+        (worlds(&[1024, 512], &both, &cheap), 1, None),
+        (worlds(&[512], &both, &full), 1, None),
+        (worlds(&[1024, 512], &both, &cheap), 2, None),
+        (worlds(&[1024], &both, &cheap), 2, Some(2)),
+        (worlds(&[1024, 4096], &both, &cheap), 3, None),
+        (worlds(&[512], &both, &full), 2, None),
+    ];
+    let mut states = 0;
+    for (worlds, operations, departures) in stages {
+        let settings = explore::Settings {
+            worlds,
+            operations,
+            departures,
+            depth: u32::MAX,
+            profile,
+            shard: (0, 1),
+            limit: Some(limit.saturating_sub(start.elapsed())),
+            workers: 1,
+        };
+        let report = explore::run(&Qcow2Core { rules }, &settings, |_, _, _, _| {});
+        states += report.worlds.iter().map(|explored| explored.counts.leaves).sum::<u64>();
+        if let Some(found) = report.found {
+            return (Some(found.failure), states);
+        }
+        if !report.complete {
+            break;
+        }
+    }
+    (None, states)
+}
+
+/// Runs `verb` on copies of `disk` with a power cut at each of its updates and flushes in turn, and after its end, and shows
+/// `judge` every state that each leaves, and whether the verb had ended. Returns the first failure and the number of states.
 fn every_crash<T>(
     disk: &PossibleDisk,
     verb: impl Fn(Direct<Exhaustive>) -> Option<T>,
-    judge: impl Fn(&mut PossibleDisk, &mut Exhaustive) -> std::result::Result<(), Failure>,
+    judge: impl Fn(&mut PossibleDisk, &mut Exhaustive, bool) -> Result<(), Failure>,
 ) -> (Option<Failure>, u64) {
     let mut states = 0;
     for crash_at in 0.. {
@@ -115,7 +213,7 @@ fn every_crash<T>(
             chooser = remains.chooser;
             let mut crashed = remains.disk.crash(Profile::TornLength, &mut chooser);
             states += 1;
-            if let Err(failure) = judge(&mut crashed, &mut chooser) {
+            if let Err(failure) = judge(&mut crashed, &mut chooser, ended) {
                 return (Some(failure), states);
             }
             if !chooser.advance() {
@@ -129,22 +227,85 @@ fn every_crash<T>(
     unreachable!("a verb has fewer than 2^64 updates")
 }
 
-/// Every crash state of creating an image: no image at all, or a valid one.
+/// Every crash state of opening an image with an unknown autoclear bit and writing to it: with the bit, nothing but the
+/// header has changed.
+fn open_promising(rules: Rules) -> (Option<Failure>, u64) {
+    const AUTOCLEAR: usize = 88;
+    let geometry = Geometry {
+        version: 3,
+        cluster_bits: 9,
+        refcount_order: 4,
+        virtual_size: 16 << 10,
+        lazy_refcounts: false,
+    };
+    let built = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
+    let values = Values::new();
+    let mut units = built.units.clone();
+    let (_, header) = units.first_mut().expect("an image has a header");
+    header[AUTOCLEAR] = 0x80;
+    let extents = units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
+    let disk = PossibleDisk::from_extents(&values, built.length, extents);
+    every_crash(
+        &disk,
+        |direct| {
+            faultfs::direct::run(async move {
+                let options = OpenOptions { rules, page_size: 512, ..OpenOptions::new() };
+                let image = Image::open(direct, options).await.ok()?;
+                let mut data = IoBuf::zeroed(UNIT, UNIT);
+                data.fill(7);
+                image.write(0, data, Durability::Cached).await.1.ok()?;
+                image.flush().await.ok()
+            })
+        },
+        |crashed, chooser, _| {
+            let header = crashed.read(0, chooser);
+            if values.bytes(header)[AUTOCLEAR] & 0x80 == 0 {
+                return Ok(());
+            }
+            let mut untouched = disk.clone();
+            let end = crashed.extent().max(untouched.extent());
+            let same = (1..end).all(|unit| {
+                crashed.read(unit, chooser)
+                    == untouched.read(unit, &mut faultfs::chooser::Always(0))
+            });
+            if same {
+                return Ok(());
+            }
+            let story = "changed, and still promised to be as whoever set the bit left it";
+            Err(seen("stale-autoclear-bit", story.to_owned()))
+        },
+    )
+}
+
+/// Every crash state of creating an image where another one was: the other one, no image at all, or a valid new one; once
+/// creating it has returned, the last of these.
 fn create(rules: Rules) -> (Option<Failure>, u64) {
-    let disk = PossibleDisk::new(&Values::new(), 0);
-    let options = CreateOptions { cluster_bits: 9, rules, ..CreateOptions::new(4096) };
+    const SIZE: u64 = 4096;
+    let geometry = Geometry {
+        version: 3,
+        cluster_bits: 9,
+        refcount_order: 4,
+        virtual_size: 2 * SIZE,
+        lazy_refcounts: false,
+    };
+    let old = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
+    let extents = old.units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
+    let disk = PossibleDisk::from_extents(&Values::new(), old.length, extents);
+    let options = CreateOptions { cluster_bits: 9, rules, ..CreateOptions::new(SIZE) };
     every_crash(
         &disk,
         |direct| {
             faultfs::direct::run(async move { qcow2_core::create(&direct, &options).await.ok() })
         },
-        |crashed, chooser| {
+        |crashed, chooser, ended| {
+            let lost = || Err(seen("created-and-lost", "creating it had returned".to_owned()));
             if crashed.read(0, chooser) == faultfs::values::Key::ZERO {
-                return Ok(());
+                return if ended { lost() } else { Ok(()) };
             }
             let mut auditor = Auditor::default();
             let report = auditor.audit(&mut DiskEvidence::new(crashed, chooser));
             match report.violations(Stage::CrashedClean).next() {
+                None if ended && report.header.is_some_and(|header| header.size != SIZE) => lost(),
                 None => Ok(()),
                 Some((_, finding)) => Err(seen("created-half", finding.to_string())),
             }
@@ -179,7 +340,7 @@ fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
                 qcow2_core::check(&direct, Repair::All, rules).await.ok()
             })
         },
-        |crashed, chooser| {
+        |crashed, chooser, _| {
             let mut auditor = Auditor::default();
             let dirty = {
                 let report = auditor.audit(&mut DiskEvidence::new(crashed, chooser));

@@ -30,6 +30,7 @@ pub mod recover;
 pub mod replay;
 pub mod report;
 pub mod robust;
+pub mod sabotage;
 pub mod subject;
 pub mod trial;
 pub mod workload;

@@ -8,7 +8,7 @@
 //!
 //! What a state must hold at each of these moments is the judge's business (`model`); here is only the order of looking.
 
-use faultfs::chooser::Chooser;
+use faultfs::chooser::{Always, Chooser};
 use faultfs::direct::{Counts, Direct, DirectOptions};
 use faultfs::disk::{Mark, PossibleDisk};
 use faultfs::profile::Profile;
@@ -191,6 +191,10 @@ impl<Sub: Subject> Bench<Sub> {
         let moment = "after an explicit repair";
         self.accept(&mut repaired, guest, &mut chooser, Step::Repair, false, &done?, &io, moment)?;
         if io.updates > 0 {
+            let mut least = Always(u32::MAX);
+            let mut kept = repaired.crash(self.profile, &mut least);
+            let moment = "after a power cut after an explicit repair";
+            self.state(&mut kept, guest, &mut least, Some(Stage::Repaired), moment)?;
             if was_dirty {
                 return Err(not_idempotent("a repair after the repair by opening wrote again"));
             }

@@ -12,8 +12,10 @@ use model::judge::{Claim, Extent};
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
-    CheckError, Image, IoError, OpenError, OpenOptions, Repair, Rule, Rules, Zeroing,
+    Barrier, CheckError, Image, IoError, OpenError, OpenOptions, Repair, Rule, Rules, Zeroing,
 };
+
+use crate::sabotage::Target;
 
 /// How an image is opened for one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,15 +142,16 @@ pub struct Qcow2Core {
 }
 
 impl Qcow2Core {
-    /// The implementation without the rules of these names.
+    /// The implementation without the rules and flushes of these names.
     ///
     /// # Errors
-    /// The name that no rule has.
+    /// The name that none has.
     pub fn without<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         let mut rules = Rules::all();
         for name in names {
-            let rule = Rule::from_name(name).ok_or_else(|| format!("no rule is called {name}"))?;
-            rules = rules.without(rule);
+            let target = Target::from_name(name)
+                .ok_or_else(|| format!("no rule and no flush is called {name}"))?;
+            rules = target.taken_from(rules);
         }
         Ok(Self { rules })
     }
@@ -158,10 +161,12 @@ impl Subject for Qcow2Core {
     type Image<S: Storage> = Image<S>;
 
     fn name(&self) -> String {
+        let flushes = Barrier::ALL.iter().filter(|barrier| self.rules.skips(**barrier));
         let broken: Vec<_> = Rule::ALL
             .iter()
             .filter(|rule| !self.rules.hold(**rule))
             .map(|rule| rule.name())
+            .chain(flushes.map(|barrier| barrier.name()))
             .collect();
         if broken.is_empty() {
             "qcow2-core".to_owned()

@@ -1,16 +1,15 @@
 //! The command line of the harness: `cargo campaign VERB`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use faultfs::profile::{Profile, Robustness, UnknownProfile};
 use model::build::Initial;
-use qcow2_core::Rule;
-use qcow2_crashtest::attack;
+use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::initial_name;
-use qcow2_crashtest::campaign::{Budget, Settings};
+use qcow2_crashtest::campaign::{Budget, Found, Settings};
 use qcow2_crashtest::console::{self, Outputs, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::explore;
@@ -19,6 +18,7 @@ use qcow2_crashtest::explore::certificate::{MergeError, Part};
 use qcow2_crashtest::minimise::{Minimised, minimise};
 use qcow2_crashtest::replay::{self, is_expected, subject_of};
 use qcow2_crashtest::report;
+use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::subject::Qcow2Core;
 use qcow2_crashtest::trial;
 use qcow2_crashtest::workload::{FaultKind, Scope};
@@ -96,22 +96,31 @@ enum Verb {
         #[arg(long)]
         repaired: bool,
     },
-    /// Break each write order in turn; a table of what noticed, and how fast.
+    /// Break each write order in turn; a table of what noticed, and how fast, random and exhaustive.
     #[command(after_help = "Example: cargo campaign sensitivity --rule data-before-mapping")]
-    Sensitivity {
-        /// Only this rule.
-        #[arg(long)]
-        rule: Option<String>,
-        /// Give up on a rule after this many seconds.
-        #[arg(long, default_value_t = 60)]
-        seconds: u64,
-        /// Seed of the campaigns.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Write a minimised case for each rule that a campaign kills into this folder.
-        #[arg(long)]
-        corpus: Option<PathBuf>,
-    },
+    Sensitivity(Sensitivity),
+    /// Take each flush away in turn; a table of what noticed. One that nothing misses is not needed.
+    #[command(after_help = "Example: cargo campaign barriers --rule flush:guest-flush")]
+    Barriers(Sensitivity),
+}
+
+#[derive(Args)]
+struct Sensitivity {
+    /// Only the one of this name.
+    #[arg(long)]
+    rule: Option<String>,
+    /// Give up on each after this many seconds.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Seed of the first campaign.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Random campaigns for each, with different seeds; figures are their medians.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    runs: u64,
+    /// Write a minimised case for each that a campaign misses into this folder.
+    #[arg(long)]
+    corpus: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -237,9 +246,8 @@ fn main() -> ExitCode {
         Verb::Minimise { path, seconds } => minimise_case(&path, seconds),
         Verb::Explain { path, verbose } => explain(&path, verbose),
         Verb::Dump { path, file, repaired } => dump(&path, &file, repaired),
-        Verb::Sensitivity { rule, seconds, seed, corpus } => {
-            sensitivity(rule.as_deref(), seconds, seed, corpus)
-        }
+        Verb::Sensitivity(args) => sensitivity(Target::rules(), &args),
+        Verb::Barriers(args) => sensitivity(Target::flushes(), &args),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -435,43 +443,71 @@ fn dump(path: &std::path::Path, file: &std::path::Path, repaired: bool) -> Resul
     Ok(0)
 }
 
+/// Attacks all of `targets` with both strategies.
 fn sensitivity(
-    only: Option<&str>,
-    seconds: u64,
-    seed: u64,
-    corpus: Option<PathBuf>,
+    targets: impl Iterator<Item = Target>,
+    args: &Sensitivity,
 ) -> Result<u8, CorpusError> {
-    if let Some(name) = only.filter(|name| Rule::from_name(name).is_none()) {
-        return Err(CorpusError::Case(format!("--rule: no rule is called {name}")));
+    if let Some(name) = args.rule.as_ref().filter(|name| Target::from_name(name).is_none()) {
+        return Err(CorpusError::Case(format!("--rule: no rule and no flush is called {name}")));
     }
-    let limit = Duration::from_secs(seconds);
+    let limit = Duration::from_secs(args.seconds);
     let mut survived = Vec::new();
-    say(&format!("{:<34} {:>9} {:>8}  property that killed it\n", "rule", "states", "seconds"));
-    for rule in Rule::ALL {
-        if only.is_some_and(|name| name != rule.name()) {
+    let mut medians: [Vec<(u64, f64)>; 2] = Default::default();
+    say(&format!(
+        "{:<34} {:>9} {:>8} {:>9} {:>8}  property that noticed\n{:<34} {:>18} {:>18}\n",
+        "", "states", "seconds", "states", "seconds", "", "random", "exhaustive"
+    ));
+    for target in targets {
+        if args.rule.as_ref().is_some_and(|name| name != target.name()) {
             continue;
         }
-        let result = attack::run(rule, true, seed, limit);
-        let (states, seconds) = (result.states, result.seconds);
-        let verdict = match &result.failure {
-            Some(failure) => format!("{} {}", failure.violation.property, failure.violation.kind),
-            None => {
-                survived.push(rule.name());
-                "SURVIVED".to_owned()
+        let mut killers = Vec::new();
+        let mut cells = String::new();
+        for (strategy, medians) in
+            [Strategy::Random, Strategy::Exhaustive].into_iter().zip(&mut medians)
+        {
+            let runs = if strategy == Strategy::Random { args.runs } else { 1 };
+            let mut kills = Vec::new();
+            let mut tried = false;
+            for run in 0..runs {
+                let Some(outcome) = attack::run(target, true, strategy, args.seed + run, limit)
+                else {
+                    break;
+                };
+                tried = true;
+                let Some(failure) = &outcome.failure else { continue };
+                let violation = &failure.violation;
+                let killer = format!("{} {}", violation.property, violation.kind);
+                if !killers.contains(&killer) {
+                    killers.push(killer);
+                }
+                kills.push((outcome.states, outcome.seconds));
+                if let (0, Some(folder), Some(found)) = (run, &args.corpus, &outcome.found) {
+                    keep(target, found, args.seed, folder)?;
+                }
             }
-        };
-        say(&format!("{:<34} {states:>9} {seconds:>8.2}  {verdict}\n", rule.name()));
-        if let (Some(folder), Some(found)) = (&corpus, &result.found) {
-            let (attack::Attack::Campaign(_, others), _) = attack::attack_on(rule) else {
-                continue;
+            kills.sort_by(|one, other| one.1.total_cmp(&other.1));
+            cells += &match kills.get(kills.len() / 2) {
+                Some(&(states, seconds)) => {
+                    medians.push((states, seconds));
+                    format!(" {states:>9} {seconds:>8.2}")
+                }
+                None if tried => format!(" {:>18}", "survived"),
+                None => format!(" {:>18}", "-"),
             };
-            let names: Vec<&str> =
-                std::iter::once(rule).chain(others.iter().copied()).map(Rule::name).collect();
-            let subject = Qcow2Core::without(names.iter().copied()).map_err(CorpusError::Case)?;
-            let small = minimise(&subject, &found.trial, &found.failure, Duration::from_secs(30));
-            let case = console::written(&subject, &small, seed, Some(names.join("+")));
-            let path = corpus::save(&case, folder)?;
-            say(&format!("    kept as {}\n", shown(&path)));
+        }
+        let verdict = if killers.is_empty() { "SURVIVED".to_owned() } else { killers.join(", ") };
+        say(&format!("{:<34}{cells}  {verdict}\n", target.name()));
+        if killers.is_empty() {
+            survived.push(target.name());
+        }
+    }
+    for (name, medians) in ["random", "exhaustive"].into_iter().zip(&mut medians) {
+        medians.sort_by(|one, other| one.1.total_cmp(&other.1));
+        if let Some((states, seconds)) = medians.get(medians.len() / 2) {
+            let count = medians.len();
+            say(&format!("{name}: {count} noticed, median {states} states, {seconds:.2} s\n"));
         }
     }
     if survived.is_empty() {
@@ -479,4 +515,20 @@ fn sensitivity(
     }
     say(&format!("survived: {}\n", survived.join(", ")));
     Ok(1)
+}
+
+/// Minimises what a campaign found and writes it as the case of what was taken away.
+fn keep(target: Target, found: &Found, seed: u64, folder: &Path) -> Result<(), CorpusError> {
+    let others: &[Target] = match attack::attack_on(target).0 {
+        attack::Attack::Workloads(_, others) => others,
+        _ => &[],
+    };
+    let names: Vec<&str> =
+        std::iter::once(target).chain(others.iter().copied()).map(Target::name).collect();
+    let subject = Qcow2Core::without(names.iter().copied()).map_err(CorpusError::Case)?;
+    let small = minimise(&subject, &found.trial, &found.failure, Duration::from_secs(30));
+    let case = console::written(&subject, &small, seed, Some(names.join("+")));
+    let path = corpus::save(&case, folder)?;
+    say(&format!("    kept as {}\n", shown(&path)));
+    Ok(())
 }

@@ -260,7 +260,7 @@ impl<Sub: Subject> Walk<Sub> {
             return Err(Stop::Failed(failure));
         }
         self.crash(&end.disk, &end.guest)?;
-        if end.closed { self.in_order(end.disk, &end.guest) } else { Ok(()) }
+        if end.closed { self.in_order(&end.disk, &end.guest) } else { Ok(()) }
     }
 
     /// Begins a new workload: nothing is known.
@@ -357,23 +357,25 @@ impl<Sub: Subject> Walk<Sub> {
     /// P6: after a clean close the image is in order.
     fn closed(&mut self, direct: &Direct<Always>, guest: &Guest) -> Result<(), Stop> {
         let disk = direct.with_disk(|disk, _| disk.clone());
-        self.in_order(disk, guest)
+        self.in_order(&disk, guest)
     }
 
-    /// P6 on a disk as a close left it.
-    fn in_order(&mut self, live: PossibleDisk, guest: &Guest) -> Result<(), Stop> {
-        let mut disk = live;
-        disk.crash_in_place(self.bench.profile, &mut Always(0));
+    /// P6 on everything that a power cut after a close may leave.
+    fn in_order(&mut self, live: &PossibleDisk, guest: &Guest) -> Result<(), Stop> {
         let mut seen = guest.clone();
         seen.crash();
-        let mut newest = Always(0);
-        let mut evidence = DiskEvidence::new(&mut disk, &mut newest);
-        match self.bench.judge.closed(&mut evidence, &seen, &self.inherited).first() {
-            Some(violation) => Err(Stop::Failed(Failure {
-                violation: violation.clone(),
-                moment: "after a clean close".to_owned(),
-            })),
-            None => Ok(()),
+        let mut wheels = Exhaustive::new();
+        loop {
+            let mut disk = live.crash(self.bench.profile, &mut wheels);
+            let mut evidence = DiskEvidence::new(&mut disk, &mut wheels);
+            let violations = self.bench.judge.closed(&mut evidence, &seen, &self.inherited);
+            if let Some(violation) = violations.first().cloned() {
+                let moment = "after a clean close".to_owned();
+                return Err(Failure { violation, moment }.into());
+            }
+            if !wheels.advance() {
+                return Ok(());
+            }
         }
     }
 
