@@ -42,8 +42,8 @@ pub enum Barrier {
     RepairBeforeClean,
     /// After a repair has written everything, before it returns.
     Repair,
-    /// After a file was emptied, before it becomes an image.
-    CreateEmptied,
+    /// After the header of what was there is gone, before anything else of it goes.
+    CreateOverOld,
     /// After everything else of a new image, before its first unit.
     CreateBeforeHeader,
     /// After a new image was written, before creating it returns.
@@ -69,7 +69,7 @@ impl Barrier {
         Self::RepairSwitch,
         Self::RepairBeforeClean,
         Self::Repair,
-        Self::CreateEmptied,
+        Self::CreateOverOld,
         Self::CreateBeforeHeader,
         Self::Create,
     ];
@@ -93,7 +93,7 @@ impl Barrier {
             Self::RepairSwitch => "flush:repair-switch",
             Self::RepairBeforeClean => "flush:repair-before-clean",
             Self::Repair => "flush:repair",
-            Self::CreateEmptied => "flush:create-emptied",
+            Self::CreateOverOld => "flush:create-over-old",
             Self::CreateBeforeHeader => "flush:create-before-header",
             Self::Create => "flush:create",
         }

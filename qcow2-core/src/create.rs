@@ -28,8 +28,13 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
     let clusters = header.l1_table_offset / size + l1_clusters;
 
     let out = Output { storage, alignment: storage.limits().alignment };
+    if out.step("asking for its length", storage.len().await)? > 0 {
+        out.write(0, &[0; UNIT]).await?;
+        if options.rules.hold(Rule::OldHeaderFirst) {
+            out.flush(Barrier::CreateOverOld, options.rules).await?;
+        }
+    }
     out.step("emptying the file", storage.set_len(0).await)?;
-    out.flush(Barrier::CreateEmptied, options.rules).await?;
     out.step("growing the file", storage.set_len(clusters * size).await)?;
     if !storage.limits().unwritten_reads_zero {
         let tables = 0..clusters * size;
@@ -117,7 +122,7 @@ struct Output<'a, S> {
 }
 
 impl<S: Storage> Output<'_, S> {
-    fn step(&self, action: &'static str, result: std::io::Result<()>) -> Result<(), CreateError> {
+    fn step<T>(&self, action: &'static str, result: std::io::Result<T>) -> Result<T, CreateError> {
         result.map_err(|source| CreateError::Storage { action, source })
     }
 

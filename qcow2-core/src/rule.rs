@@ -67,6 +67,10 @@ pub enum Rule {
     ///
     /// Broken: a crash in the middle of a repair leaves a half-repaired image that nobody repairs again.
     DirtyBeforeRepair,
+    /// The header of an image that is created over, gone before anything else of it.
+    ///
+    /// Broken: a file that looks like the old image and is not any more.
+    OldHeaderFirst,
     /// Everything else, before the header's first sector, when an image is created.
     ///
     /// Broken: a file that looks like an image and is not one.
@@ -83,7 +87,7 @@ pub enum Rule {
 
 impl Rule {
     /// All rules, in the order of their declaration.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::DataBeforeMapping,
         Self::RefcountBeforeReference,
         Self::ZeroesBeforePointer,
@@ -97,6 +101,7 @@ impl Rule {
         Self::OrphansBeforeReuse,
         Self::CopyBeforeSwitch,
         Self::DirtyBeforeRepair,
+        Self::OldHeaderFirst,
         Self::HeaderLast,
         Self::DurableBeforeAcknowledge,
         Self::FailedFlushIsFinal,
@@ -118,6 +123,7 @@ impl Rule {
             Self::OrphansBeforeReuse => "orphans-before-reuse",
             Self::CopyBeforeSwitch => "copy-before-switch",
             Self::DirtyBeforeRepair => "dirty-before-repair",
+            Self::OldHeaderFirst => "old-header-first",
             Self::HeaderLast => "header-last",
             Self::DurableBeforeAcknowledge => "durable-before-acknowledge",
             Self::FailedFlushIsFinal => "failed-flush-is-final",

@@ -13,6 +13,7 @@ use crate::corpus::{self, CorpusError};
 use crate::explore;
 use crate::explore::certificate::{self, Certificate, Part};
 use crate::figures::{Figures, Summary};
+use crate::ledger;
 use crate::minimise::{Minimised, minimise};
 use crate::probe::Probe;
 use crate::recover::Failure;
@@ -102,6 +103,10 @@ pub fn run<Sub: Subject>(
             if outputs.all_probes {
                 status = Status::Broken;
             }
+        }
+        if settings.damage.is_none() {
+            let covered = ledger::certificates()?;
+            say(&ledger::table(&report.figures, settings.profile_name(), &covered));
         }
         say("no violation\n");
     }

@@ -20,6 +20,7 @@ pub mod explore;
 pub mod figures;
 pub mod guest_trace;
 pub mod leaf;
+pub mod ledger;
 pub mod life;
 pub mod liveness;
 pub mod logwrites;

@@ -108,7 +108,7 @@ fn a_real_guest_survives_power_cuts() {
 fn a_real_guest_notices_broken_orders() {
     let trace = trace();
     for (rule, lazy, property) in [
-        ("durable-before-acknowledge", false, Property::P1),
+        ("durable-before-acknowledge", false, Property::P4),
         ("refcount-before-reference", false, Property::P4),
         ("length-before-reference", true, Property::P4),
         ("all-before-clean", true, Property::P4),

@@ -510,9 +510,9 @@ fn three_checks_agree_on_initial_images() {
                 });
                 let missing = missing.count() as u64;
                 let explained = match initial {
-                    Initial::Leaky if refcount_order > 0 => (0, 12),
+                    Initial::Leaky if refcount_order > 0 => (0, 15),
                     Initial::Dirty if refcount_order > 0 => (17, 0),
-                    Initial::Dirty => (9, 0),
+                    Initial::Dirty => (11, 0),
                     _ => (0, 0),
                 };
                 assert_eq!((stale, missing), explained, "{what}");

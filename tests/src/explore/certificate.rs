@@ -222,6 +222,24 @@ impl Certificate {
         self
     }
 
+    /// What it covers, in a line.
+    pub fn covers(&self) -> String {
+        let sizes: Vec<String> = self.requests.iter().map(|(size, _)| size.to_string()).collect();
+        let explored = self.worlds.iter().filter(|world| world.infeasible.is_none()).count();
+        let what = match self.departures {
+            None => format!("workloads of up to {} requests", self.operations),
+            Some(most) => format!("pairs of requests at once, {most} departures"),
+        };
+        let depth = self.depth.map_or("a fixed point".to_owned(), |depth| format!("depth {depth}"));
+        let Totals { workloads, leaves, memo_hits, distinct_states, .. } = self.totals;
+        format!(
+            "{what}, {} B clusters, {explored} images, {}, nested to {depth}: {workloads} workloads, {leaves} leaves, \
+             {memo_hits} memo hits, {distinct_states} distinct",
+            sizes.join("/"),
+            self.profile,
+        )
+    }
+
     /// As JSON, with a newline at its end.
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(self).expect("numbers and names");
