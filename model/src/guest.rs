@@ -180,6 +180,17 @@ impl Guest {
         }
     }
 
+    /// Whether zeroes are in G(unit) for every unit of a range.
+    pub fn permits_zeroes(&self, range: std::ops::Range<u64>) -> bool {
+        let cells = self.units.get(index(range.start)..index(range.end));
+        cells.is_some_and(|cells| {
+            cells.iter().zip(range).all(|(cell, unit)| match cell {
+                Cell::One(only) => *only == ValueKey::ZERO,
+                Cell::Many(_) => self.permits(unit, ValueKey::ZERO),
+            })
+        })
+    }
+
     /// Whether exactly one value is allowed in `unit`, settled and with nothing written since.
     pub fn is_settled(&self, unit: u64) -> bool {
         matches!(self.units.get(index(unit)), Some(Cell::One(_)))

@@ -14,6 +14,7 @@
 //! P10 that one state shows, the virtual size, is here.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::audit::{Auditor, Report};
 use crate::defect::Defect;
@@ -274,9 +275,11 @@ impl Judge {
         into.size = header.size;
         // A larger disk is no reference disk's: its size is a violation already.
         let units = header.size.min(MAX_VIRTUAL_SIZE) / UNIT as u64;
-        each_guest_unit(image, header, units, |unit, host| match host {
-            Some(offset) => evidence.peek(offset / UNIT as u64, |key| into.add(unit, key)),
-            None => into.add(unit, ValueKey::ZERO),
+        each_guest_cluster(image, header, units, |units, host| match host {
+            Some(offset) => units.zip(offset / UNIT as u64..).for_each(|(unit, at)| {
+                evidence.peek(at, |key| into.add(unit, key));
+            }),
+            None => into.one.extend(units.map(|_| ValueKey::ZERO)),
         });
     }
 
@@ -410,24 +413,26 @@ impl Judge {
     fn contents_allowed<E: Evidence>(&mut self, evidence: &E, guest: &Guest, header: &Header) {
         let Self { auditor, violations, defect, .. } = self;
         let units = guest.units().min(header.size / UNIT as u64);
-        each_guest_unit(auditor.image(), header, units, |unit, host| {
-            let mut judge = |key: ValueKey| {
+        each_guest_cluster(auditor.image(), header, units, |units, host| {
+            let mut judge = |unit: u64, host: Option<u64>, key: ValueKey| {
                 if !guest.permits(unit, key) && violations.len() < MAX_VIOLATIONS {
                     violations.extend(p1_p2_content(unit, host, key, evidence, guest, *defect));
                 }
             };
             match host {
                 None if *defect == Defect::UnmappedUnjudged => {}
-                None => judge(ValueKey::ZERO),
-                Some(offset) if *defect == Defect::OneOfTheSetIsEnough => {
+                None if guest.permits_zeroes(units.clone()) => {}
+                None => units.for_each(|unit| judge(unit, None, ValueKey::ZERO)),
+                Some(offset) => units.zip((offset..).step_by(UNIT)).for_each(|(unit, host)| {
+                    let at = host / UNIT as u64;
                     let mut fine = false;
-                    let at = offset / UNIT as u64;
-                    evidence.peek(at, |key| fine |= guest.permits(unit, key));
-                    if !fine {
-                        evidence.peek(at, judge);
+                    if *defect == Defect::OneOfTheSetIsEnough {
+                        evidence.peek(at, |key| fine |= guest.permits(unit, key));
                     }
-                }
-                Some(offset) => evidence.peek(offset / UNIT as u64, judge),
+                    if !fine {
+                        evidence.peek(at, |key| judge(unit, Some(host), key));
+                    }
+                }),
             }
         });
     }
@@ -502,13 +507,12 @@ fn p1_p2_content<E: Evidence>(
     })
 }
 
-/// Shows units `0..units` in order, each with its offset in the file if it is mapped. Compressed clusters are left out: the
-/// auditor reports those as beyond judgement.
-fn each_guest_unit(
+/// Shows every guest cluster, as its units, with the offset that it is mapped to; zeroes and nothing are mapped nowhere.
+fn each_guest_cluster(
     image: &Image,
     header: &Header,
     units: u64,
-    mut show: impl FnMut(u64, Option<u64>),
+    mut show: impl FnMut(Range<u64>, Option<u64>),
 ) {
     let in_cluster = header.cluster_size() / UNIT as u64;
     let in_table = header.l2_entries();
@@ -522,10 +526,8 @@ fn each_guest_unit(
         let entry = table.get(within as usize).copied().unwrap_or(0);
         let end = (unit + in_cluster).min(units);
         match decode_l2(entry, header) {
-            Mapping::Host(offset) => {
-                (unit..end).zip((offset..).step_by(UNIT)).for_each(|(u, at)| show(u, Some(at)));
-            }
-            Mapping::Unallocated | Mapping::Zero => (unit..end).for_each(|u| show(u, None)),
+            Mapping::Host(offset) => show(unit..end, Some(offset)),
+            Mapping::Unallocated | Mapping::Zero => show(unit..end, None),
             Mapping::Compressed(_) => {}
         }
         (unit, cluster) = (end, cluster + 1);

@@ -145,6 +145,8 @@ pub struct Walk<Sub: Subject> {
     recovered: BTreeSet<u64>,
     waiting: Vec<Crashed>,
     forks: Vec<PossibleDisk>,
+    /// A disk that nobody needs, for its memory.
+    spare: Option<PossibleDisk>,
     contents: Contents,
     probes: Probes,
     counts: Counts,
@@ -181,6 +183,7 @@ impl<Sub: Subject> Walk<Sub> {
             recovered: BTreeSet::new(),
             waiting: Vec::new(),
             forks: Vec::new(),
+            spare: None,
             contents: Contents::default(),
             probes: Probes::default(),
             counts: Counts::default(),
@@ -454,7 +457,13 @@ impl<Sub: Subject> Walk<Sub> {
         crashed: &Crashed,
         running: &mut Option<(u64, Vec<Taken>)>,
     ) -> Result<(), Stop> {
-        let mut disk = crashed.disk.clone();
+        let mut disk = match self.spare.take() {
+            Some(mut spare) => {
+                spare.clone_from(&crashed.disk);
+                spare
+            }
+            None => crashed.disk.clone(),
+        };
         let mut odometer = Arc::clone(&self.odometer);
         let moment = if crashed.depth == 0 {
             "after the power cut"
@@ -469,6 +478,7 @@ impl<Sub: Subject> Walk<Sub> {
         if !same {
             if !self.recovered.insert(decided) {
                 self.counts.memo_hits += 1;
+                self.spare = Some(disk);
                 return Ok(());
             }
             *running = Some((decided, self.turn(|odometer| odometer.wheels.taken().to_vec())));
@@ -498,8 +508,9 @@ impl<Sub: Subject> Walk<Sub> {
         let left = recovered.disk.content_hash();
         self.counts.digest = self.counts.digest.wrapping_add(left);
         self.distinct.insert(left);
-        if let Some(kept) = &mut self.kept {
-            kept.push(recovered.disk);
+        match &mut self.kept {
+            Some(kept) => kept.push(recovered.disk),
+            None => self.spare = Some(recovered.disk),
         }
         self.counts.nested += forks.len() as u64;
         if crashed.depth < self.depth && !forks.is_empty() {
