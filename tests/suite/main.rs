@@ -13,5 +13,6 @@ mod malformed;
 mod qemu_repairs;
 mod real_file;
 mod report;
+mod shuttle;
 mod snapshots;
 mod traces;

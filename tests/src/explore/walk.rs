@@ -363,8 +363,11 @@ impl<Sub: Subject> Walk<Sub> {
         self.in_order(&disk, guest)
     }
 
-    /// P6 on everything that a power cut after a close may leave.
-    fn in_order(&mut self, live: &PossibleDisk, guest: &Guest) -> Result<(), Stop> {
+    /// P6 on everything that a power cut after a clean close may leave.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn in_order(&mut self, live: &PossibleDisk, guest: &Guest) -> Result<(), Stop> {
         let mut seen = guest.clone();
         seen.crash();
         let mut wheels = Exhaustive::new();
