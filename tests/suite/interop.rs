@@ -511,7 +511,7 @@ fn three_checks_agree_on_initial_images() {
                 let missing = missing.count() as u64;
                 let explained = match initial {
                     Initial::Leaky if refcount_order > 0 => (0, 15),
-                    Initial::Dirty if refcount_order > 0 => (17, 0),
+                    Initial::Dirty if refcount_order > 0 => (21, 0),
                     Initial::Dirty => (11, 0),
                     _ => (0, 0),
                 };

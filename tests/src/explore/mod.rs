@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use faultfs::fault::Planned;
 use faultfs::profile::Profile;
+use model::build::Initial;
 use model::case::{OpenOptions, Step};
 use model::op::Op;
 
@@ -142,7 +143,7 @@ impl Found {
                 geometry,
                 initial,
                 open: OpenOptions {
-                    subject: "qcow2-core".to_owned(),
+                    subject: subject.key().to_owned(),
                     cache_pages: session.cache_pages,
                     growth_step: session.growth,
                     write_through: session.write_through,
@@ -217,8 +218,12 @@ pub fn run<Sub: Subject>(
             probes: Probes::default(),
             worker_seconds: 0.0,
         };
-        if let Err(why) = trial::initial(subject, &world.geometry, world.initial) {
-            explored.infeasible = Some(why);
+        let refused = (world.initial == Initial::Dirty && !subject.duties().repair)
+            .then(|| "the subject does not repair".to_owned());
+        let infeasible =
+            refused.or_else(|| trial::initial(subject, &world.geometry, world.initial).err());
+        if infeasible.is_some() {
+            explored.infeasible = infeasible;
             report.worlds.push(explored);
             continue;
         }

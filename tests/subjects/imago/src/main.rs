@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use faultfs::profile::Profile;
+use model::build::Initial;
 use qcow2_crashtest::campaign::{Budget, Settings};
 use qcow2_crashtest::console::{self, Outputs, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
+use qcow2_crashtest::explore::{self, alphabet::worlds};
 use qcow2_crashtest::recover::Failure;
 use qcow2_crashtest::replay::{is_expected, replay};
 use qcow2_crashtest::trial::Trial;
@@ -31,6 +33,11 @@ enum Verb {
         after_help = "Example: cargo run --release --manifest-path tests/subjects/imago/Cargo.toml -- run --contents --profile kill"
     )]
     Run(Run),
+    /// Explore every power cut in every small workload.
+    #[command(
+        after_help = "Example: cargo run --release --manifest-path tests/subjects/imago/Cargo.toml -- explore --operations 2 --contents"
+    )]
+    Explore(Explore),
     /// Run kept cases again: verdict per case.
     Replay {
         /// Case files; all kept ones if none is named.
@@ -84,9 +91,26 @@ struct Run {
     corpus: PathBuf,
 }
 
+#[derive(Args)]
+struct Explore {
+    /// Workloads have at most this many requests.
+    #[arg(long, default_value_t = 2)]
+    operations: u32,
+    /// Judge only what the guest sees, and not refcounts and the like.
+    #[arg(long)]
+    contents: bool,
+    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
+    #[arg(long, default_value_t = Profile::default())]
+    profile: Profile,
+    /// Keep a violation as a case file in this folder.
+    #[arg(long, default_value = "corpus/subjects/imago")]
+    corpus: PathBuf,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Run(run) => campaign(run),
+        Verb::Explore(args) => explore_all(args),
         Verb::Replay { paths } => replay_all(&paths),
         Verb::Explain { path, verbose } => explain(&path, verbose),
         Verb::Dump { path, file, repaired } => dump(&path, &file, repaired),
@@ -105,6 +129,7 @@ fn campaign(run: Run) -> Result<u8, CorpusError> {
     let settings = Settings {
         seed: run.seed,
         profile: run.profile,
+        damage: None,
         scope: Scope {
             tasks: run.tasks.map(usize::from),
             faultless: run.faultless,
@@ -116,11 +141,24 @@ fn campaign(run: Run) -> Result<u8, CorpusError> {
         },
         workers: 0,
     };
-    let outputs = Outputs {
-        corpus: Some(run.corpus),
-        ..Outputs::default()
-    };
+    let outputs = Outputs { corpus: Some(run.corpus), ..Outputs::default() };
     console::run(&subject, &settings, &outputs).map(console::Status::code)
+}
+
+fn explore_all(args: Explore) -> Result<u8, CorpusError> {
+    let subject = if args.contents { Imago::Contents } else { Imago::Full };
+    let settings = explore::Settings {
+        worlds: worlds(&[1024], &[false], &Initial::ALL),
+        operations: args.operations,
+        departures: None,
+        depth: u32::MAX,
+        profile: args.profile,
+        shard: (0, 1),
+        limit: None,
+        workers: 0,
+    };
+    let outputs = console::Exploration { corpus: Some(args.corpus), ..Default::default() };
+    console::explore(&subject, &settings, &outputs).map(console::Status::code)
 }
 
 fn replay_all(paths: &[PathBuf]) -> Result<u8, CorpusError> {
