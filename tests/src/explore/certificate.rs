@@ -230,7 +230,8 @@ impl Certificate {
             None => format!("workloads of up to {} requests", self.operations),
             Some(most) => format!("pairs of requests at once, {most} departures"),
         };
-        let depth = self.depth.map_or("a fixed point".to_owned(), |depth| format!("depth {depth}"));
+        let depth =
+            self.depth.map_or_else(|| "a fixed point".to_owned(), |depth| format!("depth {depth}"));
         let Totals { workloads, leaves, memo_hits, distinct_states, .. } = self.totals;
         format!(
             "{what}, {} B clusters, {explored} images, {}, nested to {depth}: {workloads} workloads, {leaves} leaves, \
