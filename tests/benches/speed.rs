@@ -4,7 +4,9 @@
 //! inside), in memory and in a file on tmpfs; `plain` is pread and pwrite of the same sizes at the same offsets of a sparse
 //! file beside it. One element is one request. Allocating in memory includes the zeroing of 64 KiB of it for each request.
 //!
-//! The harness half: crash states of a random campaign at 1 KiB to 4 KiB clusters, each fully judged, by one worker.
+//! The harness half: crash states of a random campaign at 1 KiB to 4 KiB clusters, each fully judged, by one worker; and
+//! leaves of an exploration at 1 KiB, beside the naive way to judge a crash image: copy it, audit it, open it, audit it, repair
+//! it, audit it again, and neither the guest's units nor power cuts in recovery.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -14,14 +16,23 @@ use criterion::measurement::WallTime;
 use criterion::{
     BatchSize, Bencher, BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main,
 };
+use faultfs::chooser::Always;
+use faultfs::direct::{Direct, run};
 use faultfs::profile::Profile;
+use model::audit::Auditor;
+use model::build::Initial;
+use model::evidence::BytesEvidence;
 use qcow2_core::blocking::{block_on, create};
 use qcow2_core::storage::file::{Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Storage};
-use qcow2_core::{CreateOptions, Image, OpenOptions};
+use qcow2_core::{CreateOptions, Image, OpenOptions, Repair, Rules, check};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
-use qcow2_crashtest::subject::Qcow2Core;
+use qcow2_crashtest::explore;
+use qcow2_crashtest::explore::alphabet::{Symbol, World, operations, worlds};
+use qcow2_crashtest::life::{Request, perform};
+use qcow2_crashtest::subject::{Qcow2Core, Subject};
+use qcow2_crashtest::trial;
 use qcow2_crashtest::workload::Scope;
 use tempfile::TempDir;
 
@@ -159,6 +170,66 @@ fn judge(criterion: &mut Criterion) {
     }
 }
 
+/// Images that a power cut in one request may leave: of every moment, with all kept and with all lost.
+fn crash_images(world: &World) -> Vec<Vec<u8>> {
+    let subject = Qcow2Core::default();
+    let initial = || trial::initial(&subject, &world.geometry, world.initial).expect("feasible");
+    let mut images = Vec::new();
+    for symbol in Symbol::ALL {
+        let (disk, guest) = initial();
+        let direct = Direct::new(disk, Always(0));
+        let opened = run(subject.open(direct.clone(), world.session));
+        let Some(Ok(image)) = opened else { panic!("it opens") };
+        direct.take_forks(true);
+        let [op] = operations(&[symbol], &world.geometry)[..] else { panic!("one request") };
+        let request = op.clip(guest.size()).map(Request::Op);
+        run(perform(&image, request.as_ref()));
+        for live in direct.take_forks(false) {
+            for mut fate in [Always(0), Always(u32::MAX)] {
+                images.push(live.crash(Profile::TornLength, &mut fate).image(&mut fate));
+            }
+        }
+    }
+    images
+}
+
+/// Judges one crash image as if there were no sets.
+fn judge_copy(image: &[u8]) {
+    let mut auditor = Auditor::default();
+    auditor.audit(&mut BytesEvidence::new(image));
+    let storage = MemoryStorage::new(image.to_vec());
+    drop(block_on(Image::open(storage.clone(), OpenOptions::new())).expect("it opens"));
+    auditor.audit(&mut BytesEvidence::new(&storage.to_vec()));
+    block_on(check(&storage, Repair::All, Rules::all())).expect("it can be repaired");
+    auditor.audit(&mut BytesEvidence::new(&storage.to_vec()));
+    black_box(&auditor);
+}
+
+/// Leaves of every power cut in every workload of up to two requests, by one worker: one element is one executed leaf. Beside it
+/// the naive way: one element is one image.
+fn explore_leaves(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("explore");
+    let kinds = [Initial::Fresh, Initial::Fragmented, Initial::Leaky, Initial::L1AboutToGrow];
+    let worlds = worlds(&[1024], &[false, true], &kinds);
+    let images: Vec<Vec<u8>> = worlds.iter().flat_map(crash_images).collect();
+    let settings = explore::Settings {
+        worlds,
+        operations: 2,
+        departures: None,
+        depth: u32::MAX,
+        profile: Profile::TornLength,
+        shard: (0, 1),
+        limit: None,
+        workers: 1,
+    };
+    let run = || explore::run(&Qcow2Core::default(), &settings, |_, _, _, _| {});
+    let leaves = run().worlds.iter().map(|explored| explored.counts.leaves).sum();
+    group.throughput(Throughput::Elements(leaves)).sample_size(20);
+    group.bench_function("possible disks", |b| b.iter(run));
+    group.throughput(Throughput::Elements(images.len() as u64));
+    group.bench_function("copied images", |b| b.iter(|| images.iter().for_each(|i| judge_copy(i))));
+}
+
 criterion_group!(library, allocate, rewrite, read);
-criterion_group!(harness, judge);
+criterion_group!(harness, judge, explore_leaves);
 criterion_main!(library, harness);
