@@ -104,12 +104,14 @@ pub struct Guest {
 
 #[derive(Clone, Debug)]
 enum Flight {
-    /// Puts values into units `first..first + count`.
+    /// Puts values into units `first..first + count`, certainly into those before `sure`.
     Change {
         first: usize,
         count: usize,
         durability: Durability,
-        sure: bool,
+        sure: usize,
+        /// It is a discard, and takes its last cluster for whole because the disk ends there.
+        cut_short: bool,
     },
     Grow,
     Flush,
@@ -264,36 +266,50 @@ impl Guest {
         durability: Durability,
     ) -> Token {
         let values: Arc<[ValueKey]> = values.into();
-        self.begin_change(first, values.len() as u64, Some(values), durability, true)
+        let count = values.len() as u64;
+        self.begin_change(first, count, Some(values), durability, first + count, false)
     }
 
     /// Begins to make a range read as zeroes.
     pub fn begin_zeroes(&mut self, first: u64, count: u64) -> Token {
-        self.begin_change(first, count, None, Durability::Cached, true)
+        self.begin_change(first, count, None, Durability::Cached, first + count, false)
     }
 
-    /// Begins to give back the whole clusters within a range. A cluster that the end of the disk cuts short is whole.
+    /// Begins to give back the whole clusters within a range. A cluster that the end of the disk cuts short is whole; beside
+    /// a growth it may be taken or left, whichever comes first.
     pub fn begin_discard(&mut self, first: u64, count: u64) -> Token {
         let cluster = self.promises.cluster_units;
         let end = first + count;
+        let whole_end = end - end % cluster;
+        let cut_short = end > whole_end && end * UNIT as u64 == self.size();
         let (first, end) = if self.defect == Defect::DiscardZeroesPartialClusters {
             (first, end)
         } else {
-            let whole_end =
-                if end * UNIT as u64 == self.size() { end } else { end - end % cluster };
-            (first.next_multiple_of(cluster), whole_end)
+            (first.next_multiple_of(cluster), if cut_short { end } else { whole_end })
         };
         if first >= end || self.defect == Defect::DiscardForgotten {
             return self.start(What::Nothing, Flight::Nothing);
         }
-        let sure = self.promises.discard == DiscardReads::Zeroes;
-        self.begin_change(first, end - first, None, Durability::Cached, sure)
+        let size_is_sure = self.size.live().all(|units| units == end);
+        let sure = match self.promises.discard {
+            DiscardReads::Either => first,
+            DiscardReads::Zeroes if cut_short && !size_is_sure => whole_end,
+            DiscardReads::Zeroes => end,
+        };
+        self.begin_change(first, end - first, None, Durability::Cached, sure, cut_short)
     }
 
     /// Begins to enlarge the disk to `units`.
     pub fn begin_grow(&mut self, units: u64) -> Token {
         let token = self.start(What::Grow(units), Flight::Grow);
         self.size.begin(units, token);
+        let cluster = index(self.promises.cluster_units);
+        for (_, flight) in &mut self.in_flight {
+            if let Flight::Change { first, count, sure, cut_short: true, .. } = flight {
+                let end = *first + *count;
+                *sure = (*sure).min(end - end % cluster);
+            }
+        }
         let count = index(units).max(self.units.len());
         self.units.resize(count, Cell::One(ValueKey::ZERO));
         token
@@ -446,11 +462,12 @@ impl Guest {
         count: u64,
         values: Option<Arc<[ValueKey]>>,
         durability: Durability,
-        sure: bool,
+        sure: u64,
+        cut_short: bool,
     ) -> Token {
-        let (from, length) = (index(first), index(count));
+        let (from, length, sure) = (index(first), index(count), index(sure));
         let what = What::Change { first, count, values: values.clone() };
-        let flight = Flight::Change { first: from, count: length, durability, sure };
+        let flight = Flight::Change { first: from, count: length, durability, sure, cut_short };
         let token = self.start(what, flight);
         let value_at = |at: usize| values.as_ref().map_or(ValueKey::ZERO, |values| values[at]);
         for (at, cell) in self.units[from..from + length].iter_mut().enumerate() {
@@ -489,7 +506,7 @@ impl Guest {
         }
         let completed = answer == Answer::Completed;
         match flight {
-            Flight::Change { first, count, durability, sure } => {
+            Flight::Change { first, count, durability, sure, .. } => {
                 let forget = (answer == Answer::Failed
                     && self.defect == Defect::FailedWriteForgotten)
                     || (answer == Answer::Abandoned
@@ -499,12 +516,12 @@ impl Guest {
                 let through = completed
                     && durability == Durability::Through
                     && self.defect != Defect::ThroughForgotten;
-                for cell in &mut self.units[first..first + count] {
+                for (unit, cell) in (first..).zip(&mut self.units[first..first + count]) {
                     if forget {
                         cell.forget(token);
                         continue;
                     }
-                    cell.answer(token, now, sure && counts);
+                    cell.answer(token, now, unit < sure && counts);
                     if through {
                         cell.settle(|entry| entry.begin == token);
                     }
@@ -796,6 +813,64 @@ mod tests {
         assert_eq!(guest.allowed(0), [ValueKey::ZERO, ValueKey(1)]);
         assert_eq!(copy.allowed(0), [ValueKey::ZERO]);
         assert!(copy.was_written(0, ValueKey(1)) && !copy.was_written(1, ValueKey(1)));
+    }
+
+    /// Three clusters of two units each, the last cut short, all of them holding 1.
+    fn cut_short() -> Guest {
+        Guest::new(&[ValueKey(1); 5], PROMISES)
+    }
+
+    const ZERO_OR_ONE: [ValueKey; 2] = [ValueKey::ZERO, ValueKey(1)];
+
+    fn flush(guest: &mut Guest) {
+        let flush = guest.begin_flush();
+        guest.complete(flush);
+    }
+
+    #[test]
+    fn a_discard_takes_a_last_cluster_that_is_cut_short() {
+        let mut guest = cut_short();
+        let discard = guest.begin_discard(1, 4);
+        guest.complete(discard);
+        flush(&mut guest);
+        assert_eq!([0, 1, 2, 3, 4].map(|unit| guest.allowed(unit).len()), [1; 5]);
+        assert_eq!([1, 2, 4].map(|unit| guest.permits(unit, ValueKey::ZERO)), [false, true, true]);
+    }
+
+    #[test]
+    fn beside_a_growth_a_discard_may_find_the_last_cluster_cut_short_or_not() {
+        let both: [fn(&mut Guest) -> (Token, Token); 2] = [
+            |guest| {
+                let discard = guest.begin_discard(2, 3);
+                (discard, guest.begin_grow(8))
+            },
+            |guest| {
+                let growth = guest.begin_grow(8);
+                (guest.begin_discard(2, 3), growth)
+            },
+        ];
+        for begin in both {
+            let mut guest = cut_short();
+            let (discard, growth) = begin(&mut guest);
+            guest.complete(growth);
+            guest.complete(discard);
+            flush(&mut guest);
+            assert_eq!(guest.allowed(3), [ValueKey::ZERO]);
+            assert_eq!(guest.allowed(4), ZERO_OR_ONE);
+            assert_eq!(guest.allowed(5), [ValueKey::ZERO]);
+        }
+    }
+
+    #[test]
+    fn after_a_growth_a_discard_leaves_what_was_the_last_cluster() {
+        let mut guest = cut_short();
+        let growth = guest.begin_grow(8);
+        guest.complete(growth);
+        let discard = guest.begin_discard(2, 3);
+        guest.complete(discard);
+        flush(&mut guest);
+        assert_eq!(guest.allowed(3), [ValueKey::ZERO]);
+        assert_eq!(guest.allowed(4), [ValueKey(1)]);
     }
 
     #[test]

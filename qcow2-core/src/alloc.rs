@@ -624,14 +624,26 @@ impl<S: Storage> Image<S> {
     }
 
     /// Turns freed clusters into free ones where nothing stands in the way any more.
+    ///
+    /// It stays due until a look at all of them has found none left: one that fails, or is dropped at its discard, leaves the
+    /// rest to the next request.
     pub(crate) async fn reap(&self) -> Result<(), IoError> {
+        const START: (u64, u64) = (0, 0);
         self.restore_header().await?;
         let mut claim = self.claim(Resource::Reap).await?;
-        self.with(|state| state.reap_due = false).await;
         let pass_discard = self.options.pass_discard && self.limits.can_discard;
-        let mut from = (0, 0);
+        let mut from = START;
         loop {
-            let next = self.decide(|state| state.next_reapable(from, pass_discard)).await?;
+            let next = self
+                .decide(|state| {
+                    let next = match state.next_reapable(from, pass_discard)? {
+                        None => state.next_reapable(START, pass_discard)?,
+                        next => next,
+                    };
+                    state.reap_due = next.is_some();
+                    Ok(next)
+                })
+                .await?;
             let Some(Reap { keys, discard }) = next else { return Ok(()) };
             let last = *keys.last().expect("a run has a cluster");
             if let Some(range) = discard {

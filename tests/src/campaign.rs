@@ -16,7 +16,6 @@ use faultfs::rng::Rng;
 use faultfs::trace::{Event, Io, IoKind};
 use model::build::Initial;
 use model::case::{CrashImage, Step};
-use model::finding::Finding;
 use model::guest::Guest;
 use model::image::Mapping;
 use model::label::Region;
@@ -25,7 +24,7 @@ use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
 use crate::leaf::{Answer, LeafChooser, SharedLeaf, look};
 use crate::life::{self, Order, Script, probe_trace};
-use crate::liveness::{p7_goes_on, p9_bounded_waste};
+use crate::liveness::{Before, p7_goes_on, p9_bounded_waste};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::robust;
@@ -283,8 +282,7 @@ fn run_case<Sub: Subject>(
             steps: Vec::new(),
         };
         let inherited = trial::inherited(&mut bench, &mut disk, &guest);
-        let leaks_before = leaks_of(&bench);
-        let (refcount_table, l1) = tables_of(&bench);
+        let began = Before::of(&bench, &plan.geometry);
         let before = Shape::of(&bench);
         let mut kept: Option<Kept> = None;
         let mut judged = 0;
@@ -304,9 +302,9 @@ fn run_case<Sub: Subject>(
             let length = crashed.possible_lengths();
             let result = bench.judge_crash(crashed, &seen, &steps, &chooser, &mut leaf_probes);
             let at = At::Event(moment.event);
-            let may_leak = moment.exposure.may_leak(&plan.geometry, refcount_table, l1);
+            let may_leak = began.may_leak(moment.exposure);
             let result = result.and_then(|recovered| {
-                let leaked = recovered.leaks.saturating_sub(leaks_before);
+                let leaked = began.leaked(&recovered);
                 p9_bounded_waste(leaked, may_leak)?;
                 if leaked > 0 {
                     leak_probes(leaked, may_leak, figures, &mut leaf_probes);
@@ -440,20 +438,6 @@ fn leak_probes(leaked: u64, may_leak: u64, figures: &mut Figures, probes: &mut P
     figures.most_leaked = figures.most_leaked.max(leaked);
     figures.leak_percent = figures.leak_percent.max(100 * leaked / may_leak);
     probes.hit(Probe::Leaked);
-}
-
-/// Leaked clusters in the image that was judged last.
-fn leaks_of<Sub: Subject>(bench: &Bench<Sub>) -> u64 {
-    let findings = &bench.judge.auditor().report().findings;
-    findings.iter().filter(|finding| matches!(finding, Finding::Leak { .. })).count() as u64
-}
-
-/// Clusters of the refcount table and of the L1 table of the image that was judged last.
-fn tables_of<Sub: Subject>(bench: &Bench<Sub>) -> (u64, u64) {
-    bench.judge.auditor().image().header().map_or((0, 0), |header| {
-        let l1 = (u64::from(header.l1_size) * 8).div_ceil(header.cluster_size());
-        (u64::from(header.refcount_table_clusters), l1)
-    })
 }
 
 /// Adds a judged state to the figures.

@@ -4,24 +4,39 @@
 //! it all back, within [`IOS`] storage operations and [`IOS_PER_CLUSTER`] more for each cluster of the file and of the guest's
 //! disk. An implementation that never allocates again, or walks all tables for each request, does not pass.
 //!
-//! **P9.** What a crash can leak is what has a count and no reference on the medium, and that is bounded by the requests of the
-//! session, because counts and references of each may be apart there until the image is closed. A request touches `c` guest
-//! clusters under `t` L2 tables and can leak `c` that it takes, `c` that it gives up, and `t` new tables. Besides, refcount
-//! blocks are made for what is taken, and a table that moves (refcounts; L1 if the disk grows) leaves its old or its new copy
-//! behind. (Three flushes usually settle a request; how many always do is not known.)
+//! **P9.** What a crash can leak is what has a count and no reference on the medium, and that is bounded by the requests whose
+//! counts and references may be apart there. With [`Exposure`] these are:
+//!
+//! ```text
+//!    request ends     flush A         whoever was at it      flush B                flush C           power cut
+//!   ------|-----------[======]-----------------|------------[======]---------------[======]-------------X
+//!          taken: counts and references        :                   :                      :
+//!                    go to the medium          :                   :                      :
+//!          freed: the reference goes from      : no read is left   : at the latest now    :
+//!                    the medium                : in the cluster    : the count is down in : ... and on
+//!                                              :                   : memory               : the medium
+//! ```
+//!
+//! So a request is settled once it has ended well, a flush A that began afterwards has succeeded, all requests that began before
+//! the end of A have returned (a read among them may hold a freed cluster), a flush B that began after that has succeeded (it
+//! lowers the counts, if nobody has), and so on for B and a flush C (which writes them). Until then it counts; one that failed
+//! or was dropped counts to the end of the session. It touches `c` guest
+//! clusters under `t` L2 tables and can leak `c` that it takes, `c` that it gives up,
+//! and `t` new tables. Besides, refcount blocks are made for what is taken, and a table that moves (refcounts; L1 if the disk
+//! grows) leaves its old or its new copy behind.
 
 use std::collections::BTreeMap;
 
 use faultfs::chooser::Chooser;
 use faultfs::direct::Direct;
 use faultfs::disk::PossibleDisk;
-use model::finding::Property;
+use model::finding::{Finding, Property};
 use model::judge::Claim;
 use model::op::{Durability, Geometry, Op};
 use model::payload::{self, UNIT};
 use qcow2_core::storage::IoBuf;
 
-use crate::recover::{Failure, whole_image};
+use crate::recover::{Bench, Failure, Recovered, whole_image};
 use crate::subject::{Session, Subject, SubjectImage};
 
 /// Storage operations that going on may take in any case.
@@ -103,31 +118,76 @@ fn as_index(bytes: u64) -> usize {
 /// Requests whose counts and references may be apart on the medium.
 #[derive(Clone, Debug, Default)]
 pub struct Exposure {
+    clock: u64,
     /// By task and operation.
-    requests: BTreeMap<(usize, usize), Op>,
+    requests: BTreeMap<(usize, usize), Exposed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Exposed {
+    op: Op,
+    began: u64,
+    /// When it returned, or was dropped.
+    returned: Option<u64>,
+    /// Whether it returned well.
+    well: bool,
+}
+
+impl Exposed {
+    /// When it began and ended, if it is a flush that succeeded.
+    fn flush(&self) -> Option<(u64, u64)> {
+        let flushed = self.well && matches!(self.op, Op::Flush);
+        self.returned.filter(|_| flushed).map(|returned| (self.began, returned))
+    }
 }
 
 impl Exposure {
     /// A request begins.
     pub fn begin(&mut self, task: usize, index: usize, op: Op) {
-        self.requests.insert((task, index), op);
+        self.clock += 1;
+        let exposed = Exposed { op, began: self.clock, returned: None, well: false };
+        self.requests.insert((task, index), exposed);
     }
 
     /// A request has returned, well or not, or was dropped.
     pub fn end(&mut self, task: usize, index: usize, well: bool) {
-        if well && matches!(self.requests.get(&(task, index)), Some(Op::Reopen)) {
+        self.clock += 1;
+        let clock = self.clock;
+        let Some(exposed) = self.requests.get_mut(&(task, index)) else { return };
+        (exposed.returned, exposed.well) = (Some(clock), well);
+        if well && matches!(exposed.op, Op::Reopen) {
             self.requests.clear();
         }
     }
 
+    /// When what had ended well by then was settled.
+    fn settled(&self) -> u64 {
+        let flushes = || self.requests.values().filter_map(Exposed::flush);
+        let quiet = |end: u64| {
+            let earlier = self.requests.values().filter(|exposed| exposed.began < end);
+            earlier.map(|exposed| exposed.returned.unwrap_or(u64::MAX)).fold(end, u64::max)
+        };
+        let after = |end: u64| {
+            let quiet = quiet(end);
+            flushes().filter(move |&(began, _)| began > quiet)
+        };
+        flushes()
+            .filter(|&(_, end)| after(end).any(|(_, end)| after(end).next().is_some()))
+            .fold(0, |latest, (began, _)| latest.max(began))
+    }
+
     /// P9: how many clusters a power cut now may leak, in an image whose refcount table and L1 table have this many clusters.
-    pub fn may_leak(&self, geometry: &Geometry, refcount_table: u64, l1: u64) -> u64 {
+    fn may_leak(&self, geometry: &Geometry, refcount_table: u64, l1: u64) -> u64 {
         let cluster = geometry.cluster_size();
         let covered = cluster / 8 * cluster;
         let mut taken = 0;
         let mut moved = 0;
-        for op in self.requests.values() {
-            match *op {
+        let settled = self.settled();
+        let is_settled = |exposed: &&Exposed| {
+            exposed.well && exposed.returned.is_some_and(|returned| returned < settled)
+        };
+        for exposed in self.requests.values().filter(|exposed| !is_settled(exposed)) {
+            match exposed.op {
                 Op::Write { offset, length, .. }
                 | Op::WriteZeroes { offset, length, .. }
                 | Op::Discard { offset, length } => {
@@ -144,6 +204,40 @@ impl Exposure {
         }
         let counts_in_block = (cluster * 8) >> geometry.refcount_order;
         taken + moved + 1 + taken.div_ceil(counts_in_block) + 2 * refcount_table + 1
+    }
+}
+
+/// What an image was like when a life began, as far as its waste is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Before {
+    geometry: Geometry,
+    leaks: u64,
+    /// In clusters.
+    refcount_table: u64,
+    l1: u64,
+}
+
+impl Before {
+    /// The image that `bench` judged last.
+    pub fn of<Sub: Subject>(bench: &Bench<Sub>, geometry: &Geometry) -> Self {
+        let auditor = bench.judge.auditor();
+        let leak = |finding: &&Finding| matches!(finding, Finding::Leak { .. });
+        let (refcount_table, l1) = auditor.image().header().map_or((0, 0), |header| {
+            let l1 = (u64::from(header.l1_size) * 8).div_ceil(header.cluster_size());
+            (u64::from(header.refcount_table_clusters), l1)
+        });
+        let leaks = auditor.report().findings.iter().filter(leak).count() as u64;
+        Self { geometry: *geometry, leaks, refcount_table, l1 }
+    }
+
+    /// How many clusters a power cut may leak after these requests.
+    pub fn may_leak(&self, exposure: &Exposure) -> u64 {
+        exposure.may_leak(&self.geometry, self.refcount_table, self.l1)
+    }
+
+    /// How many of the leaks that a recovery met are of this life.
+    pub fn leaked(&self, recovered: &Recovered) -> u64 {
+        recovered.leaks.saturating_sub(self.leaks)
     }
 }
 
@@ -181,21 +275,53 @@ mod tests {
         exposure.may_leak(&GEOMETRY, 1, 1)
     }
 
+    fn flush(exposure: &mut Exposure, index: usize) {
+        exposure.begin(1, index, Op::Flush);
+        exposure.end(1, index, true);
+    }
+
     #[test]
-    fn a_request_is_exposed_until_the_image_is_closed() {
+    fn a_request_is_exposed_until_three_flushes_after_its_end() {
         let mut exposure = Exposure::default();
         assert_eq!(leak(&exposure), 0);
         exposure.begin(0, 0, write(1024));
         // Two clusters taken, two given up, one L2 table, two refcount blocks, two refcount tables, one more.
         assert_eq!(leak(&exposure), 2 * 2 + 1 + 2 + 2 + 1);
+        exposure.begin(1, 0, Op::Flush);
         exposure.end(0, 0, true);
-        exposure.begin(0, 1, Op::Flush);
-        exposure.end(0, 1, true);
+        exposure.end(1, 0, true);
+        for index in 1..=3 {
+            assert!(leak(&exposure) > 0, "a flush that began before its end is none");
+            flush(&mut exposure, index);
+        }
+        assert_eq!(leak(&exposure), 0);
+    }
+
+    #[test]
+    fn whoever_holds_a_cluster_has_to_be_done_before_the_second_flush() {
+        let mut exposure = Exposure::default();
+        exposure.begin(0, 0, write(512));
+        exposure.end(0, 0, true);
+        exposure.begin(2, 0, Op::Flush);
+        (1..4).for_each(|index| flush(&mut exposure, index));
+        assert!(leak(&exposure) > 0, "the flush of task 2 is still at it");
+        exposure.end(2, 0, true);
+        for index in 4..=5 {
+            assert!(leak(&exposure) > 0, "what is lowered is in memory");
+            flush(&mut exposure, index);
+        }
+        assert_eq!(leak(&exposure), 0);
+    }
+
+    #[test]
+    fn what_failed_stays_exposed_until_the_image_is_closed() {
+        let mut exposure = Exposure::default();
+        exposure.begin(0, 0, write(512));
+        exposure.end(0, 0, false);
+        (1..9).for_each(|index| flush(&mut exposure, index));
         assert!(leak(&exposure) > 0);
-        exposure.begin(0, 2, Op::Reopen);
-        exposure.end(0, 2, false);
-        assert!(leak(&exposure) > 0, "a close that failed settles nothing");
-        exposure.end(0, 2, true);
+        exposure.begin(0, 9, Op::Reopen);
+        exposure.end(0, 9, true);
         assert_eq!(leak(&exposure), 0);
     }
 

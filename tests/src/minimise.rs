@@ -4,7 +4,7 @@
 //! Taking something away shifts every event after it, so each candidate is not replayed but *searched*: the last life is run
 //! once and at each of its moments a handful of crash states is judged, those that lose little first.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::{Duration, Instant};
 
 use faultfs::disk::PossibleDisk;
@@ -17,10 +17,11 @@ use model::op::{Durability, Op};
 use crate::evidence::DiskEvidence;
 use crate::leaf::{LeafChooser, SharedLeaf, look};
 use crate::life::{self, Order, Script};
+use crate::liveness::{Before, p9_bounded_waste};
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure};
 use crate::subject::Subject;
-use crate::trial::{self, At, Leaf, Trial, cluster_units, requests};
+use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units, requests};
 
 /// Random crash states tried at each moment of a search, beside the two that keep and lose all.
 const SEEDS: u64 = 24;
@@ -125,11 +126,9 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
         for task in 0..trial.lives[life].tasks.len() {
             let count = trial.lives[life].tasks[task].len();
             with(&|trial| trial.lives[life].tasks[task].truncate(count / 2));
-            with(&|trial| drop(trial.lives[life].tasks[task].drain(..count / 2)));
+            with(&|trial| remove_ops(&mut trial.lives[life], task, 0..count / 2));
             for op in (0..count).rev() {
-                with(&|trial| {
-                    trial.lives[life].tasks[task].remove(op);
-                });
+                with(&|trial| remove_ops(&mut trial.lives[life], task, op..op + 1));
             }
         }
         with(&|trial| trial.lives[life].order = Order::Choices(Vec::new()));
@@ -164,6 +163,17 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
         }
     }
     all
+}
+
+/// Removes operations of one task; the one whose future is dropped stays the same.
+fn remove_ops(life: &mut TrialLife, task: usize, ops: Range<usize>) {
+    if let Some(dropped) = &mut life.dropped
+        && dropped.task == task
+        && dropped.op >= ops.end
+    {
+        dropped.op -= ops.len();
+    }
+    life.tasks[task].drain(ops);
 }
 
 fn simpler(op: Op, cluster: u64) -> Vec<Op> {
@@ -208,6 +218,7 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
         trial::run_to_end(subject, &earlier).ok()??
     };
     let inherited = trial::inherited(&mut bench, &mut disk, &guest);
+    let began = Before::of(&bench, &trial.geometry);
     let life = &trial.lives[last];
     let script = Script {
         tasks: requests(&life.tasks),
@@ -226,7 +237,7 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
         };
         plain.chain(known).chain((0..SEEDS).map(|seed| LeafChooser::random(seed, units)))
     };
-    let mut judge = |bench: &mut Bench<Sub>, disk: &PossibleDisk, guest: &Guest| {
+    let mut judge = |bench: &mut Bench<Sub>, disk: &PossibleDisk, guest: &Guest, may_leak| {
         let mut seen = guest.clone();
         seen.crash();
         choosers().find_map(|chooser| {
@@ -234,6 +245,8 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
             let mut asked = SharedLeaf::clone(&chooser);
             let crashed = disk.crash(trial.profile, &mut asked);
             let result = bench.judge_crash(crashed, &seen, &life.steps, &chooser, &mut probes);
+            let result =
+                result.and_then(|recovered| p9_bounded_waste(began.leaked(&recovered), may_leak));
             let other = result.err().filter(|other| wanted.matches(other))?;
             let choices = look(&chooser).choices();
             Some((choices, other))
@@ -242,7 +255,8 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
     let mut found = None;
     let mut unused = Probes::default();
     let end = life::run(subject, disk, guest, &script, &mut unused, |moment| {
-        let result = moment.sim.with_disk(|disk| judge(&mut bench, disk, moment.guest));
+        let may_leak = began.may_leak(moment.exposure);
+        let result = moment.sim.with_disk(|disk| judge(&mut bench, disk, moment.guest, may_leak));
         found = result.map(|(choices, other)| (At::Event(moment.event), choices, other));
         if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -267,7 +281,7 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
         });
     }
     if found.is_none() {
-        let result = judge(&mut bench, &end.disk, &end.guest);
+        let result = judge(&mut bench, &end.disk, &end.guest, u64::MAX);
         found = result.map(|(choices, other)| (At::End, choices, other));
     }
     let (at, choices, failure) = found?;

@@ -18,7 +18,7 @@ use model::op::{Geometry, Op};
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Answer, Labels, LeafChooser, SharedLeaf, look};
 use crate::life::{self, Cause, LifeEnd, Moment, Order, Request, Script};
-use crate::liveness::p7_goes_on;
+use crate::liveness::{Before, p7_goes_on, p9_bounded_waste};
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::subject::{Session, Subject};
@@ -166,6 +166,7 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
     let mut lives = Vec::new();
     for (number, life) in trial.lives.iter().enumerate() {
         let inherited = inherited(&mut bench, &mut disk, &guest);
+        let began = Before::of(&bench, &trial.geometry);
         let script = Script {
             tasks: requests(&life.tasks),
             order: life.order.clone(),
@@ -175,10 +176,12 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
         };
         let mut moments = Vec::new();
         let mut snapshot: Option<(PossibleDisk, Guest, u64, Trace)> = None;
+        let mut may_leak = None;
         let end = life::run(subject, disk.clone(), guest.clone(), &script, &mut probes, |moment| {
             moments.push((moment.cause, moment.concerns));
             if life.at == At::Event(moment.event) {
                 let sim = moment.sim;
+                may_leak = Some(began.may_leak(moment.exposure));
                 snapshot = Some((sim.disk(), moment.guest.clone(), sim.trace_hash(), sim.trace()));
                 return ControlFlow::Break(());
             }
@@ -228,6 +231,11 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
         lives.push(record);
         match judged {
             Ok(recovered) => {
+                if let Some(may_leak) = may_leak
+                    && let Err(failure) = p9_bounded_waste(began.leaked(&recovered), may_leak)
+                {
+                    return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
+                }
                 disk = recovered.disk;
                 if number + 1 == trial.lives.len()
                     && let Err(failure) =

@@ -16,7 +16,7 @@ use model::case::{Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 3;
+pub const GENERATOR: u32 = 4;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -225,8 +225,6 @@ struct Draw<'a> {
     rng: &'a mut Rng,
     size: u64,
     cluster: u64,
-    /// Whether every size that the disk may have had is a multiple of the cluster size: a growth may be lost again.
-    whole: bool,
     hot: Vec<u64>,
     weights: [u32; 8],
     contended: bool,
@@ -245,7 +243,6 @@ impl<'a> Draw<'a> {
             rng,
             size: geometry.virtual_size,
             cluster: geometry.cluster_size(),
-            whole: geometry.virtual_size.is_multiple_of(geometry.cluster_size()),
             hot,
             weights,
             contended,
@@ -364,12 +361,10 @@ impl<'a> Draw<'a> {
                 if tasks == 1 {
                     let halves = 1 + u64::from(self.rng.below(2));
                     self.size = (self.size + by / halves).next_multiple_of(512);
-                    self.whole &= self.size.is_multiple_of(self.cluster);
-                } else if task == 0 && self.whole {
+                } else if task == 0 {
                     self.size += by;
                 } else {
-                    // Of two growths at once one is a request to shrink. And a discard up to the end of the disk takes a
-                    // last cluster that is cut short whole: beside a growth it would depend on the order whether it is.
+                    // Of two growths at once one would be a request to shrink.
                     return Op::Flush;
                 }
                 Op::Grow { to: self.size }

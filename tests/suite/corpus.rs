@@ -43,6 +43,7 @@ macro_rules! cases {
 }
 
 cases! {
+    dropped_discard_leaks "dropped-discard-leaks.json",
     dropped_flush_failure_unheard "dropped-flush-failure-unheard.json",
     without_all_before_clean "without-all-before-clean.json",
     without_all_before_clean_in_repair "without-all-before-clean-in-repair.json",

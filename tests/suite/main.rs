@@ -16,3 +16,4 @@ mod report;
 mod shuttle;
 mod snapshots;
 mod traces;
+mod waste;

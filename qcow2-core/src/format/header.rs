@@ -305,7 +305,7 @@ impl Header {
             version,
             backing,
             cluster_bits,
-            size: SIZE.read_u64(bytes)? & !(limits::SIZE_UNIT - 1),
+            size: whole_units(SIZE.read_u64(bytes)?),
             crypt_method: CryptMethod::parse(bytes)?,
             l1_size: L1_SIZE.read_u32(bytes)?,
             l1_table_offset: L1_OFFSET.read_u64(bytes)?,
@@ -350,7 +350,8 @@ impl Header {
     }
 
     /// Writes the fixed fields into the first sector of an image that has this header already, and leaves every other
-    /// byte as it is: unknown header fields, extensions, backing file name.
+    /// byte as it is: unknown header fields, extensions, backing file name, and of a size that has not changed the bytes
+    /// beyond its last whole 512, which another program may use.
     pub fn patch_sector(&self, sector: &mut [u8]) -> Result<(), FormatError> {
         ends_within("header", self.fixed_length(), sector.len() as u64)?;
         let found = peek_cluster_bits(sector)?;
@@ -367,7 +368,12 @@ impl Header {
         if self.version >= 3 {
             same(HEADER_LENGTH, HEADER_LENGTH.read_u32(sector)?, self.header_length)?;
         }
-        self.put_fields(sector)
+        let size = SIZE.read_u64(sector)?;
+        self.put_fields(sector)?;
+        if whole_units(size) == self.size {
+            SIZE.put_u64(sector, size)?;
+        }
+        Ok(())
     }
 
     /// Bytes per cluster.
@@ -736,6 +742,11 @@ fn ensure(holds: bool, error: impl FnOnce() -> FormatError) -> Result<(), Format
 
 fn ends_within(what: &'static str, needed: u64, len: u64) -> Result<(), FormatError> {
     ensure(needed <= len, || FormatError::Truncated { what, needed, len })
+}
+
+/// The part of a size that a guest can use.
+const fn whole_units(size: u64) -> u64 {
+    size & !(limits::SIZE_UNIT - 1)
 }
 
 fn check_cluster_bits(cluster_bits: u32) -> Result<(), FormatError> {

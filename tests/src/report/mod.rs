@@ -447,7 +447,9 @@ impl Story {
             )?;
         }
         if none {
-            return if self.is_recovery_at_fault() {
+            return if self.failure.violation.property == Property::P9 {
+                writeln!(out, "  nothing: what leaks was never given back")
+            } else if self.is_recovery_at_fault() {
                 writeln!(out, "  nothing: recovery goes wrong on an image on which all has landed")
             } else {
                 writeln!(
@@ -485,6 +487,12 @@ impl Story {
         if !matches!(self.trial.profile, Profile::Torn | Profile::TornLength) {
             let profile = self.trial.profile;
             return writeln!(out, "  not searched: under {profile} units share their fates");
+        }
+        if self.failure.violation.property == Property::P9 {
+            return writeln!(
+                out,
+                "  not searched: what leaks was never given back, in whatever order"
+            );
         }
         if !played.is_faithful() {
             return writeln!(out, "  not searched: the disk could not be made again from its I/O");

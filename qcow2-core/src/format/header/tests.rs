@@ -120,6 +120,18 @@ fn version_2_is_recognised() {
 }
 
 #[test]
+fn a_size_that_nobody_changed_keeps_its_odd_bytes() {
+    let header = Header::parse(&OLD).unwrap();
+    assert_ne!(OLD[24..32], header.size.to_be_bytes());
+    let mut sector = [&OLD[..], &[0; 432]].concat();
+    header.patch_sector(&mut sector).unwrap();
+    assert_eq!(sector[24..32], OLD[24..32]);
+    let size = header.size + 512;
+    Header { size, ..header }.patch_sector(&mut sector).unwrap();
+    assert_eq!(sector[24..32], size.to_be_bytes());
+}
+
+#[test]
 fn version_2_has_no_features() {
     let old = Header { version: 2, header_length: 72, ..header(16, 1 << 20) };
     assert_eq!(Header::parse(&old.encode().unwrap()), Ok(old.clone()));
