@@ -424,6 +424,8 @@ impl<S: Storage> Disk<'_, S> {
 /// Everything that a check learns in one pass over the tables.
 struct Survey {
     references: References,
+    /// Those by compressed clusters, which may share what they lie in among themselves.
+    compressed: Option<References>,
     /// Blocks of the refcount table that can be used, by index.
     blocks: BTreeMap<u64, u64>,
     /// Clusters of the refcount table and its blocks, as often as they are referred to.
@@ -449,6 +451,7 @@ impl Survey {
         let size = header.cluster_size();
         let mut survey = Self {
             references: References::new(length.div_ceil(size)),
+            compressed: None,
             blocks: BTreeMap::new(),
             structure: Vec::new(),
             tables: Vec::new(),
@@ -619,8 +622,12 @@ impl Survey {
                     Ok(Mapping::Compressed { offset, length: bytes, copied }) => {
                         suspects |= copied;
                         let last = (offset + bytes.max(1) - 1) / size;
+                        let compressed = self
+                            .compressed
+                            .get_or_insert_with(|| References::new(length.div_ceil(size)));
                         for cluster in offset / size..=last {
                             self.references.add(cluster, 1);
+                            compressed.add(cluster, 1);
                         }
                         if offset >= length {
                             self.problem(Problem::BeyondEnd { at, host: offset, length });
@@ -636,7 +643,8 @@ impl Survey {
         Ok(suspects)
     }
 
-    /// Judges clusters with several references: tables must have one; data must not be mapped twice.
+    /// Judges clusters with several references: tables must have one; data must not be mapped twice, but by compressed
+    /// clusters only.
     fn judge_sharing(&mut self, metadata: &Metadata) {
         let shared: Vec<(u64, u64)> =
             self.references.used().filter(|&(_, counted)| counted > 1).collect();
@@ -655,7 +663,7 @@ impl Survey {
                 }
             } else if metadata.contains(cluster) {
                 self.problem(Problem::Overlap { cluster, counted });
-            } else if self.report.compressed_clusters == 0 {
+            } else if counted > self.compressed.as_ref().map_or(0, |all| all.get(cluster)) {
                 self.report.add(Problem::Shared { cluster, counted });
                 self.shared += 1;
             }

@@ -45,6 +45,8 @@ macro_rules! cases {
 cases! {
     dropped_discard_leaks "dropped-discard-leaks.json",
     dropped_flush_failure_unheard "dropped-flush-failure-unheard.json",
+    rotten_sharing_beside_compressed "rotten-sharing-beside-compressed.json",
+    rotten_size_rounded_down "rotten-size-rounded-down.json",
     without_all_before_clean "without-all-before-clean.json",
     without_all_before_clean_in_repair "without-all-before-clean-in-repair.json",
     without_copy_before_switch "without-copy-before-switch.json",
