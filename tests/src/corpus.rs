@@ -25,6 +25,7 @@ use crate::figures::commit;
 use crate::leaf::LeafChooser;
 use crate::life::{Cause, Order};
 use crate::recover::{Failure, StepPlan};
+use crate::subject::Subject;
 use crate::trial::{At, Leaf, LifeRecord, Outcome, Trial, TrialLife};
 use crate::workload::GENERATOR;
 
@@ -50,6 +51,11 @@ pub enum CorpusError {
 /// The folder of the corpus in the source tree.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus")
+}
+
+/// The folder of the cases that were found in a subject outside the workspace: it is called after the subject's key.
+pub fn folder_of<Sub: Subject>(subject: &Sub) -> PathBuf {
+    folder().join("subjects").join(subject.key())
 }
 
 /// The case files in a folder, by name.

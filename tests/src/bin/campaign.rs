@@ -7,20 +7,21 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use faultfs::profile::{Profile, Robustness, UnknownProfile};
 use model::build::Initial;
+use model::case::Case;
 use qcow2_crashtest::attack::{self, Strategy};
+use qcow2_crashtest::campaign::Found;
 use qcow2_crashtest::campaign::initial_name;
-use qcow2_crashtest::campaign::{Budget, Found, Settings};
-use qcow2_crashtest::console::{self, Outputs, say, shown};
+use qcow2_crashtest::console::cases::{Cases, Dump, Explain, Minimise, Replay};
+use qcow2_crashtest::console::sample::Sample;
+use qcow2_crashtest::console::{self, Outputs, Status, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::alphabet::worlds;
 use qcow2_crashtest::explore::certificate::{MergeError, Part};
-use qcow2_crashtest::minimise::{Minimised, minimise};
-use qcow2_crashtest::replay::{self, is_expected, subject_of};
-use qcow2_crashtest::report;
+use qcow2_crashtest::minimise::minimise;
+use qcow2_crashtest::replay;
 use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::subject::Qcow2Core;
-use qcow2_crashtest::trial;
 use qcow2_crashtest::workload::{FaultKind, Scope};
 
 /// Crash-consistency campaigns for qcow2. Exit status: 0 nothing found, 1 a violation, 2 misuse or a broken harness.
@@ -56,46 +57,20 @@ enum Verb {
     #[command(
         after_help = "Example: cargo campaign replay corpus/without-data-before-mapping.json"
     )]
-    Replay {
-        /// Case files; all of the corpus if none is named.
-        paths: Vec<PathBuf>,
-        /// Write the verdicts as JSON to this file.
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
+    Replay(Replay),
     /// Shrink a case and print the smaller one.
     #[command(after_help = "Example: cargo campaign minimise found.json > smaller.json")]
-    Minimise {
-        /// A case file.
-        path: PathBuf,
-        /// Stop after this many seconds.
-        #[arg(long, default_value_t = 60)]
-        seconds: u64,
-    },
+    Minimise(Minimise),
     /// Tell the story of one case.
     #[command(
         after_help = "Example: cargo campaign explain corpus/without-data-before-mapping.json"
     )]
-    Explain {
-        /// A case file.
-        path: PathBuf,
-        /// Every event of the lives and of recovery too.
-        #[arg(long)]
-        verbose: bool,
-    },
+    Explain(Explain),
     /// Write the image that a power cut left to a file, for other tools.
     #[command(
         after_help = "Example: cargo campaign dump corpus/without-data-before-mapping.json crashed.qcow2"
     )]
-    Dump {
-        /// A case file.
-        path: PathBuf,
-        /// The image to write.
-        file: PathBuf,
-        /// As recovery and an explicit repair leave it.
-        #[arg(long)]
-        repaired: bool,
-    },
+    Dump(Dump),
     /// Break each write order in turn; a table of what noticed, and how fast, random and exhaustive.
     #[command(after_help = "Example: cargo campaign sensitivity --rule data-before-mapping")]
     Sensitivity(Sensitivity),
@@ -132,21 +107,11 @@ struct Run {
     /// only panics, unbounded work and false claims count: trash, bit-rot or misdirected.
     #[arg(long, default_value = Profile::TornLength.name(), value_parser = device)]
     profile: Device,
-    /// Seed; the same seed gives the same cases.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Stop after this many seconds.
-    #[arg(long, default_value_t = 60, conflicts_with = "cases")]
-    seconds: u64,
-    /// Stop after this many cases.
-    #[arg(long)]
-    cases: Option<u64>,
+    #[command(flatten)]
+    sample: Sample,
     /// Only eager or only lazy refcounts.
     #[arg(long)]
     refcounts: Option<Refcounts>,
-    /// Exactly this many guest tasks at once.
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
-    tasks: Option<u8>,
     /// A fault of this kind in every life: read, short-read, write, short-write, no-space, no-space-for-a-while,
     /// flush-retry-safe, flush-clean-marked, flush-sticky or dropped.
     #[arg(long)]
@@ -238,55 +203,39 @@ enum Refcounts {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().verb {
+    console::exit(match Cli::parse().verb {
         Verb::Run(run) => run_campaign(run),
         Verb::Explore(explore) => explore_all(explore),
         Verb::Merge { parts } => merge(&parts),
-        Verb::Replay { paths, json } => replay_all(&paths, json),
-        Verb::Minimise { path, seconds } => minimise_case(&path, seconds),
-        Verb::Explain { path, verbose } => explain(&path, verbose),
-        Verb::Dump { path, file, repaired } => dump(&path, &file, repaired),
+        Verb::Replay(replay) => replay.run(&Corpus),
+        Verb::Minimise(minimise) => minimise.run(&Corpus),
+        Verb::Explain(explain) => explain.run(&Corpus),
+        Verb::Dump(dump) => dump.run(&Corpus),
         Verb::Sensitivity(args) => sensitivity(Target::rules(), &args),
         Verb::Barriers(args) => sensitivity(Target::flushes(), &args),
-    };
-    match result {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::from(2)
-        }
-    }
+    })
 }
 
-fn run_campaign(run: Run) -> Result<u8, CorpusError> {
+fn run_campaign(run: Run) -> Result<Status, CorpusError> {
     let subject = Qcow2Core::without(run.broken.iter().map(String::as_str))
         .map_err(|error| CorpusError::Case(format!("--without: {error}")))?;
-    let settings = Settings {
-        seed: run.seed,
-        profile: run.profile.0,
-        damage: run.profile.1,
-        scope: Scope {
-            lazy: run.refcounts.map(|refcounts| matches!(refcounts, Refcounts::Lazy)),
-            tasks: run.tasks.map(usize::from),
-            fault: run.fault,
-            ..Scope::default()
-        },
-        budget: match run.cases {
-            Some(cases) => Budget::Cases(cases),
-            None => Budget::Time(Duration::from_secs(run.seconds)),
-        },
-        workers: 0,
+    let scope = Scope {
+        lazy: run.refcounts.map(|refcounts| matches!(refcounts, Refcounts::Lazy)),
+        fault: run.fault,
+        ..Scope::default()
     };
+    let (profile, damage) = run.profile;
+    let settings = run.sample.settings(profile, damage, scope);
     let outputs = Outputs {
         json: run.json,
         corpus: Some(run.corpus),
         witness: (!run.broken.is_empty()).then(|| run.broken.join("+")),
         all_probes: run.all_probes,
     };
-    console::run(&subject, &settings, &outputs).map(console::Status::code)
+    console::run(&subject, &settings, &outputs)
 }
 
-fn explore_all(args: Explore) -> Result<u8, CorpusError> {
+fn explore_all(args: Explore) -> Result<Status, CorpusError> {
     let misuse = |error: String| CorpusError::Case(error);
     let subject = Qcow2Core::without(args.broken.iter().map(String::as_str))
         .map_err(|error| misuse(format!("--without: {error}")))?;
@@ -326,10 +275,10 @@ fn explore_all(args: Explore) -> Result<u8, CorpusError> {
         corpus: Some(args.corpus),
         witness: (!args.broken.is_empty()).then(|| args.broken.join("+")),
     };
-    console::explore(&subject, &settings, &outputs).map(console::Status::code)
+    console::explore(&subject, &settings, &outputs)
 }
 
-fn merge(paths: &[PathBuf]) -> Result<u8, CorpusError> {
+fn merge(paths: &[PathBuf]) -> Result<Status, CorpusError> {
     let mut merged: Option<Part> = None;
     for path in paths {
         let text = std::fs::read_to_string(path)
@@ -343,111 +292,31 @@ fn merge(paths: &[PathBuf]) -> Result<u8, CorpusError> {
     }
     let whole = merged.ok_or(MergeError::None).and_then(Part::whole);
     say(&whole.map_err(|error| CorpusError::Case(error.to_string()))?.to_json());
-    Ok(0)
+    Ok(Status::Passed)
 }
 
-fn replay_all(paths: &[PathBuf], json: Option<PathBuf>) -> Result<u8, CorpusError> {
-    let paths = if paths.is_empty() { corpus::files(&corpus::folder())? } else { paths.to_vec() };
-    let mut code = 0;
-    let mut rows = Vec::new();
-    for path in &paths {
-        let file = shown(path);
-        let case = corpus::load(path)?;
-        let runs: &[bool] = if case.witness.is_some() { &[false, true] } else { &[false] };
-        for &broken in runs {
-            let subject = subject_of(&case, &file, broken)?;
-            let replay = replay::replay(&subject, &case, &file)?;
-            let expected = is_expected(&case, replay.verdict, broken);
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let how = if broken { "broken" } else { "whole" };
-            say(&format!(
-                "{:<14} {:<9} {how:<7} {name}{}\n",
-                replay.verdict,
-                replay.layer.name(),
-                if expected { "" } else { "   <- not as expected" }
-            ));
-            if let Some(failure) = replay.failure.as_ref().filter(|_| !expected) {
-                say(&format!("    {} {}\n", failure.violation, failure.moment));
-            }
-            if !expected {
-                code = 1;
-            }
-            rows.push(serde_json::json!({
-                "case": name, "code": how, "verdict": replay.verdict.name(),
-                "layer": replay.layer.name(), "expected": expected,
-            }));
-        }
+/// The corpus of the workspace's own library.
+struct Corpus;
+
+impl Cases for Corpus {
+    type Subject = Qcow2Core;
+
+    const WITNESSES: bool = true;
+
+    fn folder(&self) -> PathBuf {
+        corpus::folder()
     }
-    if let Some(path) = json {
-        let text = serde_json::Value::Array(rows).to_string() + "\n";
-        std::fs::write(&path, text).map_err(|source| CorpusError::Io { path, source })?;
+
+    fn subject_of(&self, case: &Case, file: &str, broken: bool) -> Result<Qcow2Core, CorpusError> {
+        replay::subject_of(case, file, broken)
     }
-    Ok(code)
-}
-
-/// A case that fails, and the subject that it fails on.
-struct Failing {
-    subject: Qcow2Core,
-    found: Minimised,
-    seed: u64,
-    witness: Option<String>,
-}
-
-/// The failing run of a case: whole code if it is open, else code without its witness.
-fn failing(path: &std::path::Path) -> Result<Option<Failing>, CorpusError> {
-    let file = shown(path);
-    let case = corpus::load(path)?;
-    for broken in [false, true] {
-        let subject = subject_of(&case, &file, broken)?;
-        let exact = corpus::trial_of(&case, &file)?;
-        let outcome = trial::run(&subject, &exact)
-            .map_err(|why| CorpusError::Case(format!("{file}: initial: {why}")))?;
-        if let Some((_, failure)) = outcome.failure {
-            let found = Minimised { trial: exact, failure };
-            let (seed, witness) = (case.origin.seed, case.witness);
-            return Ok(Some(Failing { subject, found, seed, witness }));
-        }
-    }
-    say(&format!("{file} passes, with and without its witness: there is nothing to show\n"));
-    Ok(None)
-}
-
-fn minimise_case(path: &std::path::Path, seconds: u64) -> Result<u8, CorpusError> {
-    let Some(Failing { subject, found, seed, witness }) = failing(path)? else { return Ok(0) };
-    let limit = Duration::from_secs(seconds);
-    let small = minimise(&subject, &found.trial, &found.failure, limit);
-    let case = console::written(&subject, &small, seed, witness);
-    say(&corpus::text_of(&case));
-    Ok(1)
-}
-
-fn explain(path: &std::path::Path, verbose: bool) -> Result<u8, CorpusError> {
-    let Some(Failing { subject, found, .. }) = failing(path)? else { return Ok(0) };
-    let Minimised { trial, failure } = &found;
-    say(&report::text(&subject, trial, failure, Some(&shown(path))));
-    if verbose {
-        say(&format!("\n{}", report::verbose(&subject, trial, failure)));
-    }
-    Ok(1)
-}
-
-fn dump(path: &std::path::Path, file: &std::path::Path, repaired: bool) -> Result<u8, CorpusError> {
-    let Some(Failing { subject, found, .. }) = failing(path)? else { return Ok(0) };
-    let image =
-        report::image(&subject, &found.trial, &found.failure, repaired).ok_or_else(|| {
-            CorpusError::Case(format!("{}: it fails without a power cut", shown(path)))
-        })?;
-    std::fs::write(file, &image)
-        .map_err(|source| CorpusError::Io { path: file.to_owned(), source })?;
-    say(&format!("{} bytes in {}\n", image.len(), shown(file)));
-    Ok(0)
 }
 
 /// Attacks all of `targets` with both strategies.
 fn sensitivity(
     targets: impl Iterator<Item = Target>,
     args: &Sensitivity,
-) -> Result<u8, CorpusError> {
+) -> Result<Status, CorpusError> {
     if let Some(name) = args.rule.as_ref().filter(|name| Target::from_name(name).is_none()) {
         return Err(CorpusError::Case(format!("--rule: no rule and no flush is called {name}")));
     }
@@ -511,10 +380,10 @@ fn sensitivity(
         }
     }
     if survived.is_empty() {
-        return Ok(0);
+        return Ok(Status::Passed);
     }
     say(&format!("survived: {}\n", survived.join(", ")));
-    Ok(1)
+    Ok(Status::Violation)
 }
 
 /// Minimises what a campaign found and writes it as the case of what was taken away.

@@ -13,19 +13,16 @@
 mod storage;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use imago::format::PreallocateMode;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping as Mapped};
-use model::case::Case;
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
 use model::judge::{Claim, Extent};
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{IoBuf, Storage};
-use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
 use send_wrapper::SendWrapper;
 use tokio::sync::RwLock;
@@ -39,23 +36,6 @@ pub enum Imago {
     Full,
     /// Only what its guest may see: what was written, flushed and synced is there, and nothing that nobody wrote.
     Contents,
-}
-
-/// The folder of the cases that were found in imago.
-pub fn cases() -> PathBuf {
-    corpus::folder().join("subjects/imago")
-}
-
-/// The subject of a case.
-///
-/// # Errors
-/// If the case names another one.
-pub fn subject_of(case: &Case, file: &str) -> Result<Imago, CorpusError> {
-    let named = &case.open.subject;
-    let subject = [Imago::Full, Imago::Contents].into_iter().find(|it| it.key() == named);
-    subject.ok_or_else(|| {
-        CorpusError::Case(format!("{file}: open.subject: no subject is called {named} here"))
-    })
 }
 
 impl Subject for Imago {

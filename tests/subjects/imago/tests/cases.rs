@@ -21,15 +21,15 @@ use qcow2_crashtest::corpus;
 use qcow2_crashtest::minimise::{Signature, search};
 use qcow2_crashtest::qemu;
 use qcow2_crashtest::replay::{Layer, Verdict, replay};
-use qcow2_crashtest::subject::Qcow2Core;
+use qcow2_crashtest::subject::{Qcow2Core, Subject as _};
 use qcow2_crashtest::trial::Trial;
 use qcow2_crashtest::workload::Scope;
-use qcow2_crashtest_imago::{Imago, cases, subject_of};
+use qcow2_crashtest_imago::Imago;
 
 const UNIT: u64 = 512;
 
 fn load(name: &str) -> Case {
-    corpus::load(&cases().join(name)).expect("the file is a case")
+    corpus::load(&corpus::folder_of(&Imago::Full).join(name)).expect("the file is a case")
 }
 
 /// The crash image of a case as a file.
@@ -65,7 +65,8 @@ fn read_again(path: &Path, unit: u64) -> Result<Content, String> {
 /// Goal: a finding stays one, and is not the harness's own. Method: replay on imago and on the library of this workspace.
 fn check(name: &str) {
     let case = load(name);
-    let subject = subject_of(&case, name).unwrap();
+    let key = &case.open.subject;
+    let subject = [Imago::Full, Imago::Contents].into_iter().find(|it| it.key() == key).unwrap();
     let shown = replay(&subject, &case, name).unwrap();
     assert_eq!((shown.verdict, shown.layer), (Verdict::Reproduced, Layer::Exact), "{shown:?}");
     let ours = replay(&Qcow2Core::default(), &case, name).unwrap();
@@ -123,7 +124,7 @@ macro_rules! cases {
         /// Goal: no case file lies there unread. Method: the folder holds exactly the files above.
         #[test]
         fn every_file_is_a_test() {
-            let files = corpus::files(&cases()).expect("the folder can be read");
+            let files = corpus::files(&corpus::folder_of(&Imago::Full)).expect("the folder can be read");
             let names: Vec<String> = files
                 .iter()
                 .map(|path| path.file_name().expect("a file").to_string_lossy().into_owned())

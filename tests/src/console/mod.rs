@@ -1,7 +1,12 @@
 //! A campaign as a person sees it: progress while it runs, the figures, and a violation minimised, told and kept.
 
+pub mod cases;
+pub mod outsider;
+pub mod sample;
+
 use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -45,6 +50,15 @@ impl Status {
             Self::Broken => 2,
         }
     }
+}
+
+/// The exit status of a command; what went wrong with it goes to standard error.
+pub fn exit(result: Result<Status, CorpusError>) -> ExitCode {
+    let status = result.unwrap_or_else(|error| {
+        eprintln!("{error}");
+        Status::Broken
+    });
+    ExitCode::from(status.code())
 }
 
 /// Where the results of a campaign go.
@@ -120,8 +134,7 @@ pub fn run<Sub: Subject>(
         );
         let mut text = serde_json::to_string_pretty(&summary).expect("figures are plain numbers");
         text.push('\n');
-        std::fs::write(path, text)
-            .map_err(|source| CorpusError::Io { path: path.clone(), source })?;
+        write(path, text)?;
     }
     Ok(status)
 }
@@ -250,10 +263,6 @@ pub fn explore<Sub: Subject>(
             say(&format!("not met at {size} B: {}\n", names.join(", ")));
         }
     }
-    let write = |path: &Path, text: String| {
-        std::fs::write(path, text)
-            .map_err(|source| CorpusError::Io { path: path.to_owned(), source })
-    };
     if let Some(path) = &outputs.certificate {
         if settings.shard.1 != 1 {
             let why = "a shard has no certificate of its own; write its part and merge the parts";
@@ -322,6 +331,12 @@ pub fn written<Sub: Subject>(
 ) -> Case {
     let outcome = trial::run(subject, &small.trial).expect("it was feasible when it was found");
     corpus::case_of(&small.trial, &outcome, &small.failure, seed, subject.key(), witness)
+}
+
+/// Writes a file that somebody asked for.
+fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<(), CorpusError> {
+    std::fs::write(path, contents)
+        .map_err(|source| CorpusError::Io { path: path.to_owned(), source })
 }
 
 /// Writes to standard output past the capture of test harnesses.

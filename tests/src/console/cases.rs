@@ -1,0 +1,216 @@
+//! What a person asks of kept cases: run them again, shrink one, tell its story, write its image.
+//!
+//! A case is run on the subject that it names. Where that one can do without what the case is a witness of, it is run on
+//! whole code and on broken code, and it is the one of them that fails that is shrunk, told and written.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use model::case::Case;
+
+use super::{Status, say, shown, write, written};
+use crate::corpus::{self, CorpusError};
+use crate::minimise::{self, Minimised};
+use crate::replay::{self, is_expected};
+use crate::report;
+use crate::subject::Subject;
+use crate::trial;
+
+/// The kept cases of a command line, and what they are run on.
+pub trait Cases {
+    /// What is under test.
+    type Subject: Subject;
+
+    /// Whether the subject can do without the witness of a case.
+    const WITNESSES: bool;
+
+    /// The folder of the case files.
+    fn folder(&self) -> PathBuf;
+
+    /// The subject of a case, without its witness if `broken`.
+    ///
+    /// # Errors
+    /// If the case names a subject or a witness that does not exist here.
+    fn subject_of(
+        &self,
+        case: &Case,
+        file: &str,
+        broken: bool,
+    ) -> Result<Self::Subject, CorpusError>;
+}
+
+/// `replay`
+#[derive(Args)]
+pub struct Replay {
+    /// Case files; all of the corpus if none is named.
+    paths: Vec<PathBuf>,
+    /// Write the verdicts as JSON to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+impl Replay {
+    /// Runs cases again and says the verdict of each.
+    ///
+    /// # Errors
+    /// If a case cannot be run, or the verdicts cannot be written.
+    pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+        let all;
+        let paths = if self.paths.is_empty() {
+            all = corpus::files(&cases.folder())?;
+            &all
+        } else {
+            &self.paths
+        };
+        let mut status = Status::Passed;
+        let mut rows = Vec::new();
+        for path in paths {
+            let file = shown(path);
+            let case = corpus::load(path)?;
+            let both = C::WITNESSES && case.witness.is_some();
+            let runs: &[bool] = if both { &[false, true] } else { &[false] };
+            for &broken in runs {
+                let subject = cases.subject_of(&case, &file, broken)?;
+                let replay = replay::replay(&subject, &case, &file)?;
+                let expected = is_expected(&case, replay.verdict, broken);
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let how = if broken { "broken" } else { "whole" };
+                let column = if C::WITNESSES { format!("{how:<7} ") } else { String::new() };
+                say(&format!(
+                    "{:<14} {:<9} {column}{name}{}\n",
+                    replay.verdict,
+                    replay.layer.name(),
+                    if expected { "" } else { "   <- not as expected" }
+                ));
+                if let Some(failure) = replay.failure.as_ref().filter(|_| !expected) {
+                    say(&format!("    {} {}\n", failure.violation, failure.moment));
+                }
+                if !expected {
+                    status = Status::Violation;
+                }
+                rows.push(serde_json::json!({
+                    "case": name, "code": how, "verdict": replay.verdict.name(),
+                    "layer": replay.layer.name(), "expected": expected,
+                }));
+            }
+        }
+        if let Some(path) = &self.json {
+            let text = serde_json::Value::Array(rows).to_string() + "\n";
+            write(path, text)?;
+        }
+        Ok(status)
+    }
+}
+
+/// `minimise`
+#[derive(Args)]
+pub struct Minimise {
+    /// A case file.
+    path: PathBuf,
+    /// Stop after this many seconds.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+}
+
+impl Minimise {
+    /// Shrinks a case and prints the smaller one.
+    ///
+    /// # Errors
+    /// If the case cannot be run.
+    pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+        let Some(Failing { subject, found, case }) = failing(cases, &self.path)? else {
+            return Ok(Status::Passed);
+        };
+        let limit = Duration::from_secs(self.seconds);
+        let small = minimise::minimise(&subject, &found.trial, &found.failure, limit);
+        say(&corpus::text_of(&written(&subject, &small, case.origin.seed, case.witness)));
+        Ok(Status::Violation)
+    }
+}
+
+/// `explain`
+#[derive(Args)]
+pub struct Explain {
+    /// A case file.
+    path: PathBuf,
+    /// Every event of the lives and of recovery too.
+    #[arg(long)]
+    verbose: bool,
+}
+
+impl Explain {
+    /// Tells the story of a case.
+    ///
+    /// # Errors
+    /// If the case cannot be run.
+    pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+        let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
+            return Ok(Status::Passed);
+        };
+        let Minimised { trial, failure } = &found;
+        say(&report::text(&subject, trial, failure, Some(&shown(&self.path))));
+        if self.verbose {
+            say(&format!("\n{}", report::verbose(&subject, trial, failure)));
+        }
+        Ok(Status::Violation)
+    }
+}
+
+/// `dump`
+#[derive(Args)]
+pub struct Dump {
+    /// A case file.
+    path: PathBuf,
+    /// The image to write.
+    file: PathBuf,
+    /// As recovery and an explicit repair leave it.
+    #[arg(long)]
+    repaired: bool,
+}
+
+impl Dump {
+    /// Writes the image that the power cut of a case left.
+    ///
+    /// # Errors
+    /// If the case cannot be run or fails without a power cut, or the image cannot be written.
+    pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+        let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
+            return Ok(Status::Passed);
+        };
+        let Minimised { trial, failure } = &found;
+        let image = report::image(&subject, trial, failure, self.repaired).ok_or_else(|| {
+            CorpusError::Case(format!("{}: it fails without a power cut", shown(&self.path)))
+        })?;
+        write(&self.file, &image)?;
+        say(&format!("{} bytes in {}\n", image.len(), shown(&self.file)));
+        Ok(Status::Passed)
+    }
+}
+
+/// A case that fails, and the subject that it fails on.
+struct Failing<Sub> {
+    subject: Sub,
+    found: Minimised,
+    case: Case,
+}
+
+/// The failing run of a case: whole code if it is open, else code without its witness. None, and said so, if it passes.
+fn failing<C: Cases>(cases: &C, path: &Path) -> Result<Option<Failing<C::Subject>>, CorpusError> {
+    let file = shown(path);
+    let case = corpus::load(path)?;
+    let runs: &[bool] = if C::WITNESSES { &[false, true] } else { &[false] };
+    for &broken in runs {
+        let subject = cases.subject_of(&case, &file, broken)?;
+        let trial = corpus::trial_of(&case, &file)?;
+        let outcome = trial::run(&subject, &trial)
+            .map_err(|why| CorpusError::Case(format!("{file}: initial: {why}")))?;
+        if let Some((_, failure)) = outcome.failure {
+            let found = Minimised { trial, failure };
+            return Ok(Some(Failing { subject, found, case }));
+        }
+    }
+    let how = if C::WITNESSES { ", with and without its witness" } else { "" };
+    say(&format!("{file} passes{how}: there is nothing to show\n"));
+    Ok(None)
+}

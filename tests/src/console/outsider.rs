@@ -1,0 +1,184 @@
+//! The whole command line of a subject outside the workspace: campaigns, exploration, and its kept cases.
+//!
+//! Such a subject is tested in two forms, which case files tell apart by their keys: held to everything, and held only to
+//! what its guest sees. Its binary is [`main`] with the two.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use faultfs::profile::Profile;
+use model::build::Initial;
+use model::case::Case;
+
+use super::cases::{Cases, Dump, Explain, Minimise, Replay};
+use super::sample::Sample;
+use super::{Exploration, Outputs};
+use crate::corpus::{self, CorpusError};
+use crate::explore::{self, alphabet::worlds};
+use crate::subject::Subject;
+use crate::workload::Scope;
+
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run random cases and judge what every power cut leaves.
+    Run(Run),
+    /// Explore every power cut in every small workload.
+    Explore(Explore),
+    /// Run kept cases again: verdict per case.
+    Replay(Replay),
+    /// Shrink a case and print the smaller one.
+    Minimise(Minimise),
+    /// Tell the story of one case.
+    Explain(Explain),
+    /// Write the image that the power cut of a case left, for other tools.
+    Dump(Dump),
+}
+
+#[derive(Args)]
+struct Run {
+    /// Judge only what the guest sees, and not refcounts and the like.
+    #[arg(long)]
+    contents: bool,
+    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
+    #[arg(long, default_value_t = Profile::default())]
+    profile: Profile,
+    #[command(flatten)]
+    sample: Sample,
+    /// Neither failing I/O nor dropped requests.
+    #[arg(long)]
+    faultless: bool,
+    /// Keep a violation as a case file in this folder.
+    #[arg(long)]
+    corpus: PathBuf,
+}
+
+#[derive(Args)]
+struct Explore {
+    /// Workloads have at most this many requests.
+    #[arg(long, default_value_t = 2)]
+    operations: u32,
+    /// Judge only what the guest sees, and not refcounts and the like.
+    #[arg(long)]
+    contents: bool,
+    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
+    #[arg(long, default_value_t = Profile::default())]
+    profile: Profile,
+    /// Keep a violation as a case file in this folder.
+    #[arg(long)]
+    corpus: PathBuf,
+}
+
+/// A subject in its two forms.
+struct Outsider<Sub> {
+    full: Sub,
+    contents: Sub,
+}
+
+impl<Sub: Subject> Cases for Outsider<Sub> {
+    type Subject = Sub;
+
+    const WITNESSES: bool = false;
+
+    fn folder(&self) -> PathBuf {
+        corpus::folder_of(&self.full)
+    }
+
+    fn subject_of(&self, case: &Case, file: &str, _broken: bool) -> Result<Sub, CorpusError> {
+        let named = &case.open.subject;
+        let subject = [&self.full, &self.contents].into_iter().find(|it| it.key() == named);
+        subject.cloned().ok_or_else(|| {
+            CorpusError::Case(format!("{file}: open.subject: no subject is called {named} here"))
+        })
+    }
+}
+
+impl<Sub: Subject> Outsider<Sub> {
+    fn held_to(&self, contents: bool) -> &Sub {
+        if contents { &self.contents } else { &self.full }
+    }
+}
+
+/// Runs the command line of the subject `full`, which is `contents` when held only to what its guest sees. The program is
+/// called after the key of `full`.
+pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
+    let matches = command(&full).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let subjects = Outsider { full, contents };
+    super::exit(match cli.verb {
+        Verb::Run(run) => {
+            let scope = Scope { faultless: run.faultless, ..Scope::default() };
+            let settings = run.sample.settings(run.profile, None, scope);
+            let outputs = Outputs { corpus: Some(run.corpus), ..Outputs::default() };
+            super::run(subjects.held_to(run.contents), &settings, &outputs)
+        }
+        Verb::Explore(args) => {
+            let settings = explore::Settings {
+                worlds: worlds(&[1024], &[false], &Initial::ALL),
+                operations: args.operations,
+                departures: None,
+                depth: u32::MAX,
+                profile: args.profile,
+                shard: (0, 1),
+                limit: None,
+                workers: 0,
+            };
+            let outputs = Exploration { corpus: Some(args.corpus), ..Exploration::default() };
+            super::explore(subjects.held_to(args.contents), &settings, &outputs)
+        }
+        Verb::Replay(replay) => replay.run(&subjects),
+        Verb::Minimise(minimise) => minimise.run(&subjects),
+        Verb::Explain(explain) => explain.run(&subjects),
+        Verb::Dump(dump) => dump.run(&subjects),
+    })
+}
+
+/// The command line with the names that are the subject's own.
+fn command<Sub: Subject>(subject: &Sub) -> clap::Command {
+    let key = subject.key();
+    let about = format!(
+        "Crash-consistency campaigns on {}. Exit status: 0 nothing found, 1 a violation, 2 misuse or a broken harness",
+        subject.name()
+    );
+    let example = |words| format!("Example: {} {words}", subject.command());
+    let run = example("run --contents --profile kill");
+    let explore = example("explore --operations 2 --contents");
+    let corpus = |argument: clap::Arg| {
+        argument.required(false).default_value(format!("corpus/subjects/{key}"))
+    };
+    Cli::command()
+        .name(format!("{key}-campaign"))
+        .about(about)
+        .mut_subcommand("run", |verb| verb.mut_arg("corpus", corpus).after_help(run))
+        .mut_subcommand("explore", |verb| verb.mut_arg("corpus", corpus).after_help(explore))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, Verb, command};
+    use crate::subject::Qcow2Core;
+    use clap::FromArgMatches as _;
+
+    /// Goal: what is set by hand fits what is derived. Method: clap's own checks, and a line with defaults only.
+    #[test]
+    fn the_command_line_is_whole() {
+        command(&Qcow2Core::default()).debug_assert();
+        for verb in ["run", "explore"] {
+            let words = ["qcow2-core-campaign", verb];
+            let matches = command(&Qcow2Core::default()).get_matches_from(words);
+            let corpus = match Cli::from_arg_matches(&matches).map(|cli| cli.verb) {
+                Ok(Verb::Run(run)) => run.corpus,
+                Ok(Verb::Explore(explore)) => explore.corpus,
+                _ => panic!("{verb} is not understood"),
+            };
+            assert_eq!(corpus.to_str(), Some("corpus/subjects/qcow2-core"));
+        }
+    }
+}
