@@ -27,6 +27,11 @@ pub const DEFAULT_LIMITS: Limits = Limits {
     unwritten_reads_zero: true,
 };
 
+/// The bytes that a transfer covers. One that would end past the last offset there is ends there, for the device to refuse.
+pub(crate) const fn span(offset: u64, buf: &[u8]) -> Range<u64> {
+    offset..offset.saturating_add(buf.len() as u64)
+}
+
 /// How a caller broke the contract of the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Breach {

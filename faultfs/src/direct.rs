@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::Chooser;
-use crate::device::{Breach, DEFAULT_LIMITS, Device};
+use crate::device::{Breach, DEFAULT_LIMITS, Device, span};
 use crate::disk::PossibleDisk;
 use crate::fault::FaultPlan;
 use crate::trace::{IoKind, Trace};
@@ -178,7 +178,7 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         if *crashed {
             return None;
         }
-        let range = offset..offset.saturating_add(buf.len() as u64);
+        let range = span(offset, buf);
         let io = match device.describe(IoKind::Read, range, &[], None) {
             Ok(io) => io,
             Err(refused) => return Some(Err(refused)),
@@ -235,12 +235,8 @@ impl<C: Chooser + Send + 'static> Storage for Direct<C> {
         buf: IoBuf,
         durability: Durability,
     ) -> (IoBuf, io::Result<()>) {
-        let kind = match durability {
-            Durability::Cached => IoKind::Write,
-            Durability::Through => IoKind::WriteThrough,
-        };
-        let range = offset..offset.saturating_add(buf.len() as u64);
-        let outcome = or_never(self.update(kind, range, &buf)).await;
+        let kind = IoKind::of_write(durability);
+        let outcome = or_never(self.update(kind, span(offset, &buf), &buf)).await;
         (buf, outcome)
     }
 

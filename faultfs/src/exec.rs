@@ -29,7 +29,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::{Choice, Chooser, Recording, Taken, ask};
-use crate::device::{Breach, DEFAULT_LIMITS, Device, EIO, Started, unit_of};
+use crate::device::{Breach, DEFAULT_LIMITS, Device, EIO, Started, span, unit_of};
 use crate::disk::PossibleDisk;
 use crate::fault::{FaultPlan, NoFaults};
 use crate::schedule::{Candidate, Schedule, TaskId};
@@ -627,7 +627,7 @@ impl Storage for SimStorage {
     }
 
     async fn read(&self, offset: u64, mut buf: IoBuf) -> (IoBuf, io::Result<()>) {
-        let range = offset..offset.saturating_add(buf.len() as u64);
+        let range = span(offset, &buf);
         let flight = InFlight { storage: self, index: None, kind: None };
         let outcome = flight.run(IoKind::Read, range, &[], Some(&mut buf)).await;
         (buf, outcome)
@@ -639,12 +639,8 @@ impl Storage for SimStorage {
         buf: IoBuf,
         durability: Durability,
     ) -> (IoBuf, io::Result<()>) {
-        let kind = match durability {
-            Durability::Cached => IoKind::Write,
-            Durability::Through => IoKind::WriteThrough,
-        };
-        let range = offset..offset.saturating_add(buf.len() as u64);
-        let outcome = self.io(kind, range, &buf).await;
+        let kind = IoKind::of_write(durability);
+        let outcome = self.io(kind, span(offset, &buf), &buf).await;
         (buf, outcome)
     }
 

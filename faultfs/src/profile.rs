@@ -93,10 +93,7 @@ impl FromStr for Robustness {
     type Err = UnknownProfile;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|profile| profile.name() == name)
-            .ok_or_else(|| UnknownProfile(name.to_owned()))
+        find(&Self::ALL, Self::name, name)
     }
 }
 
@@ -111,11 +108,18 @@ impl FromStr for Profile {
     type Err = UnknownProfile;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|profile| profile.name() == name)
-            .ok_or_else(|| UnknownProfile(name.to_owned()))
+        find(&Self::ALL, Self::name, name)
     }
+}
+
+/// The one of `all` that is called `name`.
+fn find<T: Copy>(
+    all: &[T],
+    name_of: fn(T) -> &'static str,
+    name: &str,
+) -> Result<T, UnknownProfile> {
+    let found = all.iter().copied().find(|one| name_of(*one) == name);
+    found.ok_or_else(|| UnknownProfile(name.to_owned()))
 }
 
 /// What a flush that failed means for the writes that it should have covered.

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use qcow2_core::storage::UNIT;
+use qcow2_core::storage::{Durability, UNIT};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -36,6 +36,14 @@ pub enum IoKind {
 impl IoKind {
     /// How many kinds there are.
     pub const COUNT: usize = 7;
+
+    /// What a write of this durability is.
+    pub(crate) const fn of_write(durability: Durability) -> Self {
+        match durability {
+            Durability::Cached => Self::Write,
+            Durability::Through => Self::WriteThrough,
+        }
+    }
 
     /// The name in dumps and case files.
     pub const fn name(self) -> &'static str {
