@@ -8,13 +8,12 @@
 
 use std::time::{Duration, Instant};
 
-use faultfs::chooser::Exhaustive;
+use faultfs::chooser::{Always, Exhaustive};
 use faultfs::direct::{Direct, DirectOptions};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
-use faultfs::values::Values;
 use model::audit::Auditor;
-use model::build::{Initial, build};
+use model::build::{Built, Initial, build};
 use model::finding::{Property, Stage};
 use model::op::Geometry;
 use qcow2_core::storage::{Durability, IoBuf, UNIT};
@@ -26,6 +25,7 @@ use crate::explore::{self, alphabet::worlds};
 use crate::recover::{Failure, whole_image};
 use crate::sabotage::Target;
 use crate::subject::Qcow2Core;
+use crate::trial::disk_of;
 use crate::workload::Scope;
 
 /// How to look for the damage.
@@ -227,24 +227,33 @@ fn every_crash<T>(
     unreachable!("a verb has fewer than 2^64 updates")
 }
 
+/// An image of clusters of 512 bytes, eager or lazy, with a disk of `virtual_size` bytes.
+fn small(initial: Initial, virtual_size: u64, lazy_refcounts: bool) -> Built {
+    let geometry =
+        Geometry { version: 3, cluster_bits: 9, refcount_order: 4, virtual_size, lazy_refcounts };
+    build(&geometry, initial).expect("the geometry is a small one")
+}
+
+/// Whether a crash left `before` as it was, from this unit on.
+fn is_same(
+    crashed: &mut PossibleDisk,
+    chooser: &mut Exhaustive,
+    before: &PossibleDisk,
+    from: u32,
+) -> bool {
+    let mut before = before.clone();
+    let end = crashed.extent().max(before.extent());
+    (from..end).all(|unit| crashed.read(unit, chooser) == before.read(unit, &mut Always(0)))
+}
+
 /// Every crash state of opening an image with an unknown autoclear bit and writing to it: with the bit, nothing but the
 /// header has changed.
 fn open_promising(rules: Rules) -> (Option<Failure>, u64) {
     const AUTOCLEAR: usize = 88;
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 9,
-        refcount_order: 4,
-        virtual_size: 16 << 10,
-        lazy_refcounts: false,
-    };
-    let built = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
-    let values = Values::new();
-    let mut units = built.units.clone();
-    let (_, header) = units.first_mut().expect("an image has a header");
+    let mut built = small(Initial::Fragmented, 16 << 10, false);
+    let (_, header) = built.units.first_mut().expect("an image has a header");
     header[AUTOCLEAR] = 0x80;
-    let extents = units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
-    let disk = PossibleDisk::from_extents(&values, built.length, extents);
+    let disk = disk_of(&built);
     every_crash(
         &disk,
         |direct| {
@@ -259,16 +268,10 @@ fn open_promising(rules: Rules) -> (Option<Failure>, u64) {
         },
         |crashed, chooser, _| {
             let header = crashed.read(0, chooser);
-            if values.bytes(header)[AUTOCLEAR] & 0x80 == 0 {
+            if disk.values().bytes(header)[AUTOCLEAR] & 0x80 == 0 {
                 return Ok(());
             }
-            let mut untouched = disk.clone();
-            let end = crashed.extent().max(untouched.extent());
-            let same = (1..end).all(|unit| {
-                crashed.read(unit, chooser)
-                    == untouched.read(unit, &mut faultfs::chooser::Always(0))
-            });
-            if same {
+            if is_same(crashed, chooser, &disk, 1) {
                 return Ok(());
             }
             let story = "changed, and still promised to be as whoever set the bit left it";
@@ -281,16 +284,7 @@ fn open_promising(rules: Rules) -> (Option<Failure>, u64) {
 /// creating it has returned, the last of these.
 fn create(rules: Rules) -> (Option<Failure>, u64) {
     const SIZE: u64 = 4096;
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 9,
-        refcount_order: 4,
-        virtual_size: 2 * SIZE,
-        lazy_refcounts: false,
-    };
-    let old = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
-    let extents = old.units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
-    let disk = PossibleDisk::from_extents(&Values::new(), old.length, extents);
+    let disk = disk_of(&small(Initial::Fragmented, 2 * SIZE, false));
     let options = CreateOptions { cluster_bits: 9, rules, ..CreateOptions::new(SIZE) };
     every_crash(
         &disk,
@@ -315,24 +309,17 @@ fn create(rules: Rules) -> (Option<Failure>, u64) {
 
 /// Every crash state of repairing a clean image whose refcounts are too low: still as it was, or marked dirty, or repaired.
 fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 9,
-        refcount_order: 4,
-        virtual_size: 16 << 10,
-        lazy_refcounts: true,
-    };
-    let built = build(&geometry, Initial::Dirty).expect("the geometry is a small one");
-    let values = Values::new();
-    let mut units = built.units.clone();
-    let (_, header) = units.first_mut().expect("an image has a header");
+    let mut built = small(Initial::Dirty, 16 << 10, true);
+    let (_, header) = built.units.first_mut().expect("an image has a header");
     header[79] &= !1; // The dirty bit: refcounts that are too low are a damage now.
     let l1 = u64::from_be_bytes(header[40..48].try_into().expect("eight bytes")) / 512;
-    let table =
-        units.iter_mut().find(|(unit, _)| *unit == l1).expect("there is data, so an L1 entry");
+    let table = built
+        .units
+        .iter_mut()
+        .find(|(unit, _)| *unit == l1)
+        .expect("there is data, so an L1 entry");
     table.1[0] &= 0x7f; // COPIED: repairing takes two writes, of a refcount block and of this.
-    let extents = units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
-    let disk = PossibleDisk::from_extents(&values, built.length, extents);
+    let disk = disk_of(&built);
     every_crash(
         &disk,
         |direct| {
@@ -347,13 +334,7 @@ fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
                 report.header.is_some_and(|header| header.is_dirty())
             };
             let healthy = auditor.report().violations(Stage::CrashedClean).next().is_none();
-            let mut untouched = disk.clone();
-            let end = crashed.extent().max(untouched.extent());
-            let same = (0..end).all(|unit| {
-                crashed.read(unit, chooser)
-                    == untouched.read(unit, &mut faultfs::chooser::Always(0))
-            });
-            if dirty || healthy || same {
+            if dirty || healthy || is_same(crashed, chooser, &disk, 0) {
                 return Ok(());
             }
             Err(seen("repaired-half", "damaged, changed, and not marked dirty".to_owned()))

@@ -7,7 +7,7 @@ use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
 use faultfs::trace::Trace;
 use faultfs::values::Values;
-use model::build::{Initial, build};
+use model::build::{Built, Initial, build};
 use model::case::{Dropped, Fate, OpenOptions};
 use model::evidence::ValueKey;
 use model::guest::Guest;
@@ -146,11 +146,15 @@ pub fn initial<Sub: Subject>(
     initial: Initial,
 ) -> Result<(PossibleDisk, Guest), String> {
     let built = build(geometry, initial).map_err(|error| error.to_string())?;
-    let values = Values::new();
-    let extents = built.units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
-    let disk = PossibleDisk::from_extents(&values, built.length, extents);
-    let keys = built.guest_keys(|bytes| ValueKey(values.intern(bytes).0));
+    let disk = disk_of(&built);
+    let keys = built.guest_keys(|bytes| ValueKey(disk.values().intern(bytes).0));
     Ok((disk, Guest::new(&keys, subject.promises(geometry))))
+}
+
+/// A disk that holds an image and nothing else.
+pub fn disk_of(built: &Built) -> PossibleDisk {
+    let extents = built.units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
+    PossibleDisk::from_extents(&Values::new(), built.length, extents)
 }
 
 /// Runs a trial to its end or to its first violation.
