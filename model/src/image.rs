@@ -504,20 +504,12 @@ impl Image {
         let mut blocks = std::mem::take(&mut self.table_entries);
         nonzero_entries(evidence, table, bytes >> 3, self.length, &mut blocks);
         for (index, entry) in &blocks {
-            let region = Region::RefcountBlock(*index);
+            let at = Region::RefcountBlock(*index);
             let reserved = entry & REFCOUNT_TABLE_RESERVED;
-            if reserved != 0 {
-                findings.push(Finding::ReservedBits { at: region, entry: *entry, bits: reserved });
-            }
             let offset = entry & !REFCOUNT_TABLE_RESERVED;
-            if offset == 0 {
-                continue;
-            }
-            if !offset.is_multiple_of(header.cluster_size()) {
-                findings.push(Finding::Misaligned { at: region, offset });
-                continue;
-            }
-            if self.claim(region, offset, header.cluster_size(), *entry, findings) {
+            if is_cluster(at, *entry, reserved, offset, header, findings)
+                && self.claim(at, offset, header.cluster_size(), *entry, findings)
+            {
                 self.read_block(evidence, header, *index, offset);
             }
         }
@@ -568,23 +560,15 @@ impl Image {
         let mut tables = std::mem::take(&mut self.table_entries);
         nonzero_entries(evidence, header.l1_table_offset, entries, self.length, &mut tables);
         for (index, entry) in &tables {
-            let region = Region::L2(*index);
+            let at = Region::L2(*index);
             let mut reserved = entry & L1_RESERVED;
             let offset = entry & OFFSET;
             if offset == 0 {
                 reserved |= entry & COPIED;
             }
-            if reserved != 0 {
-                findings.push(Finding::ReservedBits { at: region, entry: *entry, bits: reserved });
-            }
-            if offset == 0 {
-                continue;
-            }
-            if !offset.is_multiple_of(header.cluster_size()) {
-                findings.push(Finding::Misaligned { at: region, offset });
-                continue;
-            }
-            if self.claim(region, offset, header.cluster_size(), *entry, findings) {
+            if is_cluster(at, *entry, reserved, offset, header, findings)
+                && self.claim(at, offset, header.cluster_size(), *entry, findings)
+            {
                 self.read_table(evidence, header, *index, offset, findings);
             }
         }
@@ -655,14 +639,7 @@ impl Image {
         if header.version == 2 {
             reserved |= entry & ZERO;
         }
-        if reserved != 0 {
-            findings.push(Finding::ReservedBits { at, entry, bits: reserved });
-        }
-        if offset == 0 {
-            return;
-        }
-        if !offset.is_multiple_of(header.cluster_size()) {
-            findings.push(Finding::Misaligned { at, offset });
+        if !is_cluster(at, entry, reserved, offset, header, findings) {
             return;
         }
         self.claim(at, offset, header.cluster_size(), entry, findings);
@@ -675,6 +652,26 @@ impl Image {
 }
 
 const ENTRIES_IN_UNIT: usize = UNIT / 8;
+
+/// Whether an entry, of which the bits `reserved` should not be there, refers to a cluster: `offset` is not 0, and where one
+/// begins.
+fn is_cluster(
+    at: Region,
+    entry: u64,
+    reserved: u64,
+    offset: u64,
+    header: &Header,
+    findings: &mut Vec<Finding>,
+) -> bool {
+    if reserved != 0 {
+        findings.push(Finding::ReservedBits { at, entry, bits: reserved });
+    }
+    let aligned = offset.is_multiple_of(header.cluster_size());
+    if !aligned {
+        findings.push(Finding::Misaligned { at, offset });
+    }
+    offset != 0 && aligned
+}
 
 /// What an L2 entry says, whether or not it is valid.
 pub(crate) fn decode_l2(entry: u64, header: &Header) -> Mapping {
