@@ -1,0 +1,165 @@
+//! The auditor, on images damaged by hand: each kind of damage gives its findings, and at its stages only.
+
+use model::audit::Auditor;
+use model::build::Initial;
+use model::defect::Defect;
+use model::finding::Stage;
+use model::image::COPIED;
+
+use crate::patient::{Patient, STAGES};
+use crate::{Outcome, expect};
+
+/// One kind of damage to a fragmented image, the findings that it must give, and the stages at which each is legal.
+type Damage = (&'static str, fn(&mut Patient), &'static [(&'static str, &'static [Stage])]);
+
+const CRASHED: &[Stage] = &[Stage::CrashedClean, Stage::CrashedDirty, Stage::OpenedClean];
+const DIRTY_ONLY: &[Stage] = &[Stage::CrashedDirty];
+const NOWHERE: &[Stage] = &[];
+
+const DAMAGES: &[Damage] = &[
+    ("none", |_| {}, &[]),
+    (
+        "the refcount of a mapped cluster is 0",
+        |p| {
+            let guest = p.mapped()[0];
+            let host = (p.l2(guest) & !COPIED) / 1024;
+            p.put_refcount(host, 0);
+        },
+        &[("refcount-too-low", DIRTY_ONLY), ("copied-stale", CRASHED)],
+    ),
+    ("the header has no refcount", |p| p.put_refcount(0, 0), &[("refcount-too-low", DIRTY_ONLY)]),
+    (
+        "a free cluster has a refcount",
+        |p| {
+            let hole = p.hole();
+            p.put_refcount(hole, 1);
+        },
+        &[("leak", CRASHED)],
+    ),
+    ("a cluster past the end has a refcount", |p| p.put_refcount(500, 7), &[("leak", CRASHED)]),
+    (
+        "COPIED is missing",
+        |p| {
+            let guest = p.mapped()[0];
+            let entry = p.l2(guest);
+            p.set_l2(guest, entry & !COPIED);
+        },
+        &[("copied-missing", CRASHED)],
+    ),
+    (
+        "COPIED is missing in L1",
+        |p| {
+            let entry = p.u64_at(3072);
+            p.put_u64(3072, entry & !COPIED);
+        },
+        &[("copied-missing", CRASHED)],
+    ),
+    (
+        "COPIED with a refcount of 2",
+        |p| {
+            let guest = p.mapped()[0];
+            let host = (p.l2(guest) & !COPIED) / 1024;
+            p.put_refcount(host, 2);
+        },
+        &[("leak", CRASHED), ("copied-stale", CRASHED)],
+    ),
+    (
+        "two guest clusters in one host cluster",
+        |p| {
+            let (one, two) = (p.mapped()[0], p.mapped()[1]);
+            let (entry, lost) = (p.l2(one), p.l2(two));
+            p.set_l2(two, entry);
+            p.put_refcount((entry & !COPIED) / 1024, 2);
+            p.put_refcount((lost & !COPIED) / 1024, 0);
+        },
+        &[("overlap", NOWHERE), ("copied-on-shared", NOWHERE), ("copied-on-shared", NOWHERE)],
+    ),
+    (
+        "data over the L1 table",
+        |p| {
+            p.set_l2(1, 3072);
+            p.put_refcount(3, 2);
+        },
+        &[("overlap", NOWHERE)],
+    ),
+    ("a mapping past the end", |p| p.set_l2(1, 0x100_0000 | COPIED), &[("out-of-range", NOWHERE)]),
+    (
+        "a refcount block past the end",
+        |p| p.put_u64(1024 + 8, 0x100_0000),
+        &[("out-of-range", DIRTY_ONLY)],
+    ),
+    ("a misaligned mapping", |p| p.set_l2(1, 0x600), &[("misaligned", NOWHERE)]),
+    ("a misaligned table", |p| p.add_l1(0x600), &[("misaligned", NOWHERE)]),
+    ("a misaligned block", |p| p.put_u64(1024 + 8, 0x600), &[("misaligned", DIRTY_ONLY)]),
+    ("reserved bits in L2", |p| p.set_l2(1, 2), &[("reserved-bits", NOWHERE)]),
+    ("COPIED on nothing", |p| p.set_l2(1, COPIED), &[("reserved-bits", NOWHERE)]),
+    ("reserved bits in L1", |p| p.add_l1(1 << 60), &[("reserved-bits", NOWHERE)]),
+    (
+        "reserved bits in the refcount table",
+        |p| p.put_u64(1024 + 8, 8),
+        &[("reserved-bits", DIRTY_ONLY)],
+    ),
+    ("dirty", |p| p.put_u64(72, 1), &[("dirty", CRASHED)]),
+    ("corrupt", |p| p.put_u64(72, 2), &[("corrupt", NOWHERE)]),
+    ("another magic", |p| p.disk.patch(0, b"QED\0"), &[("header", NOWHERE)]),
+    ("version 4", |p| p.disk.patch(4, &4u32.to_be_bytes()), &[("header", NOWHERE)]),
+    ("clusters of 256 bytes", |p| p.disk.patch(20, &8u32.to_be_bytes()), &[("header", NOWHERE)]),
+    ("refcounts of 128 bits", |p| p.disk.patch(96, &7u32.to_be_bytes()), &[("header", NOWHERE)]),
+    ("a short header", |p| p.disk.patch(100, &96u32.to_be_bytes()), &[("header", NOWHERE)]),
+    ("no L1 table", |p| p.disk.patch(36, &0u32.to_be_bytes()), &[("header", NOWHERE)]),
+    ("an endless L1 table", |p| p.disk.patch(36, &u32::MAX.to_be_bytes()), &[("header", NOWHERE)]),
+    ("an odd L1 table", |p| p.put_u64(40, 3073), &[("header", NOWHERE)]),
+    ("no refcount table", |p| p.disk.patch(56, &0u32.to_be_bytes()), &[("header", NOWHERE)]),
+    ("an unknown feature", |p| p.put_u64(72, 1 << 40), &[("header", NOWHERE)]),
+    ("a compression type without its bit", |p| p.disk.patch(104, &[1]), &[("header", NOWHERE)]),
+    ("an endless extension", |p| p.put_u64(112, 0x1234_5678_7fff_ffff), &[("header", NOWHERE)]),
+    ("bitmaps", |p| p.put_u64(112, 0x2385_2875_0000_0000), &[("unsupported", NOWHERE)]),
+    ("snapshots", |p| p.disk.patch(60, &1u32.to_be_bytes()), &[("unsupported", NOWHERE)]),
+    ("an external data file", |p| p.put_u64(72, 4), &[("unsupported", NOWHERE)]),
+    (
+        "a compressed cluster in a leaked one",
+        |p| {
+            let hole = p.hole();
+            p.set_l2(1, 1 << 62 | (hole * 1024 + 17));
+            p.put_refcount(hole, 1);
+        },
+        &[("unsupported", NOWHERE)],
+    ),
+];
+
+pub(crate) fn findings_seen(defect: Defect) -> Outcome {
+    let mut auditor = Auditor::with_defect(defect);
+    for (name, damage, expected) in DAMAGES {
+        let mut patient = Patient::new(Initial::Fragmented);
+        damage(&mut patient);
+        let report = auditor.audit(&mut patient.disk);
+        let mut found: Vec<_> = report.findings.iter().map(|finding| finding.name()).collect();
+        let mut wanted: Vec<_> = expected.iter().map(|(kind, _)| *kind).collect();
+        found.sort_unstable();
+        wanted.sort_unstable();
+        expect(name, found, wanted)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn findings_by_stage(defect: Defect) -> Outcome {
+    let mut auditor = Auditor::with_defect(defect);
+    for (name, damage, expected) in DAMAGES {
+        let mut patient = Patient::new(Initial::Fragmented);
+        damage(&mut patient);
+        let report = auditor.audit(&mut patient.disk);
+        for stage in STAGES {
+            let mut found: Vec<_> =
+                report.violations(stage).map(|(_, finding)| finding.name()).collect();
+            let mut wanted: Vec<_> = expected
+                .iter()
+                .filter(|(_, legal)| !legal.contains(&stage))
+                .map(|(kind, _)| *kind)
+                .collect();
+            found.sort_unstable();
+            wanted.sort_unstable();
+            expect(&format!("{name}, {stage:?}"), found, wanted)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! The guest's sets, by hand: what each answer to a request leaves possible.
+
+use model::defect::Defect;
+use model::evidence::ValueKey;
+use model::guest::{DiscardReads, Guest, Promises, Token};
+use model::op::{Durability, Op};
+
+use crate::{Outcome, expect};
+
+pub(crate) const ZERO: ValueKey = ValueKey::ZERO;
+pub(crate) const A: ValueKey = ValueKey(1);
+pub(crate) const B: ValueKey = ValueKey(2);
+pub(crate) const C: ValueKey = ValueKey(3);
+pub(crate) const CACHED: Durability = Durability::Cached;
+pub(crate) const PROMISES: Promises =
+    Promises { cluster_units: 2, discard: DiscardReads::Zeroes, grow: Durability::Through };
+
+/// A disk of `units` zero units.
+pub(crate) fn blank(units: usize, defect: Defect) -> Guest {
+    Guest::new(&vec![ZERO; units], PROMISES).with_defect(defect)
+}
+
+pub(crate) fn done(guest: &mut Guest, unit: u64, value: ValueKey) {
+    let token = guest.begin_write(unit, &[value], CACHED);
+    guest.complete(token);
+}
+
+pub(crate) fn flush(guest: &mut Guest) {
+    let token = guest.begin_flush();
+    guest.complete(token);
+}
+
+pub(crate) fn flush_settles(defect: Defect) -> Outcome {
+    let mut guest = blank(1, defect);
+    done(&mut guest, 0, A);
+    expect("W", guest.allowed(0), vec![ZERO, A])?;
+    done(&mut guest, 0, B);
+    expect("W W", guest.allowed(0), vec![ZERO, A, B])?;
+    flush(&mut guest);
+    expect("W W F", guest.allowed(0), vec![B])?;
+    let figures = guest.figures();
+    expect("decided", (figures.units, figures.decided, figures.values), (1, 1, 1))
+}
+
+pub(crate) fn flush_covers_completed_only(defect: Defect) -> Outcome {
+    let mut guest = blank(2, defect);
+    let a = guest.begin_write(0, &[A], CACHED);
+    done(&mut guest, 1, B);
+    let flush = guest.begin_flush();
+    guest.complete(a);
+    done(&mut guest, 1, C);
+    guest.complete(flush);
+    expect("completed during the flush", guest.allowed(0), vec![ZERO, A])?;
+    expect("before and during", guest.allowed(1), vec![B, C])
+}
+
+pub(crate) fn failed_flush(defect: Defect) -> Outcome {
+    let mut guest = blank(1, defect);
+    done(&mut guest, 0, A);
+    let failed = guest.begin_flush();
+    guest.fail(failed);
+    expect("W F-fails", guest.allowed(0), vec![ZERO, A])?;
+    let dropped = guest.begin_flush();
+    guest.abandon(dropped);
+    expect("W F-dropped", guest.allowed(0), vec![ZERO, A])?;
+    flush(&mut guest);
+    expect("then one that succeeds", guest.allowed(0), vec![A])
+}
+
+pub(crate) fn through(defect: Defect) -> Outcome {
+    let mut guest = blank(2, defect);
+    done(&mut guest, 0, A);
+    let token = guest.begin_write(1, &[B], Durability::Through);
+    expect("in flight", guest.allowed(1), vec![ZERO, B])?;
+    guest.complete(token);
+    expect("its own unit", guest.allowed(1), vec![B])?;
+    expect("another unit", guest.allowed(0), vec![ZERO, A])
+}
+
+pub(crate) fn failed_write(defect: Defect) -> Outcome {
+    let mut guest = blank(1, defect);
+    let failed = guest.begin_write(0, &[A], CACHED);
+    guest.fail(failed);
+    flush(&mut guest);
+    expect("W-fails F", guest.allowed(0), vec![ZERO, A])?;
+    done(&mut guest, 0, B);
+    expect("W-fails F W", guest.allowed(0), vec![ZERO, A, B])?;
+    flush(&mut guest);
+    expect("W-fails F W F", guest.allowed(0), vec![B])
+}
+
+pub(crate) fn dropped_write(defect: Defect) -> Outcome {
+    let mut guest = blank(1, defect);
+    let dropped = guest.begin_write(0, &[A], Durability::Through);
+    guest.abandon(dropped);
+    flush(&mut guest);
+    expect("W-dropped F", guest.allowed(0), vec![ZERO, A])?;
+    done(&mut guest, 0, B);
+    flush(&mut guest);
+    expect("W-dropped F W F", guest.allowed(0), vec![B])
+}
+
+pub(crate) fn overlapping_writes(defect: Defect) -> Outcome {
+    let mut guest = blank(1, defect);
+    let a = guest.begin_write(0, &[A], CACHED);
+    let b = guest.begin_write(0, &[B], CACHED);
+    guest.complete(a);
+    guest.complete(b);
+    flush(&mut guest);
+    expect("W || W, F", guest.allowed(0), vec![A, B])?;
+    let c = guest.begin_write(0, &[C], CACHED);
+    flush(&mut guest);
+    guest.complete(c);
+    expect("and one not flushed", guest.allowed(0), vec![A, B, C])
+}
+
+pub(crate) fn discard(defect: Defect) -> Outcome {
+    // Clusters of two units, and half a cluster at the end.
+    let mut guest = blank(7, defect);
+    for unit in 0..7 {
+        done(&mut guest, unit, A);
+    }
+    flush(&mut guest);
+    let op = Op::Discard { offset: 512, length: 3 * 512 };
+    let token = guest.begin(&op, |_, _| unreachable!("a discard carries nothing"));
+    guest.complete(token);
+    flush(&mut guest);
+    let sets: Vec<_> = (0..7).map(|unit| guest.allowed(unit)).collect();
+    let kept = vec![A];
+    expect(
+        "1..4",
+        sets,
+        vec![kept.clone(), kept.clone(), vec![ZERO], vec![ZERO], kept.clone(), kept.clone(), kept],
+    )?;
+    let token = guest.begin_discard(5, 2);
+    guest.complete(token);
+    flush(&mut guest);
+    expect("5 keeps", guest.allowed(5), vec![A])?;
+    expect("the tail cluster is whole", guest.allowed(6), vec![ZERO])
+}
+
+pub(crate) fn weak_discard(defect: Defect) -> Outcome {
+    let promises = Promises { discard: DiscardReads::Either, ..PROMISES };
+    let mut guest = Guest::new(&[A, A], promises).with_defect(defect);
+    let token = guest.begin_discard(0, 2);
+    guest.complete(token);
+    flush(&mut guest);
+    expect("D F", guest.allowed(0), vec![ZERO, A])?;
+    done(&mut guest, 0, B);
+    flush(&mut guest);
+    expect("D F W F", guest.allowed(0), vec![B])
+}
+
+pub(crate) fn crash_folds(defect: Defect) -> Outcome {
+    let mut guest = blank(1, defect);
+    done(&mut guest, 0, A);
+    guest.begin_write(0, &[B], CACHED);
+    guest.crash();
+    expect("W W-in-flight crash", guest.allowed(0), vec![ZERO, A, B])?;
+    guest.crash();
+    expect("and again", guest.allowed(0), vec![ZERO, A, B])?;
+    flush(&mut guest);
+    expect("a flush decides nothing that was not written", guest.allowed(0), vec![ZERO, A, B])?;
+    done(&mut guest, 0, C);
+    expect("W", guest.allowed(0), vec![ZERO, A, B, C])?;
+    flush(&mut guest);
+    expect("W F", guest.allowed(0), vec![C])
+}
+
+pub(crate) fn collapse_binds(defect: Defect) -> Outcome {
+    let mut guest = blank(2, defect);
+    done(&mut guest, 0, A);
+    done(&mut guest, 1, B);
+    guest.crash();
+    guest.collapse(0, &[ZERO]);
+    expect("recovery read zero", guest.allowed(0), vec![ZERO])?;
+    // The other unit is still open until somebody reads it.
+    let read = guest.begin_read(1, 1);
+    expect("either", guest.complete_read(read, &[B]), Ok(()))?;
+    expect("it was read", guest.allowed(1), vec![B])?;
+    let read = guest.begin_read(1, 1);
+    expect("another value", guest.complete_read(read, &[ZERO]).is_err(), true)
+}
+
+pub(crate) fn reads(defect: Defect) -> Outcome {
+    let mut guest = blank(1, defect);
+    done(&mut guest, 0, A);
+    let returns =
+        |guest: &Guest, token: Token, value| guest.clone().complete_read(token, &[value]).is_ok();
+    let read = guest.begin_read(0, 1);
+    expect("the newest", returns(&guest, read, A), true)?;
+    expect("a superseded one", returns(&guest, read, ZERO), false)?;
+    let write = guest.begin_write(0, &[B], CACHED);
+    expect("one that began during the read", returns(&guest, read, B), true)?;
+    guest.complete(write);
+    flush(&mut guest);
+    done(&mut guest, 0, C);
+    flush(&mut guest);
+    for value in [A, B, C] {
+        expect("any since it began, flushed over or not", returns(&guest, read, value), true)?;
+    }
+    expect("nobody's", returns(&guest, read, ValueKey(9)), false)
+}
+
+pub(crate) fn sizes(defect: Defect) -> Outcome {
+    let mut guest = blank(2, defect);
+    let grow = guest.begin_grow(4);
+    expect("usable while it grows", guest.size(), 1024)?;
+    expect("sizes", guest.allowed_sizes(), vec![1024, 2048])?;
+    let mut crashed = guest.clone();
+    crashed.crash();
+    expect("between", crashed.permits_size(1536), false)?;
+    crashed.collapse_size(1024);
+    expect("before", (crashed.units(), crashed.allowed_sizes()), (2, vec![1024]))?;
+    guest.complete(grow);
+    expect("after", (guest.size(), guest.allowed_sizes()), (2048, vec![2048]))?;
+    expect("new space", guest.allowed(3), vec![ZERO])?;
+    // A growth that is durable only with a flush, or with a write-through write to what it added.
+    let promises = Promises { grow: Durability::Cached, ..PROMISES };
+    let mut guest = Guest::new(&[ZERO], promises).with_defect(defect);
+    let grow = guest.begin_grow(2);
+    guest.complete(grow);
+    expect("cached", guest.allowed_sizes(), vec![512, 1024])?;
+    let write = guest.begin_write(1, &[A], Durability::Through);
+    guest.complete(write);
+    if defect == Defect::ThroughForgotten {
+        Ok(())
+    } else {
+        expect("written to", guest.allowed_sizes(), vec![1024])
+    }
+}

@@ -1,0 +1,84 @@
+//! The judge's own examinations, and the proof that they are not empty.
+//!
+//! Goal: trust in a judge that finds nothing. Method: a list of examinations, each a small situation whose verdict was worked
+//! out by hand or by a deliberately naive enumeration; the judge must pass all of them, and every judge with one deliberate
+//! mistake ([`Defect`]) must fail at least one. The second test prints which examinations notice which mistake.
+
+mod findings;
+mod guest;
+mod histories;
+mod patient;
+mod states;
+
+use model::defect::Defect;
+
+use crate::findings::{findings_by_stage, findings_seen};
+use crate::guest::{
+    collapse_binds, crash_folds, discard, dropped_write, failed_flush, failed_write,
+    flush_covers_completed_only, flush_settles, overlapping_writes, reads, sizes, through,
+    weak_discard,
+};
+use crate::histories::brute_force;
+use crate::states::{
+    claims, clean_close, contents_kept, dirty_and_lost, invented_data, lost_write, mappings,
+    misread_story, second_repair, whole_set, wrong_size,
+};
+
+type Outcome = Result<(), String>;
+type Exam = (&'static str, fn(Defect) -> Outcome);
+
+const EXAMS: [Exam; 27] = [
+    ("a flush settles what completed before it", flush_settles),
+    ("a flush covers nothing that completes during it", flush_covers_completed_only),
+    ("a failed flush settles nothing", failed_flush),
+    ("write-through covers its own units only", through),
+    ("a failed write stays possible", failed_write),
+    ("a dropped write stays possible", dropped_write),
+    ("overlapping writes both stay", overlapping_writes),
+    ("a discard acts on whole clusters", discard),
+    ("a discard may promise less", weak_discard),
+    ("a crash folds everything into the base", crash_folds),
+    ("what recovery chose binds", collapse_binds),
+    ("reads return live values", reads),
+    ("sizes are before or after", sizes),
+    ("G over all tiny histories", brute_force),
+    ("each finding is seen", findings_seen),
+    ("each finding is a violation where it must be", findings_by_stage),
+    ("a lost write is P1", lost_write),
+    ("stale and foreign data is P2", invented_data),
+    ("the whole set must be allowed", whole_set),
+    ("the dirty bit does not excuse lost data", dirty_and_lost),
+    ("a wrong size is P10", wrong_size),
+    ("repair keeps contents", contents_kept),
+    ("a second repair writes nothing", second_repair),
+    ("a clean close adds no flaw", clean_close),
+    ("claims are checked", claims),
+    ("mappings are compared", mappings),
+    ("a misread is told with its story", misread_story),
+];
+
+#[test]
+fn the_judge_passes_every_examination() {
+    for (name, exam) in EXAMS {
+        exam(Defect::None).unwrap_or_else(|why| panic!("{name}: {why}"));
+    }
+}
+
+#[test]
+fn every_mutant_is_killed() {
+    let mut survivors = Vec::new();
+    for defect in Defect::ALL {
+        // A mutant may also trip over an assertion: what counts is that it does not pass.
+        let noticed = EXAMS.iter().filter(|(_, exam)| exam(defect).is_err());
+        let names: Vec<_> = noticed.map(|(name, _)| *name).collect();
+        println!("{:<30} {}", format!("{defect:?}"), names.join("; "));
+        if names.is_empty() {
+            survivors.push(defect);
+        }
+    }
+    assert!(survivors.is_empty(), "survived: {survivors:?}");
+}
+
+pub(crate) fn expect<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Outcome {
+    if found == wanted { Ok(()) } else { Err(format!("{what}: {found:?}, not {wanted:?}")) }
+}

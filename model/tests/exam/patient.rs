@@ -1,0 +1,99 @@
+//! Images to damage by hand.
+
+use model::build::{Built, Initial, build};
+use model::defect::Defect;
+use model::evidence::{BytesEvidence, Evidence};
+use model::finding::Stage;
+use model::guest::Guest;
+use model::image::COPIED;
+use model::op::Geometry;
+use model::payload::{self, Unit};
+
+use crate::guest::PROMISES;
+
+const KIB: Geometry = Geometry {
+    version: 3,
+    cluster_bits: 10,
+    refcount_order: 4,
+    virtual_size: 64 << 10,
+    lazy_refcounts: false,
+};
+
+/// An image under the knife. With 1 KiB clusters: header 0, refcount table 1, its only block 2, L1 3, then `Fragmented` puts
+/// the only L2 table somewhere behind.
+pub(crate) struct Patient {
+    pub(crate) disk: BytesEvidence,
+    built: Built,
+}
+
+impl Patient {
+    pub(crate) fn new(initial: Initial) -> Self {
+        let built = build(&KIB, initial).expect("1 KiB clusters allow every kind but one");
+        Self { disk: built.evidence(), built }
+    }
+
+    pub(crate) fn u64_at(&mut self, offset: u64) -> u64 {
+        let key = self.disk.resolve(offset / 512);
+        let at = (offset % 512) as usize;
+        u64::from_be_bytes(self.disk.bytes(key)[at..at + 8].try_into().expect("eight bytes"))
+    }
+
+    pub(crate) fn put_u64(&mut self, offset: u64, value: u64) {
+        self.disk.patch(offset, &value.to_be_bytes());
+    }
+
+    pub(crate) fn put_refcount(&mut self, cluster: u64, count: u16) {
+        self.disk.patch(2048 + cluster * 2, &count.to_be_bytes());
+    }
+
+    pub(crate) fn l2_at(&mut self, guest: u64) -> u64 {
+        let entry = self.u64_at(3072);
+        (entry & !COPIED) + guest * 8
+    }
+
+    pub(crate) fn l2(&mut self, guest: u64) -> u64 {
+        let at = self.l2_at(guest);
+        self.u64_at(at)
+    }
+
+    pub(crate) fn set_l2(&mut self, guest: u64, entry: u64) {
+        let at = self.l2_at(guest);
+        self.put_u64(at, entry);
+    }
+
+    /// A second L1 entry, past the disk's end, which is legal.
+    pub(crate) fn add_l1(&mut self, entry: u64) {
+        self.disk.patch(36, &2u32.to_be_bytes());
+        self.put_u64(3072 + 8, entry);
+    }
+
+    /// Guest clusters with data, ascending.
+    pub(crate) fn mapped(&mut self) -> Vec<u64> {
+        (0..64).filter(|guest| self.l2(*guest) & 1 == 0 && self.l2(*guest) != 0).collect()
+    }
+
+    /// A host cluster that nothing refers to, with stale bytes in it.
+    pub(crate) fn hole(&mut self) -> u64 {
+        let clusters = self.disk.len() / 1024;
+        let stale = |unit: &Unit| {
+            matches!(payload::decode(unit), payload::Value::Tag { id: payload::STALE, .. })
+        };
+        (4..clusters)
+            .find(|cluster| {
+                let key = self.disk.resolve(cluster * 2);
+                let refcount = self.u64_at((2048 + cluster * 2) & !7);
+                let within = (3 - cluster % 4) * 16;
+                stale(self.disk.bytes(key)) && (refcount >> within) & 0xffff == 0
+            })
+            .expect("a fragmented image has holes")
+    }
+
+    pub(crate) fn guest(&mut self, defect: Defect) -> Guest {
+        let values = &mut self.disk.values;
+        let keys = self.built.guest_keys(|bytes| values.intern(bytes));
+        Guest::new(&keys, PROMISES).with_defect(defect)
+    }
+}
+
+pub(crate) const STAGES: [Stage; 5] =
+    [Stage::CrashedClean, Stage::CrashedDirty, Stage::OpenedClean, Stage::Repaired, Stage::Closed];

@@ -1,0 +1,323 @@
+//! The judge, on whole states: what the guest may see, before recovery and after it.
+
+use std::collections::BTreeMap;
+
+use model::build::Initial;
+use model::defect::Defect;
+use model::evidence::{BytesEvidence, Evidence, ValueKey};
+use model::finding::{Property, Stage};
+use model::guest::Guest;
+use model::image::{COPIED, Mapping};
+use model::judge::{Claim, Contents, Extent, Inherited, Judge, Violation, p0_misread};
+use model::op::Op;
+use model::payload::{self, UNIT, Unit};
+
+use crate::guest::{CACHED, ZERO, done, flush};
+use crate::patient::{Patient, STAGES};
+use crate::{Outcome, expect};
+
+/// A disk of which some units may hold other values than the one that they would resolve to.
+struct Open {
+    disk: BytesEvidence,
+    others: BTreeMap<u64, ValueKey>,
+}
+
+impl Evidence for Open {
+    fn len(&mut self) -> u64 {
+        self.disk.len()
+    }
+
+    fn resolve(&mut self, unit: u64) -> ValueKey {
+        assert!(!self.others.contains_key(&unit), "unit {unit} was read, not peeked at");
+        self.disk.resolve(unit)
+    }
+
+    fn peek(&self, unit: u64, mut visit: impl FnMut(ValueKey)) {
+        self.others.get(&unit).copied().into_iter().for_each(&mut visit);
+        self.disk.peek(unit, visit);
+    }
+
+    fn bytes(&self, key: ValueKey) -> &Unit {
+        self.disk.bytes(key)
+    }
+
+    fn generation(&self) -> u64 {
+        self.disk.generation()
+    }
+
+    fn changed_since(&self, generation: u64, visit: impl FnMut(u64)) {
+        self.disk.changed_since(generation, visit);
+    }
+}
+
+fn kinds(violations: &[Violation]) -> Vec<(Property, &'static str)> {
+    violations.iter().map(|violation| (violation.property, violation.kind)).collect()
+}
+
+pub(crate) fn lost_write(defect: Defect) -> Outcome {
+    let mut patient = Patient::new(Initial::Fragmented);
+    let mut guest = patient.guest(defect);
+    let mut judge = Judge::with_defect(defect);
+    for stage in STAGES {
+        let found = kinds(judge.state(&mut patient.disk, &guest, Some(stage)));
+        expect("in order", found, vec![])?;
+    }
+    // Unit 2 is in guest cluster 1, which is mapped nowhere.
+    let token = guest
+        .begin(&Op::Write { offset: 1024, length: 512, id: 5, durability: CACHED }, |unit, id| {
+            patient.disk.values.intern(&payload::unit(unit, id))
+        });
+    guest.complete(token);
+    expect("not flushed", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
+    flush(&mut guest);
+    let violations = judge.state(&mut patient.disk, &guest, None);
+    expect("flushed", kinds(violations), vec![(Property::P1, "lost-write")])?;
+    let text = violations[0].to_string();
+    let wanted = "P1 lost-write: guest unit 2, not mapped: found zero, allowed unit 2 of write 5\n  \
+                  at first: zero\n  \
+                  t=1 puts unit 2 of write 5, completed t=2\n  \
+                  t=3 flush, completed t=4";
+    expect("the report", text.as_str(), wanted)
+}
+
+/// Goal: a judge of contents excuses counts, and neither what the guest sees nor an image that shows the guest nothing.
+#[test]
+fn a_judge_of_contents_excuses_the_structure_alone() {
+    let mut judge = Judge::of_contents();
+    let mut patient = Patient::new(Initial::Fragmented);
+    let guest = patient.guest(Defect::None);
+    let first = patient.mapped()[0];
+    let cluster = (patient.l2(first) & !COPIED) / 1024;
+    patient.put_refcount(cluster, 0);
+    let full = kinds(Judge::default().state(&mut patient.disk, &guest, None));
+    assert!(full.contains(&(Property::P4, "refcount-too-low")), "{full:?}");
+    assert_eq!(kinds(judge.state(&mut patient.disk, &guest, None)), []);
+    assert_eq!(kinds(judge.structure(Stage::OpenedClean)), []);
+
+    patient.set_l2(first, 0);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    assert!(found.contains(&(Property::P2, "invented-zero")), "{found:?}");
+
+    patient.disk.patch(0, b"no image");
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    assert!(!found.is_empty() && found.iter().all(|(property, _)| *property == Property::P4));
+    assert_eq!(kinds(judge.structure(Stage::OpenedClean)), found);
+}
+
+pub(crate) fn invented_data(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut judged = |damage: fn(&mut Patient), guest_of: fn(&mut Patient, Defect) -> Guest| {
+        let mut patient = Patient::new(Initial::Fragmented);
+        damage(&mut patient);
+        let guest = guest_of(&mut patient, defect);
+        let mut found = kinds(judge.state(&mut patient.disk, &guest, None));
+        found.dedup();
+        found
+    };
+    let stale = judged(
+        |p| {
+            let hole = p.hole();
+            p.put_refcount(hole, 1);
+            p.set_l2(1, (hole * 1024) | COPIED);
+        },
+        Patient::guest,
+    );
+    expect("a stale cluster", stale, vec![(Property::P2, "stale-bytes")])?;
+    let swapped = judged(
+        |p| {
+            let (one, two) = (p.mapped()[0], p.mapped()[1]);
+            let (first, second) = (p.l2(one), p.l2(two));
+            p.set_l2(one, second);
+            p.set_l2(two, first);
+        },
+        Patient::guest,
+    );
+    expect("swapped mappings", swapped, vec![(Property::P2, "other-unit")])?;
+    let unmapped = judged(
+        |p| {
+            let guest = p.mapped()[0];
+            p.set_l2(guest, 0);
+        },
+        Patient::guest,
+    );
+    expect("a mapping is gone", unmapped, vec![(Property::P2, "invented-zero")])?;
+    let garbage = judged(
+        |p| {
+            let guest = p.mapped()[0];
+            let offset = p.l2(guest) & !COPIED;
+            p.disk.patch(offset + 100, b"rot");
+        },
+        Patient::guest,
+    );
+    expect("bytes of nobody", garbage, vec![(Property::P2, "invented")])
+}
+
+pub(crate) fn whole_set(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::new(Initial::Fragmented);
+    let mut guest = patient.guest(defect);
+    let cluster = patient.mapped()[0];
+    let (unit, host) = (cluster * 2, (patient.l2(cluster) & !COPIED) / UNIT as u64);
+    let key = patient.disk.values.intern(&payload::unit(unit, 7));
+    let mut open = Open { disk: patient.disk, others: BTreeMap::from([(host, key)]) };
+    let found = kinds(judge.state(&mut open, &guest, None));
+    expect("never written", found, vec![(Property::P2, "invented")])?;
+    let token = guest.begin_write(unit, &[key], CACHED);
+    expect("in flight", kinds(judge.state(&mut open, &guest, None)), vec![])?;
+    guest.complete(token);
+    flush(&mut guest);
+    let found = kinds(judge.state(&mut open, &guest, None));
+    expect("the old one is superseded", found, vec![(Property::P1, "lost-write")])
+}
+
+pub(crate) fn dirty_and_lost(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::new(Initial::Dirty);
+    let mut guest = patient.guest(defect);
+    expect("dirty", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
+    expect("its stage", judge.auditor().report().crashed_stage(), Stage::CrashedDirty)?;
+    let after = judge.state(&mut patient.disk, &guest, Some(Stage::Repaired));
+    expect("not repaired", after.is_empty(), false)?;
+    let key = patient.disk.values.intern(&payload::unit(127, 3));
+    done(&mut guest, 127, key);
+    flush(&mut guest);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("lost", found, vec![(Property::P1, "lost-write")])
+}
+
+pub(crate) fn wrong_size(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::new(Initial::Fresh);
+    let mut guest = patient.guest(defect);
+    patient.put_u64(24, 96 << 10);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("another size", found, vec![(Property::P10, "virtual-size")])?;
+    guest.begin_grow(192);
+    expect("growing", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])
+}
+
+pub(crate) fn contents_kept(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::new(Initial::Fragmented);
+    let guest = patient.guest(defect);
+    let cluster = patient.mapped()[0];
+    let (unit, offset) = (cluster * 2, patient.l2(cluster) & !COPIED);
+    let (mut before, mut after) = (Contents::default(), Contents::default());
+    let other = patient.disk.values.intern(&payload::unit(unit, 7));
+    let others = BTreeMap::from([(offset / UNIT as u64, other)]);
+    let mut open = Open { disk: patient.disk.clone(), others };
+    judge.state(&mut open, &guest, None);
+    judge.contents(&open, &mut before);
+    expect("open", before.values(unit).count(), 2)?;
+    judge.state(&mut patient.disk, &guest, None);
+    judge.contents(&patient.disk, &mut after);
+    let kind = |violation: Option<Violation>| violation.map(|v| (v.property, v.kind));
+    let fine = kind(judge.p3_same_contents(&before, &after, &patient.disk));
+    expect("one of two was chosen", fine, None)?;
+    let widened = kind(judge.p3_same_contents(&after, &before, &patient.disk));
+    expect("it was chosen", widened, Some((Property::P3, "content-changed")))?;
+    patient.set_l2(cluster, 0);
+    judge.state(&mut patient.disk, &guest, None);
+    judge.contents(&patient.disk, &mut after);
+    let gone = kind(judge.p3_same_contents(&before, &after, &patient.disk));
+    expect("it is gone", gone, Some((Property::P3, "content-changed")))?;
+    patient.put_u64(24, 32 << 10);
+    judge.state(&mut patient.disk, &guest, None);
+    judge.contents(&patient.disk, &mut after);
+    let cut = kind(judge.p3_same_contents(&before, &after, &patient.disk));
+    expect("the disk shrank", cut, Some((Property::P3, "size-changed")))
+}
+
+pub(crate) fn second_repair(defect: Defect) -> Outcome {
+    let judge = Judge::with_defect(defect);
+    let mut once = Patient::new(Initial::Leaky).disk;
+    let mut twice = once.clone();
+    let kind = |violation: Option<Violation>| violation.map(|v| (v.property, v.kind));
+    expect("the same", kind(judge.p5_fixed_point(&mut once, &mut twice)), None)?;
+    let broken = Some((Property::P5, "not-a-fixed-point"));
+    twice.patch(5000, &[0xee]);
+    expect("a byte", kind(judge.p5_fixed_point(&mut once, &mut twice)), broken)?;
+    let mut longer = once.clone();
+    longer.set_len(1 << 20);
+    expect("the length", kind(judge.p5_fixed_point(&mut once, &mut longer)), broken)
+}
+
+pub(crate) fn clean_close(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::new(Initial::Leaky);
+    let guest = patient.guest(defect);
+    expect("as opened", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
+    let inherited = Inherited::from_report(judge.auditor().report());
+    expect("as inherited", kinds(judge.closed(&mut patient.disk, &guest, &inherited)), vec![])?;
+    let none = Inherited::default();
+    let own = judge.closed(&mut patient.disk, &guest, &none);
+    expect("its own leaks", own.is_empty(), false)?;
+    let last = patient.disk.len() / 1024;
+    patient.put_refcount(last, 1);
+    let added = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
+    expect("one more", added, vec![(Property::P6, "leak")])?;
+    patient.put_refcount(last, 0);
+    let guest_cluster = patient.mapped()[0];
+    let host = (patient.l2(guest_cluster) & !COPIED) / 1024;
+    patient.put_refcount(host, 3);
+    let deeper = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
+    expect("a deeper one", deeper, vec![(Property::P6, "leak")])?;
+    patient.put_refcount(host, 2);
+    patient.put_u64(72, 1);
+    let dirty = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
+    expect("dirty", dirty, vec![(Property::P6, "dirty")])
+}
+
+pub(crate) fn claims(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::new(Initial::Leaky);
+    let guest = patient.guest(defect);
+    let kind = |violation: Option<Violation>| violation.map(|v| (v.property, v.kind));
+    judge.state(&mut patient.disk, &guest, None);
+    let lie = Some((Property::P8, "false-claim"));
+    expect("leaks aside", kind(judge.p8_claim(Claim::Clean)), None)?;
+    let leaks = if defect == Defect::LeakIgnored { None } else { lie };
+    expect("leaks remain", kind(judge.p8_claim(Claim::Repaired)), leaks)?;
+    patient.put_refcount(3, 0);
+    judge.state(&mut patient.disk, &guest, None);
+    expect("too low", kind(judge.p8_claim(Claim::Clean)), lie)?;
+    expect("it gave up", kind(judge.p8_claim(Claim::GaveUp)), None)
+}
+
+pub(crate) fn mappings(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::new(Initial::Fragmented);
+    let guest = patient.guest(defect);
+    judge.state(&mut patient.disk, &guest, None);
+    let image = judge.auditor().image();
+    let mut extents: Vec<Extent> = (0..64)
+        .map(|cluster| {
+            let guest = cluster * 1024;
+            Extent { guest, length: 1024, to: image.mapping(cluster) }
+        })
+        .collect();
+    let kind = |violation: Option<Violation>| violation.map(|v| (v.property, v.kind));
+    expect("the same", kind(judge.p3_mapping_agrees(&extents)), None)?;
+    let wrong = Some((Property::P3, "mapping-disagrees"));
+    expect("cut short", kind(judge.p3_mapping_agrees(&extents[..63])), wrong)?;
+    expect("a gap", kind(judge.p3_mapping_agrees(&extents[1..])), wrong)?;
+    let at = extents.iter().position(|e| matches!(e.to, Mapping::Host(_))).expect("data");
+    extents[at].to = Mapping::Zero;
+    expect("elsewhere", kind(judge.p3_mapping_agrees(&extents)), wrong)
+}
+
+pub(crate) fn misread_story(defect: Defect) -> Outcome {
+    let mut patient = Patient::new(Initial::Fresh);
+    let mut guest = patient.guest(defect);
+    let key = patient.disk.values.intern(&payload::unit(4, 9));
+    done(&mut guest, 4, key);
+    let read = guest.begin_read(4, 1);
+    let Err(misread) = guest.complete_read(read, &[ZERO]) else {
+        return Err("a stale read passed".to_owned());
+    };
+    let text = p0_misread(&misread, &patient.disk, &guest).to_string();
+    let wanted = "P0 misread: guest unit 4, not mapped: found zero, allowed unit 4 of write 9\n  \
+                  at first: zero\n  \
+                  t=1 puts unit 4 of write 9, completed t=2";
+    expect("the report", text.as_str(), wanted)
+}
