@@ -1,17 +1,19 @@
-//! Finds the programs that some tests need, so that a test without its program is shown as ignored, with the reason, and
-//! never as passed. Where `CI` is set nothing may be missing.
-//!
-//! Also hashes the source of the crates, for certificates: the variable `SOURCE_HASHES` at compile time.
+//! Finds the programs that some tests need, and hashes the source of the crates, for certificates: the variable
+//! `SOURCE_HASHES` at compile time.
 //!
 //! Sets the cfgs `has_qemu` (qemu-img and qemu-io) and `has_e2fsck`; with the latter, the variable `E2FSCK_PATH` at compile
 //! time, because e2fsck lives in a directory that is rarely in PATH.
 
-use std::env;
+#[path = "build/programs.rs"]
+mod programs;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::programs::{require, search_path};
 
 /// Where administrators' programs are, whether or not PATH says so.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -36,45 +38,14 @@ fn main() {
         .collect();
     println!("cargo::rustc-env=SOURCE_HASHES={}", hashes.join(" "));
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-env-changed=PATH");
-    println!("cargo::rerun-if-env-changed=CI");
-    let from_path = env::var_os("PATH").unwrap_or_default();
-    let path: Vec<PathBuf> = env::split_paths(&from_path).collect();
+    println!("cargo::rerun-if-changed=build/programs.rs");
+    let path = search_path();
     require("has_qemu", &["qemu-img", "qemu-io"], &path, "qemu-utils");
     let everywhere: Vec<PathBuf> =
-        path.iter().cloned().chain(SYSTEM_DIRECTORIES.map(PathBuf::from)).collect();
+        path.into_iter().chain(SYSTEM_DIRECTORIES.map(PathBuf::from)).collect();
     if let [e2fsck] = &require("has_e2fsck", &["e2fsck"], &everywhere, "e2fsprogs")[..] {
         println!("cargo::rustc-env=E2FSCK_PATH={}", e2fsck.display());
     }
-}
-
-/// Sets `cfg` if all of `programs` are in `path` and returns where they are; else nothing, and says so.
-fn require(cfg: &str, programs: &[&str], path: &[PathBuf], package: &str) -> Vec<PathBuf> {
-    println!("cargo::rustc-check-cfg=cfg({cfg})");
-    let found: Vec<PathBuf> = programs.iter().filter_map(|program| find(program, path)).collect();
-    if found.len() == programs.len() {
-        println!("cargo::rustc-cfg={cfg}");
-        for program in &found {
-            println!("cargo::rerun-if-changed={}", program.display());
-        }
-        return found;
-    }
-    let names = programs.join(" or ");
-    let missing = format!("{names} is not installed (Debian package {package})");
-    if env::var_os("CI").is_some() {
-        println!("cargo::error={missing}, and where CI is set no test may be left out");
-    } else {
-        println!(
-            "cargo::warning={missing}: the tests that need it are ignored. Once it is installed: touch tests/build.rs"
-        );
-    }
-    Vec::new()
-}
-
-fn find(program: &str, path: &[PathBuf]) -> Option<PathBuf> {
-    path.iter()
-        .map(|directory: &PathBuf| directory.join(program))
-        .find(|file: &PathBuf| Path::is_file(file))
 }
 
 /// A hash of the names and contents of all files in a folder, in the order of their names.

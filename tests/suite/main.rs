@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "nothing but tests and what they share")]
 
+mod builder;
 mod common;
 mod corpus;
 mod economy;

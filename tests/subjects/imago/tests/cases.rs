@@ -190,7 +190,10 @@ fn seen_by_qemu(case: &Case) -> Seen {
 
 /// Goal: somebody else finds these files damaged too. Method: `qemu-img check` for refcounts, and what QEMU reads from them.
 #[test]
-#[ignore = "needs qemu-img"]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
 fn qemu_agrees() {
     let expected = [
         ("entry-before-data.json", false, Some(vec![2])),
