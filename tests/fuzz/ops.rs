@@ -10,11 +10,11 @@ use model::op::{Durability, Geometry, Op};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qcow2_crashtest::leaf::LeafChooser;
-use qcow2_crashtest::life::{self, Order, Script};
+use qcow2_crashtest::life::{self, Order};
 use qcow2_crashtest::probe::Probes;
 use qcow2_crashtest::recover::Bench;
 use qcow2_crashtest::subject::{Qcow2Core, Session};
-use qcow2_crashtest::trial::{self, At, Leaf, Trial, TrialLife, cluster_units, requests};
+use qcow2_crashtest::trial::{self, At, Leaf, Trial, TrialLife, cluster_units};
 
 const UNITS: u64 = 96;
 
@@ -106,13 +106,7 @@ proptest! {
         let session = Session { ..trial.session() };
         let mut bench = Bench::new(subject, session, trial.profile);
         let life = &trial.lives[0];
-        let script = Script {
-            tasks: requests(&life.tasks),
-            order: life.order.clone(),
-            faults: Planned::default(),
-            dropped: None,
-            session,
-        };
+        let script = life.script(session);
         let mut failure = None;
         let mut probes = Probes::default();
         let end = life::run(&subject, disk, guest, &script, &mut Probes::default(), |moment| {

@@ -23,13 +23,13 @@ use model::label::Region;
 use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
 use crate::leaf::{Answer, LeafChooser, SharedLeaf, look};
-use crate::life::{self, Order, Script, probe_trace};
+use crate::life::{self, probe_trace};
 use crate::liveness::{Before, p7_goes_on, p9_bounded_waste};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::robust;
 use crate::subject::{Session, Subject};
-use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units, requests};
+use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units};
 use crate::workload::{self, FaultKind, Scope};
 
 /// After one recovery in so many, every guest unit is written.
@@ -219,12 +219,7 @@ fn run_case<Sub: Subject>(
         }
     };
     disk = disk.with_discard(plan.discard);
-    let session = Session {
-        writable: true,
-        cache_pages: plan.open.cache_pages,
-        growth: plan.open.growth_step,
-        write_through: plan.open.write_through,
-    };
+    let session = Session::of(&plan.open);
     let mut trial = Trial {
         geometry: plan.geometry,
         initial: plan.initial,
@@ -265,22 +260,8 @@ fn run_case<Sub: Subject>(
                 probes.hit(Probe::SecondLifeOnLeaky);
             }
         }
-        let script = Script {
-            tasks: requests(&life.tasks),
-            order: Order::Seed(life.schedule),
-            faults: Planned(life.faults.clone()),
-            dropped: life.dropped,
-            session,
-        };
-        let mut this = TrialLife {
-            tasks: life.tasks.clone(),
-            order: script.order.clone(),
-            faults: script.faults.clone(),
-            dropped: life.dropped,
-            at: At::End,
-            leaf: Leaf::Choices(Vec::new()),
-            steps: Vec::new(),
-        };
+        let mut this = TrialLife::of(life);
+        let script = this.script(session);
         let inherited = trial::inherited(&mut bench, &mut disk, &guest);
         let began = Before::of(&bench, &plan.geometry);
         let before = Shape::of(&bench);

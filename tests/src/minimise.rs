@@ -16,12 +16,12 @@ use model::op::{Durability, Op};
 
 use crate::evidence::DiskEvidence;
 use crate::leaf::{LeafChooser, SharedLeaf, look};
-use crate::life::{self, Order, Script};
+use crate::life::{self, Order};
 use crate::liveness::{Before, p9_bounded_waste};
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure};
 use crate::subject::Subject;
-use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units, requests};
+use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units};
 
 /// Random crash states tried at each moment of a search, beside the two that keep and lose all.
 const SEEDS: u64 = 24;
@@ -220,13 +220,7 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
     let inherited = trial::inherited(&mut bench, &mut disk, &guest);
     let began = Before::of(&bench, &trial.geometry);
     let life = &trial.lives[last];
-    let script = Script {
-        tasks: requests(&life.tasks),
-        order: life.order.clone(),
-        faults: life.faults.clone(),
-        dropped: life.dropped,
-        session: trial.session(),
-    };
+    let script = life.script(trial.session());
     let units = cluster_units(&trial.geometry);
     let choosers = || {
         let plain = [vec![], vec![u32::MAX; 256]].into_iter().map(LeafChooser::written);

@@ -36,12 +36,12 @@ use crate::corpus::CorpusError;
 use crate::evidence::DiskEvidence;
 use crate::figures::{Figures, commit};
 use crate::leaf::{LeafChooser, SharedLeaf};
-use crate::life::{self, Order, Script};
+use crate::life;
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, whole_image};
 use crate::replay::{Layer, Replay, Verdict};
 use crate::subject::{Refusal, Session, Subject, SubjectImage};
-use crate::trial::{self, Trial, cluster_units, requests};
+use crate::trial::{self, Trial, TrialLife, cluster_units};
 use crate::workload::{GENERATOR, Plan};
 
 /// Of so many moments of a life one is looked at.
@@ -61,20 +61,8 @@ pub fn run_case<Sub: Subject>(
     seed: u64,
     figures: &mut Figures,
 ) -> (Option<(Failure, CrashImage)>, u64) {
-    let session = Session {
-        writable: true,
-        cache_pages: plan.open.cache_pages,
-        growth: plan.open.growth_step,
-        write_through: plan.open.write_through,
-    };
-    let life = &plan.lives[0];
-    let script = Script {
-        tasks: requests(&life.tasks),
-        order: Order::Seed(life.schedule),
-        faults: faultfs::fault::Planned(life.faults.clone()),
-        dropped: life.dropped,
-        session,
-    };
+    let session = Session::of(&plan.open);
+    let script = TrialLife::of(&plan.lives[0]).script(session);
     let units = cluster_units(&plan.geometry);
     let mut rng = Rng::new(seed ^ 0x6461_6d61_6765);
     let mut bench = Bench::new(subject.clone(), session, Profile::TornLength);
@@ -469,12 +457,7 @@ pub fn judge_image<Sub: Subject>(
         .collect();
     let extents = bytes.iter().map(|(offset, bytes)| (*offset, &bytes[..]));
     let disk = PossibleDisk::from_extents(&values, image.length, extents);
-    let session = Session {
-        writable: true,
-        cache_pages: case.open.cache_pages,
-        growth: case.open.growth_step,
-        write_through: case.open.write_through,
-    };
+    let session = Session::of(&case.open);
     let promises = Promises {
         cluster_units: case.geometry.cluster_units(),
         discard: DiscardReads::Zeroes,

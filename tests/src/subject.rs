@@ -30,6 +30,18 @@ pub struct Session {
     pub write_through: bool,
 }
 
+impl Session {
+    /// A session for writing with the options of a case.
+    pub const fn of(open: &model::case::OpenOptions) -> Self {
+        Self {
+            writable: true,
+            cache_pages: open.cache_pages,
+            growth: open.growth_step,
+            write_through: open.write_through,
+        }
+    }
+}
+
 /// Why an image was not opened or repaired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {

@@ -22,6 +22,7 @@ use crate::liveness::{Before, p7_goes_on, p9_bounded_waste};
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::subject::{Session, Subject};
+use crate::workload::LifePlan;
 
 /// A case with one schedule, one crash and one set of survivors for each life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +60,36 @@ pub struct TrialLife {
     pub steps: Vec<StepPlan>,
 }
 
+impl TrialLife {
+    /// A life as planned, run to its end; the newest of everything survives.
+    pub fn of(plan: &LifePlan) -> Self {
+        Self {
+            tasks: plan.tasks.clone(),
+            order: Order::Seed(plan.schedule),
+            faults: Planned(plan.faults.clone()),
+            dropped: plan.dropped,
+            at: At::End,
+            leaf: Leaf::Choices(Vec::new()),
+            steps: Vec::new(),
+        }
+    }
+
+    /// What runs in it until the power fails.
+    pub fn script(&self, session: Session) -> Script {
+        Script {
+            tasks: self
+                .tasks
+                .iter()
+                .map(|ops| ops.iter().copied().map(Request::Op).collect())
+                .collect(),
+            order: self.order.clone(),
+            faults: self.faults.clone(),
+            dropped: self.dropped,
+            session,
+        }
+    }
+}
+
 /// When the power fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
@@ -89,12 +120,7 @@ pub enum Leaf {
 impl Trial {
     /// How its images are opened.
     pub fn session(&self) -> Session {
-        Session {
-            writable: true,
-            cache_pages: self.open.cache_pages,
-            growth: self.open.growth_step,
-            write_through: self.open.write_through,
-        }
+        Session::of(&self.open)
     }
 }
 
@@ -171,13 +197,7 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
     for (number, life) in trial.lives.iter().enumerate() {
         let inherited = inherited(&mut bench, &mut disk, &guest);
         let began = Before::of(&bench, &trial.geometry);
-        let script = Script {
-            tasks: requests(&life.tasks),
-            order: life.order.clone(),
-            faults: life.faults.clone(),
-            dropped: life.dropped,
-            session,
-        };
+        let script = life.script(session);
         let mut moments = Vec::new();
         let mut snapshot: Option<(PossibleDisk, Guest, u64, Trace)> = None;
         let mut may_leak = None;
@@ -271,13 +291,7 @@ pub fn watch<Sub: Subject>(
     } else {
         run_to_end(subject, &Trial { lives: earlier.to_vec(), ..trial.clone() }).ok()??
     };
-    let script = Script {
-        tasks: requests(&last.tasks),
-        order: last.order.clone(),
-        faults: last.faults.clone(),
-        dropped: last.dropped,
-        session: trial.session(),
-    };
+    let script = last.script(trial.session());
     let mut event = None;
     life::run(subject, disk, guest, &script, &mut Probes::default(), |moment| {
         if stop(moment) {
@@ -356,9 +370,4 @@ pub fn inherited<Sub: Subject>(
 /// Units in a cluster.
 pub fn cluster_units(geometry: &Geometry) -> u32 {
     u32::try_from(geometry.cluster_units()).expect("at most 4,096")
-}
-
-/// Operations as requests.
-pub fn requests(tasks: &[Vec<Op>]) -> Vec<Vec<Request>> {
-    tasks.iter().map(|ops| ops.iter().copied().map(Request::Op).collect()).collect()
 }

@@ -15,7 +15,6 @@ use std::path::PathBuf;
 
 use faultfs::chooser::Always;
 use faultfs::disk::PossibleDisk;
-use faultfs::fault::Planned;
 use faultfs::profile::Profile;
 use faultfs::rng::Rng;
 use faultfs::values::{Key, Values};
@@ -30,11 +29,11 @@ use qcow2_core::blocking::check;
 use qcow2_core::storage::file::{Access, FileStorage};
 use qcow2_crashtest::evidence::DiskEvidence;
 use qcow2_crashtest::leaf::LeafChooser;
-use qcow2_crashtest::life::{self, Order, Script};
+use qcow2_crashtest::life;
 use qcow2_crashtest::probe::Probes;
 use qcow2_crashtest::qemu;
 use qcow2_crashtest::subject::{Qcow2Core, Session};
-use qcow2_crashtest::trial::{cluster_units, initial, requests};
+use qcow2_crashtest::trial::{TrialLife, cluster_units, initial};
 use qcow2_crashtest::workload::{self, Scope};
 use tempfile::TempDir;
 
@@ -58,20 +57,8 @@ impl Wreck {
         let subject = Qcow2Core::default();
         let (disk, guest) = initial(&subject, &plan.geometry, plan.initial).ok()?;
         let values = disk.values().clone();
-        let session = Session {
-            writable: true,
-            cache_pages: plan.open.cache_pages,
-            growth: plan.open.growth_step,
-            write_through: plan.open.write_through,
-        };
-        let first = &plan.lives[0];
-        let script = Script {
-            tasks: requests(&first.tasks),
-            order: Order::Seed(first.schedule),
-            faults: Planned(first.faults.clone()),
-            dropped: first.dropped,
-            session,
-        };
+        let session = Session::of(&plan.open);
+        let script = TrialLife::of(&plan.lives[0]).script(session);
         let mut rng = Rng::new(seed);
         let mut cut = None;
         let mut passed = 0;

@@ -22,7 +22,7 @@ use faultfs::values::{Key, Values};
 use model::guest::Guest;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 
-use crate::life::{self, Cause, Script};
+use crate::life::{self, Cause};
 use crate::probe::Probes;
 use crate::subject::Subject;
 use crate::trial::{self, At, Trial};
@@ -213,13 +213,7 @@ pub(super) fn play<Sub: Subject>(subject: &Sub, trial: &Trial, number: usize) ->
     let mut bench = crate::recover::Bench::new(subject.clone(), trial.session(), trial.profile);
     trial::inherited(&mut bench, &mut start, &guest);
     let life = &trial.lives[number];
-    let script = Script {
-        tasks: trial::requests(&life.tasks),
-        order: life.order.clone(),
-        faults: life.faults.clone(),
-        dropped: life.dropped,
-        session: trial.session(),
-    };
+    let script = life.script(trial.session());
     let mut moments = Vec::new();
     let mut contents: BTreeMap<u64, Vec<Key>> = BTreeMap::new();
     let mut cut = None;
