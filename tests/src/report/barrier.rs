@@ -319,8 +319,8 @@ mod tests {
     use super::{Search, in_life, matters};
     use crate::corpus;
     use crate::recover::Bench;
-    use crate::replay::subject_of;
     use crate::report::tape::play;
+    use crate::report::without_witness;
     use crate::trial;
 
     /// Goal: a disk made again from its I/O is the disk that was, and one flush more takes states away and adds none. Method:
@@ -330,9 +330,7 @@ mod tests {
         let mut narrower = 0;
         for path in corpus::files(&corpus::folder()).expect("the corpus can be read") {
             let name = path.file_name().expect("a file").to_string_lossy().into_owned();
-            let case = corpus::load(&path).expect("the file is a case");
-            let broken = subject_of(&case, &name, true).expect("subject and witness exist");
-            let exact = corpus::trial_of(&case, &name).expect("the case can be run");
+            let (broken, exact) = without_witness(&name);
             let played = play(&broken, &exact, 0).expect("it is feasible");
             assert!(played.is_faithful(), "{name}");
             let tape = &played.tape;
@@ -362,9 +360,7 @@ mod tests {
             ("without-data-before-mapping.json", "l2[0]"),
             ("without-length-before-reference.json", "l1"),
         ] {
-            let case = corpus::load(&corpus::folder().join(name)).expect("the file is a case");
-            let broken = subject_of(&case, name, true).expect("subject and witness exist");
-            let exact = corpus::trial_of(&case, name).expect("the case can be run");
+            let (broken, exact) = without_witness(name);
             let outcome = trial::run(&broken, &exact).expect("it is feasible");
             let (_, failure) = outcome.failure.expect("it fails without its witness");
             let played = play(&broken, &exact, 0).expect("it is feasible");

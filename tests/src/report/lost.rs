@@ -57,7 +57,7 @@ mod tests {
     use super::smallest;
     use crate::corpus;
     use crate::minimise::Signature;
-    use crate::replay::subject_of;
+    use crate::report::without_witness;
     use crate::trial::{self, Leaf};
 
     /// Goal: losses that do not matter are kept, and one that does is not. Method: crash states of a failing moment at random,
@@ -67,9 +67,7 @@ mod tests {
         let mut spared = 0;
         for path in corpus::files(&corpus::folder()).expect("the corpus can be read") {
             let name = path.file_name().expect("a file").to_string_lossy().into_owned();
-            let case = corpus::load(&path).expect("the file is a case");
-            let broken = subject_of(&case, &name, true).expect("subject and witness exist");
-            let exact = corpus::trial_of(&case, &name).expect("the case can be run");
+            let (broken, exact) = without_witness(&name);
             for seed in 0..40 {
                 let mut wasteful = exact.clone();
                 wasteful.lives[0].leaf = Leaf::Seed(seed);

@@ -838,3 +838,14 @@ fn describe(op: &Op) -> String {
         Op::Reopen => "close and reopen".to_owned(),
     }
 }
+
+/// A case of the corpus and the code on which it fails: without its witness.
+#[cfg(test)]
+fn without_witness(file: &str) -> (crate::subject::Qcow2Core, Trial) {
+    use crate::{corpus, replay};
+
+    let case = corpus::load(&corpus::folder().join(file)).expect("the file is a case");
+    let broken = replay::subject_of(&case, file, true).expect("subject and witness exist");
+    let exact = corpus::trial_of(&case, file).expect("the case can be run");
+    (broken, exact)
+}
