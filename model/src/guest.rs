@@ -839,19 +839,11 @@ mod tests {
 
     #[test]
     fn beside_a_growth_a_discard_may_find_the_last_cluster_cut_short_or_not() {
-        let both: [fn(&mut Guest) -> (Token, Token); 2] = [
-            |guest| {
-                let discard = guest.begin_discard(2, 3);
-                (discard, guest.begin_grow(8))
-            },
-            |guest| {
-                let growth = guest.begin_grow(8);
-                (guest.begin_discard(2, 3), growth)
-            },
-        ];
-        for begin in both {
+        for growth_first in [false, true] {
             let mut guest = cut_short();
-            let (discard, growth) = begin(&mut guest);
+            let growth = growth_first.then(|| guest.begin_grow(8));
+            let discard = guest.begin_discard(2, 3);
+            let growth = growth.unwrap_or_else(|| guest.begin_grow(8));
             guest.complete(growth);
             guest.complete(discard);
             flush(&mut guest);

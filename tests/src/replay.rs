@@ -81,6 +81,8 @@ pub struct Replay {
     pub layer: Layer,
     /// What was seen.
     pub failure: Option<Failure>,
+    /// The trial in which it was seen; none if that was no trial.
+    pub trial: Option<Trial>,
 }
 
 /// The subject of a case, without its witness if `broken`.
@@ -115,16 +117,17 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
             violation.story = why;
             let failure = Failure { violation, moment: "before it began".to_owned() };
             let (verdict, layer) = (Verdict::NotMeasured, Layer::Exact);
-            return Ok(Replay { verdict, layer, failure: Some(failure) });
+            return Ok(Replay { verdict, layer, failure: Some(failure), trial: None });
         }
     };
     let same_trace = traces_match(case, &outcome);
     if let Some((_, failure)) = outcome.failure {
         let layer = if same_trace { Layer::Exact } else { Layer::Semantic };
-        return Ok(verdict_of(case, failure, layer));
+        return Ok(verdict_of(case, failure, layer, exact));
     }
     if same_trace {
-        return Ok(Replay { verdict: Verdict::Fixed, layer: Layer::Exact, failure: None });
+        let (verdict, layer) = (Verdict::Fixed, Layer::Exact);
+        return Ok(Replay { verdict, layer, failure: None, trial: None });
     }
 
     let (semantic, found) = by_meaning(subject, case, &exact);
@@ -132,23 +135,22 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
         && let Ok(outcome) = trial::run(subject, &semantic)
         && let Some((_, failure)) = outcome.failure
     {
-        return Ok(verdict_of(case, failure, Layer::Semantic));
+        return Ok(verdict_of(case, failure, Layer::Semantic, semantic));
     }
     let kind = case.title.split(':').next().unwrap_or_default().to_owned();
     let wanted = Signature { property: case.property, kind };
     if let Some(hit) = minimise::search(subject, &semantic, &wanted) {
-        let verdict = Verdict::Reproduced;
-        return Ok(Replay { verdict, layer: Layer::Searched, failure: Some(hit.failure) });
+        return Ok(verdict_of(case, hit.failure, Layer::Searched, hit.trial));
     }
     let (verdict, layer) =
         if found { (Verdict::Fixed, Layer::Semantic) } else { (Verdict::Drifted, Layer::Searched) };
-    Ok(Replay { verdict, layer, failure: None })
+    Ok(Replay { verdict, layer, failure: None, trial: None })
 }
 
-fn verdict_of(case: &Case, failure: Failure, layer: Layer) -> Replay {
+fn verdict_of(case: &Case, failure: Failure, layer: Layer, trial: Trial) -> Replay {
     let same = failure.violation.property == case.property;
     let verdict = if same { Verdict::Reproduced } else { Verdict::HarnessBroken };
-    Replay { verdict, layer, failure: Some(failure) }
+    Replay { verdict, layer, failure: Some(failure), trial: Some(trial) }
 }
 
 fn traces_match(case: &Case, outcome: &Outcome) -> bool {

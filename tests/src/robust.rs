@@ -181,8 +181,8 @@ struct Roads<'a, Sub> {
     session: Session,
     judge: Judge,
     before: Contents,
-    /// Whether `before` is all that there is: the judge does not read a mapping table that lies in something else, and a
-    /// repair may move that out of its way.
+    /// Whether `before` is all that there is: the judge reads nothing behind a header that leaves the layout unknown, and no
+    /// mapping table that lies in something else, and a repair may put either right.
     all_read: bool,
 }
 
@@ -214,8 +214,10 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let hides = |finding: &Finding| {
             matches!(finding, Finding::Overlap { second: Region::L1 | Region::L2(_), .. })
         };
-        self.all_read = !self.judge.auditor().report().findings.iter().any(hides);
-        let was_dirty = self.judge.auditor().image().header().is_some_and(|h| h.is_dirty());
+        let header = self.judge.auditor().image().header();
+        let hidden = header.is_none() || self.judge.auditor().report().findings.iter().any(hides);
+        self.all_read = !hidden;
+        let was_dirty = header.is_some_and(|h| h.is_dirty());
         let sound = self.judge.auditor().report().violations(Stage::Repaired).next().is_none();
 
         let (subject, session) = (self.subject.clone(), self.session);
@@ -440,7 +442,7 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
         Some(failure) if failure.violation.property == case.property => Verdict::Reproduced,
         Some(_) => Verdict::HarnessBroken,
     };
-    Ok(Replay { verdict, layer: Layer::Exact, failure })
+    Ok(Replay { verdict, layer: Layer::Exact, failure, trial: None })
 }
 
 /// The first failure of a subject on a damaged image.

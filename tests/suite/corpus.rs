@@ -46,6 +46,7 @@ cases! {
     dropped_discard_leaks "dropped-discard-leaks.json",
     dropped_flush_failure_unheard "dropped-flush-failure-unheard.json",
     rotten_sharing_beside_compressed "rotten-sharing-beside-compressed.json",
+    rotten_size_beyond_l1 "rotten-size-beyond-l1.json",
     rotten_size_rounded_down "rotten-size-rounded-down.json",
     without_all_before_clean "without-all-before-clean.json",
     without_all_before_clean_in_repair "without-all-before-clean-in-repair.json",

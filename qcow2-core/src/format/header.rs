@@ -301,11 +301,12 @@ impl Header {
                 Some(BackingName { offset, name: name.to_vec() })
             }
         };
+        let size = SIZE.read_u64(bytes)?;
         let header = Self {
             version,
             backing,
             cluster_bits,
-            size: whole_units(SIZE.read_u64(bytes)?),
+            size: whole_units(size),
             crypt_method: CryptMethod::parse(bytes)?,
             l1_size: L1_SIZE.read_u32(bytes)?,
             l1_table_offset: L1_OFFSET.read_u64(bytes)?,
@@ -324,6 +325,7 @@ impl Header {
             extensions,
         };
         header.validate(purpose)?;
+        header.l1_covers(size)?;
         Ok(header)
     }
 
@@ -530,6 +532,14 @@ impl Header {
         Ok(())
     }
 
+    fn l1_covers(&self, size: u64) -> Result<(), FormatError> {
+        let needed = self.l1_entries_for(size)?;
+        ensure(self.l1_size >= needed, || {
+            let rule = format!("entries are fewer than the {needed} that the size needs");
+            L1_SIZE.bad(self.l1_size, rule)
+        })
+    }
+
     /// Every rule that cluster 0 alone can tell, for parsing and encoding alike.
     fn validate(&self, purpose: Purpose) -> Result<(), FormatError> {
         ensure(matches!(self.version, 2 | 3), || FormatError::UnsupportedVersion(self.version))?;
@@ -539,15 +549,11 @@ impl Header {
         ensure(self.size.is_multiple_of(limits::SIZE_UNIT), || {
             SIZE.bad(self.size, "is not a multiple of 512")
         })?;
-        let l1_needed = self.l1_entries_for(self.size)?;
         let l1_bytes = u64::from(self.l1_size).saturating_mul(8);
         ensure(l1_bytes <= limits::L1_TABLE_BYTES, || {
             L1_SIZE.bad(self.l1_size, "entries are more than an L1 table of 32 MiB has")
         })?;
-        ensure(self.l1_size >= l1_needed, || {
-            let rule = format!("entries are fewer than the {l1_needed} that the size needs");
-            L1_SIZE.bad(self.l1_size, rule)
-        })?;
+        self.l1_covers(self.size)?;
         let refcount_bytes =
             u64::from(self.refcount_table_clusters).saturating_mul(self.cluster_size());
         ensure(purpose == Purpose::Check || self.refcount_table_clusters > 0, || {

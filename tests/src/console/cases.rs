@@ -15,7 +15,6 @@ use crate::minimise::{self, Minimised};
 use crate::replay::{self, is_expected};
 use crate::report;
 use crate::subject::Subject;
-use crate::trial;
 
 /// The kept cases of a command line, and what they are run on.
 pub trait Cases {
@@ -202,12 +201,17 @@ fn failing<C: Cases>(cases: &C, path: &Path) -> Result<Option<Failing<C::Subject
     let runs: &[bool] = if C::WITNESSES { &[false, true] } else { &[false] };
     for &broken in runs {
         let subject = cases.subject_of(&case, &file, broken)?;
-        let trial = corpus::trial_of(&case, &file)?;
-        let outcome = trial::run(&subject, &trial)
-            .map_err(|why| CorpusError::Case(format!("{file}: initial: {why}")))?;
-        if let Some((_, failure)) = outcome.failure {
-            let found = Minimised { trial, failure };
-            return Ok(Some(Failing { subject, found, case }));
+        let shown = replay::replay(&subject, &case, &file)?;
+        match (shown.trial, shown.failure) {
+            (Some(trial), Some(failure)) => {
+                let found = Minimised { trial, failure };
+                return Ok(Some(Failing { subject, found, case }));
+            }
+            (None, Some(failure)) => {
+                let why = failure.violation;
+                return Err(CorpusError::Case(format!("{file}: there is no run to show: {why}")));
+            }
+            (_, None) => {}
         }
     }
     let how = if C::WITNESSES { ", with and without its witness" } else { "" };

@@ -120,6 +120,16 @@ fn version_2_is_recognised() {
 }
 
 #[test]
+fn the_l1_table_maps_the_odd_bytes_of_a_size_too() {
+    let header = header(9, 64 * 512);
+    let mut bytes = header.encode().unwrap();
+    assert_eq!(Header::parse(&bytes), Ok(header));
+    bytes[31] = 4;
+    let error = Header::parse(&bytes).unwrap_err();
+    assert!(error.to_string().contains("fewer than the 2 that the size needs"), "{error}");
+}
+
+#[test]
 fn a_size_that_nobody_changed_keeps_its_odd_bytes() {
     let header = Header::parse(&OLD).unwrap();
     assert_ne!(OLD[24..32], header.size.to_be_bytes());
@@ -223,7 +233,7 @@ fn size_and_l1_limits() {
         assert_eq!(largest.l1_size, 1 << 22);
         // The largest L1 table of small clusters would run into nothing: it is the last of the tables.
         assert_eq!(Header::parse(&cluster(&largest)), Ok(largest.clone()));
-        limits_of(&largest, SIZE, &[(most, true), (most + 511, true), (most + 512, false)]);
+        limits_of(&largest, SIZE, &[(most - 1, true), (most, true), (most + 1, false)]);
         limits_of(&largest, L1_SIZE, &[((1 << 22) + 1, false), ((1 << 22) - 1, false)]);
         assert!(Header::new(bits, most + 1).is_err());
     }
