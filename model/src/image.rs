@@ -204,7 +204,7 @@ impl Header {
         fault(at != 0, true, "refcount_table_offset", 48, at, "is the header's");
         let clusters = u64::from(self.refcount_table_clusters);
         let field = "refcount_table_clusters";
-        fault(clusters > 0, false, field, 56, clusters, "leaves no refcount table");
+        fault(clusters > 0, true, field, 56, clusters, "leaves no refcount table");
         let table_bytes = clusters.saturating_mul(cluster);
         fault(
             table_bytes <= MAX_REFCOUNT_TABLE_BYTES,

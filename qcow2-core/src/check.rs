@@ -783,8 +783,9 @@ fn is_zero(bytes: &[u8]) -> bool {
 
 /// The entries of a table that are not zero, with their index; most of a large table is.
 fn entries(table: &[u8]) -> impl Iterator<Item = (u64, u64)> {
-    let pieces = (0..).step_by(UNIT / 8).zip(table.chunks(UNIT));
-    let used = pieces.filter(|(_, piece)| !is_zero(piece));
+    const PIECE: usize = 4096;
+    let pieces = (0..).step_by(PIECE / 8).zip(table.chunks(PIECE));
+    let used = pieces.filter(|(_, piece)| **piece != [0; PIECE][..piece.len()]);
     used.flat_map(|(first, piece)| {
         (first..).zip(piece.as_chunks::<8>().0).filter_map(|(index, bytes)| {
             let entry = u64::from_be_bytes(*bytes);
