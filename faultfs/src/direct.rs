@@ -2,13 +2,14 @@
 //!
 //! Invariant: there is no schedule, so what runs on it is a function of the disk, of the chooser's answers and of the
 //! fault plan. The power may be set to fail at the n-th operation that matters to a crash: that one is submitted and
-//! never ends, nothing after it begins, and the disk can then be crashed.
+//! never ends, nothing after it begins, and the disk can then be crashed. Work that takes steps for ever without an operation
+//! is stopped at one of its scheduling points, so that it is seen to hang.
 
 use std::future::{Future, pending};
 use std::io;
 use std::ops::Range;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -19,6 +20,9 @@ use crate::device::{Breach, DEFAULT_LIMITS, Device, span};
 use crate::disk::PossibleDisk;
 use crate::fault::FaultPlan;
 use crate::trace::{IoKind, Trace};
+
+/// Scheduling points without an operation between them after which work is taken to go round in circles.
+const MAX_IDLE: u32 = 1 << 20;
 
 /// How to run a [`Direct`] storage; the default fails never and traces nothing.
 #[derive(Default)]
@@ -51,11 +55,13 @@ pub struct Counts {
 pub struct Direct<C> {
     shared: Arc<Mutex<Option<Powered<C>>>>,
     limits: Limits,
+    /// Scheduling points since the last operation.
+    idle: Arc<AtomicU32>,
 }
 
 impl<C> Clone for Direct<C> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), limits: self.limits }
+        Self { shared: Arc::clone(&self.shared), limits: self.limits, idle: Arc::clone(&self.idle) }
     }
 }
 
@@ -102,7 +108,8 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         let crash_at = options.crash_at.unwrap_or(u64::MAX);
         let forks = options.forks.then(Vec::new);
         let powered = Powered { device, chooser, crash_at, crashed: false, forks };
-        Self { shared: Arc::new(Mutex::new(Some(powered))), limits }
+        let idle = Arc::new(AtomicU32::new(0));
+        Self { shared: Arc::new(Mutex::new(Some(powered))), limits, idle }
     }
 
     /// Takes the disk away from the storage, whoever still holds it: nothing they call ever ends.
@@ -156,6 +163,7 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         if *crashed {
             return None;
         }
+        self.idle.store(0, Ordering::Relaxed);
         let io = match device.describe(kind, range, data, None) {
             Ok(io) => io,
             Err(refused) => return Some(Err(refused)),
@@ -178,6 +186,7 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         if *crashed {
             return None;
         }
+        self.idle.store(0, Ordering::Relaxed);
         let range = span(offset, buf);
         let io = match device.describe(IoKind::Read, range, &[], None) {
             Ok(io) => io,
@@ -255,6 +264,12 @@ impl<C: Chooser + Send + 'static> Storage for Direct<C> {
     async fn settle(&self) -> io::Result<()> {
         Ok(())
     }
+
+    async fn pause(&self) {
+        if self.idle.fetch_add(1, Ordering::Relaxed) >= MAX_IDLE {
+            pending().await
+        }
+    }
 }
 
 /// Runs `future` as far as it goes without anybody's help: its value, or none if it waits for something that will not
@@ -287,7 +302,7 @@ mod tests {
 
     use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
 
-    use super::{Counts, Direct, DirectOptions, run};
+    use super::{Counts, Direct, DirectOptions, MAX_IDLE, run};
     use crate::chooser::{Always, Random};
     use crate::device::Breach;
     use crate::disk::PossibleDisk;
@@ -304,6 +319,20 @@ mod tests {
         let (buf, outcome) = storage.read(offset, IoBuf::zeroed(len, UNIT)).await;
         outcome.unwrap();
         buf.to_vec()
+    }
+
+    #[test]
+    fn work_that_does_nothing_for_ever_is_ended() {
+        let storage = Direct::new(PossibleDisk::new(&Values::new(), 4), Always(0));
+        let busy = async |steps: u32| {
+            for _ in 0..steps {
+                storage.pause().await;
+            }
+        };
+        assert_eq!(run(busy(MAX_IDLE)), Some(()));
+        run(storage.flush()).unwrap().unwrap();
+        assert_eq!(run(busy(MAX_IDLE)), Some(()));
+        assert_eq!(run(busy(1)), None);
     }
 
     #[test]

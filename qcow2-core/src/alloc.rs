@@ -90,10 +90,9 @@ impl State {
     pub(crate) fn refcount(&mut self, cluster: u64) -> Result<u64, Stop> {
         let order = self.header.refcount_order;
         let Some(place) = self.refcount_place(cluster)? else { return Ok(0) };
-        match self.cache.get(place.page) {
-            Some(page) => Ok(refcount::get(page, order, place.index).unwrap_or(0)),
-            None => Err(self.load(place.page, Kind::RefcountBlock)),
-        }
+        self.find(place.page, Kind::RefcountBlock)?;
+        let page = self.cache.get(place.page).expect("it was just found");
+        Ok(refcount::get(page, order, place.index).unwrap_or(0))
     }
 
     /// Lowers the refcount of `cluster` by one, or leaves it at 0, and returns the new one.
@@ -134,11 +133,11 @@ impl State {
                 }
                 return Ok(Allocation::NoBlock(cluster));
             };
-            if self.cache.get(place.page).is_none() {
+            if let Err(stop) = self.find(place.page, Kind::RefcountBlock) {
                 if first.is_some() {
                     break;
                 }
-                return Err(self.load(place.page, Kind::RefcountBlock));
+                return Err(stop);
             }
             for index in place.index..place.entries {
                 let page = self.cache.get(place.page).expect("it was there a moment ago");
@@ -225,9 +224,7 @@ impl State {
                 ))
                 .into());
             };
-            if !self.cache.contains(place.page) {
-                return Err(self.load(place.page, Kind::RefcountBlock));
-            }
+            self.find(place.page, Kind::RefcountBlock)?;
             places.push(place);
         }
         let mut counts: Vec<Before> = Vec::new();

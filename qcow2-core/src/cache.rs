@@ -100,6 +100,11 @@ impl Cache {
         self.pages.range(range).next().map(|(&page, _)| page)
     }
 
+    /// What the page at host offset `page` was loaded as, if it is there.
+    pub(crate) fn kind(&self, page: u64) -> Option<Kind> {
+        self.pages.get(&page).map(|page| page.kind)
+    }
+
     pub(crate) fn contains(&self, page: u64) -> bool {
         self.pages.contains_key(&page)
     }

@@ -127,6 +127,14 @@ pub enum IoError {
         /// What it holds.
         what: &'static str,
     },
+    /// The image is damaged: tables of two kinds lie in one cluster.
+    #[error(
+        "the image is damaged: host cluster {cluster} is referred to as two different tables; check and repair the image"
+    )]
+    TwoTables {
+        /// Index of the host cluster.
+        cluster: u64,
+    },
     /// The image uses something that this implementation does not support.
     #[error("{0} is not supported")]
     Unsupported(String),

@@ -125,15 +125,18 @@ impl State {
 
     /// The 8-byte entry at host offset `at` of a table of that kind.
     pub(crate) fn entry(&mut self, at: u64, kind: Kind) -> Result<u64, Stop> {
-        match self.cache.entry(at) {
-            Some(entry) => Ok(entry),
-            None => Err(self.load(self.cache.page_of(at), kind)),
-        }
+        self.find(self.cache.page_of(at), kind)?;
+        Ok(self.cache.entry(at).expect("its page is in the cache"))
     }
 
-    /// The request for a page.
-    pub(crate) fn load(&self, page: u64, kind: Kind) -> Stop {
-        Stop::Load { page, kind, generation: self.generation }
+    /// Makes sure that a page is in the cache, and in the cache as a table of that kind: in a damaged image a cluster may be
+    /// two tables at once, and a page that is two would wait for itself.
+    pub(crate) fn find(&self, page: u64, kind: Kind) -> Result<(), Stop> {
+        match self.cache.kind(page) {
+            Some(other) if other == kind => Ok(()),
+            Some(_) => Err(IoError::TwoTables { cluster: page / self.cluster_size() }.into()),
+            None => Err(Stop::Load { page, kind, generation: self.generation }),
+        }
     }
 
     /// Whether refcounts have to be durable before references to what they count.

@@ -317,10 +317,9 @@ mod tests {
     use faultfs::trace::Event;
 
     use super::{Search, in_life, matters};
-    use crate::corpus;
     use crate::recover::Bench;
     use crate::report::tape::play;
-    use crate::report::without_witness;
+    use crate::report::{all_without_witness, without_witness};
     use crate::trial;
 
     /// Goal: a disk made again from its I/O is the disk that was, and one flush more takes states away and adds none. Method:
@@ -328,9 +327,7 @@ mod tests {
     #[test]
     fn a_flush_more_only_takes_away() {
         let mut narrower = 0;
-        for path in corpus::files(&corpus::folder()).expect("the corpus can be read") {
-            let name = path.file_name().expect("a file").to_string_lossy().into_owned();
-            let (broken, exact) = without_witness(&name);
+        for (name, broken, exact) in all_without_witness() {
             let played = play(&broken, &exact, 0).expect("it is feasible");
             assert!(played.is_faithful(), "{name}");
             let tape = &played.tape;

@@ -55,9 +55,8 @@ pub(super) fn smallest<Sub: Subject>(
 #[cfg(test)]
 mod tests {
     use super::smallest;
-    use crate::corpus;
     use crate::minimise::Signature;
-    use crate::report::without_witness;
+    use crate::report::all_without_witness;
     use crate::trial::{self, Leaf};
 
     /// Goal: losses that do not matter are kept, and one that does is not. Method: crash states of a failing moment at random,
@@ -65,9 +64,7 @@ mod tests {
     #[test]
     fn what_is_left_cannot_be_left_out() {
         let mut spared = 0;
-        for path in corpus::files(&corpus::folder()).expect("the corpus can be read") {
-            let name = path.file_name().expect("a file").to_string_lossy().into_owned();
-            let (broken, exact) = without_witness(&name);
+        for (name, broken, exact) in all_without_witness() {
             for seed in 0..40 {
                 let mut wasteful = exact.clone();
                 wasteful.lives[0].leaf = Leaf::Seed(seed);

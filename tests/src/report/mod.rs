@@ -849,3 +849,25 @@ fn without_witness(file: &str) -> (crate::subject::Qcow2Core, Trial) {
     let exact = corpus::trial_of(&case, file).expect("the case can be run");
     (broken, exact)
 }
+
+/// All cases of the corpus that have lives, and not only a damaged image: name, code on which it fails, trial.
+#[cfg(test)]
+fn all_without_witness() -> Vec<(String, crate::subject::Qcow2Core, Trial)> {
+    use crate::corpus;
+
+    let files = corpus::files(&corpus::folder()).expect("the corpus can be read");
+    let alive = |path: &std::path::PathBuf| {
+        let case = corpus::load(path).expect("the file is a case");
+        !case.lives.is_empty()
+    };
+    let alive = files.iter().filter(|path| alive(path));
+    let named = alive.map(|path| path.file_name().expect("a file").to_string_lossy().into_owned());
+    let all: Vec<_> = named
+        .map(|name| {
+            let (broken, exact) = without_witness(&name);
+            (name, broken, exact)
+        })
+        .collect();
+    assert!(all.len() >= 17, "only {} cases have lives", all.len());
+    all
+}
