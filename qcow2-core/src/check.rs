@@ -508,6 +508,10 @@ impl Survey {
             self.structure.push(cluster);
             metadata.insert(cluster);
         }
+        if offset + len > length.div_ceil(size) * size {
+            self.report.add(Problem::BeyondEnd { at: 48, host: offset, length });
+            self.sound = false;
+        }
         if len == 0 || offset >= length {
             self.sound = false;
             return Ok(());

@@ -45,6 +45,7 @@ macro_rules! cases {
 cases! {
     dropped_discard_leaks "dropped-discard-leaks.json",
     dropped_flush_failure_unheard "dropped-flush-failure-unheard.json",
+    rotten_refcount_table_past_end "rotten-refcount-table-past-end.json",
     rotten_sharing_beside_compressed "rotten-sharing-beside-compressed.json",
     rotten_size_beyond_l1 "rotten-size-beyond-l1.json",
     rotten_size_rounded_down "rotten-size-rounded-down.json",
