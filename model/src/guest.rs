@@ -838,6 +838,18 @@ mod tests {
     }
 
     #[test]
+    fn zeroes_and_writes_are_certain_to_their_last_unit() {
+        let mut guest = cut_short();
+        let zeroes = guest.begin_zeroes(1, 2);
+        guest.complete(zeroes);
+        let write = guest.begin_write(3, &[ValueKey(7); 2], Durability::Cached);
+        guest.complete(write);
+        flush(&mut guest);
+        let expected = [1, 0, 0, 7, 7].map(|key| vec![ValueKey(key)]);
+        assert_eq!([0, 1, 2, 3, 4].map(|unit| guest.allowed(unit)), expected);
+    }
+
+    #[test]
     fn beside_a_growth_a_discard_may_find_the_last_cluster_cut_short_or_not() {
         for growth_first in [false, true] {
             let mut guest = cut_short();
