@@ -108,23 +108,24 @@ pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible>
         return Err(Infeasible { initial, why });
     }
     match initial {
-        Initial::Fresh => Ok(Layout::with_room_for(geometry, initial, 0)?.finish()),
+        Initial::Fresh => Ok(Layout::with_room_for(geometry, 0).finish()),
         Initial::RefcountBlockOneShort => nearly_full(geometry, initial, 1),
         Initial::RefcountTableOneShort => {
             nearly_full(geometry, initial, geometry.cluster_size() / 8)
         }
-        Initial::L1AboutToGrow => l1_about_to_grow(geometry),
-        Initial::Leaky => leaky(geometry),
-        Initial::Dirty => dirty(geometry),
-        Initial::Fragmented => fragmented(geometry),
+        Initial::L1AboutToGrow => Ok(l1_about_to_grow(geometry)),
+        Initial::Leaky => Ok(leaky(geometry)),
+        Initial::Dirty => Ok(dirty(geometry)),
+        Initial::Fragmented => Ok(fragmented(geometry)),
     }
 }
 
 /// `blocks` refcount blocks of which all entries but one are in use.
 fn nearly_full(geometry: &Geometry, initial: Initial, blocks: u64) -> Result<Built, Infeasible> {
     let mut layout = Layout::new(geometry, blocks);
-    let free = (geometry.block_entries() * blocks).checked_sub(layout.next + 1);
-    let filler = free.filter(|clusters| *clusters > 0).unwrap_or(0) * geometry.cluster_size();
+    // A block has 64 entries at least, so what counts them and the header leave many.
+    let free = geometry.block_entries() * blocks - layout.next - 1;
+    let filler = free * geometry.cluster_size();
     if filler > MAX_L1_BYTES {
         let why = format!("it takes {filler} bytes of L1 table to fill the refcounts up");
         return Err(Infeasible { initial, why });
@@ -137,16 +138,16 @@ fn nearly_full(geometry: &Geometry, initial: Initial, blocks: u64) -> Result<Bui
     Ok(layout.finish())
 }
 
-fn l1_about_to_grow(geometry: &Geometry) -> Result<Built, Infeasible> {
-    let mut layout = Layout::with_room_for(geometry, Initial::L1AboutToGrow, SOME_DATA)?;
+fn l1_about_to_grow(geometry: &Geometry) -> Built {
+    let mut layout = Layout::with_room_for(geometry, SOME_DATA);
     if let Some(last) = geometry.clusters().checked_sub(1) {
         layout.map_data(last);
     }
-    Ok(layout.finish())
+    layout.finish()
 }
 
-fn leaky(geometry: &Geometry) -> Result<Built, Infeasible> {
-    let mut layout = Layout::with_room_for(geometry, Initial::Leaky, SOME_DATA)?;
+fn leaky(geometry: &Geometry) -> Built {
+    let mut layout = Layout::with_room_for(geometry, SOME_DATA);
     let most = if geometry.refcount_order == 0 { 1 } else { 2 };
     for guest in some_clusters(geometry, 3) {
         for leaked in [layout.take_cluster(), layout.take_cluster()] {
@@ -158,11 +159,11 @@ fn leaky(geometry: &Geometry) -> Result<Built, Infeasible> {
             layout.set_l2(guest, host * geometry.cluster_size());
         }
     }
-    Ok(layout.finish())
+    layout.finish()
 }
 
-fn dirty(geometry: &Geometry) -> Result<Built, Infeasible> {
-    let mut layout = Layout::with_room_for(geometry, Initial::Dirty, SOME_DATA)?;
+fn dirty(geometry: &Geometry) -> Built {
+    let mut layout = Layout::with_room_for(geometry, SOME_DATA);
     let most = if geometry.refcount_order == 0 { 1 } else { 2 };
     for (index, guest) in some_clusters(geometry, 2).enumerate() {
         let host = layout.map_data(guest);
@@ -178,11 +179,11 @@ fn dirty(geometry: &Geometry) -> Result<Built, Infeasible> {
     let leaked = layout.take_cluster();
     layout.fill_with_stale(leaked);
     layout.dirty = true;
-    Ok(layout.finish())
+    layout.finish()
 }
 
-fn fragmented(geometry: &Geometry) -> Result<Built, Infeasible> {
-    let mut layout = Layout::with_room_for(geometry, Initial::Fragmented, SOME_DATA)?;
+fn fragmented(geometry: &Geometry) -> Built {
+    let mut layout = Layout::with_room_for(geometry, SOME_DATA);
     // A stride that is odd and not a divisor visits clusters far from their neighbours.
     let chosen: Vec<u64> = some_clusters(geometry, 2).collect();
     for index in 0..chosen.len() {
@@ -207,7 +208,7 @@ fn fragmented(geometry: &Geometry) -> Result<Built, Infeasible> {
             layout.refcounts.remove(&hole);
         }
     }
-    Ok(layout.finish())
+    layout.finish()
 }
 
 /// At most 32 guest clusters, at least `step` apart, from the whole disk, so that several L2 tables exist where there can be.
@@ -255,23 +256,15 @@ impl Layout {
         layout
     }
 
-    /// A layout with its L1 table, and refcount blocks for that and `clusters` more.
-    fn with_room_for(
-        geometry: &Geometry,
-        initial: Initial,
-        clusters: u64,
-    ) -> Result<Self, Infeasible> {
-        let l1_bytes = geometry.l1_entries() * 8;
-        let l1 = l1_bytes.div_ceil(geometry.cluster_size()).max(1);
+    /// A layout with its L1 table, and refcount blocks for that and `clusters` more. One cluster of refcount table has room for
+    /// all of them, because [`MAX_VIRTUAL_SIZE`](crate::op::MAX_VIRTUAL_SIZE) needs 1 MiB of L1 table at most.
+    fn with_room_for(geometry: &Geometry, clusters: u64) -> Self {
+        let l1 = (geometry.l1_entries() * 8).div_ceil(geometry.cluster_size()).max(1);
         // Every block counts itself too, and leaves room for one cluster less.
         let blocks = (FIRST_BLOCK + l1 + clusters).div_ceil(geometry.block_entries() - 1);
-        if l1_bytes > MAX_L1_BYTES || blocks > geometry.cluster_size() / 8 {
-            let why = format!("{l1_bytes} bytes of L1 table and {blocks} refcount blocks");
-            return Err(Infeasible { initial, why });
-        }
         let mut layout = Self::new(geometry, blocks);
         layout.place_l1(geometry.l1_entries());
-        Ok(layout)
+        layout
     }
 
     fn take_cluster(&mut self) -> u64 {

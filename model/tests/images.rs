@@ -13,6 +13,7 @@ use model::image::Mapping;
 use model::judge::Judge;
 use model::op::{Durability, Geometry};
 use model::payload::{self, Value};
+use xxhash_rust::xxh3::Xxh3;
 
 fn geometry(cluster_bits: u32, refcount_order: u32, virtual_size: u64) -> Geometry {
     Geometry { version: 3, cluster_bits, refcount_order, virtual_size, lazy_refcounts: false }
@@ -119,6 +120,43 @@ fn full_images_have_one_entry_left() {
     }
     let why = build(&geometry(16, 4, 64 << 10), Initial::RefcountTableOneShort).unwrap_err();
     assert!(why.to_string().contains("bytes of L1 table"), "{why}");
+    // Of 64 entries the header, table, block and the free one take 4: 30 KiB of L1 table are 3,840 entries of 32 KiB each.
+    let most = geometry(9, 6, 120 << 20);
+    assert_eq!(free_entries(&most, Initial::RefcountBlockOneShort), 1);
+    let more = geometry(9, 6, most.virtual_size + 512);
+    let why = build(&more, Initial::RefcountBlockOneShort).unwrap_err();
+    assert!(why.to_string().contains("30720 bytes are too few for the L1 table"), "{why}");
+}
+
+/// Corpus cases and certificates name an initial image by its kind and geometry: what they mean must not change unnoticed.
+#[test]
+fn images_stay_what_they_were() {
+    let expected = [
+        (Initial::Fresh, 0xec19b6c81a65e98a),
+        (Initial::RefcountBlockOneShort, 0xa8f564a50110c928),
+        (Initial::RefcountTableOneShort, 0x7b2efd5663401033),
+        (Initial::L1AboutToGrow, 0xdb224ff163dd2442),
+        (Initial::Leaky, 0x2085a25a45a03567),
+        (Initial::Dirty, 0x03542c3645ee1341),
+        (Initial::Fragmented, 0x6330178c1a12dbe5),
+    ];
+    assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
+    for (initial, expected) in expected {
+        let mut hash = Xxh3::new();
+        for geometry in geometries() {
+            match build(&geometry, initial) {
+                Ok(built) => {
+                    hash.update(&built.length.to_be_bytes());
+                    for (unit, bytes) in &built.units {
+                        hash.update(&unit.to_be_bytes());
+                        hash.update(bytes);
+                    }
+                }
+                Err(why) => hash.update(why.to_string().as_bytes()),
+            }
+        }
+        assert_eq!(hash.digest(), expected, "{initial:?}");
+    }
 }
 
 #[test]
