@@ -132,11 +132,12 @@ impl Auditor {
             findings.push(Finding::Leak { cluster, stored, counted: 0 });
         }
         for (index, claim) in (0..).zip(self.image.claims()) {
-            let slot = self.image.slot(claim.cluster);
-            let (stored, counted) = (slot.stored, slot.counted.into());
-            if stored < counted && slot.first_claim == index {
-                let cluster = claim.cluster.into();
-                findings.push(Finding::RefcountTooLow { cluster, stored, counted });
+            for (cluster, slot) in self.image.slots(&claim.clusters) {
+                let (stored, counted) = (slot.stored, slot.counted.into());
+                if stored < counted && slot.first_claim == index {
+                    let cluster = cluster.into();
+                    findings.push(Finding::RefcountTooLow { cluster, stored, counted });
+                }
             }
         }
     }
@@ -146,16 +147,17 @@ impl Auditor {
             if !matches!(claim.region, Region::L2(_) | Region::Data(_)) {
                 continue;
             }
-            let slot = self.image.slot(claim.cluster);
-            let (at, cluster, entry) = (claim.region, claim.cluster.into(), claim.entry);
-            let (stored, counted) = (slot.stored, u64::from(slot.counted));
-            let finding = match (entry & COPIED != 0, counted, stored) {
-                (true, 2.., _) => Finding::CopiedOnShared { at, cluster, entry, counted },
-                (true, _, 0 | 2..) => Finding::CopiedStale { at, cluster, entry, stored },
-                (false, 1, 1) => Finding::CopiedMissing { at, cluster, entry },
-                _ => continue,
-            };
-            self.report.findings.push(finding);
+            for (cluster, slot) in self.image.slots(&claim.clusters) {
+                let (at, cluster, entry) = (claim.region, cluster.into(), claim.entry);
+                let (stored, counted) = (slot.stored, u64::from(slot.counted));
+                let finding = match (entry & COPIED != 0, counted, stored) {
+                    (true, 2.., _) => Finding::CopiedOnShared { at, cluster, entry, counted },
+                    (true, _, 0 | 2..) => Finding::CopiedStale { at, cluster, entry, stored },
+                    (false, 1, 1) => Finding::CopiedMissing { at, cluster, entry },
+                    _ => continue,
+                };
+                self.report.findings.push(finding);
+            }
         }
     }
 
@@ -164,9 +166,9 @@ impl Auditor {
             return Totals { check_errors: 1, ..Totals::default() };
         };
         let mapped = self.image.mapped();
-        let used = self.image.stored().iter().max().into_iter();
-        let referenced = self.image.claims().iter().map(|claim| &claim.cluster).max();
-        let end = used.chain(referenced).max().map_or(0, |last| u64::from(*last).saturating_add(1));
+        let used = self.image.stored().iter().max().map_or(0, |last| last.saturating_add(1));
+        let referenced = self.image.claims().iter().map(|claim| claim.clusters.end).max();
+        let end = u64::from(referenced.unwrap_or(0).max(used));
         let mut totals = Totals {
             image_end_offset: end.saturating_mul(header.cluster_size()),
             total_clusters: header.size.div_ceil(header.cluster_size()),

@@ -23,6 +23,7 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::Finding;
@@ -273,10 +274,10 @@ pub enum Mapping {
     Compressed(u64),
 }
 
-/// One reference to one host cluster.
-#[derive(Clone, Copy, Debug)]
+/// One reference to each of some host clusters that follow each other.
+#[derive(Clone, Debug)]
 pub(crate) struct Claim {
-    pub(crate) cluster: u32,
+    pub(crate) clusters: Range<u32>,
     pub(crate) region: Region,
     /// The entry that refers to it; 0 for what the header refers to.
     pub(crate) entry: u64,
@@ -395,7 +396,7 @@ impl Image {
             let start = match claim.region {
                 Region::RefcountTable => header.refcount_table_offset,
                 Region::L1 => header.l1_table_offset,
-                _ => u64::from(claim.cluster).wrapping_shl(header.cluster_bits),
+                _ => cluster.wrapping_shl(header.cluster_bits),
             };
             let unit = offset.saturating_sub(start).checked_div(UNIT_BYTES);
             return Label { region: claim.region, unit };
@@ -408,6 +409,11 @@ impl Image {
 
     pub(crate) fn slot(&self, cluster: u32) -> Slot {
         self.slots.get(cluster as usize).copied().unwrap_or_default()
+    }
+
+    /// What is known of each of these clusters, with its number.
+    pub(crate) fn slots(&self, clusters: &Range<u32>) -> impl Iterator<Item = (u32, &Slot)> {
+        clusters.clone().zip(self.slots.get(indices(clusters)).unwrap_or_default())
     }
 
     pub(crate) fn claims(&self) -> &[Claim] {
@@ -428,8 +434,8 @@ impl Image {
 
     fn forget(&mut self) {
         for claim in &self.claims {
-            if let Some(slot) = self.slots.get_mut(claim.cluster as usize) {
-                *slot = Slot::default();
+            if let Some(slots) = self.slots.get_mut(indices(&claim.clusters)) {
+                slots.fill(Slot::default());
             }
         }
         for cluster in &self.stored {
@@ -471,11 +477,13 @@ impl Image {
         }
         let first = offset.wrapping_shr(bits);
         let last = end.div_ceil(size).min(self.length.div_ceil(size).saturating_add(1));
-        for cluster in first..last {
-            let Ok(index) = u32::try_from(cluster) else { break };
-            let Some(slot) = self.slots.get_mut(index as usize) else { break };
+        let index = u32::try_from(self.claims.len()).unwrap_or(u32::MAX);
+        let (Ok(start), Ok(end)) = (u32::try_from(first), u32::try_from(last)) else { return good };
+        let clusters = start..end;
+        let Some(slots) = self.slots.get_mut(indices(&clusters)) else { return good };
+        for (cluster, slot) in (first..).zip(slots) {
             if slot.counted == 0 {
-                slot.first_claim = u32::try_from(self.claims.len()).unwrap_or(u32::MAX);
+                slot.first_claim = index;
             } else if let Some(other) = self.claims.get(slot.first_claim as usize)
                 && !matches!((other.region, region), (Region::Compressed(_), Region::Compressed(_)))
             {
@@ -484,7 +492,9 @@ impl Image {
                 good = false;
             }
             slot.counted = slot.counted.saturating_add(1);
-            self.claims.push(Claim { cluster: index, region, entry });
+        }
+        if !clusters.is_empty() {
+            self.claims.push(Claim { clusters, region, entry });
         }
         good
     }
@@ -766,8 +776,12 @@ fn nonzero_entries<E: Evidence>(
     }
 }
 
+fn indices(clusters: &Range<u32>) -> Range<usize> {
+    clusters.start as usize..clusters.end as usize
+}
+
 /// The units of a range, as far as the file reaches.
-fn units_of(offset: u64, length: u64, file: u64) -> std::ops::Range<u64> {
+fn units_of(offset: u64, length: u64, file: u64) -> Range<u64> {
     let end = offset.saturating_add(length).min(file);
     offset.checked_div(UNIT_BYTES).unwrap_or(0)..end.div_ceil(UNIT_BYTES)
 }

@@ -340,8 +340,8 @@ impl Metadata {
     }
 }
 
-/// Bytes of an L1 table that are read at once.
-const L1_PIECE: u64 = 64 << 10;
+/// Bytes of an L1 table that are read at once: they stay in a processor's first cache until they have been looked at.
+const L1_PIECE: u64 = 32 << 10;
 
 /// Reads and writes for check and repair.
 struct Disk<'a, S> {
@@ -703,49 +703,30 @@ impl Survey {
         }
         for (index, offset) in self.blocks.clone() {
             let block = disk.read(offset, size).await?;
-            let mut at = 0;
-            while let Some(next) = self.next_counted(&block, order, index * per_block, at) {
-                at = next + 1;
-                let cluster = index * per_block + next as u64;
-                let stored = refcount::get(&block, order, next).unwrap_or(0);
-                let counted = self.references.get(cluster);
-                if stored > 0 {
-                    let end = cluster.saturating_add(1).saturating_mul(size);
-                    self.report.image_end_offset = self.report.image_end_offset.max(end);
+            let first = index * per_block;
+            let in_unit = (UNIT * 8) >> order;
+            let units = (0..).step_by(in_unit).zip(block.chunks(UNIT));
+            for (from, unit) in units {
+                if is_zero(unit) && self.references.none(first, from..from + in_unit) {
+                    continue;
                 }
-                if stored > counted {
-                    self.report.add(Problem::Leak { cluster, stored, counted });
-                } else if stored < counted {
-                    self.report.add(Problem::RefcountTooLow { cluster, stored, counted });
+                for within in 0..in_unit {
+                    let cluster = first + (from + within) as u64;
+                    let stored = refcount::get(unit, order, within).unwrap_or(0);
+                    let counted = self.references.get(cluster);
+                    if stored > 0 {
+                        let end = cluster.saturating_add(1).saturating_mul(size);
+                        self.report.image_end_offset = self.report.image_end_offset.max(end);
+                    }
+                    if stored > counted {
+                        self.report.add(Problem::Leak { cluster, stored, counted });
+                    } else if stored < counted {
+                        self.report.add(Problem::RefcountTooLow { cluster, stored, counted });
+                    }
                 }
             }
         }
         Ok(())
-    }
-
-    /// The first entry of a block, from entry `at` on, that is not zero or whose cluster has references. Clusters from
-    /// `first` on are counted there.
-    fn next_counted(&self, block: &[u8], order: u32, first: u64, at: usize) -> Option<usize> {
-        let entries = (block.len() * 8) >> order;
-        let in_unit = (UNIT * 8) >> order;
-        let mut at = at;
-        while at < entries {
-            let end = (at - at % in_unit + in_unit).min(entries);
-            let unit = &block[(at << order) >> 3..(end << order) >> 3];
-            if is_zero(unit) && self.references.none(first, at..end) {
-                at = end;
-                continue;
-            }
-            let counted = |index: usize| {
-                refcount::get(block, order, index) != Some(0)
-                    || self.references.get(first + index as u64) > 0
-            };
-            match (at..end).find(|&index| counted(index)) {
-                Some(index) => return Some(index),
-                None => at = end,
-            }
-        }
-        None
     }
 
     async fn judge_copied<S: Storage>(

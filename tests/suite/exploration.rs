@@ -160,6 +160,27 @@ fn branching_where_recovery_reads_finds_what_writing_out_every_image_finds() {
     assert!(left_out * 10 < compared, "{left_out} were too large to write out");
 }
 
+/// Goal: what a walk remembers of earlier workloads stands for running it again. Method: workloads explored one after
+/// the other by one walk, and each by a new one; the counts, a digest of all that recovery left among them, are the same.
+#[test]
+fn what_earlier_workloads_left_changes_no_count() {
+    let kinds = [Initial::RefcountBlockOneShort, Initial::Leaky, Initial::Fragmented];
+    for world in worlds(&[512, 1024], &[false, true], &kinds) {
+        let new = || {
+            let subject = Qcow2Core::default();
+            let initial = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+            Walk::new(subject, world.session, Profile::TornLength, u32::MAX, initial)
+        };
+        let mut old = new();
+        for index in (0..explore::alphabet::count(2)).step_by(5) {
+            let symbols = explore::alphabet::workload(index);
+            let ops = operations(&symbols, &world.geometry);
+            let [known, afresh] = [&mut old, &mut new()].map(|walk| walk.workload(&ops).unwrap());
+            assert_eq!(known, afresh, "{symbols:?} on {world:?}");
+        }
+    }
+}
+
 fn settings(operations: u32, worlds: Vec<World>) -> Settings {
     Settings {
         worlds,

@@ -84,7 +84,8 @@ pub struct Totals {
     pub crash_points: u64,
     /// Disks, with what the guest may see, that a power cut left, each counted once a workload.
     pub crash_disks: u64,
-    /// Executed leaves: recovered from and judged in full.
+    /// Ways through a crash disk, judged, to disks that the workload had not been recovered from before. The recovery
+    /// itself ran unless the same disk had been recovered from in an earlier workload.
     pub leaves: u64,
     /// Leaves that led to a disk recovered from before in the same workload.
     pub memo_hits: u64,

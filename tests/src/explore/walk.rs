@@ -11,17 +11,20 @@
 //! by that because both are functions of what they read: a run that asks differently after the same answers is reported as
 //! a broken harness.
 //!
-//! Two memories keep this finite and honest, both forgotten after the workload:
+//! Two memories keep this finite, both forgotten after the workload, so that what is counted of it depends on it alone:
 //!
 //! - a crash disk, with what the guest may see, is entered once;
-//! - recovery from a disk whose metadata the audit has decided runs once, whatever led there. Its outcome depends on that
-//!   disk alone, and what the guest may see was judged before it: recovery may not change contents (P3).
+//! - recovery from a disk whose metadata the audit has decided is a leaf once, whatever led there. Its outcome depends on
+//!   that disk alone, and what the guest may see was judged before it: recovery may not change contents (P3).
+//!
+//! For the same reason a leaf need not run what ran for another workload: a third memory, kept from workload to workload,
+//! holds what recovery made of a disk if it asked nothing of it. It changes no number.
 //!
 //! Power cuts within recovery enter the same memory, so they are followed to the depth at which no new state appears.
 //! A power cut before the request has submitted anything leaves the disk of the end of the request before it, with more
 //! values allowed: it is judged there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -55,7 +58,7 @@ pub struct Counts {
     pub crash_points: u64,
     /// Of these, and of the power cuts in recovery, the ones that left a disk or a promise not met before.
     pub crash_disks: u64,
-    /// Ways through a crash disk that were recovered from and judged in full.
+    /// Ways through a crash disk, judged, to disks that the workload had not been recovered from before.
     pub leaves: u64,
     /// Ways through a crash disk that ended, after the audit, in a disk that had been recovered from before.
     pub memo_hits: u64,
@@ -131,6 +134,19 @@ struct Crashed {
     depth: u32,
 }
 
+/// What recovery made of a disk without asking anything of it.
+struct Outcome {
+    /// Hash of the disk that it left.
+    left: u64,
+    /// Whether opening left leaks behind.
+    leaks: bool,
+    /// What a power cut in it could find.
+    forks: Vec<PossibleDisk>,
+}
+
+/// How many outcomes are remembered, at 5 to 15 KB each. Then all are forgotten: the next workloads are alike again.
+const MAX_OUTCOMES: usize = 1 << 14;
+
 /// Explores the workloads of one world, one after the other.
 pub struct Walk<Sub: Subject> {
     bench: Bench<Sub>,
@@ -143,8 +159,9 @@ pub struct Walk<Sub: Subject> {
     odometer: Arc<Mutex<Odometer>>,
     entered: BTreeSet<(u64, u64)>,
     recovered: BTreeSet<u64>,
+    /// By hash of the disk that recovery began on, of all workloads.
+    outcomes: BTreeMap<u64, Arc<Outcome>>,
     waiting: Vec<Crashed>,
-    forks: Vec<PossibleDisk>,
     /// A disk that nobody needs, for its memory.
     spare: Option<PossibleDisk>,
     contents: Contents,
@@ -181,8 +198,8 @@ impl<Sub: Subject> Walk<Sub> {
             odometer: Arc::default(),
             entered: BTreeSet::new(),
             recovered: BTreeSet::new(),
+            outcomes: BTreeMap::new(),
             waiting: Vec::new(),
-            forks: Vec::new(),
             spare: None,
             contents: Contents::default(),
             probes: Probes::default(),
@@ -491,42 +508,62 @@ impl<Sub: Subject> Walk<Sub> {
             probe_answers(&odometer.answers, &self.bench, &mut self.probes);
         }
         self.contents.clone_from(self.bench.contents(&mut disk, &mut odometer));
-        let mut forks = std::mem::take(&mut self.forks);
-        let recovered = self.bench.recover(
-            disk,
-            &crashed.guest,
-            &odometer,
-            &mut self.probes,
-            Some(&mut forks),
-        )?;
+        let outcome = match self.outcomes.get(&decided) {
+            Some(known) if self.kept.is_none() => {
+                self.spare = Some(disk);
+                Arc::clone(known)
+            }
+            _ => self.recover(disk, decided, &crashed.guest, &odometer)?,
+        };
         self.counts.leaves += 1;
         match crashed.depth {
             0 => {}
             1 => self.probes.hit(Probe::CrashInRepair),
             _ => self.probes.hit(Probe::NestedTwice),
         }
-        if recovered.leaks > 0 {
+        if outcome.leaks {
             self.probes.hit(Probe::LeakRepaired);
         }
+        self.counts.digest = self.counts.digest.wrapping_add(outcome.left);
+        self.distinct.insert(outcome.left);
+        self.counts.nested += outcome.forks.len() as u64;
+        if crashed.depth < self.depth && !outcome.forks.is_empty() {
+            let mut ground = Guest::clone(&crashed.guest);
+            collapse(&mut ground, &self.contents);
+            let ground = Arc::new(ground);
+            for fork in &outcome.forks {
+                self.enter(fork, &ground, crashed.depth + 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Recovers from `disk`, whose state hash is `decided` and which was judged just before.
+    fn recover(
+        &mut self,
+        disk: PossibleDisk,
+        decided: u64,
+        guest: &Guest,
+        odometer: &Arc<Mutex<Odometer>>,
+    ) -> Result<Arc<Outcome>, Failure> {
+        let asked = self.turn(|odometer| odometer.answers.len());
+        let mut forks = Vec::new();
+        let recovered =
+            self.bench.recover(disk, guest, odometer, &mut self.probes, Some(&mut forks))?;
         let left = recovered.disk.content_hash();
-        self.counts.digest = self.counts.digest.wrapping_add(left);
-        self.distinct.insert(left);
         match &mut self.kept {
             Some(kept) => kept.push(recovered.disk),
             None => self.spare = Some(recovered.disk),
         }
-        self.counts.nested += forks.len() as u64;
-        if crashed.depth < self.depth && !forks.is_empty() {
-            let mut ground = Guest::clone(&crashed.guest);
-            collapse(&mut ground, &self.contents);
-            let ground = Arc::new(ground);
-            for fork in &forks {
-                self.enter(fork, &ground, crashed.depth + 1);
+        forks.shrink_to_fit();
+        let outcome = Arc::new(Outcome { left, leaks: recovered.leaks > 0, forks });
+        if asked == self.turn(|odometer| odometer.answers.len()) {
+            if self.outcomes.len() == MAX_OUTCOMES {
+                self.outcomes.clear();
             }
+            self.outcomes.insert(decided, Arc::clone(&outcome));
         }
-        forks.clear();
-        self.forks = forks;
-        Ok(())
+        Ok(outcome)
     }
 
     fn turn<R>(&self, step: impl FnOnce(&mut Odometer) -> R) -> R {
