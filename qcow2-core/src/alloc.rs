@@ -340,19 +340,15 @@ impl<S: Storage> Image<S> {
         }
         let mut reclaimed = false;
         loop {
-            let end = match self.decide(|state| state.allocate(wanted)).await? {
+            let grown = match self.decide(|state| state.allocate(wanted)).await? {
                 Allocation::Taken(extent) => {
                     claim.clusters.extend(extent.first..extent.first + extent.count);
                     return Ok(extent);
                 }
-                Allocation::NoBlock(cluster) => match self.add_refcount_block(cluster).await {
-                    Ok(()) => continue,
-                    Err(error) if is_no_space(&error) && !reclaimed => Err(error),
-                    Err(error) => return Err(error),
-                },
+                Allocation::NoBlock(cluster) => self.add_refcount_block(cluster).await,
                 Allocation::BeyondLength(end) => self.grow_file(end).await,
             };
-            match end {
+            match grown {
                 Err(error) if is_no_space(&error) && !reclaimed => {
                     reclaimed = true;
                     self.flush().await?;
