@@ -86,9 +86,10 @@ impl Storage for Bounded {
 /// A new image whose file grows by no more than it needs.
 fn image() -> (Bounded, Image<Bounded>) {
     let storage = Bounded::unbounded();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) }).unwrap();
+    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    create(&storage, &shape).expect("there is room");
     let options = OpenOptions { growth: 0, ..OpenOptions::new() };
-    let image = Image::open(storage.clone(), options).unwrap();
+    let image = Image::open(storage.clone(), options).expect("it was just made");
     (storage, image)
 }
 
@@ -98,20 +99,20 @@ fn write(image: &Image<Bounded>, cluster: u64) -> Result<(), IoError> {
 
 /// Closes the image, opens it again and compares: the clusters in `written` hold their data, the others of the first 300 zeroes.
 fn assert_holds(storage: &Bounded, image: Image<Bounded>, written: impl Fn(u64) -> bool) {
-    image.close().unwrap();
-    let report = check(storage, Repair::None).unwrap();
+    image.close().expect("closing takes no room");
+    let report = check(storage, Repair::None).expect("an image");
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
-    let image = Image::open(storage.clone(), OpenOptions::read_only()).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::read_only()).expect("an image");
     for cluster in 0..300 {
         let mut back = [0; CLUSTER as usize];
-        image.read(cluster * CLUSTER, &mut back).unwrap();
+        image.read(cluster * CLUSTER, &mut back).expect("within the disk");
         let expected = if written(cluster) { cluster as u8 + 1 } else { 0 };
         assert_eq!(back, [expected; CLUSTER as usize], "cluster {cluster}");
     }
 }
 
 fn assert_full(result: Result<(), IoError>) {
-    let error = result.unwrap_err();
+    let error = result.expect_err("there is no room");
     let IoError::Storage { source, .. } = &error else { panic!("{error:?}") };
     assert_eq!(source.kind(), io::ErrorKind::StorageFull, "{error}");
 }
