@@ -15,7 +15,7 @@ use crate::format::header::Header;
 use crate::format::{limits, refcount};
 use crate::options::CreateOptions;
 use crate::rule::{Rule, Rules};
-use crate::storage::{Durability, IoBuf, Storage, UNIT};
+use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 /// Makes `storage` an empty image, whatever it held before. Durable when it returns.
 ///
@@ -27,7 +27,11 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
     let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size).max(1);
     let clusters = header.l1_table_offset / size + l1_clusters;
 
-    let out = Output { storage, alignment: storage.limits().alignment };
+    let limits = storage.limits();
+    if let Some(why) = limits.fault() {
+        return Err(CreateError::Option(why));
+    }
+    let out = Output { storage, limits };
     if out.step("asking for its length", storage.len().await)? > 0 {
         out.write(0, &[0; UNIT]).await?;
         if options.rules.hold(Rule::OldHeaderFirst) {
@@ -36,7 +40,7 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
     }
     out.step("emptying the file", storage.set_len(0).await)?;
     out.step("growing the file", storage.set_len(clusters * size).await)?;
-    if !storage.limits().unwritten_reads_zero {
+    if !limits.unwritten_reads_zero {
         let tables = 0..clusters * size;
         out.step("zeroing the tables", storage.write_zeroes(tables).await)?;
     }
@@ -118,7 +122,7 @@ fn plan(options: &CreateOptions) -> Result<Header, CreateError> {
 
 struct Output<'a, S> {
     storage: &'a S,
-    alignment: usize,
+    limits: Limits,
 }
 
 impl<S: Storage> Output<'_, S> {
@@ -134,8 +138,12 @@ impl<S: Storage> Output<'_, S> {
     }
 
     async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), CreateError> {
-        let buf = IoBuf::copy_of(bytes, self.alignment);
-        let (_, result) = self.storage.write(offset, buf, Durability::Cached).await;
-        self.step("writing", result)
+        let offsets = (offset..).step_by(self.limits.max_transfer);
+        for (offset, chunk) in offsets.zip(bytes.chunks(self.limits.max_transfer)) {
+            let buf = IoBuf::copy_of(chunk, self.limits.alignment);
+            let (_, result) = self.storage.write(offset, buf, Durability::Cached).await;
+            self.step("writing", result)?;
+        }
+        Ok(())
     }
 }

@@ -107,15 +107,21 @@ async fn read_header_with<S: Storage>(
         source,
     })?;
     let limits = storage.limits();
-    if limits.alignment > UNIT {
-        let alignment = limits.alignment;
-        return Err(OpenError::Unsupported(format!("a storage with alignment {alignment}")));
+    if let Some(why) = limits.fault() {
+        return Err(OpenError::Unsupported(why));
     }
     let read = |len: usize| async move {
-        let (buf, result) = storage.read(0, IoBuf::zeroed(len, limits.alignment)).await;
-        let action = "reading the header";
-        result.map_err(|source| IoError::Storage { action, offset: 0, source })?;
-        Ok::<_, IoError>(buf)
+        let mut rest = IoBuf::zeroed(len, limits.alignment);
+        let mut done = IoBuf::default();
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(limits.max_transfer));
+            let offset = done.len() as u64;
+            let (piece, result) = storage.read(offset, piece).await;
+            let action = "reading the header";
+            result.map_err(|source| IoError::Storage { action, offset, source })?;
+            done.unsplit(piece);
+        }
+        Ok::<_, IoError>(done)
     };
     let first = read(UNIT).await?;
     let in_file = |len: u64| usize::try_from(len.min(length)).expect("it fits in a cluster");

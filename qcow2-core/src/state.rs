@@ -92,7 +92,8 @@ impl State {
         lazy: bool,
     ) -> Self {
         let cluster_size = 1u64 << header.cluster_bits;
-        let page_size = options.page_size.min(cluster_size);
+        let one_transfer = 1 << limits.max_transfer.ilog2();
+        let page_size = options.page_size.min(cluster_size).min(one_transfer);
         let fresh_from =
             if limits.unwritten_reads_zero { length.div_ceil(cluster_size) } else { u64::MAX };
         Self {

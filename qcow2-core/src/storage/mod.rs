@@ -38,13 +38,27 @@ pub enum Durability {
 pub struct Limits {
     /// Offsets, lengths and buffer addresses must be multiples of this many bytes (a power of two).
     pub alignment: usize,
-    /// Longest single transfer in bytes.
+    /// Longest single transfer in bytes: a multiple of 512, and not 0.
     pub max_transfer: usize,
     /// Whether `discard` may be called at all.
     pub can_discard: bool,
     /// Whether space that was never written reads as zeroes. True of a file, false of a reused block device. It decides
     /// whether a fresh cluster may be mapped before its data is durable.
     pub unwritten_reads_zero: bool,
+}
+
+impl Limits {
+    /// Why an image cannot be kept there, if it cannot.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let Self { alignment, max_transfer, .. } = *self;
+        if alignment > UNIT {
+            Some(format!("a storage with alignment {alignment}"))
+        } else if max_transfer == 0 || !max_transfer.is_multiple_of(UNIT) {
+            Some(format!("a storage that transfers {max_transfer} bytes at once"))
+        } else {
+            None
+        }
+    }
 }
 
 /// A byte-addressed file with explicit durability; see the module for the contract.

@@ -1,4 +1,5 @@
-//! A storage that is full: what was given up is taken back before an allocation fails, and one that fails loses nothing.
+//! Storages with limits. One that is full: what was given up is taken back before an allocation fails, and one that fails
+//! loses nothing. One that transfers 512 bytes at a time: everything works, and nothing asks for more at once.
 
 use std::io;
 use std::ops::Range;
@@ -8,22 +9,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
-use qcow2_core::{CreateOptions, IoError, OpenOptions, Repair};
+use qcow2_core::{CreateError, CreateOptions, IoError, OpenError, OpenOptions, Repair};
 
 const CLUSTER: u64 = 512;
 
-/// A storage that cannot be made longer than a limit.
-#[derive(Clone)]
-struct Bounded {
+/// A storage in memory that cannot be made longer than a limit, and transfers no more than a limit at once.
+#[derive(Clone, Debug)]
+struct Limited {
     bytes: MemoryStorage,
     most: Arc<AtomicU64>,
+    max_transfer: usize,
 }
 
-impl Bounded {
-    fn unbounded() -> Self {
-        Self { bytes: MemoryStorage::default(), most: Arc::new(u64::MAX.into()) }
+impl Limited {
+    fn new(bytes: Vec<u8>, max_transfer: usize) -> Self {
+        let most = Arc::new(u64::MAX.into());
+        Self { bytes: MemoryStorage::new(bytes), most, max_transfer }
     }
 
+    /// From now on, the storage is no longer made longer than `most` bytes.
     fn limit(&self, most: u64) {
         self.most.store(most, Ordering::Relaxed);
     }
@@ -40,9 +44,9 @@ impl Bounded {
     }
 }
 
-impl Storage for Bounded {
+impl Storage for Limited {
     fn limits(&self) -> Limits {
-        self.bytes.limits()
+        Limits { max_transfer: self.max_transfer, ..self.bytes.limits() }
     }
 
     async fn len(&self) -> io::Result<u64> {
@@ -55,10 +59,12 @@ impl Storage for Bounded {
     }
 
     async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
+        assert!(buf.len() <= self.max_transfer, "{} bytes at once", buf.len());
         self.bytes.read(offset, buf).await
     }
 
     async fn write(&self, offset: u64, buf: IoBuf, how: Durability) -> (IoBuf, io::Result<()>) {
+        assert!(buf.len() <= self.max_transfer, "{} bytes at once", buf.len());
         match self.fits(offset + buf.len() as u64) {
             Ok(()) => self.bytes.write(offset, buf, how).await,
             Err(full) => (buf, Err(full)),
@@ -84,8 +90,8 @@ impl Storage for Bounded {
 }
 
 /// A new image whose file grows by no more than it needs.
-fn image() -> (Bounded, Image<Bounded>) {
-    let storage = Bounded::unbounded();
+fn image() -> (Limited, Image<Limited>) {
+    let storage = Limited::new(Vec::new(), 1 << 30);
     let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
     create(&storage, &shape).expect("there is room");
     let options = OpenOptions { growth: 0, ..OpenOptions::new() };
@@ -93,12 +99,12 @@ fn image() -> (Bounded, Image<Bounded>) {
     (storage, image)
 }
 
-fn write(image: &Image<Bounded>, cluster: u64) -> Result<(), IoError> {
+fn write(image: &Image<Limited>, cluster: u64) -> Result<(), IoError> {
     image.write(cluster * CLUSTER, &[cluster as u8 + 1; CLUSTER as usize])
 }
 
 /// Closes the image, opens it again and compares: the clusters in `written` hold their data, the others of the first 300 zeroes.
-fn assert_holds(storage: &Bounded, image: Image<Bounded>, written: impl Fn(u64) -> bool) {
+fn assert_holds(storage: &Limited, image: Image<Limited>, written: impl Fn(u64) -> bool) {
     image.close().expect("closing takes no room");
     let report = check(storage, Repair::None).expect("an image");
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
@@ -152,4 +158,65 @@ fn a_discarded_cluster_is_taken_where_a_refcount_block_does_not_fit() {
     storage.limit(u64::MAX);
     write(&image, 299).unwrap();
     assert_holds(&storage, image, |cluster| cluster <= last || cluster == 299);
+}
+
+/// Goal: how much a storage transfers at once is no matter to an image. Method: clusters of 64 KiB, created, written across
+/// cluster borders, copied on write, grown, repaired and rebuilt through 512 bytes at a time.
+#[test]
+fn everything_works_a_unit_at_a_time() {
+    for lazy_refcounts in [false, true] {
+        let storage = Limited::new(Vec::new(), 512);
+        let shape =
+            CreateOptions { cluster_bits: 16, lazy_refcounts, ..CreateOptions::new(1 << 20) };
+        create(&storage, &shape).unwrap();
+        let mut expected = vec![0; 2 << 20];
+        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        for (offset, len) in [(1000, 200_000), (512, 512), (900_000, 100_000), (70_000, 3)] {
+            image.write(offset, &vec![offset as u8 | 1; len]).unwrap();
+            expected[offset as usize..offset as usize + len].fill(offset as u8 | 1);
+        }
+        image.grow(2 << 20).unwrap();
+        image.write((2 << 20) - 100, &[5; 100]).unwrap();
+        expected[(2 << 20) - 100..].fill(5);
+        image.flush().unwrap();
+        // Not closed: with lazy refcounts the next opening repairs it.
+        drop(image);
+        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        image.close().unwrap();
+        assert!(check(&storage, Repair::Rebuild).unwrap().rebuilt);
+        let report = check(&storage, Repair::None).unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
+        let image = Image::open(storage, OpenOptions::read_only()).unwrap();
+        let mut back = vec![0; 2 << 20];
+        image.read(0, &mut back).unwrap();
+        assert!(back == expected);
+    }
+}
+
+#[test]
+fn a_rebuild_is_the_same_however_it_is_transferred() {
+    let storage = MemoryStorage::default();
+    let shape = CreateOptions { cluster_bits: 12, ..CreateOptions::new(1 << 20) };
+    create(&storage, &shape).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.write(0, &[9; 300_000]).unwrap();
+    image.close().unwrap();
+    let [narrow, wide] = [512, 1 << 30].map(|max_transfer| {
+        let copy = Limited::new(storage.to_vec(), max_transfer);
+        assert!(check(&copy, Repair::Rebuild).unwrap().rebuilt);
+        copy.bytes.to_vec()
+    });
+    assert!(narrow == wide);
+}
+
+#[test]
+fn transfers_that_are_no_units_are_refused() {
+    for max_transfer in [0, 1, 511, 700] {
+        let wanted = format!("a storage that transfers {max_transfer} bytes at once");
+        let storage = Limited::new(Vec::new(), max_transfer);
+        let why = create(&storage, &CreateOptions::new(1 << 20)).unwrap_err();
+        assert!(matches!(&why, CreateError::Option(why) if *why == wanted), "{why}");
+        let Err(why) = Image::open(storage, OpenOptions::new()) else { panic!("it opened") };
+        assert!(matches!(&why, OpenError::Unsupported(why) if *why == wanted), "{why}");
+    }
 }

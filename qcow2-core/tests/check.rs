@@ -1,0 +1,158 @@
+//! What a check says of one wrong entry: its place, its counts, and what each repair makes of it.
+//!
+//! ```text
+//!   512-byte clusters, a disk of 64 KiB: two L2 tables of 64 entries, one refcount block of 256 entries of 16 bits
+//! ```
+
+use qcow2_core::blocking::{Image, check, create};
+use qcow2_core::storage::memory::MemoryStorage;
+use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Problem, Repair};
+
+const CLUSTER: u64 = 512;
+const COPIED: u64 = 1 << 63;
+
+/// A closed image whose guest clusters 0, 1, 5, 100 and 2 were written, in this order.
+struct Sample {
+    bytes: Vec<u8>,
+    /// Byte offset of the refcount table.
+    table: u64,
+    /// Byte offset of the refcount block.
+    block: u64,
+    /// Byte offset of the first L2 table.
+    l2: u64,
+}
+
+impl Sample {
+    fn new() -> Self {
+        let storage = MemoryStorage::default();
+        let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) };
+        create(&storage, &shape).expect("there is room");
+        let options = OpenOptions { growth: 0, ..OpenOptions::new() };
+        let image = Image::open(storage.clone(), options).expect("it was just made");
+        for cluster in [0, 1, 5, 100, 2] {
+            image.write(cluster * CLUSTER, &[7; CLUSTER as usize]).expect("there is room");
+        }
+        image.close().expect("there is room");
+        let mut sample = Self { bytes: storage.to_vec(), table: 0, block: 0, l2: 0 };
+        sample.table = sample.get(48);
+        sample.block = sample.get(sample.table);
+        sample.l2 = sample.get(sample.get(40)) & !COPIED;
+        sample
+    }
+
+    fn get(&self, at: u64) -> u64 {
+        let at = at as usize;
+        u64::from_be_bytes(self.bytes[at..at + 8].try_into().expect("eight bytes"))
+    }
+
+    fn put(&mut self, at: u64, value: u64) {
+        self.bytes[at as usize..at as usize + 8].copy_from_slice(&value.to_be_bytes());
+    }
+
+    /// Host cluster of a guest cluster of the first L2 table.
+    fn host(&self, guest: u64) -> u64 {
+        (self.get(self.l2 + guest * 8) & !COPIED) / CLUSTER
+    }
+
+    fn set_refcount(&mut self, cluster: u64, count: u16) {
+        let at = (self.block + cluster * 2) as usize;
+        self.bytes[at..at + 2].copy_from_slice(&count.to_be_bytes());
+    }
+
+    fn check(&self, repair: Repair) -> (CheckReport, Vec<u8>) {
+        let storage = MemoryStorage::new(self.bytes.clone());
+        let report = check(&storage, repair).expect("an image");
+        (report, storage.to_vec())
+    }
+
+    /// Asserts that a check finds exactly this, that looking changes nothing, and that a repair leaves an image in order.
+    fn assert_found(&self, expected: &[Problem]) {
+        let (report, bytes) = self.check(Repair::None);
+        let found: Vec<_> = report.findings.iter().map(|finding| finding.problem.clone()).collect();
+        assert_eq!(found, expected);
+        let leaks = expected.iter().filter(|problem| matches!(problem, Problem::Leak { .. }));
+        assert_eq!(report.leaks, leaks.count() as u64);
+        assert_eq!(report.leaks + report.corruptions, expected.len() as u64);
+        assert!(bytes == self.bytes, "looking changed it");
+        let (report, bytes) = self.check(Repair::All);
+        assert!(report.is_consistent(), "{report:#?}");
+        let again = check(&MemoryStorage::new(bytes), Repair::None).expect("an image");
+        assert_eq!(again.findings, []);
+    }
+}
+
+#[test]
+fn an_image_in_order_has_no_findings_and_exact_totals() {
+    let sample = Sample::new();
+    sample.assert_found(&[]);
+    for repair in [Repair::None, Repair::Leaks, Repair::All] {
+        let (report, bytes) = sample.check(repair);
+        assert!(bytes == sample.bytes, "{repair:?} changed it");
+        assert_eq!(report.image_end_offset, sample.bytes.len() as u64);
+        assert_eq!(report.total_clusters, 128);
+        assert_eq!(report.allocated_clusters, 5);
+        // The data of 2 lies behind that of 100, and 5 behind 1.
+        assert_eq!(report.fragmented_clusters, 2);
+    }
+}
+
+#[test]
+fn a_count_too_high_is_a_leak_and_one_too_low_is_not() {
+    let sample = Sample::new();
+    let cluster = sample.host(5);
+    let mut high = Sample::new();
+    high.set_refcount(cluster, 3);
+    high.assert_found(&[Problem::Leak { cluster, stored: 3, counted: 1 }]);
+    let (report, bytes) = high.check(Repair::Leaks);
+    assert_eq!((report.leaks_fixed, report.corruptions), (1, 0));
+    assert!(bytes == sample.bytes, "the leak was not all that changed");
+
+    let mut low = Sample::new();
+    low.set_refcount(cluster, 0);
+    let at = low.l2 + 5 * 8;
+    low.assert_found(&[Problem::RefcountTooLow { cluster, stored: 0, counted: 1 }]);
+    let (report, bytes) = low.check(Repair::Leaks);
+    assert_eq!((report.corruptions, report.corruptions_fixed), (1, 0));
+    assert!(bytes == low.bytes, "a repair of leaks changed something else");
+
+    let mut free = Sample::new();
+    let end = free.bytes.len() as u64 / CLUSTER;
+    free.set_refcount(end + 3, 1);
+    free.assert_found(&[Problem::Leak { cluster: end + 3, stored: 1, counted: 0 }]);
+    assert_eq!(free.check(Repair::None).0.image_end_offset, (end + 4) * CLUSTER);
+
+    let mut unmarked = Sample::new();
+    unmarked.put(at, cluster * CLUSTER);
+    let entry = cluster * CLUSTER;
+    unmarked.assert_found(&[Problem::Copied { at, entry, counted: 1 }]);
+    assert!(unmarked.check(Repair::All).1 == sample.bytes, "the bit was not all that changed");
+}
+
+#[test]
+fn an_entry_is_named_by_its_place() {
+    let mut beyond = Sample::new();
+    let (at, length) = (beyond.l2 + 9 * 8, beyond.bytes.len() as u64);
+    let host = length + 8 * CLUSTER;
+    beyond.put(at, host | COPIED);
+    let (report, _) = beyond.check(Repair::None);
+    let first = report.findings.iter().map(|finding| &finding.problem).next();
+    assert_eq!(first, Some(&Problem::BeyondEnd { at, host, length }));
+
+    let mut table = Sample::new();
+    let at = table.table + 3 * 8;
+    table.put(at, host);
+    let (report, _) = table.check(Repair::None);
+    let first = report.findings.iter().map(|finding| &finding.problem).next();
+    assert_eq!(first, Some(&Problem::BeyondEnd { at, host, length }));
+
+    let mut shared = Sample::new();
+    let cluster = shared.host(1);
+    shared.put(shared.l2 + 3 * 8, cluster * CLUSTER | COPIED);
+    let (report, _) = shared.check(Repair::None);
+    let found: Vec<_> = report.findings.iter().map(|finding| &finding.problem).collect();
+    assert!(found.contains(&&Problem::Shared { cluster, counted: 2 }), "{found:#?}");
+    assert!(
+        found.contains(&&Problem::RefcountTooLow { cluster, stored: 1, counted: 2 }),
+        "{found:#?}"
+    );
+}
