@@ -147,7 +147,7 @@ fn an_entry_is_named_by_its_place() {
 
     let mut shared = Sample::new();
     let cluster = shared.host(1);
-    shared.put(shared.l2 + 3 * 8, cluster * CLUSTER | COPIED);
+    shared.put(shared.l2 + 3 * 8, (cluster * CLUSTER) | COPIED);
     let (report, _) = shared.check(Repair::None);
     let found: Vec<_> = report.findings.iter().map(|finding| &finding.problem).collect();
     assert!(found.contains(&&Problem::Shared { cluster, counted: 2 }), "{found:#?}");
