@@ -564,19 +564,15 @@ fn path_at(text: &str, error: &serde_json::Error) -> String {
     let mut levels: Vec<Level> = Vec::new();
     let mut expect_key = false;
     let mut at = 0;
-    while at < bytes.len() && at <= target {
+    let end = bytes.len().min(target + 1);
+    while at < end {
         match bytes[at] {
             b'{' => {
                 levels.push(Level::Object(None));
                 expect_key = true;
             }
             b'[' => levels.push(Level::Array(0)),
-            b'}' if at == target => {
-                // What is wrong at an object's end is wrong with all of it: a field is missing.
-                if let Some(Level::Object(key)) = levels.last_mut() {
-                    *key = None;
-                }
-            }
+            // What is wrong at an object's end is wrong with all of it: a field is missing.
             b'}' | b']' => {
                 levels.pop();
             }
@@ -588,7 +584,7 @@ fn path_at(text: &str, error: &serde_json::Error) -> String {
             b'"' => {
                 let start = at + 1;
                 at = start;
-                while at < bytes.len() && bytes[at] != b'"' {
+                while bytes.get(at).is_some_and(|byte| *byte != b'"') {
                     at += if bytes[at] == b'\\' { 2 } else { 1 };
                 }
                 if expect_key && let Some(Level::Object(key)) = levels.last_mut() {

@@ -202,6 +202,7 @@ mod tests {
         let bytes: Vec<u8> = (0..700u32).map(|i| i as u8).collect();
         let mut disk = BytesEvidence::new(&bytes);
         assert_eq!((disk.len(), disk.to_bytes()), (700, bytes));
+        assert!(!disk.is_empty() && BytesEvidence::new(&[]).is_empty());
         assert_eq!(disk.resolve(2), ValueKey::ZERO);
         assert_eq!(disk.resolve(u64::MAX), ValueKey::ZERO);
     }
@@ -210,6 +211,7 @@ mod tests {
     fn changes_are_listed_from_a_mark_on() {
         let mut disk = BytesEvidence::new(&[0; 4 * UNIT]);
         disk.patch(0, &[1]);
+        disk.patch(UNIT as u64, &[1]);
         let mark = disk.generation();
         disk.patch(UNIT as u64 * 3, &[1]);
         disk.set_len(5 * UNIT as u64);

@@ -48,6 +48,13 @@ pub enum DiscardReads {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Token(u32);
 
+impl Token {
+    /// No two moments are the same: each beginning and each answer has its own.
+    fn is_before(self, other: Self) -> bool {
+        self < other
+    }
+}
+
 /// A read that returned what it must not (P0).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misread {
@@ -68,25 +75,6 @@ pub struct Figures {
     pub decided: u64,
     /// Allowed values, summed over all units.
     pub values: u64,
-}
-
-impl Figures {
-    /// Mean size of G(g).
-    pub fn mean(&self) -> f64 {
-        self.values as f64 / self.units.max(1) as f64
-    }
-
-    /// Share of units with exactly one allowed value.
-    pub fn decided_share(&self) -> f64 {
-        self.decided as f64 / self.units.max(1) as f64
-    }
-
-    /// Adds another state's figures.
-    pub fn add(&mut self, other: Self) {
-        self.units += other.units;
-        self.decided += other.decided;
-        self.values += other.values;
-    }
 }
 
 /// The reference disk; cheap to clone.
@@ -110,8 +98,8 @@ enum Flight {
         count: usize,
         durability: Durability,
         sure: usize,
-        /// It is a discard, and takes its last cluster for whole because the disk ends there.
-        cut_short: bool,
+        /// It is a discard up to the end of the disk: if that cuts its last cluster short, it takes it for whole.
+        to_the_end: bool,
     },
     Grow,
     Flush,
@@ -207,16 +195,16 @@ impl Guest {
     /// A hash of G: equal for two disks, of one store of values, that allow the same sizes and the same values in every
     /// unit.
     pub fn allowed_hash(&self) -> u64 {
-        let mut hash = self.allowed_sizes().into_iter().fold(0, |hash, size| mix(hash ^ size));
+        let set = |place: u64, members: &mut dyn Iterator<Item = u64>| {
+            mix(members.map(mix).fold(place, u64::wrapping_add))
+        };
+        let mut hash = set(u64::MAX, &mut self.allowed_sizes().into_iter());
         for (unit, cell) in (0u64..).zip(&self.units) {
-            match cell {
-                Cell::One(ValueKey::ZERO) => {}
-                Cell::One(key) => hash = hash.wrapping_add(mix(unit << 32 | u64::from(key.0))),
-                Cell::Many(_) => {
-                    let members = cell.sorted().into_iter().map(|key| mix(u64::from(key.0) + 1));
-                    hash = hash.wrapping_add(mix(members.fold(unit, u64::wrapping_add)));
-                }
-            }
+            hash = hash.wrapping_add(match cell {
+                Cell::One(ValueKey::ZERO) => 0,
+                Cell::One(key) => set(unit, &mut std::iter::once(key.0.into())),
+                Cell::Many(_) => set(unit, &mut cell.sorted().into_iter().map(|key| key.0.into())),
+            });
         }
         hash
     }
@@ -281,11 +269,11 @@ impl Guest {
         let cluster = self.promises.cluster_units;
         let end = first + count;
         let whole_end = end - end % cluster;
-        let cut_short = end > whole_end && end * UNIT as u64 == self.size();
+        let to_the_end = end * UNIT as u64 == self.size();
         let (first, end) = if self.defect == Defect::DiscardZeroesPartialClusters {
             (first, end)
         } else {
-            (first.next_multiple_of(cluster), if cut_short { end } else { whole_end })
+            (first.next_multiple_of(cluster), if to_the_end { end } else { whole_end })
         };
         if first >= end || self.defect == Defect::DiscardForgotten {
             return self.start(What::Nothing, Flight::Nothing);
@@ -293,10 +281,10 @@ impl Guest {
         let size_is_sure = self.size.live().all(|units| units == end);
         let sure = match self.promises.discard {
             DiscardReads::Either => first,
-            DiscardReads::Zeroes if cut_short && !size_is_sure => whole_end,
+            DiscardReads::Zeroes if to_the_end && !size_is_sure => whole_end,
             DiscardReads::Zeroes => end,
         };
-        self.begin_change(first, end - first, None, Durability::Cached, sure, cut_short)
+        self.begin_change(first, end - first, None, Durability::Cached, sure, to_the_end)
     }
 
     /// Begins to enlarge the disk to `units`.
@@ -305,7 +293,7 @@ impl Guest {
         self.size.begin(units, token);
         let cluster = index(self.promises.cluster_units);
         for (_, flight) in &mut self.in_flight {
-            if let Flight::Change { first, count, sure, cut_short: true, .. } = flight {
+            if let Flight::Change { first, count, sure, to_the_end: true, .. } = flight {
                 let end = *first + *count;
                 *sure = (*sure).min(end - end % cluster);
             }
@@ -463,11 +451,11 @@ impl Guest {
         values: Option<Arc<[ValueKey]>>,
         durability: Durability,
         sure: u64,
-        cut_short: bool,
+        to_the_end: bool,
     ) -> Token {
         let (from, length, sure) = (index(first), index(count), index(sure));
         let what = What::Change { first, count, values: values.clone() };
-        let flight = Flight::Change { first: from, count: length, durability, sure, cut_short };
+        let flight = Flight::Change { first: from, count: length, durability, sure, to_the_end };
         let token = self.start(what, flight);
         let value_at = |at: usize| values.as_ref().map_or(ValueKey::ZERO, |values| values[at]);
         for (at, cell) in self.units[from..from + length].iter_mut().enumerate() {
@@ -507,12 +495,14 @@ impl Guest {
         let completed = answer == Answer::Completed;
         match flight {
             Flight::Change { first, count, durability, sure, .. } => {
-                let forget = (answer == Answer::Failed
-                    && self.defect == Defect::FailedWriteForgotten)
-                    || (answer == Answer::Abandoned
-                        && self.defect == Defect::AbandonedWriteForgotten);
-                let counts = completed
-                    || (answer == Answer::Failed && self.defect == Defect::FailedWriteCounts);
+                let (forget, counts) = match answer {
+                    Answer::Completed => (false, true),
+                    Answer::Failed => (
+                        self.defect == Defect::FailedWriteForgotten,
+                        self.defect == Defect::FailedWriteCounts,
+                    ),
+                    Answer::Abandoned => (self.defect == Defect::AbandonedWriteForgotten, false),
+                };
                 let through = completed
                     && durability == Durability::Through
                     && self.defect != Defect::ThroughForgotten;
@@ -528,9 +518,9 @@ impl Guest {
                 }
                 if through {
                     // The units exist only on a disk of the size that they were written to.
-                    self.size.settle(|entry| entry.end < token);
+                    self.size.settle(|entry| entry.end.is_before(token));
                     if self.defect == Defect::ThroughIsBarrier {
-                        self.settle_all(|begin, end| begin == token || end < token);
+                        self.settle_all(|end| end.is_before(token));
                     }
                 }
             }
@@ -542,22 +532,22 @@ impl Guest {
             }
             Flight::Flush if completed || self.defect == Defect::FailedFlushSettles => {
                 if self.defect == Defect::FlushCoversSubmitted {
-                    self.settle_all(|begin, _| begin < now);
+                    self.settle_all(|_| true);
                 } else {
-                    self.settle_all(|_, end| end < token);
+                    self.settle_all(|end| end.is_before(token));
                 }
             }
             Flight::Flush | Flight::Read { .. } | Flight::Nothing => {}
         }
     }
 
-    fn settle_all(&mut self, covers: impl Fn(Token, Token) -> bool) {
+    fn settle_all(&mut self, covers: impl Fn(Token) -> bool) {
         if self.defect == Defect::SupersededStaysAllowed {
             return;
         }
-        self.size.settle(|entry| covers(entry.begin, entry.end));
+        self.size.settle(|entry| covers(entry.end));
         for cell in &mut self.units {
-            cell.settle(|entry| covers(entry.begin, entry.end));
+            cell.settle(|entry| covers(entry.end));
         }
     }
 }
@@ -689,7 +679,7 @@ impl<T: Copy + Ord> Cell<T> {
     /// Everything that may be there becomes what the unit holds, in no order.
     fn crash(&mut self, forget_in_flight: bool) {
         if let Self::Many(entries) = self {
-            if forget_in_flight && entries.iter().any(|entry| entry.end != NEVER) {
+            if forget_in_flight {
                 Arc::make_mut(entries).retain(|entry| entry.end != NEVER);
             }
             *self = Self::of(&self.sorted());
@@ -700,9 +690,8 @@ impl<T: Copy + Ord> Cell<T> {
     fn choose(&mut self, value: T) {
         let Self::Many(entries) = self else { return };
         let left_by_crash = |entry: &Entry<T>| entry.begin == ORIGIN;
-        let alternatives = entries.iter().filter(|entry| left_by_crash(entry)).count();
         let mut holding = entries.iter().filter(|entry| entry.value == value);
-        if alternatives > 1 && holding.clone().count() == 1 && holding.all(left_by_crash) {
+        if holding.next().is_some_and(left_by_crash) && holding.next().is_none() {
             Arc::make_mut(entries).retain(|entry| !left_by_crash(entry) || entry.value == value);
             self.tidy();
         }
@@ -800,6 +789,104 @@ mod tests {
         assert!(story.starts_with("at first: 0\n(299988 older events)\nt="), "{story}");
         assert_eq!(story.lines().count(), 14);
         drop(guest);
+    }
+
+    #[test]
+    fn the_hash_mixes_as_splitmix64_does() {
+        let first = 0x9e37_79b9_7f4a_7c15u64;
+        let outputs = [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f];
+        assert_eq!([0, first, first.wrapping_mul(2)].map(mix), outputs);
+    }
+
+    #[test]
+    fn disks_have_equal_hashes_if_they_allow_the_same() {
+        let after = |writes: &[(u64, u32)], flushed: bool| {
+            let mut guest = Guest::new(&[ValueKey::ZERO; 3], PROMISES);
+            for (unit, key) in writes {
+                let write = guest.begin_write(*unit, &[ValueKey(*key)], Durability::Cached);
+                guest.complete(write);
+            }
+            if flushed {
+                flush(&mut guest);
+            }
+            guest.allowed_hash()
+        };
+        let grown = |to: &[u64]| {
+            let mut guest = Guest::new(&[ValueKey::ZERO; 3], PROMISES);
+            for units in to {
+                guest.begin_grow(*units);
+            }
+            guest.allowed_hash()
+        };
+        let different = [
+            after(&[], true),
+            after(&[(0, 1)], true),
+            after(&[(0, 2)], true),
+            after(&[(0, 3)], true),
+            after(&[(1, 1)], true),
+            after(&[(1, 2)], true),
+            after(&[(0, 1), (1, 2)], true),
+            after(&[(0, 2), (1, 1)], true),
+            after(&[(0, 1)], false),
+            after(&[(0, 2)], false),
+            after(&[(1, 1)], false),
+            after(&[(0, 1), (0, 2)], false),
+            grown(&[4]),
+            grown(&[5]),
+            grown(&[4, 5]),
+            grown(&[4, 6]),
+        ];
+        for (at, one) in different.iter().enumerate() {
+            assert!(!different[..at].contains(one), "{at}");
+        }
+        // The order in which values came does not matter, nor what was there before a settled one.
+        assert_eq!(after(&[(0, 1), (0, 2)], false), after(&[(0, 2), (0, 1)], false));
+        assert_eq!(after(&[(0, 1), (0, 2)], true), after(&[(0, 2)], true));
+    }
+
+    #[test]
+    fn a_unit_is_settled_when_nothing_but_a_flushed_write_may_be_there() {
+        let mut guest = Guest::new(&[ValueKey::ZERO; 2], PROMISES);
+        assert!(guest.is_settled(0) && guest.is_settled(1));
+        let write = guest.begin_write(0, &[ValueKey(1)], Durability::Cached);
+        guest.complete(write);
+        assert!(!guest.is_settled(0) && guest.is_settled(1));
+        flush(&mut guest);
+        assert!(guest.is_settled(0));
+        assert!(!guest.is_settled(2), "beyond the disk");
+    }
+
+    /// After a power cut the unit holds one of 0, 1 and 2.
+    fn undecided() -> Guest {
+        let mut guest = Guest::new(&[ValueKey::ZERO], PROMISES);
+        for key in [1, 2] {
+            let write = guest.begin_write(0, &[ValueKey(key)], Durability::Cached);
+            guest.complete(write);
+        }
+        guest.crash();
+        guest
+    }
+
+    fn read(guest: &mut Guest, key: u32) {
+        let read = guest.begin_read(0, 1);
+        guest.complete_read(read, &[ValueKey(key)]).expect("it is allowed");
+    }
+
+    #[test]
+    fn a_read_decides_what_a_crash_left_open_if_it_shows_that() {
+        for key in 0..3 {
+            let mut guest = undecided();
+            read(&mut guest, key);
+            assert_eq!(guest.allowed(0), [ValueKey(key)]);
+        }
+        // What a write beside it put there says nothing about what was there before, whether or not it puts the same.
+        let all = [0, 1, 2, 3].map(ValueKey);
+        for (written, allowed) in [(3, &all[..]), (2, &all[..3])] {
+            let mut guest = undecided();
+            guest.begin_write(0, &[ValueKey(written)], Durability::Cached);
+            read(&mut guest, written);
+            assert_eq!(guest.allowed(0), allowed);
+        }
     }
 
     #[test]

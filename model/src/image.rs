@@ -45,6 +45,7 @@ const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
 /// The entry's cluster has a refcount of exactly one.
 pub const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
+const DESCRIPTOR: u64 = COMPRESSED - 1;
 const ZERO: u64 = 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
@@ -52,7 +53,7 @@ const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
 
 /// Incompatible feature: refcounts may be wrong.
-pub const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
+pub const INCOMPATIBLE_DIRTY: u64 = 1;
 /// Incompatible feature: the image is known to be damaged.
 pub const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
@@ -130,7 +131,7 @@ impl Header {
             header_length: if v3 { be32(unit, 100) } else { 72 },
             compression_type: 0,
         };
-        let compression_type = if v3 && header.header_length > 104 { be8(unit, 104) } else { 0 };
+        let compression_type = if header.header_length > 104 { be8(unit, 104) } else { 0 };
         let header = Self { compression_type, ..header };
         header.find_faults(be32(unit, 0), findings).then_some(header)
     }
@@ -335,9 +336,7 @@ impl Image {
         self.header = Some(header);
         // One more than the file has: a structure may begin at its very end and still count as inside.
         let slots = to_usize(clusters.saturating_add(1));
-        if self.slots.len() < slots {
-            self.slots.resize(slots, Slot::default());
-        }
+        self.slots.resize(self.slots.len().max(slots), Slot::default());
         self.claim(Region::Header, 0, header.cluster_size(), 0, findings);
         find_extension_faults(evidence, &header, findings);
         self.read_refcounts(evidence, &header, findings);
@@ -352,11 +351,6 @@ impl Image {
     /// How many refcount blocks the refcount table points to.
     pub fn refcount_blocks(&self) -> usize {
         self.claims.iter().filter(|claim| matches!(claim.region, Region::RefcountBlock(_))).count()
-    }
-
-    /// The length of the file.
-    pub fn length(&self) -> u64 {
-        self.length
     }
 
     /// Where a guest cluster is.
@@ -700,7 +694,7 @@ pub(crate) fn decode_l2(entry: u64, header: &Header) -> Mapping {
 fn compressed_extent(entry: u64, header: &Header) -> (u64, u64) {
     // 62 - (cluster_bits - 8) bits of offset, then the sectors that follow the one in which the data begins.
     let offset_bits = 70u32.saturating_sub(header.cluster_bits);
-    let descriptor = entry & !(COPIED | COMPRESSED);
+    let descriptor = entry & DESCRIPTOR;
     let start = descriptor & 1u64.wrapping_shl(offset_bits).wrapping_sub(1);
     let sectors = descriptor.wrapping_shr(offset_bits).saturating_add(1);
     let end = (start & !0x1ff).saturating_add(sectors.saturating_mul(UNIT_BYTES));
@@ -755,7 +749,7 @@ fn nonzero_entries<E: Evidence>(
     entries.clear();
     let units = units_of(offset, count.saturating_mul(8), file);
     let mut next = units.start;
-    while next < units.end {
+    loop {
         let zeroes = evidence.zero_run(next, units.end.saturating_sub(next));
         let unit = next.saturating_add(zeroes);
         if unit >= units.end {
@@ -873,5 +867,9 @@ mod tests {
         assert_eq!(decode_l2(1, &header), Mapping::Zero);
         assert_eq!(decode_l2(COPIED | 0x1000 | 1, &header), Mapping::Zero);
         assert_eq!(decode_l2(COPIED | 0x1000, &header), Mapping::Host(0x1000));
+        // Version 2 has no zero clusters.
+        let header = Header { version: 2, ..header };
+        assert_eq!(decode_l2(1, &header), Mapping::Unallocated);
+        assert_eq!(decode_l2(COPIED | 0x1000 | 1, &header), Mapping::Host(0x1000));
     }
 }

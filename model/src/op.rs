@@ -227,6 +227,21 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_of_4_gib_is_the_largest() {
+        let of = |virtual_size| Geometry {
+            version: 3,
+            cluster_bits: 16,
+            refcount_order: 4,
+            virtual_size,
+            lazy_refcounts: false,
+        };
+        let faults = |size| (of(size).fault().is_some(), Op::Grow { to: size }.fault().is_some());
+        assert_eq!(faults(4 << 30), (false, false));
+        assert_eq!(faults((4 << 30) + 512), (true, true));
+        assert_eq!(faults(8 << 30), (true, true));
+    }
+
+    #[test]
     fn the_json_form_is_small_and_strict() {
         let write = Op::Write { offset: 0, length: 512, id: 1, durability: Durability::Cached };
         let text = serde_json::to_string(&write).unwrap();

@@ -127,6 +127,18 @@ mod tests {
     }
 
     #[test]
+    fn payloads_of_two_writes_or_units_share_no_word() {
+        let tags = [(0, 0), (0, 1), (1, 0), (1, 1), (1 << 32, 2), (1 << 32, 3), (2, u32::MAX)];
+        for (at, (of, id)) in tags.into_iter().enumerate() {
+            for (other, other_id) in &tags[..at] {
+                let (one, two) = (unit(of, id), unit(*other, *other_id));
+                let words = one[TAG..].as_chunks::<8>().0.iter().zip(two[TAG..].as_chunks::<8>().0);
+                assert!(words.clone().all(|(a, b)| a != b), "{of}/{id}, {other}/{other_id}");
+            }
+        }
+    }
+
+    #[test]
     fn the_tag_is_readable() {
         assert_eq!(&unit(18, 7)[..TAG], b"unit 0000000000000012 write 00000007 ::\n");
         assert_eq!(decode(&ZEROES), Value::Zero);

@@ -71,12 +71,10 @@ fn everything() -> Case {
                     ],
                 ],
                 schedule: Schedule::Seed(7),
-                faults: vec![Fault {
-                    anchor,
-                    io: Some(3),
-                    effect: Effect::FlushCleanMarked,
-                    landed: 0,
-                }],
+                faults: vec![
+                    Fault { anchor, io: Some(3), effect: Effect::FlushCleanMarked, landed: 0 },
+                    Fault { anchor: Anchor::default(), io: None, effect: Effect::Short, landed: 2 },
+                ],
                 dropped: vec![Dropped { task: 1, op: 0, after_ios: 2 }],
                 crash: Some(crash.clone()),
                 recovery: vec![
@@ -97,6 +95,10 @@ fn a_case_reads_back() {
     let text = case.to_json();
     assert_eq!(Case::from_json("a.json", &text).unwrap(), case);
     assert_eq!(Case::from_json("a.json", &text).unwrap().to_json(), text);
+    // What is as usual is left out.
+    for (field, times) in [("landed", 1), ("\"io\"", 1), ("durability", 1), ("exact", 2)] {
+        assert_eq!(text.matches(field).count(), times, "{field}");
+    }
 }
 
 #[test]
@@ -152,6 +154,12 @@ fn errors_name_the_file_and_the_field() {
         (r#""cluster_bits": 10"#, r#""cluster_bits": 8"#, "geometry", "cluster_bits 8"),
         (r#""cluster_bits": 10,"#, "", "geometry", "missing field `cluster_bits`"),
         (r#""label": "l2[0]""#, r#""label": "l3[0]""#, "lives[0].faults[0].anchor.label", "l3[0]"),
+        (
+            r#""label": "l2[0]""#,
+            r#""label": 5"#,
+            "lives[0].faults[0].anchor.label",
+            "integer `5`, expected a string",
+        ),
         (r#""000000000000feed""#, r#""feed""#, "lives[0].crash.exact.trace", "16 hex digits"),
         (r#""refcount-block[0]#0","#, r#""refcount-block","#, "lives[0].crash.lose[0]", "label"),
         (r#""tag:2/1""#, r#""tag:2""#, "image.units.4", "tag:2"),

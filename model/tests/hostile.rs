@@ -149,10 +149,10 @@ fn a_file_of_too_many_clusters_is_refused() {
         lazy_refcounts: false,
     };
     let built = build(&geometry, Initial::Fresh).unwrap();
-    struct Long(BytesEvidence);
+    struct Long(BytesEvidence, u64);
     impl Evidence for Long {
         fn len(&mut self) -> u64 {
-            1 << 60
+            self.1
         }
         fn resolve(&mut self, unit: u64) -> model::evidence::ValueKey {
             self.0.resolve(unit)
@@ -168,8 +168,13 @@ fn a_file_of_too_many_clusters_is_refused() {
         }
         fn changed_since(&self, _: u64, _: impl FnMut(u64)) {}
     }
-    let mut auditor = Auditor::default();
-    let names: Vec<_> =
-        auditor.audit(&mut Long(built.evidence())).findings.iter().map(|f| f.name()).collect();
-    assert_eq!(names, ["unsupported"]);
+    for (clusters, expected) in
+        [(1 << 24, &[][..]), ((1 << 24) + 1, &["unsupported"]), (1 << 51, &["unsupported"])]
+    {
+        let mut evidence = Long(built.evidence(), clusters << 9);
+        let mut auditor = Auditor::default();
+        let report = auditor.audit(&mut evidence);
+        let names: Vec<_> = report.findings.iter().map(|finding| finding.name()).collect();
+        assert_eq!(names, expected, "{clusters} clusters");
+    }
 }

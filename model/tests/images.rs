@@ -100,12 +100,14 @@ fn free_entries(geometry: &Geometry, initial: Initial) -> u64 {
     let mut auditor = Auditor::default();
     let report = auditor.audit(&mut evidence);
     assert_eq!(report.findings, []);
+    let end = report.totals.image_end_offset / geometry.cluster_size();
     let table = report.header.expect("a valid image").refcount_table_offset / 512;
     let keys: Vec<ValueKey> =
         (table..table + geometry.cluster_units()).map(|unit| evidence.resolve(unit)).collect();
     let entries = keys.iter().flat_map(|key| evidence.bytes(*key).as_chunks::<8>().0);
-    let blocks = entries.filter(|entry| **entry != [0; 8]).count() as u64;
-    blocks * geometry.block_entries() - report.totals.image_end_offset / geometry.cluster_size()
+    let blocks = entries.filter(|entry| **entry != [0; 8]).count();
+    assert_eq!(auditor.image().refcount_blocks(), blocks);
+    blocks as u64 * geometry.block_entries() - end
 }
 
 #[test]
@@ -192,13 +194,53 @@ fn labels_name_what_is_there() {
     assert_eq!(auditor.image().label(free * 1024 + 512).to_string(), format!("free[{free}]#1"));
 }
 
+/// A table of several clusters counts its units from where it begins.
+#[test]
+fn labels_count_the_units_of_a_long_table() {
+    let shape = geometry(10, 4, 64 << 10);
+    let mut evidence = build(&shape, Initial::RefcountBlockOneShort).unwrap().evidence();
+    let end = evidence.len();
+    evidence.set_len(end + 2048);
+    evidence.patch(48, &end.to_be_bytes());
+    evidence.patch(56, &2u32.to_be_bytes());
+    let mut auditor = Auditor::default();
+    auditor.audit(&mut evidence);
+    let label = |offset: u64| auditor.image().label(offset).to_string();
+    assert_eq!([3072, 4096, 5120 + 512].map(label), ["l1#0", "l1#2", "l1#5"]);
+    assert_eq!([end, end + 1536].map(label), ["refcount-table#0", "refcount-table#3"]);
+}
+
+#[test]
+fn a_file_that_is_no_image_is_all_header() {
+    let mut auditor = Auditor::default();
+    auditor.audit(&mut BytesEvidence::new(&[1; 700]));
+    let label = |offset: u64| auditor.image().label(offset).to_string();
+    let expected = ["header#0", "header#1", "beyond-end#1", "beyond-end#2"];
+    assert_eq!([0, 699, 700, 1024].map(label), expected);
+}
+
 #[test]
 fn totals_have_the_keys_of_qemu_img() {
-    let built = build(&geometry(10, 4, 64 << 10), Initial::L1AboutToGrow).unwrap();
+    let mut evidence =
+        build(&geometry(10, 4, 64 << 10), Initial::L1AboutToGrow).unwrap().evidence();
     let mut auditor = Auditor::default();
-    let totals = auditor.audit(&mut built.evidence()).totals;
-    let text = serde_json::to_string(&totals).unwrap();
+    let mut totals = |evidence: &mut BytesEvidence| {
+        serde_json::to_string(&auditor.audit(evidence).totals).unwrap()
+    };
     let wanted =
         r#"{"image-end-offset":6144,"total-clusters":64,"check-errors":0,"allocated-clusters":1}"#;
-    assert_eq!(text, wanted);
+    assert_eq!(totals(&mut evidence), wanted);
+    // Compressed data in a new cluster behind the only L2 table, which is cluster 5.
+    evidence.set_len(7168);
+    evidence.patch(5120, &(1u64 << 62 | 6144).to_be_bytes());
+    evidence.patch(2048 + 12, &1u16.to_be_bytes());
+    let wanted = concat!(
+        r#"{"image-end-offset":7168,"total-clusters":64,"check-errors":1,"allocated-clusters":2,"#,
+        r#""fragmented-clusters":1,"compressed-clusters":1}"#
+    );
+    assert_eq!(totals(&mut evidence), wanted);
+    // Nothing is known of what has no header.
+    evidence.patch(0, b"no image");
+    let wanted = r#"{"image-end-offset":0,"total-clusters":0,"check-errors":1}"#;
+    assert_eq!(totals(&mut evidence), wanted);
 }

@@ -3,8 +3,9 @@
 use model::audit::Auditor;
 use model::build::Initial;
 use model::defect::Defect;
-use model::finding::Stage;
+use model::finding::{Finding, Stage};
 use model::image::COPIED;
+use model::label::Region;
 
 use crate::patient::{Patient, STAGES};
 use crate::{Outcome, expect};
@@ -106,15 +107,51 @@ const DAMAGES: &[Damage] = &[
     ("clusters of 256 bytes", |p| p.disk.patch(20, &8u32.to_be_bytes()), &[("header", NOWHERE)]),
     ("refcounts of 128 bits", |p| p.disk.patch(96, &7u32.to_be_bytes()), &[("header", NOWHERE)]),
     ("a short header", |p| p.disk.patch(100, &96u32.to_be_bytes()), &[("header", NOWHERE)]),
+    (
+        "a header that ends where its compression type would be",
+        |p| {
+            p.disk.patch(100, &104u32.to_be_bytes());
+            p.put_u64(104, 0x1234_5678_0000_0000);
+        },
+        &[],
+    ),
+    ("an L1 table one entry too short", |p| p.put_u64(24, 129 << 10), &[("header", NOWHERE)]),
     ("no L1 table", |p| p.disk.patch(36, &0u32.to_be_bytes()), &[("header", NOWHERE)]),
     ("an endless L1 table", |p| p.disk.patch(36, &u32::MAX.to_be_bytes()), &[("header", NOWHERE)]),
     ("an odd L1 table", |p| p.put_u64(40, 3073), &[("header", NOWHERE)]),
     ("no refcount table", |p| p.disk.patch(56, &0u32.to_be_bytes()), &[("header", NOWHERE)]),
     ("an unknown feature", |p| p.put_u64(72, 1 << 40), &[("header", NOWHERE)]),
     ("a compression type without its bit", |p| p.disk.patch(104, &[1]), &[("header", NOWHERE)]),
+    ("an extension to the end", |p| p.put_u64(112, 0x1234_5678_0000_0388), &[]),
+    (
+        "an extension past the end",
+        |p| p.put_u64(112, 0x1234_5678_0000_0389),
+        &[("header", NOWHERE)],
+    ),
     ("an endless extension", |p| p.put_u64(112, 0x1234_5678_7fff_ffff), &[("header", NOWHERE)]),
     ("bitmaps", |p| p.put_u64(112, 0x2385_2875_0000_0000), &[("unsupported", NOWHERE)]),
+    ("LUKS", |p| p.put_u64(112, 0x0537_be77_0000_0000), &[("unsupported", NOWHERE)]),
+    (
+        "a backing file",
+        |p| {
+            p.put_u64(8, 512);
+            p.disk.patch(16, &1023u32.to_be_bytes());
+        },
+        &[("unsupported", NOWHERE)],
+    ),
+    (
+        "a backing file with too long a name",
+        |p| {
+            p.put_u64(8, 512);
+            p.disk.patch(16, &1024u32.to_be_bytes());
+        },
+        &[("unsupported", NOWHERE), ("header", NOWHERE)],
+    ),
+    ("a name's length without a name", |p| p.disk.patch(16, &u32::MAX.to_be_bytes()), &[]),
+    ("a name's place without a name", |p| p.put_u64(8, 512), &[]),
     ("snapshots", |p| p.disk.patch(60, &1u32.to_be_bytes()), &[("unsupported", NOWHERE)]),
+    ("encryption", |p| p.disk.patch(32, &1u32.to_be_bytes()), &[("unsupported", NOWHERE)]),
+    ("extended L2 entries", |p| p.put_u64(72, 16), &[("unsupported", NOWHERE)]),
     ("an external data file", |p| p.put_u64(72, 4), &[("unsupported", NOWHERE)]),
     (
         "a compressed cluster in a leaked one",
@@ -162,4 +199,69 @@ pub(crate) fn findings_by_stage(defect: Defect) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Goal: what the reader cannot make sense of ends the audit, and nothing else does.
+#[test]
+fn an_unknown_layout_leaves_no_header() {
+    let mut auditor = Auditor::default();
+    let lost = DAMAGES.iter().filter(|(_, damage, _)| {
+        let mut patient = Patient::new(Initial::Fragmented);
+        damage(&mut patient);
+        auditor.audit(&mut patient.disk).header.is_none()
+    });
+    let expected = [
+        "another magic",
+        "version 4",
+        "clusters of 256 bytes",
+        "refcounts of 128 bits",
+        "a short header",
+        "an L1 table one entry too short",
+        "no L1 table",
+        "an endless L1 table",
+        "an odd L1 table",
+        "no refcount table",
+        "an unknown feature",
+        "extended L2 entries",
+        "an external data file",
+    ];
+    assert_eq!(lost.map(|(name, ..)| *name).collect::<Vec<_>>(), expected);
+}
+
+/// Goal: a finding names the bits that must be clear, and only those. In version 2 there is no zero flag.
+#[test]
+fn reserved_bits_are_named() {
+    const COMPRESSED: u64 = 1 << 62;
+    let cases: [(u32, fn(&mut Patient, u64), Region, u64, u64); 13] = [
+        (3, |p, entry| p.set_l2(1, entry), Region::Data(1), 1, 0),
+        (3, |p, entry| p.set_l2(1, entry), Region::Data(1), 2, 2),
+        (3, |p, entry| p.set_l2(1, entry), Region::Data(1), COPIED, COPIED),
+        (3, |p, entry| p.set_l2(1, entry), Region::Data(1), COPIED | 0x101, COPIED | 0x100),
+        (3, |p, entry| p.set_l2(1, entry), Region::Data(1), 1 << 61 | 0x400, 1 << 61),
+        (3, |p, entry| p.set_l2(1, entry), Region::Compressed(1), COMPRESSED | COPIED, COPIED),
+        (2, |p, entry| p.set_l2(1, entry), Region::Data(1), 0x400, 0),
+        (2, |p, entry| p.set_l2(1, entry), Region::Data(1), 1, 1),
+        (2, |p, entry| p.set_l2(1, entry), Region::Data(1), 3, 3),
+        (3, Patient::add_l1, Region::L2(1), COPIED, COPIED),
+        (3, Patient::add_l1, Region::L2(1), 1 << 60 | 1, 1 << 60 | 1),
+        (3, Patient::add_l1, Region::L2(1), COPIED | 1 << 60 | 0x400, 1 << 60),
+        (3, |p, entry| p.put_u64(1024 + 8, entry), Region::RefcountBlock(1), 0x5ff, 0x1ff),
+    ];
+    for (version, put, region, entry, expected) in cases {
+        let mut patient = Patient::new(Initial::L1AboutToGrow);
+        patient.disk.patch(4, &version.to_be_bytes());
+        put(&mut patient, entry);
+        let mut auditor = Auditor::default();
+        let report = auditor.audit(&mut patient.disk);
+        let named: Vec<_> = report
+            .findings
+            .iter()
+            .filter_map(|finding| match *finding {
+                Finding::ReservedBits { at, entry, bits } => Some((at, entry, bits)),
+                _ => None,
+            })
+            .collect();
+        let expected: &[_] = if expected == 0 { &[] } else { &[(region, entry, expected)] };
+        assert_eq!(named, expected, "version {version}");
+    }
 }
