@@ -232,7 +232,8 @@ fn an_unknown_layout_leaves_no_header() {
 #[test]
 fn reserved_bits_are_named() {
     const COMPRESSED: u64 = 1 << 62;
-    let cases: [(u32, fn(&mut Patient, u64), Region, u64, u64); 13] = [
+    type Put = fn(&mut Patient, u64);
+    let cases: [(u32, Put, Region, u64, u64); 13] = [
         (3, |p, entry| p.set_l2(1, entry), Region::Data(1), 1, 0),
         (3, |p, entry| p.set_l2(1, entry), Region::Data(1), 2, 2),
         (3, |p, entry| p.set_l2(1, entry), Region::Data(1), COPIED, COPIED),
