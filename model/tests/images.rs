@@ -230,6 +230,17 @@ fn totals_have_the_keys_of_qemu_img() {
     let wanted =
         r#"{"image-end-offset":6144,"total-clusters":64,"check-errors":0,"allocated-clusters":1}"#;
     assert_eq!(totals(&mut evidence), wanted);
+    // A leak, and what says that there may be some, are no damage; a missing COPIED flag is.
+    let whole = evidence.clone();
+    evidence.patch(2048 + 14, &1u16.to_be_bytes());
+    evidence.patch(72, &1u64.to_be_bytes());
+    evidence.patch(5120 + 63 * 8, &4096u64.to_be_bytes());
+    let wanted = concat!(
+        r#"{"image-end-offset":6144,"total-clusters":64,"check-errors":0,"corruptions":1,"#,
+        r#""leaks":1,"allocated-clusters":1}"#
+    );
+    assert_eq!(totals(&mut evidence), wanted);
+    let mut evidence = whole;
     // Compressed data in a new cluster behind the only L2 table, which is cluster 5.
     evidence.set_len(7168);
     evidence.patch(5120, &(1u64 << 62 | 6144).to_be_bytes());
