@@ -345,6 +345,8 @@ impl Layout {
     fn finish(mut self) -> Built {
         let geometry = self.geometry;
         let size = geometry.cluster_size();
+        let counted = geometry.block_entries() * self.blocks;
+        assert!(self.next <= counted, "of {} clusters {counted} have a refcount", self.next);
         self.put_header();
         for index in 0..self.blocks {
             self.put_u64(REFCOUNT_TABLE * size + index * 8, (FIRST_BLOCK + index) * size);
@@ -358,8 +360,6 @@ impl Layout {
     }
 
     fn put_refcount(&mut self, cluster: u64, count: u64) {
-        let entries = self.geometry.block_entries();
-        assert!(cluster < entries * self.blocks, "cluster {cluster} has no refcount block");
         let order = self.geometry.refcount_order;
         // Blocks follow each other in the file, so that their bits do too.
         let bit = cluster << order;

@@ -130,6 +130,17 @@ fn full_images_have_one_entry_left() {
     assert!(why.to_string().contains("30720 bytes are too few for the L1 table"), "{why}");
 }
 
+/// Goal: refcount blocks count themselves too. Method: 2 clusters, 254 of L1 table and 4 blocks are more than 4 blocks count.
+#[test]
+fn blocks_are_as_many_as_they_need_to_count_a_long_table() {
+    let shape = geometry(9, 6, 508 << 20);
+    let mut auditor = Auditor::default();
+    let report = auditor.audit(&mut build(&shape, Initial::Fresh).unwrap().evidence());
+    assert_eq!(report.findings, []);
+    assert_eq!(report.totals.image_end_offset, (2 + 254 + 5) * 512);
+    assert_eq!(auditor.image().refcount_blocks(), 5);
+}
+
 /// Corpus cases and certificates name an initial image by its kind and geometry: what they mean must not change unnoticed.
 #[test]
 fn images_stay_what_they_were() {
