@@ -364,7 +364,7 @@ impl Layout {
         // Blocks follow each other in the file, so that their bits do too.
         let bit = cluster << order;
         let at = FIRST_BLOCK * self.geometry.cluster_size() + bit / 8;
-        if order < 3 {
+        if order <= 3 {
             let unit = self.units.entry(at / UNIT as u64).or_insert(ZEROES);
             unit[(at % UNIT as u64) as usize] |= (count as u8) << (bit % 8);
         } else {

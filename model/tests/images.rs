@@ -133,12 +133,18 @@ fn full_images_have_one_entry_left() {
 /// Goal: refcount blocks count themselves too. Method: 2 clusters, 254 of L1 table and 4 blocks are more than 4 blocks count.
 #[test]
 fn blocks_are_as_many_as_they_need_to_count_a_long_table() {
-    let shape = geometry(9, 6, 508 << 20);
     let mut auditor = Auditor::default();
+    let shape = geometry(9, 6, 508 << 20);
     let report = auditor.audit(&mut build(&shape, Initial::Fresh).unwrap().evidence());
     assert_eq!(report.findings, []);
     assert_eq!(report.totals.image_end_offset, (2 + 254 + 5) * 512);
     assert_eq!(auditor.image().refcount_blocks(), 5);
+    // With room for up to 129 clusters of data, 59 of L1 table are the first to need a fourth block.
+    for (l1, blocks) in [(58, 3), (59, 4)] {
+        let shape = geometry(9, 6, l1 << 21);
+        auditor.audit(&mut build(&shape, Initial::Leaky).unwrap().evidence());
+        assert_eq!(auditor.image().refcount_blocks(), blocks);
+    }
 }
 
 /// Corpus cases and certificates name an initial image by its kind and geometry: what they mean must not change unnoticed.

@@ -122,6 +122,23 @@ const DAMAGES: &[Damage] = &[
     ("no refcount table", |p| p.disk.patch(56, &0u32.to_be_bytes()), &[("header", NOWHERE)]),
     ("an unknown feature", |p| p.put_u64(72, 1 << 40), &[("header", NOWHERE)]),
     ("a compression type without its bit", |p| p.disk.patch(104, &[1]), &[("header", NOWHERE)]),
+    ("a bit without its compression type", |p| p.put_u64(72, 8), &[("header", NOWHERE)]),
+    (
+        "another compression type",
+        |p| {
+            p.put_u64(72, 8);
+            p.disk.patch(104, &[1]);
+        },
+        &[],
+    ),
+    (
+        "an unknown compression type",
+        |p| {
+            p.put_u64(72, 8);
+            p.disk.patch(104, &[2]);
+        },
+        &[("header", NOWHERE)],
+    ),
     ("an extension to the end", |p| p.put_u64(112, 0x1234_5678_0000_0388), &[]),
     (
         "an extension past the end",
