@@ -95,11 +95,11 @@ impl State {
         Ok(refcount::get(page, order, place.index).unwrap_or(0))
     }
 
-    /// Lowers the refcount of `cluster` by one, or leaves it at 0, and returns the new one.
-    pub(crate) fn lower_refcount(&mut self, cluster: u64) -> Result<u64, Stop> {
+    /// Lowers the refcount of `cluster` by one, or leaves it at 0.
+    pub(crate) fn lower_refcount(&mut self, cluster: u64) -> Result<(), Stop> {
         let count = self.refcount(cluster)?;
         if count == 0 {
-            return Ok(0);
+            return Ok(());
         }
         if let Some(place) = self.refcount_place(cluster)? {
             let order = self.header.refcount_order;
@@ -107,11 +107,8 @@ impl State {
                 refcount::set(page, order, place.index, count - 1)
                     .expect("a count that went down still fits");
             });
-            if count == 1 {
-                self.first_free = self.first_free.min(cluster);
-            }
         }
-        Ok(count - 1)
+        Ok(())
     }
 
     fn is_freed(&self, cluster: u64) -> bool {
@@ -208,9 +205,7 @@ impl State {
 
     /// Remembers that clusters below `end` may have been written.
     fn note_written(&mut self, end: u64) {
-        if self.fresh_from < end {
-            self.fresh_from = end;
-        }
+        self.fresh_from = self.fresh_from.max(end);
     }
 
     /// Sets the refcounts of free clusters to 1; returns what makes that durable.

@@ -158,3 +158,49 @@ fn rebuilding_keeps_the_data() {
     image.read(999, &mut back).unwrap();
     assert!(back[0] == 0 && back[1..300_001].iter().all(|&byte| byte == 5) && back[300_001] == 0);
 }
+
+/// Goal: an L1 table finds room for all of it in one run. Method: holes of one cluster each lie before the end of the file.
+#[test]
+fn an_l1_table_grows_past_holes() {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) }).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.write(0, &[3; 20 * 512]).unwrap();
+    for hole in [3, 5, 9] {
+        image.discard(hole * 512, 512).unwrap();
+    }
+    image.flush().unwrap();
+    image.flush().unwrap();
+    // Four clusters of L1 table.
+    image.grow(8 << 20).unwrap();
+    image.write((8 << 20) - 512, &[4; 512]).unwrap();
+    image.close().unwrap();
+    assert_clean(&storage);
+    let image = Image::open(storage, OpenOptions::read_only()).unwrap();
+    let mut back = [0; 20 * 512];
+    image.read(0, &mut back).unwrap();
+    for (cluster, bytes) in back.chunks(512).enumerate() {
+        let expected = if [3, 5, 9].contains(&cluster) { 0 } else { 3 };
+        assert_eq!(bytes, [expected; 512], "cluster {cluster}");
+    }
+    image.read((8 << 20) - 512, &mut back[..512]).unwrap();
+    assert_eq!(back[..512], [4; 512]);
+}
+
+/// Goal: a discard reaches the storage if it is asked to, and only then. Method: a storage that zeroes what is discarded.
+#[test]
+fn a_discard_is_passed_down_if_asked_to() {
+    for pass_discard in [false, true] {
+        let storage = MemoryStorage::default();
+        let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) };
+        create(&storage, &shape).unwrap();
+        let options = OpenOptions { pass_discard, ..OpenOptions::new() };
+        let image = Image::open(storage.clone(), options).unwrap();
+        image.write(0, &[0xd5; 4 * 512]).unwrap();
+        image.flush().unwrap();
+        image.discard(512, 2 * 512).unwrap();
+        image.close().unwrap();
+        let kept = storage.to_vec().chunks(512).filter(|unit| **unit == [0xd5; 512]).count();
+        assert_eq!(kept, if pass_discard { 2 } else { 4 });
+    }
+}
