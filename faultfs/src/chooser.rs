@@ -93,12 +93,6 @@ pub fn ask<C: Chooser + ?Sized>(chooser: &mut C, options: usize, what: Choice<'_
     taken as usize
 }
 
-impl<C: Chooser + ?Sized> Chooser for &mut C {
-    fn choose(&mut self, options: u32, what: Choice<'_>) -> u32 {
-        (**self).choose(options, what)
-    }
-}
-
 impl<C: Chooser + ?Sized> Chooser for Box<C> {
     fn choose(&mut self, options: u32, what: Choice<'_>) -> u32 {
         (**self).choose(options, what)
@@ -383,6 +377,14 @@ mod tests {
     }
 
     #[test]
+    fn random_reaches_every_option_and_no_other() {
+        let mut chooser = Random::new(1);
+        let mut picked = [0; 5];
+        (0..5000).for_each(|_| picked[pick(&mut chooser, 5)] += 1);
+        assert!(picked.iter().all(|count| (850..1150).contains(count)), "{picked:?}");
+    }
+
+    #[test]
     fn exhaustive_visits_every_leaf_of_an_uneven_tree_once() {
         let mut chooser = Exhaustive::new();
         let mut leaves = Vec::new();
@@ -392,6 +394,8 @@ mod tests {
                 0 => vec![first],
                 _ => vec![first, pick(&mut chooser, first + 1)],
             };
+            let taken = chooser.taken().iter().map(|choice| choice.taken as usize);
+            assert_eq!(taken.collect::<Vec<_>>(), leaf);
             leaves.push(leaf);
             if !chooser.advance() {
                 break;
@@ -418,6 +422,15 @@ mod tests {
         assert!(shorter.advance());
         assert!(!shorter.advance() || shorter.diverged());
         assert!(shorter.diverged());
+
+        // What was asked before has fewer options now: the last one stands for those that are gone.
+        let mut fewer = Exhaustive::new();
+        pick(&mut fewer, 3);
+        assert!(fewer.advance());
+        assert_eq!(pick(&mut fewer, 3), 1);
+        assert!(fewer.advance());
+        assert_eq!(pick(&mut fewer, 2), 1);
+        assert!(fewer.diverged());
     }
 
     #[test]
@@ -435,6 +448,14 @@ mod tests {
         pick(&mut other, 3);
         assert_eq!(other.drift(), Some(Drift::Different { index: 0, options: 3, recorded: 2 }));
         assert_eq!(other.left_over(), 6);
+
+        // No recording holds such an answer; a file written by hand may.
+        let mut impossible = Replay::new(vec![Taken { options: 2, taken: 2 }]);
+        assert_eq!(pick(&mut impossible, 2), 0);
+        assert_eq!(
+            impossible.drift(),
+            Some(Drift::Different { index: 0, options: 2, recorded: 2 })
+        );
     }
 
     #[test]

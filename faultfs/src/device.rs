@@ -154,6 +154,7 @@ impl Device {
         chooser: &mut C,
     ) -> Started {
         let fault = self.faults.as_mut().and_then(|plan| plan.fault(&io));
+        let fault = fault.filter(|fault| fault.concerns(io.kind));
         let first = unit_of(io.offset);
         let effect = match io.kind {
             IoKind::Read => Effect::None,
@@ -178,9 +179,8 @@ impl Device {
 
     /// Ends the effect of an I/O on the disk. A read is for [`Device::end_read`].
     pub(crate) fn end(&mut self, started: &Started) -> io::Result<()> {
-        let fault = started.fault.filter(|fault| fault.concerns(started.io.kind));
-        let errno = match (started.effect, fault) {
-            (Effect::None, _) => fault.map(|_| EIO),
+        let errno = match (started.effect, started.fault) {
+            (Effect::None, fault) => fault.map(|_| EIO),
             (Effect::Write(write), None) => {
                 self.disk.complete(write);
                 None
@@ -226,8 +226,8 @@ impl Device {
     ) -> io::Result<()> {
         let transferred = match started.fault {
             Some(Fault::Short { landed }) => landed as usize,
-            Some(fault) if fault.concerns(IoKind::Read) => 0,
-            _ => usize::MAX,
+            Some(_) => 0,
+            None => usize::MAX,
         };
         let first = unit_of(started.io.offset);
         let targets = buf.as_chunks_mut::<UNIT>().0;

@@ -298,17 +298,19 @@ pub fn run<T>(future: impl Future<Output = T>) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::io::ErrorKind;
+    use std::task::Poll;
 
     use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
 
     use super::{Counts, Direct, DirectOptions, MAX_IDLE, run};
     use crate::chooser::{Always, Random};
     use crate::device::Breach;
-    use crate::disk::PossibleDisk;
-    use crate::fault::{Fault, FaultAt, Planned, PlannedFault};
+    use crate::disk::{MAX_UNITS, PossibleDisk};
+    use crate::fault::{Fault, FaultAt, FaultPlan, Planned, PlannedFault};
     use crate::profile::Profile;
-    use crate::trace::IoKind;
+    use crate::trace::{Io, IoKind};
     use crate::values::Values;
 
     fn buf(byte: u8, units: usize) -> IoBuf {
@@ -316,7 +318,7 @@ mod tests {
     }
 
     async fn read(storage: &impl Storage, offset: u64, len: usize) -> Vec<u8> {
-        let (buf, outcome) = storage.read(offset, IoBuf::zeroed(len, UNIT)).await;
+        let (buf, outcome) = storage.read(offset, IoBuf::copy_of(&vec![0xee; len], UNIT)).await;
         outcome.unwrap();
         buf.to_vec()
     }
@@ -357,11 +359,80 @@ mod tests {
             assert_eq!(read(&storage, u64::MAX - 1023, 512).await, vec![0; 512]);
         });
         assert_eq!(done, Some(()));
+        let counts = Counts { reads: 4, updates: 5, flushes: 1 };
+        assert_eq!(storage.counts(), counts);
         let remains = storage.power_off();
-        assert_eq!(remains.counts, Counts { reads: 4, updates: 5, flushes: 1 });
+        assert_eq!(remains.counts, counts);
+        assert_eq!(storage.counts(), Counts::default());
         assert_eq!(remains.breaches, []);
         assert!(!remains.crashed);
         assert_eq!(run(storage.flush()).map(|_| ()), None);
+    }
+
+    #[test]
+    fn work_is_polled_again_when_it_has_woken_itself_and_only_then() {
+        let after = |polls: u32, wakes: bool| {
+            let mut count = 0;
+            let work = poll_fn(move |context| {
+                count += 1;
+                if count == polls {
+                    return Poll::Ready(count);
+                }
+                if wakes {
+                    context.waker().wake_by_ref();
+                }
+                Poll::Pending
+            });
+            run(work)
+        };
+        assert_eq!([1, 2, 9].map(|polls| after(polls, true)), [Some(1), Some(2), Some(9)]);
+        assert_eq!(after(9, false), None);
+    }
+
+    #[test]
+    fn a_read_of_what_no_write_can_reach_decides_nothing() {
+        let values = Values::new();
+        let mut disk = PossibleDisk::new(&values, 1);
+        let key = values.intern(&[9; UNIT]);
+        let append = disk.submit_write(1, &[key], Durability::Cached, &mut Always(0));
+        disk.complete(append);
+        let crashed = disk.crash(Profile::TornLength, &mut Always(0));
+        let storage = Direct::new(crashed, Always(0));
+        let far = u64::from(MAX_UNITS) * UNIT as u64;
+        assert_eq!(run(read(&storage, far, 1024)), Some(vec![0; 1024]));
+        assert!(storage.with_disk(|disk, _| disk.length_is_open()));
+        run(read(&storage, 512, 512)).unwrap();
+        assert!(!storage.with_disk(|disk, _| disk.length_is_open()));
+    }
+
+    #[test]
+    fn a_fork_is_kept_of_every_submission_that_changes_something() {
+        let options = DirectOptions { forks: true, ..DirectOptions::default() };
+        let disk = PossibleDisk::new(&Values::new(), 2);
+        let storage = Direct::with_options(disk, Always(0), options);
+        let steps = async || {
+            storage.write(0, buf(1, 1), Durability::Through).await.1.unwrap();
+            storage.flush().await.unwrap();
+            read(&storage, 0, 512).await;
+            storage.discard(512..1024).await.unwrap();
+            storage.set_len(512).await.unwrap();
+        };
+        run(steps()).unwrap();
+        let undecided = |forks: Vec<PossibleDisk>| {
+            forks.iter().map(PossibleDisk::undecided).collect::<Vec<_>>()
+        };
+        let lengths = |forks: &[PossibleDisk]| {
+            forks.iter().map(PossibleDisk::possible_lengths).collect::<Vec<_>>()
+        };
+        let forks = storage.take_forks(true);
+        assert_eq!(lengths(&forks), [vec![2], vec![2], vec![2, 1]]);
+        assert_eq!(undecided(forks), [vec![0], vec![], vec![]]);
+        run(steps()).unwrap();
+        assert_eq!(storage.take_forks(false).len(), 3);
+        run(steps()).unwrap();
+        assert_eq!(storage.take_forks(true).len(), 0);
+        run(steps()).unwrap();
+        assert_eq!(storage.power_off().forks.len(), 3);
     }
 
     #[test]
@@ -399,6 +470,7 @@ mod tests {
         };
         let disk = PossibleDisk::new(&Values::new(), 4);
         let storage = Direct::with_options(disk, Always(0), options);
+        let most = u64::from(MAX_UNITS) * UNIT as u64;
         let kinds = run(async {
             [
                 storage.write(100, buf(1, 1), Durability::Cached).await.1,
@@ -407,12 +479,20 @@ mod tests {
                 storage.write(0, buf(1, 3), Durability::Cached).await.1,
                 storage.write(1 << 50, buf(1, 1), Durability::Cached).await.1,
                 storage.set_len(u64::MAX - 511).await,
+                storage.set_len(most + 512).await,
             ]
             .map(|outcome| outcome.unwrap_err().kind())
         });
         let invalid = ErrorKind::InvalidInput;
         let large = ErrorKind::FileTooLarge;
-        assert_eq!(kinds, Some([invalid, invalid, ErrorKind::Unsupported, invalid, large, large]));
+        let expected = [invalid, invalid, ErrorKind::Unsupported, invalid, large, large, large];
+        assert_eq!(kinds, Some(expected));
+        run(async {
+            storage.write(0, buf(1, 2), Durability::Cached).await.1.unwrap();
+            storage.write_zeroes(0..2048).await.unwrap();
+            storage.set_len(most).await.unwrap();
+        })
+        .unwrap();
         let breaches = storage.power_off().breaches;
         assert!(matches!(
             breaches[..],
@@ -452,5 +532,26 @@ mod tests {
         let remains = storage.power_off();
         assert_eq!(remains.disk.undecided(), [2]);
         assert_eq!(remains.trace.unwrap().events().len(), 12);
+    }
+
+    #[test]
+    fn a_full_device_reads_flushes_and_discards_whatever_the_plan_says() {
+        struct Full;
+        impl FaultPlan for Full {
+            fn fault(&mut self, _: &Io) -> Option<Fault> {
+                Some(Fault::Enospc { landed: 0 })
+            }
+        }
+        let values = Values::new();
+        let disk = PossibleDisk::from_extents(&values, 1024, [(0, &[7; 1024][..])]);
+        let options = DirectOptions { faults: Some(Box::new(Full)), ..DirectOptions::default() };
+        let storage = Direct::with_options(disk, Always(0), options);
+        run(async {
+            assert!(storage.write(0, buf(1, 1), Durability::Cached).await.1.is_err());
+            assert_eq!(read(&storage, 0, 1024).await, vec![7; 1024]);
+            storage.flush().await.unwrap();
+            storage.discard(0..512).await.unwrap();
+        })
+        .unwrap();
     }
 }

@@ -463,19 +463,20 @@ impl World {
             let chooser = &mut self.chooser;
             let first = unit_of(io.offset);
             let mut data = vec![0; io.len as usize];
-            self.device.end_read(&started, &mut data, |disk, unit| {
+            let outcome = self.device.end_read(&started, &mut data, |disk, unit| {
                 let key = read_over(disk, unit, &seen, chooser);
                 // Units that are certainly zero are not asked for.
                 keys.resize((unit - first) as usize, Key::ZERO);
                 keys.push(key);
                 key
-            })
+            });
+            if outcome.is_ok() {
+                keys.resize(io.units() as usize, Key::ZERO);
+            }
+            outcome
         } else {
             self.device.end(&started)
         };
-        if io.kind == IoKind::Read && outcome.is_ok() {
-            keys.resize(io.units() as usize, Key::ZERO);
-        }
         self.trace_choices();
         let ok = outcome.is_ok();
         if orphan {

@@ -257,4 +257,46 @@ mod tests {
         assert!((430..570).contains(&count(IoKind::Write)));
         assert!((190..310).contains(&count(IoKind::Flush)));
     }
+
+    #[test]
+    fn every_random_fault_strikes_its_kinds_and_no_others() {
+        use IoKind::{Discard, Flush, Read, SetLen, Write, WriteThrough, WriteZeroes};
+        const ALL: [IoKind; IoKind::COUNT] =
+            [Read, Write, WriteThrough, WriteZeroes, Discard, SetLen, Flush];
+        let always = Ratio::new(1, 1);
+        let never = FaultRates {
+            read: Ratio::NEVER,
+            write: Ratio::NEVER,
+            no_space: Ratio::NEVER,
+            short: Ratio::NEVER,
+            flush: Ratio::NEVER,
+            failure: FlushFailure::RetrySafe,
+        };
+        let names = |rates: FaultRates| {
+            ALL.map(|kind| match RandomFaults::new(1, rates).fault(&io(0, 0, kind)) {
+                None => "-",
+                Some(Fault::Eio) => "eio",
+                Some(Fault::Enospc { landed }) if landed < 4 => "full",
+                Some(Fault::Short { landed }) if landed < 4 => "short",
+                Some(Fault::Flush(FlushFailure::RetrySafe)) => "flush",
+                Some(_) => "?",
+            })
+        };
+        for (rates, expected) in [
+            (never, ["-"; 7]),
+            (FaultRates { read: always, ..never }, ["eio", "-", "-", "-", "-", "-", "-"]),
+            (FaultRates { write: always, ..never }, ["-", "eio", "eio", "eio", "eio", "eio", "-"]),
+            (
+                FaultRates { no_space: always, ..never },
+                ["-", "full", "full", "full", "-", "full", "-"],
+            ),
+            (
+                FaultRates { short: always, ..never },
+                ["short", "short", "short", "short", "-", "-", "-"],
+            ),
+            (FaultRates { flush: always, ..never }, ["-", "-", "-", "-", "-", "-", "flush"]),
+        ] {
+            assert_eq!(names(rates), expected, "{rates:?}");
+        }
+    }
 }

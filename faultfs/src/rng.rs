@@ -96,7 +96,9 @@ mod tests {
         let mut rng = Rng::new(5);
         let hits = (0..8000).filter(|_| rng.chance(Ratio::new(1, 8))).count();
         assert!((850..1150).contains(&hits), "{hits}");
+        let before = rng.clone().next_u64();
         assert!((0..100).all(|_| !rng.chance(Ratio::NEVER)));
+        assert_eq!(rng.clone().next_u64(), before, "what never happens draws nothing");
         assert!((0..100).all(|_| rng.chance(Ratio::new(1, 1))));
     }
 }

@@ -186,6 +186,41 @@ mod tests {
     }
 
     #[test]
+    fn pct_lowers_what_falls_below_all_that_fell_before_however_late() {
+        for late in [0, 1_000_000] {
+            let mut schedule = Pct {
+                step: late,
+                changes: vec![late + 1, late + 2, late + 3],
+                ..Pct::new(3, 0, 1)
+            };
+            let order = [(); 5].map(|()| schedule.pick(&RUN));
+            let [first, second, third, ..] = order;
+            assert_eq!(order, [first, second, third, first, first], "from step {late}");
+            assert_eq!(first + second + third, 3, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn pct_cancels_one_at_random_in_half_of_its_falls() {
+        let offered = [RUN[0], RUN[2], Candidate::Cancel(TaskId(0)), Candidate::Cancel(TaskId(1))];
+        let mut picked = [0; 4];
+        for seed in 0..4000 {
+            picked[Pct::new(seed, 1, 1).pick(&offered)] += 1;
+        }
+        assert!(picked.iter().all(|count| (900..1100).contains(count)), "{picked:?}");
+    }
+
+    #[test]
+    fn the_order_of_a_pct_seed_is_known() {
+        // On every machine: another order would change what a recorded seed means.
+        let runs = (0..12).map(|task| Candidate::Run(TaskId(task)));
+        let offered: Vec<Candidate> = runs.chain([Candidate::Cancel(TaskId(0))]).collect();
+        let mut schedule = Pct::new(3, 8, 12);
+        let order: Vec<usize> = (0..12).map(|_| schedule.pick(&offered)).collect();
+        assert_eq!(order, [8, 12, 8, 1, 1, 1, 1, 6, 6, 10, 12, 10]);
+    }
+
+    #[test]
     fn departures_are_bounded() {
         let mut schedule = Choices::new(Always(1)).with_departures(2);
         assert_eq!([(); 4].map(|()| schedule.pick(&RUN)), [1, 1, 0, 0]);

@@ -91,7 +91,6 @@ impl Io {
     pub const fn range(&self) -> std::ops::Range<u64> {
         match self.kind {
             IoKind::SetLen => self.offset..u64::MAX,
-            IoKind::Flush => 0..0,
             _ => self.offset..self.offset.saturating_add(self.len),
         }
     }
@@ -224,7 +223,7 @@ fn encode(event: &Event) -> [u8; 42] {
     match *event {
         Event::Submit { io, content } => {
             let task = io.task.map_or(0, |task| u64::from(task) + 1) << 40;
-            put(0, io.kind as u8, [io.index, io.nth | task, io.offset, io.len, content]);
+            put(0, io.kind as u8, [io.index, io.nth + task, io.offset, io.len, content]);
         }
         Event::Complete { index, content } => put(1, 0, [index, 0, 0, 0, content]),
         Event::Fail { index, errno } => {
@@ -295,5 +294,44 @@ mod tests {
             "    1 submit   #0    write         by writer 0x400+0x200 l2[1] bytes 0000000000000abc"
         );
         assert_eq!(lines[4], "    4 fail     #1    errno 5");
+    }
+
+    #[test]
+    fn what_has_no_bytes_and_what_has_no_place_is_dumped_without() {
+        let submit = |kind, offset, len| {
+            let io = Io { index: 7, nth: 0, kind, offset, len, task: None };
+            let mut trace = Trace::new();
+            trace.record(Event::Submit { io, content: 0 });
+            trace.dump(|_| "label".to_owned())
+        };
+        let lines = [
+            submit(IoKind::Discard, 0x200, 0x400),
+            submit(IoKind::SetLen, 0x600, 0),
+            submit(IoKind::Flush, 0, 0),
+        ];
+        assert_eq!(
+            lines,
+            [
+                "    0 submit   #7    discard       by - 0x200+0x400 label\n",
+                "    0 submit   #7    set-len       by - 0x600\n",
+                "    0 submit   #7    flush         by -\n",
+            ]
+        );
+    }
+
+    #[test]
+    fn reads_and_flushes_update_nothing() {
+        for kind in [IoKind::Read, IoKind::Flush] {
+            assert!(!kind.is_update(), "{kind:?}");
+        }
+        for kind in [
+            IoKind::Write,
+            IoKind::WriteThrough,
+            IoKind::WriteZeroes,
+            IoKind::Discard,
+            IoKind::SetLen,
+        ] {
+            assert!(kind.is_update(), "{kind:?}");
+        }
     }
 }

@@ -145,7 +145,7 @@ impl Store {
         let values = self.chunks[chunk]
             .get_or_init(|| (0..FIRST_CHUNK << chunk).map(|_| OnceLock::new()).collect());
         values[at].set(*bytes).expect("a key is given out once, under the lock");
-        index.places[place] = (hash >> 32 << 32) | (key as u64 + 1);
+        index.places[place] = entry(hash, key);
         index.hashes.push(hash);
         if index.hashes.len() * 2 > index.places.len() {
             index.grow();
@@ -163,10 +163,15 @@ impl Index {
             while places[place] != 0 {
                 place = (place + 1) & mask;
             }
-            places[place] = (hash >> 32 << 32) | (key as u64 + 1);
+            places[place] = entry(hash, key);
         }
         self.places = places;
     }
+}
+
+/// What an occupied place holds.
+const fn entry(hash: u64, key: usize) -> u64 {
+    (hash >> 32 << 32) + key as u64 + 1
 }
 
 fn locate(key: usize) -> (usize, usize) {
@@ -177,7 +182,7 @@ fn locate(key: usize) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::{CHUNKS, FIRST_CHUNK, Key, MAX_KEYS, UNIT, Values, locate};
+    use super::{CHUNKS, FIRST_CHUNK, Key, MAX_KEYS, UNIT, Values, locate, xxh3_64};
 
     fn numbered(n: u32) -> [u8; UNIT] {
         let mut bytes = [0xa5; UNIT];
@@ -196,6 +201,20 @@ mod tests {
             assert_eq!(values.bytes(key), &numbered(n as u32));
         }
         assert_eq!(values.count(), 5001);
+        assert_eq!(format!("{values:?}"), "Values(5001)");
+    }
+
+    #[test]
+    fn values_whose_hashes_collide_stay_apart() {
+        // Of these two hashes the upper halves agree, and so do the places where the search begins.
+        let (one, two) = (numbered(1_054_027), numbered(1_306_392));
+        let (first, second) = (xxh3_64(&one), xxh3_64(&two));
+        assert_eq!((first >> 32, first as u8), (second >> 32, second as u8));
+        let values = Values::new();
+        let keys = [values.intern(&one), values.intern(&two)];
+        assert_ne!(keys[0], keys[1]);
+        assert_eq!([values.intern(&one), values.intern(&two)], keys);
+        assert_eq!(keys.map(|key| *values.bytes(key)), [one, two]);
     }
 
     #[test]
@@ -218,6 +237,7 @@ mod tests {
         let (a, b) = (one.intern(&numbered(1)), two.intern(&numbered(1)));
         assert_ne!(a, b);
         assert_eq!(one.content_hash(a), two.content_hash(b));
+        assert_eq!(one.content_hash(a), xxh3_64(&numbered(1)));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use faultfs::exec::{PATIENCE, Sim, SimOptions, SimStorage, Step};
 use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
 use faultfs::profile::{FlushFailure, Profile};
 use faultfs::rng::Ratio;
-use faultfs::schedule::{self, Candidate, Choices, Pct, Schedule};
+use faultfs::schedule::{self, Candidate, Choices, Pct, Schedule, TaskId};
 use faultfs::trace::IoKind;
 use faultfs::values::{Key, Values};
 use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
@@ -50,7 +50,8 @@ async fn write(storage: &SimStorage, first: u64, byte: u8, units: usize) -> io::
 
 /// The first byte of each unit.
 async fn read(storage: &SimStorage, first: u64, units: usize) -> Vec<u8> {
-    let (buf, outcome) = storage.read(unit(first), IoBuf::zeroed(units * UNIT, UNIT)).await;
+    let stale = IoBuf::copy_of(&vec![0xee; units * UNIT], UNIT);
+    let (buf, outcome) = storage.read(unit(first), stale).await;
     outcome.unwrap();
     buf.chunks(UNIT).map(|unit| unit[0]).collect()
 }
@@ -343,6 +344,36 @@ fn nothing_starves_beside_a_task_that_spins() {
     }
 }
 
+/// Goal: patience is exact, and of two that have waited for as long the one offered first goes first. Method: two I/Os of one
+/// step beside a task that spins.
+#[test]
+fn what_was_passed_over_goes_in_the_order_in_which_it_was_offered() {
+    let mut sim = sim(First);
+    let storage = sim.storage();
+    sim.spawn("spins", async move {
+        loop {
+            storage.pause().await;
+        }
+    });
+    let storage = sim.storage();
+    sim.spawn("writes", async move {
+        let (a, b) = both(write(&storage, 0, 1, 1), write(&storage, 1, 2, 1)).await;
+        a.and(b).unwrap();
+    });
+    let mut ended = Vec::new();
+    let mut submitted_at = 0;
+    for step in 1..=3 * PATIENCE {
+        match sim.step() {
+            Step::Ran { submitted: 2, .. } => submitted_at = step,
+            Step::Completed { io, .. } => ended.push((step - submitted_at, io.index)),
+            _ => {}
+        }
+    }
+    // The task could run from the first step on, its I/Os end from the step of their submission on.
+    assert_eq!(submitted_at, 1 + PATIENCE + 1);
+    assert_eq!(ended, [(PATIENCE + 1, 0), (PATIENCE + 2, 1)]);
+}
+
 #[test]
 fn a_pause_lets_others_in_between_two_steps() {
     let mut seen = BTreeSet::new();
@@ -363,38 +394,109 @@ fn a_pause_lets_others_in_between_two_steps() {
     assert_eq!(seen, BTreeSet::from([1, 2]));
 }
 
-#[test]
-fn a_read_that_overlaps_a_write_returns_either_per_unit() {
-    let mut seen = BTreeSet::new();
-    let choices = shared(Exhaustive::new());
-    loop {
-        every_order_of_read_and_write(&choices, &mut seen);
-        if !choices.lock().unwrap().advance() {
-            break;
-        }
+/// Goes on with the first of these that is offered.
+struct Prefer(Vec<Candidate>);
+
+impl Schedule for Prefer {
+    fn pick(&mut self, candidates: &[Candidate]) -> usize {
+        let offered = |wanted| candidates.iter().position(|candidate| candidate == wanted);
+        self.0.iter().find_map(offered).unwrap_or(0)
     }
-    let expected = [[0, 0], [0, 1], [1, 0], [1, 1]].map(|units| units.to_vec());
-    assert_eq!(seen, BTreeSet::from(expected));
 }
 
-/// The write completes and is flushed while the read is in flight; still the read may return what it found first.
-fn every_order_of_read_and_write(choices: &Shared<Exhaustive>, seen: &mut BTreeSet<Vec<u8>>) {
-    let mut sim = Sim::new(disk(2), SimOptions::new(First, Arc::clone(choices)));
-    let found = shared(Vec::new());
-    let (storage, result) = (sim.storage(), Arc::clone(&found));
-    let reader = sim.spawn("reader", async move {
-        let units = read(&storage, 0, 2).await;
-        *result.lock().unwrap() = units;
-    });
-    assert_eq!(sim.step(), Step::Ran { task: reader, finished: false, submitted: 1 });
+/// A reader of `units` into the cell that comes back and a writer of what `write` says, spawned in this order or the other
+/// one. Both I/Os are in flight before either ends; then the one ends that `ends` numbers.
+fn read_beside_write(
+    disk: PossibleDisk,
+    choices: &Shared<Exhaustive>,
+    (read_first, ends): (bool, u64),
+    units: std::ops::Range<u64>,
+    (bytes, durability): (Vec<u8>, Durability),
+) -> (Sim, Shared<Option<Vec<u8>>>) {
+    let runs = [Candidate::Run(TaskId(0)), Candidate::Run(TaskId(1))];
+    let order = Prefer(runs.into_iter().chain([Candidate::Complete(ends)]).collect());
+    let mut sim = Sim::new(disk, SimOptions::new(order, Arc::clone(choices)));
+    let found = shared(None);
+    let spawn_reader = |sim: &mut Sim| {
+        let (storage, found, units) = (sim.storage(), Arc::clone(&found), units.clone());
+        sim.spawn("reader", async move {
+            let read = read(&storage, units.start, (units.end - units.start) as usize).await;
+            *found.lock().unwrap() = Some(read);
+        });
+    };
+    if read_first {
+        spawn_reader(&mut sim);
+    }
     let storage = sim.storage();
+    let first = unit(units.start);
     sim.spawn("writer", async move {
-        let buf = IoBuf::copy_of(&[1; 2 * UNIT], UNIT);
-        storage.write(0, buf, Durability::Through).await.1.unwrap();
+        let data: Vec<u8> = bytes.iter().flat_map(|&byte| [byte; UNIT]).collect();
+        storage.write(first, IoBuf::copy_of(&data, UNIT), durability).await.1.unwrap();
     });
-    assert_eq!(sim.run(), Step::Done);
-    assert_eq!(sim.breaches(), []);
-    seen.insert(found.lock().unwrap().clone());
+    if !read_first {
+        spawn_reader(&mut sim);
+    }
+    (sim, found)
+}
+
+/// Goal: a read that overlaps a write in time returns the old value or the new one of each unit that both cover, and what is
+/// there of the others. Method: whichever is submitted first, the write is durable before the read ends.
+#[test]
+fn a_read_that_overlaps_a_write_returns_either_per_unit() {
+    for (read_first, write) in [(true, 1), (false, 0)] {
+        let mut seen = BTreeSet::new();
+        let choices = shared(Exhaustive::new());
+        loop {
+            let old = [[5; UNIT], [6; UNIT], [7; UNIT]].concat();
+            let disk = PossibleDisk::from_extents(&Values::new(), unit(3), [(0, &old[..])]);
+            let new = (vec![1, 2], Durability::Through);
+            let (mut sim, found) =
+                read_beside_write(disk, &choices, (read_first, write), 0..3, new);
+            assert_eq!(sim.run(), Step::Done);
+            assert_eq!(sim.breaches(), []);
+            seen.insert(found.lock().unwrap().take().unwrap());
+            if !choices.lock().unwrap().advance() {
+                break;
+            }
+        }
+        let expected = [[5, 6, 7], [5, 2, 7], [1, 6, 7], [1, 2, 7]].map(|units| units.to_vec());
+        assert_eq!(seen, BTreeSet::from(expected), "read first: {read_first}");
+    }
+}
+
+/// Goal: what a read has shown of a medium that a crash left open is decided, even below a write in flight. Method: the old
+/// value of a unit, or the length of the file, is open; a read that overlaps a write ends first. If it has shown something
+/// old, a crash can leave that or what is being written.
+#[test]
+fn an_overlapping_read_decides_what_it_has_shown_of_the_medium() {
+    for (at, may_be) in [(0, [1, 5, 8]), (1, [0, 1, 8])] {
+        let mut seen = BTreeSet::new();
+        let choices = shared(Exhaustive::new());
+        loop {
+            let values = Values::new();
+            let old = [5; UNIT];
+            let mut disk = PossibleDisk::from_extents(&values, unit(1), [(0, &old[..])]);
+            let keys = [values.intern(&[8; UNIT]); 2];
+            let append = disk.submit_write(0, &keys, Durability::Cached, &mut Always(0));
+            disk.complete(append);
+            disk.crash_in_place(Profile::TornLength, &mut Always(0));
+            let new = (vec![1], Durability::Cached);
+            let (mut sim, found) = read_beside_write(disk, &choices, (true, 0), at..at + 1, new);
+            while found.lock().unwrap().is_none() {
+                sim.step();
+            }
+            let shown = found.lock().unwrap().take().unwrap()[0];
+            let mut keys = Vec::new();
+            sim.with_disk(|disk| disk.peek(at as u32, &mut keys));
+            let left: Vec<u8> = keys.iter().map(|&key| values.bytes(key)[0]).collect();
+            assert!(shown == 1 || left == [1, shown], "{shown} was read, {left:?} may be there");
+            seen.insert(shown);
+            if !choices.lock().unwrap().advance() {
+                break;
+            }
+        }
+        assert_eq!(seen, BTreeSet::from(may_be), "unit {at}");
+    }
 }
 
 #[test]
@@ -427,9 +529,11 @@ fn overlapping_writes_in_flight_are_a_breach_that_names_both() {
     for (other, breach) in [
         ((IoKind::Write, 1024, 512), true),
         ((IoKind::Write, 1536, 512), false),
+        ((IoKind::Write, 0, 512), false),
         ((IoKind::WriteZeroes, 0, 1024), true),
         ((IoKind::Discard, 1024, 1024), true),
         ((IoKind::SetLen, 1024, 0), true),
+        ((IoKind::SetLen, 0, 0), true),
         ((IoKind::SetLen, 1536, 0), false),
         ((IoKind::Read, 512, 512), false),
         ((IoKind::Flush, 0, 0), false),
@@ -510,33 +614,47 @@ fn short_transfers_and_full_devices_move_a_part() {
     assert_eq!(keys, [Key::ZERO; 2], "no unit past the cut can land");
 }
 
-/// Goal: a flush that fails after its future was dropped is heard of. Method: drop it in flight; the next settle reports it,
-/// once.
+/// Goal: a flush that fails after its future was dropped is heard of, and nothing else is. Method: drop it in flight or when
+/// it has ended and nobody has looked yet; the next settle reports it, once.
 #[test]
 fn settle_reports_the_failure_of_a_dropped_flush() {
-    let fault = PlannedFault {
-        at: FaultAt::Nth { kind: IoKind::Flush, nth: 0 },
-        fault: Fault::Flush(FlushFailure::CleanMarked),
-    };
-    let mut options = SimOptions::new(Choices::new(Always(0)), Always(0));
-    options.faults = Box::new(Planned(vec![fault]));
-    let mut sim = Sim::new(PossibleDisk::new(&Values::new(), 1), options);
-    let storage = sim.storage();
-    let flusher = sim.spawn("flusher", async move {
-        let _ = storage.flush().await;
-    });
-    while sim.in_flight().is_empty() {
-        sim.step();
-    }
-    sim.cancel(flusher);
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let (storage, told) = (sim.storage(), Arc::clone(&heard));
-    sim.spawn("settler", async move {
-        for _ in 0..2 {
-            let result = storage.settle().await.map_err(|error| error.raw_os_error());
-            told.lock().unwrap().push(result);
+    for (kind, fails, reported) in [
+        (IoKind::Flush, true, Err(Some(5))),
+        (IoKind::Flush, false, Ok(())),
+        (IoKind::Write, true, Ok(())),
+        (IoKind::Write, false, Ok(())),
+    ] {
+        for ends_first in [false, true] {
+            let mut options = SimOptions::new(First, Always(0));
+            if fails {
+                let at = FaultAt::Nth { kind, nth: 0 };
+                let fault = Fault::Flush(FlushFailure::CleanMarked);
+                options.faults = Box::new(Planned(vec![PlannedFault { at, fault }]));
+            }
+            let mut sim = Sim::new(disk(1), options);
+            let storage = sim.storage();
+            let dropped = sim.spawn("dropped", async move {
+                drop(match kind {
+                    IoKind::Flush => storage.flush().await,
+                    _ => write(&storage, 0, 1, 1).await,
+                });
+            });
+            assert!(matches!(sim.step(), Step::Ran { submitted: 1, .. }));
+            if ends_first {
+                assert!(matches!(sim.step(), Step::Completed { ok, .. } if ok != fails));
+            }
+            sim.cancel(dropped);
+            let heard = shared(Vec::new());
+            let (storage, told) = (sim.storage(), Arc::clone(&heard));
+            sim.spawn("settler", async move {
+                for _ in 0..2 {
+                    let result = storage.settle().await.map_err(|error| error.raw_os_error());
+                    told.lock().unwrap().push(result);
+                }
+            });
+            assert_eq!(sim.run(), Step::Done);
+            let heard = heard.lock().unwrap();
+            assert_eq!(*heard, [reported, Ok(())], "{kind:?} fails: {fails}, {ends_first}");
         }
-    });
-    assert_eq!(sim.run(), Step::Done);
-    assert_eq!(*heard.lock().unwrap(), [Err(Some(5)), Ok(())]);
+    }
 }
