@@ -60,7 +60,7 @@ impl PossibleDisk {
                 write.ended = write.ended.min(now);
             }
             for slot in 0..self.slots.len() {
-                if self.slots[slot].unit != NONE && self.slots[slot].head != NONE {
+                if self.slots[slot].head != NONE {
                     self.fold_decided(slot);
                 }
             }
@@ -81,7 +81,7 @@ impl PossibleDisk {
                 let mut ends: Vec<u64> = self
                     .writes
                     .iter()
-                    .filter(|write| write.refs > 0 && write.state == State::Done)
+                    .filter(|write| write.state == State::Done)
                     .map(|write| write.ended)
                     .filter(|&ended| ended > self.through_at)
                     .collect();
@@ -195,11 +195,14 @@ impl PossibleDisk {
     fn fold_allowed(&mut self) {
         let mut keys = Vec::new();
         for slot in 0..self.slots.len() {
-            if self.slots[slot].unit != NONE && self.slots[slot].head != NONE {
+            if self.slots[slot].head != NONE {
                 keys.clear();
                 self.allowed(slot, &mut keys);
-                if self.has(Defect::NewestOrBase) && keys.len() > 2 {
-                    keys.drain(1..keys.len() - 1);
+                if self.has(Defect::NewestOrBase)
+                    && let Some(&oldest) = keys.last()
+                {
+                    keys.truncate(1);
+                    push_unique(&mut keys, oldest);
                 }
                 self.fold(slot, &keys);
             }
@@ -234,7 +237,7 @@ impl PossibleDisk {
     fn compact(&mut self) {
         let old = std::mem::take(&mut self.sets);
         for slot in &mut self.slots {
-            if slot.unit != NONE && slot.base.len > 1 {
+            if slot.base.len > 1 {
                 let from = slot.base.at as usize;
                 slot.base.at = self.sets.len() as u32;
                 self.sets.extend_from_slice(&old[from..from + slot.base.len as usize]);

@@ -22,12 +22,11 @@ impl PossibleDisk {
     /// Damages what a crash has left. Returns the units that hold what was never written there, ascending.
     pub fn damage<C: Chooser + ?Sized>(&mut self, how: Robustness, chooser: &mut C) -> Vec<u32> {
         let len = self.possible_lengths()[0];
-        let mut units: Vec<u32> = match how {
+        let units: Vec<u32> = match how {
             Robustness::BitRot => (0..len).collect(),
             Robustness::Trash if self.has(Defect::TrashStrikesAll) => (0..len).collect(),
             Robustness::Trash | Robustness::Misdirected => self.undecided(),
         };
-        units.retain(|&unit| unit < len);
         let mut struck = Vec::new();
         for unit in units {
             let kinds = match how {
@@ -87,10 +86,8 @@ impl PossibleDisk {
         let key = self.read(unit, chooser);
         let mut bytes = *self.values.bytes(key);
         let bit = ask(chooser, UNIT * 8, Choice::Bit { unit });
-        bytes[bit / 8] ^= 1 << (bit % 8);
-        if self.has(Defect::RotFlipsTwo) {
-            bytes[bit / 8] ^= 1 << ((bit + 1) % 8);
-        }
+        let flipped = if self.has(Defect::RotFlipsTwo) { 0b11 } else { 0b1 };
+        bytes[bit / 8] ^= flipped << (bit % 8);
         let key = self.values.intern(&bytes);
         self.put(unit, key);
     }

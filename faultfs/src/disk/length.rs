@@ -98,10 +98,8 @@ impl PossibleDisk {
             found.push(least);
             found.extend(
                 extends
-                    .filter(|&(pending, end)| {
-                        end > least && fate(pending) != Fate::Not && not_before(pending)
-                    })
-                    .map(|(_, end)| end),
+                    .filter(|(pending, _)| fate(pending) != Fate::Not && not_before(pending))
+                    .map(|(_, end)| end.max(least)),
             );
         };
         if !changes.iter().any(|pending| must_set(&pending)) {

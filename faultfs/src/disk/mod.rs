@@ -428,7 +428,7 @@ impl PossibleDisk {
         self.cover(flush.0);
         if self.has(Defect::FlushNarrowsBase) {
             for slot in 0..self.slots.len() {
-                if self.slots[slot].unit != NONE && self.slots[slot].base.len > 1 {
+                if self.slots[slot].base.len > 1 {
                     self.slots[slot].base = Base::one(self.base_key(self.slots[slot].base, 0));
                     self.simplify(slot);
                 }
@@ -445,7 +445,7 @@ impl PossibleDisk {
             failure == FlushFailure::CleanMarked && !self.has(Defect::CleanMarkedIsRetrySafe);
         if clean_marked || self.has(Defect::FailedFlushDropsPending) {
             for write in &mut self.writes {
-                if write.refs > 0 && write.state == State::Done && write.ended < flush.0 {
+                if write.state == State::Done && write.ended < flush.0 {
                     write.state = State::Failed;
                     self.log.changed(write.first, write.count);
                 }
@@ -554,7 +554,7 @@ impl PossibleDisk {
         let mut any = false;
         for write in &mut self.writes {
             let completed = write.ended < time || (covers_submitted && write.submitted < time);
-            if write.refs > 0 && write.state == State::Done && completed {
+            if write.state == State::Done && completed {
                 write.state = State::Settled;
                 any = true;
             }
@@ -563,7 +563,7 @@ impl PossibleDisk {
             return;
         }
         for slot in 0..self.slots.len() {
-            if self.slots[slot].unit != NONE && self.slots[slot].head != NONE {
+            if self.slots[slot].head != NONE {
                 self.prune(slot);
             }
         }
@@ -705,9 +705,7 @@ impl PossibleDisk {
     /// Makes room for the cells of all units below `end`.
     fn reserve(&mut self, end: u32) {
         let pages = (end as usize).div_ceil(PAGE);
-        if pages > self.directory.len() {
-            self.directory.resize(pages, 0);
-        }
+        self.directory.resize(pages.max(self.directory.len()), 0);
     }
 
     fn push(&mut self, unit: u32, key: Key, write: u32) {
@@ -720,7 +718,7 @@ impl PossibleDisk {
                 self.slots.push(new);
                 self.slots.len() as u32 - 1
             };
-            self.set_cell(unit, SLOT | slot);
+            self.set_cell(unit, SLOT + slot);
             slot as usize
         });
         let entry = Entry { key, write, next: self.slots[slot].head };

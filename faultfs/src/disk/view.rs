@@ -211,7 +211,7 @@ impl PossibleDisk {
             }
         }
         for len in self.possible_lengths() {
-            hash = hash.wrapping_add(mix(1 << 62 | u64::from(len)));
+            hash = hash.wrapping_add(mix((1 << 62) + u64::from(len)));
         }
         hash
     }
@@ -234,7 +234,7 @@ impl PossibleDisk {
             }
         });
         for len in self.possible_lengths() {
-            hash = hash.wrapping_add(mix(1 << 62 | u64::from(len)));
+            hash = hash.wrapping_add(mix((1 << 62) + u64::from(len)));
         }
         hash
     }
@@ -260,7 +260,7 @@ impl PossibleDisk {
         };
         let mut hash = self.plain_hash;
         for slot in self.slots.iter().filter(|slot| slot.unit != NONE) {
-            let mut one = mix(2 << 62 | u64::from(slot.unit));
+            let mut one = mix((2 << 62) + u64::from(slot.unit));
             for key in self.base_keys(slot.base) {
                 one = one.wrapping_add(mix(u64::from(key.0) + 1));
             }
@@ -274,15 +274,15 @@ impl PossibleDisk {
             hash = hash.wrapping_add(mix(one));
         }
         for &len in &self.length.base {
-            hash = hash.wrapping_add(mix(1 << 62 | u64::from(len)));
+            hash = hash.wrapping_add(mix((1 << 62) + u64::from(len)));
         }
         for pending in &self.length.changes {
             let change = match pending.change {
                 Change::Set(len) => u64::from(len) << 2,
-                Change::Extend(end) => u64::from(end) << 2 | 1,
+                Change::Extend(end) => (u64::from(end) << 2) + 1,
             };
             let write = write_hash(&self.writes[pending.write as usize]);
-            hash = mix(hash ^ write.wrapping_add(change << 1 | u64::from(pending.certain)));
+            hash = mix(hash ^ write.wrapping_add((change << 1) + u64::from(pending.certain)));
         }
         for &barrier in &self.barriers {
             hash = mix(hash ^ rank(barrier));
@@ -325,7 +325,7 @@ impl PossibleDisk {
 /// The share of one cell in the hash of the disk: nothing where it is zero, so that extent does not matter, and nothing
 /// where it is a slot, which has a share of its own.
 pub(super) fn cell_hash(unit: u32, cell: u32) -> u64 {
-    if cell == 0 || cell & SLOT != 0 { 0 } else { mix(u64::from(unit) << 32 | u64::from(cell)) }
+    if cell == 0 || cell & SLOT != 0 { 0 } else { mix((u64::from(unit) << 32) + u64::from(cell)) }
 }
 
 fn set_hash(unit: u32, keys: &[Key]) -> u64 {

@@ -6,10 +6,11 @@
 use std::collections::BTreeSet;
 
 use faultfs::Defect;
-use faultfs::chooser::{Choice, Steer};
+use faultfs::chooser::{Always, Choice, Steer};
+use faultfs::disk::PossibleDisk;
 use faultfs::profile::{Profile, Robustness};
-use faultfs::values::Key;
-use qcow2_core::storage::UNIT;
+use faultfs::values::{Bytes, Key, Values};
+use qcow2_core::storage::{Durability, UNIT};
 
 use super::program::{Keys, Program, explore};
 
@@ -76,4 +77,79 @@ fn every_profile_damages_exactly_what_it_says() {
     for &(row, how, len, program, allowed) in TABLE {
         assert_eq!(outcomes(how, len, program, None), expected(allowed), "{row}: {program}");
     }
+}
+
+/// A disk of `old` with a write of `new` to its unit 0 in doubt, as a crash left it.
+fn in_doubt(old: &[Bytes], new: &Bytes) -> PossibleDisk {
+    let values = Values::new();
+    let bytes = old.concat();
+    let mut disk = PossibleDisk::from_extents(&values, bytes.len() as u64, [(0, &bytes[..])]);
+    let key = values.intern(new);
+    let write = disk.submit_write(0, &[key], Durability::Cached, &mut Always(0));
+    disk.complete(write);
+    disk.crash(Profile::TornLength, &mut Always(0))
+}
+
+#[test]
+fn the_first_option_is_no_damage_and_any_other_is_told() {
+    for (how, struck) in [
+        (Robustness::Trash, &[0][..]),
+        (Robustness::BitRot, &[0, 1]),
+        (Robustness::Misdirected, &[1]),
+    ] {
+        let crashed = in_doubt(&[[1; UNIT], [2; UNIT]], &[3; UNIT]);
+        let mut sound = crashed.clone();
+        assert_eq!(sound.damage(how, &mut Always(0)), [0; 0], "{how}");
+        assert_eq!(sound.allowed_hash(), crashed.allowed_hash(), "{how}");
+        assert_eq!(crashed.clone().damage(how, &mut Always(1)), struck, "{how}");
+    }
+}
+
+#[test]
+fn trash_is_ones_or_noise_or_half_of_each_value() {
+    let trash = |kind: u32| {
+        let mut disk = in_doubt(&[[1; UNIT]], &[3; UNIT]);
+        disk.damage(Robustness::Trash, &mut Always(kind));
+        let key = disk.read(0, &mut Steer(|_, what: Choice<'_>| unreachable!("{what:?}")));
+        *disk.values().bytes(key)
+    };
+    assert_eq!(trash(1), [0xff; UNIT]);
+    // Known, so that a recorded case finds the same noise on every machine.
+    assert_eq!(trash(2)[..8], [109, 150, 239, 193, 58, 78, 75, 23]);
+    assert_eq!(trash(3)[..], [[3; UNIT / 2], [1; UNIT / 2]].concat());
+}
+
+#[test]
+fn rot_flips_the_bit_that_was_chosen() {
+    let values = Values::new();
+    let old: Bytes = std::array::from_fn(|at| at as u8 ^ 0x5a);
+    for bit in 0..UNIT * 8 {
+        let mut disk = PossibleDisk::from_extents(&values, UNIT as u64, [(0, &old[..])]);
+        disk.damage(
+            Robustness::BitRot,
+            &mut Steer(|_, what: Choice<'_>| match what {
+                Choice::Bit { .. } => bit as u32,
+                _ => 1,
+            }),
+        );
+        let key = disk.read(0, &mut Always(0));
+        let mut bytes = *values.bytes(key);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(bytes, old, "bit {bit}");
+    }
+}
+
+#[test]
+fn damage_reaches_units_that_were_never_written() {
+    let mut disk = PossibleDisk::new(&Values::new(), 1);
+    let grown = disk.submit_set_len(1000, &mut Always(0));
+    disk.complete(grown);
+    let flush = disk.submit_flush();
+    assert!(disk.complete_flush(flush));
+    let mut crashed = disk.crash(Profile::TornLength, &mut Always(0));
+    let mut last =
+        Steer(|_, what: Choice<'_>| u32::from(matches!(what, Choice::Damage { unit: 992 })));
+    assert_eq!(crashed.damage(Robustness::BitRot, &mut last), [992]);
+    let key = crashed.read(992, &mut Always(0));
+    assert_eq!(crashed.values().bytes(key)[0], 1);
 }

@@ -48,6 +48,8 @@ pub(crate) const TABLE: &[Litmus] = &[
     row("half of an overlap covered", TornLength, 1, "W(a)~ W(a)~ <. F <. F crash", "|1 |2"),
     row("the process dies", Kill, 2, "W(a) W(b)~ crash", "|1o |12"),
     row("a read of what is in flight", TornLength, 1, "W(a)~ R(a) <. R(a)", "o1|1 11|1"),
+    row("a read after both sees the newer", TornLength, 1, "W(a) W(a) R(a) F", "2|2"),
+    row("the first unit of all", TornLength, 0, "T(a) crash", "|1"),
     // Tearing.
     row("a torn write", Torn, 2, "W(ab) crash", "|oo |1o |o1 |11"),
     row("a write that is not torn", Cache, 2, "W(ab) crash", "|oo |11"),
@@ -71,6 +73,7 @@ pub(crate) const TABLE: &[Litmus] = &[
     row("but not before a flush", TornLength, 1, "W(a)! W(a) crash", "|o |1 |2"),
     row("and its order was not known", TornLength, 1, "W(a)~ W(a) <! F crash", "|1 |2"),
     row("no space for the second half", TornLength, 2, "W(ab)!1 F crash", "|1o"),
+    row("no space for one of two appends", TornLength, 1, "W(b) W(c)!0 F crash", "|o1"),
     row("no space at all", TornLength, 2, "W(ab)!0 W(b) F crash", "|o2"),
     row("a failed flush, retried", TornLength, 1, "W(a) F!retry F crash", "|1"),
     row("a failed flush covers nothing", TornLength, 1, "W(a) F!retry crash", "|o |1"),
@@ -102,6 +105,15 @@ pub(crate) const TABLE: &[Litmus] = &[
     row("cut, then appended", TornLength, 2, "L1 W(b) F crash", "|o1"),
     row("a short length is for ever", TornLength, 1, "W(b) crash N L2 F", "1|o. 2|o. 2|o1"),
     row("no space for a length", TornLength, 1, "L3!0 F crash", "|o"),
+    row("a length is not set in part", TornLength, 2, "L1!1 F crash", "|oo"),
+    row("a completed append keeps its length", Cache, 1, "W(b) W(c)~ crash", "|o. |o1 |o.2 |o12"),
+    row(
+        "whatever becomes of its units",
+        Cache,
+        1,
+        "W(ab) W(c)~ crash R(a) N",
+        "o2|o. o3|o.2 12|11 13|112",
+    ),
     // What a crash leaves.
     row("a read decides", TornLength, 1, "W(a) crash R(a) R(a) crash", "oo|o 11|1"),
     row("unread, it stays open", TornLength, 1, "W(a) crash W(a) crash", "|o |1 |2"),

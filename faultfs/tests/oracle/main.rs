@@ -6,11 +6,13 @@
 //! - `litmus`: programs of a few operations with their outcomes written down by hand.
 //! - `brute`: every program over small alphabets, compared with `naive`, an enumerator that keeps the whole history of
 //!   a life, applies the rules to it literally and shares no code with the disk. The profiles are held to their order.
+//! - `asked`: which choices are offered, and when.
 //! - `damage`: what the robustness profiles add, again with every outcome written down.
 //! - `views`: what a judge sees without deciding anything is what deciding would have found.
 //! - `mutants`: the disk with one deliberate defect at a time; each must be noticed by the litmus table, by brute
 //!   force or by the table of damage.
 
+mod asked;
 mod brute;
 mod damage;
 mod litmus;

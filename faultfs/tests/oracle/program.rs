@@ -230,7 +230,7 @@ impl Keys {
         bytes_of(name)[0]
     }
 
-    fn name(&self, key: Key) -> char {
+    pub(crate) fn name(&self, key: Key) -> char {
         if key == Key::ZERO {
             return char::from(ZERO);
         }
