@@ -187,17 +187,17 @@ mod tests {
 
     #[test]
     fn pct_lowers_what_falls_below_all_that_fell_before_however_late() {
-        for late in [0, 1_000_000] {
-            let mut schedule = Pct {
-                step: late,
-                changes: vec![late + 1, late + 2, late + 3],
-                ..Pct::new(3, 0, 1)
-            };
+        let mut firsts = [false; 3];
+        for (seed, late) in (0..9).flat_map(|seed| [(seed, 0), (seed, 1_000_000)]) {
+            let changes = vec![late + 1, late + 2, late + 3];
+            let mut schedule = Pct { step: late, changes, ..Pct::new(seed, 0, 1) };
             let order = [(); 5].map(|()| schedule.pick(&RUN));
             let [first, second, third, ..] = order;
             assert_eq!(order, [first, second, third, first, first], "from step {late}");
             assert_eq!(first + second + third, 3, "{order:?}");
+            firsts[first] = true;
         }
+        assert_eq!(firsts, [true; 3]);
     }
 
     #[test]
