@@ -82,15 +82,15 @@ impl PossibleDisk {
                     .writes
                     .iter()
                     .filter(|write| write.state == State::Done)
+                    .filter(|write| !write.ended_before(self.through_at))
                     .map(|write| write.ended)
-                    .filter(|&ended| ended > self.through_at)
                     .collect();
                 ends.sort_unstable();
                 let cut = ask(chooser, ends.len() + 1, Choice::Prefix);
-                let first_lost = (cut > 0).then(|| ends[ends.len() - cut]);
+                let first_lost = ends.get(ends.len() - cut).copied();
                 Box::new(move |write| match first_lost {
                     None => (!free(write)).then_some(true),
-                    Some(lost) => Some(!free(write) && write.ended < lost),
+                    Some(lost) => Some(!free(write) && write.ended_before(lost)),
                 })
             }
             Profile::Epoch => {
@@ -99,7 +99,7 @@ impl PossibleDisk {
                 let reached = if cut == count { 0 } else { self.barriers[count - 1 - cut] };
                 let next = if cut == 0 { NEVER } else { self.barriers[count - cut] };
                 Box::new(move |write| match write.state {
-                    State::Done if write.ended < reached => Some(true),
+                    State::Done if write.ended_before(reached) => Some(true),
                     _ => (write.submitted > next).then_some(false),
                 })
             }
@@ -217,7 +217,7 @@ impl PossibleDisk {
             return self.retain(slot, |_, write| write.state != State::Lost);
         }
         for (entry, write) in self.entries_of(slot) {
-            if write.ended < floor || write.state == State::Lost {
+            if write.ended_before(floor) || write.state == State::Lost {
                 continue;
             }
             push_unique(&mut keys, entry.key);

@@ -76,7 +76,7 @@ impl PossibleDisk {
         let changes = &self.length.changes;
         let fate = |pending: &Pending| fate(pending, &self.writes[pending.write as usize]);
         let before = |a: &Pending, b: &Pending| {
-            self.writes[a.write as usize].ended < self.writes[b.write as usize].submitted
+            self.writes[a.write as usize].ended_before(self.writes[b.write as usize].submitted)
         };
         let is_set = |pending: &&Pending| matches!(pending.change, Change::Set(_));
         let must_set = |pending: &&Pending| is_set(pending) && fate(pending) == Fate::Must;

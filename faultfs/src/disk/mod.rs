@@ -183,6 +183,11 @@ impl State {
 }
 
 impl Write {
+    /// Whether it ended before what happened at `time`. The clock ticks at every event, so nothing else happened at its end.
+    const fn ended_before(&self, time: u64) -> bool {
+        self.ended < time
+    }
+
     /// Whether it is part of what is on the medium, not of what is pending above it.
     const fn is_medium(&self) -> bool {
         self.state.is_left_by_crash() || (self.discard && matches!(self.state, State::Settled))
@@ -445,7 +450,7 @@ impl PossibleDisk {
             failure == FlushFailure::CleanMarked && !self.has(Defect::CleanMarkedIsRetrySafe);
         if clean_marked || self.has(Defect::FailedFlushDropsPending) {
             for write in &mut self.writes {
-                if write.state == State::Done && write.ended < flush.0 {
+                if write.state == State::Done && write.ended_before(flush.0) {
                     write.state = State::Failed;
                     self.log.changed(write.first, write.count);
                 }
@@ -553,7 +558,8 @@ impl PossibleDisk {
         let covers_submitted = self.has(Defect::FlushCoversSubmitted);
         let mut any = false;
         for write in &mut self.writes {
-            let completed = write.ended < time || (covers_submitted && write.submitted < time);
+            let completed =
+                write.ended_before(time) || (covers_submitted && write.submitted < time);
             if write.state == State::Done && completed {
                 write.state = State::Settled;
                 any = true;
@@ -579,7 +585,7 @@ impl PossibleDisk {
         {
             let by_submission = self.has(Defect::OverlapIsOrdered);
             self.retain(slot, |_, write| {
-                write.ended >= floor
+                !write.ended_before(floor)
                     && !(by_submission && write.submitted < floor && write.state == State::Settled)
             });
             self.slots[slot].base = Base::EMPTY;
@@ -611,7 +617,7 @@ impl PossibleDisk {
     fn visible_pending(&self, slot: usize, keys: &mut Vec<Key>) -> bool {
         let floor = self.floor(slot, State::is_completed);
         for (entry, write) in self.entries_of(slot) {
-            let hidden = write.ended < floor.unwrap_or(0)
+            let hidden = write.ended_before(floor.unwrap_or(0))
                 || (write.state == State::InFlight && self.has(Defect::ReadMissesInFlight));
             let below = floor.is_none() && write.is_medium();
             if !hidden && !below {
@@ -639,7 +645,7 @@ impl PossibleDisk {
             let entry = self.entries[at as usize];
             at = entry.next;
             let write = self.writes[entry.write as usize];
-            if !write.is_medium() || write.ended < floor {
+            if !write.is_medium() || write.ended_before(floor) {
                 continue;
             }
             if write.discard {

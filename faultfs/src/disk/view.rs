@@ -294,7 +294,7 @@ impl PossibleDisk {
     pub(super) fn allowed(&self, slot: usize, keys: &mut Vec<Key>) {
         let floor = self.floor(slot, |state| state == State::Settled);
         for (entry, write) in self.entries_of(slot) {
-            if write.ended >= floor.unwrap_or(0) && !(floor.is_none() && write.is_medium()) {
+            if !write.ended_before(floor.unwrap_or(0)) && !(floor.is_none() && write.is_medium()) {
                 push_unique(keys, entry.key);
             }
         }
@@ -307,7 +307,7 @@ impl PossibleDisk {
     fn medium(&self, slot: usize, keys: &mut Vec<Key>) {
         let mut floor = 0;
         for (entry, write) in self.entries_of(slot) {
-            if write.is_medium() && write.ended >= floor && write.state != State::Lost {
+            if write.is_medium() && !write.ended_before(floor) && write.state != State::Lost {
                 push_unique(keys, entry.key);
                 if write.state == State::Landed && !write.discard {
                     floor = floor.max(write.submitted);
@@ -353,7 +353,7 @@ mod tests {
     use super::super::Landing;
     use super::{PAGE, PossibleDisk};
     use crate::chooser::Always;
-    use crate::profile::Profile;
+    use crate::profile::{FlushFailure, Profile, Robustness};
     use crate::values::{Key, Values};
 
     fn keys(values: &Values) -> Vec<Key> {
@@ -403,6 +403,20 @@ mod tests {
                 [3_515_445_266_937_071_988, 9_233_301_146_428_965_911, 15_379_214_458_405_210_743],
             ]
         );
+    }
+
+    #[test]
+    fn a_flush_that_failed_for_good_is_part_of_the_state() {
+        let live = full_disk();
+        let mut disk = PossibleDisk::new(live.values(), 1);
+        for key in keys(live.values()) {
+            let write = disk.submit_write(0, &[key], Durability::Through, &mut Always(0));
+            disk.complete(write);
+            let mut stuck = disk.clone();
+            let flush = stuck.submit_flush();
+            stuck.fail_flush(flush, FlushFailure::Sticky);
+            assert_ne!(stuck.state_hash(), disk.state_hash());
+        }
     }
 
     /// A state is known by what is in it, not by what was.
@@ -465,6 +479,11 @@ mod tests {
         let write = disk.submit_write(2, &keys[..1], Durability::Cached, &mut Always(0));
         disk.complete(write);
         let mut crashed = disk.crash(Profile::TornLength, &mut Always(0));
+        assert!(crashed.single(0).is_some());
+        // The first unit past the shortest length, decided by a misdirected write.
+        let mut damaged = crashed.clone();
+        let struck = damaged.damage(Robustness::Misdirected, &mut Always(1));
+        assert_eq!((struck, damaged.single(1)), (vec![1], None));
         assert_eq!([0, 1, 2].map(|unit| crashed.single(unit).is_some()), [true, true, false]);
         assert!(crashed.length_is_open());
         assert_eq!(crashed.len(&mut Always(0)), 3);
@@ -500,11 +519,21 @@ mod tests {
         disk.submit_discard(PAGE as u32, 4, chooser);
         assert_eq!(disk.changed_since(mark), Some(&[][..]), "nothing lies past the extent");
         let key = keys(&values)[0];
+        disk.submit_write(0, &[key], Durability::Cached, chooser);
+        for fork in [&disk, &disk.clone()] {
+            assert_eq!(fork.changed_since(mark), Some(&[(0, 1)][..]));
+            assert_eq!(fork.changed_since(fork.mark()), Some(&[][..]));
+            assert_eq!(fork.log.clone().mark(), fork.log.mark());
+        }
         for _ in 0..10_000 {
             let write = disk.submit_write(0, &[key], Durability::Through, chooser);
             disk.complete(write);
             assert!(disk.log.ranges.len() < 1000);
         }
         assert_eq!(disk.changed_since(mark), None, "too long ago");
+
+        let untouched = PossibleDisk::new(&values, 1);
+        let crashed = untouched.crash(Profile::TornLength, chooser);
+        assert_eq!(crashed.changed_since(untouched.mark()), None, "before a crash");
     }
 }
