@@ -142,12 +142,8 @@ impl PossibleDisk {
         fates
     }
 
-    /// The lengths that the crash leaves; none where nothing changed them, or a write decides whose fate is open.
+    /// The lengths that the crash leaves; none where they hang on writes whose fate is left open.
     fn length_after(&self, profile: Profile, fates: &[State]) -> Option<Vec<u32>> {
-        let changes = &self.length.changes;
-        if changes.is_empty() {
-            return None;
-        }
         match profile {
             Profile::TornLength => Some(self.possible_lengths()),
             Profile::Torn => Some(self.visible_lengths()),
@@ -162,13 +158,7 @@ impl PossibleDisk {
                     }
                 }))
             }
-            Profile::Cache => {
-                let open = changes.iter().any(|pending| {
-                    let write = &self.writes[pending.write as usize];
-                    !pending.certain && !write.state.is_completed()
-                });
-                (!open).then(|| self.lengths(|_, _| Fate::Must))
-            }
+            Profile::Cache => None,
         }
     }
 

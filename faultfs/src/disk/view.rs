@@ -511,6 +511,29 @@ mod tests {
     }
 
     #[test]
+    fn a_look_at_one_unit_of_a_whole_write_tells_what_the_others_hold() {
+        for lost in [false, true] {
+            let values = Values::new();
+            let keys = keys(&values);
+            let mut disk = PossibleDisk::new(&values, 2);
+            for (first, keys) in [(1, &keys[..1]), (0, &keys[1..3])] {
+                let write = disk.submit_write(first, keys, Durability::Cached, &mut Always(0));
+                disk.complete(write);
+            }
+            let mut crashed = disk.crash(Profile::Cache, &mut Always(0));
+            crashed.read(0, &mut Always(lost.into()));
+            let left = if lost { vec![keys[0], Key::ZERO] } else { vec![keys[2]] };
+            let (mut peeked, mut visible) = (Vec::new(), Vec::new());
+            crashed.peek(1, &mut peeked);
+            crashed.visible(1, &mut visible);
+            assert_eq!((&peeked, &visible), (&left, &left));
+            let mut again = Vec::new();
+            crashed.crash(Profile::Torn, &mut Always(0)).peek(1, &mut again);
+            assert_eq!(again, left);
+        }
+    }
+
+    #[test]
     fn the_change_log_lists_what_may_have_changed_and_forgets_rather_than_grow() {
         let values = Values::new();
         let mut disk = PossibleDisk::new(&values, 1);
