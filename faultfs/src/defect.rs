@@ -23,7 +23,7 @@ pub enum Defect {
     FlushNarrowsBase,
     /// A cached write is durable as soon as it completes.
     CompletionIsDurable,
-    /// A failed flush forgets what it should have covered.
+    /// A failed flush forgets what is pending.
     FailedFlushDropsPending,
     /// A failed flush covers as a good one does.
     FailedFlushCovers,

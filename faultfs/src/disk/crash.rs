@@ -75,7 +75,12 @@ impl PossibleDisk {
     /// What becomes of each write under a profile that does not tear.
     fn fates<C: Chooser + ?Sized>(&self, profile: Profile, chooser: &mut C) -> Vec<State> {
         let free = |write: &Write| matches!(write.state, State::InFlight | State::Failed);
-        let mut kept: Rule = match profile {
+        let kept: Rule = match profile {
+            Profile::Kill if self.has(Defect::KillLosesCompleted) => Box::new(|_| None),
+            Profile::Prefix if self.has(Defect::PrefixHasHoles) => {
+                Box::new(move |write| free(write).then_some(false))
+            }
+            Profile::Epoch if self.has(Defect::EpochIgnoresBarrier) => Box::new(|_| None),
             Profile::Kill => Box::new(move |write| (!free(write)).then_some(true)),
             Profile::Prefix => {
                 let mut ends: Vec<u64> = self
@@ -105,15 +110,6 @@ impl PossibleDisk {
             }
             Profile::Cache | Profile::Torn | Profile::TornLength => Box::new(|_| None),
         };
-        if self.has(Defect::KillLosesCompleted) && profile == Profile::Kill {
-            kept = Box::new(|_| None);
-        }
-        if self.has(Defect::PrefixHasHoles) && profile == Profile::Prefix {
-            kept = Box::new(move |write| free(write).then_some(false));
-        }
-        if self.has(Defect::EpochIgnoresBarrier) && profile == Profile::Epoch {
-            kept = Box::new(|_| None);
-        }
 
         let mut fates: Vec<State> = self.writes.iter().map(|write| write.state).collect();
         let mut order: Vec<usize> = (0..self.writes.len()).collect();

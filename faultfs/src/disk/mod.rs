@@ -446,9 +446,7 @@ impl PossibleDisk {
     pub fn fail_flush(&mut self, flush: FlushId, failure: FlushFailure) {
         self.tick();
         self.barriers.retain(|&barrier| barrier != flush.0);
-        let clean_marked =
-            failure == FlushFailure::CleanMarked && !self.has(Defect::CleanMarkedIsRetrySafe);
-        if clean_marked || self.has(Defect::FailedFlushDropsPending) {
+        if failure == FlushFailure::CleanMarked && !self.has(Defect::CleanMarkedIsRetrySafe) {
             for write in &mut self.writes {
                 if write.state == State::Done && write.ended_before(flush.0) {
                     write.state = State::Failed;
@@ -458,8 +456,8 @@ impl PossibleDisk {
         }
         if self.has(Defect::FailedFlushDropsPending) {
             for slot in 0..self.slots.len() {
-                if self.slots[slot].unit != NONE {
-                    self.retain(slot, |_, write| write.state != State::Failed);
+                if self.slots[slot].head != NONE {
+                    self.retain(slot, |_, _| false);
                     self.simplify(slot);
                 }
             }
@@ -585,8 +583,7 @@ impl PossibleDisk {
         {
             let by_submission = self.has(Defect::OverlapIsOrdered);
             self.retain(slot, |_, write| {
-                !write.ended_before(floor)
-                    && !(by_submission && write.submitted < floor && write.state == State::Settled)
+                !(write.ended_before(floor) || (by_submission && write.submitted < floor))
             });
             self.slots[slot].base = Base::EMPTY;
             self.log.changed(unit, 1);

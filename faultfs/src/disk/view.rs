@@ -294,7 +294,9 @@ impl PossibleDisk {
     pub(super) fn allowed(&self, slot: usize, keys: &mut Vec<Key>) {
         let floor = self.floor(slot, |state| state == State::Settled);
         for (entry, write) in self.entries_of(slot) {
-            if !write.ended_before(floor.unwrap_or(0)) && !(floor.is_none() && write.is_medium()) {
+            let superseded = write.ended_before(floor.unwrap_or(0));
+            let below = floor.is_none() && write.is_medium();
+            if !superseded && !below {
                 push_unique(keys, entry.key);
             }
         }
