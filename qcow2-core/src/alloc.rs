@@ -232,8 +232,9 @@ impl State {
             if last_page == Some(place.page) {
                 *counts.last_mut().expect("the page has an entry") = counted;
             } else {
-                if let Some(table) = self.cache.undurable(place.table_page, &self.clock) {
-                    counts.retain(|before| *before != table);
+                if let Some(table) = self.cache.undurable(place.table_page, &self.clock)
+                    && !counts.contains(&table)
+                {
                     counts.push(table);
                 }
                 counts.push(counted);

@@ -173,6 +173,49 @@ fn assert_in_use(bytes: &[u8], expected: u64, expected_what: &str) {
     assert_eq!((cluster, what), (expected, expected_what));
 }
 
+/// Goal: what was given up is not taken before that is durable, even where its refcount says free already.
+#[test]
+fn a_cluster_given_up_with_a_refcount_too_low_waits_for_a_flush() {
+    let mut sample = Sample::new();
+    let cluster = sample.host(1);
+    sample.set_refcount(cluster, 0);
+    let storage = MemoryStorage::new(sample.bytes);
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.discard(CLUSTER, CLUSTER).unwrap();
+    image.write(20 * CLUSTER, &[1]).unwrap();
+    image.flush().unwrap();
+    image.write(21 * CLUSTER, &[2]).unwrap();
+    image.close().unwrap();
+    sample.bytes = storage.to_vec();
+    assert_ne!(sample.host(20), cluster);
+    assert_eq!(sample.host(21), cluster);
+}
+
+/// Goal: more references than a refcount can say are told, and nothing is repaired. Method: refcounts of one bit, which say 1.
+#[test]
+fn references_that_cannot_be_counted_are_told() {
+    let mut sample = Sample::new();
+    let block = sample.block as usize..(sample.block + CLUSTER) as usize;
+    let counts: Vec<u8> = sample.bytes[block.clone()].chunks(2).map(|count| count[1]).collect();
+    sample.bytes[block.clone()].fill(0);
+    for (at, eight) in block.zip(counts.chunks(8)) {
+        sample.bytes[at] = (0..8).map(|bit| eight[bit] << bit).sum();
+    }
+    sample.bytes[99] = 0;
+    sample.assert_found(&[]);
+    let cluster = sample.host(5);
+    sample.put(sample.l2 + 9 * 8, (cluster * CLUSTER) | COPIED);
+    for repair in [Repair::None, Repair::All] {
+        let (report, bytes) = sample.check(repair);
+        assert!(!report.is_consistent());
+        let found = report.findings.iter().map(|finding| &finding.problem);
+        let too_many: Vec<_> =
+            found.filter(|problem| matches!(problem, Problem::TooMany { .. })).collect();
+        assert_eq!(too_many, [&Problem::TooMany { cluster, counted: 2 }]);
+        assert!(bytes == sample.bytes, "{repair:?} changed it");
+    }
+}
+
 #[test]
 fn an_entry_is_named_by_its_place() {
     let mut beyond = Sample::new();

@@ -135,6 +135,15 @@ fn the_refcount_table_grows() {
     assert!(back == data);
     image.close().unwrap();
     assert_clean(&storage);
+    // No more blocks and no larger a table than it takes.
+    let bytes = storage.to_vec();
+    let field = |at: usize, len: usize| {
+        bytes[at..at + len].iter().fold(0, |value, byte| (value << 8) | usize::from(*byte))
+    };
+    let (table, clusters) = (field(48, 8), field(56, 4));
+    let blocks = (0..clusters * 64).filter(|index| field(table + index * 8, 8) != 0).count();
+    let used = check(&storage, Repair::None).unwrap().image_end_offset;
+    assert_eq!((clusters, blocks as u64), (2, used.div_ceil(256 * 512)));
     let image = Image::open(storage, OpenOptions::read_only()).unwrap();
     image.read(0, &mut back).unwrap();
     assert!(back == data);
@@ -185,6 +194,24 @@ fn an_l1_table_grows_past_holes() {
     }
     image.read((8 << 20) - 512, &mut back[..512]).unwrap();
     assert_eq!(back[..512], [4; 512]);
+}
+
+/// Goal: an L1 table that begins in the file and ends past its end takes what it needs and no more.
+#[test]
+fn an_l1_table_grows_over_the_end_of_the_file() {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) }).unwrap();
+    let options = OpenOptions { growth: 0, ..OpenOptions::new() };
+    let image = Image::open(storage.clone(), options).unwrap();
+    image.write(0, &[3; 4 * 512]).unwrap();
+    image.discard(3 * 512, 512).unwrap();
+    image.flush().unwrap();
+    image.flush().unwrap();
+    let before = storage.to_vec().len();
+    image.grow(8 << 20).unwrap();
+    assert_eq!(storage.to_vec().len(), before + 3 * 512);
+    image.close().unwrap();
+    assert_clean(&storage);
 }
 
 /// Goal: a discard reaches the storage if it is asked to, and only then. Method: a storage that zeroes what is discarded.
