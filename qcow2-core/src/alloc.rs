@@ -111,10 +111,6 @@ impl State {
         Ok(())
     }
 
-    fn is_freed(&self, cluster: u64) -> bool {
-        self.freed.range((cluster, 0)..=(cluster, u64::MAX)).next().is_some()
-    }
-
     /// Takes up to `wanted` free clusters in one run.
     ///
     /// Everything that the search has passed moves `first_free` on: it ends even where a table has more pages than the
@@ -136,9 +132,11 @@ impl State {
                 }
                 return Err(stop);
             }
+            let page = self.cache.get(place.page).expect("it was just found");
             for index in place.index..place.entries {
-                let page = self.cache.get(place.page).expect("it was there a moment ago");
-                let free = refcount::get(page, order, index) == Some(0) && !self.is_freed(cluster);
+                let freed =
+                    || self.freed.range((cluster, 0)..=(cluster, u64::MAX)).next().is_some();
+                let free = refcount::get(page, order, index) == Some(0) && !freed();
                 match first {
                     None if free => {
                         first = Some(cluster);
@@ -302,25 +300,24 @@ struct Reap {
 }
 
 impl<S: Storage> Image<S> {
-    /// Takes exactly `wanted` clusters in one run for the holder of `claim`. What does not fit together on the way stays
-    /// with the claim until it goes, so that it is not found again.
+    /// Takes exactly `wanted` clusters in one run for the holder of `claim`; returns them and what makes their refcounts
+    /// durable. What does not fit together on the way stays with the claim until it goes, so that it is not found again.
     pub(crate) async fn allocate_run(
         &self,
         claim: &mut Claim<'_, S>,
         wanted: u64,
-    ) -> Result<Extent, IoError> {
-        let mut run = self.allocate(claim, wanted).await?;
-        while run.count < wanted {
-            let next = self.allocate(claim, wanted - run.count).await?;
-            if next.first == run.first + run.count {
-                run.count += next.count;
-                run.fresh &= next.fresh;
-                run.counts.extend(next.counts);
-            } else {
-                run = next;
+    ) -> Result<(Range<u64>, Vec<Before>), IoError> {
+        let (mut run, mut counts) = (0..0, Vec::new());
+        while run.end - run.start < wanted {
+            let next = self.allocate(claim, wanted - (run.end - run.start)).await?;
+            if next.first != run.end {
+                run.start = next.first;
+                counts.clear();
             }
+            run.end = next.first + next.count;
+            counts.extend(next.counts);
         }
-        Ok(run)
+        Ok((run, counts))
     }
 
     /// Takes up to `wanted` clusters in one run for the holder of `claim`, who has to take them out of `claim.clusters`
@@ -390,9 +387,7 @@ impl<S: Storage> Image<S> {
         let generous = length.saturating_add(self.options.growth).next_multiple_of(size);
         let mut target = needed.max(generous);
         let mut result = claim.set_len(target).await;
-        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
-            && target > needed
-        {
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
             target = needed;
             result = claim.set_len(target).await;
         }
@@ -409,15 +404,16 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    /// Adds the refcount block that describes `cluster`; the block takes that very cluster, so that it describes itself.
+    /// Adds the refcount block that describes `cluster`. It takes the first cluster that it describes, so that it describes
+    /// itself.
     async fn add_refcount_block(&self, cluster: u64) -> Result<(), IoError> {
         self.restore_header().await?;
         let mut claim = self.claim(Resource::Refcounts).await?;
-        let (described, block, table_entries, size) = self
+        let (described, per_block, table_entries, size) = self
             .decide(|state| {
                 Ok((
                     state.refcount_place(cluster)?.is_some(),
-                    cluster / state.entries_per_block(),
+                    state.entries_per_block(),
                     state.refcount_table_entries(),
                     state.cluster_size(),
                 ))
@@ -426,13 +422,15 @@ impl<S: Storage> Image<S> {
         if described {
             return Ok(());
         }
+        let block = cluster / per_block;
+        let taken = block * per_block..block * per_block + 1;
         if block >= table_entries {
-            return self.grow_refcount_table(&mut claim, cluster).await;
+            return self.grow_refcount_table(&mut claim, taken.start).await;
         }
-        self.with(|state| state.check_unused(cluster..cluster + 1)).await?;
-        self.grow_file(cluster + 1).await?;
-        let range = cluster * size..(cluster + 1) * size;
-        let fresh = self.with(|state| cluster >= state.fresh_from).await;
+        self.with(|state| state.check_unused(taken.clone())).await?;
+        self.grow_file(taken.end).await?;
+        let range = taken.start * size..taken.end * size;
+        let fresh = self.with(|state| taken.start >= state.fresh_from).await;
         if !fresh {
             let zeroed = claim.write_zeroes(range.clone()).await;
             self.poison_on(zeroed, "zeroing a refcount block", range.start).await?;
@@ -442,18 +440,14 @@ impl<S: Storage> Image<S> {
             state.entry(at, Kind::RefcountTable)?;
             let zeroes = if fresh { state.length_stamp } else { state.clock.stamp() };
             let order = state.header.refcount_order;
-            let per_page = (state.cache.page_size() * 8) >> order;
-            let within = cluster % state.entries_per_block();
-            let page = range.start + within / per_page * state.cache.page_size();
-            let index = usize::try_from(within % per_page).expect("a page fits in memory");
-            state.cache.insert_zeroes(page, Kind::RefcountBlock, zeroes);
-            let version = state.cache.change(page, |page| {
-                refcount::set(page, order, index, 1).expect("1 fits in every width");
+            state.cache.insert_zeroes(range.start, Kind::RefcountBlock, zeroes);
+            let version = state.cache.change(range.start, |page| {
+                refcount::set(page, order, 0, 1).expect("1 fits in every width");
             });
-            state.note_written(cluster + 1);
+            state.note_written(taken.end);
             state.cache.set_entry(at, RefcountTableEntry::new(range.start).0);
             let table_page = state.cache.page_of(at);
-            state.order_reference(table_page, &[Before::Page { offset: page, version }]);
+            state.order_reference(table_page, &[Before::Page { offset: range.start, version }]);
             state.order(table_page, Rule::ZeroesBeforePointer, Before::Written(zeroes));
             Ok(())
         })
@@ -485,9 +479,8 @@ impl<S: Storage> Image<S> {
         let first_block = cluster / per_block;
         let (mut blocks, mut table_clusters) = (1, 1);
         loop {
-            let last_block = (cluster + blocks + table_clusters - 1) / per_block;
-            let entries = (last_block + 1).max(old_entries + old_entries / 2);
-            let wanted = (last_block - first_block + 1, (entries * 8).div_ceil(size));
+            let end_block = (cluster + blocks + table_clusters).div_ceil(per_block);
+            let wanted = (end_block - first_block, (end_block * 8).div_ceil(size));
             if wanted == (blocks, table_clusters) {
                 break;
             }
@@ -498,18 +491,20 @@ impl<S: Storage> Image<S> {
                 "a refcount table of {table_clusters} clusters is larger than the format allows"
             )));
         }
-        let region = cluster..cluster + blocks + table_clusters;
+        let clusters = blocks + table_clusters;
+        let region = cluster..cluster + clusters;
         self.with(|state| state.check_unused(region.clone())).await?;
         self.grow_file(region.end).await?;
 
-        let mut bytes = vec![0u8; usize::try_from((region.end - cluster) * size).expect("limited")];
+        let mut bytes = vec![0u8; usize::try_from(clusters * size).expect("limited")];
         let (block_bytes, table_bytes) =
             bytes.split_at_mut(usize::try_from(blocks * size).expect("limited"));
+        let old = old_offset..old_offset + 8 * old_entries;
         let mut before = Vec::new();
         self.copy_table(old_offset, old_entries, Kind::RefcountTable, table_bytes).await?;
         let pages = self.with(|state| state.cache.dirty(true)).await;
         for (page, version) in pages {
-            if (old_offset..old_offset + 8 * old_entries).contains(&page) {
+            if old.contains(&page) {
                 before.push(Before::Page { offset: page, version });
             }
         }
@@ -532,7 +527,6 @@ impl<S: Storage> Image<S> {
         .await;
         self.ensure(Rule::CopyBeforeSwitch, Barrier::RefcountTableSwitch, &before).await?;
         let mut header = self.claim(Resource::Header).await?;
-        let old = old_offset..old_offset + 8 * old_entries;
         self.write_header(
             &mut header,
             |header| {
@@ -647,7 +641,7 @@ impl<S: Storage> Image<S> {
             for key in keys {
                 self.decide(|state| state.reap(key)).await?;
             }
-            from = (last.0, last.1 + 1);
+            from = last;
         }
     }
 }

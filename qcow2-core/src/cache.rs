@@ -145,7 +145,6 @@ impl Cache {
     fn insert_stamped(&mut self, page: u64, kind: Kind, bytes: Box<[u8]>, stamp: Stamp) {
         let version = self.next_version;
         self.next_version += 1;
-        self.tick += 1;
         let used = self.tick;
         let old = self.pages.insert(
             page,
@@ -294,7 +293,7 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cache, Kind, Need, Room};
+    use super::{Cache, Kind, Need, RECENT, Room};
     use crate::order::{Before, Edge, FlushClock, Stamp};
     use crate::rule::Rule;
 
@@ -340,11 +339,93 @@ mod tests {
         assert!(!cache.contains(0));
         let before = Before::Page { offset: 0, version };
         assert_eq!(cache.need(before, &clock), Need::Flush(stamp));
+        // Neither room for others nor what becomes of others takes it away.
+        assert_eq!(cache.make_room(&clock), Room::Enough);
+        cache.forget(512..1024);
+        assert_eq!(cache.need(before, &clock), Need::Flush(stamp));
+        assert_eq!(cache.undurable(0, &clock), Some(Before::Written(stamp)));
         cache.insert(0, Kind::L2, &[0; 512]);
         assert_eq!(cache.need(before, &clock), Need::Flush(stamp));
         let flush = clock.submit();
         clock.complete(flush);
         assert_eq!(cache.need(before, &clock), Need::Nothing);
         assert_ne!(stamp, Stamp::DURABLE);
+    }
+
+    #[test]
+    fn a_forgotten_page_leaves_no_stamp() {
+        let mut clock = FlushClock::default();
+        let mut cache = Cache::new(512, 1);
+        cache.insert(0, Kind::L2, &[0; 512]);
+        let version = cache.set_entry(0, 1);
+        cache.written(0, version, clock.stamp());
+        let _ = [(); 40].map(|()| cache.get(1024).is_some());
+        assert_eq!(cache.make_room(&clock), Room::Enough);
+        cache.forget(0..512);
+        assert_eq!(cache.undurable(0, &clock), None);
+        assert_eq!(cache.need(Before::Page { offset: 0, version }, &clock), Need::Nothing);
+    }
+
+    #[test]
+    fn an_evicted_page_that_was_durable_is_durable() {
+        let mut clock = FlushClock::default();
+        let mut cache = Cache::new(512, 1);
+        cache.insert(0, Kind::L2, &[0; 512]);
+        let version = cache.set_entry(0, 1);
+        cache.written(0, version, clock.stamp());
+        let _ = [(); 40].map(|()| cache.get(1024).is_some());
+        assert_eq!(cache.make_room(&clock), Room::Enough);
+        let flush = clock.submit();
+        clock.complete(flush);
+        assert_eq!(cache.undurable(0, &clock), None);
+    }
+
+    #[test]
+    fn a_page_goes_when_it_has_not_been_used_for_a_while() {
+        let clock = FlushClock::default();
+        let mut cache = Cache::new(512, 1);
+        let pass = |cache: &mut Cache, accesses: u64| {
+            (0..accesses).for_each(|_| assert!(cache.get(1 << 20).is_none()));
+        };
+        for page in [0, 512] {
+            pass(&mut cache, 100);
+            cache.insert(page, Kind::L2, &[0; 512]);
+            assert!(cache.get(page).is_some());
+            pass(&mut cache, RECENT);
+            assert_eq!(cache.make_room(&clock), Room::Enough);
+            assert!(cache.contains(page), "it was used {RECENT} accesses ago");
+            pass(&mut cache, 1);
+            assert_eq!(cache.make_room(&clock), Room::Enough);
+            assert!(!cache.contains(page));
+        }
+    }
+
+    #[test]
+    fn the_least_recently_used_page_goes_and_a_clean_one_before_a_dirty_one() {
+        let clock = FlushClock::default();
+        let mut cache = Cache::new(512, 3);
+        for page in [0, 512, 1024] {
+            cache.insert(page, Kind::L2, &[0; 512]);
+            assert!(cache.get(page).is_some());
+        }
+        cache.set_entry(0, 1);
+        assert!(cache.get(512).is_some());
+        let _ = [(); 40].map(|()| cache.get(1 << 20).is_some());
+        for gone in [1024, 512] {
+            assert_eq!(cache.make_room(&clock), Room::Enough);
+            assert!(!cache.contains(gone));
+            cache.insert(gone + 2048, Kind::L2, &[0; 512]);
+            assert!(cache.get(gone + 2048).is_some());
+        }
+        assert_eq!(cache.make_room(&clock), Room::Write(0));
+    }
+
+    #[test]
+    fn zeroes_take_the_place_of_what_was_read_there() {
+        let mut cache = Cache::new(512, 4);
+        cache.insert(0, Kind::L2, &[7; 512]);
+        cache.insert_zeroes(0, Kind::RefcountBlock, Stamp::DURABLE);
+        assert_eq!(cache.kind(0), Some(Kind::RefcountBlock));
+        assert_eq!(cache.get(0), Some([0; 512].as_slice()));
     }
 }

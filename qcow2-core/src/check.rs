@@ -516,7 +516,7 @@ impl Survey {
             self.sound = false;
             return Ok(());
         }
-        let table = disk.read(offset, len.min(length - offset).next_multiple_of(8)).await?;
+        let table = disk.read(offset, len).await?;
         for (index, entry) in entries(&table) {
             let at = offset + index * 8;
             match RefcountTableEntry(entry).decode(header.cluster_bits, at) {

@@ -48,8 +48,8 @@ impl<S: Storage> Image<S> {
 
         let cluster_size = header.cluster_size();
         let clusters = (u64::from(entries) * 8).div_ceil(cluster_size);
-        let extent = self.allocate_run(&mut claim, clusters).await?;
-        let offset = extent.first * cluster_size;
+        let (taken, mut counts) = self.allocate_run(&mut claim, clusters).await?;
+        let offset = taken.start * cluster_size;
         let len = usize::try_from(clusters * cluster_size).expect("limited by the format");
         let mut table = vec![0; len];
         let (old_offset, old_entries) = (header.l1_table_offset, u64::from(header.l1_size));
@@ -57,7 +57,7 @@ impl<S: Storage> Image<S> {
         self.write_all(&mut claim, offset, &table).await?;
         // The copy holds the newest entries of the old table, so what those wait for comes first too.
         let old = old_offset..old_offset + 8 * old_entries;
-        let (mut counts, mut before) = (extent.counts.clone(), Vec::new());
+        let mut before = Vec::new();
         self.with(|state| {
             if !state.counted() {
                 counts.clear();
@@ -83,7 +83,6 @@ impl<S: Storage> Image<S> {
                 header.l1_table_offset = offset;
             },
             |state, switched| {
-                let taken = extent.first..extent.first + extent.count;
                 claim.clusters.retain(|cluster| !taken.contains(cluster));
                 state.forget(old.clone());
                 for cluster in old.start / cluster_size..old.end.div_ceil(cluster_size) {

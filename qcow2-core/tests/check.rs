@@ -6,7 +6,7 @@
 
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::{CheckReport, CreateOptions, IoError, OpenOptions, Problem, Repair};
+use qcow2_core::{CheckReport, CreateOptions, IoError, MAX_FINDINGS, OpenOptions, Problem, Repair};
 
 const CLUSTER: u64 = 512;
 const COPIED: u64 = 1 << 63;
@@ -115,8 +115,13 @@ fn a_count_too_high_is_a_leak_and_one_too_low_is_not() {
     assert_eq!((report.corruptions, report.corruptions_fixed), (1, 0));
     assert!(bytes == low.bytes, "a repair of leaks changed something else");
 
+    let mut last = Sample::new();
+    let end = last.bytes.len() as u64 / CLUSTER;
+    last.set_refcount(end - 1, 0);
+    last.assert_found(&[Problem::RefcountTooLow { cluster: end - 1, stored: 0, counted: 1 }]);
+    assert_eq!(last.check(Repair::None).0.image_end_offset, end * CLUSTER);
+
     let mut free = Sample::new();
-    let end = free.bytes.len() as u64 / CLUSTER;
     free.set_refcount(end + 3, 1);
     free.assert_found(&[Problem::Leak { cluster: end + 3, stored: 1, counted: 0 }]);
     assert_eq!(free.check(Repair::None).0.image_end_offset, (end + 4) * CLUSTER);
@@ -126,6 +131,44 @@ fn a_count_too_high_is_a_leak_and_one_too_low_is_not() {
     let entry = cluster * CLUSTER;
     unmarked.assert_found(&[Problem::Copied { at, entry, counted: 1 }]);
     assert!(unmarked.check(Repair::All).1 == sample.bytes, "the bit was not all that changed");
+
+    let mut unmarked = Sample::new();
+    let at = unmarked.get(40) + 8;
+    let entry = unmarked.get(at) & !COPIED;
+    unmarked.put(at, entry);
+    unmarked.assert_found(&[Problem::Copied { at, entry, counted: 1 }]);
+    assert!(unmarked.check(Repair::All).1 == sample.bytes, "the bit was not all that changed");
+}
+
+/// Goal: references are missed nowhere, and each of them is told up to a limit. Method: a refcount block of two units, whose second
+/// one, or all of it, is lost.
+#[test]
+fn lost_counts_are_told_one_by_one() {
+    const CLUSTER: u64 = 1024;
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) }).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions { growth: 0, ..OpenOptions::new() });
+    let image = image.unwrap();
+    image.write(0, &[7; 400 << 10]).unwrap();
+    image.close().unwrap();
+    let intact = storage.to_vec();
+    let field = |at: usize| u64::from_be_bytes(intact[at..at + 8].try_into().unwrap()) as usize;
+    let block = field(field(48));
+    let used = intact.len() as u64 / CLUSTER;
+    assert!(used < 512, "one block is enough");
+    for lost in [256, 255, 0] {
+        let storage = MemoryStorage::new(intact.clone());
+        storage.with(|bytes| bytes[block + 2 * lost as usize..block + 1024].fill(0));
+        let report = check(&storage, Repair::None).unwrap();
+        let told: Vec<_> = report.findings.iter().map(|finding| finding.problem.clone()).collect();
+        let all = lost..used;
+        assert_eq!((report.corruptions, report.leaks), (all.end - all.start, 0));
+        let too_low = |cluster| Problem::RefcountTooLow { cluster, stored: 0, counted: 1 };
+        let expected: Vec<_> = all.map(too_low).take(MAX_FINDINGS).collect();
+        assert_eq!(told, expected);
+        check(&storage, Repair::All).unwrap();
+        assert!(storage.to_vec() == intact);
+    }
 }
 
 /// Goal: a cluster that is in use although its refcount says free is not given out, as far as that can be seen. Method: the
@@ -214,6 +257,20 @@ fn references_that_cannot_be_counted_are_told() {
         assert_eq!(too_many, [&Problem::TooMany { cluster, counted: 2 }]);
         assert!(bytes == sample.bytes, "{repair:?} changed it");
     }
+}
+
+/// Goal: a compressed cluster is counted like others, and may not be marked COPIED. Method: an entry becomes a compressed one of a
+/// single sector at the same place; that is no stream, which nobody reads here.
+#[test]
+fn a_compressed_cluster_has_no_copied_bit() {
+    const COMPRESSED: u64 = 1 << 62;
+    let mut sample = Sample::new();
+    let (at, cluster) = (sample.l2 + 5 * 8, sample.host(5));
+    sample.put(at, (cluster * CLUSTER) | COMPRESSED);
+    sample.assert_found(&[]);
+    let entry = (cluster * CLUSTER) | COMPRESSED | COPIED;
+    sample.put(at, entry);
+    sample.assert_found(&[Problem::Copied { at, entry, counted: 1 }]);
 }
 
 #[test]

@@ -119,14 +119,34 @@ fn an_abandoned_lazy_image_is_repaired_when_opened() {
     }
 }
 
+/// An empty image of 512-byte clusters with refcounts of 64 bits: a block describes 64 clusters, a table of one cluster 64
+/// blocks, 2 MiB.
+fn with_wide_refcounts(virtual_size: u64) -> MemoryStorage {
+    let storage = MemoryStorage::default();
+    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(virtual_size) };
+    create(&storage, &shape).expect("there is room");
+    storage.with(|bytes| {
+        let block = field(bytes, field(bytes, 48, 8), 8);
+        let counts: Vec<u8> = bytes[block..block + 128].chunks(2).map(|count| count[1]).collect();
+        for (wide, count) in bytes[block..block + 512].chunks_mut(8).zip(counts) {
+            wide.copy_from_slice(&u64::from(count).to_be_bytes());
+        }
+        bytes[99] = 6;
+    });
+    assert_clean(&storage);
+    storage
+}
+
+fn field(bytes: &[u8], at: usize, len: usize) -> usize {
+    bytes[at..at + len].iter().fold(0, |value, byte| (value << 8) | usize::from(*byte))
+}
+
 /// Goal: refcount blocks and the refcount table grow, and what they describe stays right.
-/// Method: 512-byte clusters: a block describes 256 clusters, a table of one cluster 64 blocks, 8 MiB.
 #[test]
 fn the_refcount_table_grows() {
-    let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(12 << 20) }).unwrap();
+    let storage = with_wide_refcounts(12 << 20);
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
-    let data: Vec<u8> = (0..10u32 << 20).map(|at| (at / 512 % 251) as u8).collect();
+    let data: Vec<u8> = (0..7u32 << 20).map(|at| (at / 512 % 251) as u8).collect();
     for (index, chunk) in data.chunks(64 << 10).enumerate() {
         image.write(index as u64 * (64 << 10), chunk).unwrap();
     }
@@ -137,16 +157,64 @@ fn the_refcount_table_grows() {
     assert_clean(&storage);
     // No more blocks and no larger a table than it takes.
     let bytes = storage.to_vec();
-    let field = |at: usize, len: usize| {
-        bytes[at..at + len].iter().fold(0, |value, byte| (value << 8) | usize::from(*byte))
-    };
-    let (table, clusters) = (field(48, 8), field(56, 4));
-    let blocks = (0..clusters * 64).filter(|index| field(table + index * 8, 8) != 0).count();
+    let (table, clusters) = (field(&bytes, 48, 8), field(&bytes, 56, 4));
+    let blocks =
+        (0..clusters * 64).filter(|index| field(&bytes, table + index * 8, 8) != 0).count();
     let used = check(&storage, Repair::None).unwrap().image_end_offset;
-    assert_eq!((clusters, blocks as u64), (2, used.div_ceil(256 * 512)));
+    assert_eq!((clusters, blocks as u64), (4, used.div_ceil(64 * 512)));
     let image = Image::open(storage, OpenOptions::read_only()).unwrap();
     image.read(0, &mut back).unwrap();
     assert!(back == data);
+}
+
+/// Goal: a new refcount table and its blocks may need more than one block. Method: a table of 63 clusters whose blocks are all
+/// full, by clusters that nothing refers to: the next one has 64 clusters, and a block describes 64.
+#[test]
+fn a_refcount_table_may_need_more_than_one_block() {
+    const TABLE: usize = 63;
+    let storage = with_wide_refcounts(1 << 20);
+    storage.with(|bytes| {
+        let table = bytes.len();
+        let block = table + TABLE * 512;
+        let blocks = TABLE * 64;
+        bytes[48..56].copy_from_slice(&(table as u64).to_be_bytes());
+        bytes[56..60].copy_from_slice(&(TABLE as u32).to_be_bytes());
+        bytes.extend((0..blocks).flat_map(|index| ((block + index * 512) as u64).to_be_bytes()));
+        bytes.extend(1u64.to_be_bytes().repeat(blocks * 64));
+        bytes.resize(blocks * 64 * 512, 0);
+    });
+    let leaks = check(&storage, Repair::None).unwrap().leaks;
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.write(0, &[5; 512]).unwrap();
+    image.close().unwrap();
+    let report = check(&storage, Repair::None).unwrap();
+    // What the old table took is free again.
+    assert_eq!((report.corruptions, report.leaks), (0, leaks), "{:#?}", report.findings);
+    let bytes = storage.to_vec();
+    let (table, clusters) = (field(&bytes, 48, 8), field(&bytes, 56, 4));
+    let blocks =
+        (0..clusters * 64).filter(|index| field(&bytes, table + index * 8, 8) != 0).count();
+    assert_eq!((clusters, blocks), (64, TABLE * 64 + 2));
+}
+
+/// Goal: a new refcount block is empty where the file is not. Method: a block is two pages of the cache and describes 512
+/// clusters; behind those lies what somebody else left.
+#[test]
+fn a_refcount_block_may_come_where_something_was() {
+    const CLUSTER: usize = 1024;
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) }).unwrap();
+    storage.with(|bytes| bytes.resize(600 * CLUSTER, 0xee));
+    let options = OpenOptions { page_size: 512, ..OpenOptions::new() };
+    let image = Image::open(storage.clone(), options).unwrap();
+    let data: Vec<u8> = (0..550 * CLUSTER).map(|at| (at / CLUSTER % 251) as u8).collect();
+    image.write(0, &data).unwrap();
+    image.close().unwrap();
+    assert_clean(&storage);
+    let image = Image::open(storage, OpenOptions::read_only()).unwrap();
+    let mut back = vec![0; data.len() + CLUSTER];
+    image.read(0, &mut back).unwrap();
+    assert!(back[..data.len()] == data && back[data.len()..] == [0; CLUSTER]);
 }
 
 /// Goal: what a rebuild of all refcount structures leaves checks clean and reads the same, and a second one too.

@@ -1,5 +1,6 @@
 //! Storages with limits. One that is full: what was given up is taken back before an allocation fails, and one that fails
-//! loses nothing. One that transfers 512 bytes at a time: everything works, and nothing asks for more at once.
+//! loses nothing. One that transfers 512 bytes at a time: everything works, and nothing asks for more at once. One of whose
+//! updates fails.
 
 use std::io;
 use std::ops::Range;
@@ -13,18 +14,21 @@ use qcow2_core::{CreateError, CreateOptions, IoError, OpenError, OpenOptions, Re
 
 const CLUSTER: u64 = 512;
 
-/// A storage in memory that cannot be made longer than a limit, and transfers no more than a limit at once.
+/// A storage in memory that cannot be made longer than a limit, and transfers no more than a limit at once. One of its updates
+/// may fail.
 #[derive(Clone, Debug)]
 struct Limited {
     bytes: MemoryStorage,
     most: Arc<AtomicU64>,
+    /// How many updates are left before one that fails; it is the only one.
+    updates: Arc<AtomicU64>,
     max_transfer: usize,
 }
 
 impl Limited {
     fn new(bytes: Vec<u8>, max_transfer: usize) -> Self {
-        let most = Arc::new(u64::MAX.into());
-        Self { bytes: MemoryStorage::new(bytes), most, max_transfer }
+        let [most, updates] = [(); 2].map(|()| Arc::new(u64::MAX.into()));
+        Self { bytes: MemoryStorage::new(bytes), most, updates, max_transfer }
     }
 
     /// From now on, the storage is no longer made longer than `most` bytes.
@@ -36,7 +40,10 @@ impl Limited {
         self.bytes.with(|bytes| bytes.len() as u64)
     }
 
-    fn fits(&self, end: u64) -> io::Result<()> {
+    fn update(&self, end: u64) -> io::Result<()> {
+        if self.updates.fetch_sub(1, Ordering::Relaxed) == 0 {
+            return Err(io::Error::other("it failed"));
+        }
         if end > self.most.load(Ordering::Relaxed).max(self.length()) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -54,7 +61,7 @@ impl Storage for Limited {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
-        self.fits(len)?;
+        self.update(len)?;
         self.bytes.set_len(len).await
     }
 
@@ -65,14 +72,14 @@ impl Storage for Limited {
 
     async fn write(&self, offset: u64, buf: IoBuf, how: Durability) -> (IoBuf, io::Result<()>) {
         assert!(buf.len() <= self.max_transfer, "{} bytes at once", buf.len());
-        match self.fits(offset + buf.len() as u64) {
+        match self.update(offset + buf.len() as u64) {
             Ok(()) => self.bytes.write(offset, buf, how).await,
             Err(full) => (buf, Err(full)),
         }
     }
 
     async fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
-        self.fits(range.end)?;
+        self.update(range.end)?;
         self.bytes.write_zeroes(range).await
     }
 
@@ -160,24 +167,66 @@ fn a_discarded_cluster_is_taken_where_a_refcount_block_does_not_fit() {
     assert_holds(&storage, image, |cluster| cluster <= last || cluster == 299);
 }
 
-/// Goal: how much a storage transfers at once is no matter to an image. Method: clusters of 64 KiB, created, written across
-/// cluster borders, copied on write, grown, repaired and rebuilt through 512 bytes at a time.
+/// Goal: a file that cannot grow as far as it would like to grows as far as it has to.
+#[test]
+fn what_is_needed_is_taken_where_more_does_not_fit() {
+    let storage = Limited::new(Vec::new(), 1 << 30);
+    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    create(&storage, &shape).unwrap();
+    let options = OpenOptions { growth: 1 << 20, ..OpenOptions::new() };
+    let image = Image::open(storage.clone(), options).unwrap();
+    // Data, and the first L2 table.
+    let room = 4 + 1;
+    storage.limit(storage.length() + room * CLUSTER);
+    (0..4).for_each(|cluster| write(&image, cluster).unwrap());
+    assert_full(write(&image, 4));
+    assert_holds(&storage, image, |cluster| cluster < 4);
+}
+
+/// Goal: a refcount table that may not become larger says so. Method: the largest table, whose entries are all of one full
+/// block: no image may be like that, and filling one as large takes 32 GiB.
+#[test]
+fn the_largest_refcount_table_grows_no_more() {
+    const TABLE: usize = 8 << 20;
+    let storage = Limited::new(Vec::new(), 1 << 30);
+    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    create(&storage, &shape).unwrap();
+    storage.bytes.with(|bytes| {
+        let table = bytes.len();
+        let block = (table + TABLE) as u64;
+        bytes[48..56].copy_from_slice(&(table as u64).to_be_bytes());
+        bytes[56..60].copy_from_slice(&(TABLE as u32 / CLUSTER as u32).to_be_bytes());
+        bytes[99] = 6; // Counts of 64 bits, 64 in a block.
+        bytes.extend(block.to_be_bytes().repeat(TABLE / 8));
+        bytes.extend(1u64.to_be_bytes().repeat(64));
+    });
+    let before = storage.bytes.to_vec();
+    storage.limit(storage.length());
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    let why = write(&image, 0).expect_err("nothing is free");
+    assert!(matches!(&why, IoError::Full(_)), "{why:?}");
+    assert!(storage.bytes.to_vec() == before);
+}
+
+/// Goal: how much a storage transfers at once is no matter to an image. Method: clusters of 64 KiB and of 512 bytes, created,
+/// written across cluster borders, copied on write, grown, repaired and rebuilt through 512 bytes at a time.
 #[test]
 fn everything_works_a_unit_at_a_time() {
-    for lazy_refcounts in [false, true] {
+    const SIZE: usize = 4 << 20;
+    for (cluster_bits, lazy_refcounts) in [(16, false), (16, true), (9, false), (9, true)] {
         let storage = Limited::new(Vec::new(), 512);
-        let shape =
-            CreateOptions { cluster_bits: 16, lazy_refcounts, ..CreateOptions::new(1 << 20) };
+        let shape = CreateOptions { cluster_bits, lazy_refcounts, ..CreateOptions::new(1 << 20) };
         create(&storage, &shape).unwrap();
-        let mut expected = vec![0; 2 << 20];
+        let mut expected = vec![0; SIZE];
         let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
         for (offset, len) in [(1000, 200_000), (512, 512), (900_000, 100_000), (70_000, 3)] {
             image.write(offset, &vec![offset as u8 | 1; len]).unwrap();
             expected[offset as usize..offset as usize + len].fill(offset as u8 | 1);
         }
-        image.grow(2 << 20).unwrap();
-        image.write((2 << 20) - 100, &[5; 100]).unwrap();
-        expected[(2 << 20) - 100..].fill(5);
+        // With clusters of 512 bytes the L1 table needs a second one.
+        image.grow(SIZE as u64).unwrap();
+        image.write(SIZE as u64 - 100, &[5; 100]).unwrap();
+        expected[SIZE - 100..].fill(5);
         image.flush().unwrap();
         // Not closed: with lazy refcounts the next opening repairs it.
         drop(image);
@@ -187,9 +236,45 @@ fn everything_works_a_unit_at_a_time() {
         let report = check(&storage, Repair::None).unwrap();
         assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
         let image = Image::open(storage, OpenOptions::read_only()).unwrap();
-        let mut back = vec![0; 2 << 20];
+        let mut back = vec![0; SIZE];
         image.read(0, &mut back).unwrap();
         assert!(back == expected);
+    }
+}
+
+/// Goal: an update that fails fails the request, and loses nothing. Method: an L1 table that grows, and a write which needs an
+/// L2 table and a refcount block where the file is not empty, with each of their updates failing once in turn.
+#[test]
+fn an_update_that_fails_is_not_passed_over() {
+    const SIZE: u64 = 64 << 10;
+    let fresh = Limited::new(Vec::new(), 1 << 30);
+    create(&fresh, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(SIZE) }).unwrap();
+    let image =
+        Image::open(fresh.clone(), OpenOptions { growth: 0, ..OpenOptions::new() }).unwrap();
+    image.write(0, &[1; 120 * 512]).unwrap();
+    image.close().unwrap();
+    fresh.bytes.with(|bytes| bytes.resize(260 * 512, 0xee));
+    for number in 0.. {
+        let storage = Limited::new(fresh.bytes.to_vec(), 1 << 30);
+        let options = OpenOptions { growth: 0, ..OpenOptions::new() };
+        let image = Image::open(storage.clone(), options).unwrap();
+        storage.updates.store(number, Ordering::Relaxed);
+        let steps = [image.grow(8 << 20), image.write(SIZE, &[2; 150 * 512]), image.flush()];
+        let failed = steps.iter().filter(|step| step.is_err()).count();
+        let all_done = storage.updates.load(Ordering::Relaxed) <= number;
+        storage.updates.store(u64::MAX, Ordering::Relaxed);
+        drop(image);
+        assert_eq!(failed == 0, all_done, "update {number}: {steps:?}");
+        let report = check(&storage, Repair::None).unwrap();
+        assert_eq!(report.corruptions, 0, "update {number}: {:#?}", report.findings);
+        let image = Image::open(storage, OpenOptions::new()).unwrap();
+        let mut back = [0; 120 * 512];
+        image.read(0, &mut back).unwrap();
+        assert!(back == [1; 120 * 512], "update {number}");
+        if all_done {
+            assert!(number > 10, "{number} updates");
+            return;
+        }
     }
 }
 

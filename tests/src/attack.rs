@@ -160,7 +160,7 @@ fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Option<Failure>
         .into_iter()
         .filter(|initial| *initial != Initial::RefcountTableOneShort)
         .collect();
-    // A full refcount table costs a hundred times as much to audit: there, one request has to do.
+    // A full refcount table costs thirty times as much to audit: there, two requests have to do.
     let full = [Initial::RefcountTableOneShort];
     let both = [false, true];
     let stages = [

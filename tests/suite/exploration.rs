@@ -11,7 +11,7 @@ use faultfs::direct::{Direct, DirectOptions, run};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use model::build::Initial;
-use model::op::Op;
+use model::op::{Durability, Op};
 use qcow2_crashtest::explore::alphabet::{Symbol, World, operations, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
@@ -265,4 +265,31 @@ fn power_cuts_in_recovery_are_followed_and_probed() {
     };
     assert!(counts.nested > 0 && counts.deepest > 0, "{counts:?}");
     assert!(walk.probes().count(Probe::CrashInRepair) > 0);
+}
+
+/// Goal: what the old refcount table still owes the medium is there before a larger one, which says the same, is switched to.
+/// Method: a request that needs the last block that the table can point to, and before any flush one that needs a larger table.
+#[test]
+fn a_refcount_table_may_grow_before_its_newest_block_is_durable() {
+    const CLUSTER: u64 = 512;
+    let mut world = World::new(9, false, Initial::Fresh);
+    // A block counts 64 clusters, a table of one cluster has 64 blocks.
+    world.geometry.refcount_order = 6;
+    world.geometry.virtual_size = 4100 * CLUSTER;
+    world.session.cache_pages = 128;
+    let subject = Qcow2Core::default();
+    let initial = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+    let mut walk = Walk::new(subject, world.session, Profile::TornLength, 0, initial);
+    let write = |clusters: std::ops::Range<u64>, id| Op::Write {
+        offset: clusters.start * CLUSTER,
+        length: (clusters.end - clusters.start) * CLUSTER,
+        id,
+        durability: Durability::Cached,
+    };
+    let ops = [write(0..3900, 1), Op::Flush, write(3900..3964, 2), write(3964..3968, 3)];
+    for (requests, growths) in [(3, 0), (4, 1)] {
+        let counts = walk.workload(&ops[..requests]).unwrap_or_else(|stop| panic!("{stop:?}"));
+        assert!(counts.leaves >= 10, "{counts:?}");
+        assert_eq!(walk.probes().count(Probe::RefcountTableGrowth), growths);
+    }
 }
