@@ -683,17 +683,17 @@ impl Survey {
         let per_block = header.refcounts_per_block();
         let order = header.refcount_order;
         let mut missing = Vec::new();
-        let mut counted_here = 0..0;
+        // Whether there is a block for the last cluster, and its index.
+        let (mut block, mut there) = (None, false);
         for (cluster, counted) in self.references.used() {
-            if !counted_here.contains(&cluster) && self.blocks.contains_key(&(cluster / per_block))
-            {
-                let first = cluster - cluster % per_block;
-                counted_here = first..first + per_block;
+            let index = cluster >> per_block.ilog2();
+            if block != Some(index) {
+                (block, there) = (Some(index), self.blocks.contains_key(&index));
             }
             if counted > refcount::max(order) {
                 missing.push(Problem::TooMany { cluster, counted });
                 self.hopeless = true;
-            } else if !counted_here.contains(&cluster) {
+            } else if !there {
                 missing.push(Problem::RefcountTooLow { cluster, stored: 0, counted });
                 self.sound = false;
             }
@@ -809,7 +809,7 @@ impl<S: Storage> Mender<'_, '_, S> {
         }
         let was_dirty = self.header.incompatible.contains(Incompatible::DIRTY);
         let writes = found || repair == Repair::Rebuild;
-        if writes && !was_dirty && self.header.version >= 3 {
+        if writes && !was_dirty {
             self.write_header(|header| header.incompatible |= Incompatible::DIRTY).await?;
             self.disk.ensure(Rule::DirtyBeforeRepair, Barrier::RepairDirtyBit).await?;
         }

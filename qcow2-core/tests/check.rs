@@ -259,18 +259,213 @@ fn references_that_cannot_be_counted_are_told() {
     }
 }
 
-/// Goal: a compressed cluster is counted like others, and may not be marked COPIED. Method: an entry becomes a compressed one of a
-/// single sector at the same place; that is no stream, which nobody reads here.
+/// Goal: compressed clusters are counted like others, may share what they lie in among themselves only, and are not marked COPIED.
+/// Method: entries become compressed ones; what they lead to is no stream, which nobody reads here.
 #[test]
-fn a_compressed_cluster_has_no_copied_bit() {
+fn compressed_clusters_are_counted() {
     const COMPRESSED: u64 = 1 << 62;
+    /// One sector more than the one in which it begins.
+    const SECOND_SECTOR: u64 = 1 << 61;
     let mut sample = Sample::new();
-    let (at, cluster) = (sample.l2 + 5 * 8, sample.host(5));
+    let (at, cluster) = (sample.l2 + 8, sample.host(1));
     sample.put(at, (cluster * CLUSTER) | COMPRESSED);
     sample.assert_found(&[]);
+    let report = sample.check(Repair::None).0;
+    assert_eq!((report.allocated_clusters, report.compressed_clusters), (5, 1));
+    assert_eq!(report.fragmented_clusters, 3);
     let entry = (cluster * CLUSTER) | COMPRESSED | COPIED;
     sample.put(at, entry);
     sample.assert_found(&[Problem::Copied { at, entry, counted: 1 }]);
+
+    let mut two = Sample::new();
+    let end = two.bytes.len() as u64 / CLUSTER;
+    two.bytes.resize(((end + 2) * CLUSTER) as usize, 3);
+    two.put(two.l2 + 9 * 8, (end * CLUSTER) | COMPRESSED | SECOND_SECTOR);
+    two.put(two.l2 + 10 * 8, ((end + 1) * CLUSTER) | COMPRESSED);
+    two.set_refcount(end, 1);
+    two.set_refcount(end + 1, 2);
+    two.assert_found(&[]);
+    let cluster = end + 1;
+    two.put(two.l2 + 11 * 8, cluster * CLUSTER);
+    let (report, bytes) = two.check(Repair::All);
+    let [shared, low] = &report.findings[..] else { panic!("{:#?}", report.findings) };
+    assert_eq!(shared.problem, Problem::Shared { cluster, counted: 3 });
+    assert_eq!(low.problem, Problem::RefcountTooLow { cluster, stored: 2, counted: 3 });
+    assert!(!shared.repaired && low.repaired && !report.is_consistent());
+    two.set_refcount(cluster, 3);
+    assert!(bytes == two.bytes, "the refcount was not all that changed");
+}
+
+/// Goal: what is a table may be nothing else; a refcount structure moves out of the way where that is all that is wrong, and
+/// what cannot be put right is left alone. Method: an L2 entry refers to each table.
+#[test]
+fn tables_are_not_shared() {
+    let sample = Sample::new();
+    let tables = [sample.get(40), sample.l2].map(|at| at / CLUSTER);
+    for cluster in tables {
+        let mut sample = Sample::new();
+        sample.put(sample.l2 + 9 * 8, (cluster * CLUSTER) | COPIED);
+        for repair in [Repair::None, Repair::Leaks, Repair::All, Repair::Rebuild] {
+            let (report, bytes) = sample.check(repair);
+            let first = report.findings.iter().map(|finding| &finding.problem).next();
+            assert_eq!(first, Some(&Problem::Overlap { cluster, counted: 2 }));
+            assert!(!report.is_consistent());
+            assert!(bytes == sample.bytes, "{repair:?} changed it");
+        }
+    }
+
+    for at in [sample.table, sample.block] {
+        let cluster = at / CLUSTER;
+        let mut once = Sample::new();
+        once.put(once.l2 + 9 * 8, (cluster * CLUSTER) | COPIED);
+        let (report, bytes) = once.check(Repair::All);
+        assert_eq!(report.findings[0].problem, Problem::Overlap { cluster, counted: 2 });
+        assert!(report.rebuilt && report.is_consistent(), "{report:#?}");
+        let again = check(&MemoryStorage::new(bytes.clone()), Repair::None).expect("an image");
+        assert_eq!(again.findings, []);
+        // What was a refcount structure is the guest's now, as the entry says.
+        assert_eq!(bytes[at as usize..][..512], once.bytes[at as usize..][..512]);
+
+        let mut twice = Sample::new();
+        twice.put(twice.l2 + 9 * 8, cluster * CLUSTER);
+        twice.put(twice.l2 + 10 * 8, cluster * CLUSTER);
+        for repair in [Repair::None, Repair::Leaks, Repair::All, Repair::Rebuild] {
+            let (report, bytes) = twice.check(repair);
+            assert_eq!(report.findings[0].problem, Problem::Overlap { cluster, counted: 3 });
+            assert!(!report.is_consistent() && bytes == twice.bytes, "{repair:?}: {report:#?}");
+        }
+    }
+
+    let mut one = Sample::new();
+    let (cluster, second) = (one.block / CLUSTER, one.table + 8);
+    one.put(second, one.block);
+    let (report, bytes) = one.check(Repair::All);
+    assert_eq!(report.findings[0].problem, Problem::Overlap { cluster, counted: 2 });
+    assert!(report.rebuilt && report.is_consistent(), "{report:#?}");
+    let again = check(&MemoryStorage::new(bytes), Repair::None).expect("an image");
+    assert_eq!(again.findings, []);
+}
+
+/// Goal: a repair of leaks lowers counts and does nothing else, marks included.
+#[test]
+fn a_repair_of_leaks_leaves_the_rest() {
+    for mark in [0, 1, 2] {
+        let mut sample = Sample::new();
+        let (leaked, low) = (sample.host(0), sample.host(2));
+        sample.bytes[79] |= mark; // 1: dirty, 2: corrupt.
+        let (report, bytes) = sample.check(Repair::Leaks);
+        assert!(report.is_consistent() && bytes == sample.bytes, "nothing leaks");
+        sample.set_refcount(low, 0);
+        let (report, bytes) = sample.check(Repair::Leaks);
+        assert_eq!((report.corruptions, report.corruptions_fixed), (1, 0));
+        assert!(bytes == sample.bytes, "nothing leaks");
+        sample.set_refcount(leaked, 2);
+        let (report, bytes) = sample.check(Repair::Leaks);
+        assert_eq!((report.leaks, report.leaks_fixed), (1, 1));
+        assert_eq!((report.corruptions, report.corruptions_fixed), (1, 0));
+        let repaired: Vec<bool> = report.findings.iter().map(|finding| finding.repaired).collect();
+        assert_eq!(repaired.iter().filter(|repaired| **repaired).count(), 1);
+        sample.set_refcount(leaked, 1);
+        assert!(bytes == sample.bytes, "mark {mark}: the leak was not all that changed");
+    }
+}
+
+/// Goal: an image in order is marked neither dirty nor corrupt after a repair, whatever was done.
+#[test]
+fn a_repair_takes_the_marks_away() {
+    let intact = Sample::new();
+    for mark in [1, 2, 3] {
+        let mut sample = Sample::new();
+        sample.bytes[79] |= mark;
+        let (report, bytes) = sample.check(Repair::All);
+        assert_eq!(report.findings, []);
+        assert!(bytes == intact.bytes, "the marks were not all that changed");
+        let cluster = sample.host(5);
+        sample.set_refcount(cluster, 0);
+        assert!(sample.check(Repair::All).1 == intact.bytes);
+    }
+    // Whose the cluster is nobody knows: the marks of before stay.
+    for mark in [0, 1, 2] {
+        let mut shared = Sample::new();
+        shared.bytes[79] |= mark;
+        let cluster = shared.host(1);
+        let entries = [shared.l2 + 8, shared.l2 + 3 * 8];
+        shared.put(entries[1], (cluster * CLUSTER) | COPIED);
+        let (report, bytes) = shared.check(Repair::All);
+        let told: Vec<_> = report.findings.iter().map(|finding| finding.problem.clone()).collect();
+        let entry = (cluster * CLUSTER) | COPIED;
+        let copied = |at| Problem::Copied { at, entry, counted: 2 };
+        let expected = [
+            Problem::Shared { cluster, counted: 2 },
+            Problem::RefcountTooLow { cluster, stored: 1, counted: 2 },
+            copied(entries[0]),
+            copied(entries[1]),
+        ];
+        assert_eq!(told, expected);
+        assert_eq!((report.corruptions, report.corruptions_fixed), (4, 3));
+        entries.into_iter().for_each(|at| shared.put(at, cluster * CLUSTER));
+        shared.set_refcount(cluster, 2);
+        assert!(bytes == shared.bytes, "mark {mark}");
+    }
+}
+
+/// Goal: rebuilt refcount structures lie right behind what is in use, blocks where there is something to count, the table last.
+#[test]
+fn rebuilt_structures_are_where_they_should_be() {
+    let intact = Sample::new();
+    let end = intact.bytes.len() as u64 / CLUSTER;
+    let rebuilt = |sample: &Sample, repair, blocks: &[(u64, u64)], length: u64| {
+        let (report, bytes) = sample.check(repair);
+        assert!(report.rebuilt && report.is_consistent(), "{report:#?}");
+        let after = Sample { bytes, ..Sample::new() };
+        assert_eq!(after.bytes.len() as u64, length * CLUSTER);
+        assert_eq!(after.get(48), (length - 1) * CLUSTER);
+        let table = (0..64).map(|index| (index, after.get(after.get(48) + index * 8)));
+        let used: Vec<_> = table.filter(|&(_, block)| block != 0).collect();
+        assert_eq!(
+            used,
+            blocks.iter().map(|&(at, block)| (at, block * CLUSTER)).collect::<Vec<_>>()
+        );
+        after.assert_found(&[]);
+        after
+    };
+    let once = rebuilt(&intact, Repair::Rebuild, &[(0, end)], end + 2);
+    // The old ones are free, and nobody puts new ones there.
+    rebuilt(&once, Repair::Rebuild, &[(0, end + 2)], end + 4);
+
+    // The last cluster of the file is free: new ones begin there.
+    let mut longer = Sample::new();
+    longer.bytes.resize(((end + 1) * CLUSTER) as usize, 0xee);
+    rebuilt(&longer, Repair::Rebuild, &[(0, end)], end + 2);
+
+    // A cluster that no block describes, and in between one that needs none.
+    let mut far = Sample::new();
+    far.bytes.resize(701 * CLUSTER as usize, 0);
+    far.put(far.l2 + 9 * 8, (700 * CLUSTER) | COPIED);
+    let (report, _) = far.check(Repair::None);
+    let missing = Problem::RefcountTooLow { cluster: 700, stored: 0, counted: 1 };
+    assert_eq!(report.findings[0].problem, missing);
+    assert_eq!(report.corruptions, 1);
+    rebuilt(&far, Repair::All, &[(0, 701), (2, 702)], 704);
+
+    // A block for the structures alone.
+    let mut border = Sample::new();
+    border.bytes.resize(256 * CLUSTER as usize, 0);
+    border.put(border.l2 + 9 * 8, (255 * CLUSTER) | COPIED);
+    border.set_refcount(255, 1);
+    rebuilt(&border, Repair::Rebuild, &[(0, 256), (1, 257)], 259);
+
+    // A table and blocks that lie outside the file hold nothing.
+    let mut lost = Sample::new();
+    lost.put(48, 800 * CLUSTER);
+    let (report, _) = lost.check(Repair::None);
+    let length = lost.bytes.len() as u64;
+    let beyond = Problem::BeyondEnd { at: 48, host: 800 * CLUSTER, length };
+    assert_eq!(report.findings[0].problem, beyond);
+    rebuilt(&lost, Repair::All, &[(0, end)], end + 2);
+    let mut lost = Sample::new();
+    lost.put(lost.table + 8, 800 * CLUSTER);
+    rebuilt(&lost, Repair::All, &[(0, end)], end + 2);
 }
 
 #[test]
