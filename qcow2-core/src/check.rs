@@ -512,10 +512,6 @@ impl Survey {
             self.report.add(Problem::BeyondEnd { at: 48, host: offset, length });
             self.sound = false;
         }
-        if len == 0 || offset >= length {
-            self.sound = false;
-            return Ok(());
-        }
         let table = disk.read(offset, len).await?;
         for (index, entry) in entries(&table) {
             let at = offset + index * 8;
@@ -926,7 +922,7 @@ impl<S: Storage> Mender<'_, '_, S> {
             let last = *blocks.last().expect("the header has a reference");
             let table_clusters = ((last + 1) * 8).div_ceil(size);
             if table_clusters * size > limits::REFCOUNT_TABLE_BYTES
-                || end.checked_mul(size).is_none_or(|end| end >= limits::HOST_OFFSET_END)
+                || end * size >= limits::HOST_OFFSET_END
             {
                 let problem = Problem::TooMany { cluster: start.saturating_sub(1), counted: 1 };
                 self.report.add(problem);

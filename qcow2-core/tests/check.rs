@@ -10,6 +10,9 @@ use qcow2_core::{CheckReport, CreateOptions, IoError, MAX_FINDINGS, OpenOptions,
 
 const CLUSTER: u64 = 512;
 const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+/// Of a compressed cluster: one sector more than the one in which it begins.
+const SECOND_SECTOR: u64 = 1 << 61;
 
 /// A closed image whose guest clusters 0, 1, 5, 100 and 2 were written, in this order.
 struct Sample {
@@ -171,6 +174,88 @@ fn lost_counts_are_told_one_by_one() {
     }
 }
 
+/// Goal: a leak is found wherever its count is. Method: a refcount block of two units, the second one for clusters that are not
+/// there.
+#[test]
+fn a_leak_is_told_where_nothing_is_in_use() {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) }).unwrap();
+    let mut bytes = storage.to_vec();
+    let field = |bytes: &[u8], at: usize| {
+        u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
+    };
+    let block = field(&bytes, field(&bytes, 48));
+    bytes[block + 2 * 300 + 1] = 1;
+    let report = check(&MemoryStorage::new(bytes), Repair::None).unwrap();
+    let told: Vec<_> = report.findings.iter().map(|finding| finding.problem.clone()).collect();
+    assert_eq!(told, [Problem::Leak { cluster: 300, stored: 1, counted: 0 }]);
+    assert_eq!(report.image_end_offset, 301 * 1024);
+}
+
+/// Goal: an L1 table is looked at in pieces, and each entry is told by its place. Method: 4,096 entries are a piece; the table of a
+/// disk of 130 MiB has 4,160.
+#[test]
+fn a_long_l1_table_is_looked_at_to_its_end() {
+    let storage = MemoryStorage::default();
+    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(130 << 20) };
+    create(&storage, &shape).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    let entries = [0, 1, 4095, 4096, 4097, 4159];
+    for entry in entries {
+        image.write(entry * 64 * CLUSTER, &[1; CLUSTER as usize]).unwrap();
+    }
+    image.close().unwrap();
+    let mut sample = Sample { table: 0, block: 0, l2: 0, bytes: storage.to_vec() };
+    sample.assert_found(&[]);
+    let l1 = sample.get(40);
+    let intact = sample.bytes.clone();
+    let mut expected = Vec::new();
+    for at in entries.map(|entry| l1 + entry * 8) {
+        let entry = sample.get(at) & !COPIED;
+        sample.put(at, entry);
+        expected.push(Problem::Copied { at, entry, counted: 1 });
+    }
+    sample.assert_found(&expected);
+    assert!(sample.check(Repair::All).1 == intact);
+}
+
+/// Goal: what stands behind the last entry of an L1 table is no entry, and no repair changes it. Method: it would be one without
+/// its COPIED bit.
+#[test]
+fn bytes_behind_the_l1_table_are_left_alone() {
+    let mut sample = Sample::new();
+    let (l1, cluster) = (sample.get(40), sample.host(5));
+    assert_eq!(sample.get(32) & u64::from(u32::MAX), 2);
+    sample.put(l1 + 2 * 8, cluster * CLUSTER);
+    sample.assert_found(&[]);
+    let intact = sample.bytes.clone();
+    sample.put(l1, sample.get(l1) & !COPIED);
+    assert!(sample.check(Repair::All).1 == intact);
+}
+
+/// Goal: a COPIED bit that is missing, or where none may be, is seen where everything else is in order.
+#[test]
+fn a_lone_copied_bit_is_seen() {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) }).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.write(0, &[1; CLUSTER as usize]).unwrap();
+    image.close().unwrap();
+    let mut sample = Sample { table: 0, block: 0, l2: 0, bytes: storage.to_vec() };
+    sample.l2 = sample.get(sample.get(40)) & !COPIED;
+    let (at, marked) = (sample.l2, sample.get(sample.l2));
+    let entry = marked & !COPIED;
+    sample.put(at, entry);
+    sample.assert_found(&[Problem::Copied { at, entry, counted: 1 }]);
+    sample.put(at, marked);
+    const ZERO: u64 = 1;
+    for entry in [COPIED, COPIED | ZERO] {
+        let at = at + 8;
+        sample.put(at, entry);
+        sample.assert_found(&[Problem::Copied { at, entry, counted: 0 }]);
+    }
+}
+
 /// Goal: a cluster that is in use although its refcount says free is not given out, as far as that can be seen. Method: the
 /// refcount of each cluster of the tables is made 0, and a cluster is asked for. With 512-byte clusters and a disk of 72 GiB the
 /// L1 table has 36,864 clusters, and the refcount table three.
@@ -263,9 +348,6 @@ fn references_that_cannot_be_counted_are_told() {
 /// Method: entries become compressed ones; what they lead to is no stream, which nobody reads here.
 #[test]
 fn compressed_clusters_are_counted() {
-    const COMPRESSED: u64 = 1 << 62;
-    /// One sector more than the one in which it begins.
-    const SECOND_SECTOR: u64 = 1 << 61;
     let mut sample = Sample::new();
     let (at, cluster) = (sample.l2 + 8, sample.host(1));
     sample.put(at, (cluster * CLUSTER) | COMPRESSED);
@@ -454,6 +536,12 @@ fn rebuilt_structures_are_where_they_should_be() {
     border.put(border.l2 + 9 * 8, (255 * CLUSTER) | COPIED);
     border.set_refcount(255, 1);
     rebuilt(&border, Repair::Rebuild, &[(0, 256), (1, 257)], 259);
+
+    // A compressed cluster that ends outside the file.
+    let mut cut = Sample::new();
+    cut.bytes.resize(((end + 1) * CLUSTER) as usize, 3);
+    cut.put(cut.l2 + 9 * 8, (end * CLUSTER) | COMPRESSED | SECOND_SECTOR);
+    rebuilt(&cut, Repair::Rebuild, &[(0, end + 2)], end + 4);
 
     // A table and blocks that lie outside the file hold nothing.
     let mut lost = Sample::new();

@@ -211,6 +211,9 @@ fn a_refcount_block_may_come_where_something_was() {
     image.write(0, &data).unwrap();
     image.close().unwrap();
     assert_clean(&storage);
+    // The header, two tables, two blocks, five L2 tables, and no gap.
+    let end = check(&storage, Repair::None).unwrap().image_end_offset;
+    assert_eq!(end, (10 + 550) * CLUSTER as u64);
     let image = Image::open(storage, OpenOptions::read_only()).unwrap();
     let mut back = vec![0; data.len() + CLUSTER];
     image.read(0, &mut back).unwrap();
