@@ -400,13 +400,6 @@ impl<S: Storage> Disk<'_, S> {
         Ok(())
     }
 
-    async fn set_len(&mut self, len: u64) -> Result<(), CheckError> {
-        self.unflushed = true;
-        let action = "growing the file";
-        let result = self.storage.set_len(len).await;
-        result.map_err(|source| CheckError::Storage { action, offset: len, source })
-    }
-
     /// Waits until everything written is durable, if `rule` asks for it.
     async fn ensure(&mut self, rule: Rule, barrier: Barrier) -> Result<(), CheckError> {
         if self.unflushed && self.rules.hold(rule) {
@@ -787,6 +780,17 @@ struct Mender<'a, 'b, S> {
     report: &'a mut CheckReport,
 }
 
+/// New refcount structures.
+struct Plan {
+    /// References once they are there.
+    references: References,
+    /// Indexes of the blocks.
+    blocks: BTreeSet<u64>,
+    /// What they take: a cluster for each block, and then the table.
+    clusters: Range<u64>,
+    table_clusters: u64,
+}
+
 impl<S: Storage> Mender<'_, '_, S> {
     async fn run(&mut self, repair: Repair) -> Result<(), CheckError> {
         let flags = Incompatible::DIRTY | Incompatible::CORRUPT;
@@ -804,17 +808,22 @@ impl<S: Storage> Mender<'_, '_, S> {
             return Ok(());
         }
         let was_dirty = self.header.incompatible.contains(Incompatible::DIRTY);
-        let writes = found || repair == Repair::Rebuild;
-        if writes && !was_dirty {
-            self.write_header(|header| header.incompatible |= Incompatible::DIRTY).await?;
-            self.disk.ensure(Rule::DirtyBeforeRepair, Barrier::RepairDirtyBit).await?;
-        }
-        if repair == Repair::Rebuild || !leaks_only && !self.survey.sound {
-            if !self.rebuild().await? {
-                return Ok(());
+        let plan = if repair == Repair::Rebuild || !leaks_only && !self.survey.sound {
+            match self.plan_rebuild() {
+                Ok(plan) => Some(plan),
+                Err(problem) => {
+                    self.report.add(problem);
+                    return Ok(());
+                }
             }
         } else {
-            self.correct_refcounts(leaks_only).await?;
+            None
+        };
+        self.write_header(|header| header.incompatible |= Incompatible::DIRTY).await?;
+        self.disk.ensure(Rule::DirtyBeforeRepair, Barrier::RepairDirtyBit).await?;
+        match plan {
+            Some(plan) => self.rebuild(plan).await?,
+            None => self.correct_refcounts(leaks_only).await?,
         }
         if leaks_only {
             self.report.leaks_fixed = self.report.leaks;
@@ -859,8 +868,9 @@ impl<S: Storage> Mender<'_, '_, S> {
                 let at = usize::try_from(within).expect("a block fits in memory");
                 let stored = refcount::get(&old, order, at).unwrap_or(0);
                 let counted = self.references.get(index * per_block + within);
-                if stored > counted || stored < counted && !leaks_only {
-                    refcount::set(&mut new, order, at, counted)
+                let right = if leaks_only { stored.min(counted) } else { counted };
+                if right != stored {
+                    refcount::set(&mut new, order, at, right)
                         .expect("the survey found that it fits");
                 }
             }
@@ -894,12 +904,10 @@ impl<S: Storage> Mender<'_, '_, S> {
         Ok(())
     }
 
-    /// Writes new refcount structures past everything in use and switches to them. Returns `false`, having changed
-    /// nothing, if no refcount table can describe all references.
-    async fn rebuild(&mut self) -> Result<bool, CheckError> {
+    /// Where new refcount structures go: past everything in use. Fails if no refcount table can describe all references.
+    fn plan_rebuild(&self) -> Result<Plan, Problem> {
         let size = self.header.cluster_size();
         let per_block = self.header.refcounts_per_block();
-        let order = self.header.refcount_order;
         let mut references = References::new(self.length.div_ceil(size));
         for (cluster, count) in self.references.used() {
             references.add(cluster, u32::try_from(count).expect("it was one"));
@@ -907,7 +915,7 @@ impl<S: Storage> Mender<'_, '_, S> {
         for &cluster in &self.survey.structure {
             references.remove(cluster);
         }
-        // Past everything in use; old structures outside the file hold nothing.
+        // Old structures outside the file hold nothing.
         let in_file = self.length.div_ceil(size);
         let used = self
             .references
@@ -924,9 +932,7 @@ impl<S: Storage> Mender<'_, '_, S> {
             if table_clusters * size > limits::REFCOUNT_TABLE_BYTES
                 || end * size >= limits::HOST_OFFSET_END
             {
-                let problem = Problem::TooMany { cluster: start.saturating_sub(1), counted: 1 };
-                self.report.add(problem);
-                return Ok(false);
+                return Err(Problem::TooMany { cluster: start.saturating_sub(1), counted: 1 });
             }
             let wanted = start + blocks.len() as u64 + table_clusters;
             if wanted == end {
@@ -938,10 +944,15 @@ impl<S: Storage> Mender<'_, '_, S> {
         for cluster in start..end {
             references.add(cluster, 1);
         }
-        if end * size > self.length {
-            self.disk.set_len(end * size).await?;
-            self.length = end * size;
-        }
+        Ok(Plan { references, blocks, clusters: start..end, table_clusters })
+    }
+
+    /// Writes new refcount structures and switches to them.
+    async fn rebuild(&mut self, plan: Plan) -> Result<(), CheckError> {
+        let Plan { references, blocks, clusters: Range { start, end }, table_clusters } = plan;
+        let size = self.header.cluster_size();
+        let per_block = self.header.refcounts_per_block();
+        let order = self.header.refcount_order;
         let cluster_len = usize::try_from(size).expect("a cluster fits in memory");
         let mut table =
             vec![0; usize::try_from(table_clusters * size).expect("checked against the limit")];
@@ -966,7 +977,7 @@ impl<S: Storage> Mender<'_, '_, S> {
         .await?;
         self.references = references;
         self.report.rebuilt = true;
-        Ok(true)
+        Ok(())
     }
 }
 

@@ -143,28 +143,33 @@ fn a_count_too_high_is_a_leak_and_one_too_low_is_not() {
     assert!(unmarked.check(Repair::All).1 == sample.bytes, "the bit was not all that changed");
 }
 
-/// Goal: references are missed nowhere, and each of them is told up to a limit. Method: a refcount block of two units, whose second
-/// one, or all of it, is lost.
+/// Goal: references are missed nowhere, and each of them is told up to a limit. Method: two refcount blocks of two units each, and a
+/// part of one of them is lost.
 #[test]
 fn lost_counts_are_told_one_by_one() {
     const CLUSTER: u64 = 1024;
+    const PER_BLOCK: u64 = 512;
     let storage = MemoryStorage::default();
     create(&storage, &CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) }).unwrap();
     let image = Image::open(storage.clone(), OpenOptions { growth: 0, ..OpenOptions::new() });
     let image = image.unwrap();
-    image.write(0, &[7; 400 << 10]).unwrap();
+    image.write(0, &[7; 900 << 10]).unwrap();
     image.close().unwrap();
     let intact = storage.to_vec();
-    let field = |at: usize| u64::from_be_bytes(intact[at..at + 8].try_into().unwrap()) as usize;
-    let block = field(field(48));
+    let field = |at: u64| {
+        let at = at as usize;
+        u64::from_be_bytes(intact[at..at + 8].try_into().unwrap())
+    };
     let used = intact.len() as u64 / CLUSTER;
-    assert!(used < 512, "one block is enough");
-    for lost in [256, 255, 0] {
+    assert!(used > PER_BLOCK + PER_BLOCK / 2 + 10, "all units count something");
+    for lost in [0, 255, 256, 700, 768] {
+        let block = field(field(48) + lost / PER_BLOCK * 8);
+        let range = block + lost % PER_BLOCK * 2..block + CLUSTER;
         let storage = MemoryStorage::new(intact.clone());
-        storage.with(|bytes| bytes[block + 2 * lost as usize..block + 1024].fill(0));
+        storage.with(|bytes| bytes[range.start as usize..range.end as usize].fill(0));
         let report = check(&storage, Repair::None).unwrap();
         let told: Vec<_> = report.findings.iter().map(|finding| finding.problem.clone()).collect();
-        let all = lost..used;
+        let all = lost..used.min((lost / PER_BLOCK + 1) * PER_BLOCK);
         assert_eq!((report.corruptions, report.leaks), (all.end - all.start, 0));
         let too_low = |cluster| Problem::RefcountTooLow { cluster, stored: 0, counted: 1 };
         let expected: Vec<_> = all.map(too_low).take(MAX_FINDINGS).collect();
@@ -537,6 +542,13 @@ fn rebuilt_structures_are_where_they_should_be() {
     border.set_refcount(255, 1);
     rebuilt(&border, Repair::Rebuild, &[(0, 256), (1, 257)], 259);
 
+    // Structures up to the last cluster that a block describes.
+    let mut exact = Sample::new();
+    exact.bytes.resize(256 * CLUSTER as usize, 0);
+    exact.put(exact.l2 + 9 * 8, (253 * CLUSTER) | COPIED);
+    exact.set_refcount(253, 1);
+    rebuilt(&exact, Repair::Rebuild, &[(0, 254)], 256);
+
     // A compressed cluster that ends outside the file.
     let mut cut = Sample::new();
     cut.bytes.resize(((end + 1) * CLUSTER) as usize, 3);
@@ -544,13 +556,14 @@ fn rebuilt_structures_are_where_they_should_be() {
     rebuilt(&cut, Repair::Rebuild, &[(0, end + 2)], end + 4);
 
     // A table and blocks that lie outside the file hold nothing.
-    let mut lost = Sample::new();
-    lost.put(48, 800 * CLUSTER);
-    let (report, _) = lost.check(Repair::None);
-    let length = lost.bytes.len() as u64;
-    let beyond = Problem::BeyondEnd { at: 48, host: 800 * CLUSTER, length };
-    assert_eq!(report.findings[0].problem, beyond);
-    rebuilt(&lost, Repair::All, &[(0, end)], end + 2);
+    for host in [end * CLUSTER, 800 * CLUSTER] {
+        let mut lost = Sample::new();
+        lost.put(48, host);
+        let length = lost.bytes.len() as u64;
+        let (report, _) = lost.check(Repair::None);
+        assert_eq!(report.findings[0].problem, Problem::BeyondEnd { at: 48, host, length });
+        rebuilt(&lost, Repair::All, &[(0, end)], end + 2);
+    }
     let mut lost = Sample::new();
     lost.put(lost.table + 8, 800 * CLUSTER);
     rebuilt(&lost, Repair::All, &[(0, end)], end + 2);

@@ -10,25 +10,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
-use qcow2_core::{CreateError, CreateOptions, IoError, OpenError, OpenOptions, Repair};
+use qcow2_core::{CreateError, CreateOptions, IoError, OpenError, OpenOptions, Problem, Repair};
 
 const CLUSTER: u64 = 512;
+const COPIED: u64 = 1 << 63;
 
 /// A storage in memory that cannot be made longer than a limit, and transfers no more than a limit at once. One of its updates
-/// may fail.
+/// may fail, and it may claim to be longer than it is.
 #[derive(Clone, Debug)]
 struct Limited {
     bytes: MemoryStorage,
     most: Arc<AtomicU64>,
     /// How many updates are left before one that fails; it is the only one.
     updates: Arc<AtomicU64>,
+    claimed: u64,
     max_transfer: usize,
 }
 
 impl Limited {
     fn new(bytes: Vec<u8>, max_transfer: usize) -> Self {
         let [most, updates] = [(); 2].map(|()| Arc::new(u64::MAX.into()));
-        Self { bytes: MemoryStorage::new(bytes), most, updates, max_transfer }
+        Self { bytes: MemoryStorage::new(bytes), most, updates, claimed: 0, max_transfer }
     }
 
     /// From now on, the storage is no longer made longer than `most` bytes.
@@ -57,7 +59,7 @@ impl Storage for Limited {
     }
 
     async fn len(&self) -> io::Result<u64> {
-        self.bytes.len().await
+        Ok(self.bytes.len().await?.max(self.claimed))
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
@@ -208,6 +210,35 @@ fn the_largest_refcount_table_grows_no_more() {
     assert!(storage.bytes.to_vec() == before);
 }
 
+/// Goal: references that no refcount table can describe are told, and nothing is changed. Method: a cluster past what a table of
+/// 8 MiB describes, and one before the last offset that an entry can hold.
+#[test]
+fn what_cannot_be_counted_is_not_rebuilt() {
+    for (cluster_bits, host) in [(9, 128 << 30), (21, (1u64 << 56) - (1 << 21))] {
+        let storage = MemoryStorage::default();
+        create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(1 << 20) }).unwrap();
+        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        image.write(0, &[1; CLUSTER as usize]).unwrap();
+        image.close().unwrap();
+        let mut bytes = storage.to_vec();
+        let field = |bytes: &[u8], at: usize| {
+            u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) & !COPIED
+        };
+        let l2 = field(&bytes, field(&bytes, 40) as usize) as usize;
+        bytes[l2..l2 + 8].copy_from_slice(&(host | COPIED).to_be_bytes());
+        let storage = Limited { claimed: host * 2, ..Limited::new(bytes.clone(), 1 << 30) };
+        for repair in [Repair::None, Repair::All, Repair::Rebuild] {
+            let report = check(&storage, repair).unwrap();
+            let told = |problem| report.findings.iter().any(|finding| finding.problem == problem);
+            let cluster = host >> cluster_bits;
+            assert!(told(Problem::RefcountTooLow { cluster, stored: 0, counted: 1 }));
+            assert_eq!(told(Problem::TooMany { cluster, counted: 1 }), repair != Repair::None);
+            assert!(!report.is_consistent() && !report.rebuilt);
+            assert!(storage.bytes.to_vec() == bytes, "{repair:?}");
+        }
+    }
+}
+
 /// Goal: how much a storage transfers at once is no matter to an image. Method: clusters of 64 KiB and of 512 bytes, created,
 /// written across cluster borders, copied on write, grown, repaired and rebuilt through 512 bytes at a time.
 #[test]
@@ -223,10 +254,11 @@ fn everything_works_a_unit_at_a_time() {
             image.write(offset, &vec![offset as u8 | 1; len]).unwrap();
             expected[offset as usize..offset as usize + len].fill(offset as u8 | 1);
         }
-        // With clusters of 512 bytes the L1 table needs a second one.
+        // With clusters of 512 bytes the L1 table needs a second one, and then a third.
         image.grow(SIZE as u64).unwrap();
         image.write(SIZE as u64 - 100, &[5; 100]).unwrap();
         expected[SIZE - 100..].fill(5);
+        image.grow(6 << 20).unwrap();
         image.flush().unwrap();
         // Not closed: with lazy refcounts the next opening repairs it.
         drop(image);
