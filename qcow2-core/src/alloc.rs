@@ -41,7 +41,8 @@ pub(crate) struct Extent {
 #[derive(Debug)]
 pub(crate) enum Allocation {
     Taken(Extent),
-    /// No refcount block describes this cluster yet.
+    /// No refcount block describes this cluster yet. It is the first one of its block, because the search comes from
+    /// below and passes no cluster without a block.
     NoBlock(u64),
     /// The file has to reach the end of this many clusters first.
     BeyondLength(u64),
@@ -455,7 +456,8 @@ impl<S: Storage> Image<S> {
     }
 
     /// Replaces the refcount table by a larger one that describes `cluster` and itself, written beside it and switched
-    /// to by one write of the header.
+    /// to by one write of the header. It has the clusters that it needs: with 64 KiB clusters another one is needed once
+    /// in 16 TiB.
     ///
     /// ```text
     ///   from `cluster` on:  | new refcount blocks for this run | new refcount table |

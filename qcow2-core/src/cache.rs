@@ -361,13 +361,14 @@ mod tests {
         cache.written(0, version, clock.stamp());
         let _ = [(); 40].map(|()| cache.get(1024).is_some());
         assert_eq!(cache.make_room(&clock), Room::Enough);
+        assert!(!cache.contains(0) && cache.undurable(0, &clock).is_some());
         cache.forget(0..512);
         assert_eq!(cache.undurable(0, &clock), None);
         assert_eq!(cache.need(Before::Page { offset: 0, version }, &clock), Need::Nothing);
     }
 
     #[test]
-    fn an_evicted_page_that_was_durable_is_durable() {
+    fn an_evicted_page_is_durable_after_a_flush() {
         let mut clock = FlushClock::default();
         let mut cache = Cache::new(512, 1);
         cache.insert(0, Kind::L2, &[0; 512]);
@@ -375,6 +376,7 @@ mod tests {
         cache.written(0, version, clock.stamp());
         let _ = [(); 40].map(|()| cache.get(1024).is_some());
         assert_eq!(cache.make_room(&clock), Room::Enough);
+        assert!(!cache.contains(0) && cache.undurable(0, &clock).is_some());
         let flush = clock.submit();
         clock.complete(flush);
         assert_eq!(cache.undurable(0, &clock), None);

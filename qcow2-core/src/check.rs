@@ -38,7 +38,7 @@ pub const MAX_FINDINGS: usize = 256;
 pub enum Repair {
     /// Nothing.
     None,
-    /// Refcounts that are too high.
+    /// Refcounts that are too high, and the dirty and the corrupt bit if nothing else was wrong.
     Leaks,
     /// Refcounts, the COPIED bits, the dirty and the corrupt bit; refcount structures that are damaged are rebuilt.
     All,

@@ -211,7 +211,7 @@ fn the_largest_refcount_table_grows_no_more() {
 }
 
 /// Goal: references that no refcount table can describe are told, and nothing is changed. Method: a cluster past what a table of
-/// 8 MiB describes, and one before the last offset that an entry can hold.
+/// 8 MiB describes, and the last one that an entry can lead to.
 #[test]
 fn what_cannot_be_counted_is_not_rebuilt() {
     for (cluster_bits, host) in [(9, 128 << 30), (21, (1u64 << 56) - (1 << 21))] {
@@ -304,6 +304,9 @@ fn an_update_that_fails_is_not_passed_over() {
         image.read(0, &mut back).unwrap();
         assert!(back == [1; 120 * 512], "update {number}");
         if all_done {
+            let mut back = [0; 150 * 512];
+            image.read(SIZE, &mut back).unwrap();
+            assert!(back == [2; 150 * 512]);
             assert!(number > 10, "{number} updates");
             return;
         }
