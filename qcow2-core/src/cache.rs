@@ -323,9 +323,8 @@ mod tests {
         assert!(cache.dirty(true).is_empty());
     }
 
-    #[test]
-    fn an_evicted_page_leaves_its_stamp() {
-        let mut clock = FlushClock::default();
+    /// A cache whose only page was changed, written and evicted, and what was to be written and when it was.
+    fn evicted(clock: &mut FlushClock) -> (Cache, Before, Stamp) {
         let mut cache = Cache::new(512, 1);
         cache.insert(0, Kind::L2, &[0; 512]);
         let version = cache.set_entry(0, 1);
@@ -333,12 +332,20 @@ mod tests {
         for _ in 0..40 {
             assert!(cache.get(1024).is_none());
         }
-        assert_eq!(cache.make_room(&clock), Room::Write(0));
+        assert_eq!(cache.make_room(clock), Room::Write(0));
         cache.written(0, version, stamp);
-        assert_eq!(cache.make_room(&clock), Room::Enough);
+        assert_eq!(cache.make_room(clock), Room::Enough);
         assert!(!cache.contains(0));
         let before = Before::Page { offset: 0, version };
-        assert_eq!(cache.need(before, &clock), Need::Flush(stamp));
+        assert_eq!(cache.need(before, clock), Need::Flush(stamp));
+        assert_eq!(cache.undurable(0, clock), Some(Before::Written(stamp)));
+        (cache, before, stamp)
+    }
+
+    #[test]
+    fn an_evicted_page_leaves_its_stamp() {
+        let mut clock = FlushClock::default();
+        let (mut cache, before, stamp) = evicted(&mut clock);
         // Neither room for others nor what becomes of others takes it away.
         assert_eq!(cache.make_room(&clock), Room::Enough);
         cache.forget(512..1024);
@@ -355,31 +362,20 @@ mod tests {
     #[test]
     fn a_forgotten_page_leaves_no_stamp() {
         let mut clock = FlushClock::default();
-        let mut cache = Cache::new(512, 1);
-        cache.insert(0, Kind::L2, &[0; 512]);
-        let version = cache.set_entry(0, 1);
-        cache.written(0, version, clock.stamp());
-        let _ = [(); 40].map(|()| cache.get(1024).is_some());
-        assert_eq!(cache.make_room(&clock), Room::Enough);
-        assert!(!cache.contains(0) && cache.undurable(0, &clock).is_some());
+        let (mut cache, before, _) = evicted(&mut clock);
         cache.forget(0..512);
         assert_eq!(cache.undurable(0, &clock), None);
-        assert_eq!(cache.need(Before::Page { offset: 0, version }, &clock), Need::Nothing);
+        assert_eq!(cache.need(before, &clock), Need::Nothing);
     }
 
     #[test]
     fn an_evicted_page_is_durable_after_a_flush() {
         let mut clock = FlushClock::default();
-        let mut cache = Cache::new(512, 1);
-        cache.insert(0, Kind::L2, &[0; 512]);
-        let version = cache.set_entry(0, 1);
-        cache.written(0, version, clock.stamp());
-        let _ = [(); 40].map(|()| cache.get(1024).is_some());
-        assert_eq!(cache.make_room(&clock), Room::Enough);
-        assert!(!cache.contains(0) && cache.undurable(0, &clock).is_some());
+        let (cache, before, _) = evicted(&mut clock);
         let flush = clock.submit();
         clock.complete(flush);
         assert_eq!(cache.undurable(0, &clock), None);
+        assert_eq!(cache.need(before, &clock), Need::Nothing);
     }
 
     #[test]
