@@ -11,6 +11,9 @@
 //!   refcount table entry invalid       P4              -              P4          P4       P4
 //!   anything else                      P4              P4             P4          P4       P4
 //! ```
+//!
+//! A damaged image that is said to be safe to write (`Stage::Writable`) may have what loses no more when it is written:
+//! leaks, missing COPIED bits, and data entries that make no sense or share a cluster.
 
 use std::fmt;
 
@@ -62,6 +65,8 @@ pub enum Stage {
     OpenedClean,
     /// A dirty image was opened for writing, or any image was repaired.
     Repaired,
+    /// A damaged image was opened for writing, and said to be safe to write: what is in use is counted.
+    Writable,
     /// The image was closed without an error.
     Closed,
 }
@@ -183,12 +188,13 @@ impl Finding {
     pub fn violates(&self, stage: Stage) -> Option<Property> {
         let refcounts_may_be_anything = stage == Stage::CrashedDirty;
         match self {
+            _ if stage == Stage::Writable && self.is_safe_to_write() => None,
             Self::Leak { .. }
             | Self::CopiedMissing { .. }
             | Self::CopiedStale { .. }
             | Self::Dirty => match stage {
                 Stage::CrashedClean | Stage::CrashedDirty | Stage::OpenedClean => None,
-                Stage::Repaired => Some(Property::P4),
+                Stage::Repaired | Stage::Writable => Some(Property::P4),
                 Stage::Closed => Some(Property::P6),
             },
             Self::RefcountTooLow { .. }
@@ -200,6 +206,21 @@ impl Finding {
                 None
             }
             _ => Some(Property::P4),
+        }
+    }
+
+    /// Whether an image in which this is wrong can be written without losing more: nothing that is in use can be handed out, and no
+    /// cluster that two refer to can be written in place. What an entry should have said stays unknown.
+    fn is_safe_to_write(&self) -> bool {
+        let data = |at: &Region| matches!(at, Region::Data(_) | Region::Compressed(_));
+        match self {
+            Self::Leak { .. } | Self::CopiedMissing { .. } => true,
+            Self::Overlap { first, second, .. } => data(first) && data(second),
+            Self::OutOfRange { at: Region::L2(_), .. } => true,
+            Self::OutOfRange { at, .. }
+            | Self::Misaligned { at, .. }
+            | Self::ReservedBits { at, .. } => data(at),
+            _ => false,
         }
     }
 

@@ -97,6 +97,20 @@ pub enum Claim {
     Repaired,
     /// It is damaged beyond what the subject repairs; it stays read-only.
     GaveUp,
+    /// It can be written without losing more, whatever is wrong with it.
+    Writable,
+}
+
+impl Claim {
+    /// What the image has to be like for the claim to be true, if it claims anything.
+    pub const fn stage(self) -> Option<Stage> {
+        match self {
+            Self::GaveUp => None,
+            Self::Clean => Some(Stage::OpenedClean),
+            Self::Repaired => Some(Stage::Repaired),
+            Self::Writable => Some(Stage::Writable),
+        }
+    }
 }
 
 /// A range of the guest's disk as the subject maps it.
@@ -393,9 +407,7 @@ impl Judge {
     pub fn p8_claim(&self, claim: Claim) -> Option<Violation> {
         let stage = match claim {
             _ if self.defect == Defect::ClaimsBelieved => return None,
-            Claim::GaveUp => return None,
-            Claim::Clean => Stage::OpenedClean,
-            Claim::Repaired => Stage::Repaired,
+            _ => claim.stage()?,
         };
         let (_, finding) = self.auditor.report().violations(stage).next()?;
         Some(Violation {

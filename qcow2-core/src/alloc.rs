@@ -10,7 +10,6 @@
 //! no claim holds it. Counts in memory go up when a cluster is taken, before anything refers to it; they go down only
 //! when the dropped reference is durable. A cluster that no refcount block describes is free.
 
-use std::io;
 use std::ops::Range;
 
 use crate::barrier::Barrier;
@@ -21,10 +20,11 @@ use crate::format::entry::RefcountTableEntry;
 use crate::format::feature::Incompatible;
 use crate::format::{limits, refcount};
 use crate::image::{Claim, Image};
+use crate::metadata::Table;
 use crate::order::Before;
 use crate::rule::Rule;
 use crate::state::{State, Stop};
-use crate::storage::{Durability, IoBuf, Storage};
+use crate::storage::{self, Durability, IoBuf, Storage};
 
 /// Clusters taken for one purpose, in one run.
 #[derive(Clone, Debug)]
@@ -168,38 +168,6 @@ impl State {
         let fresh = first >= self.fresh_from;
         self.note_written(end);
         Ok(Allocation::Taken(Extent { first, count: end - first, fresh, counts }))
-    }
-
-    /// Refuses clusters that are free by their refcount and that the header says are in use: the image is damaged, and it
-    /// takes no more than one such refcount to overwrite all of it.
-    fn check_fixed_tables(&self, clusters: Range<u64>) -> Result<(), IoError> {
-        let size = self.cluster_size();
-        let l1 = self.header.l1_table_offset;
-        let refcounts = self.header.refcount_table_offset;
-        let refcount_bytes = u64::from(self.header.refcount_table_clusters) * size;
-        let tables = [
-            (0..size, "the header"),
-            (l1..l1 + u64::from(self.header.l1_size) * 8, "the L1 table"),
-            (refcounts..refcounts + refcount_bytes, "the refcount table"),
-        ];
-        for (range, what) in tables {
-            let cluster = clusters.start.max(range.start / size);
-            if cluster < clusters.end.min(range.end.div_ceil(size)) {
-                return Err(IoError::InUse { cluster, what });
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses clusters that are free by their refcount and that are a table all the same, as far as the header and the
-    /// cache can tell: the image is damaged, and whatever is written there would overwrite it.
-    fn check_unused(&self, clusters: Range<u64>) -> Result<(), IoError> {
-        self.check_fixed_tables(clusters.clone())?;
-        let size = self.cluster_size();
-        match self.cache.first_in(clusters.start * size..clusters.end * size) {
-            Some(host) => Err(IoError::InUse { cluster: host / size, what: "a table" }),
-            None => Ok(()),
-        }
     }
 
     /// Remembers that clusters below `end` may have been written.
@@ -388,7 +356,8 @@ impl<S: Storage> Image<S> {
         let generous = length.saturating_add(self.options.growth).next_multiple_of(size);
         let mut target = needed.max(generous);
         let mut result = claim.set_len(target).await;
-        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+        if target > needed && result.as_ref().is_err_and(storage::is_no_space) {
+            claim.settle().await?;
             target = needed;
             result = claim.set_len(target).await;
         }
@@ -428,13 +397,14 @@ impl<S: Storage> Image<S> {
         if block >= table_entries {
             return self.grow_refcount_table(&mut claim, taken.start).await;
         }
-        self.with(|state| state.check_unused(taken.clone())).await?;
+        self.decide(|state| Ok(state.check_unused(taken.clone())?)).await?;
         self.grow_file(taken.end).await?;
         let range = taken.start * size..taken.end * size;
         let fresh = self.with(|state| taken.start >= state.fresh_from).await;
         if !fresh {
             let zeroed = claim.write_zeroes(range.clone()).await;
-            self.poison_on(zeroed, "zeroing a refcount block", range.start).await?;
+            let action = "zeroing a refcount block";
+            zeroed.map_err(|source| IoError::Storage { action, offset: range.start, source })?;
         }
         self.decide(|state| {
             let at = state.header.refcount_table_offset + 8 * block;
@@ -446,6 +416,7 @@ impl<S: Storage> Image<S> {
                 refcount::set(page, order, 0, 1).expect("1 fits in every width");
             });
             state.note_written(taken.end);
+            state.add_table(taken.start, Table::RefcountBlock);
             state.cache.set_entry(at, RefcountTableEntry::new(range.start).0);
             let table_page = state.cache.page_of(at);
             state.order_reference(table_page, &[Before::Page { offset: range.start, version }]);
@@ -495,7 +466,7 @@ impl<S: Storage> Image<S> {
         }
         let clusters = blocks + table_clusters;
         let region = cluster..cluster + clusters;
-        self.with(|state| state.check_unused(region.clone())).await?;
+        self.decide(|state| Ok(state.check_unused(region.clone())?)).await?;
         self.grow_file(region.end).await?;
 
         let mut bytes = vec![0u8; usize::try_from(clusters * size).expect("limited")];
@@ -520,9 +491,10 @@ impl<S: Storage> Image<S> {
             let block = &mut block_bytes[block * block_size..(block + 1) * block_size];
             refcount::set(block, order, index, 1).expect("1 fits in every width");
         }
+        // From now on it is not as if never written, whatever becomes of this.
+        self.with(|state| state.note_written(region.end)).await;
         self.write_all(claim, cluster * size, &bytes).await?;
         self.with(|state| {
-            state.note_written(region.end);
             before.push(Before::Written(state.clock.stamp()));
             before.push(Before::Written(state.length_stamp));
         })
@@ -538,6 +510,9 @@ impl<S: Storage> Image<S> {
             },
             |state, switched| {
                 state.forget(old.clone());
+                for block in cluster..cluster + blocks {
+                    state.add_table(block, Table::RefcountBlock);
+                }
                 for cluster in old.start / size..old.end.div_ceil(size) {
                     state.dereference(cluster, Before::Written(switched), false);
                 }
@@ -578,7 +553,7 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    /// Writes metadata that no cache page holds; failure poisons the image.
+    /// Writes metadata that no cache page holds.
     pub(crate) async fn write_all(
         &self,
         claim: &mut Claim<'_, S>,
@@ -589,23 +564,11 @@ impl<S: Storage> Image<S> {
         for chunk in bytes.chunks(self.limits.max_transfer) {
             let buf = IoBuf::copy_of(chunk, self.limits.alignment);
             let (_, result) = claim.write(at, buf, Durability::Cached).await;
-            self.poison_on(result, "writing metadata", at).await?;
+            let action = "writing metadata";
+            result.map_err(|source| IoError::Storage { action, offset: at, source })?;
             at += chunk.len() as u64;
         }
         Ok(())
-    }
-
-    /// Poisons the image if a metadata write failed.
-    pub(crate) async fn poison_on(
-        &self,
-        result: io::Result<()>,
-        action: &'static str,
-        offset: u64,
-    ) -> Result<(), IoError> {
-        match result {
-            Ok(()) => Ok(()),
-            Err(source) => Err(self.with(|state| state.poison(action, offset, source)).await),
-        }
     }
 
     /// Turns freed clusters into free ones where nothing stands in the way any more.
@@ -637,8 +600,9 @@ impl<S: Storage> Image<S> {
                         self.decide(|state| state.reap(key)).await?;
                     }
                 }
-                // A failed discard gives no space back; the cluster is free all the same.
+                // A failed discard gives no space back; the cluster is free all the same, once it cannot land any more.
                 let _ = claim.discard(range).await;
+                claim.settle().await?;
             }
             for key in keys {
                 self.decide(|state| state.reap(key)).await?;
@@ -654,5 +618,5 @@ fn set_entry(table: &mut [u8], index: u64, entry: u64) {
 }
 
 fn is_no_space(error: &IoError) -> bool {
-    matches!(error, IoError::Storage { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    matches!(error, IoError::Storage { source, .. } if storage::is_no_space(source))
 }

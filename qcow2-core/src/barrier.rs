@@ -22,12 +22,16 @@ pub enum Barrier {
     CloseFreed,
     /// After a close has written everything, before it returns.
     Close,
-    /// After opening has changed the header, before it returns.
-    Open,
+    /// After autoclear bits were cleared, before anything else changes.
+    Autoclear,
     /// After the dirty bit is set, before the first reference that is not counted.
     DirtyBit,
-    /// After a header write of a dropped request was made good.
+    /// After a header write of a dropped or failed request was made good.
     HeaderRestored,
+    /// After the corrupt bit is set, before the request that found the damage fails.
+    CorruptBit,
+    /// After everything past the end of the guest disk is gone, before the disk is larger.
+    GrowthCleared,
     /// After the counts of a new L1 table, before the header points to it.
     L1Counts,
     /// After a new L1 table, before the header points to it.
@@ -38,6 +42,8 @@ pub enum Barrier {
     RepairDirtyBit,
     /// After refcount structures were built anew, before the header points to them.
     RepairSwitch,
+    /// Before new refcount structures go into free clusters of the file.
+    RepairReuse,
     /// After everything else of a repair, before the dirty bit is cleared.
     RepairBeforeClean,
     /// After a repair has written everything, before it returns.
@@ -52,21 +58,24 @@ pub enum Barrier {
 
 impl Barrier {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::PagesInOrder,
         Self::PageInOrder,
         Self::GuestFlush,
         Self::CloseBeforeClean,
         Self::CloseFreed,
         Self::Close,
-        Self::Open,
+        Self::Autoclear,
         Self::DirtyBit,
         Self::HeaderRestored,
+        Self::CorruptBit,
+        Self::GrowthCleared,
         Self::L1Counts,
         Self::L1Switch,
         Self::RefcountTableSwitch,
         Self::RepairDirtyBit,
         Self::RepairSwitch,
+        Self::RepairReuse,
         Self::RepairBeforeClean,
         Self::Repair,
         Self::CreateOverOld,
@@ -83,14 +92,17 @@ impl Barrier {
             Self::CloseBeforeClean => "flush:close-before-clean",
             Self::CloseFreed => "flush:close-freed",
             Self::Close => "flush:close",
-            Self::Open => "flush:open",
+            Self::Autoclear => "flush:autoclear",
             Self::DirtyBit => "flush:dirty-bit",
             Self::HeaderRestored => "flush:header-restored",
+            Self::CorruptBit => "flush:corrupt-bit",
+            Self::GrowthCleared => "flush:growth-cleared",
             Self::L1Counts => "flush:l1-counts",
             Self::L1Switch => "flush:l1-switch",
             Self::RefcountTableSwitch => "flush:refcount-table-switch",
             Self::RepairDirtyBit => "flush:repair-dirty-bit",
             Self::RepairSwitch => "flush:repair-switch",
+            Self::RepairReuse => "flush:repair-reuse",
             Self::RepairBeforeClean => "flush:repair-before-clean",
             Self::Repair => "flush:repair",
             Self::CreateOverOld => "flush:create-over-old",

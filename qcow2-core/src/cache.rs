@@ -95,11 +95,6 @@ impl Cache {
         offset - offset % self.page_size
     }
 
-    /// The first page in `range` of host offsets.
-    pub(crate) fn first_in(&self, range: std::ops::Range<u64>) -> Option<u64> {
-        self.pages.range(range).next().map(|(&page, _)| page)
-    }
-
     /// What the page at host offset `page` was loaded as, if it is there.
     pub(crate) fn kind(&self, page: u64) -> Option<Kind> {
         self.pages.get(&page).map(|page| page.kind)

@@ -8,15 +8,22 @@
 //! ```
 //!
 //! A claim is granted when no earlier record in the queue overlaps it, so nobody starves. A task that is dropped with
-//! I/O in flight leaves its claim as an **orphan**: it still blocks, because the I/O may still land, until someone has
-//! seen the storage settle. To exclude deadlock, claims are taken in the order of the variants of [`Resource`].
+//! I/O in flight, or whose I/O failed, leaves its claim as an **orphan**: it still blocks, because the I/O may still land, until
+//! someone has seen the storage settle. To exclude deadlock, claims are taken in the order of the variants of [`Resource`].
 
 use std::ops::Range;
 use std::task::Waker;
 
+/// As many orphans wait for somebody who overlaps them.
+const MANY_ORPHANS: u64 = 32;
+
 /// What can be claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Resource {
+    /// The reading of what is metadata.
+    Metadata,
+    /// The size of the guest disk.
+    Size,
     /// Guest clusters, by index.
     Guest(Range<u64>),
     /// The L2 tables that these indices of the L1 table point to, and the entries themselves.
@@ -129,6 +136,11 @@ impl Claims {
                 waker.wake_by_ref();
             }
         }
+    }
+
+    /// Whether it is time to see the storage settle, whoever overlaps them: records of failed requests must not pile up.
+    pub(crate) fn has_many_orphans(&self) -> bool {
+        self.orphans > MANY_ORPHANS
     }
 
     /// The orphans of this moment: settle the storage, then [`release`](Self::release) those that are still there.

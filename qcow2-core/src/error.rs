@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::check::CheckReport;
+use crate::check::{CheckReport, Problem};
 use crate::format::{EntryError, FormatError};
 
 /// Why an image could not be created.
@@ -50,6 +50,10 @@ pub enum OpenError {
         .0.findings.iter().find(|finding| !finding.repaired).map_or_else(String::new, ToString::to_string)
     )]
     Unrepairable(Box<CheckReport>),
+    /// The file ends inside an entry of a table, and what is missing of it decides which cluster it names: writing could lose what
+    /// is there. It may be read.
+    #[error("cannot open the image for writing: {0}")]
+    CutShort(Problem),
     /// Repairing the dirty image failed.
     #[error("cannot open the image for writing: {0}")]
     Repair(#[from] CheckError),
@@ -74,8 +78,8 @@ pub enum IoError {
         /// The storage's own error.
         source: io::Error,
     },
-    /// A metadata write or a flush failed earlier. What is durable is unknown, so nothing more is written until the image
-    /// is opened again.
+    /// A flush or a write through failed earlier, or damage was found where a request would have written. What is durable is
+    /// unknown, or what may be written is, so no request changes the image until it is opened again.
     #[error("the image accepts no more changes: {0}")]
     Poisoned(String),
     /// The image was opened read-only.

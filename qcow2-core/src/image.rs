@@ -86,14 +86,37 @@ impl<S: Storage> Image<S> {
 
     /// Takes a decision, loading the pages that it asks for. `step` is called again after each and must not have changed
     /// anything when it fails.
+    ///
+    /// A step that finds what only a damaged image can hold where something is about to be written marks the image corrupt first.
     pub(crate) async fn decide<R>(
         &self,
+        step: impl FnMut(&mut State) -> Result<R, Stop>,
+    ) -> Result<R, IoError> {
+        let decided = self.decide_with(true, step).await;
+        if let Err(error @ IoError::InUse { .. }) = &decided {
+            self.mark_corrupt(error).await;
+        }
+        decided
+    }
+
+    /// The same for a step that changes nothing: it goes on where dirty pages fill the cache and cannot be written.
+    pub(crate) async fn look<R>(
+        &self,
+        step: impl FnMut(&mut State) -> Result<R, Stop>,
+    ) -> Result<R, IoError> {
+        self.decide_with(false, step).await
+    }
+
+    async fn decide_with<R>(
+        &self,
+        insists_on_room: bool,
         mut step: impl FnMut(&mut State) -> Result<R, Stop>,
     ) -> Result<R, IoError> {
         loop {
             match self.with(&mut step).await {
                 Ok(result) => return Ok(result),
                 Err(Stop::Load { page, kind, generation }) => {
+                    self.make_room(insists_on_room).await?;
                     self.load(page, kind, generation).await?;
                 }
                 Err(Stop::Error(error)) => return Err(error),
@@ -104,7 +127,11 @@ impl<S: Storage> Image<S> {
     /// Waits for an exclusive claim.
     pub(crate) async fn claim(&self, resource: Resource) -> Result<Claim<'_, S>, IoError> {
         self.storage.pause().await;
-        let mut claim = Claim { image: self, id: None, in_flight: false, clusters: Vec::new() };
+        if self.now(|state| state.claims.has_many_orphans()) {
+            self.settle().await?;
+        }
+        let mut claim =
+            Claim { image: self, id: None, in_flight: false, failed: false, clusters: Vec::new() };
         loop {
             let turn = poll_fn(|context| {
                 let waker = context.waker();
@@ -124,8 +151,8 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// Waits until no I/O of a dropped request can land any more, and releases what they had claimed. If one of them was a
-    /// flush that failed, it failed for everybody.
+    /// Waits until no I/O of a dropped or failed request can land any more, and releases what they had claimed. If one of them was
+    /// a flush that failed, it failed for everybody.
     pub(crate) async fn settle(&self) -> Result<(), IoError> {
         let orphans = self.with(|state| state.claims.orphans()).await;
         if orphans.is_empty() {
@@ -138,14 +165,22 @@ impl<S: Storage> Image<S> {
         })
     }
 
-    /// Reads a metadata page into the cache.
-    async fn load(&self, page: u64, kind: Kind, generation: u64) -> Result<(), IoError> {
+    /// Makes room for one more metadata page. Where it has to be there, a page that cannot be written is an error; else the cache
+    /// holds a few clean pages more than its limit until it can be written again.
+    async fn make_room(&self, insists: bool) -> Result<(), IoError> {
         loop {
             match self.with(|state| state.cache.make_room(&state.clock)).await {
-                Room::Enough => break,
-                Room::Write(dirty) => self.write_page(dirty).await?,
+                Room::Enough => return Ok(()),
+                Room::Write(dirty) => match self.write_page(dirty).await {
+                    Err(_) if !insists => return Ok(()),
+                    written => written?,
+                },
             }
         }
+    }
+
+    /// Reads a metadata page into the cache.
+    async fn load(&self, page: u64, kind: Kind, generation: u64) -> Result<(), IoError> {
         let _claim = self.claim(Resource::Page(page)).await?;
         let Some(size) =
             self.with(|state| (!state.cache.contains(page)).then(|| state.cache.page_size())).await
@@ -190,7 +225,8 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// Writes a page, unless another task has written it or given it a new edge meanwhile.
+    /// Writes a page, unless another task has written it or given it a new edge meanwhile. One that could not be written stays as
+    /// it is, with all that it waits for; its claim is an orphan until the storage has settled.
     async fn write_page_now(&self, page: u64) -> Result<(), IoError> {
         let mut claim = self.claim(Resource::Page(page)).await?;
         let alignment = self.limits.alignment;
@@ -207,10 +243,12 @@ impl<S: Storage> Image<S> {
         let Some((version, buf)) = snapshot else { return Ok(()) };
         let (_, result) = claim.write(page, buf, Durability::Cached).await;
         self.with(|state| {
-            if let Err(source) = result {
-                return Err(state.poison("writing metadata", page, source));
-            }
             let stamp = state.clock.stamp();
+            result.map_err(|source| IoError::Storage {
+                action: "writing metadata",
+                offset: page,
+                source,
+            })?;
             state.cache.written(page, version, stamp);
             Ok(())
         })
@@ -267,6 +305,9 @@ impl<S: Storage> Image<S> {
 
     /// Writes the header with `change` in one 512-byte write; the claim must be on the header. Once it is written the state
     /// follows, in one step with `then`, which gets the stamp of the write: a dropped request leaves both or neither.
+    ///
+    /// After a write that failed or was dropped the storage may hold either header. Whatever either of them names stays allocated
+    /// until [`restore_header`](Self::restore_header) has made one of them durable.
     pub(crate) async fn write_header(
         &self,
         claim: &mut Claim<'_, S>,
@@ -274,25 +315,25 @@ impl<S: Storage> Image<S> {
         then: impl FnOnce(&mut State, Stamp),
     ) -> Result<Stamp, IoError> {
         let alignment = self.limits.alignment;
-        let (header, buf) = self
+        let (header, buf, known) = self
             .with(|state| {
                 state.accepts_changes()?;
                 let mut header = state.header.clone();
                 change(&mut header);
                 let mut buf = IoBuf::copy_of(&*state.sector, alignment);
                 header.patch_sector(&mut buf)?;
-                state.header_known = false;
-                Ok::<_, IoError>((header, buf))
+                let known = std::mem::replace(&mut state.header_known, false);
+                Ok::<_, IoError>((header, buf, known))
             })
             .await?;
         let (buf, result) = claim.write(0, buf, Durability::Cached).await;
         self.with(|state| {
-            if let Err(source) = result {
-                return Err(state.poison("writing the header", 0, source));
-            }
+            let action = "writing the header";
+            result.map_err(|source| IoError::Storage { action, offset: 0, source })?;
             state.header = header;
             state.sector.copy_from_slice(&buf[..UNIT]);
-            state.header_known = true;
+            // One that was in doubt before stays so until it is durable.
+            state.header_known = known;
             let stamp = state.clock.stamp();
             then(state, stamp);
             Ok(stamp)
@@ -300,7 +341,7 @@ impl<S: Storage> Image<S> {
         .await
     }
 
-    /// If a dropped request left a header write in flight, writes the header as the state knows it and makes it durable.
+    /// If a dropped or failed request left the header in doubt, writes it as the state knows it and makes it durable.
     pub(crate) async fn restore_header(&self) -> Result<(), IoError> {
         if self.now(|state| state.header_known) {
             return Ok(());
@@ -310,7 +351,27 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         let stamp = self.write_header(&mut claim, |_| {}, |_, _| {}).await?;
-        self.flush_storage(Barrier::HeaderRestored, stamp).await
+        self.flush_storage(Barrier::HeaderRestored, stamp).await?;
+        self.with(|state| state.header_known = true).await;
+        Ok(())
+    }
+
+    /// Marks the image corrupt, durably, so that nobody writes to it before it is repaired; whatever comes of that, no request
+    /// changes it any more. What was written so far can be flushed.
+    async fn mark_corrupt(&self, why: &IoError) {
+        if !self.with(|state| state.found_corrupt(why)).await {
+            return;
+        }
+        let marked = async {
+            self.restore_header().await?;
+            let mut claim = self.claim(Resource::Header).await?;
+            let mark = |header: &mut Header| header.incompatible |= Incompatible::CORRUPT;
+            let stamp = self.write_header(&mut claim, mark, |_, _| {}).await?;
+            let before = [Before::Written(stamp)];
+            self.ensure(Rule::CorruptBeforeError, Barrier::CorruptBit, &before).await
+        };
+        // The request fails with what it found, not with what came of saying so.
+        let _: Result<(), IoError> = marked.await;
     }
 
     /// Checks a guest range and that it can be changed.
@@ -325,21 +386,25 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    /// Checks that the image may be changed at all.
-    pub(crate) fn check_writable(&self) -> Result<(), IoError> {
+    /// Checks that the image may be changed at all, and learns before the first change what must not be written over.
+    pub(crate) async fn begin_change(&self) -> Result<(), IoError> {
         if !self.options.writable {
             return Err(IoError::ReadOnly);
         }
-        self.now(|state| state.accepts_changes())
+        self.now(|state| state.accepts_requests())?;
+        self.learn_metadata().await
     }
 }
 
-/// An exclusive claim. Dropping it releases it, or leaves it as an orphan while its I/O is in flight.
+/// An exclusive claim. Dropping it releases it, or leaves it as an orphan while its I/O is in flight or may still land because it
+/// failed.
 #[derive(Debug)]
 pub(crate) struct Claim<'a, S: Storage> {
     image: &'a Image<S>,
     id: Option<u64>,
     in_flight: bool,
+    /// Whether some of its I/O failed since the storage was settled.
+    failed: bool,
     /// Clusters taken for the holder that nothing refers to yet: given back when the claim goes.
     pub(crate) clusters: Vec<u64>,
 }
@@ -353,33 +418,33 @@ impl<S: Storage> Claim<'_, S> {
         durability: Durability,
     ) -> (IoBuf, std::io::Result<()>) {
         self.in_flight = true;
-        let result = self.image.storage.write(offset, buf, durability).await;
-        self.in_flight = false;
-        result
+        let (buf, result) = self.image.storage.write(offset, buf, durability).await;
+        if let (Durability::Through, Err(source)) = (durability, &result) {
+            // In the same step as its end: a sync that failed may have lost what others wrote.
+            self.image.now(|state| state.fail_sync("writing through", offset, source));
+        }
+        (buf, self.ended(result))
     }
 
     /// Zeroes under the claim.
     pub(crate) async fn write_zeroes(&mut self, range: Range<u64>) -> std::io::Result<()> {
         self.in_flight = true;
         let result = self.image.storage.write_zeroes(range).await;
-        self.in_flight = false;
-        result
+        self.ended(result)
     }
 
     /// Discards under the claim.
     pub(crate) async fn discard(&mut self, range: Range<u64>) -> std::io::Result<()> {
         self.in_flight = true;
         let result = self.image.storage.discard(range).await;
-        self.in_flight = false;
-        result
+        self.ended(result)
     }
 
     /// Changes the file length under the claim.
     pub(crate) async fn set_len(&mut self, len: u64) -> std::io::Result<()> {
         self.in_flight = true;
         let result = self.image.storage.set_len(len).await;
-        self.in_flight = false;
-        result
+        self.ended(result)
     }
 
     /// Flushes under the claim.
@@ -393,9 +458,31 @@ impl<S: Storage> Claim<'_, S> {
         result
     }
 
+    fn ended<T>(&mut self, result: std::io::Result<T>) -> std::io::Result<T> {
+        self.in_flight = false;
+        self.failed |= result.is_err();
+        result
+    }
+
+    /// Waits until what failed under the claim cannot land any more, so that its range can be used again.
+    pub(crate) async fn settle(&mut self) -> Result<(), IoError> {
+        if self.failed && self.image.options.rules.hold(Rule::SettleBeforeRetry) {
+            let settled = self.image.storage.settle().await;
+            settled.map_err(|source| self.image.now(|state| state.fail_flush(source)))?;
+            self.failed = false;
+        }
+        Ok(())
+    }
+
     /// Marks I/O of the holder's own as in flight, or as done.
     pub(crate) fn set_in_flight(&mut self, in_flight: bool) {
         self.in_flight = in_flight;
+    }
+
+    /// Says that I/O of the holder's own failed.
+    pub(crate) fn set_failed(&mut self) {
+        self.in_flight = false;
+        self.failed = true;
     }
 }
 
@@ -404,7 +491,9 @@ impl<S: Storage> Drop for Claim<'_, S> {
         let Some(id) = self.id else { return };
         let clusters = std::mem::take(&mut self.clusters);
         self.image.now(|state| {
-            if self.in_flight && state.rules.hold(Rule::OrphansBeforeReuse) {
+            let may_land = (self.in_flight && state.rules.hold(Rule::OrphansBeforeReuse))
+                || (self.failed && state.rules.hold(Rule::SettleBeforeRetry));
+            if may_land {
                 state.orphan(id, clusters);
             } else {
                 state.give_back(clusters);

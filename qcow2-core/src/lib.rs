@@ -32,6 +32,7 @@ mod flush;
 pub mod format;
 mod image;
 mod map;
+mod metadata;
 mod open;
 mod options;
 mod order;

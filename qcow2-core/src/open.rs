@@ -1,16 +1,12 @@
 //! Opening an image, in the order in which its fields can be trusted: header, features, then repair where it is due.
 
-use crate::barrier::Barrier;
 use crate::check::{self, Repair};
-use crate::claims::Resource;
 use crate::error::{IoError, OpenError};
 use crate::format::FormatError;
-use crate::format::feature::{Autoclear, Compatible, Incompatible};
+use crate::format::feature::{Compatible, Incompatible};
 use crate::format::header::{CryptMethod, Header, peek_cluster_bits};
 use crate::image::Image;
 use crate::options::OpenOptions;
-use crate::order::Before;
-use crate::rule::Rule;
 use crate::state::State;
 use crate::storage::{IoBuf, Storage, UNIT};
 
@@ -21,53 +17,53 @@ impl<S: Storage> Image<S> {
     /// See [`OpenError`]. The storage is dropped with the error; keep a clone or reference where that matters.
     pub async fn open(storage: S, options: OpenOptions) -> Result<Self, OpenError> {
         check_options(&options)?;
-        let (mut header, mut sector, mut length) = read_header(&storage).await?;
-        check_supported(&header)?;
+        let mut read = read_header(&storage).await?;
+        check_supported(&read.header)?;
         let lazy = match options.lazy_refcounts {
-            Some(true) if header.version < 3 => {
-                let version = header.version;
+            Some(true) if read.header.version < 3 => {
+                let version = read.header.version;
                 return Err(OpenError::Option(format!(
                     "lazy refcounts need version 3 of the format; the image has version {version}"
                 )));
             }
             Some(lazy) => lazy,
-            None => header.compatible.contains(Compatible::LAZY_REFCOUNTS),
+            None => read.header.compatible.contains(Compatible::LAZY_REFCOUNTS),
         };
-        check_tables(&header, length)?;
+        check_tables(&read.header, read.length)?;
         if options.writable {
-            if header.incompatible.contains(Incompatible::CORRUPT) {
-                return Err(OpenError::MarkedCorrupt);
-            }
-            if header.incompatible.contains(Incompatible::DIRTY) {
-                let report = check::check(&storage, Repair::All, options.rules).await?;
-                if !report.is_consistent() {
-                    return Err(OpenError::Unrepairable(Box::new(report)));
-                }
-                (header, sector, length) = read_header(&storage).await?;
-            }
+            prepare(&storage, &options, &mut read).await?;
         }
-        let autoclear = header.autoclear;
         let limits = storage.limits();
-        let state = State::new(header, sector, length, &options, &limits, lazy);
-        let image = Self::new(storage, options, state);
-        let known = autoclear & known_autoclear();
-        if options.writable && known != autoclear {
-            let mut claim = image.claim(Resource::Header).await?;
-            let stamp = image
-                .write_header(&mut claim, |header| header.autoclear = known, |_, _| {})
-                .await?;
-            image
-                .ensure(Rule::DurableBeforeAcknowledge, Barrier::Open, &[Before::Written(stamp)])
-                .await?;
-            drop(claim);
-        }
-        Ok(image)
+        let state = State::new(read, &options, &limits, lazy);
+        Ok(Self::new(storage, options, state))
     }
 }
 
-/// Autoclear bits whose promises this implementation keeps: none so far.
-fn known_autoclear() -> Autoclear {
-    Autoclear::empty()
+/// What has to be done before an image may change: its marks heeded, promises that nobody keeps from now on taken back, and a
+/// dirty image repaired.
+async fn prepare<S: Storage>(
+    storage: &S,
+    options: &OpenOptions,
+    read: &mut HeaderRead,
+) -> Result<(), OpenError> {
+    if read.header.incompatible.contains(Incompatible::CORRUPT) {
+        return Err(OpenError::MarkedCorrupt);
+    }
+    let dirty = read.header.incompatible.contains(Incompatible::DIRTY);
+    if dirty {
+        let report = check::repair_for_writing(storage, options.rules).await?;
+        if !report.is_writable() {
+            return Err(OpenError::Unrepairable(Box::new(report)));
+        }
+        *read = read_header(storage).await?;
+    } else if !read.length.is_multiple_of(8) {
+        let report = check::check(storage, Repair::None, options.rules).await?;
+        if let Some(problem) = report.cut_entry() {
+            return Err(OpenError::CutShort(problem.clone()));
+        }
+    }
+    check::give_up_autoclear(storage, read, options.rules).await?;
+    Ok(())
 }
 
 fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
@@ -83,8 +79,15 @@ fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// A parsed header, the first 512 bytes that it was parsed from, and the length of the file.
-type HeaderRead = (Header, Box<[u8; UNIT]>, u64);
+/// A header as it was read.
+#[derive(Debug)]
+pub(crate) struct HeaderRead {
+    pub(crate) header: Header,
+    /// The first 512 bytes, which it was parsed from.
+    pub(crate) sector: Box<[u8; UNIT]>,
+    /// Length of the file.
+    pub(crate) length: u64,
+}
 
 async fn read_header<S: Storage>(storage: &S) -> Result<HeaderRead, OpenError> {
     read_header_with(storage, Header::parse).await
@@ -101,6 +104,12 @@ async fn read_header_with<S: Storage>(
     storage: &S,
     parse: impl FnOnce(&[u8]) -> Result<Header, FormatError>,
 ) -> Result<HeaderRead, OpenError> {
+    // What somebody left in flight, or what failed, must not land under what is read from now on.
+    storage.settle().await.map_err(|source| IoError::Storage {
+        action: "waiting for what was left in flight",
+        offset: 0,
+        source,
+    })?;
     let length = storage.len().await.map_err(|source| IoError::Storage {
         action: "asking for the length",
         offset: 0,
@@ -135,7 +144,7 @@ async fn read_header_with<S: Storage>(
     let header = parse(&whole[..in_file(cluster_size)])?;
     let mut sector = Box::new([0; UNIT]);
     sector.copy_from_slice(&whole[..UNIT]);
-    Ok((header, sector, length))
+    Ok(HeaderRead { header, sector, length })
 }
 
 /// Refuses, by name, what this implementation cannot do yet.

@@ -82,7 +82,7 @@ impl<S: Storage> Image<S> {
         let mut map = ReadMap { image: self, ticket, extents: Vec::new() };
         let (mut at, end) = (offset, offset + len);
         while at < end {
-            at = self.decide(|state| state.resolve(&mut map.extents, at, end)).await?;
+            at = self.look(|state| state.resolve(&mut map.extents, at, end)).await?;
         }
         Ok(map)
     }

@@ -1,4 +1,4 @@
-//! Growing the guest disk.
+//! Growing the guest disk. Its new space reads as zeroes: what lies past the old end goes first, durably.
 //!
 //! ```text
 //!   header  size | l1_size | l1_table_offset     all three inside the first 512 bytes: one write switches them
@@ -6,27 +6,44 @@
 //!      old L1 <─ before ────────┴──── after ─> new L1: copy of the old, then zeroes
 //! ```
 
+use std::collections::BTreeSet;
+
 use crate::barrier::Barrier;
 use crate::cache::Kind;
 use crate::claims::Resource;
 use crate::error::IoError;
+use crate::format::header::Header;
 use crate::image::Image;
-use crate::order::Before;
+use crate::map::EntryPlace;
+use crate::order::{Before, Stamp};
 use crate::rule::Rule;
-use crate::storage::{Storage, UNIT};
+use crate::state::{State, Stop};
+use crate::storage::{Durability, IoBuf, Storage, UNIT};
+use crate::zero::Zeroing;
+
+impl State {
+    /// The page that holds the L2 entry of a guest cluster, if there is one.
+    fn page_of_entry(&mut self, guest_cluster: u64) -> Result<Option<u64>, Stop> {
+        Ok(match self.entry_place(guest_cluster)? {
+            EntryPlace::At(at) => Some(self.cache.page_of(at)),
+            EntryPlace::NoTable(_) => None,
+        })
+    }
+}
 
 impl<S: Storage> Image<S> {
     /// Grows the guest disk to `size` bytes, a multiple of 512; the new space reads as zeroes. Durable when it returns.
     ///
     /// # Errors
-    /// [`IoError::Resize`] if `size` is smaller than now or more than the format allows; else as [`Image::write`].
+    /// [`IoError::Resize`] if `size` is smaller than now or more than the format allows; else as [`Image::write`]. After an error
+    /// the disk has the old size, or the new one, and all of it can be used.
     pub async fn grow(&self, size: u64) -> Result<(), IoError> {
-        self.check_writable()?;
+        self.begin_change().await?;
         if !size.is_multiple_of(UNIT as u64) {
             return Err(IoError::Resize(format!("{size} bytes is not a multiple of 512")));
         }
         self.restore_header().await?;
-        let mut claim = self.claim(Resource::Tables(0..u64::MAX)).await?;
+        let _one = self.claim(Resource::Size).await?;
         let header = self.with(|state| state.header.clone()).await;
         if size < header.size {
             let now = header.size;
@@ -39,6 +56,8 @@ impl<S: Storage> Image<S> {
         if size == header.size {
             return Ok(());
         }
+        self.clear_past_end(&header, size).await?;
+        let mut claim = self.claim(Resource::Tables(0..u64::MAX)).await?;
         if entries <= header.l1_size {
             let mut header = self.claim(Resource::Header).await?;
             self.write_header(&mut header, |header| header.size = size, |_, _| {}).await?;
@@ -94,5 +113,44 @@ impl<S: Storage> Image<S> {
         drop(switch);
         drop(claim);
         self.flush().await
+    }
+
+    /// Makes everything between the end of the guest disk and `size` read as zeroes, durably: the rest of its last cluster, and
+    /// entries that somebody left there, such as a program that did not finish making it smaller. Nobody else changes those.
+    async fn clear_past_end(&self, header: &Header, size: u64) -> Result<(), IoError> {
+        let cluster_size = header.cluster_size();
+        let per_table = header.l2_entries();
+        let end = size.div_ceil(cluster_size);
+        let whole = header.size.div_ceil(cluster_size);
+        let mut pages = BTreeSet::new();
+        let mut data = Stamp::DURABLE;
+        let rest = whole * cluster_size - header.size;
+        if rest > 0 && self.decide(|state| state.has_data(header.size / cluster_size)).await? {
+            let len = usize::try_from(rest).expect("a cluster fits in memory");
+            let mut map = self.map_range(header.size, rest).await?;
+            let buf = IoBuf::zeroed(len, self.limits.alignment);
+            map.write_data(buf, Durability::Cached).await.1?;
+            map.commit().await?;
+            pages.extend(self.decide(|state| state.page_of_entry(whole - 1)).await?);
+            data = self.with(|state| state.clock.newest()).await;
+        }
+        let mut cluster = whole;
+        while cluster < end && cluster / per_table < u64::from(header.l1_size) {
+            let next = (cluster / per_table + 1) * per_table;
+            if self.decide(|state| Ok(state.l1_entry(cluster / per_table)?.1)).await?.is_some() {
+                for cluster in cluster..next.min(end) {
+                    self.decide(|state| state.zero_cluster(cluster, Zeroing::Free)).await?;
+                    pages.extend(self.decide(|state| state.page_of_entry(cluster)).await?);
+                }
+            }
+            cluster = next;
+        }
+        let mut before = vec![Before::Written(data)];
+        self.with(|state| {
+            let undurable = |page: &u64| state.cache.undurable(*page, &state.clock);
+            before.extend(pages.iter().filter_map(undurable));
+        })
+        .await;
+        self.ensure(Rule::NothingBeforeSize, Barrier::GrowthCleared, &before).await
     }
 }

@@ -59,6 +59,10 @@ pub enum Rule {
     ///
     /// Broken: the orphaned write lands late, over newer data.
     OrphansBeforeReuse,
+    /// I/O that failed has settled, before anything it covers is written again, freed or handed out again.
+    ///
+    /// Broken: on a storage where what failed may still land, it lands late, over newer data.
+    SettleBeforeRetry,
     /// A table's new copy, complete, before the header's pointer switches to it.
     ///
     /// Broken: the header points to a table that is partly unwritten.
@@ -67,6 +71,10 @@ pub enum Rule {
     ///
     /// Broken: a crash in the middle of a repair leaves a half-repaired image that nobody repairs again.
     DirtyBeforeRepair,
+    /// Autoclear bits cleared that this crate does not maintain, before anything that they vouch for changes or is freed.
+    ///
+    /// Broken: a program that trusts the bit takes what is stale, or what belongs to the guest now, for its own.
+    AutoclearFirst,
     /// The header of an image that is created over, gone before anything else of it.
     ///
     /// Broken: a file that looks like the old image and is not any more.
@@ -79,15 +87,23 @@ pub enum Rule {
     ///
     /// Broken: acknowledged data is lost.
     DurableBeforeAcknowledge,
-    /// A failed flush, before anything later: nothing is acknowledged after it until the image is opened again.
+    /// A failed flush or write through, before anything later: nothing is acknowledged after it until the image is opened again.
     ///
     /// Broken: the operating system forgets what it failed to write, the next flush succeeds, and the data is lost.
     FailedFlushIsFinal,
+    /// The corrupt bit, before the error of a request that would have written over metadata.
+    ///
+    /// Broken: the guest is told of damage that nobody knows of after a crash, and the image is written again.
+    CorruptBeforeError,
+    /// Everything past the old end of the guest disk gone, before the disk is larger.
+    ///
+    /// Broken: what was there once, data or entries, comes to light in the new space.
+    NothingBeforeSize,
 }
 
 impl Rule {
     /// All rules, in the order of their declaration.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::DataBeforeMapping,
         Self::RefcountBeforeReference,
         Self::ZeroesBeforePointer,
@@ -99,12 +115,16 @@ impl Rule {
         Self::DiscardBeforeReuse,
         Self::ReadsBeforeReuse,
         Self::OrphansBeforeReuse,
+        Self::SettleBeforeRetry,
         Self::CopyBeforeSwitch,
         Self::DirtyBeforeRepair,
+        Self::AutoclearFirst,
         Self::OldHeaderFirst,
         Self::HeaderLast,
         Self::DurableBeforeAcknowledge,
         Self::FailedFlushIsFinal,
+        Self::CorruptBeforeError,
+        Self::NothingBeforeSize,
     ];
 
     /// The name by which reports, corpus files and the command line know the rule, such as `data-before-mapping`.
@@ -121,12 +141,16 @@ impl Rule {
             Self::DiscardBeforeReuse => "discard-before-reuse",
             Self::ReadsBeforeReuse => "reads-before-reuse",
             Self::OrphansBeforeReuse => "orphans-before-reuse",
+            Self::SettleBeforeRetry => "settle-before-retry",
             Self::CopyBeforeSwitch => "copy-before-switch",
             Self::DirtyBeforeRepair => "dirty-before-repair",
+            Self::AutoclearFirst => "autoclear-first",
             Self::OldHeaderFirst => "old-header-first",
             Self::HeaderLast => "header-last",
             Self::DurableBeforeAcknowledge => "durable-before-acknowledge",
             Self::FailedFlushIsFinal => "failed-flush-is-final",
+            Self::CorruptBeforeError => "corrupt-before-error",
+            Self::NothingBeforeSize => "nothing-before-size",
         }
     }
 

@@ -8,6 +8,8 @@ use crate::claims::Claims;
 use crate::error::IoError;
 use crate::format::feature::Incompatible;
 use crate::format::header::Header;
+use crate::metadata::Metadata;
+use crate::open::HeaderRead;
 use crate::options::OpenOptions;
 use crate::order::{Before, Edge, FlushClock, Stamp};
 use crate::rule::{Rule, Rules};
@@ -53,7 +55,7 @@ pub(crate) struct State {
     pub(crate) header: Header,
     /// The header's first 512 bytes as last written, with whatever this crate does not know.
     pub(crate) sector: Box<[u8; UNIT]>,
-    /// Whether `sector` is what the storage holds: not after a dropped header write.
+    /// Whether `sector` is what the storage holds: not after a header write that was dropped or failed.
     pub(crate) header_known: bool,
     /// Whether the dirty bit is durable, so that refcounts owe nothing to references.
     pub(crate) dirty_durable: bool,
@@ -62,6 +64,8 @@ pub(crate) struct State {
     pub(crate) cache: Cache,
     pub(crate) clock: FlushClock,
     pub(crate) claims: Claims,
+    /// The clusters of all L2 tables and refcount blocks, once they are known.
+    pub(crate) metadata: Option<Metadata>,
     /// Counts how often pages were forgotten: a page asked for before must not be loaded after.
     pub(crate) generation: u64,
     /// Length of the file in bytes, and what makes it durable.
@@ -79,18 +83,20 @@ pub(crate) struct State {
     next_ticket: u64,
     /// Clusters taken by dropped requests, by the number of their orphaned claim.
     orphaned: BTreeMap<u64, Vec<u64>>,
+    /// The sync that failed.
     poison: Option<String>,
+    /// The damage that was found.
+    corrupt: Option<String>,
 }
 
 impl State {
     pub(crate) fn new(
-        header: Header,
-        sector: Box<[u8; UNIT]>,
-        length: u64,
+        read: HeaderRead,
         options: &OpenOptions,
         limits: &Limits,
         lazy: bool,
     ) -> Self {
+        let HeaderRead { header, sector, length } = read;
         let cluster_size = 1u64 << header.cluster_bits;
         let one_transfer = 1 << limits.max_transfer.ilog2();
         let page_size = options.page_size.min(cluster_size).min(one_transfer);
@@ -106,6 +112,7 @@ impl State {
             cache: Cache::new(page_size, options.cache_pages),
             clock: FlushClock::default(),
             claims: Claims::default(),
+            metadata: None,
             generation: 0,
             length,
             length_stamp: Stamp::DURABLE,
@@ -117,6 +124,7 @@ impl State {
             next_ticket: 0,
             orphaned: BTreeMap::new(),
             poison: None,
+            corrupt: None,
         }
     }
 
@@ -157,32 +165,41 @@ impl State {
         }
     }
 
-    /// Takes no more changes, because of what failed; returns the error for the one who saw it.
-    pub(crate) fn poison(
-        &mut self,
-        action: &'static str,
-        offset: u64,
-        source: io::Error,
-    ) -> IoError {
-        let error = IoError::Storage { action, offset, source };
-        self.poison.get_or_insert_with(|| error.to_string());
-        error
-    }
-
     /// A flush failed: what it covered may be lost, and no later flush can tell.
     pub(crate) fn fail_flush(&mut self, source: io::Error) -> IoError {
+        self.fail_sync("flushing", 0, &source);
+        IoError::Storage { action: "flushing", offset: 0, source }
+    }
+
+    /// Something that syncs failed, a flush or a write through, for whatever reason: the same. Nothing is acknowledged any more.
+    pub(crate) fn fail_sync(&mut self, action: &'static str, offset: u64, source: &io::Error) {
         if self.rules.hold(Rule::FailedFlushIsFinal) {
-            self.poison("flushing", 0, source)
-        } else {
-            IoError::Storage { action: "flushing", offset: 0, source }
+            let reason = || format!("{action} at host offset {offset:#x} failed: {source}");
+            self.poison.get_or_insert_with(reason);
         }
     }
 
+    /// Whether what is written now can still become durable.
     pub(crate) fn accepts_changes(&self) -> Result<(), IoError> {
         match &self.poison {
             Some(reason) => Err(IoError::Poisoned(reason.clone())),
             None => Ok(()),
         }
+    }
+
+    /// Whether requests may change the image.
+    pub(crate) fn accepts_requests(&self) -> Result<(), IoError> {
+        match &self.corrupt {
+            Some(reason) => Err(IoError::Poisoned(reason.clone())),
+            None => self.accepts_changes(),
+        }
+    }
+
+    /// Lets no request change the image from now on, because of damage that was found. Returns whether that is news.
+    pub(crate) fn found_corrupt(&mut self, why: &IoError) -> bool {
+        let news = self.corrupt.is_none();
+        self.corrupt.get_or_insert_with(|| why.to_string());
+        news
     }
 
     /// Starts a read: what it resolves to stays until [`end_read`](Self::end_read).

@@ -16,6 +16,7 @@ use crate::error::IoError;
 use crate::format::entry::{L1Entry, Mapping};
 use crate::image::{Claim, Image};
 use crate::map::{EntryPlace, Link};
+use crate::metadata::Table;
 use crate::order::Before;
 use crate::rule::Rule;
 use crate::state::{State, Stop};
@@ -68,13 +69,27 @@ enum Target {
 impl State {
     fn write_target(&mut self, guest_cluster: u64) -> Result<Target, Stop> {
         let at = match self.entry_place(guest_cluster)? {
-            EntryPlace::At(at) => at,
+            // A table past the end of the file holds nothing, and nobody knows what will be there.
+            EntryPlace::At(at) if at < self.length => at,
+            EntryPlace::At(_) => return Ok(Target::NoTable(guest_cluster / self.l2_entries())),
             EntryPlace::NoTable(index) => return Ok(Target::NoTable(index)),
         };
         Ok(match self.mapping_at(at)? {
-            Mapping::Data { host, copied: true } => Target::InPlace(host),
+            // The same of data.
+            Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. }
+                if host >= self.length =>
+            {
+                Target::New { source: None }
+            }
+            Mapping::Data { host, copied: true } => {
+                self.check_data(host)?;
+                Target::InPlace(host)
+            }
             Mapping::Data { host, copied: false } => Target::New { source: Some(host) },
-            Mapping::ZeroAllocated { host, copied: true } => Target::Revive(host),
+            Mapping::ZeroAllocated { host, copied: true } => {
+                self.check_data(host)?;
+                Target::Revive(host)
+            }
             Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => {
                 Target::New { source: None }
             }
@@ -84,13 +99,24 @@ impl State {
         })
     }
 
+    /// Refuses to write guest data over metadata.
+    fn check_data(&self, host: u64) -> Result<(), IoError> {
+        let cluster = host / self.cluster_size();
+        self.check_unused(cluster..cluster + 1)
+    }
+
     /// Checks that the L2 table of an L1 index may be changed in place: nothing else refers to it.
     pub(crate) fn check_table_owned(&mut self, guest_cluster: u64) -> Result<(), Stop> {
         let index = guest_cluster / self.l2_entries();
-        let Some(table) = self.l1_entry(index)?.1.filter(|table| !table.copied) else {
+        let Some(table) = self.l1_entry(index)?.1 else { return Ok(()) };
+        let cluster = table.host / self.cluster_size();
+        if self.metadata.as_ref().is_some_and(|metadata| metadata.is_shared(cluster)) {
+            return Err(IoError::SharedTable { host: table.host, refcount: 2 }.into());
+        }
+        if table.copied {
             return Ok(());
-        };
-        match self.refcount(table.host / self.cluster_size())? {
+        }
+        match self.refcount(cluster)? {
             0 | 1 => Ok(()),
             refcount => Err(IoError::SharedTable { host: table.host, refcount }.into()),
         }
@@ -144,8 +170,17 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`Image::write`].
     pub async fn map_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
-        self.check_writable()?;
+        self.begin_change().await?;
         self.check_range(offset, len)?;
+        self.map_range(offset, len).await
+    }
+
+    /// The same for any range of whole units that the tables can hold, past the end of the disk too.
+    pub(crate) async fn map_range(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> Result<WriteMap<'_, S>, IoError> {
         let size = self.now(|state| state.cluster_size());
         let end = offset + len;
         let clusters = offset / size..end.div_ceil(size);
@@ -204,7 +239,13 @@ impl<S: Storage> Image<S> {
     /// Adds an empty L2 table.
     async fn add_l2_table(&self, index: u64) -> Result<(), IoError> {
         let mut claim = self.claim(Resource::Tables(index..index + 1)).await?;
-        if self.decide(|state| state.l1_entry(index)).await?.1.is_some() {
+        let there = self
+            .decide(|state| {
+                let table = state.l1_entry(index)?.1;
+                Ok(table.is_some_and(|table| table.host < state.length))
+            })
+            .await?;
+        if there {
             return Ok(());
         }
         let extent = self.allocate(&mut claim, 1).await?;
@@ -212,12 +253,18 @@ impl<S: Storage> Image<S> {
         let host = extent.first * size;
         if !extent.fresh {
             let zeroed = claim.write_zeroes(host..host + size).await;
-            self.poison_on(zeroed, "zeroing an L2 table", host).await?;
+            let action = "zeroing an L2 table";
+            zeroed.map_err(|source| IoError::Storage { action, offset: host, source })?;
         }
         self.decide(|state| {
-            let (at, _) = state.l1_entry(index)?;
-            state.cache.set_entry(at, L1Entry::new(host, true).0);
+            let (at, past_end) = state.l1_entry(index)?;
+            let version = state.cache.set_entry(at, L1Entry::new(host, true).0);
             let page = state.cache.page_of(at);
+            state.add_table(extent.first, Table::L2);
+            if let Some(old) = past_end {
+                state.forget(old.host..old.host + size);
+                state.drop_table(old.host / size, Before::Page { offset: page, version });
+            }
             if !extent.fresh {
                 let zeroes = Before::Written(state.clock.stamp());
                 state.order(page, Rule::ZeroesBeforePointer, zeroes);
@@ -265,9 +312,9 @@ impl<S: Storage> WriteMap<'_, S> {
         Ok(())
     }
 
-    /// Says that the caller's I/O is over without success: new clusters are given back.
+    /// Says that the caller's I/O is over without success: new clusters are given back once it cannot land any more.
     pub fn fail(mut self) {
-        self.claim.set_in_flight(false);
+        self.claim.set_failed();
     }
 
     async fn is_mapped_durably(&self, offset: u64, len: u64) -> bool {

@@ -19,7 +19,7 @@ pub enum Zeroing {
 
 impl State {
     /// Lets a whole guest cluster read as zeroes.
-    fn zero_cluster(&mut self, guest_cluster: u64, how: Zeroing) -> Result<(), Stop> {
+    pub(crate) fn zero_cluster(&mut self, guest_cluster: u64, how: Zeroing) -> Result<(), Stop> {
         let EntryPlace::At(at) = self.entry_place(guest_cluster)? else { return Ok(()) };
         let entry = match (self.mapping_at(at)?, how) {
             (Mapping::Unallocated | Mapping::ZeroPlain, _)
@@ -37,7 +37,7 @@ impl State {
     }
 
     /// Whether any part of a guest cluster may read as something else than zeroes.
-    fn has_data(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
+    pub(crate) fn has_data(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
         Ok(matches!(
             self.mapping(guest_cluster)?,
             Mapping::Data { .. } | Mapping::Compressed { .. }
@@ -51,7 +51,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`Image::write`].
     pub async fn write_zeroes(&self, offset: u64, len: u64, how: Zeroing) -> Result<(), IoError> {
-        self.check_writable()?;
+        self.begin_change().await?;
         self.check_range(offset, len)?;
         let (size, disk) = self.now(|state| (state.cluster_size(), state.header.size));
         let end = offset + len;
@@ -73,7 +73,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`Image::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        self.check_writable()?;
+        self.begin_change().await?;
         self.check_range(offset, len)?;
         let (size, disk) = self.now(|state| (state.cluster_size(), state.header.size));
         let end = offset + len;

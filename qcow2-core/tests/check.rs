@@ -292,7 +292,7 @@ fn a_table_is_not_given_out() {
     let mut sample = Sample::new();
     let cluster = sample.l2 / CLUSTER;
     sample.set_refcount(cluster, 0);
-    assert_in_use(&sample.bytes, cluster, "a table");
+    assert_in_use(&sample.bytes, cluster, "an L2 table");
 }
 
 /// Asserts that a write which needs a cluster fails, naming `cluster`.
@@ -477,7 +477,7 @@ fn a_repair_takes_the_marks_away() {
         sample.set_refcount(cluster, 0);
         assert!(sample.check(Repair::All).1 == intact.bytes);
     }
-    // Whose the cluster is nobody knows: the marks of before stay.
+    // Whose the cluster is nobody knows, but it is counted: the dirty bit has nothing left to say, and the corrupt bit stays.
     for mark in [0, 1, 2] {
         let mut shared = Sample::new();
         shared.bytes[79] |= mark;
@@ -496,6 +496,8 @@ fn a_repair_takes_the_marks_away() {
         ];
         assert_eq!(told, expected);
         assert_eq!((report.corruptions, report.corruptions_fixed), (4, 3));
+        assert!(report.is_writable());
+        shared.bytes[79] &= !1;
         entries.into_iter().for_each(|at| shared.put(at, cluster * CLUSTER));
         shared.set_refcount(cluster, 2);
         assert!(bytes == shared.bytes, "mark {mark}");

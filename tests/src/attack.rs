@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 use faultfs::chooser::{Always, Exhaustive};
 use faultfs::direct::{Direct, DirectOptions};
 use faultfs::disk::PossibleDisk;
+use faultfs::fault::{Fault, FaultAt, FaultPlan, Planned, PlannedFault};
 use faultfs::profile::Profile;
+use faultfs::trace::IoKind;
 use model::audit::Auditor;
 use model::build::{Built, Initial, build};
 use model::finding::{Property, Stage};
+use model::image::{COPIED, Mapping};
 use model::op::Geometry;
 use qcow2_core::storage::{Durability, IoBuf, UNIT};
 use qcow2_core::{Barrier, CreateOptions, Image, OpenOptions, Repair, Rule, Rules};
@@ -50,6 +53,12 @@ pub enum Attack {
     RepairDamaged,
     /// By every crash state of opening an image that promises what this implementation does not know, and writing to it.
     OpenPromising,
+    /// By every crash state of rebuilding what somebody left without flushing it, on a device with no room for more.
+    RebuildInPlace,
+    /// By every crash state of a write that a damaged image leads to a table.
+    WriteOverTable,
+    /// By every crash state of growing a disk past whose end something was left.
+    GrowOverLeftovers,
 }
 
 /// How `target` is attacked, and why not by plain workloads, where it is not.
@@ -68,10 +77,20 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
             Attack::RepairDamaged,
             "half a repair of a clean image leaks at most; it matters where refcounts were too low before",
         ),
-        Target::Flush(Barrier::Open) => (
+        Target::Rule(Rule::AutoclearFirst) | Target::Flush(Barrier::Autoclear) => (
             Attack::OpenPromising,
             "opening writes only where a feature promises what this implementation does not keep",
         ),
+        Target::Flush(Barrier::RepairReuse) => (
+            Attack::RebuildInPlace,
+            "recovery follows a power cut, which leaves nothing unflushed, and has room to grow",
+        ),
+        Target::Rule(Rule::CorruptBeforeError) | Target::Flush(Barrier::CorruptBit) => {
+            (Attack::WriteOverTable, "no workload begins with an image whose data lie over a table")
+        }
+        Target::Rule(Rule::NothingBeforeSize) | Target::Flush(Barrier::GrowthCleared) => {
+            (Attack::GrowOverLeftovers, "no workload begins with an image that was cut short")
+        }
         Target::Rule(Rule::OrphansBeforeReuse | Rule::FailedFlushIsFinal)
         | Target::Flush(Barrier::HeaderRestored) => {
             (Attack::Campaign, "it takes a request that is dropped, or a flush that fails")
@@ -132,20 +151,17 @@ pub fn run(
             let failure = report.found.as_ref().map(|found| found.failure.clone());
             (failure, report.found, report.figures.states)
         }
-        (Attack::Campaign, Strategy::Exhaustive)
-        | (Attack::Create | Attack::RepairDamaged | Attack::OpenPromising, Strategy::Random) => {
-            return None;
-        }
-        (Attack::Create, Strategy::Exhaustive) => {
-            let (failure, states) = create(rules);
-            (failure, None, states)
-        }
-        (Attack::RepairDamaged, Strategy::Exhaustive) => {
-            let (failure, states) = repair_damaged(rules);
-            (failure, None, states)
-        }
-        (Attack::OpenPromising, Strategy::Exhaustive) => {
-            let (failure, states) = open_promising(rules);
+        (Attack::Campaign, Strategy::Exhaustive) | (_, Strategy::Random) => return None,
+        (verb, Strategy::Exhaustive) => {
+            let (failure, states) = match verb {
+                Attack::Create => create(rules),
+                Attack::RepairDamaged => repair_damaged(rules),
+                Attack::OpenPromising => open_promising(rules),
+                Attack::RebuildInPlace => rebuild_in_place(rules),
+                Attack::WriteOverTable => write_over_table(rules),
+                Attack::GrowOverLeftovers => grow_over_leftovers(rules),
+                Attack::Workloads(..) | Attack::Campaign => unreachable!("they were above"),
+            };
             (failure, None, states)
         }
     };
@@ -196,9 +212,10 @@ fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Option<Failure>
 }
 
 /// Runs `verb` on copies of `disk` with a power cut at each of its updates and flushes in turn, and after its end, and shows
-/// `judge` every state that each leaves, and whether the verb had ended. Returns the first failure and the number of states.
+/// `judge` every state that each leaves, and whether the verb had ended. A `full` device does not get longer. Returns the first failure and the number of states.
 fn every_crash<T>(
     disk: &PossibleDisk,
+    full: bool,
     verb: impl Fn(Direct<Exhaustive>) -> Option<T>,
     judge: impl Fn(&mut PossibleDisk, &mut Exhaustive, bool) -> Result<(), Failure>,
 ) -> (Option<Failure>, u64) {
@@ -206,7 +223,14 @@ fn every_crash<T>(
     for crash_at in 0.. {
         let mut chooser = Exhaustive::new();
         loop {
-            let options = DirectOptions { crash_at: Some(crash_at), ..DirectOptions::default() };
+            let no_room = PlannedFault {
+                at: FaultAt::From { kind: IoKind::SetLen, nth: 0 },
+                fault: Fault::Enospc { landed: 0 },
+            };
+            let faults: Option<Box<dyn FaultPlan + Send>> =
+                if full { Some(Box::new(Planned(vec![no_room]))) } else { None };
+            let options =
+                DirectOptions { crash_at: Some(crash_at), faults, ..DirectOptions::default() };
             let direct = Direct::with_options(disk.clone(), chooser, options);
             let ended = verb(direct.clone()).is_some();
             let remains = direct.power_off();
@@ -246,36 +270,184 @@ fn is_same(
     (from..end).all(|unit| crashed.read(unit, chooser) == before.read(unit, &mut Always(0)))
 }
 
-/// Every crash state of opening an image with an unknown autoclear bit and writing to it: with the bit, nothing but the
-/// header has changed.
+/// Every crash state of opening an image with an unknown autoclear bit, clean or dirty, and writing to it: with the bit, nothing but
+/// the header has changed.
 fn open_promising(rules: Rules) -> (Option<Failure>, u64) {
     const AUTOCLEAR: usize = 88;
+    let mut states = 0;
+    for (initial, lazy) in [(Initial::Fragmented, false), (Initial::Dirty, true)] {
+        let mut built = small(initial, 16 << 10, lazy);
+        let (_, header) = built.units.first_mut().expect("an image has a header");
+        header[AUTOCLEAR] = 0x80;
+        let disk = disk_of(&built);
+        let (failure, more) = every_crash(
+            &disk,
+            false,
+            |direct| {
+                faultfs::direct::run(async move {
+                    let options = OpenOptions { rules, page_size: 512, ..OpenOptions::new() };
+                    let image = Image::open(direct, options).await.ok()?;
+                    let mut data = IoBuf::zeroed(UNIT, UNIT);
+                    data.fill(7);
+                    image.write(0, data, Durability::Cached).await.1.ok()?;
+                    image.flush().await.ok()
+                })
+            },
+            |crashed, chooser, _| {
+                let header = crashed.read(0, chooser);
+                if disk.values().bytes(header)[AUTOCLEAR] & 0x80 == 0 {
+                    return Ok(());
+                }
+                if is_same(crashed, chooser, &disk, 1) {
+                    return Ok(());
+                }
+                let story = "changed, and still promised to be as whoever set the bit left it";
+                Err(seen("stale-autoclear-bit", story.to_owned()))
+            },
+        );
+        states += more;
+        if failure.is_some() {
+            return (failure, states);
+        }
+    }
+    (None, states)
+}
+
+/// Every crash state of rebuilding the refcounts of an image whose last writer wrote what it had discarded and did not flush it,
+/// where the file cannot get longer: each cluster holds its data still, or reads zeroes.
+fn rebuild_in_place(rules: Rules) -> (Option<Failure>, u64) {
+    const CLUSTERS: u64 = 4;
+    const DATA: u8 = 7;
+    let direct = Direct::new(disk_of(&small(Initial::Fresh, 4096, false)), Exhaustive::new());
+    let prepared = direct.clone();
+    faultfs::direct::run(async move {
+        let unflushed = Rules::all().without_flush(Barrier::GuestFlush);
+        let options = OpenOptions { growth: 0, page_size: 512, ..OpenOptions::new() };
+        let image = Image::open(prepared.clone(), options).await.ok()?;
+        let len = usize::try_from(CLUSTERS).ok()? * UNIT;
+        let mut data = IoBuf::zeroed(len, UNIT);
+        data.fill(DATA);
+        image.write(0, data, Durability::Cached).await.1.ok()?;
+        image.close().await.ok()?;
+        let image =
+            Image::open(prepared, OpenOptions { rules: unflushed, ..options }).await.ok()?;
+        image.discard(0, CLUSTERS * UNIT as u64).await.ok()?;
+        image.flush().await.ok()
+    })
+    .expect("there is room, and nothing fails");
+    let disk = direct.power_off().disk;
+    every_crash(
+        &disk,
+        true,
+        |direct| {
+            faultfs::direct::run(async move {
+                qcow2_core::check(&direct, Repair::Rebuild, rules).await.ok()
+            })
+        },
+        |crashed, chooser, _| {
+            let mut auditor = Auditor::default();
+            auditor.audit(&mut DiskEvidence::new(crashed, chooser));
+            for cluster in 0..CLUSTERS {
+                let Mapping::Host(host) = auditor.image().mapping(cluster) else { continue };
+                let unit = u32::try_from(host / UNIT as u64).expect("the image is small");
+                let key = crashed.read(unit, chooser);
+                if disk.values().bytes(key) != &[DATA; UNIT] {
+                    let story = format!("guest cluster {cluster} holds a refcount structure");
+                    return Err(seen("rebuilt-over-data", story));
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Every crash state of a write to a guest cluster that is mapped to the L1 table: once it has failed, the image is marked corrupt,
+/// and the table is as it was.
+fn write_over_table(rules: Rules) -> (Option<Failure>, u64) {
+    const INCOMPATIBLE: usize = 79;
     let mut built = small(Initial::Fragmented, 16 << 10, false);
-    let (_, header) = built.units.first_mut().expect("an image has a header");
-    header[AUTOCLEAR] = 0x80;
+    let unit = |built: &Built, number: u64| {
+        built.units.iter().position(|(unit, _)| *unit == number).expect("it holds something")
+    };
+    let be64 = |bytes: &[u8]| u64::from_be_bytes(bytes[..8].try_into().expect("eight bytes"));
+    let l1 = be64(&built.units[unit(&built, 0)].1[40..]);
+    let first = unit(&built, l1 / 512);
+    let l2 = be64(&built.units[first].1[..]) & !COPIED;
+    let table = unit(&built, l2 / 512);
+    built.units[table].1[..8].copy_from_slice(&(l1 | COPIED).to_be_bytes());
     let disk = disk_of(&built);
     every_crash(
         &disk,
+        false,
         |direct| {
             faultfs::direct::run(async move {
                 let options = OpenOptions { rules, page_size: 512, ..OpenOptions::new() };
                 let image = Image::open(direct, options).await.ok()?;
                 let mut data = IoBuf::zeroed(UNIT, UNIT);
                 data.fill(7);
-                image.write(0, data, Durability::Cached).await.1.ok()?;
-                image.flush().await.ok()
+                image.write(0, data, Durability::Cached).await.1.err()
+            })
+        },
+        |crashed, chooser, ended| {
+            if !is_same(crashed, chooser, &disk, 1) {
+                return Err(seen("wrote-over-a-table", "a guest write landed".to_owned()));
+            }
+            let header = crashed.read(0, chooser);
+            if ended && disk.values().bytes(header)[INCOMPATIBLE] & 2 == 0 {
+                let story = "the write had failed, and nobody knows of it after the power cut";
+                return Err(seen("corruption-forgotten", story.to_owned()));
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Every crash state of growing a disk whose last cluster has something behind the end of the disk, as has its L2 table: the new
+/// space is as large as the header says, and all of it reads zeroes.
+fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
+    const OLD: u64 = 6 << 10;
+    const NEW: u64 = 12 << 10;
+    let geometry = Geometry {
+        version: 3,
+        cluster_bits: 10,
+        refcount_order: 4,
+        virtual_size: NEW,
+        lazy_refcounts: false,
+    };
+    let mut built = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
+    let (_, header) = built.units.first_mut().expect("an image has a header");
+    // In the middle of a cluster.
+    header[24..32].copy_from_slice(&(OLD - 512).to_be_bytes());
+    let disk = disk_of(&built);
+    every_crash(
+        &disk,
+        false,
+        |direct| {
+            faultfs::direct::run(async move {
+                let options = OpenOptions { rules, page_size: 512, ..OpenOptions::new() };
+                let image = Image::open(direct, options).await.ok()?;
+                image.grow(NEW).await.ok()
             })
         },
         |crashed, chooser, _| {
-            let header = crashed.read(0, chooser);
-            if disk.values().bytes(header)[AUTOCLEAR] & 0x80 == 0 {
-                return Ok(());
+            let mut auditor = Auditor::default();
+            let size = {
+                let report = auditor.audit(&mut DiskEvidence::new(crashed, chooser));
+                report.header.expect("it stays an image").size
+            };
+            for at in (OLD - 512..size).step_by(UNIT) {
+                let image = auditor.image();
+                let cluster = at >> geometry.cluster_bits;
+                if let Mapping::Host(host) = image.mapping(cluster) {
+                    let unit = (host + at % geometry.cluster_size()) / UNIT as u64;
+                    let unit = u32::try_from(unit).expect("the image is small");
+                    if crashed.read(unit, chooser) != faultfs::values::Key::ZERO {
+                        let story = format!("guest offset {at:#x} of the new space is not zero");
+                        return Err(seen("old-content-in-new-space", story));
+                    }
+                }
             }
-            if is_same(crashed, chooser, &disk, 1) {
-                return Ok(());
-            }
-            let story = "changed, and still promised to be as whoever set the bit left it";
-            Err(seen("stale-autoclear-bit", story.to_owned()))
+            Ok(())
         },
     )
 }
@@ -288,6 +460,7 @@ fn create(rules: Rules) -> (Option<Failure>, u64) {
     let options = CreateOptions { cluster_bits: 9, rules, ..CreateOptions::new(SIZE) };
     every_crash(
         &disk,
+        false,
         |direct| {
             faultfs::direct::run(async move { qcow2_core::create(&direct, &options).await.ok() })
         },
@@ -322,6 +495,7 @@ fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
     let disk = disk_of(&built);
     every_crash(
         &disk,
+        false,
         |direct| {
             faultfs::direct::run(async move {
                 qcow2_core::check(&direct, Repair::All, rules).await.ok()

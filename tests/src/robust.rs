@@ -9,8 +9,8 @@
 //!
 //! **Invariant.** Such an image is judged by three things and no others: nobody panics; every road ends within a number of
 //! storage operations that is proportional to the image; and nobody calls sound what redundancy shows to be damaged: after a
-//! claim of repair (an explicit one, or opening a dirty image) the auditor finds nothing that is illegal then, and a repair
-//! that gave up has changed no guest data. What a guest reads from such an image is not asked.
+//! claim of repair the auditor finds nothing that is illegal then, after opening a dirty image nothing that writing to it could make
+//! worse, and a repair that gave up has changed no guest data. What a guest reads from such an image is not asked.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -259,7 +259,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             let subject = subject.clone();
             async move {
                 match subject.open(storage, session).await {
-                    Ok(_) if was_dirty => Said::Claim(Claim::Repaired),
+                    Ok(_) if was_dirty => Said::Claim(Claim::Writable),
                     Ok(_) => Said::Used,
                     Err(_) => Said::Claim(Claim::GaveUp),
                 }
@@ -334,7 +334,8 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             self.judge.p3_same_contents(&self.before, &now, evidence)
         } else {
             // What is beyond judgement is no evidence of a lie.
-            let shown = self.judge.auditor().report().violations(Stage::Repaired);
+            let stage = claim.stage().unwrap_or(Stage::Repaired);
+            let shown = self.judge.auditor().report().violations(stage);
             let shown = shown.map(|(_, finding)| *finding);
             let mut shown = shown.filter(|f| !matches!(f, Finding::Unsupported { .. }));
             shown.next().and_then(|finding| {

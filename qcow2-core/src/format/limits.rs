@@ -55,6 +55,10 @@ pub const BITMAP_DIRECTORY_BYTES: u64 = 64 << 20;
 /// entries; our own for the offsets in the header and in the refcount table, which have room for more.
 pub const HOST_OFFSET_END: u64 = 1 << 56;
 
+/// How far past its end a repair makes a file reach what is referred to there. Our own: it costs nothing where nothing is written,
+/// and an entry that points further was hardly ever right.
+pub const COVERED_PAST_END: u64 = 64 << 20;
+
 /// Unit of the virtual size; a size that is no multiple is rounded down. QEMU.
 pub const SIZE_UNIT: u64 = 512;
 

@@ -61,6 +61,12 @@ impl Limits {
     }
 }
 
+/// Whether an operation failed because there was no room.
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | FileTooLarge | QuotaExceeded)
+}
+
 /// A byte-addressed file with explicit durability; see the module for the contract.
 #[expect(clippy::len_without_is_empty, reason = "an empty storage is nothing special to anybody")]
 pub trait Storage: Send + Sync + 'static {

@@ -1,0 +1,144 @@
+//! Check and repair: count every reference, compare with what is stored, and make what is stored true.
+//!
+//! ```text
+//!   header, refcount table and blocks, L1, L2 tables, data, bitmaps ──counted──> references per cluster
+//!                                                                                   │ compare
+//!   refcount blocks ───────────────────stored───────────────────────────────────────┘
+//!   COPIED in L1 and L2 entries <── set exactly where references == 1
+//! ```
+//!
+//! | module | subject |
+//! |---|---|
+//! | `report` | what was found, and what was put right |
+//! | `survey` | one pass over all tables that counts and compares |
+//! | `bitmaps` | what the bitmaps extension leads to |
+//! | `references` | counts per host cluster |
+//! | `repair` | writing what is right |
+//! | `disk` | reads, writes and flushes of all that |
+//!
+//! **Guest data and mappings are never changed.** What cannot be repaired without guessing keeps its references, so that its
+//! clusters are never handed out, and stays a finding. If what is referred to cannot be told at all (a table in whose place is
+//! something else, an L1 entry that makes no sense), nothing at all is written. [`CheckReport::is_writable`] tells the two apart.
+//!
+//! **Crash safety.** New refcount structures are written where nothing is: past every cluster in use, or, where the storage has no
+//! room there, in free clusters. Until the header points to them nothing has changed, so a repair that finds no room leaves
+//! everything as it was. The dirty bit is durable before any entry or count that is in use changes, and goes last, when all else is
+//! durable: a crash anywhere in between leads to another repair. References, which a repair of a dirty image starts from, are
+//! changed in nothing but their COPIED bit (and by [`Repair::ZeroPastEnd`], which has to be asked for).
+
+mod bitmaps;
+mod disk;
+mod references;
+mod repair;
+mod report;
+mod survey;
+
+pub use report::{CheckReport, Finding, MAX_FINDINGS, Problem};
+
+use crate::barrier::Barrier;
+use crate::error::{CheckError, IoError, OpenError};
+use crate::format::feature::Autoclear;
+use crate::open::{HeaderRead, check_supported, read_header_for_check};
+use crate::rule::{Rule, Rules};
+use crate::storage::Storage;
+
+use disk::Disk;
+use repair::Repairer;
+use survey::Survey;
+
+/// What a check may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repair {
+    /// Nothing.
+    None,
+    /// Refcounts that are too high, and the dirty and the corrupt bit if nothing else was wrong.
+    Leaks,
+    /// Refcounts, the COPIED bits, the dirty and the corrupt bit; refcount structures that are damaged are rebuilt. A file that
+    /// is a little shorter than its references say is made longer.
+    All,
+    /// The same, and the refcount structures are rebuilt in any case.
+    Rebuild,
+    /// As [`Repair::All`], and entries that point past the end of the file become zeroes, which is what they read as: for an image
+    /// that was cut short and whose end will not come back.
+    ZeroPastEnd,
+}
+
+/// Checks the image on `storage`, which nobody else may be writing, and repairs it as far as `repair` says.
+///
+/// # Errors
+/// [`CheckError`] if the header cannot be read or names something unsupported, or if the storage fails. A repair that found no
+/// room for what it has to write has changed nothing.
+pub async fn check<S: Storage>(
+    storage: &S,
+    repair: Repair,
+    rules: Rules,
+) -> Result<CheckReport, CheckError> {
+    run(storage, repair, rules, Autoclear::BITMAPS).await
+}
+
+/// Repairs an image that is about to be written by somebody who keeps no promise of an autoclear bit: those bits are cleared
+/// first, and what only they vouch for is free.
+pub(crate) async fn repair_for_writing<S: Storage>(
+    storage: &S,
+    rules: Rules,
+) -> Result<CheckReport, CheckError> {
+    run(storage, Repair::All, rules, Autoclear::empty()).await
+}
+
+/// `keep` are the autoclear bits whose promises hold on.
+async fn run<S: Storage>(
+    storage: &S,
+    repair: Repair,
+    rules: Rules,
+    keep: Autoclear,
+) -> Result<CheckReport, CheckError> {
+    let mut image = read_header_for_check(storage).await.map_err(from_open)?;
+    check_supported(&image.header).map_err(from_open)?;
+    let mut disk = Disk::new(storage, rules);
+    let mut counted = image.header.clone();
+    counted.autoclear &= keep;
+    let zero_past_end = repair == Repair::ZeroPastEnd;
+    let survey = Survey::take(&disk, &counted, image.length, zero_past_end).await?;
+    let mut report = survey.report.clone();
+    if repair != Repair::None {
+        Repairer::new(&mut disk, &mut image, survey, &mut report).run(repair, keep).await?;
+    }
+    Ok(report)
+}
+
+/// Clears autoclear bits other than `keep`, durably: what they vouch for may be stale from the next change on.
+async fn clear_autoclear<S: Storage>(
+    disk: &mut Disk<'_, S>,
+    image: &mut HeaderRead,
+    keep: Autoclear,
+) -> Result<(), CheckError> {
+    let kept = image.header.autoclear & keep;
+    if kept == image.header.autoclear {
+        return Ok(());
+    }
+    image.header.autoclear = kept;
+    image.header.patch_sector(&mut image.sector[..])?;
+    disk.write(0, &image.sector[..]).await?;
+    disk.ensure(Rule::AutoclearFirst, Barrier::Autoclear).await
+}
+
+/// Clears all autoclear bits of an image that is about to be written, durably.
+pub(crate) async fn give_up_autoclear<S: Storage>(
+    storage: &S,
+    image: &mut HeaderRead,
+    rules: Rules,
+) -> Result<(), CheckError> {
+    clear_autoclear(&mut Disk::new(storage, rules), image, Autoclear::empty()).await
+}
+
+fn from_open(error: OpenError) -> CheckError {
+    match error {
+        OpenError::Format(error) => CheckError::Format(error),
+        OpenError::Unsupported(what) => CheckError::Unsupported(what),
+        OpenError::Io(IoError::Storage { action, offset, source }) => {
+            CheckError::Storage { action, offset, source }
+        }
+        other => CheckError::Unsupported(other.to_string()),
+    }
+}

@@ -1,0 +1,456 @@
+//! One pass over all tables: who refers to what, and how that compares with what is stored.
+//!
+//! A reference counts wherever it points: past the end of the file too, so that its cluster is not handed out when the file
+//! grows. Bytes past the end of the file are zeroes to every reader, inside an entry as well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use crate::error::CheckError;
+use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
+use crate::format::header::Header;
+use crate::format::{limits, refcount};
+use crate::storage::{IoBuf, Storage, UNIT};
+
+use super::disk::Disk;
+use super::references::{Metadata, References};
+use super::report::{CheckReport, Problem};
+
+/// Bytes of a table that are read at once: they stay in a processor's first cache until they have been looked at.
+pub(super) const PIECE: u64 = 32 << 10;
+
+/// Everything that a check learns in one pass over the tables.
+pub(super) struct Survey {
+    pub(super) references: References,
+    /// Those by compressed clusters, which may share what they lie in among themselves.
+    compressed: Option<References>,
+    /// Blocks of the refcount table that can be used, by index.
+    pub(super) blocks: BTreeMap<u64, u64>,
+    /// Clusters of the refcount table and its blocks, as often as they are referred to.
+    pub(super) structure: Vec<u64>,
+    /// L2 tables, each once.
+    pub(super) tables: Vec<u64>,
+    /// Whether the refcount structures can be corrected in place.
+    pub(super) sound: bool,
+    pub(super) copied_wrong: bool,
+    pub(super) past_end: PastEnd,
+    pub(super) report: CheckReport,
+}
+
+/// Entries that point past the end of the file.
+#[derive(Debug)]
+pub(super) struct PastEnd {
+    /// Up to here a repair makes the file reach.
+    pub(super) bound: u64,
+    /// How many of them end by the bound.
+    pub(super) near: u64,
+    /// Where the last of those ends.
+    pub(super) near_end: u64,
+    /// Whether they are to become zeroes, and how many will.
+    zeroes: bool,
+    pub(super) zeroed: u64,
+}
+
+impl Survey {
+    pub(super) async fn take<S: Storage>(
+        disk: &Disk<'_, S>,
+        header: &Header,
+        length: u64,
+        zero_past_end: bool,
+    ) -> Result<Self, CheckError> {
+        let size = header.cluster_size();
+        let end = length.div_ceil(size) * size;
+        let mut survey = Self {
+            references: References::new(length.div_ceil(size)),
+            compressed: None,
+            blocks: BTreeMap::new(),
+            structure: Vec::new(),
+            tables: Vec::new(),
+            sound: true,
+            copied_wrong: false,
+            past_end: PastEnd {
+                bound: end + limits::COVERED_PAST_END,
+                near: 0,
+                near_end: 0,
+                zeroes: zero_past_end,
+                zeroed: 0,
+            },
+            report: CheckReport {
+                total_clusters: header.size.div_ceil(size),
+                ..CheckReport::default()
+            },
+        };
+        let l1_end = header.l1_table_offset + u64::from(header.l1_size) * 8;
+        if l1_end > end {
+            let host = header.l1_table_offset;
+            survey.report.add_hopeless(Problem::BeyondEnd { at: 40, host, length });
+        }
+        survey.references.add(0, 1);
+        let l1 = header.l1_table_offset / size..l1_end.div_ceil(size);
+        for cluster in l1.clone() {
+            survey.references.add(cluster, 1);
+        }
+        let mut metadata = Metadata { l1, others: BTreeSet::from([0]) };
+        survey.read_refcount_table(disk, header, length, &mut metadata).await?;
+        survey.read_bitmaps(disk, header, length, &mut metadata).await?;
+        let entries = survey.read_l1(disk, header, length, &mut metadata).await?;
+        let suspects = survey.read_l2(disk, header, length).await?;
+        survey.judge_cut_entry(disk, header, length).await?;
+        survey.judge_sharing(&metadata);
+        survey.compare_refcounts(disk, header).await?;
+        survey.judge_copied(disk, header, &entries, suspects).await?;
+        survey.report.image_end_offset = survey.report.image_end_offset.max(
+            survey.references.used().next_back().map_or(0, |(cluster, _)| (cluster + 1) * size),
+        );
+        Ok(survey)
+    }
+
+    /// Counts a reference to a range of the file by the entry at `at`, and says so if it begins past the end.
+    fn refer(&mut self, header: &Header, length: u64, at: u64, range: Range<u64>) {
+        let size = header.cluster_size();
+        if range.start >= length {
+            let host = range.start;
+            if self.past_end.zeroes {
+                self.past_end.zeroed += 1;
+                self.report.add(Problem::BeyondEnd { at, host, length });
+                return;
+            }
+            self.report.add_staying(Problem::BeyondEnd { at, host, length });
+            if range.end <= self.past_end.bound {
+                self.past_end.near += 1;
+                self.past_end.near_end =
+                    self.past_end.near_end.max(range.end.next_multiple_of(size));
+            }
+        }
+        self.count(header, length, range);
+    }
+
+    /// Counts a reference to each cluster that a range of the file touches.
+    fn count(&mut self, header: &Header, length: u64, range: Range<u64>) {
+        let size = header.cluster_size();
+        let describable = limits::REFCOUNT_TABLE_BYTES / 8 * header.refcounts_per_block();
+        for cluster in range.start / size..range.end.div_ceil(size) {
+            // Past the end of the file, what no refcount table can describe is never handed out either.
+            if cluster < describable || range.start < length {
+                self.references.add(cluster, 1);
+            }
+        }
+    }
+
+    async fn read_refcount_table<S: Storage>(
+        &mut self,
+        disk: &Disk<'_, S>,
+        header: &Header,
+        length: u64,
+        metadata: &mut Metadata,
+    ) -> Result<(), CheckError> {
+        let size = header.cluster_size();
+        let offset = header.refcount_table_offset;
+        let len = u64::from(header.refcount_table_clusters) * size;
+        for cluster in offset / size..(offset + len) / size {
+            self.references.add(cluster, 1);
+            self.structure.push(cluster);
+            metadata.insert(cluster);
+        }
+        if offset + len > length.div_ceil(size) * size {
+            self.report.add(Problem::BeyondEnd { at: 48, host: offset, length });
+            self.sound = false;
+        }
+        let table = disk.read(offset, len).await?;
+        for (index, entry) in entries(&table) {
+            let at = offset + index * 8;
+            match RefcountTableEntry(entry).decode(header.cluster_bits, at) {
+                Ok(None) => {}
+                Ok(Some(host)) if host >= length => {
+                    self.report.add(Problem::BeyondEnd { at, host, length });
+                    self.sound = false;
+                }
+                Ok(Some(host)) => {
+                    self.references.add(host / size, 1);
+                    self.structure.push(host / size);
+                    // A cluster that is something else, or another block, already has no counts of its own.
+                    if metadata.insert(host / size) {
+                        self.blocks.insert(index, host);
+                    } else {
+                        self.sound = false;
+                    }
+                }
+                Err(error) => {
+                    self.report.add(Problem::Entry(error));
+                    self.sound = false;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the L2 tables. Returns the valid L1 entries that are not zero, with their place.
+    async fn read_l1<S: Storage>(
+        &mut self,
+        disk: &Disk<'_, S>,
+        header: &Header,
+        length: u64,
+        metadata: &mut Metadata,
+    ) -> Result<Vec<(u64, L1Entry)>, CheckError> {
+        let size = header.cluster_size();
+        let offset = header.l1_table_offset;
+        let in_file = length.saturating_sub(offset).next_multiple_of(8);
+        let len = (u64::from(header.l1_size) * 8).min(in_file);
+        let mut found = Vec::new();
+        let mut read = 0;
+        let most = len.min(PIECE).next_multiple_of(UNIT as u64);
+        let most = usize::try_from(most).expect("a piece fits in memory");
+        let mut table = IoBuf::zeroed(most, disk.limits.alignment);
+        while read < len {
+            let piece = (len - read).min(PIECE);
+            let bytes = usize::try_from(piece).expect("a piece fits in memory");
+            table = table.split_to(bytes.next_multiple_of(UNIT));
+            table = disk.read_into(offset + read, table).await?;
+            for (index, entry) in entries(&table).take_while(|&(index, _)| index < piece / 8) {
+                let at = offset + read + index * 8;
+                let entry = L1Entry(entry);
+                match entry.decode(header.cluster_bits, at) {
+                    Ok(None) => found.push((at, entry)),
+                    Ok(Some(table)) => {
+                        found.push((at, entry));
+                        self.refer(header, length, at, table.host..table.host + size);
+                        if !metadata.insert(table.host / size) {
+                            // Something else is there, and what it would map is anybody's guess.
+                            self.report.hopeless = true;
+                        } else if table.host < length {
+                            self.tables.push(table.host);
+                        }
+                    }
+                    // What it would map, nobody knows.
+                    Err(error) => self.report.add_hopeless(Problem::Entry(error)),
+                }
+            }
+            read += piece;
+        }
+        Ok(found)
+    }
+
+    /// Counts data clusters. Returns whether any L2 entry's COPIED bit needs a second look: one that is missing, or that
+    /// no such entry may have.
+    async fn read_l2<S: Storage>(
+        &mut self,
+        disk: &Disk<'_, S>,
+        header: &Header,
+        length: u64,
+    ) -> Result<bool, CheckError> {
+        let size = header.cluster_size();
+        let mut suspects = false;
+        for offset in self.tables.clone() {
+            let table = disk.read(offset, size).await?;
+            let mut previous = None;
+            for (index, entry) in entries(&table) {
+                let at = offset + index * 8;
+                match L2Entry(entry).decode(header.cluster_bits, header.version, at) {
+                    Ok(Mapping::Unallocated | Mapping::ZeroPlain) => {
+                        suspects |= L2Entry(entry).copied();
+                    }
+                    Ok(
+                        Mapping::Data { host, copied } | Mapping::ZeroAllocated { host, copied },
+                    ) => {
+                        suspects |= !copied;
+                        self.refer(header, length, at, host..host + size);
+                        self.report.allocated_clusters += 1;
+                        if previous.is_some_and(|previous| previous + size != host) {
+                            self.report.fragmented_clusters += 1;
+                        }
+                        previous = Some(host);
+                    }
+                    Ok(Mapping::Compressed { offset, length: bytes, copied }) => {
+                        suspects |= copied;
+                        let end = offset + bytes;
+                        let compressed = self
+                            .compressed
+                            .get_or_insert_with(|| References::new(length.div_ceil(size)));
+                        for cluster in offset / size..end.div_ceil(size) {
+                            compressed.add(cluster, 1);
+                        }
+                        self.refer(header, length, at, offset..end);
+                        self.report.allocated_clusters += 1;
+                        self.report.compressed_clusters += 1;
+                        self.report.fragmented_clusters += 1;
+                    }
+                    Err(error) => {
+                        self.report.add_staying(Problem::Entry(error));
+                        // Whatever it meant: what its offset can mean is not handed out.
+                        let host = L2Entry(entry).host();
+                        if host != 0 && !L2Entry(entry).is_compressed() {
+                            self.count(header, length, host..host + size);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(suspects)
+    }
+
+    /// Looks whether the file ends inside an entry whose missing bytes decide which cluster it names.
+    async fn judge_cut_entry<S: Storage>(
+        &mut self,
+        disk: &Disk<'_, S>,
+        header: &Header,
+        length: u64,
+    ) -> Result<(), CheckError> {
+        let missing = length.next_multiple_of(8) - length;
+        if missing == 0 {
+            return Ok(());
+        }
+        let at = length - length % 8;
+        let size = header.cluster_size();
+        let l1 = header.l1_table_offset..header.l1_table_offset + u64::from(header.l1_size) * 8;
+        let table = header.refcount_table_offset;
+        let table = table..table + u64::from(header.refcount_table_clusters) * size;
+        let is_l2 = self.tables.contains(&(at - at % size));
+        if !is_l2 && !l1.contains(&at) && !table.contains(&at) {
+            return Ok(());
+        }
+        let unit = disk.read(at - at % UNIT as u64, UNIT as u64).await?;
+        let within = usize::try_from(at % UNIT as u64).expect("less than a unit");
+        let entry = unit[within..within + 8].try_into().expect("eight bytes");
+        let compressed = is_l2 && L2Entry(u64::from_be_bytes(entry)).is_compressed();
+        if compressed || missing * 8 > u64::from(header.cluster_bits) {
+            if table.contains(&at) {
+                self.report.add(Problem::CutEntry { at, length });
+                self.sound = false;
+            } else {
+                self.report.add_hopeless(Problem::CutEntry { at, length });
+            }
+            self.report.cut = Some(Problem::CutEntry { at, length });
+        }
+        Ok(())
+    }
+
+    /// Judges clusters with several references: tables must have one; data must not be mapped twice, but by compressed
+    /// clusters only.
+    fn judge_sharing(&mut self, metadata: &Metadata) {
+        let shared: Vec<(u64, u64)> =
+            self.references.used().filter(|&(_, counted)| counted > 1).collect();
+        let mut structure: BTreeMap<u64, u64> = BTreeMap::new();
+        for &cluster in &self.structure {
+            *structure.entry(cluster).or_default() += 1;
+        }
+        for (cluster, counted) in shared {
+            if let Some(own) = structure.get(&cluster) {
+                // A rebuilt structure lies elsewhere; what is left are the other references.
+                self.sound = false;
+                if counted - own > 1 {
+                    self.report.add_hopeless(Problem::Overlap { cluster, counted });
+                } else {
+                    self.report.add(Problem::Overlap { cluster, counted });
+                }
+            } else if metadata.contains(cluster) {
+                self.report.add_hopeless(Problem::Overlap { cluster, counted });
+            } else if counted > self.compressed.as_ref().map_or(0, |all| all.get(cluster)) {
+                self.report.add_staying(Problem::Shared { cluster, counted });
+            }
+        }
+    }
+
+    async fn compare_refcounts<S: Storage>(
+        &mut self,
+        disk: &Disk<'_, S>,
+        header: &Header,
+    ) -> Result<(), CheckError> {
+        let size = header.cluster_size();
+        let per_block = header.refcounts_per_block();
+        let order = header.refcount_order;
+        let mut missing = Vec::new();
+        // Whether there is a block for the last cluster, and its index.
+        let (mut block, mut there) = (None, false);
+        for (cluster, counted) in self.references.used() {
+            let index = cluster >> per_block.ilog2();
+            if block != Some(index) {
+                (block, there) = (Some(index), self.blocks.contains_key(&index));
+            }
+            if counted > refcount::max(order) {
+                missing.push(Problem::TooMany { cluster, counted });
+                self.report.hopeless = true;
+            } else if !there {
+                missing.push(Problem::RefcountTooLow { cluster, stored: 0, counted });
+                self.sound = false;
+            }
+        }
+        for problem in missing {
+            self.report.add(problem);
+        }
+        for (index, offset) in self.blocks.clone() {
+            let block = disk.read(offset, size).await?;
+            let first = index * per_block;
+            let in_unit = (UNIT * 8) >> order;
+            let units = (0..).step_by(in_unit).zip(block.chunks(UNIT));
+            for (from, unit) in units {
+                if is_zero(unit) && self.references.none(first, from..from + in_unit) {
+                    continue;
+                }
+                for within in 0..in_unit {
+                    let cluster = first + (from + within) as u64;
+                    let stored = refcount::get(unit, order, within).unwrap_or(0);
+                    let counted = self.references.get(cluster);
+                    if stored > 0 {
+                        let end = cluster.saturating_add(1).saturating_mul(size);
+                        self.report.image_end_offset = self.report.image_end_offset.max(end);
+                    }
+                    if stored > counted {
+                        self.report.add(Problem::Leak { cluster, stored, counted });
+                    } else if stored < counted {
+                        self.report.add(Problem::RefcountTooLow { cluster, stored, counted });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn judge_copied<S: Storage>(
+        &mut self,
+        disk: &Disk<'_, S>,
+        header: &Header,
+        l1: &[(u64, L1Entry)],
+        suspects: bool,
+    ) -> Result<(), CheckError> {
+        for &(at, entry) in l1 {
+            let counted = self.references.to(entry.host(), header);
+            if entry.copied() != (counted == 1) {
+                self.report.add(Problem::Copied { at, entry: entry.0, counted });
+                self.copied_wrong = true;
+            }
+        }
+        if !suspects && self.references.used().all(|(_, counted)| counted == 1) {
+            return Ok(());
+        }
+        for offset in self.tables.clone() {
+            let table = disk.read(offset, header.cluster_size()).await?;
+            for (index, entry) in entries(&table) {
+                let right = self.references.with_right_copied(header, L2Entry(entry));
+                if right.0 != entry {
+                    let counted = self.references.to(right.host(), header);
+                    self.report.add(Problem::Copied { at: offset + index * 8, entry, counted });
+                    self.copied_wrong = true;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether these bytes, of one unit at most, are all zero: compared whole, because a loop that stops early is slower.
+fn is_zero(bytes: &[u8]) -> bool {
+    *bytes == [0; UNIT][..bytes.len()]
+}
+
+/// The entries of a table that are not zero, with their index; most of a large table is.
+pub(super) fn entries(table: &[u8]) -> impl Iterator<Item = (u64, u64)> {
+    const PART: usize = 4096;
+    let parts = (0..).step_by(PART / 8).zip(table.chunks(PART));
+    let used = parts.filter(|(_, part)| **part != [0; PART][..part.len()]);
+    used.flat_map(|(first, part)| {
+        (first..).zip(part.as_chunks::<8>().0).filter_map(|(index, bytes)| {
+            let entry = u64::from_be_bytes(*bytes);
+            (entry != 0).then_some((index, entry))
+        })
+    })
+}
