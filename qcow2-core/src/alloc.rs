@@ -385,10 +385,11 @@ impl<S: Storage> Image<S> {
         if needed <= length {
             return Ok(());
         }
-        let generous = length.saturating_add(self.options.growth).next_multiple_of(size);
-        let mut target = needed.max(generous);
+        let generous = length.checked_add(self.options.growth);
+        let generous = generous.and_then(|end| end.checked_next_multiple_of(size));
+        let mut target = needed.max(generous.unwrap_or(needed));
         let mut result = claim.set_len(target).await;
-        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+        if target > needed && result.as_ref().is_err_and(has_no_room) {
             target = needed;
             result = claim.set_len(target).await;
         }
@@ -654,5 +655,10 @@ fn set_entry(table: &mut [u8], index: u64, entry: u64) {
 }
 
 fn is_no_space(error: &IoError) -> bool {
-    matches!(error, IoError::Storage { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    matches!(error, IoError::Storage { source, .. } if has_no_room(source))
+}
+
+fn has_no_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }

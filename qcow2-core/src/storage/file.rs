@@ -4,6 +4,9 @@
 //! here: **the locks are held before the first byte is read**, for as long as the file is open, and **a failed flush is
 //! never followed by a good one**: the kernel forgets what it could not write, so a second answer would be a lie.
 //!
+//! Where the size of files is limited (`RLIMIT_FSIZE`), a process has to ignore SIGXFSZ: the system sends it together with the
+//! error, and it kills.
+//!
 //! The locks are QEMU's, so that the two keep out of one another's way. Each permission owns two bytes of the file's
 //! lock space (not of its content): a shared lock on the first says "I use it", one on the second "nobody else may".
 //! After taking its own locks, whoever opens the file looks whether somebody holds the opposite ones.
@@ -332,6 +335,7 @@ impl Storage for FileStorage {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
+        file_offset(len)?;
         self.file.set_len(len)
     }
 
@@ -598,9 +602,13 @@ mod tests {
         }
         for offset in [1 << 63, u64::MAX - 1, u64::MAX] {
             let (buf, result) = now(storage.write(offset, IoBuf::zeroed(1, 1), Durability::Cached));
-            assert_eq!((buf.len(), result.is_err()), (1, true));
-            assert!(now(storage.write_zeroes(offset - 1..offset)).is_err());
-            assert!(now(storage.set_len(offset)).is_err());
+            assert_eq!(buf.len(), 1);
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+            for result in
+                [now(storage.write_zeroes(offset - 1..offset)), now(storage.set_len(offset))]
+            {
+                assert_eq!(result.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+            }
         }
         assert_eq!(now(storage.len()).unwrap(), 0);
     }

@@ -10,6 +10,8 @@
 //! - **Failure.** An operation that returned an error may still land, unit by unit, at any later time.
 //! - **Dropping.** Dropping a future does not cancel its operation; [`Storage::settle`] waits until none of those can land.
 //!   A flush that fails after its future was dropped has an outcome that somebody must hear of: `settle` reports it.
+//! - **No room.** Three kinds of error say so: [`io::ErrorKind::StorageFull`], [`io::ErrorKind::QuotaExceeded`] and
+//!   [`io::ErrorKind::FileTooLarge`]. After one of them less may still fit.
 
 mod buffer;
 pub mod file;
