@@ -1,6 +1,6 @@
 //! Storages with limits. One that is full: what was given up is taken back before an allocation fails, and one that fails
 //! loses nothing. One that transfers 512 bytes at a time: everything works, and nothing asks for more at once. One of whose
-//! updates fails. A file whose length the system limits.
+//! updates fails. One that keeps its length and what it held, like a block device. A file whose length the system limits.
 
 use std::io;
 use std::ops::Range;
@@ -22,7 +22,7 @@ const NO_ROOM: [io::ErrorKind; 3] =
     [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
 
 /// A storage in memory that cannot be made longer than a limit, and transfers no more than a limit at once. One of its updates
-/// may fail, and it may claim to be longer than it is.
+/// may fail, and it may claim to be longer than it is. It may be of a fixed size.
 #[derive(Clone, Debug)]
 struct Limited {
     bytes: MemoryStorage,
@@ -31,6 +31,8 @@ struct Limited {
     full: io::ErrorKind,
     /// Lengths that were asked for.
     lengths: Arc<Mutex<Vec<u64>>>,
+    /// Its length stays, and it has been used before.
+    fixed: bool,
     /// How many updates are left before one that fails; it is the only one.
     updates: Arc<AtomicU64>,
     claimed: u64,
@@ -45,10 +47,17 @@ impl Limited {
             most,
             full: io::ErrorKind::StorageFull,
             lengths: Arc::default(),
+            fixed: false,
             updates,
             claimed: 0,
             max_transfer,
         }
+    }
+
+    fn fixed(bytes: Vec<u8>) -> Self {
+        let storage = Self { fixed: true, ..Self::new(bytes, 1 << 30) };
+        storage.limit(0);
+        storage
     }
 
     /// From now on, the storage is no longer made longer than `most` bytes.
@@ -73,7 +82,8 @@ impl Limited {
 
 impl Storage for Limited {
     fn limits(&self) -> Limits {
-        Limits { max_transfer: self.max_transfer, ..self.bytes.limits() }
+        let unwritten_reads_zero = !self.fixed;
+        Limits { max_transfer: self.max_transfer, unwritten_reads_zero, ..self.bytes.limits() }
     }
 
     async fn len(&self) -> io::Result<u64> {
@@ -83,7 +93,7 @@ impl Storage for Limited {
     async fn set_len(&self, len: u64) -> io::Result<()> {
         self.lengths.lock().expect("nobody panics with it").push(len);
         self.update(len)?;
-        self.bytes.set_len(len).await
+        if self.fixed { Ok(()) } else { self.bytes.set_len(len).await }
     }
 
     async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
@@ -105,7 +115,7 @@ impl Storage for Limited {
     }
 
     async fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        self.bytes.discard(range).await
+        if self.fixed { Ok(()) } else { self.bytes.discard(range).await }
     }
 
     async fn flush(&self) -> io::Result<()> {
@@ -224,6 +234,121 @@ fn a_full_storage_is_asked_once() {
     assert_full(write(&image, 1));
     let next = storage.length() + CLUSTER;
     assert_eq!(*storage.lengths.lock().unwrap(), [next, next]);
+}
+
+/// What may lie on a device: trash, or an image of 64 KiB clusters whose first one is full of what looks like extensions.
+fn used_before(len: u64) -> [Vec<u8>; 2] {
+    let old = MemoryStorage::default();
+    create(&old, &CreateOptions::new(1 << 20)).expect("memory grows");
+    let mut old = old.to_vec();
+    let header_length = usize::from(old[103]);
+    let extension = [0x1234_5678_u32, 56].map(u32::to_be_bytes).concat();
+    for at in (header_length..(64 << 10) - 64).step_by(64) {
+        old[at..at + 64].fill(0xee);
+        old[at..at + 8].copy_from_slice(&extension);
+    }
+    old.resize(len as usize, 0xdd);
+    [vec![0xff; len as usize], old]
+}
+
+/// Goal: a device is used in place, up to its end, over whatever it holds, and what was given up is taken again when it is
+/// full. Method: its size is no multiple of a cluster's.
+#[test]
+fn an_image_fills_a_device() {
+    for (cluster_bits, lazy_refcounts) in [(9, false), (9, true), (12, false), (12, true)] {
+        let size = 1 << cluster_bits;
+        for bytes in used_before(300 * size + 17) {
+            let storage = Limited::fixed(bytes);
+            let shape =
+                CreateOptions { cluster_bits, lazy_refcounts, ..CreateOptions::new(400 * size) };
+            create(&storage, &shape).unwrap();
+            let report = check(&storage, Repair::None).unwrap();
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
+            let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+            // Half of each cluster: the rest of it is the device's own until it is zeroed.
+            let half = vec![7; size as usize / 2];
+            let write = |cluster| image.write(cluster * size, &half);
+            let mut fitted = 0;
+            while write(fitted).is_ok() {
+                fitted += 1;
+            }
+            assert!((270..300).contains(&fitted), "{fitted} clusters of {size} bytes");
+            assert_full(write(fitted));
+            image.discard(0, 2 * size).unwrap();
+            image.flush().unwrap();
+            write(fitted).unwrap();
+            write(fitted + 1).unwrap();
+            assert_full(write(fitted + 2));
+            image.close().unwrap();
+
+            assert_eq!(storage.length(), 300 * size + 17);
+            let report = check(&storage, Repair::None).unwrap();
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
+            let image = Image::open(storage.clone(), OpenOptions::read_only()).unwrap();
+            for cluster in 0..400 {
+                let mut back = vec![1; size as usize];
+                image.read(cluster * size, &mut back).unwrap();
+                let (written, rest) = back.split_at(half.len());
+                let expected = if (2..fitted + 2).contains(&cluster) { 7 } else { 0 };
+                assert!(written.iter().all(|&byte| byte == expected), "cluster {cluster}");
+                assert!(rest.iter().all(|&byte| byte == 0), "cluster {cluster}");
+            }
+        }
+    }
+}
+
+/// Goal: what a device gains while an image on it is open is no fresh space, whatever it holds. Method: half a cluster is
+/// written, where there is an L2 table and where one is needed.
+#[test]
+fn a_device_that_becomes_longer_is_not_fresh_there() {
+    const SIZE: u64 = 4096;
+    let half = [7; SIZE as usize / 2];
+    let storage = Limited::fixed(vec![0xff; 20 * SIZE as usize]);
+    create(&storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(4 << 20) }).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    let write = |cluster| image.write(cluster * SIZE, &half);
+    let fitted = (0..).take_while(|&cluster| write(cluster).is_ok()).count() as u64;
+    storage.bytes.with(|bytes| bytes.resize(40 * SIZE as usize, 0xff));
+    for cluster in [fitted, 1000] {
+        write(cluster).unwrap();
+        let mut back = [1; SIZE as usize];
+        image.read(cluster * SIZE, &mut back).unwrap();
+        assert!(back[..half.len()] == half, "cluster {cluster}");
+        assert!(back[half.len()..].iter().all(|&byte| byte == 0), "cluster {cluster}");
+    }
+    image.close().unwrap();
+    let report = check(&storage, Repair::None).unwrap();
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
+}
+
+/// Goal: what cannot hold the new image keeps what it holds. Method: a device, and a file that cannot grow, each a byte shorter
+/// than the new image; with that byte it fits.
+#[test]
+fn an_image_that_does_not_fit_leaves_the_old_one() {
+    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 20) };
+    let new = MemoryStorage::default();
+    create(&new, &shape).unwrap();
+    let needed = new.to_vec().len() as u64;
+    let old = MemoryStorage::default();
+    create(&old, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) }).unwrap();
+    let old = old.to_vec();
+    let mut device = old.clone();
+    device.resize(needed as usize - 1, 0xff);
+
+    for (fixed, bytes) in [(true, device), (false, old)] {
+        let storage = Limited { fixed, ..Limited::new(bytes.clone(), 1 << 30) };
+        storage.limit(needed - 1);
+        let why = create(&storage, &shape).expect_err("it is a byte too long");
+        let CreateError::Storage { source, .. } = &why else { panic!("{why:?}") };
+        assert_eq!(source.kind(), io::ErrorKind::StorageFull, "{why}");
+        assert!(storage.bytes.to_vec() == bytes);
+        storage.limit(needed);
+        if fixed {
+            storage.bytes.with(|bytes| bytes.push(0xff));
+        }
+        create(&storage, &shape).unwrap();
+        assert!(storage.bytes.to_vec() == new.to_vec());
+    }
 }
 
 /// Goal: a limit on the length of files is met like a full device. Method: a shell sets the limit, which is the whole

@@ -4,6 +4,8 @@
 //! here: **the locks are held before the first byte is read**, for as long as the file is open, and **a failed flush is
 //! never followed by a good one**: the kernel forgets what it could not write, so a second answer would be a lie.
 //!
+//! A block device keeps its length.
+//!
 //! Where the size of files is limited (`RLIMIT_FSIZE`), a process has to ignore SIGXFSZ: the system sends it together with the
 //! error, and it kills.
 //!
@@ -53,7 +55,8 @@ pub enum Access {
 pub enum Existing {
     /// Fails.
     Refuse,
-    /// Empties it, durably, once it is locked: nothing of its old content can come back after a crash.
+    /// Empties it, durably, once it is locked: nothing of its old content can come back after a crash. A block device keeps
+    /// its content: [`create`](crate::create()) writes over what matters of it.
     Replace,
 }
 
@@ -295,8 +298,9 @@ impl FileStorage {
                     missing.store(true, Ordering::Relaxed);
                     Ok(false)
                 }
-                // A block device wants whole logical blocks, this time.
-                Err(Errno::EINVAL) if self.block_device => Ok(false),
+                // This time: a block device wants whole logical blocks within it, and nobody else's exclusive hold of it. If
+                // the file may not be written at all, writing says so.
+                Err(Errno::EINVAL | Errno::EBUSY | Errno::EPERM) => Ok(false),
                 Err(errno) => Err(errno.into()),
             };
         }
@@ -335,6 +339,14 @@ impl Storage for FileStorage {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.block_device {
+            let size = self.length()?;
+            if len > size {
+                let why = format!("{len} bytes do not fit on a device of {size} bytes");
+                return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+            }
+            return Ok(());
+        }
         file_offset(len)?;
         self.file.set_len(len)
     }
@@ -444,9 +456,12 @@ mod tests {
     //! files in a temporary directory. Every future of this storage is ready at once, so one poll runs it.
 
     use std::future::Future;
+    use std::os::fd::AsRawFd;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
+    use nix::fcntl::SealFlag;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
     use quickcheck::{Arbitrary, Gen, quickcheck};
 
     use super::*;
@@ -550,8 +565,6 @@ mod tests {
         }
     }
 
-    /// Goal: a discarded range holds what it held or zeroes, nothing around it changes and the length stays, whether
-    /// the file system can punch holes or not.
     /// A short transfer is gone on with, not an end and not an error. The kernel hands this file out a page at a time at most.
     #[test]
     fn short_reads_are_gone_on_with() {
@@ -564,6 +577,8 @@ mod tests {
         assert_eq!(read(&storage, 0, plain.len()), whole[..plain.len()]);
     }
 
+    /// Goal: a discarded range holds what it held or zeroes, nothing around it changes and the length stays, whether
+    /// the file system can punch holes or not.
     #[test]
     fn discard_leaves_old_or_zero() {
         for missing in [false, true] {
@@ -633,6 +648,21 @@ mod tests {
         assert!(result.is_err());
         let (_, result) = now(storage.write(0, IoBuf::zeroed(1, 1), Durability::Cached));
         assert!(result.is_ok());
+    }
+
+    /// Goal: a way to zero that is not permitted is no failure where writing is, and no discard fails for it. Method: a file
+    /// in memory, sealed against writing, where neither is: the discard leaves what was there, the zeroes are refused.
+    #[test]
+    fn what_may_not_be_punched_is_written_or_left() {
+        let file = File::from(memfd_create("sealed", MFdFlags::MFD_ALLOW_SEALING).unwrap());
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let storage = FileStorage::open(path, Access::ReadWrite).unwrap();
+        write(&storage, 0, &[7; 4096], Durability::Cached);
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).unwrap();
+        now(storage.discard(0..4096)).unwrap();
+        let refused = now(storage.write_zeroes(0..4096)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(read(&storage, 0, 4096), [7; 4096]);
     }
 
     #[test]

@@ -44,8 +44,8 @@ pub struct Limits {
     pub max_transfer: usize,
     /// Whether `discard` may be called at all.
     pub can_discard: bool,
-    /// Whether space that was never written reads as zeroes. True of a file, false of a reused block device. It decides
-    /// whether a fresh cluster may be mapped before its data is durable.
+    /// Whether space that was never written reads as zeroes. True of a file, false of a reused block device and of whatever
+    /// else keeps its length. It decides whether a fresh cluster may be mapped before its data is durable.
     pub unwritten_reads_zero: bool,
 }
 
@@ -73,6 +73,10 @@ pub trait Storage: Send + Sync + 'static {
     fn len(&self) -> impl Future<Output = io::Result<u64>> + Send;
 
     /// Sets the length; new space reads as zeroes. Cached, like a write.
+    ///
+    /// A storage of a fixed size keeps its length, and what it holds: a length up to its size succeeds and changes nothing,
+    /// a longer one fails with [`io::ErrorKind::StorageFull`], and [`Storage::len`] goes on saying the whole size. Should
+    /// somebody make it longer meanwhile, what it gains may hold anything.
     fn set_len(&self, len: u64) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Fills `buf` from `offset`; past the end reads as zeroes. The buffer comes back in every case.
