@@ -353,8 +353,9 @@ impl<S: Storage> Image<S> {
         if needed <= length {
             return Ok(());
         }
-        let generous = length.saturating_add(self.options.growth).next_multiple_of(size);
-        let mut target = needed.max(generous);
+        let generous = length.checked_add(self.options.growth);
+        let generous = generous.and_then(|end| end.checked_next_multiple_of(size));
+        let mut target = needed.max(generous.unwrap_or(needed));
         let mut result = claim.set_len(target).await;
         if target > needed && result.as_ref().is_err_and(storage::is_no_space) {
             claim.settle().await?;

@@ -5,7 +5,8 @@
 //!           | header | refcount table   | refcount blocks     | L1 table (zeroes) |
 //! ```
 //!
-//! The header's first sector is written last, when everything else is durable: until then the file is no image.
+//! The header's first sector is written last, when everything else is durable: until then the file is no image. An old image
+//! stays whole until it is known that the new one is not too long.
 
 use crate::barrier::Barrier;
 use crate::error::CreateError;
@@ -17,7 +18,8 @@ use crate::options::CreateOptions;
 use crate::rule::{Rule, Rules};
 use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
-/// Makes `storage` an empty image, whatever it held before. Durable when it returns.
+/// Makes `storage` an empty image, whatever it held before. Durable when it returns. Where the storage cannot become long
+/// enough, what it held is unharmed.
 ///
 /// # Errors
 /// [`CreateError::Option`] if an option is outside what the format allows; [`CreateError::Storage`] if the storage failed.
@@ -26,23 +28,27 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
     let size = header.cluster_size();
     let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size).max(1);
     let clusters = header.l1_table_offset / size + l1_clusters;
+    let end = clusters * size;
 
     let limits = storage.limits();
     if let Some(why) = limits.fault() {
         return Err(CreateError::Option(why));
     }
     let out = Output { storage, limits };
-    if out.step("asking for its length", storage.len().await)? > 0 {
+    let old = out.step("asking for its length", storage.len().await)?;
+    if old > 0 {
+        if old < end {
+            out.step("growing the file", storage.set_len(end).await)?;
+        }
         out.write(0, &[0; UNIT]).await?;
         if options.rules.hold(Rule::OldHeaderFirst) {
             out.flush(Barrier::CreateOverOld, options.rules).await?;
         }
     }
     out.step("emptying the file", storage.set_len(0).await)?;
-    out.step("growing the file", storage.set_len(clusters * size).await)?;
+    out.step("growing the file", storage.set_len(end).await)?;
     if !limits.unwritten_reads_zero {
-        let tables = 0..clusters * size;
-        out.step("zeroing the tables", storage.write_zeroes(tables).await)?;
+        out.step("zeroing the tables", storage.write_zeroes(0..end).await)?;
     }
 
     let table_offset = header.refcount_table_offset;

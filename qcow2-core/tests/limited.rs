@@ -1,13 +1,15 @@
 //! Storages with limits. One that is full: what was given up is taken back before an allocation fails, and one that fails
 //! loses nothing. One that transfers 512 bytes at a time: everything works, and nothing asks for more at once. One of whose
-//! updates fails.
+//! updates fails. One that keeps its length and what it held, like a block device. A file whose length the system limits.
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use qcow2_core::blocking::{Image, check, create};
+use qcow2_core::storage::file::{Access, Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 use qcow2_core::{CreateError, CreateOptions, IoError, OpenError, OpenOptions, Problem, Repair};
@@ -15,12 +17,22 @@ use qcow2_core::{CreateError, CreateOptions, IoError, OpenError, OpenOptions, Pr
 const CLUSTER: u64 = 512;
 const COPIED: u64 = 1 << 63;
 
+/// What a system says when there is no room: on the device, for this user, in a file.
+const NO_ROOM: [io::ErrorKind; 3] =
+    [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
+
 /// A storage in memory that cannot be made longer than a limit, and transfers no more than a limit at once. One of its updates
-/// may fail, and it may claim to be longer than it is.
+/// may fail, and it may claim to be longer than it is. It may be of a fixed size.
 #[derive(Clone, Debug)]
 struct Limited {
     bytes: MemoryStorage,
     most: Arc<AtomicU64>,
+    /// What it says to whoever asks for more than that.
+    full: io::ErrorKind,
+    /// Lengths that were asked for.
+    lengths: Arc<Mutex<Vec<u64>>>,
+    /// Its length stays, and it has been used before.
+    fixed: bool,
     /// How many updates are left before one that fails; it is the only one.
     updates: Arc<AtomicU64>,
     claimed: u64,
@@ -30,7 +42,22 @@ struct Limited {
 impl Limited {
     fn new(bytes: Vec<u8>, max_transfer: usize) -> Self {
         let [most, updates] = [(); 2].map(|()| Arc::new(u64::MAX.into()));
-        Self { bytes: MemoryStorage::new(bytes), most, updates, claimed: 0, max_transfer }
+        Self {
+            bytes: MemoryStorage::new(bytes),
+            most,
+            full: io::ErrorKind::StorageFull,
+            lengths: Arc::default(),
+            fixed: false,
+            updates,
+            claimed: 0,
+            max_transfer,
+        }
+    }
+
+    fn fixed(bytes: Vec<u8>) -> Self {
+        let storage = Self { fixed: true, ..Self::new(bytes, 1 << 30) };
+        storage.limit(0);
+        storage
     }
 
     /// From now on, the storage is no longer made longer than `most` bytes.
@@ -47,7 +74,7 @@ impl Limited {
             return Err(io::Error::other("it failed"));
         }
         if end > self.most.load(Ordering::Relaxed).max(self.length()) {
-            return Err(io::ErrorKind::StorageFull.into());
+            return Err(self.full.into());
         }
         Ok(())
     }
@@ -55,7 +82,8 @@ impl Limited {
 
 impl Storage for Limited {
     fn limits(&self) -> Limits {
-        Limits { max_transfer: self.max_transfer, ..self.bytes.limits() }
+        let unwritten_reads_zero = !self.fixed;
+        Limits { max_transfer: self.max_transfer, unwritten_reads_zero, ..self.bytes.limits() }
     }
 
     async fn len(&self) -> io::Result<u64> {
@@ -63,8 +91,9 @@ impl Storage for Limited {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.lengths.lock().expect("nobody panics with it").push(len);
         self.update(len)?;
-        self.bytes.set_len(len).await
+        if self.fixed { Ok(()) } else { self.bytes.set_len(len).await }
     }
 
     async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
@@ -86,7 +115,7 @@ impl Storage for Limited {
     }
 
     async fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        self.bytes.discard(range).await
+        if self.fixed { Ok(()) } else { self.bytes.discard(range).await }
     }
 
     async fn flush(&self) -> io::Result<()> {
@@ -100,7 +129,10 @@ impl Storage for Limited {
 
 /// A new image whose file grows by no more than it needs.
 fn image() -> (Limited, Image<Limited>) {
-    let storage = Limited::new(Vec::new(), 1 << 30);
+    image_on(Limited::new(Vec::new(), 1 << 30))
+}
+
+fn image_on(storage: Limited) -> (Limited, Image<Limited>) {
     let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
     create(&storage, &shape).expect("there is room");
     let options = OpenOptions { growth: 0, ..OpenOptions::new() };
@@ -129,23 +161,25 @@ fn assert_holds(storage: &Limited, image: Image<Limited>, written: impl Fn(u64) 
 fn assert_full(result: Result<(), IoError>) {
     let error = result.expect_err("there is no room");
     let IoError::Storage { source, .. } = &error else { panic!("{error:?}") };
-    assert_eq!(source.kind(), io::ErrorKind::StorageFull, "{error}");
+    assert!(NO_ROOM.contains(&source.kind()), "{error}");
 }
 
 #[test]
 fn a_discarded_cluster_is_taken_before_an_allocation_fails() {
-    let (storage, image) = image();
-    (0..4).for_each(|cluster| write(&image, cluster).unwrap());
-    storage.limit(storage.length());
-    assert_full(write(&image, 10));
-    assert_full(write(&image, 10));
-    image.discard(0, 2 * CLUSTER).unwrap();
-    write(&image, 10).unwrap();
-    write(&image, 11).unwrap();
-    assert_full(write(&image, 12));
-    storage.limit(u64::MAX);
-    write(&image, 13).unwrap();
-    assert_holds(&storage, image, |cluster| matches!(cluster, 2 | 3 | 10 | 11 | 13));
+    for full in NO_ROOM {
+        let (storage, image) = image_on(Limited { full, ..Limited::new(Vec::new(), 1 << 30) });
+        (0..4).for_each(|cluster| write(&image, cluster).unwrap());
+        storage.limit(storage.length());
+        assert_full(write(&image, 10));
+        assert_full(write(&image, 10));
+        image.discard(0, 2 * CLUSTER).unwrap();
+        write(&image, 10).unwrap_or_else(|error| panic!("{full:?}: {error}"));
+        write(&image, 11).unwrap();
+        assert_full(write(&image, 12));
+        storage.limit(u64::MAX);
+        write(&image, 13).unwrap();
+        assert_holds(&storage, image, |cluster| matches!(cluster, 2 | 3 | 10 | 11 | 13));
+    }
 }
 
 /// Goal: the same where there is no room for a refcount block. Method: a block describes 256 clusters, and the file has as many.
@@ -169,20 +203,200 @@ fn a_discarded_cluster_is_taken_where_a_refcount_block_does_not_fit() {
     assert_holds(&storage, image, |cluster| cluster <= last || cluster == 299);
 }
 
-/// Goal: a file that cannot grow as far as it would like to grows as far as it has to.
+/// Goal: a file that cannot grow as far as it would like to grows as far as it has to, whatever says so.
 #[test]
 fn what_is_needed_is_taken_where_more_does_not_fit() {
-    let storage = Limited::new(Vec::new(), 1 << 30);
-    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
-    create(&storage, &shape).unwrap();
-    let options = OpenOptions { growth: 1 << 20, ..OpenOptions::new() };
-    let image = Image::open(storage.clone(), options).unwrap();
-    // Data, and the first L2 table.
-    let room = 4 + 1;
-    storage.limit(storage.length() + room * CLUSTER);
-    (0..4).for_each(|cluster| write(&image, cluster).unwrap());
-    assert_full(write(&image, 4));
-    assert_holds(&storage, image, |cluster| cluster < 4);
+    for (full, growth) in NO_ROOM.into_iter().flat_map(|full| [(full, 1 << 20), (full, u64::MAX)]) {
+        let storage = Limited { full, ..Limited::new(Vec::new(), 1 << 30) };
+        let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+        create(&storage, &shape).unwrap();
+        let options = OpenOptions { growth, ..OpenOptions::new() };
+        let image = Image::open(storage.clone(), options).unwrap();
+        // Data, and the first L2 table.
+        let room = 4 + 1;
+        storage.limit(storage.length() + room * CLUSTER);
+        for cluster in 0..4 {
+            write(&image, cluster).unwrap_or_else(|error| panic!("{full:?}, {growth}: {error}"));
+        }
+        assert_full(write(&image, 4));
+        assert_holds(&storage, image, |cluster| cluster < 4);
+    }
+}
+
+/// Goal: a storage that is full is not asked twice for the same length. Method: once before, once after what was given up is
+/// taken back.
+#[test]
+fn a_full_storage_is_asked_once() {
+    let (storage, image) = image();
+    write(&image, 0).unwrap();
+    storage.limit(storage.length());
+    storage.lengths.lock().unwrap().clear();
+    assert_full(write(&image, 1));
+    let next = storage.length() + CLUSTER;
+    assert_eq!(*storage.lengths.lock().unwrap(), [next, next]);
+}
+
+/// What may lie on a device: trash, or an image of 64 KiB clusters whose first one is full of what looks like extensions.
+fn used_before(len: u64) -> [Vec<u8>; 2] {
+    let old = MemoryStorage::default();
+    create(&old, &CreateOptions::new(1 << 20)).expect("memory grows");
+    let mut old = old.to_vec();
+    let header_length = usize::from(old[103]);
+    let extension = [0x1234_5678_u32, 56].map(u32::to_be_bytes).concat();
+    for at in (header_length..(64 << 10) - 64).step_by(64) {
+        old[at..at + 64].fill(0xee);
+        old[at..at + 8].copy_from_slice(&extension);
+    }
+    old.resize(len as usize, 0xdd);
+    [vec![0xff; len as usize], old]
+}
+
+/// Goal: a device is used in place, up to its end, over whatever it holds, and what was given up is taken again when it is
+/// full. Method: its size is no multiple of a cluster's.
+#[test]
+fn an_image_fills_a_device() {
+    for (cluster_bits, lazy_refcounts) in [(9, false), (9, true), (12, false), (12, true)] {
+        let size = 1 << cluster_bits;
+        for bytes in used_before(300 * size + 17) {
+            let storage = Limited::fixed(bytes);
+            let shape =
+                CreateOptions { cluster_bits, lazy_refcounts, ..CreateOptions::new(400 * size) };
+            create(&storage, &shape).unwrap();
+            let report = check(&storage, Repair::None).unwrap();
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
+            let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+            // Half of each cluster: the rest of it is the device's own until it is zeroed.
+            let half = vec![7; size as usize / 2];
+            let write = |cluster| image.write(cluster * size, &half);
+            let mut fitted = 0;
+            while write(fitted).is_ok() {
+                fitted += 1;
+            }
+            assert!((270..300).contains(&fitted), "{fitted} clusters of {size} bytes");
+            assert_full(write(fitted));
+            image.discard(0, 2 * size).unwrap();
+            image.flush().unwrap();
+            write(fitted).unwrap();
+            write(fitted + 1).unwrap();
+            assert_full(write(fitted + 2));
+            image.close().unwrap();
+
+            assert_eq!(storage.length(), 300 * size + 17);
+            let report = check(&storage, Repair::None).unwrap();
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
+            let image = Image::open(storage.clone(), OpenOptions::read_only()).unwrap();
+            for cluster in 0..400 {
+                let mut back = vec![1; size as usize];
+                image.read(cluster * size, &mut back).unwrap();
+                let (written, rest) = back.split_at(half.len());
+                let expected = if (2..fitted + 2).contains(&cluster) { 7 } else { 0 };
+                assert!(written.iter().all(|&byte| byte == expected), "cluster {cluster}");
+                assert!(rest.iter().all(|&byte| byte == 0), "cluster {cluster}");
+            }
+        }
+    }
+}
+
+/// Goal: what a device gains while an image on it is open is no fresh space, whatever it holds. Method: half a cluster is
+/// written, where there is an L2 table and where one is needed.
+#[test]
+fn a_device_that_becomes_longer_is_not_fresh_there() {
+    const SIZE: u64 = 4096;
+    let half = [7; SIZE as usize / 2];
+    let storage = Limited::fixed(vec![0xff; 20 * SIZE as usize]);
+    create(&storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(4 << 20) }).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    let write = |cluster| image.write(cluster * SIZE, &half);
+    let fitted = (0..).take_while(|&cluster| write(cluster).is_ok()).count() as u64;
+    storage.bytes.with(|bytes| bytes.resize(40 * SIZE as usize, 0xff));
+    for cluster in [fitted, 1000] {
+        write(cluster).unwrap();
+        let mut back = [1; SIZE as usize];
+        image.read(cluster * SIZE, &mut back).unwrap();
+        assert!(back[..half.len()] == half, "cluster {cluster}");
+        assert!(back[half.len()..].iter().all(|&byte| byte == 0), "cluster {cluster}");
+    }
+    image.close().unwrap();
+    let report = check(&storage, Repair::None).unwrap();
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
+}
+
+/// Goal: what cannot hold the new image keeps what it holds. Method: a device, and a file that cannot grow, each a byte shorter
+/// than the new image; with that byte it fits.
+#[test]
+fn an_image_that_does_not_fit_leaves_the_old_one() {
+    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 20) };
+    let new = MemoryStorage::default();
+    create(&new, &shape).unwrap();
+    let needed = new.to_vec().len() as u64;
+    let old = MemoryStorage::default();
+    create(&old, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) }).unwrap();
+    let old = old.to_vec();
+    let mut device = old.clone();
+    device.resize(needed as usize - 1, 0xff);
+
+    for (fixed, bytes) in [(true, device), (false, old)] {
+        let storage = Limited { fixed, ..Limited::new(bytes.clone(), 1 << 30) };
+        storage.limit(needed - 1);
+        let why = create(&storage, &shape).expect_err("it is a byte too long");
+        let CreateError::Storage { source, .. } = &why else { panic!("{why:?}") };
+        assert_eq!(source.kind(), io::ErrorKind::StorageFull, "{why}");
+        assert!(storage.bytes.to_vec() == bytes);
+        storage.limit(needed);
+        if fixed {
+            storage.bytes.with(|bytes| bytes.push(0xff));
+        }
+        create(&storage, &shape).unwrap();
+        assert!(storage.bytes.to_vec() == new.to_vec());
+    }
+}
+
+/// Goal: a limit on the length of files is met like a full device. Method: a shell sets the limit, which is the whole
+/// process', and lets the signal that comes with it be ignored; then it runs this test again.
+#[test]
+fn the_largest_file_is_full() {
+    const CHILD: &str = "QCOW2_CORE_FILE_SIZE_IS_LIMITED";
+    const MOST: u64 = 32 << 10;
+    if std::env::var_os(CHILD).is_none() {
+        let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", MOST / 512);
+        let run = Command::new("sh")
+            .args(["-c", &script])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "the_largest_file_is_full", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&run.stdout);
+        let wrong = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success() && said.contains("1 passed"), "{}: {said}{wrong}", run.status);
+        return;
+    }
+    for (growth, lazy_refcounts) in [0, 1 << 44, 1 << 63, u64::MAX]
+        .into_iter()
+        .flat_map(|growth| [(growth, false), (growth, true)])
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let storage = FileStorage::create(&path, Existing::Refuse).unwrap();
+        let shape =
+            CreateOptions { cluster_bits: 9, lazy_refcounts, ..CreateOptions::new(1 << 20) };
+        create(&storage, &shape).unwrap();
+        let options = OpenOptions { growth, ..OpenOptions::new() };
+        let image = Image::open(storage, options).unwrap();
+        let write = |cluster| image.write(cluster * CLUSTER, &[7; CLUSTER as usize]);
+        let fitted = (0..).take_while(|&cluster| write(cluster).is_ok()).count() as u64;
+        assert!((50..MOST / CLUSTER).contains(&fitted), "{fitted} clusters, growth {growth}");
+        assert_full(write(fitted));
+        image.discard(0, 2 * CLUSTER).unwrap();
+        write(fitted).unwrap();
+        write(fitted + 1).unwrap();
+        assert_full(write(fitted + 2));
+        image.close().unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), MOST);
+        let storage = FileStorage::open(&path, Access::ReadOnly).unwrap();
+        let report = check(&storage, Repair::None).unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
+    }
 }
 
 /// Goal: a refcount table that may not become larger says so. Method: the largest table, whose entries are all of one full

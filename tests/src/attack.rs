@@ -453,11 +453,19 @@ fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
 }
 
 /// Every crash state of creating an image where another one was: the other one, no image at all, or a valid new one; once
-/// creating it has returned, the last of these.
+/// creating it has returned, the last of these. The new one is shorter than the other one, or longer.
 fn create(rules: Rules) -> (Option<Failure>, u64) {
-    const SIZE: u64 = 4096;
-    let disk = disk_of(&small(Initial::Fragmented, 2 * SIZE, false));
-    let options = CreateOptions { cluster_bits: 9, rules, ..CreateOptions::new(SIZE) };
+    let (failure, states) = create_of(4 << 10, rules);
+    if failure.is_some() {
+        return (failure, states);
+    }
+    let (failure, more) = create_of(64 << 20, rules);
+    (failure, states + more)
+}
+
+fn create_of(size: u64, rules: Rules) -> (Option<Failure>, u64) {
+    let disk = disk_of(&small(Initial::Fragmented, 8 << 10, false));
+    let options = CreateOptions { cluster_bits: 9, rules, ..CreateOptions::new(size) };
     every_crash(
         &disk,
         false,
@@ -472,7 +480,7 @@ fn create(rules: Rules) -> (Option<Failure>, u64) {
             let mut auditor = Auditor::default();
             let report = auditor.audit(&mut DiskEvidence::new(crashed, chooser));
             match report.violations(Stage::CrashedClean).next() {
-                None if ended && report.header.is_some_and(|header| header.size != SIZE) => lost(),
+                None if ended && report.header.is_some_and(|header| header.size != size) => lost(),
                 None => Ok(()),
                 Some((_, finding)) => Err(seen("created-half", finding.to_string())),
             }

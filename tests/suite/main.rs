@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "nothing but tests and what they share")]
 
+mod block_device;
 mod builder;
 mod common;
 mod corpus;

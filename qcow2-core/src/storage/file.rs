@@ -2,7 +2,13 @@
 //!
 //! Every operation is done when its future is first polled, so nothing can be dropped half way. The invariants owned
 //! here: **the locks are held before the first byte is read**, for as long as the file is open, and **a failed flush is
-//! never followed by a good one**: the kernel forgets what it could not write, so a second answer would be a lie.
+//! never followed by a good one**: the kernel forgets what it could not write, so a second answer would be a lie. It also
+//! tells an open file of a failure once, so flushes go one at a time: of two at once one would hear nothing of it.
+//!
+//! An operation that failed has ended, so there is nothing to settle. A block device keeps its length.
+//!
+//! Where the size of files is limited (`RLIMIT_FSIZE`), a process has to ignore SIGXFSZ: the system sends it together with the
+//! error, and it kills.
 //!
 //! The locks are QEMU's, so that the two keep out of one another's way. Each permission owns two bytes of the file's
 //! lock space (not of its content): a shared lock on the first says "I use it", one on the second "nobody else may".
@@ -29,6 +35,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
@@ -50,7 +57,8 @@ pub enum Access {
 pub enum Existing {
     /// Fails.
     Refuse,
-    /// Empties it, durably, once it is locked: nothing of its old content can come back after a crash.
+    /// Empties it, durably, once it is locked: nothing of its old content can come back after a crash. A block device keeps
+    /// its content: [`create`](crate::create()) writes over what matters of it.
     Replace,
 }
 
@@ -152,7 +160,7 @@ pub struct FileStorage {
     file: File,
     path: PathBuf,
     block_device: bool,
-    flush_failed: AtomicBool,
+    flush_failed: Mutex<bool>,
     no_zero_range: AtomicBool,
     no_punch_hole: AtomicBool,
 }
@@ -203,7 +211,7 @@ impl FileStorage {
             file,
             path: path.into(),
             block_device,
-            flush_failed: AtomicBool::new(false),
+            flush_failed: Mutex::new(false),
             no_zero_range: AtomicBool::new(false),
             no_punch_hole: AtomicBool::new(false),
         })
@@ -292,8 +300,9 @@ impl FileStorage {
                     missing.store(true, Ordering::Relaxed);
                     Ok(false)
                 }
-                // A block device wants whole logical blocks, this time.
-                Err(Errno::EINVAL) if self.block_device => Ok(false),
+                // This time: a block device wants whole logical blocks within it, and nobody else's exclusive hold of it. If
+                // the file may not be written at all, writing says so.
+                Err(Errno::EINVAL | Errno::EBUSY | Errno::EPERM) => Ok(false),
                 Err(errno) => Err(errno.into()),
             };
         }
@@ -308,12 +317,13 @@ impl FileStorage {
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.flush_failed.load(Ordering::SeqCst) {
+        let mut failed = self.flush_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *failed {
             return Err(io::Error::other(
                 "an earlier flush failed: what it covered may be lost, and nobody can tell any more",
             ));
         }
-        self.file.sync_data().inspect_err(|_| self.flush_failed.store(true, Ordering::SeqCst))
+        self.file.sync_data().inspect_err(|_| *failed = true)
     }
 }
 
@@ -332,6 +342,15 @@ impl Storage for FileStorage {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.block_device {
+            let size = self.length()?;
+            if len > size {
+                let why = format!("{len} bytes do not fit on a device of {size} bytes");
+                return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+            }
+            return Ok(());
+        }
+        file_offset(len)?;
         self.file.set_len(len)
     }
 
@@ -440,9 +459,12 @@ mod tests {
     //! files in a temporary directory. Every future of this storage is ready at once, so one poll runs it.
 
     use std::future::Future;
+    use std::os::fd::AsRawFd;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
+    use nix::fcntl::SealFlag;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
     use quickcheck::{Arbitrary, Gen, quickcheck};
 
     use super::*;
@@ -546,8 +568,6 @@ mod tests {
         }
     }
 
-    /// Goal: a discarded range holds what it held or zeroes, nothing around it changes and the length stays, whether
-    /// the file system can punch holes or not.
     /// A short transfer is gone on with, not an end and not an error. The kernel hands this file out a page at a time at most.
     #[test]
     fn short_reads_are_gone_on_with() {
@@ -560,6 +580,8 @@ mod tests {
         assert_eq!(read(&storage, 0, plain.len()), whole[..plain.len()]);
     }
 
+    /// Goal: a discarded range holds what it held or zeroes, nothing around it changes and the length stays, whether
+    /// the file system can punch holes or not.
     #[test]
     fn discard_leaves_old_or_zero() {
         for missing in [false, true] {
@@ -598,9 +620,13 @@ mod tests {
         }
         for offset in [1 << 63, u64::MAX - 1, u64::MAX] {
             let (buf, result) = now(storage.write(offset, IoBuf::zeroed(1, 1), Durability::Cached));
-            assert_eq!((buf.len(), result.is_err()), (1, true));
-            assert!(now(storage.write_zeroes(offset - 1..offset)).is_err());
-            assert!(now(storage.set_len(offset)).is_err());
+            assert_eq!(buf.len(), 1);
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+            for result in
+                [now(storage.write_zeroes(offset - 1..offset)), now(storage.set_len(offset))]
+            {
+                assert_eq!(result.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+            }
         }
         assert_eq!(now(storage.len()).unwrap(), 0);
     }
@@ -614,17 +640,45 @@ mod tests {
         assert_eq!(now(storage.len()).unwrap(), 0);
     }
 
-    /// Goal: no flush, and no write through the cache, is reported as good after one that failed.
+    /// Goal: no flush, and no write through the cache, is reported as good after one of either that failed. Method: while it
+    /// fails, the file is one that cannot be flushed at all.
     #[test]
     fn a_failed_flush_is_remembered() {
-        let (_directory, storage) = fresh();
-        now(storage.flush()).unwrap();
-        storage.flush_failed.store(true, Ordering::SeqCst);
-        assert!(now(storage.flush()).is_err());
-        let (_, result) = now(storage.write(0, IoBuf::zeroed(1, 1), Durability::Through));
-        assert!(result.is_err());
-        let (_, result) = now(storage.write(0, IoBuf::zeroed(1, 1), Durability::Cached));
-        assert!(result.is_ok());
+        type Attempt = fn(&FileStorage) -> io::Result<()>;
+        let flush: Attempt = |storage| now(storage.flush());
+        let write_through: Attempt =
+            |storage| now(storage.write(0, IoBuf::zeroed(1, 1), Durability::Through)).1;
+        for first in [flush, write_through] {
+            let (_directory, mut storage) = fresh();
+            flush(&storage).unwrap();
+            write_through(&storage).unwrap();
+            let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+            let file = std::mem::replace(&mut storage.file, null);
+            let failed = first(&storage).expect_err("the null device cannot be flushed");
+            assert_eq!(failed.raw_os_error(), Some(libc::EINVAL));
+            storage.file = file;
+            for _ in 0..2 {
+                let forgotten = "an earlier flush failed";
+                assert!(flush(&storage).unwrap_err().to_string().starts_with(forgotten));
+                assert!(write_through(&storage).unwrap_err().to_string().starts_with(forgotten));
+            }
+            write(&storage, 0, &[0], Durability::Cached);
+        }
+    }
+
+    /// Goal: a way to zero that is not permitted is no failure where writing is, and no discard fails for it. Method: a file
+    /// in memory, sealed against writing, where neither is: the discard leaves what was there, the zeroes are refused.
+    #[test]
+    fn what_may_not_be_punched_is_written_or_left() {
+        let file = File::from(memfd_create("sealed", MFdFlags::MFD_ALLOW_SEALING).unwrap());
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let storage = FileStorage::open(path, Access::ReadWrite).unwrap();
+        write(&storage, 0, &[7; 4096], Durability::Cached);
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).unwrap();
+        now(storage.discard(0..4096)).unwrap();
+        let refused = now(storage.write_zeroes(0..4096)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(read(&storage, 0, 4096), [7; 4096]);
     }
 
     #[test]

@@ -7,9 +7,16 @@
 //!   overlap unless all of them are reads; a read that overlaps a write returns either, per unit of 512 bytes.
 //! - **Durability.** A completed [`Storage::flush`] covers exactly the writes, zeroes, discards and length changes that
 //!   had completed when it was called. A write [`Durability::Through`] makes its own units durable, and orders nothing else.
-//! - **Failure.** An operation that returned an error may still land, unit by unit, at any later time.
+//! - **Failure.** An operation that returned an error has ended: each unit that it was to change holds its old or its new
+//!   value, a length that it was to change is the old or the new one, what it was to read is not there, and nothing of it
+//!   lands later. A storage that cannot promise this, because its errors may come before the end, has *late landings*:
+//!   whoever is to use the range again settles first. [`Storage::settle`] waits for failed operations too.
+//! - **Failed durability.** A failed flush, or write [`Durability::Through`], may have lost everything that it covered, and
+//!   a later flush may succeed without having written that. So it is final, whatever the error says: no later flush counts.
 //! - **Dropping.** Dropping a future does not cancel its operation; [`Storage::settle`] waits until none of those can land.
 //!   A flush that fails after its future was dropped has an outcome that somebody must hear of: `settle` reports it.
+//! - **No room.** Three kinds of error say so: [`io::ErrorKind::StorageFull`], [`io::ErrorKind::QuotaExceeded`] and
+//!   [`io::ErrorKind::FileTooLarge`]. After one of them less may still fit.
 
 mod buffer;
 pub mod file;
@@ -42,8 +49,8 @@ pub struct Limits {
     pub max_transfer: usize,
     /// Whether `discard` may be called at all.
     pub can_discard: bool,
-    /// Whether space that was never written reads as zeroes. True of a file, false of a reused block device. It decides
-    /// whether a fresh cluster may be mapped before its data is durable.
+    /// Whether space that was never written reads as zeroes. True of a file, false of a reused block device and of whatever
+    /// else keeps its length. It decides whether a fresh cluster may be mapped before its data is durable.
     pub unwritten_reads_zero: bool,
 }
 
@@ -77,6 +84,10 @@ pub trait Storage: Send + Sync + 'static {
     fn len(&self) -> impl Future<Output = io::Result<u64>> + Send;
 
     /// Sets the length; new space reads as zeroes. Cached, like a write.
+    ///
+    /// A storage of a fixed size keeps its length, and what it holds: a length up to its size succeeds and changes nothing,
+    /// a longer one fails with [`io::ErrorKind::StorageFull`], and [`Storage::len`] goes on saying the whole size. Should
+    /// somebody make it longer meanwhile, what it gains may hold anything.
     fn set_len(&self, len: u64) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Fills `buf` from `offset`; past the end reads as zeroes. The buffer comes back in every case.
@@ -101,8 +112,8 @@ pub trait Storage: Send + Sync + 'static {
     /// Makes durable everything that had completed when it was called.
     fn flush(&self) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Returns once no operation whose future was dropped can still take effect. Fails if one of these was a flush that
-    /// failed and that no earlier `settle` has reported. No default: every backend must decide.
+    /// Returns once no operation whose future was dropped, and none that failed, can still take effect. Fails if a dropped one
+    /// was a flush that failed and that no earlier `settle` has reported. No default: every backend must decide.
     fn settle(&self) -> impl Future<Output = io::Result<()>> + Send;
 
     /// A scheduling point before each critical section. Ready at once except under a simulator.
