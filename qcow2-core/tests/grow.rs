@@ -1,0 +1,43 @@
+//! A larger disk: its new space reads zeroes, whatever was there before.
+
+use qcow2_core::blocking::{Image, check, create};
+use qcow2_core::storage::memory::MemoryStorage;
+use qcow2_core::{CreateOptions, OpenOptions, Repair};
+
+/// Goal: what somebody left past the end of the disk does not come to light. Method: an image full of data whose size in the header
+/// becomes smaller, as a program leaves it that is interrupted while it shrinks one; then growth within the last cluster, within the
+/// L2 table, within the L1 table, and with a new L1 table.
+#[test]
+fn nothing_old_comes_to_light() {
+    const FULL: u64 = 1 << 20;
+    for cluster_bits in [9, 12, 16] {
+        for small in [300 << 10, (300 << 10) + 512, 512, 0] {
+            let storage = MemoryStorage::default();
+            create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(FULL) }).unwrap();
+            let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+            image.write(0, &vec![7; FULL as usize]).unwrap();
+            image.close().unwrap();
+            let mut bytes = storage.to_vec();
+            bytes[24..32].copy_from_slice(&u64::to_be_bytes(small));
+            for size in [small + 512, small + 4096, FULL, 64 << 20] {
+                let storage = MemoryStorage::new(bytes.clone());
+                let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+                image.grow(size).unwrap();
+                let mut data = vec![1; size as usize];
+                image.read(0, &mut data).unwrap();
+                let (old, new) = data.split_at(small as usize);
+                assert!(old.iter().all(|&byte| byte == 7));
+                assert!(new.iter().all(|&byte| byte == 0), "{cluster_bits}: {small} to {size}");
+                image.close().unwrap();
+                let report = check(&storage, Repair::None).unwrap();
+                assert!(report.is_consistent(), "{report:#?}");
+                // What lies further up still goes before the disk reaches it.
+                let image = Image::open(storage, OpenOptions::new()).unwrap();
+                image.grow(65 << 20).unwrap();
+                let mut data = vec![1; 1 << 20];
+                image.read(small, &mut data).unwrap();
+                assert!(data.iter().all(|&byte| byte == 0));
+            }
+        }
+    }
+}
