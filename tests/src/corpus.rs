@@ -285,6 +285,10 @@ fn faults_of(planned: &Planned, record: &LifeRecord) -> Vec<Fault> {
             DiskFault::Flush(FlushFailure::RetrySafe) => (Effect::FlushRetrySafe, 0),
             DiskFault::Flush(FlushFailure::CleanMarked) => (Effect::FlushCleanMarked, 0),
             DiskFault::Flush(FlushFailure::Sticky) => (Effect::FlushSticky, 0),
+            DiskFault::Late => (Effect::Late, 0),
+            DiskFault::Through(FlushFailure::RetrySafe) => (Effect::ThroughRetrySafe, 0),
+            DiskFault::Through(FlushFailure::CleanMarked) => (Effect::ThroughCleanMarked, 0),
+            DiskFault::Through(FlushFailure::Sticky) => (Effect::ThroughSticky, 0),
         };
         Some(Fault { anchor: Anchor::default(), io: Some(io.index), effect, landed })
     };
@@ -403,7 +407,7 @@ pub fn labels_of(crash: &Crash) -> Leaf {
 }
 
 fn planned(fault: &Fault) -> PlannedFault {
-    let flush = DiskFault::Flush;
+    let (flush, through) = (DiskFault::Flush, DiskFault::Through);
     let (kind, effect) = match fault.effect {
         Effect::Eio => (IoKind::Write, DiskFault::Eio),
         Effect::Enospc => (IoKind::Write, DiskFault::Enospc { landed: fault.landed }),
@@ -411,6 +415,10 @@ fn planned(fault: &Fault) -> PlannedFault {
         Effect::FlushRetrySafe => (IoKind::Flush, flush(FlushFailure::RetrySafe)),
         Effect::FlushCleanMarked => (IoKind::Flush, flush(FlushFailure::CleanMarked)),
         Effect::FlushSticky => (IoKind::Flush, flush(FlushFailure::Sticky)),
+        Effect::Late => (IoKind::Write, DiskFault::Late),
+        Effect::ThroughRetrySafe => (IoKind::WriteThrough, through(FlushFailure::RetrySafe)),
+        Effect::ThroughCleanMarked => (IoKind::WriteThrough, through(FlushFailure::CleanMarked)),
+        Effect::ThroughSticky => (IoKind::WriteThrough, through(FlushFailure::Sticky)),
     };
     let at = fault
         .io
