@@ -328,3 +328,39 @@ impl<S: Storage> Storage for Kept<S> {
         self.inner.pause().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use faultfs::profile::Profile;
+    use faultfs::trace::Event;
+
+    use super::play;
+    use crate::subject::Qcow2Core;
+    use crate::trial::{Trial, TrialLife};
+    use crate::workload::{FaultKind, Scope, plan};
+
+    /// Goal: the tape makes the disk again whatever failed. Method: lives with each kind of fault, to their ends.
+    #[test]
+    fn a_disk_is_made_again_from_io_that_failed() {
+        for kind in FaultKind::ALL {
+            let scope = Scope { fault: Some(kind), tiny: true, ..Scope::default() };
+            let mut failed = 0;
+            for seed in 0..24 {
+                let plan = plan(seed, &scope);
+                let trial = Trial {
+                    geometry: plan.geometry,
+                    initial: plan.initial,
+                    open: plan.open.clone(),
+                    profile: Profile::TornLength,
+                    discard: plan.discard,
+                    lives: vec![TrialLife::of(&plan.lives[0])],
+                };
+                let Some(played) = play(&Qcow2Core::default(), &trial, 0) else { continue };
+                let events = &played.tape.events;
+                failed += events.iter().filter(|event| matches!(event, Event::Fail { .. })).count();
+                assert!(played.is_faithful(), "{kind}, seed {seed}");
+            }
+            assert!(failed > 0 || kind == FaultKind::Dropped, "{kind}");
+        }
+    }
+}
