@@ -29,10 +29,28 @@ pub enum Defect {
     FailedFlushCovers,
     /// Pages marked clean by a failed flush are covered by the next one all the same.
     CleanMarkedIsRetrySafe,
-    /// A flush works again after one failed for good.
+    /// A sync works again after one failed for good.
     StickyForgets,
     /// A failed write can no longer land.
     FailedWriteVanishes,
+    /// A write that fails late has ended all the same.
+    LateIsOver,
+    /// A write that failed late has ended when a flush completes.
+    LateEndsAtFlush,
+    /// Settling ends nothing.
+    LateSurvivesSettle,
+    /// What failed late and has been settled can no longer land.
+    SettledLateVanishes,
+    /// A write-through write that fails in its sync loses nothing, whatever that means.
+    FailedSyncTaintsNothing,
+    /// It loses nothing that completed before it.
+    FailedSyncSparesOthers,
+    /// It is not lost itself.
+    FailedSyncSparesItself,
+    /// It never fails for good.
+    FailedSyncNeverSticks,
+    /// Write-through works after a sync failed for good.
+    StickySparesThrough,
     /// A crash forgets writes in flight.
     CrashForgetsInFlight,
     /// The length of the file is always durable.
@@ -72,7 +90,7 @@ pub enum Defect {
 impl Defect {
     /// All of them.
     #[doc(hidden)]
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 39] = [
         Self::FlushKeepsSuperseded,
         Self::NewestOrBase,
         Self::ThroughForgotten,
@@ -86,6 +104,15 @@ impl Defect {
         Self::CleanMarkedIsRetrySafe,
         Self::StickyForgets,
         Self::FailedWriteVanishes,
+        Self::LateIsOver,
+        Self::LateEndsAtFlush,
+        Self::LateSurvivesSettle,
+        Self::SettledLateVanishes,
+        Self::FailedSyncTaintsNothing,
+        Self::FailedSyncSparesOthers,
+        Self::FailedSyncSparesItself,
+        Self::FailedSyncNeverSticks,
+        Self::StickySparesThrough,
         Self::CrashForgetsInFlight,
         Self::LengthNeverLags,
         Self::CutUnitsKept,

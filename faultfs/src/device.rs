@@ -35,7 +35,7 @@ pub(crate) const fn span(offset: u64, buf: &[u8]) -> Range<u64> {
 /// How a caller broke the contract of the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Breach {
-    /// Two I/Os in flight touch the same bytes, and neither is a read.
+    /// Two I/Os in flight touch the same bytes, and neither is a read. One that failed and may still land counts as in flight.
     #[error("overlapping writes in flight: {first:?} and {second:?}")]
     Overlap {
         /// The one in flight.
@@ -75,6 +75,8 @@ pub(crate) struct Device {
     pub(crate) faults: Option<Box<dyn FaultPlan + Send>>,
     pub(crate) trace: Option<Trace>,
     pub(crate) breaches: Vec<Breach>,
+    /// What failed late and has not been settled.
+    late: Vec<Io>,
     submitted: u64,
     by_kind: [u64; IoKind::COUNT],
     keys: Vec<Key>,
@@ -88,6 +90,7 @@ impl Device {
             faults: None,
             trace: None,
             breaches: Vec::new(),
+            late: Vec::new(),
             submitted: 0,
             by_kind: [0; IoKind::COUNT],
             keys: Vec::new(),
@@ -155,6 +158,10 @@ impl Device {
     ) -> Started {
         let fault = self.faults.as_mut().and_then(|plan| plan.fault(&io));
         let fault = fault.filter(|fault| fault.concerns(io.kind));
+        if io.kind.is_update() {
+            let overlapped = self.late.iter().filter(|late| late.overlaps(&io));
+            self.breaches.extend(overlapped.map(|&first| Breach::Overlap { first, second: io }));
+        }
         let first = unit_of(io.offset);
         let effect = match io.kind {
             IoKind::Read => Effect::None,
@@ -181,12 +188,18 @@ impl Device {
     pub(crate) fn end(&mut self, started: &Started) -> io::Result<()> {
         let errno = match (started.effect, started.fault) {
             (Effect::None, fault) => fault.map(|_| EIO),
-            (Effect::Write(write), None) => {
-                self.disk.complete(write);
-                None
-            }
+            (Effect::Write(write), None) => (!self.disk.complete(write)).then_some(EIO),
             (Effect::Write(write), Some(Fault::Eio | Fault::Flush(_))) => {
                 self.disk.fail(write, Landing::Any);
+                Some(EIO)
+            }
+            (Effect::Write(write), Some(Fault::Late)) => {
+                self.disk.fail(write, Landing::Late);
+                self.late.push(started.io);
+                Some(EIO)
+            }
+            (Effect::Write(write), Some(Fault::Through(failure))) => {
+                self.disk.fail_sync(write, failure);
                 Some(EIO)
             }
             (Effect::Write(write), Some(Fault::Enospc { landed })) => {
@@ -215,6 +228,22 @@ impl Device {
             });
         }
         errno.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+    }
+
+    /// Whether something failed late and has not been settled.
+    pub(crate) const fn has_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// Ends what failed late.
+    pub(crate) fn settle(&mut self) {
+        if std::mem::take(&mut self.late).is_empty() {
+            return;
+        }
+        self.disk.settle();
+        if let Some(trace) = &mut self.trace {
+            trace.record(Event::Settle);
+        }
     }
 
     /// Ends a read: fills `buf` from unit to unit with what `read` gives, as far as it gets.

@@ -262,6 +262,9 @@ impl<C: Chooser + Send + 'static> Storage for Direct<C> {
     }
 
     async fn settle(&self) -> io::Result<()> {
+        if let Some(Powered { device, crashed: false, .. }) = self.lock().as_mut() {
+            device.settle();
+        }
         Ok(())
     }
 
@@ -532,6 +535,32 @@ mod tests {
         let remains = storage.power_off();
         assert_eq!(remains.disk.undecided(), [2]);
         assert_eq!(remains.trace.unwrap().events().len(), 12);
+    }
+
+    #[test]
+    fn what_failed_late_ends_when_the_storage_is_settled() {
+        for settles in [false, true] {
+            let at = FaultAt::Nth { kind: IoKind::Write, nth: 0 };
+            let plan = Planned(vec![PlannedFault { at, fault: Fault::Late }]);
+            let options =
+                DirectOptions { faults: Some(Box::new(plan)), ..DirectOptions::default() };
+            let disk = PossibleDisk::new(&Values::new(), 2);
+            let storage = Direct::with_options(disk, Always(0), options);
+            run(async {
+                assert!(storage.write(0, buf(1, 1), Durability::Cached).await.1.is_err());
+                if settles {
+                    storage.settle().await.unwrap();
+                }
+                storage.flush().await.unwrap();
+                storage.write(512, buf(2, 1), Durability::Through).await.1.unwrap();
+                storage.write(0, buf(2, 1), Durability::Through).await.1.unwrap();
+            })
+            .unwrap();
+            let remains = storage.power_off();
+            let crashed = remains.disk.crash(Profile::TornLength, &mut Always(0));
+            let (late, breaches): (&[u32], usize) = if settles { (&[], 0) } else { (&[0], 1) };
+            assert_eq!((crashed.undecided().as_slice(), remains.breaches.len()), (late, breaches));
+        }
     }
 
     #[test]

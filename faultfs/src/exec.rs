@@ -16,6 +16,8 @@
 //!                submits I/O    wakes its task    I/O goes on, orphaned; settle() waits for it
 //! ```
 //!
+//! `settle` also ends what failed late, after a scheduling point at which the others may get ahead of it.
+//!
 //! No candidate starves: one that was passed over for [`PATIENCE`] steps is taken without asking.
 
 use std::future::{Future, poll_fn};
@@ -146,7 +148,7 @@ impl Sim {
             in_flight: Vec::new(),
             ended: Vec::new(),
             settling: Vec::new(),
-            lost_flush_error: false,
+            lost_sync_error: false,
             current: None,
             submitted: 0,
             steps: 0,
@@ -363,8 +365,8 @@ struct World {
     /// Ended, and not yet fetched by its future.
     ended: Vec<Ended>,
     settling: Vec<Waker>,
-    /// A flush failed after its future was dropped, and no `settle` has said so yet.
-    lost_flush_error: bool,
+    /// A flush or write-through write failed after its future was dropped, and no `settle` has said so yet.
+    lost_sync_error: bool,
     current: Option<TaskId>,
     submitted: u32,
     steps: u64,
@@ -375,6 +377,7 @@ struct Ended {
     /// What a read transferred, from its first unit on; all of it if it ended well.
     keys: Vec<Key>,
     outcome: io::Result<()>,
+    kind: IoKind,
 }
 
 struct Flying {
@@ -480,10 +483,10 @@ impl World {
         self.trace_choices();
         let ok = outcome.is_ok();
         if orphan {
-            self.lost_flush_error |= io.kind == IoKind::Flush && !ok;
+            self.lost_sync_error |= io.kind.syncs() && !ok;
             self.wake_settling();
         } else {
-            self.ended.push(Ended { index, keys, outcome });
+            self.ended.push(Ended { index, keys, outcome, kind: io.kind });
             waker.wake();
         }
         (io, ok)
@@ -539,7 +542,6 @@ pub struct SimStorage {
 struct InFlight<'a> {
     storage: &'a SimStorage,
     index: Option<u64>,
-    kind: Option<IoKind>,
 }
 
 impl InFlight<'_> {
@@ -556,7 +558,6 @@ impl InFlight<'_> {
                 return match world.submit(kind, range.clone(), data, context.waker()) {
                     Ok(index) => {
                         self.index = Some(index);
-                        self.kind = Some(kind);
                         Poll::Pending
                     }
                     Err(refused) => Poll::Ready(Err(refused)),
@@ -592,8 +593,8 @@ impl Drop for InFlight<'_> {
                 flying.orphan = true;
             }
             if let Some(at) = world.ended.iter().position(|ended| ended.index == index) {
-                let Ended { outcome, .. } = world.ended.swap_remove(at);
-                world.lost_flush_error |= self.kind == Some(IoKind::Flush) && outcome.is_err();
+                let Ended { outcome, kind, .. } = world.ended.swap_remove(at);
+                world.lost_sync_error |= kind.syncs() && outcome.is_err();
             }
         }
     }
@@ -606,7 +607,7 @@ impl SimStorage {
     }
 
     async fn io(&self, kind: IoKind, range: Range<u64>, data: &[u8]) -> io::Result<()> {
-        InFlight { storage: self, index: None, kind: None }.run(kind, range, data, None).await
+        InFlight { storage: self, index: None }.run(kind, range, data, None).await
     }
 }
 
@@ -629,7 +630,7 @@ impl Storage for SimStorage {
 
     async fn read(&self, offset: u64, mut buf: IoBuf) -> (IoBuf, io::Result<()>) {
         let range = span(offset, &buf);
-        let flight = InFlight { storage: self, index: None, kind: None };
+        let flight = InFlight { storage: self, index: None };
         let outcome = flight.run(IoKind::Read, range, &[], Some(&mut buf)).await;
         (buf, outcome)
     }
@@ -658,13 +659,19 @@ impl Storage for SimStorage {
     }
 
     async fn settle(&self) -> io::Result<()> {
+        let mut paused = false;
         poll_fn(|context| {
             let mut world = lock(&self.world);
             if world.in_flight.iter().any(Flying::can_land_unwatched) {
                 world.settling.push(context.waker().clone());
                 return Poll::Pending;
             }
-            if std::mem::take(&mut world.lost_flush_error) {
+            if world.device.has_late() && !std::mem::replace(&mut paused, true) {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            world.device.settle();
+            if std::mem::take(&mut world.lost_sync_error) {
                 return Poll::Ready(Err(io::Error::from_raw_os_error(EIO)));
             }
             Poll::Ready(Ok(()))

@@ -30,6 +30,12 @@ pub enum Fault {
     },
     /// A flush fails with this meaning; any other I/O as with EIO.
     Flush(FlushFailure),
+    /// EIO of a write, zeroing, discard or length change, any unit of which may land at any moment until the storage is
+    /// settled, over newer writes too; from then on as with [`Fault::Eio`].
+    Late,
+    /// EIO of a write-through write in its sync: its data was transferred, and it and what had completed before it fare as
+    /// with a flush that fails with this meaning.
+    Through(FlushFailure),
 }
 
 /// Decides which I/O fails.
@@ -103,6 +109,8 @@ impl Fault {
     pub const fn concerns(self, kind: IoKind) -> bool {
         match self {
             Self::Enospc { .. } => !matches!(kind, IoKind::Read | IoKind::Discard | IoKind::Flush),
+            Self::Late => kind.is_update(),
+            Self::Through(_) => matches!(kind, IoKind::WriteThrough),
             Self::Eio | Self::Short { .. } | Self::Flush(_) => true,
         }
     }
@@ -238,6 +246,46 @@ mod tests {
         }
         let json = serde_json::to_string(&plan).unwrap();
         assert_eq!(serde_json::from_str::<Planned>(&json).unwrap(), plan);
+    }
+
+    #[test]
+    fn each_fault_is_written_as_it_always_was() {
+        use FlushFailure::{CleanMarked, RetrySafe, Sticky};
+        for (fault, text) in [
+            (Fault::Eio, r#""eio""#),
+            (Fault::Enospc { landed: 2 }, r#"{"enospc":{"landed":2}}"#),
+            (Fault::Short { landed: 1 }, r#"{"short":{"landed":1}}"#),
+            (Fault::Flush(Sticky), r#"{"flush":"sticky"}"#),
+            (Fault::Late, r#""late""#),
+            (Fault::Through(RetrySafe), r#"{"through":"retry-safe"}"#),
+            (Fault::Through(CleanMarked), r#"{"through":"clean-marked"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&fault).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Fault>(text).unwrap(), fault);
+        }
+    }
+
+    #[test]
+    fn what_a_fault_does_not_concern_it_does_not_strike() {
+        let all = Planned(vec![
+            PlannedFault {
+                at: FaultAt::Index(1),
+                fault: Fault::Through(FlushFailure::CleanMarked),
+            },
+            PlannedFault { at: FaultAt::Index(1), fault: Fault::Late },
+        ]);
+        let through = Some(Fault::Through(FlushFailure::CleanMarked));
+        for (kind, fault) in [
+            (IoKind::Read, None),
+            (IoKind::Write, Some(Fault::Late)),
+            (IoKind::WriteThrough, through),
+            (IoKind::WriteZeroes, Some(Fault::Late)),
+            (IoKind::Discard, Some(Fault::Late)),
+            (IoKind::SetLen, Some(Fault::Late)),
+            (IoKind::Flush, None),
+        ] {
+            assert_eq!(all.clone().fault(&io(1, 0, kind)), fault, "{kind:?}");
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ fn find<T: Copy>(
     found.ok_or_else(|| UnknownProfile(name.to_owned()))
 }
 
-/// What a flush that failed means for the writes that it should have covered.
+/// What a sync that failed, of a flush or of a write-through write, means for the writes that it should have covered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FlushFailure {
@@ -131,7 +131,7 @@ pub enum FlushFailure {
     /// They are taken for clean: no later flush covers them. They stay possible, beside what was there before, until a
     /// new write of the unit is flushed, and a read may return either.
     CleanMarked,
-    /// They stay pending, and every later flush fails too.
+    /// They stay pending, and every later sync fails too.
     Sticky,
 }
 

@@ -58,6 +58,11 @@ impl IoKind {
         }
     }
 
+    /// Whether its failure may be that of a sync, of which somebody must hear.
+    pub(crate) const fn syncs(self) -> bool {
+        matches!(self, Self::WriteThrough | Self::Flush)
+    }
+
     /// Whether it changes what the disk may hold.
     pub const fn is_update(self) -> bool {
         !matches!(self, Self::Read | Self::Flush)
@@ -126,6 +131,8 @@ pub enum Event {
         /// The error number that the caller sees.
         errno: i32,
     },
+    /// The storage was settled: what had failed late has ended.
+    Settle,
     /// A task was polled.
     Run(TaskId),
     /// The future of a task was dropped.
@@ -194,6 +201,7 @@ impl Trace {
                     format!("complete #{index:<4} bytes {content:016x}")
                 }
                 Event::Fail { index, errno } => format!("fail     #{index:<4} errno {errno}"),
+                Event::Settle => "settle".to_owned(),
                 Event::Run(TaskId(number)) => format!("run      {}", task(*number)),
                 Event::Cancel(TaskId(number)) => format!("cancel   {}", task(*number)),
                 Event::Picked(Taken { options, taken }) => format!("pick     {taken} of {options}"),
@@ -237,6 +245,7 @@ fn encode(event: &Event) -> [u8; 42] {
         Event::Chose(taken) => {
             put(6, 0, [u64::from(taken.options), u64::from(taken.taken), 0, 0, 0])
         }
+        Event::Settle => put(7, 0, [0; 5]),
     }
     bytes
 }

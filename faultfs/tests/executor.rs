@@ -21,7 +21,7 @@ use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
 use faultfs::profile::{FlushFailure, Profile};
 use faultfs::rng::Ratio;
 use faultfs::schedule::{self, Candidate, Choices, Pct, Schedule, TaskId};
-use faultfs::trace::IoKind;
+use faultfs::trace::{Io, IoKind};
 use faultfs::values::{Key, Values};
 use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
 
@@ -614,21 +614,118 @@ fn short_transfers_and_full_devices_move_a_part() {
     assert_eq!(keys, [Key::ZERO; 2], "no unit past the cut can land");
 }
 
-/// Goal: a flush that fails after its future was dropped is heard of, and nothing else is. Method: drop it in flight or when
-/// it has ended and nobody has looked yet; the next settle reports it, once.
+/// Goal: what failed late lands over what is written without settling, and that is a breach; settled, it does not. Method: a
+/// late write, its overwrite through the cache, with and without a settle between them; every option of the last look.
 #[test]
-fn settle_reports_the_failure_of_a_dropped_flush() {
-    for (kind, fails, reported) in [
-        (IoKind::Flush, true, Err(Some(5))),
-        (IoKind::Flush, false, Ok(())),
-        (IoKind::Write, true, Ok(())),
-        (IoKind::Write, false, Ok(())),
+fn a_late_write_lands_until_it_is_settled() {
+    for (settles, values, breaches) in [(false, vec![1, 2], 1), (true, vec![2], 0)] {
+        let at = FaultAt::Nth { kind: IoKind::Write, nth: 0 };
+        let mut options = SimOptions::new(schedule::Random::new(1), Always(0));
+        options.faults = Box::new(Planned(vec![PlannedFault { at, fault: Fault::Late }]));
+        let mut sim = Sim::new(disk(2), options);
+        let storage = sim.storage();
+        sim.spawn("writer", async move {
+            assert_eq!(write(&storage, 0, 1, 1).await.unwrap_err().raw_os_error(), Some(5));
+            if settles {
+                storage.settle().await.unwrap();
+            }
+            let buf = IoBuf::copy_of(&[2; UNIT], UNIT);
+            storage.write(0, buf, Durability::Through).await.1.unwrap();
+            read(&storage, 0, 1).await;
+            write(&storage, 1, 3, 1).await.unwrap();
+            storage.settle().await.unwrap();
+        });
+        assert_eq!(sim.run(), Step::Done);
+        assert_eq!(sim.breaches().len(), breaches);
+        assert!(matches!(
+            sim.breaches().first(),
+            None | Some(Breach::Overlap { first: Io { index: 0, .. }, .. })
+        ));
+        let mut keys = Vec::new();
+        sim.with_disk(|disk| disk.peek(0, &mut keys));
+        let mut found: Vec<u8> =
+            keys.iter().map(|&key| sim.disk().values().bytes(key)[0]).collect();
+        found.sort_unstable();
+        assert_eq!(found, values, "settles: {settles}");
+        let settled = sim.trace().dump(|_| String::new()).matches("settle\n").count();
+        assert_eq!(settled, 1, "only where something was late");
+    }
+}
+
+/// Goal: settling takes time, in which others may get ahead. Method: under every schedule of two tasks, one of which settles what
+/// failed late; the other one's overwrite comes before or after, and is a breach exactly before.
+#[test]
+fn others_may_get_ahead_of_a_settle() {
+    let mut seen = BTreeSet::new();
+    every_schedule(|schedule| {
+        let at = FaultAt::Nth { kind: IoKind::Write, nth: 0 };
+        let mut options = SimOptions::new(schedule, Always(0));
+        options.faults = Box::new(Planned(vec![PlannedFault { at, fault: Fault::Late }]));
+        let mut sim = Sim::new(disk(1), options);
+        let failed = sim.storage();
+        sim.spawn("first", async move { drop(write(&failed, 0, 1, 1).await) });
+        assert_eq!(sim.run(), Step::Done);
+        let (settler, writer) = (sim.storage(), sim.storage());
+        sim.spawn("settler", async move { settler.settle().await.unwrap() });
+        sim.spawn("writer", async move { write(&writer, 0, 2, 1).await.unwrap() });
+        assert_eq!(sim.run(), Step::Done);
+        seen.insert(sim.breaches().len());
+    });
+    assert_eq!(seen, BTreeSet::from([0, 1]));
+}
+
+/// Goal: a write-through write may fail in its sync, and a sync that failed for good fails all later ones. Method: each meaning,
+/// then a flush, a cached write and a write-through write.
+#[test]
+fn a_write_through_write_fails_in_its_sync() {
+    for (failure, goes_on, left) in [
+        (FlushFailure::RetrySafe, true, vec![]),
+        (FlushFailure::CleanMarked, true, vec![0, 1]),
+        (FlushFailure::Sticky, false, vec![0, 1, 2]),
     ] {
+        let at = FaultAt::Nth { kind: IoKind::WriteThrough, nth: 0 };
+        let fault = Fault::Through(failure);
+        let mut options = SimOptions::new(schedule::Random::new(1), Always(0));
+        options.faults = Box::new(Planned(vec![PlannedFault { at, fault }]));
+        let mut sim = Sim::new(disk(3), options);
+        let storage = sim.storage();
+        sim.spawn("writer", async move {
+            let through = async |first: u64| {
+                let buf = IoBuf::copy_of(&[9; UNIT], UNIT);
+                storage.write(unit(first), buf, Durability::Through).await.1
+            };
+            write(&storage, 0, 1, 1).await.unwrap();
+            assert_eq!(through(1).await.unwrap_err().raw_os_error(), Some(5));
+            assert_eq!(storage.flush().await.is_ok(), goes_on);
+            assert_eq!(through(2).await.is_ok(), goes_on);
+        });
+        assert_eq!(sim.run(), Step::Done);
+        let crashed = sim.disk().crash(Profile::TornLength, &mut Always(0));
+        assert_eq!(crashed.undecided(), left, "{failure:?}");
+    }
+}
+
+/// Goal: a sync that fails after the future of its operation was dropped is heard of, and nothing else is. Method: drop it in
+/// flight or when it has ended and nobody has looked yet; the next settle reports it, once.
+#[test]
+fn settle_reports_the_failure_of_a_dropped_sync() {
+    let clean = FlushFailure::CleanMarked;
+    for (kind, fault, reported) in [
+        (IoKind::Flush, Some(Fault::Flush(clean)), Err(Some(5))),
+        (IoKind::Flush, None, Ok(())),
+        (IoKind::WriteThrough, Some(Fault::Through(clean)), Err(Some(5))),
+        (IoKind::WriteThrough, Some(Fault::Eio), Err(Some(5))),
+        (IoKind::WriteThrough, Some(Fault::Late), Err(Some(5))),
+        (IoKind::WriteThrough, None, Ok(())),
+        (IoKind::Write, Some(Fault::Flush(clean)), Ok(())),
+        (IoKind::Write, Some(Fault::Late), Ok(())),
+        (IoKind::Write, None, Ok(())),
+    ] {
+        let fails = fault.is_some();
         for ends_first in [false, true] {
             let mut options = SimOptions::new(First, Always(0));
-            if fails {
+            if let Some(fault) = fault {
                 let at = FaultAt::Nth { kind, nth: 0 };
-                let fault = Fault::Flush(FlushFailure::CleanMarked);
                 options.faults = Box::new(Planned(vec![PlannedFault { at, fault }]));
             }
             let mut sim = Sim::new(disk(1), options);
@@ -636,6 +733,10 @@ fn settle_reports_the_failure_of_a_dropped_flush() {
             let dropped = sim.spawn("dropped", async move {
                 drop(match kind {
                     IoKind::Flush => storage.flush().await,
+                    IoKind::WriteThrough => {
+                        let buf = IoBuf::copy_of(&[1; UNIT], UNIT);
+                        storage.write(0, buf, Durability::Through).await.1
+                    }
                     _ => write(&storage, 0, 1, 1).await,
                 });
             });
@@ -654,7 +755,7 @@ fn settle_reports_the_failure_of_a_dropped_flush() {
             });
             assert_eq!(sim.run(), Step::Done);
             let heard = heard.lock().unwrap();
-            assert_eq!(*heard, [reported, Ok(())], "{kind:?} fails: {fails}, {ends_first}");
+            assert_eq!(*heard, [reported, Ok(())], "{kind:?} {fault:?}, {ends_first}");
         }
     }
 }

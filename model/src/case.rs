@@ -234,8 +234,16 @@ pub enum Effect {
     FlushRetrySafe,
     /// A flush fails, and later ones succeed without writing what it lost.
     FlushCleanMarked,
-    /// A flush fails, and so does every later one.
+    /// A flush fails, and so does every later sync.
     FlushSticky,
+    /// I/O error, and any unit may land until the storage is settled.
+    Late,
+    /// A write-through write fails in its sync, and a flush may succeed in full.
+    ThroughRetrySafe,
+    /// A write-through write fails in its sync, and later flushes succeed without writing what that lost.
+    ThroughCleanMarked,
+    /// A write-through write fails in its sync, and so does every later sync.
+    ThroughSticky,
 }
 
 /// An operation whose future is dropped.

@@ -123,16 +123,17 @@ fn every_kind_of_fault_is_silent() {
     }
 }
 
-/// Goal: after a failed flush nothing is acknowledged that could be lost. Method: with a failed flush of one meaning in every
-/// life, code that goes on after it is caught, and where the device will not write again what it lost, it is caught with an
+/// Goal: after a failed sync nothing is acknowledged that could be lost. Method: with a failed flush of one meaning, or a
+/// write-through write that fails in its sync, in every life, code that goes on after it is caught, and where the device will not write again what it lost, it is caught with an
 /// acknowledged write missing.
 #[test]
-fn whoever_goes_on_after_a_failed_flush_is_caught() {
+fn whoever_goes_on_after_a_failed_sync_is_caught() {
     let broken = Qcow2Core::without([Rule::FailedFlushIsFinal.name()]).expect("the rule exists");
     for (kind, lost) in [
         (FaultKind::FlushRetrySafe, false),
         (FaultKind::FlushCleanMarked, true),
         (FaultKind::FlushSticky, true),
+        (FaultKind::WriteThroughFailed, true),
     ] {
         let scope = Scope { fault: Some(kind), ..Scope::default() };
         // The first violation of a campaign may be another consequence: stale bytes in what was mapped too early.

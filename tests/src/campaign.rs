@@ -484,6 +484,19 @@ fn probe_faults(
             FaultKind::FlushSticky => probes.hit(Probe::FlushSticky),
             FaultKind::ShortRead => probes.hit(Probe::ShortRead),
             FaultKind::ShortWrite => probes.hit(Probe::ShortWrite),
+            FaultKind::WriteThroughFailed => probes.hit(Probe::WriteThroughFailed),
+            FaultKind::Late if goes_on(events, last) => probes.hit(Probe::LateLanding),
+            FaultKind::FullDevice => {
+                let works = |event: &Event| match event {
+                    Event::Submit { io, .. } => {
+                        io.index > last && io.kind.is_update() && completed.contains(&io.index)
+                    }
+                    _ => false,
+                };
+                if events.iter().any(works) {
+                    probes.hit(Probe::FullForGood);
+                }
+            }
             FaultKind::NoSpaceForAWhile => {
                 let works = |event: &Event| match event {
                     Event::Submit { io, .. } => {
@@ -510,6 +523,20 @@ fn probe_faults(
         probes.hit(Probe::TwoFaults);
     }
     pairs
+}
+
+/// Whether the bytes of an I/O that failed were updated again, or the storage was settled.
+fn goes_on(events: &[Event], failed: u64) -> bool {
+    let mut late = None;
+    events.iter().any(|event| match (event, late) {
+        (Event::Submit { io, .. }, None) if io.index == failed => {
+            late = Some(*io);
+            false
+        }
+        (Event::Submit { io, .. }, Some(late)) => io.kind.is_update() && io.overlaps(&late),
+        (Event::Settle, late) => late.is_some(),
+        _ => false,
+    })
 }
 
 /// What an image consists of, for seeing it grow and its clusters change hands.

@@ -278,17 +278,26 @@ pub const fn phase_of(cause: Cause) -> Phase {
 fn faults_of(planned: &Planned, record: &LifeRecord) -> Vec<Fault> {
     let strike = |event: &Event| {
         let Event::Submit { io, .. } = event else { return None };
-        let (effect, landed) = match planned.striking(io)?.fault {
-            DiskFault::Eio => (Effect::Eio, 0),
-            DiskFault::Enospc { landed } => (Effect::Enospc, landed),
-            DiskFault::Short { landed } => (Effect::Short, landed),
-            DiskFault::Flush(FlushFailure::RetrySafe) => (Effect::FlushRetrySafe, 0),
-            DiskFault::Flush(FlushFailure::CleanMarked) => (Effect::FlushCleanMarked, 0),
-            DiskFault::Flush(FlushFailure::Sticky) => (Effect::FlushSticky, 0),
-        };
+        let (effect, landed) = effect_of(planned.striking(io)?.fault);
         Some(Fault { anchor: Anchor::default(), io: Some(io.index), effect, landed })
     };
     record.trace.events().iter().filter_map(strike).collect()
+}
+
+/// How an I/O fails, and how many of its units land all the same, as a case says it.
+const fn effect_of(fault: DiskFault) -> (Effect, u32) {
+    match fault {
+        DiskFault::Eio => (Effect::Eio, 0),
+        DiskFault::Enospc { landed } => (Effect::Enospc, landed),
+        DiskFault::Short { landed } => (Effect::Short, landed),
+        DiskFault::Flush(FlushFailure::RetrySafe) => (Effect::FlushRetrySafe, 0),
+        DiskFault::Flush(FlushFailure::CleanMarked) => (Effect::FlushCleanMarked, 0),
+        DiskFault::Flush(FlushFailure::Sticky) => (Effect::FlushSticky, 0),
+        DiskFault::Late => (Effect::Late, 0),
+        DiskFault::Through(FlushFailure::RetrySafe) => (Effect::ThroughRetrySafe, 0),
+        DiskFault::Through(FlushFailure::CleanMarked) => (Effect::ThroughCleanMarked, 0),
+        DiskFault::Through(FlushFailure::Sticky) => (Effect::ThroughSticky, 0),
+    }
 }
 
 /// The crash image of the last life, decided as the trial decided it, if it is small.
@@ -403,7 +412,7 @@ pub fn labels_of(crash: &Crash) -> Leaf {
 }
 
 fn planned(fault: &Fault) -> PlannedFault {
-    let flush = DiskFault::Flush;
+    let (flush, through) = (DiskFault::Flush, DiskFault::Through);
     let (kind, effect) = match fault.effect {
         Effect::Eio => (IoKind::Write, DiskFault::Eio),
         Effect::Enospc => (IoKind::Write, DiskFault::Enospc { landed: fault.landed }),
@@ -411,9 +420,56 @@ fn planned(fault: &Fault) -> PlannedFault {
         Effect::FlushRetrySafe => (IoKind::Flush, flush(FlushFailure::RetrySafe)),
         Effect::FlushCleanMarked => (IoKind::Flush, flush(FlushFailure::CleanMarked)),
         Effect::FlushSticky => (IoKind::Flush, flush(FlushFailure::Sticky)),
+        Effect::Late => (IoKind::Write, DiskFault::Late),
+        Effect::ThroughRetrySafe => (IoKind::WriteThrough, through(FlushFailure::RetrySafe)),
+        Effect::ThroughCleanMarked => (IoKind::WriteThrough, through(FlushFailure::CleanMarked)),
+        Effect::ThroughSticky => (IoKind::WriteThrough, through(FlushFailure::Sticky)),
     };
     let at = fault
         .io
         .map_or_else(|| FaultAt::Nth { kind, nth: u64::from(fault.anchor.nth) }, FaultAt::Index);
     PlannedFault { at, fault: effect }
+}
+
+#[cfg(test)]
+mod tests {
+    use faultfs::fault::FaultAt;
+    use model::case::Anchor;
+
+    use super::{DiskFault, Effect, Fault, FlushFailure, effect_of, planned};
+
+    /// Goal: a case keeps what failed. Method: each fault to its effect, through JSON, and back.
+    #[test]
+    fn faults_survive_being_written_down() {
+        use FlushFailure::{CleanMarked, RetrySafe, Sticky};
+        let mut names = Vec::new();
+        for fault in [
+            DiskFault::Eio,
+            DiskFault::Enospc { landed: 3 },
+            DiskFault::Short { landed: 2 },
+            DiskFault::Flush(RetrySafe),
+            DiskFault::Flush(CleanMarked),
+            DiskFault::Flush(Sticky),
+            DiskFault::Late,
+            DiskFault::Through(RetrySafe),
+            DiskFault::Through(CleanMarked),
+            DiskFault::Through(Sticky),
+        ] {
+            let (effect, landed) = effect_of(fault);
+            let written = Fault { anchor: Anchor::default(), io: Some(7), effect, landed };
+            let json = serde_json::to_string(&written).expect("it can be written");
+            let read: Fault = serde_json::from_str(&json).expect("it can be read");
+            assert_eq!(read, written);
+            let back = planned(&read);
+            assert_eq!((back.at, back.fault), (FaultAt::Index(7), fault));
+            names.push(serde_json::to_string::<Effect>(&effect).expect("it can be written"));
+        }
+        assert_eq!(
+            names.join(" "),
+            concat!(
+                r#""eio" "enospc" "short" "flush-retry-safe" "flush-clean-marked" "flush-sticky" "late" "#,
+                r#""through-retry-safe" "through-clean-marked" "through-sticky""#
+            )
+        );
+    }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   open ──> task 0: op, op, op ─┐
-//!       └──> task 1: op, op ─────┼──> close (unless something failed)
+//!       └──> task 1: op, op ─────┼──> close (which a failure before may make fail)
 //!   every submission and completion, of storage and of guest operations, is a moment
 //! ```
 
@@ -136,7 +136,8 @@ struct Book {
     misread: Option<Misread>,
     /// An operation that failed although no I/O had.
     unprovoked: Option<String>,
-    failed: u64,
+    /// The image was closed at the end, whatever had failed before.
+    closed: bool,
     /// The operation that each task is in.
     at: Vec<usize>,
     exposure: Exposure,
@@ -209,7 +210,7 @@ pub fn run_scheduled<Sub: Subject>(
         operations: 0,
         misread: None,
         unprovoked: None,
-        failed: 0,
+        closed: false,
         at: vec![0; script.tasks.len().max(1)],
         exposure: Exposure::default(),
         probes: Vec::new(),
@@ -237,7 +238,6 @@ pub fn run_scheduled<Sub: Subject>(
                     }
                     Err(refusal) => {
                         let mut book = lock(&book);
-                        book.failed += 1;
                         book.unprovoked = Some(format!("opening it failed: {refusal:?}"));
                     }
                 }
@@ -282,11 +282,11 @@ pub fn run_scheduled<Sub: Subject>(
                 match result {
                     Ok(()) => {
                         book.guest.complete(token);
+                        book.closed = true;
                         book.probes.push(Probe::CleanClose);
                     }
                     Err(text) => {
                         book.guest.fail(token);
-                        book.failed += 1;
                         book.unprovoked = Some(format!("closing it failed: {text}"));
                     }
                 }
@@ -298,8 +298,7 @@ pub fn run_scheduled<Sub: Subject>(
         }
     };
 
-    let failed_close = lock(&book).failed > 0 && lock(&book).unprovoked.is_some();
-    if matches!(end, Ended::Closed) && failed_close {
+    if matches!(end, Ended::Closed) && !lock(&book).closed {
         end = Ended::Stopped;
     }
     let mut book = lock(&book);
@@ -510,7 +509,6 @@ impl<Sub: Subject> Task<Sub> {
                 }
                 Some(Err(text)) => {
                     book.guest.fail(token);
-                    book.failed += 1;
                     book.unprovoked = Some(text);
                 }
             }
@@ -548,7 +546,6 @@ impl<Sub: Subject> Task<Sub> {
                 true
             }
             Err(text) => {
-                book.failed += 1;
                 book.unprovoked = Some(format!("reopening it failed: {text}"));
                 false
             }

@@ -16,7 +16,7 @@ use model::case::{Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 4;
+pub const GENERATOR: u32 = 5;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,13 +56,19 @@ pub enum FaultKind {
     FlushCleanMarked,
     /// A failed flush, and none that succeeds any more.
     FlushSticky,
+    /// A write, zeroing, discard or change of the length that fails and may land until the storage is settled.
+    Late,
+    /// A write-through write that fails in its sync, with one of the meanings of a failed flush.
+    WriteThroughFailed,
+    /// ENOSPC of every change of the length, to the end of the life.
+    FullDevice,
     /// A request whose future is dropped.
     Dropped,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Read,
         Self::ShortRead,
         Self::Write,
@@ -72,6 +78,9 @@ impl FaultKind {
         Self::FlushRetrySafe,
         Self::FlushCleanMarked,
         Self::FlushSticky,
+        Self::Late,
+        Self::WriteThroughFailed,
+        Self::FullDevice,
         Self::Dropped,
     ];
 
@@ -87,6 +96,9 @@ impl FaultKind {
             Self::FlushRetrySafe => "flush-retry-safe",
             Self::FlushCleanMarked => "flush-clean-marked",
             Self::FlushSticky => "flush-sticky",
+            Self::Late => "late",
+            Self::WriteThroughFailed => "write-through-failed",
+            Self::FullDevice => "full-device",
             Self::Dropped => "dropped",
         }
     }
@@ -107,10 +119,13 @@ impl FaultKind {
             (Fault::Short { .. }, _) if reads => Self::ShortRead,
             (Fault::Short { .. }, _) => Self::ShortWrite,
             (Fault::Enospc { .. }, FaultAt::Span { .. }) => Self::NoSpaceForAWhile,
+            (Fault::Enospc { .. }, FaultAt::From { .. }) => Self::FullDevice,
             (Fault::Enospc { .. }, _) => Self::NoSpace,
             (Fault::Flush(FlushFailure::RetrySafe), _) => Self::FlushRetrySafe,
             (Fault::Flush(FlushFailure::CleanMarked), _) => Self::FlushCleanMarked,
             (Fault::Flush(FlushFailure::Sticky), _) => Self::FlushSticky,
+            (Fault::Late, _) => Self::Late,
+            (Fault::Through(_), _) => Self::WriteThroughFailed,
         }
     }
 }
@@ -266,8 +281,6 @@ impl<'a> Draw<'a> {
             _ if self.contended => 5 + self.rng.below(8),
             _ => 1 + self.rng.below(6),
         };
-        let tasks: Vec<Vec<Op>> =
-            (0..tasks).map(|task| (0..per_task).map(|_| self.op(tasks, task)).collect()).collect();
         let mut kinds: Vec<FaultKind> = scope.fault.into_iter().collect();
         let more = match self.rng.below(16) {
             _ if scope.faultless => 0,
@@ -283,6 +296,14 @@ impl<'a> Draw<'a> {
                 _ => FaultKind::ALL[self.rng.below(FaultKind::ALL.len() as u32) as usize],
             });
         }
+        let weights = self.weights;
+        if kinds.contains(&FaultKind::WriteThroughFailed) {
+            // A storage is written through only where a cluster is written again whose mapping a flush has covered.
+            self.weights = [20, 60, 4, 4, 4, 30, 0, 0];
+        }
+        let tasks: Vec<Vec<Op>> =
+            (0..tasks).map(|task| (0..per_task).map(|_| self.op(tasks, task)).collect()).collect();
+        self.weights = weights;
         let faults = kinds.iter().filter_map(|&kind| self.fault(kind)).collect();
         let dropped = kinds.contains(&FaultKind::Dropped).then(|| {
             let task = self.rng.below(u32::try_from(tasks.len()).expect("few tasks")) as usize;
@@ -299,6 +320,7 @@ impl<'a> Draw<'a> {
         let nth = u64::from(self.rng.below(most));
         let transfers = [IoKind::Write, IoKind::Write, IoKind::WriteThrough, IoKind::WriteZeroes];
         let updates = [IoKind::Write, IoKind::WriteThrough, IoKind::Discard, IoKind::SetLen];
+        let meanings = [FlushFailure::RetrySafe, FlushFailure::CleanMarked, FlushFailure::Sticky];
         let any = self.rng.below(4) as usize;
         let (kind, fault) = match kind {
             FaultKind::Read => (IoKind::Read, Fault::Eio),
@@ -316,6 +338,23 @@ impl<'a> Draw<'a> {
             FaultKind::FlushRetrySafe => (IoKind::Flush, Fault::Flush(FlushFailure::RetrySafe)),
             FaultKind::FlushCleanMarked => (IoKind::Flush, Fault::Flush(FlushFailure::CleanMarked)),
             FaultKind::FlushSticky => (IoKind::Flush, Fault::Flush(FlushFailure::Sticky)),
+            FaultKind::Late => {
+                let kind = match self.rng.below(8) {
+                    0..=3 => IoKind::Write,
+                    4 => IoKind::WriteZeroes,
+                    _ => updates[any],
+                };
+                (kind, Fault::Late)
+            }
+            FaultKind::WriteThroughFailed => {
+                let failure = meanings[self.rng.below(3) as usize];
+                let at = FaultAt::Nth { kind: IoKind::WriteThrough, nth: nth / 4 };
+                return Some(PlannedFault { at, fault: Fault::Through(failure) });
+            }
+            FaultKind::FullDevice => {
+                let at = FaultAt::From { kind: IoKind::SetLen, nth: nth / 2 };
+                return Some(PlannedFault { at, fault: Fault::Enospc { landed: 0 } });
+            }
             FaultKind::Dropped => return None,
         };
         Some(PlannedFault { at: FaultAt::Nth { kind, nth }, fault })

@@ -74,7 +74,8 @@ impl PossibleDisk {
 
     /// What becomes of each write under a profile that does not tear.
     fn fates<C: Chooser + ?Sized>(&self, profile: Profile, chooser: &mut C) -> Vec<State> {
-        let free = |write: &Write| matches!(write.state, State::InFlight | State::Failed);
+        let free =
+            |write: &Write| matches!(write.state, State::InFlight | State::Failed | State::Late);
         let kept: Rule = match profile {
             Profile::Kill if self.has(Defect::KillLosesCompleted) => Box::new(|_| None),
             Profile::Prefix if self.has(Defect::PrefixHasHoles) => {

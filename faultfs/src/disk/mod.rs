@@ -24,7 +24,10 @@
 //! - with *completed* in the place of *settled*, everything else is **visible**: a read may return it.
 //!
 //! A flush settles the completed writes that ended before it was submitted. It never narrows a base that nothing
-//! overwrote. A failed write has ended (a later write supersedes it) but completes nothing, so it stays possible.
+//! overwrote. A failed write has ended (a later write supersedes it) but completes nothing, so it stays possible. One that
+//! failed *late* has not ended: like a write in flight it may land over whatever is written meanwhile, until the disk is
+//! settled; then it has. A write-through write is a cached write and a sync; where the sync fails, the write is one of those
+//! that a failed flush loses.
 //! A discard supersedes nothing: its zero stands beside what was there.
 //!
 //! What a crash leaves is a base again, so recovery, nested crashes and second lives need nothing more. Under profile
@@ -72,6 +75,8 @@ pub enum Landing {
     /// Its first units were written like those of a completed cached write, and the others never will be. A length
     /// change that fails so has not happened.
     First(u32),
+    /// Any of its units may land, at any moment until [`PossibleDisk::settle`]; from then on as with [`Landing::Any`].
+    Late,
 }
 
 /// A disk of sets of values; see the module. A clone is a fork: it shares nothing but the value store.
@@ -94,7 +99,7 @@ pub struct PossibleDisk {
     barriers: Vec<u64>,
     /// When the last write-through write completed.
     through_at: u64,
-    /// A flush failed for good.
+    /// A sync failed for good.
     stuck: bool,
     clock: u64,
     discard: DiscardMode,
@@ -162,7 +167,7 @@ enum State {
     Done,
     /// Completed and durable; kept only beside writes that it does not supersede.
     Settled,
-    /// Ended with an error, or covered by a flush that failed and marked it clean.
+    /// Ended with an error, or covered by a sync that failed and marked it clean.
     Failed,
     /// A crash left it, part of the medium now, and nobody has looked whether it landed.
     Undecided,
@@ -170,6 +175,8 @@ enum State {
     Landed,
     /// A crash left it and it did not land.
     Lost,
+    /// Returned an error, and may land until the disk is settled.
+    Late,
 }
 
 impl State {
@@ -358,11 +365,16 @@ impl PossibleDisk {
         WriteId(write)
     }
 
-    /// Ends a write, zeroing, discard or length change well.
-    pub fn complete(&mut self, write: WriteId) {
-        let now = self.tick();
+    /// Ends a write, zeroing, discard or length change well. A write-through write fails in its sync if an earlier sync
+    /// failed for good, and the answer is false.
+    pub fn complete(&mut self, write: WriteId) -> bool {
         let id = write.0 as usize;
         let Write { first, count, through, .. } = self.writes[id];
+        if through && self.stuck && !self.has(Defect::StickySparesThrough) {
+            self.fail_sync(write, FlushFailure::Sticky);
+            return false;
+        }
+        let now = self.tick();
         self.writes[id].ended = now;
         let settled = (through && !self.has(Defect::ThroughForgotten))
             || self.has(Defect::CompletionIsDurable);
@@ -384,6 +396,7 @@ impl PossibleDisk {
             self.cover(now);
         }
         self.free_if_unused(write.0);
+        true
     }
 
     /// Ends a write, zeroing, discard or length change with an error.
@@ -392,12 +405,17 @@ impl PossibleDisk {
         let id = write.0 as usize;
         let Write { first, count, .. } = self.writes[id];
         self.log.changed(first, count);
-        self.writes[id].ended = now;
-        self.writes[id].state = State::Failed;
         let landing = match landing {
             Landing::Any if self.has(Defect::FailedWriteVanishes) => Landing::First(0),
+            Landing::Late if self.has(Defect::LateIsOver) => Landing::Any,
             other => other,
         };
+        if landing == Landing::Late {
+            self.writes[id].state = State::Late;
+            return;
+        }
+        self.writes[id].ended = now;
+        self.writes[id].state = State::Failed;
         if let Landing::First(landed) = landing {
             let landed = if self.sets_length(write.0) { 0 } else { landed.min(count) };
             self.writes[id].state = State::Done;
@@ -413,6 +431,48 @@ impl PossibleDisk {
         self.free_if_unused(write.0);
     }
 
+    /// Ends a write-through write whose data was transferred and whose sync failed: what a flush submitted with it would
+    /// have lost by failing so is lost, and the write itself with it.
+    pub fn fail_sync(&mut self, write: WriteId, failure: FlushFailure) {
+        let now = self.tick();
+        let id = write.0 as usize;
+        let Write { first, count, submitted, .. } = self.writes[id];
+        self.log.changed(first, count);
+        self.writes[id].ended = now;
+        let failure = match failure {
+            FlushFailure::CleanMarked if self.has(Defect::FailedSyncTaintsNothing) => {
+                FlushFailure::RetrySafe
+            }
+            FlushFailure::Sticky if self.has(Defect::FailedSyncNeverSticks) => {
+                FlushFailure::RetrySafe
+            }
+            other => other,
+        };
+        let taints = failure == FlushFailure::CleanMarked;
+        let tainted = taints && !self.has(Defect::FailedSyncSparesItself);
+        self.writes[id].state = if tainted { State::Failed } else { State::Done };
+        if !taints || !self.has(Defect::FailedSyncSparesOthers) {
+            self.lose(submitted, failure);
+        }
+        self.free_if_unused(write.0);
+    }
+
+    /// Ends what failed late: none of it lands any more.
+    pub fn settle(&mut self) {
+        if self.has(Defect::LateSurvivesSettle) {
+            return;
+        }
+        let landing = match self.has(Defect::SettledLateVanishes) {
+            true => Landing::First(0),
+            false => Landing::Any,
+        };
+        for id in 0..self.writes.len() {
+            if self.writes[id].state == State::Late {
+                self.fail(WriteId(id as u32), landing);
+            }
+        }
+    }
+
     /// Submits a flush.
     pub fn submit_flush(&mut self) -> FlushId {
         let now = self.tick();
@@ -420,7 +480,7 @@ impl PossibleDisk {
         FlushId(now)
     }
 
-    /// Ends a flush well, unless an earlier one failed for good: then it fails too, and the answer is false.
+    /// Ends a flush well, unless an earlier sync failed for good: then it fails too, and the answer is false.
     #[must_use]
     pub fn complete_flush(&mut self, flush: FlushId) -> bool {
         self.tick();
@@ -431,6 +491,9 @@ impl PossibleDisk {
         // An older flush in flight says nothing that this one has not said.
         self.barriers.retain(|&barrier| barrier > flush.0);
         self.cover(flush.0);
+        if self.has(Defect::LateEndsAtFlush) {
+            self.settle();
+        }
         if self.has(Defect::FlushNarrowsBase) {
             for slot in 0..self.slots.len() {
                 if self.slots[slot].base.len > 1 {
@@ -446,14 +509,7 @@ impl PossibleDisk {
     pub fn fail_flush(&mut self, flush: FlushId, failure: FlushFailure) {
         self.tick();
         self.barriers.retain(|&barrier| barrier != flush.0);
-        if failure == FlushFailure::CleanMarked && !self.has(Defect::CleanMarkedIsRetrySafe) {
-            for write in &mut self.writes {
-                if write.state == State::Done && write.ended_before(flush.0) {
-                    write.state = State::Failed;
-                    self.log.changed(write.first, write.count);
-                }
-            }
-        }
+        self.lose(flush.0, failure);
         if self.has(Defect::FailedFlushDropsPending) {
             for slot in 0..self.slots.len() {
                 if self.slots[slot].head != NONE {
@@ -465,7 +521,6 @@ impl PossibleDisk {
         if self.has(Defect::FailedFlushCovers) {
             self.cover(flush.0);
         }
-        self.stuck |= failure == FlushFailure::Sticky && !self.has(Defect::StickyForgets);
     }
 
     /// What a read of `unit` returns now. What it learns about the medium stays so, even if something newer is in
@@ -572,6 +627,19 @@ impl PossibleDisk {
             }
         }
         self.settle_length();
+    }
+
+    /// A sync failed that was to cover what had completed before `time`.
+    fn lose(&mut self, time: u64, failure: FlushFailure) {
+        if failure == FlushFailure::CleanMarked && !self.has(Defect::CleanMarkedIsRetrySafe) {
+            for write in &mut self.writes {
+                if write.state == State::Done && write.ended_before(time) {
+                    write.state = State::Failed;
+                    self.log.changed(write.first, write.count);
+                }
+            }
+        }
+        self.stuck |= failure == FlushFailure::Sticky && !self.has(Defect::StickyForgets);
     }
 
     /// Drops what the settled writes of a unit supersede; when nothing unsettled is left, they become its base.
@@ -764,7 +832,7 @@ impl PossibleDisk {
 
     fn free_if_unused(&mut self, write: u32) {
         let Write { refs, state, .. } = self.writes[write as usize];
-        if refs == 0 && state != State::InFlight {
+        if refs == 0 && !matches!(state, State::InFlight | State::Late) {
             // In flight again: a free record matches no rule, and is not freed twice.
             self.writes[write as usize].state = State::InFlight;
             self.free_writes.push(write);

@@ -4,7 +4,7 @@ use qcow2_core::storage::{Durability, UNIT};
 
 use super::{Landing, MAX_UNITS, NONE, PAGE, PossibleDisk};
 use crate::chooser::{Always, Random};
-use crate::profile::Profile;
+use crate::profile::{FlushFailure, Profile};
 use crate::values::{Key, Values};
 
 /// A disk of `len` units of one old value, and new values.
@@ -38,10 +38,12 @@ fn what_is_over_leaves_nothing_behind() {
         let append = disk.submit_write(1, &keys[..3], Durability::Cached, &mut chooser);
         let over = disk.submit_write(0, &keys[3..5], Durability::Cached, &mut chooser);
         disk.complete(append);
-        match round % 3 {
+        match round % 5 {
             0 => disk.fail(over, Landing::First(0)),
             1 => disk.fail(over, Landing::Any),
-            _ => disk.complete(over),
+            2 => disk.fail(over, Landing::Late),
+            3 => disk.fail_sync(over, FlushFailure::CleanMarked),
+            _ => assert!(disk.complete(over)),
         }
         if round % 2 == 0 {
             let profile = Profile::ALL[round as usize / 2 % Profile::ALL.len()];
@@ -49,6 +51,7 @@ fn what_is_over_leaves_nothing_behind() {
             assert!(disk.sets.len() <= 3 * 4, "{profile}: {}", disk.sets.len());
             disk.image(&mut chooser);
         }
+        disk.settle();
         let cut = disk.submit_set_len(2, &mut chooser);
         disk.complete(cut);
         flush(&mut disk);

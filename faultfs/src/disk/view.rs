@@ -153,7 +153,9 @@ impl PossibleDisk {
             _ if pending.certain => Fate::Must,
             State::Settled | State::Landed => Fate::Must,
             State::Lost => Fate::Not,
-            State::Done | State::InFlight | State::Failed | State::Undecided => Fate::May,
+            State::Done | State::InFlight | State::Failed | State::Late | State::Undecided => {
+                Fate::May
+            }
         })
     }
 
@@ -437,7 +439,9 @@ mod tests {
                     disk.submit_write(1, &keys[1..2], Durability::Cached, chooser),
                 ]
             };
-            writes.into_iter().for_each(|write| disk.complete(write));
+            for write in writes {
+                disk.complete(write);
+            }
             let flush = disk.submit_flush();
             assert!(disk.complete_flush(flush));
             disk.submit_write(0, &keys[2..3], Durability::Cached, chooser);

@@ -1,7 +1,7 @@
 //! Every small program, compared with the naive enumerator, under every profile.
 //!
 //! Goal: no combination of a few operations that the litmus table forgot makes a difference. Method: all sequences over
-//! four alphabets (order, lengths, failures and discards, overlap), each ended by a crash, and longer ones at random.
+//! alphabets (order, lengths, failures and discards, overlap, late failures, failed syncs), each ended by a crash, and longer ones at random.
 //! On the way the profiles are held to their order: what one may leave contains what the weaker one may.
 
 use std::collections::BTreeSet;
@@ -40,6 +40,43 @@ const ALPHABETS: &[(u32, &[&str])] = &[
     ),
     // Overlap, which breaks the contract of a storage and has a meaning all the same.
     (2, &["W(a)~", "W(ab)~", "T(a)~", "W(a)", "F", "F~", "<.", ">.", "<!", "crash", "R(a)"]),
+    // Late failures: what may land until it is settled.
+    (
+        2,
+        &[
+            "W(a)!late",
+            "W(bc)!late",
+            "T(a)!late",
+            "Z(b)!late",
+            "D(a)!late",
+            "L3!late",
+            "S",
+            "W(a)",
+            "T(b)",
+            "F",
+            "R(a)",
+            "crash",
+        ],
+    ),
+    // Failed syncs: write-through that fails after its data.
+    (
+        2,
+        &[
+            "T(a)",
+            "T(b)!retry",
+            "T(a)!clean",
+            "T(bc)!clean",
+            "T(a)!sticky",
+            "W(a)",
+            "W(ab)",
+            "F",
+            "T(a)~",
+            "<!clean",
+            "<.",
+            "R(a)",
+            "crash",
+        ],
+    ),
 ];
 
 /// All programs of `length` symbols of an alphabet, ended by a crash.
@@ -117,6 +154,16 @@ fn lengths() {
 #[test]
 fn failures_and_discards() {
     assert!(compare_all(2, 0..=4).compared > 50_000);
+}
+
+#[test]
+fn late_failures() {
+    assert!(compare_all(4, 0..=4).compared > 30_000);
+}
+
+#[test]
+fn failed_syncs() {
+    assert!(compare_all(5, 0..=4).compared > 30_000);
 }
 
 #[test]

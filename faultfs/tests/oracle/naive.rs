@@ -18,7 +18,9 @@ struct Past {
     submitted: usize,
     ended: Option<usize>,
     well: bool,
-    /// A failed flush marked it clean.
+    /// It failed, and ends when it is settled.
+    late: bool,
+    /// A failed sync marked it clean.
     tainted: bool,
     /// Units that a decided read has taken out of its reach.
     forgotten: Vec<u32>,
@@ -80,6 +82,7 @@ fn live(
     match *event {
         Event::Submit(op) => life.submit(op)?,
         Event::End(number, ending) => life.end(number, ending),
+        Event::Settle => life.settle(),
         Event::Len => {
             for len in life.visible_lengths() {
                 let mut next = life.clone();
@@ -123,6 +126,10 @@ fn live(
 impl Past {
     fn is_discard(&self) -> bool {
         matches!(self.op, Op::Discard { .. })
+    }
+
+    fn is_through(&self) -> bool {
+        matches!(self.op, Op::Write { through: true, .. })
     }
 
     fn is_flush(&self) -> bool {
@@ -187,6 +194,7 @@ impl Life {
             submitted: self.time,
             ended: None,
             well: false,
+            late: false,
             tainted: false,
             forgotten: Vec::new(),
         };
@@ -203,15 +211,46 @@ impl Life {
         Ok(())
     }
 
+    fn settle(&mut self) {
+        for past in self.past.iter_mut().filter(|past| past.late) {
+            past.ended = Some(self.time);
+            past.late = false;
+        }
+    }
+
     fn end(&mut self, number: usize, ending: Ending) {
         let at = number - self.first;
         let time = self.time;
         let submitted = self.past[at].submitted;
         self.past[at].ended = Some(time);
+        if self.past[at].is_through() {
+            // A cached write and a sync: where the sync fails, the write is one of those that it should have covered.
+            let failure = match ending {
+                Ending::Sync(failure) => Some(failure),
+                Ending::Well if self.stuck => {
+                    self.reads.push('E');
+                    Some(FlushFailure::Sticky)
+                }
+                _ => None,
+            };
+            if let Some(failure) = failure {
+                self.past[at].well = true;
+                if let Op::Write { through, .. } = &mut self.past[at].op {
+                    *through = false;
+                }
+                self.past[at].tainted = failure == FlushFailure::CleanMarked;
+                self.fail_sync(submitted, failure);
+                return;
+            }
+        }
         match ending {
             Ending::Well if self.past[at].is_flush() && self.stuck => self.reads.push('E'),
             Ending::Well => self.past[at].well = true,
             Ending::Eio => {}
+            Ending::Late => {
+                self.past[at].late = true;
+                self.past[at].ended = None;
+            }
             Ending::Enospc(landed) => {
                 self.past[at].well = true;
                 match &mut self.past[at].op {
@@ -227,9 +266,17 @@ impl Life {
                     }
                 }
             }
-            Ending::Flush(FlushFailure::RetrySafe) => {}
-            Ending::Flush(FlushFailure::Sticky) => self.stuck = true,
-            Ending::Flush(FlushFailure::CleanMarked) => {
+            Ending::Sync(failure) if self.past[at].is_flush() => self.fail_sync(submitted, failure),
+            Ending::Sync(_) => {}
+        }
+    }
+
+    /// A sync failed that began at `submitted`.
+    fn fail_sync(&mut self, submitted: usize, failure: FlushFailure) {
+        match failure {
+            FlushFailure::RetrySafe => {}
+            FlushFailure::Sticky => self.stuck = true,
+            FlushFailure::CleanMarked => {
                 let marked: Vec<bool> = self
                     .past
                     .iter()

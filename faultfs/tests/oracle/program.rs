@@ -3,16 +3,17 @@
 //! ```text
 //!   W(ab)   cached write of units a and b      T(a)   write-through         Z(a)  zeroes       D(a)  discard
 //!   L3      set_len to 3 units                 F      flush                 R(a)  read         N     read the length
-//!   crash   power cut                          /      only sets operations apart
+//!   crash   power cut     S     settle         /      only sets operations apart
 //!
 //!   X!  fails with EIO     W(ab)!1  fails with ENOSPC after one unit     F!retry F!clean F!sticky  failing flush
+//!   X!late  fails with EIO and may land until it is settled              T(a)!retry ...  failing in its sync
 //!   X~  is submitted and stays in flight       <.  the oldest in flight ends well    >.  the newest
 //!   <! >! <!1 <!clean ...  it fails like that
 //! ```
 //!
 //! The n-th data write writes the value n to each of its units. An outcome shows what was read and, after a bar, every
 //! unit up to the length of the file: `.` zero, `o` what was there at first, a digit the write that it came from.
-//! `E` among the reads is a flush that failed because an earlier one had failed for good.
+//! `E` among the reads is a flush or write-through that failed because an earlier sync had failed for good.
 
 use std::collections::BTreeSet;
 
@@ -42,7 +43,9 @@ pub(crate) enum Ending {
     Well,
     Eio,
     Enospc(u32),
-    Flush(FlushFailure),
+    /// Of a flush, or of a write-through in its sync.
+    Sync(FlushFailure),
+    Late,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +55,7 @@ pub(crate) enum Event {
     End(usize, Ending),
     Read(u32),
     Len,
+    Settle,
     Crash,
 }
 
@@ -95,6 +99,10 @@ impl Program {
                 }
                 b'N' => {
                     events.push(Event::Len);
+                    continue;
+                }
+                b'S' => {
+                    events.push(Event::Settle);
                     continue;
                 }
                 b'c' => {
@@ -166,6 +174,7 @@ impl Program {
                 }
                 Event::Read(unit) => reads.push(keys.name(disk.read(unit, chooser))),
                 Event::Len => reads.push_str(&disk.len(chooser).to_string()),
+                Event::Settle => disk.settle(),
                 Event::Crash => disk.crash_in_place(profile, chooser),
             }
         }
@@ -262,9 +271,10 @@ fn ending(text: &str) -> Ending {
     match text {
         "" | "." => Ending::Well,
         "!" => Ending::Eio,
-        "!retry" => Ending::Flush(FlushFailure::RetrySafe),
-        "!clean" => Ending::Flush(FlushFailure::CleanMarked),
-        "!sticky" => Ending::Flush(FlushFailure::Sticky),
+        "!late" => Ending::Late,
+        "!retry" => Ending::Sync(FlushFailure::RetrySafe),
+        "!clean" => Ending::Sync(FlushFailure::CleanMarked),
+        "!sticky" => Ending::Sync(FlushFailure::Sticky),
         _ => Ending::Enospc(text[1..].parse().expect("a number of units")),
     }
 }
@@ -276,6 +286,7 @@ fn bytes_of(value: u8) -> [u8; UNIT] {
 #[derive(Clone, Copy)]
 enum Id {
     Write(WriteId),
+    Through(WriteId),
     Flush(FlushId),
 }
 
@@ -284,7 +295,11 @@ fn submit(disk: &mut PossibleDisk, op: Op, keys: &Keys, chooser: &mut impl Choos
         Op::Write { first, count, through, value } => {
             let durability = if through { Durability::Through } else { Durability::Cached };
             let data = vec![keys.key(value); count as usize];
-            disk.submit_write(first, &data, durability, chooser)
+            let id = disk.submit_write(first, &data, durability, chooser);
+            if through {
+                return Id::Through(id);
+            }
+            id
         }
         Op::Zeroes { first, count } => disk.submit_zeroes(first, count, chooser),
         Op::Discard { first, count } => disk.submit_discard(first, count, chooser),
@@ -293,13 +308,17 @@ fn submit(disk: &mut PossibleDisk, op: Op, keys: &Keys, chooser: &mut impl Choos
     })
 }
 
-/// False if it was a flush that cannot end well any more.
+/// False if it was a flush or a write-through that cannot end well any more.
 fn end(disk: &mut PossibleDisk, id: Id, ending: Ending) -> bool {
     match (id, ending) {
-        (Id::Write(write), Ending::Well) => disk.complete(write),
-        (Id::Write(write), Ending::Enospc(landed)) => disk.fail(write, Landing::First(landed)),
-        (Id::Write(write), _) => disk.fail(write, Landing::Any),
-        (Id::Flush(flush), Ending::Flush(failure)) => disk.fail_flush(flush, failure),
+        (Id::Write(write) | Id::Through(write), Ending::Well) => return disk.complete(write),
+        (Id::Write(write) | Id::Through(write), Ending::Enospc(landed)) => {
+            disk.fail(write, Landing::First(landed));
+        }
+        (Id::Write(write) | Id::Through(write), Ending::Late) => disk.fail(write, Landing::Late),
+        (Id::Through(write), Ending::Sync(failure)) => disk.fail_sync(write, failure),
+        (Id::Write(write) | Id::Through(write), _) => disk.fail(write, Landing::Any),
+        (Id::Flush(flush), Ending::Sync(failure)) => disk.fail_flush(flush, failure),
         (Id::Flush(flush), Ending::Well) => return disk.complete_flush(flush),
         (Id::Flush(flush), _) => disk.fail_flush(flush, FlushFailure::RetrySafe),
     }

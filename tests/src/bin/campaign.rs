@@ -113,7 +113,7 @@ struct Run {
     #[arg(long)]
     refcounts: Option<Refcounts>,
     /// A fault of this kind in every life: read, short-read, write, short-write, no-space, no-space-for-a-while,
-    /// flush-retry-safe, flush-clean-marked, flush-sticky or dropped.
+    /// flush-retry-safe, flush-clean-marked, flush-sticky, late, write-through-failed, full-device or dropped.
     #[arg(long)]
     fault: Option<FaultKind>,
     /// Break this write order (repeatable): the run must then find something.

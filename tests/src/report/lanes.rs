@@ -225,6 +225,7 @@ impl Drawing<'_> {
                         rows.push(self.end(&io, &self.tape.events[at]));
                     }
                 }
+                Event::Settle => rows.push(Row::Note("settled".to_owned())),
                 _ => {}
             }
             at += 1;
@@ -259,6 +260,9 @@ impl Drawing<'_> {
 
     fn end(&self, io: &Io, event: &Event) -> Row {
         let how = match event {
+            Event::Fail { errno, .. } if self.tape.is_late(io) => {
+                format!(" FAILS, errno {errno}, and may land")
+            }
             Event::Fail { errno, .. } => format!(" FAILS, errno {errno}"),
             _ => " ends".to_owned(),
         };

@@ -635,10 +635,10 @@ fn numbered(io: &Io, labels: &Labels) -> String {
     format!("I/O #{} ({})", io.index, io_name(io, labels))
 }
 
-/// Units that two updates in flight both touched.
+/// Units that two updates in flight both touched, or one over another that had failed late.
 fn contended(tape: &Tape) -> BTreeSet<u32> {
     let mut units = BTreeSet::new();
-    let mut running: Vec<Io> = Vec::new();
+    let (mut running, mut late): (Vec<Io>, Vec<u64>) = Default::default();
     for event in &tape.events {
         match event {
             Event::Submit { io, .. } if io.kind.is_update() => {
@@ -649,8 +649,14 @@ fn contended(tape: &Tape) -> BTreeSet<u32> {
                 }
                 running.push(*io);
             }
-            Event::Complete { index, .. } | Event::Fail { index, .. } => {
-                running.retain(|io| io.index != *index);
+            Event::Complete { index, .. } => running.retain(|io| io.index != *index),
+            Event::Fail { index, .. } => {
+                running.retain(|io| io.index != *index || tape.is_late(io));
+                late.extend(running.iter().map(|io| io.index).filter(|of| of == index));
+            }
+            Event::Settle => {
+                running.retain(|io| !late.contains(&io.index));
+                late.clear();
             }
             _ => {}
         }
