@@ -57,7 +57,10 @@ impl Resource {
 enum Holder {
     Waiting(Waker),
     Held,
-    Orphan,
+    /// `sync`: it may have been a write through, whose failure somebody has to hear of.
+    Orphan {
+        sync: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -100,7 +103,7 @@ impl Claims {
         let claim = rest.first_mut().expect("index() found it");
         let mut turn = Turn::Granted;
         for other in earlier.iter().filter(|other| other.resource.overlaps(&claim.resource)) {
-            if matches!(other.holder, Holder::Orphan) {
+            if matches!(other.holder, Holder::Orphan { .. }) {
                 turn = Turn::Settle;
                 break;
             }
@@ -126,10 +129,10 @@ impl Claims {
         }
     }
 
-    /// Leaves the claim `id` to whoever sees the storage settle.
-    pub(crate) fn orphan(&mut self, id: u64) {
+    /// Leaves the claim `id` to whoever sees the storage settle; `sync` says whether a write through is in flight under it.
+    pub(crate) fn orphan(&mut self, id: u64, sync: bool) {
         let at = self.index(id);
-        self.queue[at].holder = Holder::Orphan;
+        self.queue[at].holder = Holder::Orphan { sync };
         self.orphans += 1;
         for other in &self.queue[at..] {
             if let Holder::Waiting(waker) = &other.holder {
@@ -143,6 +146,15 @@ impl Claims {
         self.orphans > MANY_ORPHANS
     }
 
+    /// Whether a write through of a dropped request may fail, or have failed, with nobody there to hear it.
+    pub(crate) fn has_sync_orphans(&self) -> bool {
+        self.orphans > 0
+            && self
+                .queue
+                .iter()
+                .any(|record| matches!(record.holder, Holder::Orphan { sync: true }))
+    }
+
     /// The orphans of this moment: settle the storage, then [`release`](Self::release) those that are still there.
     pub(crate) fn orphans(&self) -> Vec<u64> {
         if self.orphans == 0 {
@@ -150,7 +162,7 @@ impl Claims {
         }
         self.queue
             .iter()
-            .filter(|record| matches!(record.holder, Holder::Orphan))
+            .filter(|record| matches!(record.holder, Holder::Orphan { .. }))
             .map(|record| record.id)
             .collect()
     }
@@ -203,7 +215,7 @@ mod tests {
         let waker = Waker::noop();
         let a = claims.enqueue(Resource::Page(0), waker);
         assert_eq!(claims.turn(a, waker), Turn::Granted);
-        claims.orphan(a);
+        claims.orphan(a, false);
         let b = claims.enqueue(Resource::Page(0), waker);
         assert_eq!(claims.turn(b, waker), Turn::Settle);
         let orphans = claims.orphans();

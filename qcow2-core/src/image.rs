@@ -130,8 +130,14 @@ impl<S: Storage> Image<S> {
         if self.now(|state| state.claims.has_many_orphans()) {
             self.settle().await?;
         }
-        let mut claim =
-            Claim { image: self, id: None, in_flight: false, failed: false, clusters: Vec::new() };
+        let mut claim = Claim {
+            image: self,
+            id: None,
+            in_flight: false,
+            through: None,
+            failed: false,
+            clusters: Vec::new(),
+        };
         loop {
             let turn = poll_fn(|context| {
                 let waker = context.waker();
@@ -269,15 +275,31 @@ impl<S: Storage> Image<S> {
             })
             .await?;
         let Some(flush) = flush else { return Ok(()) };
+        if self.now(|state| state.claims.has_sync_orphans()) {
+            self.settle().await?;
+        }
         let result = claim.flush(barrier).await;
         // In the same step as its end: between the two, a failure could be dropped with the future.
-        self.now(|state| match result {
+        let result = self.now(|state| result.map_err(|source| state.fail_flush(source)));
+        result?;
+        // A write through that failed meanwhile may have lost what this flush seems to have covered, and its task may not have
+        // heard of it yet.
+        let next = self.now(|state| state.next_through());
+        poll_fn(|context| {
+            let ended = self.now(|state| state.throughs_ended(next, context.waker()));
+            if ended { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        if self.now(|state| state.claims.has_sync_orphans()) {
+            self.settle().await?;
+        }
+        self.now(|state| match state.accepts_changes() {
             Ok(()) => {
                 state.clock.complete(flush);
                 state.reap_due |= state.has_freed();
                 Ok(())
             }
-            Err(source) => Err(state.fail_flush(source)),
+            poisoned => poisoned,
         })
     }
 
@@ -403,6 +425,8 @@ pub(crate) struct Claim<'a, S: Storage> {
     image: &'a Image<S>,
     id: Option<u64>,
     in_flight: bool,
+    /// The write through in flight, by its number.
+    through: Option<u64>,
     /// Whether some of its I/O failed since the storage was settled.
     failed: bool,
     /// Clusters taken for the holder that nothing refers to yet: given back when the claim goes.
@@ -418,10 +442,18 @@ impl<S: Storage> Claim<'_, S> {
         durability: Durability,
     ) -> (IoBuf, std::io::Result<()>) {
         self.in_flight = true;
+        if durability == Durability::Through {
+            self.through = Some(self.image.now(State::begin_through));
+        }
         let (buf, result) = self.image.storage.write(offset, buf, durability).await;
-        if let (Durability::Through, Err(source)) = (durability, &result) {
+        if let Some(number) = self.through.take() {
             // In the same step as its end: a sync that failed may have lost what others wrote.
-            self.image.now(|state| state.fail_sync("writing through", offset, source));
+            self.image.now(|state| {
+                if let Err(source) = &result {
+                    state.fail_sync("writing through", offset, source);
+                }
+                state.end_through(number);
+            });
         }
         (buf, self.ended(result))
     }
@@ -491,10 +523,13 @@ impl<S: Storage> Drop for Claim<'_, S> {
         let Some(id) = self.id else { return };
         let clusters = std::mem::take(&mut self.clusters);
         self.image.now(|state| {
+            if let Some(number) = self.through {
+                state.end_through(number);
+            }
             let may_land = (self.in_flight && state.rules.hold(Rule::OrphansBeforeReuse))
                 || (self.failed && state.rules.hold(Rule::SettleBeforeRetry));
             if may_land {
-                state.orphan(id, clusters);
+                state.orphan(id, self.through.is_some(), clusters);
             } else {
                 state.give_back(clusters);
                 state.claims.release(id);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::task::Waker;
 
 use crate::cache::{Cache, Kind, Need};
 use crate::claims::Claims;
@@ -83,6 +84,10 @@ pub(crate) struct State {
     next_ticket: u64,
     /// Clusters taken by dropped requests, by the number of their orphaned claim.
     orphaned: BTreeMap<u64, Vec<u64>>,
+    /// Writes through in flight, by number, and who waits for some of them to end.
+    throughs: BTreeSet<u64>,
+    next_through: u64,
+    awaiting_throughs: Vec<Waker>,
     /// The sync that failed.
     poison: Option<String>,
     /// The damage that was found.
@@ -123,6 +128,9 @@ impl State {
             readers: BTreeSet::new(),
             next_ticket: 0,
             orphaned: BTreeMap::new(),
+            throughs: BTreeSet::new(),
+            next_through: 0,
+            awaiting_throughs: Vec::new(),
             poison: None,
             corrupt: None,
         }
@@ -177,6 +185,34 @@ impl State {
             let reason = || format!("{action} at host offset {offset:#x} failed: {source}");
             self.poison.get_or_insert_with(reason);
         }
+    }
+
+    /// Numbers a write through that begins.
+    pub(crate) fn begin_through(&mut self) -> u64 {
+        let number = self.next_through;
+        self.next_through += 1;
+        self.throughs.insert(number);
+        number
+    }
+
+    /// Records that a write through has ended, or was left to whoever sees the storage settle.
+    pub(crate) fn end_through(&mut self, number: u64) {
+        self.throughs.remove(&number);
+        self.awaiting_throughs.drain(..).for_each(Waker::wake);
+    }
+
+    /// The number of the next write through.
+    pub(crate) fn next_through(&self) -> u64 {
+        self.next_through
+    }
+
+    /// Whether every write through before `number` has ended; if not, the waker is called when one does.
+    pub(crate) fn throughs_ended(&mut self, number: u64, waker: &Waker) -> bool {
+        let ended = self.throughs.first().is_none_or(|&first| first >= number);
+        if !ended {
+            self.awaiting_throughs.push(waker.clone());
+        }
+        ended
     }
 
     /// Whether what is written now can still become durable.
@@ -254,9 +290,9 @@ impl State {
         unread && self.cache.need(freed.before, &self.clock) == Need::Nothing
     }
 
-    /// Leaves the claim `id` and its clusters until the storage has settled.
-    pub(crate) fn orphan(&mut self, id: u64, clusters: Vec<u64>) {
-        self.claims.orphan(id);
+    /// Leaves the claim `id` and its clusters until the storage has settled; `sync` says whether a write through is in flight.
+    pub(crate) fn orphan(&mut self, id: u64, sync: bool, clusters: Vec<u64>) {
+        self.claims.orphan(id, sync);
         if !clusters.is_empty() {
             self.orphaned.insert(id, clusters);
         }
