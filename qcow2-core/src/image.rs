@@ -282,16 +282,8 @@ impl<S: Storage> Image<S> {
         // In the same step as its end: between the two, a failure could be dropped with the future.
         let result = self.now(|state| result.map_err(|source| state.fail_flush(source)));
         result?;
-        // A write through that failed meanwhile may have lost what this flush seems to have covered, and its task may not have
-        // heard of it yet.
-        let next = self.now(|state| state.next_through());
-        poll_fn(|context| {
-            let ended = self.now(|state| state.throughs_ended(next, context.waker()));
-            if ended { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-        if self.now(|state| state.claims.has_sync_orphans()) {
-            self.settle().await?;
+        if self.now(|state| state.rules.hold(Rule::FailedFlushIsFinal)) {
+            self.hear_of_throughs().await?;
         }
         self.now(|state| match state.accepts_changes() {
             Ok(()) => {
@@ -301,6 +293,21 @@ impl<S: Storage> Image<S> {
             }
             poisoned => poisoned,
         })
+    }
+
+    /// Waits until every write through of now has ended and has said how: one that failed beside a flush may have lost what the flush
+    /// seems to have covered, and its task may not have heard of it yet, or be there no more.
+    async fn hear_of_throughs(&self) -> Result<(), IoError> {
+        let next = self.now(|state| state.next_through());
+        poll_fn(|context| {
+            let ended = self.now(|state| state.throughs_ended(next, context.waker()));
+            if ended { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        if self.now(|state| state.claims.has_sync_orphans()) {
+            self.settle().await?;
+        }
+        Ok(())
     }
 
     /// Waits until all of `before` is durable, if `rule` asks for it.

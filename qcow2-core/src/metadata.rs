@@ -40,8 +40,10 @@ pub(crate) struct Metadata {
     old: Vec<u64>,
     /// Those that came since.
     new: BTreeSet<u64>,
-    /// Old ones that are referred to more than once.
+    /// L2 tables that more than one L1 entry leads to.
     shared: BTreeSet<u64>,
+    /// A refcount block that more than one entry leads to.
+    twice_a_block: Option<u64>,
 }
 
 const fn packed(cluster: u64, table: Table) -> u64 {
@@ -51,10 +53,11 @@ const fn packed(cluster: u64, table: Table) -> u64 {
 impl Metadata {
     fn new(mut found: Vec<u64>) -> Self {
         found.sort_unstable();
-        let twice = found.windows(2).filter(|pair| pair[0] >> 1 == pair[1] >> 1);
-        let shared = twice.map(|pair| pair[0] >> 1).collect();
+        let twice = || found.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+        let shared = twice().filter(|packed| packed & 1 == 0).map(|packed| packed >> 1).collect();
+        let twice_a_block = twice().find(|packed| packed & 1 == 1).map(|packed| packed >> 1);
         found.dedup();
-        Self { old: found, new: BTreeSet::new(), shared }
+        Self { old: found, new: BTreeSet::new(), shared, twice_a_block }
     }
 
     /// Adds a table that is about to be referred to.
@@ -71,9 +74,15 @@ impl Metadata {
         }
     }
 
-    /// Whether an L1 or refcount table refers to the cluster more than once.
+    /// Whether the L1 table refers to the cluster more than once.
     pub(crate) fn is_shared(&self, cluster: u64) -> bool {
         self.shared.contains(&cluster)
+    }
+
+    /// A cluster that is two tables of which one is a refcount block.
+    fn of_two_kinds(&self) -> Option<u64> {
+        let twice = |pair: &&[u64]| pair[0] >> 1 == pair[1] >> 1;
+        self.old.windows(2).find(twice).map(|pair| pair[0] >> 1).or(self.twice_a_block)
     }
 
     /// The first cluster in a range that holds a table.
@@ -89,18 +98,39 @@ impl Metadata {
 }
 
 impl State {
-    /// Refuses clusters that hold metadata, whatever their refcounts or an L2 entry say.
-    pub(crate) fn check_unused(&self, clusters: Range<u64>) -> Result<(), IoError> {
+    /// The tables that the header names, with their bytes.
+    fn fixed_tables(&self) -> [(Range<u64>, &'static str); 3] {
         let size = self.cluster_size();
         let l1 = self.header.l1_table_offset;
         let refcounts = self.header.refcount_table_offset;
         let refcount_bytes = u64::from(self.header.refcount_table_clusters) * size;
-        let tables = [
+        [
             (0..size, "the header"),
             (l1..l1 + u64::from(self.header.l1_size) * 8, "the L1 table"),
             (refcounts..refcounts + refcount_bytes, "the refcount table"),
-        ];
-        for (range, what) in tables {
+        ]
+    }
+
+    /// Refuses an image of whose tables one lies in another: whatever is written to the one changes the other.
+    fn check_apart(&self, metadata: &Metadata) -> Result<(), IoError> {
+        let size = self.cluster_size();
+        for (range, what) in self.fixed_tables() {
+            if let Some((cluster, _)) =
+                metadata.first_in(range.start / size..range.end.div_ceil(size))
+            {
+                return Err(IoError::InUse { cluster, what });
+            }
+        }
+        match metadata.of_two_kinds() {
+            Some(cluster) => Err(IoError::TwoTables { cluster }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses clusters that hold metadata, whatever their refcounts or an L2 entry say.
+    pub(crate) fn check_unused(&self, clusters: Range<u64>) -> Result<(), IoError> {
+        let size = self.cluster_size();
+        for (range, what) in self.fixed_tables() {
             let cluster = clusters.start.max(range.start / size);
             if cluster < clusters.end.min(range.end.div_ceil(size)) {
                 return Err(IoError::InUse { cluster, what });
@@ -163,6 +193,11 @@ impl<S: Storage> Image<S> {
         })
         .await?;
         let metadata = Metadata::new(found);
+        let apart = self.with(|state| state.check_apart(&metadata)).await;
+        if let Err(error) = &apart {
+            self.mark_corrupt(error).await;
+        }
+        apart?;
         self.with(|state| state.metadata = Some(metadata)).await;
         Ok(())
     }
@@ -216,9 +251,10 @@ mod tests {
         metadata.remove(20, Table::L2);
         metadata.remove(12, Table::RefcountBlock);
         assert_eq!(metadata.first_in(10..30), None);
-        assert_eq!(
-            Metadata::new(vec![packed(7, Table::L2), packed(7, Table::RefcountBlock)]).shared.len(),
-            1
-        );
+        assert_eq!(metadata.of_two_kinds(), None);
+        let two = Metadata::new(vec![packed(7, Table::L2), packed(7, Table::RefcountBlock)]);
+        assert_eq!((two.of_two_kinds(), two.is_shared(7)), (Some(7), false));
+        let twice = Metadata::new(vec![packed(7, Table::RefcountBlock); 2]);
+        assert_eq!(twice.of_two_kinds(), Some(7));
     }
 }

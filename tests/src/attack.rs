@@ -91,9 +91,11 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
         Target::Rule(Rule::NothingBeforeSize) | Target::Flush(Barrier::GrowthCleared) => {
             (Attack::GrowOverLeftovers, "no workload begins with an image that was cut short")
         }
-        Target::Rule(Rule::OrphansBeforeReuse | Rule::FailedFlushIsFinal)
+        Target::Rule(
+            Rule::OrphansBeforeReuse | Rule::SettleBeforeRetry | Rule::FailedFlushIsFinal,
+        )
         | Target::Flush(Barrier::HeaderRestored) => {
-            (Attack::Campaign, "it takes a request that is dropped, or a flush that fails")
+            (Attack::Campaign, "it takes a request that is dropped, or an I/O that fails")
         }
         _ => (Attack::Workloads(Profile::TornLength, &[]), ""),
     }

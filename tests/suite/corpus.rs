@@ -45,6 +45,7 @@ macro_rules! cases {
 cases! {
     dropped_discard_leaks "dropped-discard-leaks.json",
     dropped_flush_failure_unheard "dropped-flush-failure-unheard.json",
+    dropped_write_through_failure_unheard "dropped-write-through-failure-unheard.json",
     rotten_refcount_table_past_end "rotten-refcount-table-past-end.json",
     rotten_sharing_beside_compressed "rotten-sharing-beside-compressed.json",
     rotten_size_beyond_l1 "rotten-size-beyond-l1.json",
@@ -64,7 +65,9 @@ cases! {
     without_orphans_before_reuse "without-orphans-before-reuse.json",
     without_reads_before_reuse "without-reads-before-reuse.json",
     without_refcount_before_reference "without-refcount-before-reference.json",
+    without_settle_before_retry "without-settle-before-retry.json",
     without_zeroes_before_pointer "without-zeroes-before-pointer.json",
+    write_through_failure_beside_a_flush "write-through-failure-beside-a-flush.json",
 }
 
 /// Goal: a case is told again when the trace has changed. Method: forget the exact layer's hash and event; the anchor finds

@@ -657,7 +657,7 @@ const DAMAGES: &[Damage] = &[
         at: 0x4005,
         bytes: &[0x10],
         verdicts: [(2, 1), (2, 1), (1, 1)],
-        repairable: false,
+        repairable: true,
         why: TRUNCATED,
     },
     Damage {
@@ -665,7 +665,7 @@ const DAMAGES: &[Damage] = &[
         at: 0x3005,
         bytes: &[0x10],
         verdicts: [(2, 5), (2, 5), (1, 5)],
-        repairable: false,
+        repairable: true,
         why: TRUNCATED,
     },
     Damage {

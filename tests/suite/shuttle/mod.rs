@@ -452,7 +452,7 @@ fn everything_passes_depth_first() {
 /// under the same schedulers, and without concurrency it passes without the rule.
 #[test]
 fn rules_that_only_concurrency_needs_are_missed() {
-    const EXECUTIONS: usize = 400;
+    const EXECUTIONS: usize = 1500;
     for (rule, program, beds, kind) in [
         ("reads-before-reuse", read_beside_reuse(), fragmented as fn(_) -> _, "misread"),
         ("discard-before-reuse", read_beside_reuse(), fragmented, "contract-breach"),
