@@ -11,6 +11,7 @@ mod guest_trace;
 mod house;
 mod interop;
 mod malformed;
+mod qemu_mutants;
 mod qemu_repairs;
 mod real_file;
 mod report;
