@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use qcow2_core::blocking::{Image, check};
+use qcow2_core::format::feature::Incompatible;
 use qcow2_core::format::{Header, extension};
 use qcow2_core::{CheckError, CheckReport, Finding, OpenError, OpenOptions, Problem, Repair};
 use qcow2_crashtest::qemu;
@@ -59,14 +60,18 @@ pub(super) struct Violation {
 impl Violation {
     /// Its kind: without numbers.
     pub(super) fn kind(&self) -> (Property, String) {
-        let mut shape = String::new();
-        for word in self.what.split_inclusive([' ', ',', ';', ':', '.', ')', '(']) {
-            let is_number = word.starts_with(|c: char| c.is_ascii_digit());
-            let tail = word.trim_start_matches(|c: char| c.is_ascii_alphanumeric());
-            if is_number { shape.push_str(&format!("#{tail}")) } else { shape.push_str(word) }
-        }
-        (self.property, format!("{}: {shape}", self.during))
+        (self.property, format!("{}: {}", self.during, shape(&self.what)))
     }
+}
+
+/// A text without its numbers.
+fn shape(text: &str) -> String {
+    let words = text.split_inclusive([' ', ',', ';', ':', '.', ')', '(']).map(|word| {
+        let is_number = word.starts_with(|c: char| c.is_ascii_digit());
+        let tail = word.trim_start_matches(|c: char| c.is_ascii_alphanumeric());
+        if is_number { format!("#{tail}") } else { word.to_owned() }
+    });
+    words.collect()
 }
 
 /// Why a mutant does not have to keep a promise.
@@ -121,7 +126,13 @@ impl Bench<'_> {
         let bytes = mutant.bytes();
         self.bitmaps = Header::parse_for_check(&bytes)
             .is_ok_and(|header| header.extension(extension::BITMAPS).is_some());
-        let before = Before { view: View::of(&bytes).ok(), writable: opens(&bytes), bytes };
+        let growth = if mutant.number.is_multiple_of(4) { OpenOptions::new().growth } else { 1 };
+        let opened = Image::open(Watched::new(&bytes), WRITING);
+        let before =
+            Before { view: View::of(&bytes).ok(), writable: opened.is_ok(), growth, bytes };
+        if let (Some(_), Err(error)) = (&before.view, opened) {
+            self.figures.count(format!("open for reading, but: {}", shape(&error.to_string())));
+        }
         for (what, counted) in
             [("open for reading", before.view.is_some()), ("open for writing", before.writable)]
         {
@@ -279,7 +290,8 @@ impl Bench<'_> {
 
     fn write(&mut self, before: &Before) {
         let storage = Watched::new(&before.bytes);
-        let image = match Image::open(storage.clone(), WRITING) {
+        let options = OpenOptions { growth: before.growth, ..WRITING };
+        let image = match Image::open(storage.clone(), options) {
             Ok(image) => image,
             Err(error) => {
                 let after = storage.bytes();
@@ -321,6 +333,8 @@ impl Bench<'_> {
         let report = check(&Watched::new(&opened), Repair::None);
         let worst = report.as_ref().ok().and_then(Worst::of);
         let sound = report.is_ok() && worst.is_none();
+        let small = header.size <= 64 << 20;
+        let compressed = small && report.is_ok_and(|report| report.compressed_clusters > 0);
 
         self.during = "writing";
         // What each of them must read afterwards; no length where that is open.
@@ -357,6 +371,7 @@ impl Bench<'_> {
             return;
         }
         let excuse = match worst {
+            _ if before.is_dirty() => None,
             Some(Worst::CountTooLow) => Some(Excuse::CountTooLow),
             Some(Worst::Shared | Worst::Overlap) => Some(Excuse::SharedData),
             _ => None,
@@ -397,8 +412,42 @@ impl Bench<'_> {
                 ["before.qcow2", "after.qcow2"].map(|name| self.directory.path().join(name));
             fs::write(&old, &before.bytes).unwrap();
             fs::write(&new, &after).unwrap();
-            self.qemu_checks(&old, &new);
+            if self.qemu_checks(&old, &new) && compressed {
+                self.compare_compressed(&old, &new, view.cluster, &written);
+            }
             self.qemu += now() - started;
+        }
+    }
+
+    /// Compressed clusters only QEMU can read.
+    fn compare_compressed(
+        &mut self,
+        old: &Path,
+        new: &Path,
+        cluster: u64,
+        written: &BTreeMap<u64, Vec<u8>>,
+    ) {
+        let raw = self.directory.path().join("guest.raw");
+        let read = |path: &Path| {
+            let args = ["convert", "-f", "qcow2", "-O", "raw", from(path), from(&raw)];
+            let run = qemu::img(args).unwrap();
+            (run.code == Some(0)).then(|| fs::read(&raw).unwrap()).ok_or_else(|| said(&run))
+        };
+        let Ok(before) = read(old) else { return };
+        match read(new) {
+            Ok(after) => {
+                let clusters = (0..).zip(before.chunks(cluster as usize));
+                let changed = clusters.zip(after.chunks(cluster as usize)).find(
+                    |((number, before), after)| before != after && !written.contains_key(number),
+                );
+                if let Some(((number, _), _)) = changed {
+                    let what = format!("QEMU reads guest cluster {number} otherwise");
+                    self.violation(Property::Writing, what);
+                }
+            }
+            Err(error) => {
+                self.violation(Property::Writing, format!("QEMU cannot read it: {error}"))
+            }
         }
     }
 }
@@ -427,10 +476,15 @@ struct Before {
     bytes: Vec<u8>,
     view: Option<View>,
     writable: bool,
+    /// How the file is to grow when it is written to.
+    growth: u64,
 }
 
-fn opens(bytes: &[u8]) -> bool {
-    Image::open(Watched::new(bytes), WRITING).is_ok()
+impl Before {
+    fn is_dirty(&self) -> bool {
+        Header::parse(&self.bytes)
+            .is_ok_and(|header| header.incompatible.contains(Incompatible::DIRTY))
+    }
 }
 
 /// The worst that a check found: what a mutant's other troubles most likely come from.

@@ -60,7 +60,7 @@ pub(super) fn places(bytes: &[u8], header: &Header) -> Vec<Place> {
     let length = bytes.len() as u64;
     let mut found = Vec::new();
     let mut add = |what, at: u64, len: u64| {
-        let fits = at < length && at.is_multiple_of(512) && len > 0;
+        let fits = at < length && at.is_multiple_of(size) && len > 0;
         if fits {
             found.push(Place { what, range: at..at + len });
         }
