@@ -366,6 +366,10 @@ impl Bench<'_> {
             }
         }
         let suffix = worst.map_or_else(String::new, |worst| format!(" ({worst:?} when opened)"));
+        if storage.was_shortened() {
+            self.violation(Property::Writing, format!("the file was made shorter{suffix}"));
+            return;
+        }
         if let Some(what) = landed(&storage, &header, &opened, &after) {
             self.violation(Property::OnMetadata, format!("on the {what}{suffix}"));
             return;

@@ -25,6 +25,8 @@ pub(super) struct Watched {
 #[derive(Debug, Default)]
 struct Seen {
     operations: u64,
+    /// Whether bytes were cut off at the end.
+    shortened: bool,
     /// Host offsets of units that begin with the pattern.
     pattern: BTreeSet<u64>,
 }
@@ -40,6 +42,11 @@ impl Watched {
 
     pub(super) fn ran_on(&self) -> bool {
         self.seen.lock().unwrap().operations > OPERATIONS
+    }
+
+    /// Whether bytes were cut off at the end of the file.
+    pub(super) fn was_shortened(&self) -> bool {
+        self.seen.lock().unwrap().shortened
     }
 
     /// Whether the pattern was written somewhere in a range of host offsets.
@@ -69,6 +76,8 @@ impl Storage for Watched {
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
         self.step(len)?;
+        let shorter = len < self.memory.len().await?;
+        self.seen.lock().unwrap().shortened |= shorter;
         self.memory.set_len(len).await
     }
 
