@@ -387,7 +387,7 @@ impl<S: Storage> Image<S> {
 
     /// Marks the image corrupt, durably, so that nobody writes to it before it is repaired; whatever comes of that, no request
     /// changes it any more. What was written so far can be flushed.
-    async fn mark_corrupt(&self, why: &IoError) {
+    pub(crate) async fn mark_corrupt(&self, why: &IoError) {
         if !self.with(|state| state.found_corrupt(why)).await {
             return;
         }

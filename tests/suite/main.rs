@@ -12,6 +12,7 @@ mod guest_trace;
 mod house;
 mod interop;
 mod malformed;
+mod qemu_mutants;
 mod qemu_repairs;
 mod real_file;
 mod report;
