@@ -36,6 +36,8 @@ struct Limited {
     /// How many updates are left before one that fails; it is the only one.
     updates: Arc<AtomicU64>,
     claimed: u64,
+    /// What each eight bytes past its end read as, up to the length that it claims.
+    behind: u64,
     max_transfer: usize,
 }
 
@@ -50,6 +52,7 @@ impl Limited {
             fixed: false,
             updates,
             claimed: 0,
+            behind: 0,
             max_transfer,
         }
     }
@@ -98,7 +101,11 @@ impl Storage for Limited {
 
     async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
         assert!(buf.len() <= self.max_transfer, "{} bytes at once", buf.len());
-        self.bytes.read(offset, buf).await
+        let (mut buf, result) = self.bytes.read(offset, buf).await;
+        if self.behind > 0 && offset >= self.length() {
+            buf.as_chunks_mut().0.fill(self.behind.to_be_bytes());
+        }
+        (buf, result)
     }
 
     async fn write(&self, offset: u64, buf: IoBuf, how: Durability) -> (IoBuf, io::Result<()>) {
@@ -399,23 +406,24 @@ fn the_largest_file_is_full() {
     }
 }
 
-/// Goal: a refcount table that may not become larger says so. Method: the largest table, whose entries are all of one full
-/// block: no image may be like that, and filling one as large takes 32 GiB.
+/// Goal: a refcount table that may not become larger says so. Method: the largest table, all of whose blocks are full, which the
+/// storage makes up: filling one as large takes 32 GiB.
 #[test]
 fn the_largest_refcount_table_grows_no_more() {
     const TABLE: usize = 8 << 20;
-    let storage = Limited::new(Vec::new(), 1 << 30);
+    let mut storage = Limited::new(Vec::new(), 1 << 30);
     let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
     create(&storage, &shape).unwrap();
     storage.bytes.with(|bytes| {
         let table = bytes.len();
-        let block = (table + TABLE) as u64;
+        let first = (table + TABLE) as u64;
         bytes[48..56].copy_from_slice(&(table as u64).to_be_bytes());
         bytes[56..60].copy_from_slice(&(TABLE as u32 / CLUSTER as u32).to_be_bytes());
         bytes[99] = 6; // Counts of 64 bits, 64 in a block.
-        bytes.extend(block.to_be_bytes().repeat(TABLE / 8));
-        bytes.extend(1u64.to_be_bytes().repeat(64));
+        bytes.extend((first..).step_by(512).take(TABLE / 8).flat_map(u64::to_be_bytes));
     });
+    storage.claimed = 32 << 30;
+    storage.behind = 1;
     let before = storage.bytes.to_vec();
     storage.limit(storage.length());
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();

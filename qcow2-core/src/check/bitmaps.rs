@@ -128,7 +128,8 @@ impl Survey {
             self.references.add(cluster, 1);
             alone &= metadata.insert(cluster);
         }
-        // What is something else besides is found when all is counted.
+        // What it is besides is told when all is counted; what it would lead to, nobody knows.
+        self.report.hopeless |= !alone;
         alone
     }
 }
