@@ -140,15 +140,16 @@ impl Leftover {
     }
 }
 
-/// The sample: enough seeds to meet every [`Leftover`].
+/// The sample: some seeds, and two that were looked for because they show a [`Leftover`], as one in some hundred does.
 fn wrecks() -> impl Iterator<Item = Wreck> {
-    (0..400)
+    (0..40)
+        .chain([402, 419])
         .flat_map(|seed| [false, true].map(|lazy| (seed, lazy)))
         .filter_map(|(seed, lazy)| Wreck::of(seed, lazy))
 }
 
 /// Goal: what our writer leaves at a power cut is an image that QEMU's repair understands: afterwards the structure is exact
-/// and the guest finds what it found before. Method: 160 wrecks; QEMU's result is judged by our auditor.
+/// and the guest finds what it found before. Method: eighty wrecks; QEMU's result is judged by our auditor.
 #[test]
 #[cfg_attr(
     not(has_qemu),
@@ -178,7 +179,7 @@ fn qemu_repairs_what_a_power_cut_leaves() {
         repaired += u32::from(bytes != wreck.bytes);
     }
     assert!(
-        images >= 150 && dirty >= 40 && repaired >= 80,
+        images >= 75 && dirty >= 20 && repaired >= 40,
         "{images}, {dirty} dirty, {repaired} repaired"
     );
     assert!(left.iter().eq(&Leftover::ALL), "only {left:?} occurred");
