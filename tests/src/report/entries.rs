@@ -15,6 +15,8 @@ use model::judge::{Place, Violation};
 use model::label::Region;
 use model::payload::{self, UNIT};
 
+use super::lanes::WIDTH;
+
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
@@ -245,8 +247,15 @@ pub(super) fn table(violation: &Violation, titles: [&str; 3], views: [&View<'_>;
         let name = format!("{}{at}", after.name(entry));
         rows.push([name, before.show(entry), after.show(entry), repaired.show(entry)]);
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2), width(3)];
+    let widths = |rows: &[[String; 4]]| {
+        [0, 1, 2, 3].map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+    };
+    // The mark, and what stands between columns.
+    let too_wide = widths(&rows).iter().sum::<usize>() + 4 + 6 > WIDTH;
+    for row in rows.iter_mut().skip(1).filter(|row| too_wide && row[3] == row[2]) {
+        row[3] = "the same".into();
+    }
+    let widths = widths(&rows);
     let mut out = String::new();
     for row in &rows {
         let changed = row[0].is_empty() || row[1] == row[2];
