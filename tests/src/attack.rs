@@ -316,7 +316,7 @@ fn open_promising(rules: Rules) -> (Option<Failure>, u64) {
 }
 
 /// Every crash state of rebuilding the refcounts of an image whose last writer wrote what it had discarded and did not flush it,
-/// where the file cannot get longer: each cluster holds its data still, or reads zeroes.
+/// where the file cannot get longer: each cluster that is mapped still holds its data.
 fn rebuild_in_place(rules: Rules) -> (Option<Failure>, u64) {
     const CLUSTERS: u64 = 4;
     const DATA: u8 = 7;
@@ -324,7 +324,8 @@ fn rebuild_in_place(rules: Rules) -> (Option<Failure>, u64) {
     let prepared = direct.clone();
     faultfs::direct::run(async move {
         let unflushed = Rules::all().without_flush(Barrier::GuestFlush);
-        let options = OpenOptions { growth: 0, page_size: 512, ..OpenOptions::new() };
+        let options =
+            OpenOptions { growth: 0, page_size: 512, pass_discard: false, ..OpenOptions::new() };
         let image = Image::open(prepared.clone(), options).await.ok()?;
         let len = usize::try_from(CLUSTERS).ok()? * UNIT;
         let mut data = IoBuf::zeroed(len, UNIT);

@@ -44,7 +44,8 @@ struct Plan {
     /// The first host cluster of the table.
     table: u64,
     table_clusters: u64,
-    /// Where the last of all these clusters ends.
+    /// None of all these clusters is before this one, and where the last one ends.
+    start: u64,
     end: u64,
 }
 
@@ -286,6 +287,7 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
                     blocks: placed,
                     table,
                     table_clusters,
+                    start,
                     end,
                 };
             }
@@ -325,8 +327,14 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
             clusters.push(cluster);
         }
         let blocks = blocks.into_iter().zip(clusters).collect();
-        let plan =
-            Plan { references: References::default(), blocks, table, table_clusters, end: in_file };
+        let plan = Plan {
+            references: References::default(),
+            blocks,
+            table,
+            table_clusters,
+            start: 0,
+            end: in_file,
+        };
         for cluster in plan.clusters() {
             references.add(cluster, 1);
         }
@@ -343,9 +351,7 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
             Err(other) => return Err(other),
         };
         let Some(plan) = self.plan_in_free_clusters() else { return Err(full) };
-        // Whoever wrote before may have dropped the references to these clusters without flushing that.
         self.disk.settle().await?;
-        self.disk.flush(Rule::DereferenceBeforeReuse, Barrier::RepairReuse).await?;
         self.write_structures(&plan).await?;
         Ok(plan)
     }
@@ -354,6 +360,10 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         let size = self.image.header.cluster_size();
         let per_block = self.image.header.refcounts_per_block();
         let order = self.image.header.refcount_order;
+        if plan.start * size < self.image.length {
+            // Whoever wrote before may have dropped the references to these clusters without flushing that.
+            self.disk.flush(Rule::DereferenceBeforeReuse, Barrier::RepairReuse).await?;
+        }
         if plan.end * size > self.image.length {
             self.disk.set_len(plan.end * size).await.map_err(|source| CheckError::Storage {
                 action: "making room for a repair",
