@@ -366,7 +366,7 @@ mod tests {
             let (trial, played, failure) = (&exact, &played, &failure);
             let search = Search { trial, played, steps: &[], choices, failure };
             let found = in_life(&mut bench, &search);
-            let gap = found.best.expect("some flush helps");
+            let gap = found.best.unwrap_or_else(|| panic!("{name}: no flush helps"));
             assert!(gap.removes_this && found.complete, "{name}");
             let labels = trial::labels(&mut bench, &played.last, &played.guest);
             let next = played.tape.events[gap.last..].iter().find_map(|event| match event {
