@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   0        1                2                 3..
-//!   header | refcount table | refcount block  | L1 | L2 tables, data, holes with stale bytes
+//!   header | refcount table | refcount block  | L1 | L2 tables, data, holes with stale bytes, bitmaps
 //! ```
 //!
 //! The two kinds that fill refcount structures up fill them with a long L1 table: entries past the disk's end are legal, so
@@ -18,7 +18,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::{BytesEvidence, ValueKey, Values};
-use crate::image::{COPIED, INCOMPATIBLE_DIRTY, MAX_L1_BYTES};
+use crate::image::{
+    AUTOCLEAR_BITMAPS, BITMAPS_BYTES, COPIED, EXTENSION_BITMAPS, INCOMPATIBLE_DIRTY, MAX_L1_BYTES,
+};
 use crate::op::Geometry;
 use crate::payload::{self, UNIT, Unit, Value, ZEROES};
 
@@ -43,11 +45,17 @@ pub enum Initial {
     Dirty,
     /// Scattered data, both kinds of zero clusters, several L2 tables, and holes in between, all full of stale bytes.
     Fragmented,
+    /// Some data, and two bitmaps that an autoclear bit vouches for: one with bits, one of ones. With lazy refcounts the dirty
+    /// bit is set too, and the refcounts are right.
+    Bitmaps,
+    /// Some data, and more where no guest sees it: behind the end of the disk in the last cluster, in its L2 table, and in one
+    /// more L2 table.
+    Leftovers,
 }
 
 impl Initial {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Fresh,
         Self::RefcountBlockOneShort,
         Self::RefcountTableOneShort,
@@ -55,7 +63,18 @@ impl Initial {
         Self::Leaky,
         Self::Dirty,
         Self::Fragmented,
+        Self::Bitmaps,
+        Self::Leftovers,
     ];
+
+    /// Whether the dirty bit is set in an image of this geometry.
+    pub fn is_dirty(self, geometry: &Geometry) -> bool {
+        match self {
+            Self::Dirty => true,
+            Self::Bitmaps => geometry.lazy_refcounts,
+            _ => false,
+        }
+    }
 }
 
 /// A kind of image that this geometry does not allow.
@@ -117,6 +136,8 @@ pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible>
         Initial::Leaky => Ok(leaky(geometry)),
         Initial::Dirty => Ok(dirty(geometry)),
         Initial::Fragmented => Ok(fragmented(geometry)),
+        Initial::Bitmaps => Ok(bitmaps(geometry)),
+        Initial::Leftovers => Ok(leftovers(geometry)),
     }
 }
 
@@ -211,6 +232,69 @@ fn fragmented(geometry: &Geometry) -> Built {
     layout.finish()
 }
 
+fn bitmaps(geometry: &Geometry) -> Built {
+    // Names of eight bytes, so that entries follow each other without padding.
+    const NAMES: [&[u8; 8]; 2] = [b"first ok", b"all ones"];
+    const ENTRY: u64 = 24 + 8;
+    const AUTO: u32 = 2;
+    const DIRTY_TRACKING: u8 = 1;
+    let size = geometry.cluster_size();
+    let mut layout = Layout::with_room_for(geometry, SOME_DATA);
+    for guest in some_clusters(geometry, 3) {
+        layout.map_data(guest);
+    }
+    // A bit a cluster of the guest's.
+    let clusters = geometry.clusters().div_ceil(8).div_ceil(size);
+    let directory = layout.take_cluster();
+    for (index, name) in (0..).zip(NAMES) {
+        let table = layout.take_clusters((clusters * 8).div_ceil(size).max(1));
+        for entry in 0..clusters {
+            let value = match (index, entry) {
+                (0, 0) => layout.take_cluster() * size,
+                (0, _) => 0,
+                _ => 1,
+            };
+            layout.put_u64(table * size + entry * 8, value);
+            if (index, entry) == (0, 0) {
+                layout.put(value, &[1]);
+            }
+        }
+        let at = directory * size + index * ENTRY;
+        let entries = u32::try_from(clusters).expect("MAX_VIRTUAL_SIZE keeps it small");
+        layout.put_u64(at, table * size);
+        layout.put(at + 8, &entries.to_be_bytes());
+        layout.put(at + 12, &AUTO.to_be_bytes());
+        let bits = u8::try_from(geometry.cluster_bits).expect("at most 21");
+        layout.put(at + 16, &[DIRTY_TRACKING, bits, 0, 8]);
+        layout.put(at + 24, name);
+    }
+    layout.dirty = Initial::Bitmaps.is_dirty(geometry);
+    layout.bitmaps = Some((NAMES.len() as u32, NAMES.len() as u64 * ENTRY, directory));
+    layout.finish()
+}
+
+fn leftovers(geometry: &Geometry) -> Built {
+    let mut layout = Layout::with_room_behind(geometry, SOME_DATA);
+    for guest in some_clusters(geometry, 3) {
+        layout.map_data(guest);
+    }
+    let (clusters, entries) = (geometry.clusters(), geometry.l2_entries());
+    if let Some(last) = clusters.checked_sub(1).filter(|last| !layout.is_mapped(*last)) {
+        layout.map_data(last);
+    }
+    if let Some(last) = clusters.checked_sub(1) {
+        layout.fill_behind_the_end(last);
+    }
+    let next_table = clusters.next_multiple_of(entries);
+    for guest in [clusters, clusters + 2, next_table, next_table + 3] {
+        if !layout.is_mapped(guest) {
+            let host = layout.map_data(guest);
+            layout.fill_with_stale(host);
+        }
+    }
+    layout.finish()
+}
+
 /// At most 32 guest clusters, at least `step` apart, from the whole disk, so that several L2 tables exist where there can be.
 fn some_clusters(geometry: &Geometry, step: u64) -> impl Iterator<Item = u64> {
     let clusters = geometry.clusters();
@@ -233,6 +317,8 @@ struct Layout {
     tables: BTreeMap<u64, u64>,
     guest: Vec<Value>,
     dirty: bool,
+    /// How many, bytes of the directory, and its cluster.
+    bitmaps: Option<(u32, u64, u64)>,
 }
 
 const REFCOUNT_TABLE: u64 = 1;
@@ -251,6 +337,7 @@ impl Layout {
             tables: BTreeMap::new(),
             guest: (0..geometry.units()).map(|_| Value::Zero).collect(),
             dirty: false,
+            bitmaps: None,
         };
         layout.take_clusters(FIRST_BLOCK + blocks);
         layout
@@ -259,11 +346,20 @@ impl Layout {
     /// A layout with its L1 table, and refcount blocks for that and `clusters` more. One cluster of refcount table has room for
     /// all of them, because [`MAX_VIRTUAL_SIZE`](crate::op::MAX_VIRTUAL_SIZE) needs 1 MiB of L1 table at most.
     fn with_room_for(geometry: &Geometry, clusters: u64) -> Self {
-        let l1 = (geometry.l1_entries() * 8).div_ceil(geometry.cluster_size()).max(1);
+        Self::with_l1(geometry, geometry.l1_entries(), clusters)
+    }
+
+    /// The same with an L1 table that covers two L2 tables more than the disk has.
+    fn with_room_behind(geometry: &Geometry, clusters: u64) -> Self {
+        Self::with_l1(geometry, geometry.l1_entries() + 2, clusters)
+    }
+
+    fn with_l1(geometry: &Geometry, entries: u64, clusters: u64) -> Self {
+        let l1 = (entries * 8).div_ceil(geometry.cluster_size()).max(1);
         // Every block counts itself too, and leaves room for one cluster less.
         let blocks = (FIRST_BLOCK + l1 + clusters).div_ceil(geometry.block_entries() - 1);
         let mut layout = Self::new(geometry, blocks);
-        layout.place_l1(geometry.l1_entries());
+        layout.place_l1(entries);
         layout
     }
 
@@ -342,6 +438,18 @@ impl Layout {
         self.units.extend(all.map(|unit| (unit, payload::unit(unit, payload::STALE))));
     }
 
+    /// Stale bytes behind the end of the disk in its last cluster, if they are mapped.
+    fn fill_behind_the_end(&mut self, last: u64) {
+        let Some(at) = self.l2_offset(last) else { return };
+        let units = self.geometry.cluster_units();
+        let entry = &self.units[&(at / UNIT as u64)][(at % UNIT as u64) as usize..];
+        let entry = u64::from_be_bytes(*entry.first_chunk().expect("entries are aligned"));
+        let host = (entry & !COPIED) / UNIT as u64;
+        for within in self.geometry.units() - last * units..units {
+            self.units.insert(host + within, payload::unit(host + within, payload::STALE));
+        }
+    }
+
     fn finish(mut self) -> Built {
         let geometry = self.geometry;
         let size = geometry.cluster_size();
@@ -387,6 +495,14 @@ impl Layout {
         self.put(56, &1u32.to_be_bytes());
         self.put_u64(72, if self.dirty { INCOMPATIBLE_DIRTY } else { 0 });
         self.put_u64(80, u64::from(geometry.lazy_refcounts));
+        if let Some((count, bytes, directory)) = self.bitmaps {
+            self.put_u64(88, AUTOCLEAR_BITMAPS);
+            self.put(112, &EXTENSION_BITMAPS.to_be_bytes());
+            self.put(116, &BITMAPS_BYTES.to_be_bytes());
+            self.put(120, &count.to_be_bytes());
+            self.put_u64(128, bytes);
+            self.put_u64(136, directory * size);
+        }
         self.put(96, &geometry.refcount_order.to_be_bytes());
         self.put(100, &112u32.to_be_bytes());
     }

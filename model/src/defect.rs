@@ -76,6 +76,8 @@ pub enum Defect {
     UnmappedUnjudged,
     /// Judge: the dirty bit excuses everything.
     DirtyExcusesAll,
+    /// Judge: a bitmap may say that it is up to date and not be.
+    StaleBitmapAllowed,
     /// Judge: leaks that a life adds count as inherited.
     EveryLeakInherited,
     /// Judge: repair may change contents.
@@ -90,7 +92,7 @@ pub enum Defect {
 
 impl Defect {
     /// Every mistake.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -122,6 +124,7 @@ impl Defect {
         Self::OneOfTheSetIsEnough,
         Self::UnmappedUnjudged,
         Self::DirtyExcusesAll,
+        Self::StaleBitmapAllowed,
         Self::EveryLeakInherited,
         Self::RepairMayChangeContents,
         Self::SecondRepairMayWrite,

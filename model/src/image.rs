@@ -14,6 +14,16 @@
 //!                                                    | one entry a guest cluster
 //!                                                    v
 //!                                                  data cluster, zero, or nothing
+//!
+//!   bitmaps extension, while autoclear bit 0 is set
+//!     | number 4 . reserved 4 . directory's size 8 . directory's offset 8
+//!     v
+//!   directory        table's offset 8 . entries 4 . flags 4 . type 1 . granularity 1 . name's length 2 . extra data's length 4 .
+//!     |              extra data . name . up to a multiple of 8
+//!     v
+//!   table            9..55 offset, 0 all ones if there is no offset
+//!     v
+//!   bits
 //! ```
 //!
 //! The invariant: whatever the bytes, reading ends after work in proportion to the length of the file, because a cluster is
@@ -51,6 +61,18 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
+const BITMAP_TABLE_RESERVED: u64 = 0xff00_0000_0000_01fe;
+const ALL_ONES: u64 = 1;
+/// Flag of a bitmap: somebody has it open, and what it says may be old.
+const BITMAP_IN_USE: u64 = 1;
+/// Flag of a bitmap: it follows what the guest changes.
+const BITMAP_AUTO: u64 = 1 << 1;
+/// Most bitmaps.
+const MAX_BITMAPS: u64 = 65_535;
+/// Longest directory of bitmaps in bytes.
+const MAX_BITMAP_DIRECTORY: u64 = 64 << 20;
+/// Bytes of a directory's entry before its extra data.
+const BITMAP_ENTRY: u64 = 24;
 
 /// Incompatible feature: refcounts may be wrong.
 pub const INCOMPATIBLE_DIRTY: u64 = 1;
@@ -60,8 +82,13 @@ const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 const INCOMPATIBLE_KNOWN: u64 = 0x1f;
+/// Autoclear feature: the bitmaps extension agrees with the image.
+pub const AUTOCLEAR_BITMAPS: u64 = 1;
 
-const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+/// Type of the header extension that leads to bitmaps.
+pub const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+/// Bytes of its data.
+pub const BITMAPS_BYTES: u32 = 24;
 const EXTENSION_LUKS: u32 = 0x0537_be77;
 
 /// The header's fields, as they are in the file.
@@ -293,6 +320,38 @@ pub(crate) struct Slot {
     pub(crate) first_claim: u32,
 }
 
+/// A bitmap that follows what the guest changes, and says that it is up to date.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recording {
+    /// log2 of the bytes that a bit stands for.
+    pub(crate) granularity_bits: u32,
+    /// The entries of its table.
+    pub(crate) table: Vec<u64>,
+}
+
+/// Where the bit of a guest offset is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bit {
+    /// In no cluster: all of its neighbours are the same.
+    Is(bool),
+    /// In this byte of the file, under this mask.
+    At(u64, u8),
+}
+
+impl Recording {
+    /// The bit of a guest offset in a bitmap whose clusters have 2^`cluster_bits` bytes.
+    pub(crate) fn bit(&self, offset: u64, cluster_bits: u32) -> Bit {
+        let bit = offset.wrapping_shr(self.granularity_bits);
+        let byte = bit >> 3;
+        let entry = self.table.get(to_usize(byte.wrapping_shr(cluster_bits))).copied().unwrap_or(0);
+        let within = byte & 1u64.wrapping_shl(cluster_bits).wrapping_sub(1);
+        match entry & OFFSET {
+            0 => Bit::Is(entry & ALL_ONES != 0),
+            cluster => Bit::At(cluster.saturating_add(within), 1u8.wrapping_shl((bit & 7) as u32)),
+        }
+    }
+}
+
 /// Counts of guest clusters, as `qemu-img check` gives them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mapped {
@@ -317,6 +376,7 @@ pub struct Image {
     /// (index in L1, where its entries start), ascending.
     l2_tables: Vec<(u64, usize)>,
     table_entries: Vec<(u64, u64)>,
+    recordings: Vec<Recording>,
     mapped: Mapped,
 }
 
@@ -338,9 +398,12 @@ impl Image {
         let slots = to_usize(clusters.saturating_add(1));
         self.slots.resize(self.slots.len().max(slots), Slot::default());
         self.claim(Region::Header, 0, header.cluster_size(), 0, findings);
-        find_extension_faults(evidence, &header, findings);
+        let bitmaps = find_extensions(evidence, &header, findings);
         self.read_refcounts(evidence, &header, findings);
         self.read_tables(evidence, &header, findings);
+        if let Some(at) = bitmaps {
+            self.read_bitmaps(evidence, &header, at, findings);
+        }
     }
 
     /// The header, unless it was unusable.
@@ -387,18 +450,26 @@ impl Image {
             offset.saturating_sub(start).checked_div(UNIT_BYTES)
         };
         if let Some(claim) = self.first_claim(cluster) {
-            let start = match claim.region {
-                Region::RefcountTable => header.refcount_table_offset,
-                Region::L1 => header.l1_table_offset,
-                _ => cluster.wrapping_shl(header.cluster_bits),
+            let first = match claim.region {
+                Region::Compressed(_) => cluster,
+                _ => claim.clusters.start.into(),
             };
-            let unit = offset.saturating_sub(start).checked_div(UNIT_BYTES);
-            return Label { region: claim.region, unit };
+            return Label { region: claim.region, unit: in_cluster(first) };
         }
         if offset >= self.length {
             return Label { region: Region::BeyondEnd, unit: None };
         }
         Label { region: Region::Free(cluster), unit: in_cluster(cluster) }
+    }
+
+    /// Host clusters that are in use only while an autoclear bit says so, each as often as it is used.
+    pub fn vouched_for(&self) -> impl Iterator<Item = u64> {
+        let claims = self.claims.iter().filter(|claim| claim.region.is_vouched_for());
+        claims.flat_map(|claim| claim.clusters.clone()).map(u64::from)
+    }
+
+    pub(crate) fn recordings(&self) -> &[Recording] {
+        &self.recordings
     }
 
     pub(crate) fn slot(&self, cluster: u32) -> Slot {
@@ -442,6 +513,7 @@ impl Image {
         self.stored_beyond.clear();
         self.l2_entries.clear();
         self.l2_tables.clear();
+        self.recordings.clear();
         self.mapped = Mapped::default();
         self.header = None;
     }
@@ -613,6 +685,112 @@ impl Image {
         self.l2_entries.resize(start.saturating_add(count), 0);
     }
 
+    fn read_bitmaps<E: Evidence>(
+        &mut self,
+        evidence: &mut E,
+        header: &Header,
+        extension: u64,
+        findings: &mut Vec<Finding>,
+    ) {
+        let mut field = |at: u64, bytes| number(evidence, extension.saturating_add(at), bytes);
+        let (count, reserved) = (field(0, 4), field(4, 4));
+        let (size, directory) = (field(8, 8), field(16, 8));
+        let mut fault = |field, at: u64, value, why| {
+            let offset = extension.saturating_add(at);
+            findings.push(Finding::Header { field, offset, value, why });
+        };
+        if reserved != 0 {
+            fault("bitmaps extension", 4, reserved, "is reserved and not zero");
+        }
+        if count == 0 || count > MAX_BITMAPS {
+            fault("number of bitmaps", 0, count, "is not in 1..=65535");
+        }
+        if size == 0 || size > MAX_BITMAP_DIRECTORY {
+            fault("bitmap directory size", 8, size, "is not in 1..=64 MiB");
+            return;
+        }
+        let at = Region::BitmapDirectory;
+        if !is_cluster(at, directory, 0, directory, header, findings)
+            || !self.claim(at, directory, size, directory, findings)
+        {
+            return;
+        }
+        let end = directory.saturating_add(size);
+        let mut entry = directory;
+        for bitmap in 0..count {
+            let mut field = |at: u64, bytes| number(evidence, entry.saturating_add(at), bytes);
+            let (table, entries, flags) = (field(0, 8), field(8, 4), field(12, 4));
+            let (kind, granularity) = (field(16, 1), field(17, 1));
+            let names = field(18, 2).saturating_add(field(20, 4));
+            let next = entry.saturating_add(BITMAP_ENTRY.saturating_add(names).next_multiple_of(8));
+            let fault = match () {
+                () if next > end => Some((bitmap, "reaches past the end of the directory")),
+                () if kind != 1 => Some((kind, "is no type of a bitmap")),
+                () => None,
+            };
+            if let Some((value, why)) = fault {
+                let (field, offset) = ("bitmap directory entry", entry);
+                findings.push(Finding::Header { field, offset, value, why });
+                return;
+            }
+            let at = Region::BitmapTable(bitmap);
+            if is_cluster(at, table, 0, table, header, findings)
+                && self.claim(at, table, entries.saturating_mul(8), table, findings)
+            {
+                self.read_bitmap_table(evidence, header, bitmap, table, entries, findings);
+                if flags & (BITMAP_IN_USE | BITMAP_AUTO) == BITMAP_AUTO {
+                    self.record(evidence, table, entries, granularity);
+                }
+            }
+            entry = next;
+        }
+    }
+
+    fn read_bitmap_table<E: Evidence>(
+        &mut self,
+        evidence: &mut E,
+        header: &Header,
+        bitmap: u64,
+        table: u64,
+        count: u64,
+        findings: &mut Vec<Finding>,
+    ) {
+        let mut entries = std::mem::take(&mut self.table_entries);
+        nonzero_entries(evidence, table, count, self.length, &mut entries);
+        for (_, entry) in &entries {
+            let at = Region::Bitmap(bitmap);
+            let offset = entry & OFFSET;
+            let mut reserved = entry & BITMAP_TABLE_RESERVED;
+            if offset != 0 {
+                reserved |= entry & ALL_ONES;
+            }
+            if is_cluster(at, *entry, reserved, offset, header, findings) {
+                self.claim(at, offset, header.cluster_size(), *entry, findings);
+            }
+        }
+        self.table_entries = entries;
+    }
+
+    /// Keeps the table of a bitmap, as far as the file has it.
+    fn record<E: Evidence>(
+        &mut self,
+        evidence: &mut E,
+        table: u64,
+        count: u64,
+        granularity_bits: u64,
+    ) {
+        let granularity_bits = u32::try_from(granularity_bits).unwrap_or(0);
+        let mut recording = Recording { granularity_bits, table: Vec::new() };
+        let mut entries = std::mem::take(&mut self.table_entries);
+        nonzero_entries(evidence, table, count, self.length, &mut entries);
+        for (index, entry) in &entries {
+            recording.table.resize(to_usize(*index), 0);
+            recording.table.push(*entry);
+        }
+        self.table_entries = entries;
+        self.recordings.push(recording);
+    }
+
     fn take_l2_entry(
         &mut self,
         header: &Header,
@@ -701,12 +879,14 @@ fn compressed_extent(entry: u64, header: &Header) -> (u64, u64) {
     (start, end.saturating_sub(start))
 }
 
-/// The extension area: type, length, data padded to 8 bytes, until type 0 or the backing file's name.
-fn find_extension_faults<E: Evidence>(
+/// The extension area: type, length, data padded to 8 bytes, until type 0 or the backing file's name. Returns where the data is
+/// that leads to bitmaps.
+fn find_extensions<E: Evidence>(
     evidence: &mut E,
     header: &Header,
     findings: &mut Vec<Finding>,
-) {
+) -> Option<u64> {
+    let mut bitmaps = None;
     let end = match header.backing_file_offset {
         0 => header.cluster_size(),
         name => name.min(header.cluster_size()),
@@ -718,24 +898,38 @@ fn find_extension_faults<E: Evidence>(
         let bytes = evidence.bytes(key);
         let (kind, length) = (be32(bytes, within), be32(bytes, within.saturating_add(4)));
         if kind == 0 {
-            return;
+            break;
         }
-        let length = u64::from(length);
-        let next = at.saturating_add(8).saturating_add(length.next_multiple_of(8));
+        let data = at.saturating_add(8);
+        let next = data.saturating_add(u64::from(length).next_multiple_of(8));
         if next > end {
             let (field, why) = ("extension length", "reaches past the extension area");
-            findings.push(Finding::Header { field, offset: at, value: length, why });
-            return;
+            findings.push(Finding::Header { field, offset: at, value: length.into(), why });
+            break;
         }
         match kind {
+            // Without the bit nobody vouches for what the extension says.
+            EXTENSION_BITMAPS if header.autoclear_features & AUTOCLEAR_BITMAPS == 0 => {}
+            EXTENSION_BITMAPS if length == BITMAPS_BYTES => bitmaps = Some(data),
             EXTENSION_BITMAPS => {
-                findings.push(Finding::Unsupported { what: "bitmaps", value: at });
+                let (field, why) = ("bitmaps extension length", "is not 24");
+                findings.push(Finding::Header { field, offset: at, value: length.into(), why });
             }
             EXTENSION_LUKS => findings.push(Finding::Unsupported { what: "LUKS", value: at }),
             _ => {}
         }
         at = next;
     }
+    bitmaps
+}
+
+/// Bytes of the file as a big-endian number: at most eight, wherever they lie.
+fn number<E: Evidence>(evidence: &mut E, offset: u64, bytes: u64) -> u64 {
+    (offset..offset.saturating_add(bytes)).fold(0, |number, at| {
+        let key = evidence.resolve(at.checked_div(UNIT_BYTES).unwrap_or(0));
+        let byte = be8(evidence.bytes(key), to_usize(at % UNIT_BYTES));
+        number.wrapping_shl(8) | u64::from(byte)
+    })
 }
 
 /// Fills `entries` with (index, entry) of a table's entries that are not 0, in order.

@@ -21,7 +21,7 @@ use crate::defect::Defect;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::{Finding, Property, Stage};
 use crate::guest::{Guest, Misread};
-use crate::image::{Header, Image, Mapping, decode_l2};
+use crate::image::{Bit, Header, Image, Mapping, Recording, decode_l2};
 use crate::op::MAX_VIRTUAL_SIZE;
 use crate::payload::{self, UNIT, Value};
 
@@ -134,10 +134,12 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// The flaws in `report`.
-    pub fn from_report(report: &Report) -> Self {
+    /// The flaws of the image that was audited last. What only an autoclear bit vouches for counts as leaked: who does not
+    /// maintain it has to clear the bit, and frees nothing by that.
+    pub fn of(auditor: &Auditor) -> Self {
         let mut inherited = Self::default();
-        for finding in &report.findings {
+        inherited.leaks.extend(auditor.image().vouched_for().map(|cluster| (cluster, 1)));
+        for finding in &auditor.report().findings {
             match *finding {
                 Finding::Leak { cluster, stored, counted } => {
                     inherited.leaks.push((cluster, stored.saturating_sub(counted)));
@@ -243,6 +245,7 @@ impl Judge {
         if let Some(header) = report.header {
             p10_size(&header, guest, &mut self.violations);
             self.contents_allowed(evidence, guest, &header);
+            self.p4_changes_recorded(evidence, &header);
         }
         if (self.defect, stage) == (Defect::DirtyExcusesAll, Stage::CrashedDirty) {
             self.violations.clear();
@@ -444,6 +447,53 @@ impl Judge {
                         evidence.peek(at, |key| judge(unit, Some(host), key));
                     }
                 }),
+            }
+        });
+    }
+
+    /// P4: where a bitmap says that it is up to date, it says so of every unit that a guest has written since. (A unit that
+    /// reads as zeroes may always have been so.)
+    fn p4_changes_recorded<E: Evidence>(&mut self, evidence: &E, header: &Header) {
+        let Self { auditor, violations, defect, .. } = self;
+        let image = auditor.image();
+        if image.recordings().is_empty() || *defect == Defect::StaleBitmapAllowed {
+            return;
+        }
+        let is_set = |bit| match bit {
+            Bit::Is(set) => set,
+            Bit::At(byte, mask) => {
+                let mut set = true;
+                evidence.peek(byte / UNIT as u64, |key| {
+                    set &= evidence.bytes(key)[(byte % UNIT as u64) as usize] & mask != 0;
+                });
+                set
+            }
+        };
+        let units = (header.size / UNIT as u64).min(MAX_VIRTUAL_SIZE / UNIT as u64);
+        each_guest_cluster(image, header, units, |units, host| {
+            let Some(host) = host else { return };
+            for (unit, at) in units.zip(host / UNIT as u64..) {
+                let mut written = None;
+                evidence.peek(at, |key| match payload::decode(evidence.bytes(key)) {
+                    Value::Tag { id: payload::INITIAL | payload::STALE, .. } | Value::Zero => {}
+                    value => written = Some(value),
+                });
+                let missed = |recording: &Recording| {
+                    !is_set(recording.bit(unit * UNIT as u64, header.cluster_bits))
+                };
+                if written.is_some()
+                    && violations.len() < MAX_VIOLATIONS
+                    && image.recordings().iter().any(missed)
+                {
+                    violations.push(Violation {
+                        property: Property::P4,
+                        kind: "bitmap-misses-a-change",
+                        place: Place::Guest { unit, host: Some(at * UNIT as u64) },
+                        found: written,
+                        allowed: Vec::new(),
+                        story: "a bitmap says that it is up to date".to_owned(),
+                    });
+                }
             }
         });
     }

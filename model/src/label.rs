@@ -4,6 +4,7 @@
 //!   header   refcount-table   l1                    one of each
 //!   refcount-block[i]   l2[t]                       by table index
 //!   data[g]   compressed[g]                         by guest cluster
+//!   bitmap-directory   bitmap-table[b]   bitmap[b]  by the bitmap's place in the directory
 //!   free[h]                                         by host cluster
 //!   beyond-end
 //!   l2[0]#1                                         the second 512-byte unit of the first L2 table
@@ -36,10 +37,23 @@ pub enum Region {
     Data(u64),
     /// A guest cluster's compressed data.
     Compressed(u64),
+    /// The directory of bitmaps.
+    BitmapDirectory,
+    /// A bitmap's table, by the bitmap's place in the directory.
+    BitmapTable(u64),
+    /// Bits of a bitmap, by the bitmap's place in the directory.
+    Bitmap(u64),
     /// A host cluster that nothing refers to.
     Free(u64),
     /// Past the end of the file.
     BeyondEnd,
+}
+
+impl Region {
+    /// Whether it is in use only because an autoclear bit vouches for what leads to it.
+    pub fn is_vouched_for(&self) -> bool {
+        matches!(self, Self::BitmapDirectory | Self::BitmapTable(_) | Self::Bitmap(_))
+    }
 }
 
 impl fmt::Display for Region {
@@ -52,6 +66,9 @@ impl fmt::Display for Region {
             Self::L2(index) => write!(f, "l2[{index}]"),
             Self::Data(guest) => write!(f, "data[{guest}]"),
             Self::Compressed(guest) => write!(f, "compressed[{guest}]"),
+            Self::BitmapDirectory => f.write_str("bitmap-directory"),
+            Self::BitmapTable(bitmap) => write!(f, "bitmap-table[{bitmap}]"),
+            Self::Bitmap(bitmap) => write!(f, "bitmap[{bitmap}]"),
             Self::Free(host) => write!(f, "free[{host}]"),
             Self::BeyondEnd => f.write_str("beyond-end"),
         }
@@ -109,6 +126,9 @@ impl FromStr for Label {
             ("l2", Some(index)) => Region::L2(index),
             ("data", Some(guest)) => Region::Data(guest),
             ("compressed", Some(guest)) => Region::Compressed(guest),
+            ("bitmap-directory", None) => Region::BitmapDirectory,
+            ("bitmap-table", Some(bitmap)) => Region::BitmapTable(bitmap),
+            ("bitmap", Some(bitmap)) => Region::Bitmap(bitmap),
             ("free", Some(host)) => Region::Free(host),
             ("beyond-end", None) => Region::BeyondEnd,
             _ => return Err(bad()),
@@ -144,7 +164,7 @@ mod tests {
 
     quickcheck! {
         fn a_label_reads_back(kind: u8, index: u64, unit: Option<u64>) -> bool {
-            let region = match kind % 9 {
+            let region = match kind % 12 {
                 0 => Region::Header,
                 1 => Region::RefcountTable,
                 2 => Region::RefcountBlock(index),
@@ -153,6 +173,9 @@ mod tests {
                 5 => Region::Data(index),
                 6 => Region::Compressed(index),
                 7 => Region::Free(index),
+                8 => Region::BitmapDirectory,
+                9 => Region::BitmapTable(index),
+                10 => Region::Bitmap(index),
                 _ => Region::BeyondEnd,
             };
             let label = Label { region, unit };

@@ -63,7 +63,7 @@ fn every_image_is_what_it_says() {
     let all = geometries().count();
     println!("{built_of_kind:?} of {all}");
     assert!(built_of_kind.iter().all(|count| *count > 0), "{built_of_kind:?}");
-    for kind in [0, 3, 4, 5, 6] {
+    for kind in [0, 3, 4, 5, 6, 7, 8] {
         assert_eq!(built_of_kind[kind], all, "{:?}", Initial::ALL[kind]);
     }
 }
@@ -92,6 +92,20 @@ fn kinds_differ_in_what_they_are_for() {
     assert!(built.guest.contains(&Value::Tag { unit: 0, id: payload::INITIAL }));
     let tables = all.chunks(64).filter(|t| t.iter().any(|m| *m != Mapping::Unallocated)).count();
     assert!(tables > 2, "{tables} L2 tables");
+
+    let report = auditor.audit(&mut build(&small, Initial::Bitmaps).unwrap().evidence());
+    assert_eq!(report.header.unwrap().autoclear_features, 1);
+    // The directory, two tables, and one cluster of bits.
+    assert_eq!(auditor.image().vouched_for().count(), 4);
+    let built = build(&geometry(10, 4, (63 << 10) + 512), Initial::Leftovers).unwrap();
+    auditor.audit(&mut built.evidence());
+    let image = auditor.image();
+    let behind = [64, 66, 128, 131].map(|cluster| image.mapping(cluster));
+    assert!(behind.iter().all(|mapping| matches!(mapping, Mapping::Host(_))), "{behind:?}");
+    let Mapping::Host(last) = image.mapping(63) else { panic!("the last cluster is mapped") };
+    let behind = built.units.iter().find(|(unit, _)| *unit == last / 512 + 1);
+    let stale = Value::Tag { unit: last / 512 + 1, id: payload::STALE };
+    assert_eq!(behind.map(|(_, bytes)| payload::decode(bytes)), Some(stale));
 }
 
 /// Host clusters that the refcount structures cover, less those in use.
@@ -158,6 +172,8 @@ fn images_stay_what_they_were() {
         (Initial::Leaky, 0x2085a25a45a03567),
         (Initial::Dirty, 0x03542c3645ee1341),
         (Initial::Fragmented, 0x6330178c1a12dbe5),
+        (Initial::Bitmaps, 0x192ca81fd8584496),
+        (Initial::Leftovers, 0xd46e3d6a4eefe4e3),
     ];
     assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
     for (initial, expected) in expected {

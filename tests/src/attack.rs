@@ -51,13 +51,14 @@ pub enum Attack {
     Create,
     /// By every crash state of repairing a damaged image.
     RepairDamaged,
-    /// By every crash state of opening an image that promises what this implementation does not know, and writing to it.
+    /// By random workloads, and by every crash state of opening an image that promises what this implementation does not know,
+    /// and writing to it.
     OpenPromising,
     /// By every crash state of rebuilding what somebody left without flushing it, on a device with no room for more.
     RebuildInPlace,
     /// By every crash state of a write that a damaged image leads to a table.
     WriteOverTable,
-    /// By every crash state of growing a disk past whose end something was left.
+    /// By random workloads, and by every crash state of growing a disk past whose end something was left.
     GrowOverLeftovers,
 }
 
@@ -79,7 +80,7 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
         ),
         Target::Rule(Rule::AutoclearFirst) | Target::Flush(Barrier::Autoclear) => (
             Attack::OpenPromising,
-            "opening writes only where a feature promises what this implementation does not keep",
+            "workloads begin with the one promise of a feature that the judge knows, not with those that nobody knows",
         ),
         Target::Flush(Barrier::RepairReuse) => (
             Attack::RebuildInPlace,
@@ -89,7 +90,7 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
             (Attack::WriteOverTable, "no workload begins with an image whose data lie over a table")
         }
         Target::Rule(Rule::NothingBeforeSize) | Target::Flush(Barrier::GrowthCleared) => {
-            (Attack::GrowOverLeftovers, "no workload begins with an image that was cut short")
+            (Attack::GrowOverLeftovers, "it takes a growth to where something was left")
         }
         Target::Rule(
             Rule::OrphansBeforeReuse | Rule::SettleBeforeRetry | Rule::FailedFlushIsFinal,
@@ -133,7 +134,13 @@ pub fn run(
             let (failure, states) = explored(rules, profile, limit);
             (failure, None, states)
         }
-        (Attack::Workloads(..) | Attack::Campaign, Strategy::Random) => {
+        (
+            Attack::Workloads(..)
+            | Attack::Campaign
+            | Attack::OpenPromising
+            | Attack::GrowOverLeftovers,
+            Strategy::Random,
+        ) => {
             let (profile, others): (_, &[Target]) = match attack {
                 Attack::Workloads(profile, others) => (profile, others),
                 _ => (Profile::TornLength, &[]),

@@ -207,7 +207,7 @@ fn run_case<Sub: Subject>(
     figures: &mut Figures,
 ) -> CaseRun {
     let mut plan = workload::plan(seed, &settings.scope);
-    if plan.initial == Initial::Dirty && !subject.duties().repair {
+    if plan.initial.is_dirty(&plan.geometry) && !subject.duties().repair {
         plan.initial = Initial::Fresh;
     }
     let (mut disk, mut guest) = match trial::initial(subject, &plan.geometry, plan.initial) {
@@ -655,5 +655,7 @@ pub const fn initial_name(initial: Initial) -> &'static str {
         Initial::Leaky => "leaky",
         Initial::Dirty => "dirty",
         Initial::Fragmented => "fragmented",
+        Initial::Bitmaps => "bitmaps",
+        Initial::Leftovers => "leftovers",
     }
 }

@@ -364,7 +364,7 @@ pub fn inherited<Sub: Subject>(
 ) -> Inherited {
     let mut newest = LeafChooser::written(Vec::new());
     bench.judge.state(&mut DiskEvidence::new(disk, &mut newest), guest, None);
-    Inherited::from_report(bench.judge.auditor().report())
+    Inherited::of(bench.judge.auditor())
 }
 
 /// Units in a cluster.

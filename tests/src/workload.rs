@@ -16,7 +16,7 @@ use model::case::{Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 5;
+pub const GENERATOR: u32 = 6;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -185,12 +185,14 @@ pub struct Plan {
 /// Draws the plan of `seed`.
 pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let mut rng = Rng::new(seed);
-    let initial = match rng.below(20) {
+    let initial = match rng.below(23) {
         0..=4 => Initial::Fresh,
         5..=8 => Initial::Leaky,
         9..=11 => Initial::Dirty,
         12..=15 => Initial::Fragmented,
         16..=17 => Initial::L1AboutToGrow,
+        20 => Initial::Bitmaps,
+        21..=22 => Initial::Leftovers,
         _ if scope.tiny => Initial::Fresh,
         18 => Initial::RefcountBlockOneShort,
         _ => {

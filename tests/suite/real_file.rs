@@ -231,7 +231,7 @@ impl Disk {
         self.guest.complete(token);
         met.closes += 1;
         // What was judged last is what this session began with.
-        let inherited = Inherited::from_report(self.judge.auditor().report());
+        let inherited = Inherited::of(self.judge.auditor());
         self.look();
         let violations = self.judge.closed(&mut self.evidence, &self.guest, &inherited);
         verdict(&self.what, "closed", violations).map(|()| true)

@@ -146,7 +146,7 @@ const DAMAGES: &[Damage] = &[
         &[("header", NOWHERE)],
     ),
     ("an endless extension", |p| p.put_u64(112, 0x1234_5678_7fff_ffff), &[("header", NOWHERE)]),
-    ("bitmaps", |p| p.put_u64(112, 0x2385_2875_0000_0000), &[("unsupported", NOWHERE)]),
+    ("bitmaps that nobody vouches for", |p| p.put_u64(112, 0x2385_2875_0000_0000), &[]),
     ("LUKS", |p| p.put_u64(112, 0x0537_be77_0000_0000), &[("unsupported", NOWHERE)]),
     (
         "a backing file",
@@ -181,11 +181,147 @@ const DAMAGES: &[Damage] = &[
     ),
 ];
 
+/// The same to an image with bitmaps: a directory, one table, its bits, and the table of a bitmap of ones.
+const BITMAP_DAMAGES: &[Damage] = &[
+    ("none to bitmaps", |_| {}, &[]),
+    (
+        "the bit is cleared",
+        |p| p.put_u64(88, 0),
+        &[("leak", CRASHED), ("leak", CRASHED), ("leak", CRASHED), ("leak", CRASHED)],
+    ),
+    ("another bit is set", |p| p.put_u64(88, 3), &[]),
+    (
+        "the directory has no refcount",
+        |p| {
+            let directory = p.directory() / 1024;
+            p.put_refcount(directory, 0);
+        },
+        &[("refcount-too-low", DIRTY_ONLY)],
+    ),
+    (
+        "a table has no refcount",
+        |p| {
+            let table = p.directory() / 1024 + 1;
+            p.put_refcount(table, 0);
+        },
+        &[("refcount-too-low", DIRTY_ONLY)],
+    ),
+    (
+        "bits have no refcount",
+        |p| {
+            let bits = p.directory() / 1024 + 2;
+            p.put_refcount(bits, 0);
+        },
+        &[("refcount-too-low", DIRTY_ONLY)],
+    ),
+    (
+        "an extension of 25 bytes",
+        |p| p.put_u64(112, 0x2385_2875_0000_0019),
+        &[
+            ("header", NOWHERE),
+            ("leak", CRASHED),
+            ("leak", CRASHED),
+            ("leak", CRASHED),
+            ("leak", CRASHED),
+        ],
+    ),
+    ("a reserved field", |p| p.put_u64(120, 0x2_0000_0001), &[("header", NOWHERE)]),
+    (
+        "no bitmap",
+        |p| p.put_u64(120, 0),
+        &[("header", NOWHERE), ("leak", CRASHED), ("leak", CRASHED), ("leak", CRASHED)],
+    ),
+    (
+        "a bitmap more than the directory has",
+        |p| p.put_u64(120, 0x3_0000_0000),
+        &[("header", NOWHERE)],
+    ),
+    (
+        "a directory of nothing",
+        |p| p.put_u64(128, 0),
+        &[
+            ("header", NOWHERE),
+            ("leak", CRASHED),
+            ("leak", CRASHED),
+            ("leak", CRASHED),
+            ("leak", CRASHED),
+        ],
+    ),
+    ("a directory with room", |p| p.put_u64(128, 1024), &[]),
+    (
+        "bits over the L1 table",
+        |p| {
+            p.put_bits(3072);
+            p.put_refcount(3, 2);
+        },
+        &[("overlap", NOWHERE), ("leak", CRASHED)],
+    ),
+    ("bits past the end", |p| p.put_bits(1 << 30), &[("out-of-range", NOWHERE), ("leak", CRASHED)]),
+    ("misaligned bits", |p| p.put_bits(0x600), &[("misaligned", NOWHERE), ("leak", CRASHED)]),
+    ("ones instead of bits", |p| p.put_bits(1), &[("leak", CRASHED)]),
+    (
+        "a reserved bit instead of bits",
+        |p| p.put_bits(2),
+        &[("reserved-bits", NOWHERE), ("leak", CRASHED)],
+    ),
+    (
+        "ones and an offset",
+        |p| {
+            let bits = p.directory() + 2048;
+            p.put_bits(bits | 1);
+        },
+        &[("reserved-bits", NOWHERE)],
+    ),
+    (
+        "a table that is no cluster's",
+        |p| {
+            let directory = p.directory();
+            p.put_u64(directory + 32, 0x601);
+        },
+        &[("misaligned", NOWHERE), ("leak", CRASHED)],
+    ),
+    (
+        "a bitmap of an unknown type",
+        |p| {
+            let directory = p.directory();
+            p.disk.patch(directory + 32 + 16, &[2]);
+        },
+        &[("header", NOWHERE), ("leak", CRASHED)],
+    ),
+    (
+        "a name that is too long",
+        |p| {
+            let directory = p.directory();
+            p.disk.patch(directory + 32 + 19, &[9]);
+        },
+        &[("header", NOWHERE), ("leak", CRASHED)],
+    ),
+    (
+        "extra data",
+        |p| {
+            let directory = p.directory();
+            p.put_u64(128, 1024);
+            p.disk.patch(directory + 32 + 23, &[9]);
+        },
+        &[],
+    ),
+];
+
+/// Every kind of damage, and an image that has suffered it.
+fn damaged() -> impl Iterator<Item = (&'static Damage, Patient)> {
+    let kinds = [(Initial::Fragmented, DAMAGES), (Initial::Bitmaps, BITMAP_DAMAGES)];
+    kinds.into_iter().flat_map(|(initial, damages)| {
+        damages.iter().map(move |damage| {
+            let mut patient = Patient::new(initial);
+            (damage.1)(&mut patient);
+            (damage, patient)
+        })
+    })
+}
+
 pub(crate) fn findings_seen(defect: Defect) -> Outcome {
     let mut auditor = Auditor::with_defect(defect);
-    for (name, damage, expected) in DAMAGES {
-        let mut patient = Patient::new(Initial::Fragmented);
-        damage(&mut patient);
+    for ((name, _, expected), mut patient) in damaged() {
         let report = auditor.audit(&mut patient.disk);
         let mut found: Vec<_> = report.findings.iter().map(|finding| finding.name()).collect();
         let mut wanted: Vec<_> = expected.iter().map(|(kind, _)| *kind).collect();
@@ -198,9 +334,7 @@ pub(crate) fn findings_seen(defect: Defect) -> Outcome {
 
 pub(crate) fn findings_by_stage(defect: Defect) -> Outcome {
     let mut auditor = Auditor::with_defect(defect);
-    for (name, damage, expected) in DAMAGES {
-        let mut patient = Patient::new(Initial::Fragmented);
-        damage(&mut patient);
+    for ((name, _, expected), mut patient) in damaged() {
         let report = auditor.audit(&mut patient.disk);
         for stage in STAGES {
             let mut found: Vec<_> =
@@ -222,10 +356,8 @@ pub(crate) fn findings_by_stage(defect: Defect) -> Outcome {
 #[test]
 fn an_unknown_layout_leaves_no_header() {
     let mut auditor = Auditor::default();
-    let lost = DAMAGES.iter().filter(|(_, damage, _)| {
-        let mut patient = Patient::new(Initial::Fragmented);
-        damage(&mut patient);
-        auditor.audit(&mut patient.disk).header.is_none()
+    let lost = damaged().filter_map(|((name, ..), mut patient)| {
+        auditor.audit(&mut patient.disk).header.is_none().then_some(*name)
     });
     let expected = [
         "another magic",
@@ -242,7 +374,7 @@ fn an_unknown_layout_leaves_no_header() {
         "extended L2 entries",
         "an external data file",
     ];
-    assert_eq!(lost.map(|(name, ..)| *name).collect::<Vec<_>>(), expected);
+    assert_eq!(lost.collect::<Vec<_>>(), expected);
 }
 
 /// Goal: a finding names the bits that must be clear, and only those. In version 2 there is no zero flag.

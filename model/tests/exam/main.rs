@@ -20,14 +20,14 @@ use crate::guest::{
 };
 use crate::histories::brute_force;
 use crate::states::{
-    claims, clean_close, contents_kept, dirty_and_lost, invented_data, lost_write, mappings,
-    misread_story, second_repair, whole_set, wrong_size,
+    changes_recorded, claims, clean_close, contents_kept, dirty_and_lost, invented_data,
+    lost_write, mappings, misread_story, second_repair, whole_set, wrong_size,
 };
 
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Defect) -> Outcome);
 
-const EXAMS: [Exam; 27] = [
+const EXAMS: [Exam; 28] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -52,6 +52,7 @@ const EXAMS: [Exam; 27] = [
     ("repair keeps contents", contents_kept),
     ("a second repair writes nothing", second_repair),
     ("a clean close adds no flaw", clean_close),
+    ("a bitmap that is up to date has every change", changes_recorded),
     ("claims are checked", claims),
     ("mappings are compared", mappings),
     ("a misread is told with its story", misread_story),

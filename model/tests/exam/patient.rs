@@ -61,6 +61,29 @@ impl Patient {
         self.put_u64(at, entry);
     }
 
+    /// The directory of bitmaps, in an image that has some.
+    pub(crate) fn directory(&mut self) -> u64 {
+        self.u64_at(136)
+    }
+
+    /// Sets the entry that leads to bits: the first bitmap's table follows the directory.
+    pub(crate) fn put_bits(&mut self, entry: u64) {
+        let table = self.directory() + 1024;
+        self.put_u64(table, entry);
+    }
+
+    /// Sets a bit of the first bitmap; its bits follow its table.
+    pub(crate) fn put_bit(&mut self, bit: u64) {
+        let byte = self.directory() + 2048 + bit / 8;
+        self.disk.patch(byte, &[1 << (bit % 8)]);
+    }
+
+    /// Sets the flags of the first bitmap.
+    pub(crate) fn put_flags(&mut self, flags: u32) {
+        let directory = self.directory();
+        self.disk.patch(directory + 12, &flags.to_be_bytes());
+    }
+
     /// A second L1 entry, past the disk's end, which is legal.
     pub(crate) fn add_l1(&mut self, entry: u64) {
         self.disk.patch(36, &2u32.to_be_bytes());

@@ -96,7 +96,7 @@ fn copied_flags_are_inherited_too() {
     strip(&mut patient, mapped[2]);
     strip(&mut patient, mapped[0]);
     judge.state(&mut patient.disk, &guest, None);
-    let inherited = Inherited::from_report(judge.auditor().report());
+    let inherited = Inherited::of(judge.auditor());
     assert_eq!(kinds(judge.closed(&mut patient.disk, &guest, &inherited)), []);
     let own = [(Property::P6, "copied-missing"); 2];
     assert_eq!(kinds(judge.closed(&mut patient.disk, &guest, &Inherited::default())), own);
@@ -357,7 +357,7 @@ pub(crate) fn clean_close(defect: Defect) -> Outcome {
     let mut patient = Patient::new(Initial::Leaky);
     let guest = patient.guest(defect);
     expect("as opened", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
-    let inherited = Inherited::from_report(judge.auditor().report());
+    let inherited = Inherited::of(judge.auditor());
     expect("as inherited", kinds(judge.closed(&mut patient.disk, &guest, &inherited)), vec![])?;
     let none = Inherited::default();
     let own = judge.closed(&mut patient.disk, &guest, &none);
@@ -375,7 +375,54 @@ pub(crate) fn clean_close(defect: Defect) -> Outcome {
     patient.put_refcount(host, 2);
     patient.put_u64(72, 1);
     let dirty = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
-    expect("dirty", dirty, vec![(Property::P6, "dirty")])
+    expect("dirty", dirty, vec![(Property::P6, "dirty")])?;
+    let mut patient = Patient::new(Initial::Bitmaps);
+    let guest = patient.guest(defect);
+    judge.state(&mut patient.disk, &guest, None);
+    let inherited = Inherited::of(judge.auditor());
+    patient.put_u64(88, 0);
+    let given_up = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
+    expect("bitmaps given up", given_up, vec![])?;
+    let directory = patient.directory() / 1024;
+    patient.put_refcount(directory, 2);
+    let deeper = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
+    expect("a deeper leak of bitmaps", deeper, vec![(Property::P6, "leak")])
+}
+
+pub(crate) fn changes_recorded(defect: Defect) -> Outcome {
+    type Change = fn(&mut Patient);
+    // The first of two bitmaps has a bit set for the first guest cluster only; clusters of 1 KiB have a bit each.
+    let cases: [(&str, u64, Change, bool); 9] = [
+        ("a cluster whose bit is set", 0, |_| {}, false),
+        ("a cluster whose bit is not", 12, |_| {}, true),
+        ("its bit is set", 12, |p| p.put_bit(12), false),
+        ("a neighbour's bit is set", 12, |p| p.put_bit(11), true),
+        ("no bitmap is vouched for", 12, |p| p.put_u64(88, 0), false),
+        ("the bitmap is in use", 12, |p| p.put_flags(3), false),
+        ("the bitmap follows nothing", 12, |p| p.put_flags(0), false),
+        ("the bitmap is of ones", 12, |p| p.put_bits(1), false),
+        ("the bitmap is of zeroes", 0, |p| p.put_bits(0), true),
+    ];
+    let mut judge = Judge::with_defect(defect);
+    for (name, cluster, change, expected) in cases {
+        let mut patient = Patient::new(Initial::Bitmaps);
+        let guest = patient.guest(defect);
+        let host = patient.l2(cluster) & !COPIED;
+        change(&mut patient);
+        let whole = kinds(judge.state(&mut patient.disk, &guest, Some(Stage::OpenedClean)));
+        let missed = (Property::P4, "bitmap-misses-a-change");
+        expect(name, whole.contains(&missed), false)?;
+        let unit = cluster * 2 + 1;
+        patient.disk.patch(host + 512, &payload::unit(unit, 1));
+        let found = kinds(judge.state(&mut patient.disk, &guest, Some(Stage::OpenedClean)));
+        expect(name, found.contains(&missed), expected)?;
+        // One of the values that the unit may hold is enough.
+        let other = patient.disk.values.intern(&payload::unit(unit, payload::INITIAL));
+        let mut open = Open { disk: patient.disk, others: [(host / 512 + 1, other)].into() };
+        let found = kinds(judge.state(&mut open, &guest, Some(Stage::OpenedClean)));
+        expect(name, found.contains(&missed), expected)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn claims(defect: Defect) -> Outcome {

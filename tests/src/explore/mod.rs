@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use faultfs::fault::Planned;
 use faultfs::profile::Profile;
-use model::build::Initial;
 use model::case::{OpenOptions, Step};
 use model::op::Op;
 
@@ -218,7 +217,7 @@ pub fn run<Sub: Subject>(
             probes: Probes::default(),
             worker_seconds: 0.0,
         };
-        let refused = (world.initial == Initial::Dirty && !subject.duties().repair)
+        let refused = (world.initial.is_dirty(&world.geometry) && !subject.duties().repair)
             .then(|| "the subject does not repair".to_owned());
         let infeasible =
             refused.or_else(|| trial::initial(subject, &world.geometry, world.initial).err());

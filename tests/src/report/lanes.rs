@@ -41,18 +41,20 @@ enum Lane {
     L1,
     L2,
     Data,
+    Bitmaps,
     Unused,
     Length,
 }
 
 impl Lane {
-    const ALL: [(Self, &str); 8] = [
+    const ALL: [(Self, &str); 9] = [
         (Self::Header, "header"),
         (Self::RefcountTable, "rc table"),
         (Self::RefcountBlock, "rc block"),
         (Self::L1, "l1"),
         (Self::L2, "l2"),
         (Self::Data, "data"),
+        (Self::Bitmaps, "bitmaps"),
         (Self::Unused, "unused"),
         (Self::Length, "length"),
     ];
@@ -65,6 +67,8 @@ impl Lane {
             Region::L1 => (Self::L1, None),
             Region::L2(index) => (Self::L2, Some(index)),
             Region::Data(index) | Region::Compressed(index) => (Self::Data, Some(index)),
+            Region::BitmapDirectory => (Self::Bitmaps, None),
+            Region::BitmapTable(index) | Region::Bitmap(index) => (Self::Bitmaps, Some(index)),
             Region::Free(index) => (Self::Unused, Some(index)),
             Region::BeyondEnd => (Self::Unused, None),
         }
