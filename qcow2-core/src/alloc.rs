@@ -1,5 +1,5 @@
-//! Which host clusters are free, and taking and releasing them. First fit: the lowest free cluster goes first, so that
-//! freed space is used again before the file grows.
+//! Which host clusters are free, and taking and releasing them. First fit: the lowest free cluster that is known goes first, so
+//! that freed space is used again before the file grows. Counts are searched once, a page in a step; what is freed later is known.
 //!
 //! ```text
 //!   refcount table            refcount block (one cluster)           host clusters
@@ -10,6 +10,7 @@
 //! no claim holds it. Counts in memory go up when a cluster is taken, before anything refers to it; they go down only
 //! when the dropped reference is durable. A cluster that no refcount block describes is free.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::barrier::Barrier;
@@ -19,6 +20,7 @@ use crate::error::IoError;
 use crate::format::entry::RefcountTableEntry;
 use crate::format::feature::Incompatible;
 use crate::format::{limits, refcount};
+use crate::freed::Key;
 use crate::image::{Claim, Image};
 use crate::metadata::Table;
 use crate::order::Before;
@@ -29,8 +31,7 @@ use crate::storage::{self, Durability, IoBuf, Storage};
 /// Clusters taken for one purpose, in one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Extent {
-    pub(crate) first: u64,
-    pub(crate) count: u64,
+    pub(crate) clusters: Range<u64>,
     /// Never written: reads as zeroes.
     pub(crate) fresh: bool,
     /// What makes the counts durable.
@@ -41,11 +42,20 @@ pub(crate) struct Extent {
 #[derive(Debug)]
 pub(crate) enum Allocation {
     Taken(Extent),
+    /// The search has passed a page of counts without a free cluster.
+    Searching,
     /// No refcount block describes this cluster yet. It is the first one of its block, because the search comes from
     /// below and passes no cluster without a block.
     NoBlock(u64),
     /// The file has to reach the end of this many clusters first.
     BeyondLength(u64),
+}
+
+/// What a search of one page of counts led to.
+enum Search {
+    Found(Range<u64>),
+    Nothing,
+    NoBlock(u64),
 }
 
 /// Where the count of a cluster is.
@@ -112,62 +122,61 @@ impl State {
         Ok(())
     }
 
-    /// Takes up to `wanted` free clusters in one run.
-    ///
-    /// Everything that the search has passed moves `first_free` on: it ends even where a table has more pages than the
-    /// cache, and the next one does not begin from the start of a page again.
+    /// Takes up to `wanted` free clusters in one run: of those that are known to be free, or else of those that a search finds that
+    /// goes on where the last one ended.
     pub(crate) fn allocate(&mut self, wanted: u64) -> Result<Allocation, Stop> {
+        let known = self.free.first();
+        let found = match known.clone() {
+            Some(run) => run.start..run.end.min(run.start + wanted),
+            None => match self.search(wanted)? {
+                Search::Found(found) => found,
+                Search::Nothing => return Ok(Allocation::Searching),
+                Search::NoBlock(cluster) => return Ok(Allocation::NoBlock(cluster)),
+            },
+        };
+        let in_file = self.length / self.cluster_size();
+        if found.start >= in_file {
+            return Ok(Allocation::BeyondLength(found.end));
+        }
+        let found = found.start..found.end.min(in_file);
+        self.check_unused(found.clone())?;
+        let counts = self.raise_refcounts(found.clone())?;
+        if known.is_some() {
+            self.free.take(found.end - found.start);
+        } else {
+            self.free.search_reached(found.end);
+        }
+        let fresh = found.start >= self.fresh_from;
+        self.note_written(found.end);
+        Ok(Allocation::Taken(Extent { clusters: found, fresh, counts }))
+    }
+
+    /// Looks for up to `wanted` free clusters in one run, in one page of counts.
+    fn search(&mut self, wanted: u64) -> Result<Search, Stop> {
         let order = self.header.refcount_order;
-        let mut cluster = self.first_free;
-        let mut first = None;
-        'search: loop {
-            let Some(place) = self.refcount_place(cluster)? else {
-                if first.is_some() {
-                    break;
-                }
-                return Ok(Allocation::NoBlock(cluster));
-            };
-            if let Err(stop) = self.find(place.page, Kind::RefcountBlock) {
-                if first.is_some() {
-                    break;
-                }
-                return Err(stop);
+        let from = self.free.searched();
+        let Some(place) = self.refcount_place(from)? else { return Ok(Search::NoBlock(from)) };
+        self.find(place.page, Kind::RefcountBlock)?;
+        let page = self.cache.get(place.page).expect("it was just found");
+        let mut found = None;
+        let mut cluster = from;
+        for index in place.index..place.entries {
+            let free =
+                refcount::get(page, order, index) == Some(0) && !self.freed.contains(cluster);
+            match found {
+                None if free => found = Some(cluster),
+                Some(_) if !free || cluster == self.fresh_from => break,
+                Some(first) if cluster - first == wanted => break,
+                _ => {}
             }
-            let page = self.cache.get(place.page).expect("it was just found");
-            for index in place.index..place.entries {
-                let freed =
-                    || self.freed.range((cluster, 0)..=(cluster, u64::MAX)).next().is_some();
-                let free = refcount::get(page, order, index) == Some(0) && !freed();
-                match first {
-                    None if free => {
-                        first = Some(cluster);
-                        self.first_free = cluster;
-                    }
-                    Some(_) if !free || cluster == self.fresh_from => break 'search,
-                    _ => {}
-                }
-                cluster += 1;
-                if first.is_some_and(|first| cluster - first == wanted) {
-                    break 'search;
-                }
-            }
-            if first.is_none() {
-                self.first_free = cluster;
-            }
+            cluster += 1;
         }
-        let first = first.expect("the search ends with a run");
-        let mut end = cluster;
-        let cluster_size = self.cluster_size();
-        let in_file = (self.length / cluster_size).saturating_sub(first);
-        if in_file == 0 {
-            return Ok(Allocation::BeyondLength(end));
-        }
-        end = end.min(first + in_file);
-        self.check_unused(first..end)?;
-        let counts = self.raise_refcounts(first..end)?;
-        let fresh = first >= self.fresh_from;
-        self.note_written(end);
-        Ok(Allocation::Taken(Extent { first, count: end - first, fresh, counts }))
+        let Some(first) = found else {
+            self.free.search_reached(cluster);
+            return Ok(Search::Nothing);
+        };
+        self.free.search_reached(first);
+        Ok(Search::Found(first..cluster))
     }
 
     /// Remembers that clusters below `end` may have been written.
@@ -179,7 +188,8 @@ impl State {
     fn raise_refcounts(&mut self, clusters: Range<u64>) -> Result<Vec<Before>, Stop> {
         let order = self.header.refcount_order;
         let mut places = Vec::new();
-        for cluster in clusters {
+        let mut cluster = clusters.start;
+        while cluster < clusters.end {
             let Some(place) = self.refcount_place(cluster)? else {
                 return Err(IoError::Full(format!(
                     "no refcount block describes cluster {cluster}"
@@ -187,26 +197,26 @@ impl State {
                 .into());
             };
             self.find(place.page, Kind::RefcountBlock)?;
-            places.push(place);
+            let here = clusters.end - cluster;
+            let end = place
+                .entries
+                .min(place.index.saturating_add(usize::try_from(here).unwrap_or(usize::MAX)));
+            cluster += (end - place.index) as u64;
+            places.push((place, end));
         }
         let mut counts: Vec<Before> = Vec::new();
-        let mut last_page = None;
-        for place in places {
+        for (place, end) in places {
             let version = self.cache.change(place.page, |page| {
-                refcount::set(page, order, place.index, 1).expect("1 fits in every width");
-            });
-            let counted = Before::Page { offset: place.page, version };
-            if last_page == Some(place.page) {
-                *counts.last_mut().expect("the page has an entry") = counted;
-            } else {
-                if let Some(table) = self.cache.undurable(place.table_page, &self.clock)
-                    && !counts.contains(&table)
-                {
-                    counts.push(table);
+                for index in place.index..end {
+                    refcount::set(page, order, index, 1).expect("1 fits in every width");
                 }
-                counts.push(counted);
-                last_page = Some(place.page);
+            });
+            if let Some(table) = self.cache.undurable(place.table_page, &self.clock)
+                && !counts.contains(&table)
+            {
+                counts.push(table);
             }
+            counts.push(Before::Page { offset: place.page, version });
         }
         Ok(counts)
     }
@@ -221,50 +231,57 @@ impl State {
         }
     }
 
-    /// The next freed clusters, from `from` on, that nothing stands in the way of: a run to discard, or one to free.
-    fn next_reapable(
-        &mut self,
-        from: (u64, u64),
-        pass_discard: bool,
-    ) -> Result<Option<Reap>, Stop> {
-        let ready: Vec<((u64, u64), bool)> = self
-            .freed
-            .range(from..)
-            .filter(|(_, freed)| self.is_ready(freed))
-            .take(64)
-            .map(|(&key, freed)| (key, freed.discard && pass_discard))
-            .collect();
-        let Some(&(first, discard)) = ready.first() else { return Ok(None) };
-        if !discard || self.refcount(first.0)? != 1 {
-            return Ok(Some(Reap { keys: vec![first], discard: None }));
-        }
-        let mut keys = vec![first];
-        for &(key, discard) in &ready[1..] {
-            let last = keys.last().expect("it has one").0;
-            if !discard || key.0 != last + 1 || self.refcount(key.0)? != 1 {
-                break;
-            }
-            keys.push(key);
+    /// The next freed clusters, from `from` on, that nothing stands in the way of: a run to discard, or some to free.
+    fn next_reapable(&mut self, from: Key, pass_discard: bool) -> Result<Option<Reap>, Stop> {
+        let ready = self.freed.ready_from(from).take(AT_ONCE);
+        let ready: Vec<_> =
+            ready.map(|(key, freed)| (key, freed.discard && pass_discard)).collect();
+        let (mut keys, mut run): (VecDeque<Key>, Option<Range<u64>>) = (VecDeque::new(), None);
+        for (key, discard) in ready {
+            let (cluster, _) = key;
+            run = match (discard && self.refcount(cluster)? == 1, run) {
+                (true, None) if keys.is_empty() => Some(cluster..cluster + 1),
+                (true, Some(run)) if run.end == cluster => Some(run.start..cluster + 1),
+                (false, None) => None,
+                (_, run) => {
+                    let size = self.cluster_size();
+                    let discard = run.map(|run| run.start * size..run.end * size);
+                    return Ok(Some(Reap { keys, discard }));
+                }
+            };
+            keys.push_back(key);
         }
         let size = self.cluster_size();
-        let end = (keys.last().expect("it has one").0 + 1) * size;
-        Ok(Some(Reap { keys, discard: Some(first.0 * size..end) }))
+        let discard = run.map(|run| run.start * size..run.end * size);
+        Ok((!keys.is_empty()).then_some(Reap { keys, discard }))
     }
 
-    /// Lowers the refcount of a freed cluster for good.
-    fn reap(&mut self, key: (u64, u64)) -> Result<(), Stop> {
-        if self.freed.get(&key).is_some_and(|freed| !freed.lowered) {
-            self.lower_refcount(key.0)?;
+    /// Lowers the refcounts of freed clusters for good. What has been done is taken out of `keys`.
+    fn reap(&mut self, keys: &mut VecDeque<Key>) -> Result<(), Stop> {
+        while let Some(&key) = keys.front() {
+            let (cluster, _) = key;
+            self.refcount(cluster)?;
+            if let Some(freed) = self.freed.take_ready(key) {
+                if !freed.lowered {
+                    self.lower_refcount(cluster)?;
+                }
+                if self.refcount(cluster)? == 0 && !self.freed.contains(cluster) {
+                    self.free.insert(cluster);
+                }
+            }
+            keys.pop_front();
         }
-        self.freed.remove(&key);
-        self.first_free = self.first_free.min(key.0);
         Ok(())
     }
 }
 
-/// A run of freed clusters and what becomes of them.
+/// Most freed clusters that are looked at in one step.
+const AT_ONCE: usize = 64;
+
+/// Freed clusters and what becomes of them.
 struct Reap {
-    keys: Vec<(u64, u64)>,
+    keys: VecDeque<Key>,
+    /// Bytes of the file to give back first.
     discard: Option<Range<u64>>,
 }
 
@@ -279,11 +296,11 @@ impl<S: Storage> Image<S> {
         let (mut run, mut counts) = (0..0, Vec::new());
         while run.end - run.start < wanted {
             let next = self.allocate(claim, wanted - (run.end - run.start)).await?;
-            if next.first != run.end {
-                run.start = next.first;
+            if next.clusters.start != run.end {
+                run.start = next.clusters.start;
                 counts.clear();
             }
-            run.end = next.first + next.count;
+            run.end = next.clusters.end;
             counts.extend(next.counts);
         }
         Ok((run, counts))
@@ -297,16 +314,17 @@ impl<S: Storage> Image<S> {
         wanted: u64,
     ) -> Result<Extent, IoError> {
         self.mark_dirty().await?;
-        if self.now(|state| state.reap_due) {
-            self.reap().await?;
+        if self.now(|state| state.freed.has_ready()) {
+            self.reap(wanted.max(AT_ONCE as u64)).await?;
         }
         let mut reclaimed = false;
         loop {
             let grown = match self.decide(|state| state.allocate(wanted)).await? {
                 Allocation::Taken(extent) => {
-                    claim.clusters.extend(extent.first..extent.first + extent.count);
+                    claim.clusters.extend(extent.clusters.clone());
                     return Ok(extent);
                 }
+                Allocation::Searching => continue,
                 Allocation::NoBlock(cluster) => self.add_refcount_block(cluster).await,
                 Allocation::BeyondLength(end) => self.grow_file(end).await,
             };
@@ -314,7 +332,7 @@ impl<S: Storage> Image<S> {
                 Err(error) if is_no_space(&error) && !reclaimed => {
                     reclaimed = true;
                     self.flush().await?;
-                    self.reap().await?;
+                    self.reap(u64::MAX).await?;
                 }
                 result => result?,
             }
@@ -572,44 +590,39 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    /// Turns freed clusters into free ones where nothing stands in the way any more.
+    /// Turns freed clusters into free ones where nothing stands in the way any more, until none is left or `most` are.
     ///
-    /// It stays due until a look at all of them has found none left: one that fails, or is dropped at its discard, leaves the
-    /// rest to the next request.
-    pub(crate) async fn reap(&self) -> Result<(), IoError> {
-        const START: (u64, u64) = (0, 0);
+    /// One that fails, or is dropped at its discard, leaves the rest to the next request.
+    pub(crate) async fn reap(&self, most: u64) -> Result<(), IoError> {
+        const START: Key = (0, 0);
         self.restore_header().await?;
         let mut claim = self.claim(Resource::Reap).await?;
         let pass_discard = self.options.pass_discard && self.limits.can_discard;
         let mut from = START;
-        loop {
+        let mut reaped = 0;
+        while reaped < most {
             let next = self
                 .decide(|state| {
-                    let next = match state.next_reapable(from, pass_discard)? {
+                    Ok(match state.next_reapable(from, pass_discard)? {
                         None => state.next_reapable(START, pass_discard)?,
                         next => next,
-                    };
-                    state.reap_due = next.is_some();
-                    Ok(next)
+                    })
                 })
                 .await?;
-            let Some(Reap { keys, discard }) = next else { return Ok(()) };
-            let last = *keys.last().expect("a run has a cluster");
+            let Some(Reap { mut keys, discard }) = next else { return Ok(()) };
+            reaped += keys.len() as u64;
+            from = *keys.back().expect("there is one at least");
             if let Some(range) = discard {
                 if !self.now(|state| state.rules.hold(Rule::DiscardBeforeReuse)) {
-                    for &key in &keys {
-                        self.decide(|state| state.reap(key)).await?;
-                    }
+                    self.decide(|state| state.reap(&mut keys)).await?;
                 }
                 // A failed discard gives no space back; the cluster is free all the same, once it cannot land any more.
                 let _ = claim.discard(range).await;
                 claim.settle().await?;
             }
-            for key in keys {
-                self.decide(|state| state.reap(key)).await?;
-            }
-            from = last;
+            self.decide(|state| state.reap(&mut keys)).await?;
         }
+        Ok(())
     }
 }
 

@@ -8,12 +8,18 @@
 //! **Invariant.** A page is written only when every edge of its newest version is satisfied; what is written is its newest
 //! version. A page that is evicted leaves its stamp behind until that stamp is durable, so that edges to it stay right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::order::{Before, Edge, FlushClock, Stamp};
 
-/// Pages used within this many accesses are not evicted, so that one operation cannot evict what it is about to use.
+/// Pages used within this many accesses are not evicted, so that one operation cannot evict what it is about to use. A smaller
+/// limit than this holds as many pages all the same.
 const RECENT: u64 = 32;
+/// As many of the pages that were not used for the longest time are looked at for a clean one.
+const LOOKED_AT: usize = 64;
+/// No slot: the end of the list.
+const NONE: usize = usize::MAX;
 
 /// What a page is a slice of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +39,7 @@ impl Kind {
 
 #[derive(Debug)]
 struct Page {
+    offset: u64,
     kind: Kind,
     bytes: Box<[u8]>,
     version: u64,
@@ -41,6 +48,15 @@ struct Page {
     stamp: Stamp,
     after: Vec<Edge>,
     used: u64,
+    /// Neighbours in the order of use.
+    older: usize,
+    newer: usize,
+}
+
+impl Page {
+    fn is_dirty(&self) -> bool {
+        self.version != self.written
+    }
 }
 
 /// What has to happen before something may rely on a page or stamp.
@@ -61,16 +77,50 @@ pub(crate) enum Room {
     Write(u64),
 }
 
+/// Stamps of evicted pages that are not durable yet.
+#[derive(Debug, Default)]
+struct Evicted {
+    pages: BTreeMap<u64, Stamp>,
+    by_stamp: BTreeSet<(Stamp, u64)>,
+}
+
+impl Evicted {
+    fn insert(&mut self, page: u64, stamp: Stamp) {
+        self.pages.insert(page, stamp);
+        self.by_stamp.insert((stamp, page));
+    }
+
+    fn remove(&mut self, page: u64) -> Option<Stamp> {
+        let stamp = self.pages.remove(&page)?;
+        self.by_stamp.remove(&(stamp, page));
+        Some(stamp)
+    }
+
+    /// Removes what is durable.
+    fn prune(&mut self, clock: &FlushClock) {
+        while let Some(&(stamp, page)) =
+            self.by_stamp.first().filter(|(stamp, _)| clock.is_durable(*stamp))
+        {
+            self.by_stamp.remove(&(stamp, page));
+            self.pages.remove(&page);
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Cache {
     page_size: u64,
     limit: usize,
-    pages: BTreeMap<u64, Page>,
-    /// Stamps of evicted pages that are not durable yet.
-    evicted: BTreeMap<u64, Stamp>,
+    /// Where each page is in `slots`.
+    index: BTreeMap<u64, usize>,
+    slots: Vec<Page>,
+    /// The ends of the list of pages in the order of use.
+    oldest: usize,
+    newest: usize,
+    dirty: BTreeSet<u64>,
+    evicted: Evicted,
     next_version: u64,
     tick: u64,
-    dirty: usize,
 }
 
 impl Cache {
@@ -78,11 +128,14 @@ impl Cache {
         Self {
             page_size,
             limit,
-            pages: BTreeMap::new(),
-            evicted: BTreeMap::new(),
+            index: BTreeMap::new(),
+            slots: Vec::new(),
+            oldest: NONE,
+            newest: NONE,
+            dirty: BTreeSet::new(),
+            evicted: Evicted::default(),
             next_version: 1,
             tick: 0,
-            dirty: 0,
         }
     }
 
@@ -95,23 +148,77 @@ impl Cache {
         offset - offset % self.page_size
     }
 
+    fn page(&self, offset: u64) -> Option<&Page> {
+        self.index.get(&offset).map(|&slot| &self.slots[slot])
+    }
+
+    fn page_mut(&mut self, offset: u64) -> Option<&mut Page> {
+        self.index.get(&offset).map(|&slot| &mut self.slots[slot])
+    }
+
     /// What the page at host offset `page` was loaded as, if it is there.
     pub(crate) fn kind(&self, page: u64) -> Option<Kind> {
-        self.pages.get(&page).map(|page| page.kind)
+        self.page(page).map(|page| page.kind)
     }
 
     pub(crate) fn contains(&self, page: u64) -> bool {
-        self.pages.contains_key(&page)
+        self.index.contains_key(&page)
     }
 
     /// The bytes of the page at host offset `page`, or `None` if it has to be loaded.
     pub(crate) fn get(&mut self, page: u64) -> Option<&[u8]> {
         self.tick += 1;
-        let tick = self.tick;
-        self.pages.get_mut(&page).map(|page| {
-            page.used = tick;
-            &*page.bytes
-        })
+        let slot = *self.index.get(&page)?;
+        self.slots[slot].used = self.tick;
+        if slot != self.newest {
+            self.unlink(slot);
+            self.link_newest(slot);
+        }
+        Some(&self.slots[slot].bytes)
+    }
+
+    /// The page that was used next after the one in `slot`; after no page, the oldest.
+    fn newer_than(&mut self, slot: usize) -> &mut usize {
+        match self.slots.get_mut(slot) {
+            Some(page) => &mut page.newer,
+            None => &mut self.oldest,
+        }
+    }
+
+    /// The page that was used last before the one in `slot`; before no page, the newest.
+    fn older_than(&mut self, slot: usize) -> &mut usize {
+        match self.slots.get_mut(slot) {
+            Some(page) => &mut page.older,
+            None => &mut self.newest,
+        }
+    }
+
+    /// Takes a page out of the order of use.
+    fn unlink(&mut self, slot: usize) {
+        let Page { older, newer, .. } = self.slots[slot];
+        *self.newer_than(older) = newer;
+        *self.older_than(newer) = older;
+    }
+
+    /// Makes a page that is not in the order of use the one that was used last.
+    fn link_newest(&mut self, slot: usize) {
+        let older = std::mem::replace(&mut self.newest, slot);
+        *self.newer_than(older) = slot;
+        (self.slots[slot].older, self.slots[slot].newer) = (older, NONE);
+    }
+
+    /// Takes a page out.
+    fn remove(&mut self, offset: u64) {
+        let Some(slot) = self.index.remove(&offset) else { return };
+        self.dirty.remove(&offset);
+        self.unlink(slot);
+        self.slots.swap_remove(slot);
+        // The last one has moved to the free slot.
+        if let Some(&Page { offset, older, newer, .. }) = self.slots.get(slot) {
+            self.index.insert(offset, slot);
+            *self.newer_than(older) = slot;
+            *self.older_than(newer) = slot;
+        }
     }
 
     /// The big-endian entry at host offset `at`, or `None` if its page has to be loaded.
@@ -125,7 +232,7 @@ impl Cache {
 
     /// Adds a page as it is on the storage.
     pub(crate) fn insert(&mut self, page: u64, kind: Kind, bytes: &[u8]) {
-        let stamp = self.evicted.remove(&page).unwrap_or(Stamp::DURABLE);
+        let stamp = self.evicted.remove(page).unwrap_or(Stamp::DURABLE);
         self.insert_stamped(page, kind, bytes.into(), stamp);
     }
 
@@ -137,27 +244,38 @@ impl Cache {
         self.insert_stamped(page, kind, vec![0; size].into(), stamp);
     }
 
-    fn insert_stamped(&mut self, page: u64, kind: Kind, bytes: Box<[u8]>, stamp: Stamp) {
+    fn insert_stamped(&mut self, offset: u64, kind: Kind, bytes: Box<[u8]>, stamp: Stamp) {
         let version = self.next_version;
         self.next_version += 1;
-        let used = self.tick;
-        let old = self.pages.insert(
-            page,
-            Page { kind, bytes, version, written: version, stamp, after: Vec::new(), used },
-        );
-        assert!(old.is_none(), "page {page:#x} was loaded twice");
+        let slot = self.slots.len();
+        self.slots.push(Page {
+            offset,
+            kind,
+            bytes,
+            version,
+            written: version,
+            stamp,
+            after: Vec::new(),
+            used: self.tick,
+            older: NONE,
+            newer: NONE,
+        });
+        self.link_newest(slot);
+        let old = self.index.insert(offset, slot);
+        assert!(old.is_none(), "page {offset:#x} was loaded twice");
     }
 
     /// Changes a page that is in the cache and returns its new version.
     pub(crate) fn change(&mut self, page: u64, change: impl FnOnce(&mut [u8])) -> u64 {
         let version = self.next_version;
         self.next_version += 1;
-        let page = self.pages.get_mut(&page).expect("only a page in the cache is changed");
-        if page.version == page.written {
-            self.dirty += 1;
+        let state = self.page_mut(page).expect("only a page in the cache is changed");
+        let was_dirty = state.is_dirty();
+        state.version = version;
+        change(&mut state.bytes);
+        if !was_dirty {
+            self.dirty.insert(page);
         }
-        page.version = version;
-        change(&mut page.bytes);
         version
     }
 
@@ -170,7 +288,7 @@ impl Cache {
 
     /// Lets the newest version of the page at host offset `page` wait for `edge`.
     pub(crate) fn wait_for(&mut self, page: u64, edge: Edge) {
-        let page = self.pages.get_mut(&page).expect("only a page in the cache gets an edge");
+        let page = self.page_mut(page).expect("only a page in the cache gets an edge");
         edge.merge_into(&mut page.after);
     }
 
@@ -178,10 +296,10 @@ impl Cache {
     pub(crate) fn need(&self, before: Before, clock: &FlushClock) -> Need {
         let stamp = match before {
             Before::Written(stamp) => stamp,
-            Before::Page { offset, version } => match self.pages.get(&offset) {
+            Before::Page { offset, version } => match self.page(offset) {
                 Some(page) if page.written < version => return Need::Write(offset),
                 Some(page) => page.stamp,
-                None => self.evicted.get(&offset).copied().unwrap_or(Stamp::DURABLE),
+                None => self.evicted.pages.get(&offset).copied().unwrap_or(Stamp::DURABLE),
             },
         };
         if clock.is_durable(stamp) { Need::Nothing } else { Need::Flush(stamp) }
@@ -190,8 +308,7 @@ impl Cache {
     /// What the page at host offset `page` needs next on its way to the storage: nothing if it is clean, itself if it
     /// may be written now, else what it waits for.
     pub(crate) fn next_step(&self, page: u64, clock: &FlushClock) -> Need {
-        let Some(state) = self.pages.get(&page).filter(|state| state.version != state.written)
-        else {
+        let Some(state) = self.page(page).filter(|state| state.is_dirty()) else {
             return Need::Nothing;
         };
         let mut flush = None;
@@ -207,43 +324,39 @@ impl Cache {
 
     /// The bytes of the newest version of a page, for writing, and that version.
     pub(crate) fn snapshot(&self, page: u64) -> (u64, &[u8]) {
-        let page = self.pages.get(&page).expect("only a page in the cache is written");
+        let page = self.page(page).expect("only a page in the cache is written");
         (page.version, &page.bytes)
     }
 
     /// Records that `version` of the page is on the storage since `stamp`, unless the page was forgotten meanwhile.
     pub(crate) fn written(&mut self, page: u64, version: u64, stamp: Stamp) {
-        let Some(page) = self.pages.get_mut(&page) else { return };
-        page.written = version;
-        page.stamp = stamp;
-        if page.version == version {
-            page.after.clear();
-            self.dirty -= 1;
+        let Some(state) = self.page_mut(page) else { return };
+        state.written = version;
+        state.stamp = stamp;
+        if state.version == version {
+            state.after.clear();
+            self.dirty.remove(&page);
         }
     }
 
-    /// The dirty pages and their versions; those of refcount structures only if asked for.
+    /// The dirty pages and their versions, ascending; those of refcount structures only if asked for.
     pub(crate) fn dirty(&self, with_refcounts: bool) -> Vec<(u64, u64)> {
-        if self.dirty == 0 {
-            return Vec::new();
-        }
-        self.pages
-            .iter()
-            .filter(|(_, page)| page.version != page.written)
-            .filter(|(_, page)| with_refcounts || !page.kind.is_refcount())
-            .map(|(&offset, page)| (offset, page.version))
+        let pages = self.dirty.iter().filter_map(|&offset| self.page(offset));
+        pages
+            .filter(|page| with_refcounts || !page.kind.is_refcount())
+            .map(|page| (page.offset, page.version))
             .collect()
     }
 
     /// The newest version of the page, if it is in the cache and not yet durable.
     pub(crate) fn undurable(&self, page: u64, clock: &FlushClock) -> Option<Before> {
-        match self.pages.get(&page) {
-            Some(state) if state.version != state.written || !clock.is_durable(state.stamp) => {
+        match self.page(page) {
+            Some(state) if state.is_dirty() || !clock.is_durable(state.stamp) => {
                 Some(Before::Page { offset: page, version: state.version })
             }
             Some(_) => None,
             None => {
-                let stamp = *self.evicted.get(&page)?;
+                let stamp = *self.evicted.pages.get(&page)?;
                 (!clock.is_durable(stamp)).then_some(Before::Written(stamp))
             }
         }
@@ -251,44 +364,45 @@ impl Cache {
 
     /// Makes room for one page by evicting the least recently used one, or says which to write first.
     pub(crate) fn make_room(&mut self, clock: &FlushClock) -> Room {
-        self.evicted.retain(|_, stamp| !clock.is_durable(*stamp));
-        if self.pages.len() < self.limit {
+        self.evicted.prune(clock);
+        if self.slots.len() < self.limit {
             return Room::Enough;
         }
-        let old = |page: &Page| page.used + RECENT < self.tick;
-        let victim = |dirty: bool| {
-            self.pages
-                .iter()
-                .filter(|(_, page)| old(page) && (page.version != page.written) == dirty)
-                .min_by_key(|(_, page)| page.used)
-                .map(|(&offset, _)| offset)
-        };
-        if let Some(offset) = victim(false) {
-            let page = self.pages.remove(&offset).expect("it was just found");
-            if !clock.is_durable(page.stamp) {
-                self.evicted.insert(offset, page.stamp);
+        let mut slot = self.oldest;
+        let mut dirty = None;
+        for _ in 0..LOOKED_AT {
+            let old = self.slots.get(slot).filter(|page| page.used + RECENT < self.tick);
+            let Some(page) = old else { break };
+            if !page.is_dirty() {
+                let (offset, stamp) = (page.offset, page.stamp);
+                self.remove(offset);
+                if !clock.is_durable(stamp) {
+                    self.evicted.insert(offset, stamp);
+                }
+                return Room::Enough;
             }
-            return Room::Enough;
+            dirty = dirty.or(Some(page.offset));
+            slot = page.newer;
         }
-        victim(true).map_or(Room::Enough, Room::Write)
+        dirty.map_or(Room::Enough, Room::Write)
     }
 
     /// Forgets the pages in `range` of host offsets: their cluster has another owner from now on.
-    pub(crate) fn forget(&mut self, range: std::ops::Range<u64>) {
-        let gone: Vec<u64> = self.pages.range(range.clone()).map(|(&offset, _)| offset).collect();
-        for offset in gone {
-            let page = self.pages.remove(&offset).expect("it was just found");
-            if page.version != page.written {
-                self.dirty -= 1;
-            }
+    pub(crate) fn forget(&mut self, range: Range<u64>) {
+        while let Some((&offset, _)) = self.index.range(range.clone()).next() {
+            self.remove(offset);
         }
-        self.evicted.retain(|offset, _| !range.contains(offset));
+        while let Some((&offset, _)) = self.evicted.pages.range(range.clone()).next() {
+            self.evicted.remove(offset);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Cache, Kind, Need, RECENT, Room};
+    use super::{Cache, Kind, NONE, Need, RECENT, Room};
+    use quickcheck::quickcheck;
+
     use crate::order::{Before, Edge, FlushClock, Stamp};
     use crate::rule::Rule;
 
@@ -420,5 +534,33 @@ mod tests {
         cache.insert_zeroes(0, Kind::RefcountBlock, Stamp::DURABLE);
         assert_eq!(cache.kind(0), Some(Kind::RefcountBlock));
         assert_eq!(cache.get(0), Some([0; 512].as_slice()));
+    }
+
+    quickcheck! {
+        /// However pages come, are used and go, the order of use is that of their last use.
+        fn the_order_of_use_is_kept(steps: Vec<(u8, u8)>) -> bool {
+            let mut cache = Cache::new(512, 4);
+            let mut order: Vec<u64> = Vec::new();
+            for (what, page) in steps {
+                let page = u64::from(page % 16) * 512;
+                let there = order.iter().position(|&other| other == page);
+                match (what % 3, there) {
+                    (0, None) => cache.insert(page, Kind::L2, &[0; 512]),
+                    (1, Some(_)) => cache.forget(page..page + 512),
+                    _ => assert_eq!(cache.get(page).is_some(), there.is_some()),
+                }
+                there.map(|at| order.remove(at));
+                if cache.contains(page) {
+                    order.push(page);
+                }
+            }
+            let mut slot = cache.oldest;
+            let mut found = Vec::new();
+            while slot != NONE {
+                found.push(cache.slots[slot].offset);
+                slot = cache.slots[slot].newer;
+            }
+            found == order && cache.slots.len() == order.len()
+        }
     }
 }

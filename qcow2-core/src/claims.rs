@@ -4,7 +4,7 @@
 //! storage operations, and the records of all tasks lie open in one list.
 //!
 //! ```text
-//!   queue:  [1 guest 4..6 held] [2 page 0x400 held] [3 guest 5..9 waits for 1] [4 guest 8..9 waits for 3]
+//!   queue:  [1 guest 4..6 held] [2 pages 0x400..0x600 held] [3 guest 5..9 waits for 1] [4 guest 8..9 waits for 3]
 //! ```
 //!
 //! A claim is granted when no earlier record in the queue overlaps it, so nobody starves. A task that is dropped with
@@ -36,8 +36,8 @@ pub(crate) enum Resource {
     Length,
     /// The header.
     Header,
-    /// One metadata page, by host offset.
-    Page(u64),
+    /// Metadata pages, by host offset.
+    Pages(Range<u64>),
     /// The submission of a flush.
     Flush,
 }
@@ -45,9 +45,9 @@ pub(crate) enum Resource {
 impl Resource {
     fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Guest(a), Self::Guest(b)) | (Self::Tables(a), Self::Tables(b)) => {
-                a.start < b.end && b.start < a.end
-            }
+            (Self::Guest(a), Self::Guest(b))
+            | (Self::Tables(a), Self::Tables(b))
+            | (Self::Pages(a), Self::Pages(b)) => a.start < b.end && b.start < a.end,
             (a, b) => a == b,
         }
     }
@@ -213,10 +213,10 @@ mod tests {
     fn an_orphan_blocks_until_it_is_released() {
         let mut claims = Claims::default();
         let waker = Waker::noop();
-        let a = claims.enqueue(Resource::Page(0), waker);
+        let a = claims.enqueue(Resource::Pages(0..512), waker);
         assert_eq!(claims.turn(a, waker), Turn::Granted);
         claims.orphan(a, false);
-        let b = claims.enqueue(Resource::Page(0), waker);
+        let b = claims.enqueue(Resource::Pages(0..512), waker);
         assert_eq!(claims.turn(b, waker), Turn::Settle);
         let orphans = claims.orphans();
         claims.release_orphans(&orphans);

@@ -4,32 +4,94 @@
 //! flushes as those edges leave: all pages that may go now, one flush, all pages that may go then, and so on. While the
 //! dirty bit is durable, refcount structures stay behind.
 
+use std::collections::VecDeque;
+
 use crate::barrier::Barrier;
 use crate::cache::Need;
 use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::feature::Incompatible;
 use crate::image::Image;
-use crate::order::Before;
+use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::State;
 use crate::storage::Storage;
 
+/// Most bytes of neighbouring pages in one write.
+const RUN_BYTES: usize = 256 << 10;
+/// Most pages that are looked at in one step.
+const LOOKED_AT: usize = 64;
+
+/// Dirty pages that have to reach the storage in these versions, ascending.
+///
+/// ```text
+///   pending  ──may go now──> written            one pass: each page once
+///      ^     ──waits for a flush──> waiting
+///      '------------ flush ---------'
+/// ```
+struct Targets {
+    pending: VecDeque<(u64, u64)>,
+    waiting: Vec<(u64, u64)>,
+    /// What makes all go that wait.
+    flush: Stamp,
+    /// Most pages in one write.
+    run: usize,
+}
+
+/// The next thing to do for them.
+enum Step {
+    Nothing,
+    /// Look at more of them.
+    GoOn,
+    /// Write this page, and first what it waits for.
+    Write(u64),
+    /// Write this many pages that follow each other.
+    Run(u64, usize),
+    Flush(Stamp),
+}
+
 impl State {
-    /// The next thing to do for pages that have to reach these versions: write one that may go now, else flush.
-    fn next_for(&self, targets: &mut Vec<(u64, u64)>) -> Need {
-        targets.retain(|&(page, version)| {
+    fn next_for(&self, targets: &mut Targets) -> Step {
+        let size = self.cache.page_size();
+        let mut run: Option<(u64, usize)> = None;
+        for _ in 0..LOOKED_AT.max(targets.run) {
+            // What is about to be written stays until it has been.
+            let next = run.map_or(0, |(_, count)| count);
+            let Some(&(page, version)) = targets.pending.get(next) else { break };
             let before = Before::Page { offset: page, version };
-            matches!(self.cache.need(before, &self.clock), Need::Write(_))
-        });
-        let mut flush = Need::Nothing;
-        for &(page, _) in targets.iter() {
-            match self.cache.next_step(page, &self.clock) {
-                Need::Flush(stamp) => flush = Need::Flush(stamp),
-                step => return step,
+            let step = match self.cache.need(before, &self.clock) {
+                Need::Write(_) => self.cache.next_step(page, &self.clock),
+                Need::Nothing | Need::Flush(_) => Need::Nothing,
+            };
+            match (step, run) {
+                (Need::Write(first), None) if first == page => run = Some((page, 1)),
+                (Need::Write(first), Some((start, count)))
+                    if first == page
+                        && page == start + size * count as u64
+                        && count < targets.run =>
+                {
+                    run = Some((start, count + 1));
+                }
+                (_, Some(_)) => break,
+                (Need::Write(first), None) => return Step::Write(first),
+                (Need::Nothing, None) => {
+                    targets.pending.pop_front();
+                }
+                (Need::Flush(stamp), None) => {
+                    targets.flush = targets.flush.max(stamp);
+                    targets.waiting.extend(targets.pending.pop_front());
+                }
             }
         }
-        flush
+        match run {
+            Some((start, count)) => Step::Run(start, count),
+            None if !targets.pending.is_empty() => Step::GoOn,
+            None if targets.waiting.is_empty() => Step::Nothing,
+            None => {
+                targets.pending = std::mem::take(&mut targets.waiting).into();
+                Step::Flush(targets.flush)
+            }
+        }
     }
 }
 
@@ -53,20 +115,33 @@ impl<S: Storage> Image<S> {
         )
         .await?;
         self.with(|state| state.accepts_changes()).await?;
-        if self.now(|state| state.reap_due) {
-            self.reap().await?;
+        if self.now(|state| state.freed.has_ready()) {
+            self.reap(u64::MAX).await?;
         }
         Ok(())
     }
 
     /// Writes the dirty pages of this moment; those of refcount structures if references need them, or if `all`.
     async fn write_pages(&self, all: bool) -> Result<(), IoError> {
-        let mut targets = self.with(|state| state.cache.dirty(all || state.counted())).await;
+        let bytes = RUN_BYTES.min(self.limits.max_transfer);
+        let mut targets = self
+            .with(|state| Targets {
+                pending: state.cache.dirty(all || state.counted()).into(),
+                waiting: Vec::new(),
+                flush: Stamp::DURABLE,
+                run: bytes / usize::try_from(state.cache.page_size()).expect("it is small"),
+            })
+            .await;
         loop {
             match self.with(|state| state.next_for(&mut targets)).await {
-                Need::Nothing => return Ok(()),
-                Need::Write(page) => self.write_page(page).await?,
-                Need::Flush(stamp) => self.flush_storage(Barrier::PagesInOrder, stamp).await?,
+                Step::Nothing => return Ok(()),
+                Step::GoOn => {}
+                Step::Write(page) => self.write_page(page).await?,
+                Step::Run(first, count) => {
+                    self.restore_header().await?;
+                    self.write_pages_now(first, count).await?;
+                }
+                Step::Flush(stamp) => self.flush_storage(Barrier::PagesInOrder, stamp).await?,
             }
         }
     }
@@ -84,12 +159,12 @@ impl<S: Storage> Image<S> {
         loop {
             self.restore_header().await?;
             self.write_pages(true).await?;
-            if self.with(|state| !state.has_freed()).await {
+            if self.with(|state| state.freed.is_empty()).await {
                 break;
             }
             let newest = self.with(|state| state.clock.newest()).await;
             self.flush_storage(Barrier::CloseFreed, newest).await?;
-            self.reap().await?;
+            self.reap(u64::MAX).await?;
         }
         let newest = self.with(|state| state.clock.newest()).await;
         self.ensure(Rule::AllBeforeClean, Barrier::CloseBeforeClean, &[Before::Written(newest)])

@@ -4,6 +4,7 @@
 //! operation (no lock). What a decision needs from the storage it asks for by failing with [`Stop::Load`]; the decision is
 //! then taken again from the start.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -136,7 +137,7 @@ impl<S: Storage> Image<S> {
             in_flight: false,
             through: None,
             failed: false,
-            clusters: Vec::new(),
+            clusters: VecDeque::new(),
         };
         loop {
             let turn = poll_fn(|context| {
@@ -187,12 +188,11 @@ impl<S: Storage> Image<S> {
 
     /// Reads a metadata page into the cache.
     async fn load(&self, page: u64, kind: Kind, generation: u64) -> Result<(), IoError> {
-        let _claim = self.claim(Resource::Page(page)).await?;
-        let Some(size) =
-            self.with(|state| (!state.cache.contains(page)).then(|| state.cache.page_size())).await
-        else {
+        let size = self.now(|state| state.cache.page_size());
+        let _claim = self.claim(Resource::Pages(page..page + size)).await?;
+        if self.with(|state| state.cache.contains(page)).await {
             return Ok(());
-        };
+        }
         let size = usize::try_from(size).expect("a page fits in memory");
         let buf = IoBuf::zeroed(size, self.limits.alignment);
         let (buf, result) = self.storage.read(page, buf).await;
@@ -220,7 +220,7 @@ impl<S: Storage> Image<S> {
                 Need::Nothing => page = target,
                 Need::Flush(stamp) => self.flush_storage(Barrier::PageInOrder, stamp).await?,
                 Need::Write(first) if first == page => {
-                    self.write_page_now(page).await?;
+                    self.write_pages_now(page, 1).await?;
                     if page == target {
                         return Ok(());
                     }
@@ -231,31 +231,47 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// Writes a page, unless another task has written it or given it a new edge meanwhile. One that could not be written stays as
-    /// it is, with all that it waits for; its claim is an orphan until the storage has settled.
-    async fn write_page_now(&self, page: u64) -> Result<(), IoError> {
-        let mut claim = self.claim(Resource::Page(page)).await?;
+    /// Writes `count` pages that follow each other in one write, as far as no other task has written them or given them a new edge
+    /// meanwhile. Those that could not be written stay as they are, with all that they wait for; their claim is an orphan until the
+    /// storage has settled.
+    pub(crate) async fn write_pages_now(&self, first: u64, count: usize) -> Result<(), IoError> {
+        let size = self.now(|state| state.cache.page_size());
+        let pages = first..first + size * count as u64;
+        let mut claim = self.claim(Resource::Pages(pages.clone())).await?;
         let alignment = self.limits.alignment;
         let snapshot = self
             .with(|state| {
                 state.accepts_changes()?;
-                let ready = state.cache.next_step(page, &state.clock) == Need::Write(page);
-                Ok::<_, IoError>(ready.then(|| {
+                let step = usize::try_from(size).expect("a page fits in memory");
+                let offsets = pages.step_by(step);
+                let ready =
+                    |page: &u64| state.cache.next_step(*page, &state.clock) == Need::Write(*page);
+                let ready = offsets.take_while(ready).count();
+                let mut buf = IoBuf::zeroed(ready * step, alignment);
+                let mut versions = Vec::with_capacity(ready);
+                for (page, into) in (first..).step_by(step).zip(buf.chunks_exact_mut(step)) {
                     let (version, bytes) = state.cache.snapshot(page);
-                    (version, IoBuf::copy_of(bytes, alignment))
-                }))
+                    into.copy_from_slice(bytes);
+                    versions.push((page, version));
+                }
+                Ok::<_, IoError>((buf, versions))
             })
             .await?;
-        let Some((version, buf)) = snapshot else { return Ok(()) };
-        let (_, result) = claim.write(page, buf, Durability::Cached).await;
+        let (buf, versions) = snapshot;
+        if versions.is_empty() {
+            return Ok(());
+        }
+        let (_, result) = claim.write(first, buf, Durability::Cached).await;
         self.with(|state| {
             let stamp = state.clock.stamp();
             result.map_err(|source| IoError::Storage {
                 action: "writing metadata",
-                offset: page,
+                offset: first,
                 source,
             })?;
-            state.cache.written(page, version, stamp);
+            for (page, version) in versions {
+                state.page_written(page, version, stamp);
+            }
             Ok(())
         })
         .await
@@ -287,8 +303,7 @@ impl<S: Storage> Image<S> {
         }
         self.now(|state| match state.accepts_changes() {
             Ok(()) => {
-                state.clock.complete(flush);
-                state.reap_due |= state.has_freed();
+                state.flush_completed(flush);
                 Ok(())
             }
             poisoned => poisoned,
@@ -437,7 +452,7 @@ pub(crate) struct Claim<'a, S: Storage> {
     /// Whether some of its I/O failed since the storage was settled.
     failed: bool,
     /// Clusters taken for the holder that nothing refers to yet: given back when the claim goes.
-    pub(crate) clusters: Vec<u64>,
+    pub(crate) clusters: VecDeque<u64>,
 }
 
 impl<S: Storage> Claim<'_, S> {

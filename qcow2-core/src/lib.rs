@@ -30,6 +30,8 @@ mod create;
 mod error;
 mod flush;
 pub mod format;
+mod free;
+mod freed;
 mod image;
 mod map;
 mod metadata;

@@ -1,6 +1,6 @@
 //! Everything mutable about an open image. No I/O, no awaiting: a step looks, decides and changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::task::Waker;
 
@@ -9,6 +9,8 @@ use crate::claims::Claims;
 use crate::error::IoError;
 use crate::format::feature::Incompatible;
 use crate::format::header::Header;
+use crate::free::Free;
+use crate::freed::{self, Freed, Until};
 use crate::metadata::Metadata;
 use crate::open::HeaderRead;
 use crate::options::OpenOptions;
@@ -34,23 +36,6 @@ impl<E: Into<IoError>> From<E> for Stop {
     }
 }
 
-/// A host cluster whose last known reference was dropped, on its way to being free.
-///
-/// ```text
-///   dereferenced ──> reference dropped durably, readers gone ──> (discarded) ──> refcount lowered: free
-/// ```
-#[derive(Debug)]
-pub(crate) struct Freed {
-    /// What makes the dropped reference durable.
-    pub(crate) before: Before,
-    /// Readers with a lower ticket may have resolved to the cluster.
-    pub(crate) ticket: u64,
-    /// Whether the space goes back to the storage.
-    pub(crate) discard: bool,
-    /// Whether the refcount was lowered already (only when the rule against that is broken).
-    pub(crate) lowered: bool,
-}
-
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) header: Header,
@@ -74,16 +59,13 @@ pub(crate) struct State {
     pub(crate) length_stamp: Stamp,
     /// Clusters from this one on were never written.
     pub(crate) fresh_from: u64,
-    /// No cluster below this one is free.
-    pub(crate) first_free: u64,
-    /// By cluster, and a number that tells references to the same cluster apart.
-    pub(crate) freed: BTreeMap<(u64, u64), Freed>,
-    pub(crate) reap_due: bool,
+    pub(crate) free: Free,
+    pub(crate) freed: freed::Queue,
     /// Reads in flight, by ticket.
     readers: BTreeSet<u64>,
     next_ticket: u64,
     /// Clusters taken by dropped requests, by the number of their orphaned claim.
-    orphaned: BTreeMap<u64, Vec<u64>>,
+    orphaned: BTreeMap<u64, VecDeque<u64>>,
     /// Writes through in flight, by number, and who waits for some of them to end.
     throughs: BTreeSet<u64>,
     next_through: u64,
@@ -122,9 +104,8 @@ impl State {
             length,
             length_stamp: Stamp::DURABLE,
             fresh_from,
-            first_free: 0,
-            freed: BTreeMap::new(),
-            reap_due: false,
+            free: Free::default(),
+            freed: freed::Queue::default(),
             readers: BTreeSet::new(),
             next_ticket: 0,
             orphaned: BTreeMap::new(),
@@ -248,7 +229,7 @@ impl State {
 
     pub(crate) fn end_read(&mut self, ticket: u64) {
         self.readers.remove(&ticket);
-        self.reap_due |= self.has_freed();
+        self.freed.read(self.readers.first().copied());
     }
 
     /// Records that a reference to `cluster` was dropped; `before` makes that durable.
@@ -258,40 +239,45 @@ impl State {
         let reuse = self.rules.hold(Rule::DereferenceBeforeReuse);
         let lowered = !self.rules.hold(Rule::DereferenceBeforeRefcountDown)
             && self.lower_refcount(cluster).is_ok();
-        let freed = Freed {
-            before: if reuse { before } else { Before::Written(Stamp::DURABLE) },
-            ticket: if self.rules.hold(Rule::ReadsBeforeReuse) { number } else { 0 },
-            discard,
-            lowered,
+        let ticket = if self.rules.hold(Rule::ReadsBeforeReuse) { number } else { 0 };
+        let until = match (self.cache.need(before, &self.clock), before) {
+            _ if !reuse => Until::Now,
+            (Need::Nothing, _) => Until::Now,
+            (Need::Flush(stamp), _) | (Need::Write(_), Before::Written(stamp)) => {
+                Until::Flushed(stamp)
+            }
+            (Need::Write(_), Before::Page { offset, version }) => {
+                Until::Written { page: offset, version }
+            }
         };
-        self.reap_due |= self.is_ready(&freed);
-        self.freed.insert((cluster, number), freed);
+        let freed = Freed { ticket, discard, lowered };
+        self.freed.insert((cluster, number), freed, until, self.readers.first().copied());
     }
 
     /// Gives back clusters that were taken and that nothing refers to.
-    pub(crate) fn give_back(&mut self, clusters: Vec<u64>) {
+    pub(crate) fn give_back(&mut self, clusters: impl IntoIterator<Item = u64>) {
         for cluster in clusters {
             let number = self.next_ticket;
             self.next_ticket += 1;
-            let before = Before::Written(Stamp::DURABLE);
-            let freed = Freed { before, ticket: 0, discard: false, lowered: false };
-            self.freed.insert((cluster, number), freed);
-            self.reap_due = true;
+            let freed = Freed { ticket: 0, discard: false, lowered: false };
+            self.freed.insert((cluster, number), freed, Until::Now, None);
         }
     }
 
-    pub(crate) fn has_freed(&self) -> bool {
-        !self.freed.is_empty()
+    /// Records that `version` of a metadata page is on the storage since `stamp`.
+    pub(crate) fn page_written(&mut self, page: u64, version: u64, stamp: Stamp) {
+        self.cache.written(page, version, stamp);
+        self.freed.written(page, version, stamp);
     }
 
-    /// Whether nothing stands between `freed` and being free.
-    pub(crate) fn is_ready(&self, freed: &Freed) -> bool {
-        let unread = self.readers.first().is_none_or(|&oldest| oldest >= freed.ticket);
-        unread && self.cache.need(freed.before, &self.clock) == Need::Nothing
+    /// Records that a flush has completed.
+    pub(crate) fn flush_completed(&mut self, flush: Stamp) {
+        self.clock.complete(flush);
+        self.freed.flushed(&self.clock, self.readers.first().copied());
     }
 
     /// Leaves the claim `id` and its clusters until the storage has settled; `sync` says whether a write through is in flight.
-    pub(crate) fn orphan(&mut self, id: u64, sync: bool, clusters: Vec<u64>) {
+    pub(crate) fn orphan(&mut self, id: u64, sync: bool, clusters: VecDeque<u64>) {
         self.claims.orphan(id, sync);
         if !clusters.is_empty() {
             self.orphaned.insert(id, clusters);
@@ -310,7 +296,8 @@ impl State {
 
     /// Forgets cached pages of a table that is no longer one.
     pub(crate) fn forget(&mut self, range: std::ops::Range<u64>) {
-        self.cache.forget(range);
+        self.cache.forget(range.clone());
+        self.freed.forgotten(range, self.readers.first().copied());
         self.generation += 1;
     }
 }

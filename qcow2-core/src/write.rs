@@ -9,6 +9,9 @@
 //! **Invariant.** Nothing refers to a new cluster before all of it is written, and what refers to it then is ordered by the
 //! named rules. A request that fails or is dropped before that leaves the old mapping.
 
+use std::collections::VecDeque;
+use std::ops::Range;
+
 use crate::alloc::Extent;
 use crate::cache::Kind;
 use crate::claims::Resource;
@@ -53,6 +56,9 @@ struct NewLink {
     run: Option<usize>,
 }
 
+/// Most guest clusters that are looked at in one step.
+const AT_ONCE: u64 = 256;
+
 /// How a guest cluster gets a host cluster to write to.
 #[derive(Clone, Copy, Debug)]
 enum Target {
@@ -67,6 +73,37 @@ enum Target {
 }
 
 impl State {
+    /// How some of these guest clusters, from the first one on, get host clusters: as far as the cache knows, and no further than one
+    /// without a table.
+    fn write_targets(
+        &mut self,
+        clusters: Range<u64>,
+        targets: &mut VecDeque<Target>,
+    ) -> Result<(), Stop> {
+        let mut owned = None;
+        for cluster in clusters.start..clusters.end.min(clusters.start + AT_ONCE) {
+            let target = match self.write_target(cluster) {
+                Err(Stop::Load { .. }) if !targets.is_empty() => return Ok(()),
+                target => target?,
+            };
+            if let Target::New { .. } | Target::Revive(_) = target {
+                let table = cluster / self.l2_entries();
+                if owned != Some(table) {
+                    match self.check_table_owned(cluster) {
+                        Err(Stop::Load { .. }) if !targets.is_empty() => return Ok(()),
+                        checked => checked?,
+                    }
+                    owned = Some(table);
+                }
+            }
+            targets.push_back(target);
+            if let Target::NoTable(_) = target {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
     fn write_target(&mut self, guest_cluster: u64) -> Result<Target, Stop> {
         let at = match self.entry_place(guest_cluster)? {
             // A table past the end of the file holds nothing, and nobody knows what will be there.
@@ -193,35 +230,40 @@ impl<S: Storage> Image<S> {
             runs: Vec::new(),
         };
         let mut cluster = clusters.start;
+        let mut targets = VecDeque::new();
         while cluster < clusters.end {
-            match self.decide(|state| state.write_target(cluster)).await? {
-                Target::NoTable(index) => self.add_l2_table(index).await?,
+            if targets.is_empty() {
+                self.decide(|state| state.write_targets(cluster..clusters.end, &mut targets))
+                    .await?;
+            }
+            let is_new = |target: &Target| matches!(target, Target::New { .. });
+            match *targets.front().expect("there is one cluster at least") {
+                Target::NoTable(index) => {
+                    self.add_l2_table(index).await?;
+                    targets.pop_front();
+                }
                 Target::InPlace(host) => {
                     map.add_extent(cluster, host, offset, end, size);
+                    targets.pop_front();
                     cluster += 1;
                 }
                 Target::Revive(host) => {
-                    self.decide(|state| state.check_table_owned(cluster)).await?;
                     map.pad(cluster, host, None, offset, end, size).await?;
                     map.links.push(NewLink { guest_cluster: cluster, host, run: None });
                     map.add_extent(cluster, host, offset, end, size);
+                    targets.pop_front();
                     cluster += 1;
                 }
-                Target::New { source } => {
-                    self.decide(|state| state.check_table_owned(cluster)).await?;
-                    let mut sources = vec![source];
-                    while cluster + (sources.len() as u64) < clusters.end {
-                        let next = cluster + sources.len() as u64;
-                        let target = self.decide(|state| state.write_target(next)).await?;
-                        let Target::New { source } = target else { break };
-                        self.decide(|state| state.check_table_owned(next)).await?;
-                        sources.push(source);
-                    }
-                    let wanted = sources.len() as u64;
+                Target::New { .. } => {
+                    let wanted = targets.iter().take_while(|target| is_new(target)).count() as u64;
                     let run = self.allocate(&mut map.claim, wanted).await?;
                     let index = map.runs.len();
-                    for (host, source) in (run.first..run.first + run.count).zip(sources) {
+                    for host in run.clusters.clone() {
                         let host = host * size;
+                        let source = match targets.pop_front() {
+                            Some(Target::New { source }) => source,
+                            _ => None,
+                        };
                         if !run.fresh || source.is_some() {
                             map.pad(cluster, host, source, offset, end, size).await?;
                         }
@@ -250,7 +292,7 @@ impl<S: Storage> Image<S> {
         }
         let extent = self.allocate(&mut claim, 1).await?;
         let size = self.now(|state| state.cluster_size());
-        let host = extent.first * size;
+        let host = extent.clusters.start * size;
         if !extent.fresh {
             let zeroed = claim.write_zeroes(host..host + size).await;
             let action = "zeroing an L2 table";
@@ -260,7 +302,7 @@ impl<S: Storage> Image<S> {
             let (at, past_end) = state.l1_entry(index)?;
             let version = state.cache.set_entry(at, L1Entry::new(host, true).0);
             let page = state.cache.page_of(at);
-            state.add_table(extent.first, Table::L2);
+            state.add_table(extent.clusters.start, Table::L2);
             if let Some(old) = past_end {
                 state.forget(old.host..old.host + size);
                 state.drop_table(old.host / size, Before::Page { offset: page, version });
@@ -297,17 +339,33 @@ impl<S: Storage> WriteMap<'_, S> {
     /// What loading the tables met.
     pub async fn commit(mut self) -> Result<(), IoError> {
         self.claim.set_in_flight(false);
-        let data = self.image.with(|state| state.clock.stamp()).await;
-        for link in &self.links {
-            let cluster = link.host / self.image.info().cluster_size;
-            let link = Link {
-                guest_cluster: link.guest_cluster,
-                host: link.host,
-                extent: link.run.map(|run| &self.runs[run]),
-                data,
-            };
-            self.image.decide(|state| state.link(&link)).await?;
-            self.claim.clusters.retain(|&taken| taken != cluster);
+        if self.links.is_empty() {
+            self.image.with(|state| state.clock.stamp()).await;
+            return Ok(());
+        }
+        let Self { image, claim, links, runs, .. } = &mut self;
+        let (mut data, mut done) = (None, 0);
+        while done < links.len() {
+            let batch = links.len().min(done + AT_ONCE as usize);
+            image
+                .decide(|state| {
+                    let data = *data.get_or_insert_with(|| state.clock.stamp());
+                    for link in &links[done..batch] {
+                        state.link(&Link {
+                            guest_cluster: link.guest_cluster,
+                            host: link.host,
+                            extent: link.run.map(|run| &runs[run]),
+                            data,
+                        })?;
+                        // In the same step: what is referred to is not given back.
+                        if link.run.is_some() {
+                            claim.clusters.pop_front();
+                        }
+                        done += 1;
+                    }
+                    Ok(())
+                })
+                .await?;
         }
         Ok(())
     }

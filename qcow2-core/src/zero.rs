@@ -1,5 +1,7 @@
 //! Write zeroes and discard: whole clusters by changing their L2 entry, the edges of a request by writing zeroes.
 
+use std::ops::Range;
+
 use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::entry::{L2Entry, Mapping};
@@ -7,6 +9,9 @@ use crate::image::Image;
 use crate::map::EntryPlace;
 use crate::state::{State, Stop};
 use crate::storage::{Durability, IoBuf, Storage};
+
+/// Most guest clusters, or tables that do not exist, that are looked at in one step.
+const AT_ONCE: usize = 256;
 
 /// What becomes of the host clusters of a range that is to read as zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +39,22 @@ impl State {
         };
         self.check_table_owned(guest_cluster)?;
         self.clear(at, entry, how == Zeroing::Free)
+    }
+
+    /// Lets the first of these guest clusters read as zeroes, as far as the cache knows them, and takes them out of the range.
+    fn zero_some(&mut self, clusters: &mut Range<u64>, how: Zeroing) -> Result<(), Stop> {
+        for _ in 0..AT_ONCE {
+            if clusters.is_empty() {
+                break;
+            }
+            if let EntryPlace::NoTable(index) = self.entry_place(clusters.start)? {
+                clusters.start = ((index + 1) * self.l2_entries()).min(clusters.end);
+                continue;
+            }
+            self.zero_cluster(clusters.start, how)?;
+            clusters.start += 1;
+        }
+        Ok(())
     }
 
     /// Whether any part of a guest cluster may read as something else than zeroes.
@@ -82,25 +103,13 @@ impl<S: Storage> Image<S> {
         if self.options.write_through { self.flush().await } else { Ok(()) }
     }
 
-    async fn zero_clusters(
-        &self,
-        clusters: std::ops::Range<u64>,
-        how: Zeroing,
-    ) -> Result<(), IoError> {
+    async fn zero_clusters(&self, mut clusters: Range<u64>, how: Zeroing) -> Result<(), IoError> {
         if clusters.is_empty() {
             return Ok(());
         }
         let _claim = self.claim(Resource::Guest(clusters.clone())).await?;
-        let per_table = self.now(|state| state.l2_entries());
-        let mut cluster = clusters.start;
-        while cluster < clusters.end {
-            let place = self.decide(|state| state.entry_place(cluster)).await?;
-            if let EntryPlace::NoTable(_) = place {
-                cluster = (cluster / per_table + 1) * per_table;
-                continue;
-            }
-            self.decide(|state| state.zero_cluster(cluster, how)).await?;
-            cluster += 1;
+        while !clusters.is_empty() {
+            self.decide(|state| state.zero_some(&mut clusters, how)).await?;
         }
         Ok(())
     }

@@ -1,0 +1,119 @@
+//! Free clusters that are known, as runs: what was freed below the point that the search for free clusters has reached.
+//!
+//! ```text
+//!   clusters   | in use | run | in use | run | in use ...          searched up to here | not looked at yet
+//! ```
+//!
+//! **Invariant.** A cluster below `searched` that is free is in a run. Runs do not touch, and there are at most [`MOST`]: where there
+//! would be more, the highest one is given up and will be searched for again.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Most runs kept: some 3 MiB.
+const MOST: usize = 1 << 16;
+
+#[derive(Debug, Default)]
+pub(crate) struct Free {
+    /// Start to end.
+    runs: BTreeMap<u64, u64>,
+    searched: u64,
+}
+
+impl Free {
+    /// From here on nothing is known.
+    pub(crate) fn searched(&self) -> u64 {
+        self.searched
+    }
+
+    /// Everything below `cluster` that is not in a run is in use.
+    pub(crate) fn search_reached(&mut self, cluster: u64) {
+        self.searched = cluster;
+    }
+
+    /// The lowest run.
+    pub(crate) fn first(&self) -> Option<Range<u64>> {
+        self.runs.first_key_value().map(|(&start, &end)| start..end)
+    }
+
+    /// Adds a cluster that has become free.
+    pub(crate) fn insert(&mut self, cluster: u64) {
+        if cluster >= self.searched {
+            return;
+        }
+        let (mut start, mut end) = (cluster, cluster + 1);
+        if let Some((&before, &stop)) = self.runs.range(..=cluster).next_back() {
+            if stop > cluster {
+                return;
+            }
+            if stop == cluster {
+                start = before;
+            }
+        }
+        if let Some(stop) = self.runs.remove(&end) {
+            end = stop;
+        }
+        self.runs.insert(start, end);
+        if self.runs.len() > MOST
+            && let Some((start, _)) = self.runs.pop_last()
+        {
+            self.searched = start;
+        }
+    }
+
+    /// Takes clusters at the front of the lowest run out of it.
+    pub(crate) fn take(&mut self, count: u64) {
+        if let Some((start, end)) = self.runs.pop_first()
+            && start + count < end
+        {
+            self.runs.insert(start + count, end);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use quickcheck::quickcheck;
+
+    use super::{Free, MOST};
+
+    quickcheck! {
+        /// Clusters that are added and taken are those of a plain set, lowest first.
+        fn runs_are_a_set(steps: Vec<(bool, u8)>) -> bool {
+            let mut free = Free::default();
+            free.search_reached(200);
+            let mut set = BTreeSet::new();
+            steps.into_iter().all(|(add, number)| {
+                if add {
+                    free.insert(number.into());
+                    if number < 200 {
+                        set.insert(u64::from(number));
+                    }
+                } else if let Some(run) = free.first() {
+                    let count = (u64::from(number) % (run.end - run.start)) + 1;
+                    free.take(count);
+                    (run.start..run.start + count).for_each(|cluster| assert!(set.remove(&cluster)));
+                }
+                let runs: Vec<u64> = free.runs.iter().flat_map(|(&start, &end)| start..end).collect();
+                let apart = free.runs.iter().zip(free.runs.keys().skip(1));
+                runs == set.iter().copied().collect::<Vec<_>>()
+                    && apart.into_iter().all(|((_, end), next)| end < next)
+            })
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_searched_for_again() {
+        let mut free = Free::default();
+        let most = MOST as u64;
+        free.search_reached(2 * most + 10);
+        (0..=most).for_each(|index| free.insert(2 * index));
+        assert_eq!(free.runs.len(), MOST);
+        assert_eq!(free.searched(), 2 * most);
+        free.insert(2 * most + 4);
+        assert_eq!(free.runs.len(), MOST, "it is above what was searched");
+        assert_eq!(free.first(), Some(0..1));
+    }
+}

@@ -1,0 +1,206 @@
+//! Host clusters whose last known reference was dropped, on their way to being free.
+//!
+//! ```text
+//!   dereferenced ──> unwritten ──> undurable ──> read ──────> ready ──> (discarded) ──> refcount lowered: free
+//!                    by page       by stamp      by ticket    by cluster
+//!                    page written  flush         readers of before gone
+//! ```
+//!
+//! **Invariant.** A cluster waits for one thing at a time, in an order in which what has happened is found without looking at what
+//! still waits: a page, a flush or a reader that ends costs as much as the clusters that it moves on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use crate::order::{FlushClock, Stamp};
+
+/// A cluster, and a number that tells references to the same cluster apart.
+pub(crate) type Key = (u64, u64);
+
+/// A dropped reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Freed {
+    /// Readers with a lower ticket may have resolved to the cluster.
+    pub(crate) ticket: u64,
+    /// Whether the space goes back to the storage.
+    pub(crate) discard: bool,
+    /// Whether the refcount was lowered already (only when the rule against that is broken).
+    pub(crate) lowered: bool,
+}
+
+/// What makes that a reference was dropped durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// It is.
+    Now,
+    /// A flush that covers this stamp.
+    Flushed(Stamp),
+    /// A page, written in this version or a later one, and flushed.
+    Written { page: u64, version: u64 },
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    freed: BTreeMap<Key, Freed>,
+    unwritten: BTreeSet<(u64, u64, Key)>,
+    undurable: BTreeSet<(Stamp, Key)>,
+    read: BTreeSet<(u64, Key)>,
+    ready: BTreeSet<Key>,
+}
+
+impl Queue {
+    /// Adds a dropped reference; `readers` is the lowest ticket of a reader.
+    pub(crate) fn insert(&mut self, key: Key, freed: Freed, until: Until, readers: Option<u64>) {
+        self.freed.insert(key, freed);
+        match until {
+            Until::Now => self.to_readers(key, readers),
+            Until::Flushed(stamp) => {
+                self.undurable.insert((stamp, key));
+            }
+            Until::Written { page, version } => {
+                self.unwritten.insert((page, version, key));
+            }
+        }
+    }
+
+    fn to_readers(&mut self, key: Key, readers: Option<u64>) {
+        let ticket = self.freed[&key].ticket;
+        if readers.is_none_or(|oldest| oldest >= ticket) {
+            self.ready.insert(key);
+        } else {
+            self.read.insert((ticket, key));
+        }
+    }
+
+    /// A page was written in this version, and is durable with `stamp`.
+    pub(crate) fn written(&mut self, page: u64, version: u64, stamp: Stamp) {
+        while let Some(&first) = self.unwritten.range((page, 0, (0, 0))..).next() {
+            if first.0 != page || first.1 > version {
+                break;
+            }
+            self.unwritten.remove(&first);
+            self.undurable.insert((stamp, first.2));
+        }
+    }
+
+    /// The pages in a range of host offsets belong to no table any more, and what they said last is durable elsewhere.
+    pub(crate) fn forgotten(&mut self, pages: Range<u64>, readers: Option<u64>) {
+        while let Some(&first) = self.unwritten.range((pages.start, 0, (0, 0))..).next() {
+            if first.0 >= pages.end {
+                break;
+            }
+            self.unwritten.remove(&first);
+            self.to_readers(first.2, readers);
+        }
+    }
+
+    /// A flush has completed.
+    pub(crate) fn flushed(&mut self, clock: &FlushClock, readers: Option<u64>) {
+        while let Some(&first) =
+            self.undurable.first().filter(|(stamp, _)| clock.is_durable(*stamp))
+        {
+            self.undurable.remove(&first);
+            self.to_readers(first.1, readers);
+        }
+    }
+
+    /// A reader has ended.
+    pub(crate) fn read(&mut self, readers: Option<u64>) {
+        while let Some(&first) =
+            self.read.first().filter(|first| readers.is_none_or(|oldest| oldest >= first.0))
+        {
+            self.read.remove(&first);
+            self.ready.insert(first.1);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.freed.is_empty()
+    }
+
+    /// Whether nothing stands between some of them and being free.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Those that are ready, by cluster, from a key on.
+    pub(crate) fn ready_from(&self, key: Key) -> impl Iterator<Item = (Key, Freed)> {
+        self.ready.range(key..).map(|key| (*key, self.freed[key]))
+    }
+
+    /// Whether a cluster is on its way.
+    pub(crate) fn contains(&self, cluster: u64) -> bool {
+        self.freed.range((cluster, 0)..=(cluster, u64::MAX)).next().is_some()
+    }
+
+    /// Takes out one that is ready.
+    pub(crate) fn take_ready(&mut self, key: Key) -> Option<Freed> {
+        self.ready.remove(&key).then(|| self.freed.remove(&key)).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Freed, Key, Queue, Until};
+    use crate::order::{FlushClock, Stamp};
+
+    fn ready(queue: &Queue) -> Vec<Key> {
+        queue.ready_from((0, 0)).map(|(key, _)| key).collect()
+    }
+
+    fn flush(clock: &mut FlushClock) {
+        let flush = clock.submit();
+        clock.complete(flush);
+    }
+
+    const FREED: Freed = Freed { ticket: 5, discard: false, lowered: false };
+
+    #[test]
+    fn a_cluster_waits_for_its_page_then_for_a_flush_then_for_readers() {
+        let mut clock = FlushClock::default();
+        let mut queue = Queue::default();
+        queue.insert((9, 0), FREED, Until::Written { page: 512, version: 7 }, None);
+        queue.written(0, 9, clock.stamp());
+        queue.written(1024, 9, clock.stamp());
+        queue.written(512, 6, clock.stamp());
+        flush(&mut clock);
+        queue.flushed(&clock, None);
+        assert!(queue.contains(9) && !queue.has_ready());
+        queue.written(512, 8, clock.stamp());
+        queue.flushed(&clock, None);
+        assert!(!queue.has_ready(), "no flush has covered it");
+        flush(&mut clock);
+        queue.flushed(&clock, Some(4));
+        assert!(!queue.has_ready(), "a reader from before is there");
+        queue.read(Some(4));
+        assert!(!queue.has_ready());
+        queue.read(Some(5));
+        assert_eq!(ready(&queue), [(9, 0)]);
+        assert_eq!(queue.take_ready((9, 0)), Some(FREED));
+        assert!(queue.is_empty() && !queue.contains(9));
+        assert_eq!(queue.take_ready((9, 0)), None);
+    }
+
+    #[test]
+    fn each_goes_on_by_itself() {
+        let mut clock = FlushClock::default();
+        let mut queue = Queue::default();
+        queue.insert((1, 0), FREED, Until::Now, Some(5));
+        queue.insert((2, 1), FREED, Until::Now, Some(4));
+        let stamp = clock.stamp();
+        queue.insert((3, 2), FREED, Until::Flushed(stamp), None);
+        queue.insert((4, 3), FREED, Until::Written { page: 512, version: 3 }, None);
+        queue.insert((4, 4), FREED, Until::Written { page: 1024, version: 4 }, None);
+        assert_eq!(ready(&queue), [(1, 0)]);
+        assert_eq!(queue.take_ready((2, 1)), None, "it is not ready");
+        queue.forgotten(512..1024, None);
+        assert_eq!(ready(&queue), [(1, 0), (4, 3)]);
+        flush(&mut clock);
+        queue.flushed(&clock, None);
+        queue.read(None);
+        assert_eq!(ready(&queue), [(1, 0), (2, 1), (3, 2), (4, 3)]);
+        assert_eq!(queue.take_ready((4, 3)), Some(FREED));
+        assert!(queue.contains(4), "it was freed twice");
+        assert_ne!(stamp, Stamp::DURABLE);
+    }
+}
