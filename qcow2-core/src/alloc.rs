@@ -161,6 +161,7 @@ impl State {
         let mut found = None;
         let mut cluster = from;
         for index in place.index..place.entries {
+            self.work.looked_at += 1;
             let free =
                 refcount::get(page, order, index) == Some(0) && !self.freed.contains(cluster);
             match found {
@@ -237,6 +238,7 @@ impl State {
         let ready: Vec<_> =
             ready.map(|(key, freed)| (key, freed.discard && pass_discard)).collect();
         let (mut keys, mut run): (VecDeque<Key>, Option<Range<u64>>) = (VecDeque::new(), None);
+        self.work.looked_at += ready.len() as u64;
         for (key, discard) in ready {
             let (cluster, _) = key;
             run = match (discard && self.refcount(cluster)? == 1, run) {
@@ -314,7 +316,7 @@ impl<S: Storage> Image<S> {
         wanted: u64,
     ) -> Result<Extent, IoError> {
         self.mark_dirty().await?;
-        if self.now(|state| state.freed.has_ready()) {
+        if self.now(|state| state.has_reapable()) {
             self.reap(wanted.max(AT_ONCE as u64)).await?;
         }
         let mut reclaimed = false;
@@ -428,6 +430,7 @@ impl<S: Storage> Image<S> {
         self.decide(|state| {
             let at = state.header.refcount_table_offset + 8 * block;
             state.entry(at, Kind::RefcountTable)?;
+            state.check_room()?;
             let zeroes = if fresh { state.length_stamp } else { state.clock.stamp() };
             let order = state.header.refcount_order;
             state.cache.insert_zeroes(range.start, Kind::RefcountBlock, zeroes);
@@ -494,12 +497,8 @@ impl<S: Storage> Image<S> {
         let old = old_offset..old_offset + 8 * old_entries;
         let mut before = Vec::new();
         self.copy_table(old_offset, old_entries, Kind::RefcountTable, table_bytes).await?;
-        let pages = self.with(|state| state.cache.dirty(true)).await;
-        for (page, version) in pages {
-            if old.contains(&page) {
-                before.push(Before::Page { offset: page, version });
-            }
-        }
+        let dirty = self.with(|state| state.cache.dirty(old.clone(), true, usize::MAX).0).await;
+        before.extend(dirty.into_iter().map(|(offset, version)| Before::Page { offset, version }));
         for block in 0..blocks {
             set_entry(table_bytes, first_block + block, (cluster + block) * size);
         }
@@ -603,13 +602,19 @@ impl<S: Storage> Image<S> {
         while reaped < most {
             let next = self
                 .decide(|state| {
+                    state.advance_freed(AT_ONCE);
                     Ok(match state.next_reapable(from, pass_discard)? {
                         None => state.next_reapable(START, pass_discard)?,
                         next => next,
                     })
                 })
                 .await?;
-            let Some(Reap { mut keys, discard }) = next else { return Ok(()) };
+            let Some(Reap { mut keys, discard }) = next else {
+                if self.now(|state| state.has_reapable()) {
+                    continue;
+                }
+                return Ok(());
+            };
             reaped += keys.len() as u64;
             from = *keys.back().expect("there is one at least");
             if let Some(range) = discard {

@@ -15,6 +15,7 @@ use crate::image::ImageInfo;
 use crate::options::{CreateOptions, OpenOptions};
 use crate::rule::Rules;
 use crate::storage::{Durability, IoBuf, Storage, UNIT};
+use crate::work::Work;
 use crate::zero::Zeroing;
 
 /// Runs a future on this thread until it is ready.
@@ -75,6 +76,11 @@ impl<S: Storage> Image<S> {
     /// Geometry and flags as of now.
     pub fn info(&self) -> ImageInfo {
         self.inner.info()
+    }
+
+    /// As [`crate::Image::work`].
+    pub fn work(&self) -> Work {
+        self.inner.work()
     }
 
     /// Fills `data` from guest offset `offset`.

@@ -13,9 +13,10 @@ use std::ops::Range;
 
 use crate::order::{Before, Edge, FlushClock, Stamp};
 
-/// Pages used within this many accesses are not evicted, so that one operation cannot evict what it is about to use. A smaller
-/// limit than this holds as many pages all the same.
+/// Pages used within this many accesses are not evicted, so that one operation cannot evict what it is about to use.
 const RECENT: u64 = 32;
+/// Whatever the limit, as many pages may be there: of so many one was not used recently.
+const LEAST: usize = RECENT as usize + 2;
 /// As many of the pages that were not used for the longest time are looked at for a clean one.
 const LOOKED_AT: usize = 64;
 /// No slot: the end of the list.
@@ -96,11 +97,11 @@ impl Evicted {
         Some(stamp)
     }
 
-    /// Removes what is durable.
+    /// Removes some of what is durable.
     fn prune(&mut self, clock: &FlushClock) {
-        while let Some(&(stamp, page)) =
-            self.by_stamp.first().filter(|(stamp, _)| clock.is_durable(*stamp))
-        {
+        for _ in 0..LOOKED_AT {
+            let first = self.by_stamp.first().filter(|(stamp, _)| clock.is_durable(*stamp));
+            let Some(&(stamp, page)) = first else { break };
             self.by_stamp.remove(&(stamp, page));
             self.pages.remove(&page);
         }
@@ -121,6 +122,8 @@ pub(crate) struct Cache {
     evicted: Evicted,
     next_version: u64,
     tick: u64,
+    /// Pages looked up or at since somebody asked.
+    looked_at: u64,
 }
 
 impl Cache {
@@ -136,6 +139,7 @@ impl Cache {
             evicted: Evicted::default(),
             next_version: 1,
             tick: 0,
+            looked_at: 0,
         }
     }
 
@@ -146,6 +150,16 @@ impl Cache {
     /// The host offset of the page that holds the byte at `offset`.
     pub(crate) fn page_of(&self, offset: u64) -> u64 {
         offset - offset % self.page_size
+    }
+
+    /// How many pages there are.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// How many pages were looked up or at since this was called last.
+    pub(crate) fn take_looked_at(&mut self) -> u64 {
+        std::mem::take(&mut self.looked_at)
     }
 
     fn page(&self, offset: u64) -> Option<&Page> {
@@ -168,6 +182,7 @@ impl Cache {
     /// The bytes of the page at host offset `page`, or `None` if it has to be loaded.
     pub(crate) fn get(&mut self, page: u64) -> Option<&[u8]> {
         self.tick += 1;
+        self.looked_at += 1;
         let slot = *self.index.get(&page)?;
         self.slots[slot].used = self.tick;
         if slot != self.newest {
@@ -339,13 +354,21 @@ impl Cache {
         }
     }
 
-    /// The dirty pages and their versions, ascending; those of refcount structures only if asked for.
-    pub(crate) fn dirty(&self, with_refcounts: bool) -> Vec<(u64, u64)> {
-        let pages = self.dirty.iter().filter_map(|&offset| self.page(offset));
-        pages
+    /// The dirty pages in a range of host offsets and their versions, ascending, those of refcount structures only if asked for; at
+    /// most so many are looked at, and where the rest begins is returned too.
+    pub(crate) fn dirty(
+        &self,
+        range: Range<u64>,
+        with_refcounts: bool,
+        most: usize,
+    ) -> (Vec<(u64, u64)>, Option<u64>) {
+        let mut dirty = self.dirty.range(range).copied();
+        let pages = dirty.by_ref().take(most).filter_map(|offset| self.page(offset));
+        let pages = pages
             .filter(|page| with_refcounts || !page.kind.is_refcount())
             .map(|page| (page.offset, page.version))
-            .collect()
+            .collect();
+        (pages, dirty.next())
     }
 
     /// The newest version of the page, if it is in the cache and not yet durable.
@@ -362,6 +385,11 @@ impl Cache {
         }
     }
 
+    /// Whether there is no room for one more page.
+    pub(crate) fn is_full(&self) -> bool {
+        self.slots.len() >= self.limit.max(LEAST)
+    }
+
     /// Makes room for one page by evicting the least recently used one, or says which to write first.
     pub(crate) fn make_room(&mut self, clock: &FlushClock) -> Room {
         self.evicted.prune(clock);
@@ -373,6 +401,7 @@ impl Cache {
         for _ in 0..LOOKED_AT {
             let old = self.slots.get(slot).filter(|page| page.used + RECENT < self.tick);
             let Some(page) = old else { break };
+            self.looked_at += 1;
             if !page.is_dirty() {
                 let (offset, stamp) = (page.offset, page.stamp);
                 self.remove(offset);
@@ -429,7 +458,7 @@ mod tests {
         let stamp = clock.stamp();
         cache.written(0, version, stamp);
         assert_eq!(cache.next_step(0, &clock), Need::Nothing);
-        assert!(cache.dirty(true).is_empty());
+        assert_eq!(cache.dirty(0..u64::MAX, true, 9), (vec![], None));
     }
 
     /// A cache whose only page was changed, written and evicted, and what was to be written and when it was.

@@ -20,7 +20,7 @@ use crate::storage::Storage;
 /// Most bytes of neighbouring pages in one write.
 const RUN_BYTES: usize = 256 << 10;
 /// Most pages that are looked at in one step.
-const LOOKED_AT: usize = 64;
+const LOOKED_AT: usize = 512;
 
 /// Dirty pages that have to reach the storage in these versions, ascending.
 ///
@@ -30,6 +30,10 @@ const LOOKED_AT: usize = 64;
 ///      '------------ flush ---------'
 /// ```
 struct Targets {
+    /// Whether those of refcount structures are among them.
+    all: bool,
+    /// Pages from this host offset on have not been looked for.
+    next: Option<u64>,
     pending: VecDeque<(u64, u64)>,
     waiting: Vec<(u64, u64)>,
     /// What makes all go that wait.
@@ -51,13 +55,22 @@ enum Step {
 }
 
 impl State {
-    fn next_for(&self, targets: &mut Targets) -> Step {
+    fn next_for(&mut self, targets: &mut Targets) -> Step {
         let size = self.cache.page_size();
+        if targets.pending.len() < targets.run
+            && let Some(from) = targets.next
+        {
+            let (pages, next) = self.cache.dirty(from..u64::MAX, targets.all, LOOKED_AT);
+            self.work.looked_at += LOOKED_AT as u64;
+            targets.pending.extend(pages);
+            targets.next = next;
+        }
         let mut run: Option<(u64, usize)> = None;
-        for _ in 0..LOOKED_AT.max(targets.run) {
+        for _ in 0..LOOKED_AT {
             // What is about to be written stays until it has been.
             let next = run.map_or(0, |(_, count)| count);
             let Some(&(page, version)) = targets.pending.get(next) else { break };
+            self.work.looked_at += 1;
             let before = Before::Page { offset: page, version };
             let step = match self.cache.need(before, &self.clock) {
                 Need::Write(_) => self.cache.next_step(page, &self.clock),
@@ -85,7 +98,7 @@ impl State {
         }
         match run {
             Some((start, count)) => Step::Run(start, count),
-            None if !targets.pending.is_empty() => Step::GoOn,
+            None if !targets.pending.is_empty() || targets.next.is_some() => Step::GoOn,
             None if targets.waiting.is_empty() => Step::Nothing,
             None => {
                 targets.pending = std::mem::take(&mut targets.waiting).into();
@@ -115,7 +128,7 @@ impl<S: Storage> Image<S> {
         )
         .await?;
         self.with(|state| state.accepts_changes()).await?;
-        if self.now(|state| state.freed.has_ready()) {
+        if self.now(|state| state.has_reapable()) {
             self.reap(u64::MAX).await?;
         }
         Ok(())
@@ -126,7 +139,9 @@ impl<S: Storage> Image<S> {
         let bytes = RUN_BYTES.min(self.limits.max_transfer);
         let mut targets = self
             .with(|state| Targets {
-                pending: state.cache.dirty(all || state.counted()).into(),
+                all: all || state.counted(),
+                next: Some(0),
+                pending: VecDeque::new(),
                 waiting: Vec::new(),
                 flush: Stamp::DURABLE,
                 run: bytes / usize::try_from(state.cache.page_size()).expect("it is small"),

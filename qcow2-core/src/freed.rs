@@ -6,8 +6,8 @@
 //!                    page written  flush         readers of before gone
 //! ```
 //!
-//! **Invariant.** A cluster waits for one thing at a time, in an order in which what has happened is found without looking at what
-//! still waits: a page, a flush or a reader that ends costs as much as the clusters that it moves on.
+//! **Invariant.** A cluster waits for one thing at a time, in an order in which those that may go on are found without looking at
+//! what still waits; and they go on when somebody can use them, a few in a step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -49,26 +49,19 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Adds a dropped reference; `readers` is the lowest ticket of a reader.
-    pub(crate) fn insert(&mut self, key: Key, freed: Freed, until: Until, readers: Option<u64>) {
+    /// Adds a dropped reference.
+    pub(crate) fn insert(&mut self, key: Key, freed: Freed, until: Until) {
         self.freed.insert(key, freed);
         match until {
-            Until::Now => self.to_readers(key, readers),
+            Until::Now => {
+                self.read.insert((freed.ticket, key));
+            }
             Until::Flushed(stamp) => {
                 self.undurable.insert((stamp, key));
             }
             Until::Written { page, version } => {
                 self.unwritten.insert((page, version, key));
             }
-        }
-    }
-
-    fn to_readers(&mut self, key: Key, readers: Option<u64>) {
-        let ticket = self.freed[&key].ticket;
-        if readers.is_none_or(|oldest| oldest >= ticket) {
-            self.ready.insert(key);
-        } else {
-            self.read.insert((ticket, key));
         }
     }
 
@@ -84,43 +77,53 @@ impl Queue {
     }
 
     /// The pages in a range of host offsets belong to no table any more, and what they said last is durable elsewhere.
-    pub(crate) fn forgotten(&mut self, pages: Range<u64>, readers: Option<u64>) {
+    pub(crate) fn forgotten(&mut self, pages: Range<u64>) {
         while let Some(&first) = self.unwritten.range((pages.start, 0, (0, 0))..).next() {
             if first.0 >= pages.end {
                 break;
             }
             self.unwritten.remove(&first);
-            self.to_readers(first.2, readers);
+            self.undurable.insert((Stamp::DURABLE, first.2));
         }
     }
 
-    /// A flush has completed.
-    pub(crate) fn flushed(&mut self, clock: &FlushClock, readers: Option<u64>) {
-        while let Some(&first) =
-            self.undurable.first().filter(|(stamp, _)| clock.is_durable(*stamp))
-        {
-            self.undurable.remove(&first);
-            self.to_readers(first.1, readers);
-        }
+    /// The first one whose flush has completed, and the first one whose readers are gone; `readers` is the lowest ticket of one.
+    fn next(
+        &self,
+        clock: &FlushClock,
+        readers: Option<u64>,
+    ) -> (Option<(Stamp, Key)>, Option<(u64, Key)>) {
+        let durable = self.undurable.first().filter(|(stamp, _)| clock.is_durable(*stamp));
+        let unread =
+            self.read.first().filter(|first| readers.is_none_or(|oldest| oldest >= first.0));
+        (durable.copied(), unread.copied())
     }
 
-    /// A reader has ended.
-    pub(crate) fn read(&mut self, readers: Option<u64>) {
-        while let Some(&first) =
-            self.read.first().filter(|first| readers.is_none_or(|oldest| oldest >= first.0))
-        {
-            self.read.remove(&first);
-            self.ready.insert(first.1);
+    /// Whether nothing stands between some of them and being free. (One whose flush has completed may still have readers.)
+    pub(crate) fn has_ready(&self, clock: &FlushClock, readers: Option<u64>) -> bool {
+        !self.ready.is_empty() || self.next(clock, readers) != (None, None)
+    }
+
+    /// Lets go on what may, at most so many.
+    pub(crate) fn go_on(&mut self, most: usize, clock: &FlushClock, readers: Option<u64>) {
+        for _ in 0..most {
+            let (durable, unread) = self.next(clock, readers);
+            if let Some(first) = durable {
+                self.undurable.remove(&first);
+                self.read.insert((self.freed[&first.1].ticket, first.1));
+            }
+            if let Some(first) = unread {
+                self.read.remove(&first);
+                self.ready.insert(first.1);
+            }
+            if (durable, unread) == (None, None) {
+                break;
+            }
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.freed.is_empty()
-    }
-
-    /// Whether nothing stands between some of them and being free.
-    pub(crate) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
     }
 
     /// Those that are ready, by cluster, from a key on.
@@ -142,7 +145,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::{Freed, Key, Queue, Until};
-    use crate::order::{FlushClock, Stamp};
+    use crate::order::FlushClock;
 
     fn ready(queue: &Queue) -> Vec<Key> {
         queue.ready_from((0, 0)).map(|(key, _)| key).collect()
@@ -159,22 +162,20 @@ mod tests {
     fn a_cluster_waits_for_its_page_then_for_a_flush_then_for_readers() {
         let mut clock = FlushClock::default();
         let mut queue = Queue::default();
-        queue.insert((9, 0), FREED, Until::Written { page: 512, version: 7 }, None);
+        queue.insert((9, 0), FREED, Until::Written { page: 512, version: 7 });
         queue.written(0, 9, clock.stamp());
         queue.written(1024, 9, clock.stamp());
         queue.written(512, 6, clock.stamp());
         flush(&mut clock);
-        queue.flushed(&clock, None);
-        assert!(queue.contains(9) && !queue.has_ready());
+        assert!(queue.contains(9) && !queue.has_ready(&clock, None));
         queue.written(512, 8, clock.stamp());
-        queue.flushed(&clock, None);
-        assert!(!queue.has_ready(), "no flush has covered it");
+        assert!(!queue.has_ready(&clock, None), "no flush has covered it");
         flush(&mut clock);
-        queue.flushed(&clock, Some(4));
-        assert!(!queue.has_ready(), "a reader from before is there");
-        queue.read(Some(4));
-        assert!(!queue.has_ready());
-        queue.read(Some(5));
+        assert!(queue.has_ready(&clock, Some(4)), "one look shows that a reader is there");
+        queue.go_on(2, &clock, Some(4));
+        assert!(!queue.has_ready(&clock, Some(4)), "a reader from before is there");
+        assert!(queue.has_ready(&clock, Some(5)) && queue.has_ready(&clock, None));
+        queue.go_on(1, &clock, Some(5));
         assert_eq!(ready(&queue), [(9, 0)]);
         assert_eq!(queue.take_ready((9, 0)), Some(FREED));
         assert!(queue.is_empty() && !queue.contains(9));
@@ -185,22 +186,21 @@ mod tests {
     fn each_goes_on_by_itself() {
         let mut clock = FlushClock::default();
         let mut queue = Queue::default();
-        queue.insert((1, 0), FREED, Until::Now, Some(5));
-        queue.insert((2, 1), FREED, Until::Now, Some(4));
-        let stamp = clock.stamp();
-        queue.insert((3, 2), FREED, Until::Flushed(stamp), None);
-        queue.insert((4, 3), FREED, Until::Written { page: 512, version: 3 }, None);
-        queue.insert((4, 4), FREED, Until::Written { page: 1024, version: 4 }, None);
+        queue.insert((1, 0), FREED, Until::Now);
+        queue.insert((2, 1), Freed { ticket: 6, ..FREED }, Until::Now);
+        queue.insert((3, 2), FREED, Until::Flushed(clock.stamp()));
+        queue.insert((4, 3), FREED, Until::Written { page: 512, version: 3 });
+        queue.insert((4, 4), FREED, Until::Written { page: 1024, version: 4 });
+        queue.go_on(9, &clock, Some(5));
         assert_eq!(ready(&queue), [(1, 0)]);
         assert_eq!(queue.take_ready((2, 1)), None, "it is not ready");
-        queue.forgotten(512..1024, None);
+        queue.forgotten(512..1024);
+        queue.go_on(9, &clock, Some(5));
         assert_eq!(ready(&queue), [(1, 0), (4, 3)]);
         flush(&mut clock);
-        queue.flushed(&clock, None);
-        queue.read(None);
+        queue.go_on(9, &clock, None);
         assert_eq!(ready(&queue), [(1, 0), (2, 1), (3, 2), (4, 3)]);
         assert_eq!(queue.take_ready((4, 3)), Some(FREED));
         assert!(queue.contains(4), "it was freed twice");
-        assert_ne!(stamp, Stamp::DURABLE);
     }
 }

@@ -21,6 +21,7 @@ use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
 use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
+use crate::work::Work;
 
 /// An open qcow2 image over a storage.
 ///
@@ -64,6 +65,11 @@ impl<S: Storage> Image<S> {
         })
     }
 
+    /// What has been done since the image was opened.
+    pub fn work(&self) -> Work {
+        self.now(|state| state.work)
+    }
+
     /// The storage under the image.
     pub fn storage(&self) -> &S {
         &self.storage
@@ -82,7 +88,11 @@ impl<S: Storage> Image<S> {
 
     /// A step into the state where no await is possible (polling, dropping).
     pub(crate) fn now<R>(&self, step: impl FnOnce(&mut State) -> R) -> R {
-        step(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = state.work.looked_at;
+        let result = step(&mut state);
+        state.end_step(before);
+        result
     }
 
     /// Takes a decision, loading the pages that it asks for. `step` is called again after each and must not have changed
@@ -118,8 +128,9 @@ impl<S: Storage> Image<S> {
                 Ok(result) => return Ok(result),
                 Err(Stop::Load { page, kind, generation }) => {
                     self.make_room(insists_on_room).await?;
-                    self.load(page, kind, generation).await?;
+                    self.load(page, kind, generation, insists_on_room).await?;
                 }
+                Err(Stop::Room) => self.make_room(insists_on_room).await?,
                 Err(Stop::Error(error)) => return Err(error),
             }
         }
@@ -186,8 +197,14 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// Reads a metadata page into the cache.
-    async fn load(&self, page: u64, kind: Kind, generation: u64) -> Result<(), IoError> {
+    /// Reads a metadata page into the cache, unless others have filled that meanwhile.
+    async fn load(
+        &self,
+        page: u64,
+        kind: Kind,
+        generation: u64,
+        insists_on_room: bool,
+    ) -> Result<(), IoError> {
         let size = self.now(|state| state.cache.page_size());
         let _claim = self.claim(Resource::Pages(page..page + size)).await?;
         if self.with(|state| state.cache.contains(page)).await {
@@ -202,7 +219,8 @@ impl<S: Storage> Image<S> {
             source,
         })?;
         self.with(|state| {
-            if state.generation == generation && !state.cache.contains(page) {
+            let room = !insists_on_room || !state.cache.is_full();
+            if room && state.generation == generation && !state.cache.contains(page) {
                 state.cache.insert(page, kind, &buf);
             }
         })
@@ -303,7 +321,7 @@ impl<S: Storage> Image<S> {
         }
         self.now(|state| match state.accepts_changes() {
             Ok(()) => {
-                state.flush_completed(flush);
+                state.clock.complete(flush);
                 Ok(())
             }
             poisoned => poisoned,

@@ -43,6 +43,7 @@ mod resize;
 mod rule;
 mod state;
 pub mod storage;
+mod work;
 mod write;
 mod zero;
 
@@ -54,5 +55,6 @@ pub use image::{Image, ImageInfo};
 pub use options::{CreateOptions, OpenOptions};
 pub use read::{ReadExtent, ReadMap};
 pub use rule::{Rule, Rules};
+pub use work::Work;
 pub use write::{WriteExtent, WriteMap};
 pub use zero::Zeroing;

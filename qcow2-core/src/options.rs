@@ -41,7 +41,8 @@ pub struct OpenOptions {
     pub write_through: bool,
     /// Whether the host space of discarded clusters is given back to the storage.
     pub pass_discard: bool,
-    /// Metadata pages kept in memory.
+    /// Metadata pages kept in memory at most; but some 34 are kept whatever this says, and more only where reads go on while none
+    /// can be written.
     pub cache_pages: usize,
     /// Bytes of a metadata page: a power of two from 512 to 64 KiB; at most a cluster is used.
     pub page_size: u64,

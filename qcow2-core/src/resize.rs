@@ -81,11 +81,9 @@ impl<S: Storage> Image<S> {
             if !state.counted() {
                 counts.clear();
             }
-            let dirty = state.cache.dirty(false).into_iter();
+            let (dirty, _) = state.cache.dirty(old.clone(), false, usize::MAX);
             before.extend(
-                dirty
-                    .filter(|(page, _)| old.contains(page))
-                    .map(|(offset, version)| Before::Page { offset, version }),
+                dirty.into_iter().map(|(offset, version)| Before::Page { offset, version }),
             );
             before.push(Before::Written(state.clock.stamp()));
             before.push(Before::Written(state.length_stamp));

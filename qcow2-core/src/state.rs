@@ -17,6 +17,7 @@ use crate::options::OpenOptions;
 use crate::order::{Before, Edge, FlushClock, Stamp};
 use crate::rule::{Rule, Rules};
 use crate::storage::{Limits, UNIT};
+use crate::work::Work;
 
 /// Why a step could not be taken.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) enum Stop {
         kind: Kind,
         generation: u64,
     },
+    /// It adds a page, and the cache is full.
+    Room,
     Error(IoError),
 }
 
@@ -49,6 +52,7 @@ pub(crate) struct State {
     pub(crate) rules: Rules,
     pub(crate) cache: Cache,
     pub(crate) clock: FlushClock,
+    pub(crate) work: Work,
     pub(crate) claims: Claims,
     /// The clusters of all L2 tables and refcount blocks, once they are known.
     pub(crate) metadata: Option<Metadata>,
@@ -98,6 +102,7 @@ impl State {
             rules: options.rules,
             cache: Cache::new(page_size, options.cache_pages),
             clock: FlushClock::default(),
+            work: Work::default(),
             claims: Claims::default(),
             metadata: None,
             generation: 0,
@@ -115,6 +120,12 @@ impl State {
             poison: None,
             corrupt: None,
         }
+    }
+
+    /// Counts the end of a step before which `before` had been looked at.
+    pub(crate) fn end_step(&mut self, before: u64) {
+        self.work.looked_at += self.cache.take_looked_at();
+        self.work.end_step(before, self.cache.len());
     }
 
     pub(crate) fn cluster_size(&self) -> u64 {
@@ -135,6 +146,11 @@ impl State {
             Some(_) => Err(IoError::TwoTables { cluster: page / self.cluster_size() }.into()),
             None => Err(Stop::Load { page, kind, generation: self.generation }),
         }
+    }
+
+    /// Makes sure that there is room for a page that is about to be added.
+    pub(crate) fn check_room(&self) -> Result<(), Stop> {
+        if self.cache.is_full() { Err(Stop::Room) } else { Ok(()) }
     }
 
     /// Whether refcounts have to be durable before references to what they count.
@@ -229,7 +245,6 @@ impl State {
 
     pub(crate) fn end_read(&mut self, ticket: u64) {
         self.readers.remove(&ticket);
-        self.freed.read(self.readers.first().copied());
     }
 
     /// Records that a reference to `cluster` was dropped; `before` makes that durable.
@@ -251,7 +266,7 @@ impl State {
             }
         };
         let freed = Freed { ticket, discard, lowered };
-        self.freed.insert((cluster, number), freed, until, self.readers.first().copied());
+        self.freed.insert((cluster, number), freed, until);
     }
 
     /// Gives back clusters that were taken and that nothing refers to.
@@ -260,7 +275,7 @@ impl State {
             let number = self.next_ticket;
             self.next_ticket += 1;
             let freed = Freed { ticket: 0, discard: false, lowered: false };
-            self.freed.insert((cluster, number), freed, Until::Now, None);
+            self.freed.insert((cluster, number), freed, Until::Now);
         }
     }
 
@@ -270,10 +285,15 @@ impl State {
         self.freed.written(page, version, stamp);
     }
 
-    /// Records that a flush has completed.
-    pub(crate) fn flush_completed(&mut self, flush: Stamp) {
-        self.clock.complete(flush);
-        self.freed.flushed(&self.clock, self.readers.first().copied());
+    /// Whether some of the freed clusters may go on towards being free.
+    pub(crate) fn has_reapable(&self) -> bool {
+        self.freed.has_ready(&self.clock, self.readers.first().copied())
+    }
+
+    /// Lets freed clusters go on, at most so many.
+    pub(crate) fn advance_freed(&mut self, most: usize) {
+        self.work.looked_at += most as u64;
+        self.freed.go_on(most, &self.clock, self.readers.first().copied());
     }
 
     /// Leaves the claim `id` and its clusters until the storage has settled; `sync` says whether a write through is in flight.
@@ -297,7 +317,7 @@ impl State {
     /// Forgets cached pages of a table that is no longer one.
     pub(crate) fn forget(&mut self, range: std::ops::Range<u64>) {
         self.cache.forget(range.clone());
-        self.freed.forgotten(range, self.readers.first().copied());
+        self.freed.forgotten(range);
         self.generation += 1;
     }
 }

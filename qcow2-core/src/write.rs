@@ -300,6 +300,7 @@ impl<S: Storage> Image<S> {
         }
         self.decide(|state| {
             let (at, past_end) = state.l1_entry(index)?;
+            state.check_room()?;
             let version = state.cache.set_entry(at, L1Entry::new(host, true).0);
             let page = state.cache.page_of(at);
             state.add_table(extent.clusters.start, Table::L2);

@@ -1,0 +1,188 @@
+//! What requests cost, counted: steps under the lock and what is looked at in them, over three decades of whatever might make them
+//! dearer. No seconds, so that a busy machine changes nothing.
+
+mod sparse;
+
+use qcow2_core::blocking::{Image, create};
+use qcow2_core::{CreateOptions, OpenOptions, Work};
+
+use crate::sparse::SparseStorage;
+
+/// The most that may be looked at in one step.
+const MOST_IN_A_STEP: u64 = 4096;
+
+/// A new image over a sparse storage.
+fn image(cluster_bits: u32, virtual_size: u64, options: OpenOptions) -> Image<SparseStorage> {
+    let storage = SparseStorage::default();
+    create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(virtual_size) })
+        .expect("there is room");
+    Image::open(storage, options).expect("it was just made")
+}
+
+/// What `requests` cost.
+fn work(image: &Image<SparseStorage>, requests: impl FnOnce(&Image<SparseStorage>)) -> Work {
+    let before = image.work();
+    requests(image);
+    let after = image.work();
+    assert!(
+        after.most_in_a_step <= MOST_IN_A_STEP,
+        "{} looked at in one step",
+        after.most_in_a_step
+    );
+    Work {
+        steps: after.steps - before.steps,
+        looked_at: after.looked_at - before.looked_at,
+        ..after
+    }
+}
+
+/// Checks that a cost for each of `n` is the same at every size, but for some slack; prints what it is.
+fn assert_flat(what: &str, costs: &[(u64, Work)]) {
+    let each = |cost: u64, n: u64| cost as f64 / n as f64;
+    println!("{what}");
+    for (n, cost) in costs {
+        let (steps, looked_at) = (each(cost.steps, *n), each(cost.looked_at, *n));
+        println!("{n:>9} {steps:>9.2} steps and {looked_at:>9.2} looked at for each");
+    }
+    let [(small, first), .., (large, last)] = costs else { panic!("two sizes at least") };
+    for (name, of) in [("steps", (|w| w.steps) as fn(&Work) -> u64), ("looked at", |w| w.looked_at)]
+    {
+        let (before, after) = (each(of(first), *small), each(of(last), *large));
+        assert!(after <= before * 1.25 + 1.0, "{what}: {name} go from {before:.2} to {after:.2}");
+    }
+}
+
+const DECADES: [u64; 4] = [10, 100, 1_000, 10_000];
+
+/// Goal: a flush costs what there is to write. Method: so many L2 tables, each with one change.
+#[test]
+fn a_flush_costs_what_is_dirty() {
+    let costs = DECADES.map(|pages| {
+        let options = OpenOptions { cache_pages: 40_000, ..OpenOptions::new() };
+        // Clusters of 4 KiB: one page is a table, which maps 2 MiB.
+        let image = image(12, pages << 21, options);
+        for table in 0..pages {
+            image.write(table << 21, &[1; 4096]).expect("there is room");
+        }
+        let cost = work(&image, |image| image.flush().expect("nothing fails"));
+        (pages, cost)
+    });
+    assert_flat("a flush, for each dirty table", &costs);
+}
+
+/// Goal: a cache that is too small costs what is loaded and written, and holds its limit. Method: writes to tables in a strange order.
+#[test]
+fn a_full_cache_costs_what_goes_through_it() {
+    // The L1 table of the largest takes 59 pages.
+    const LIMIT: usize = 256;
+    let costs = [1_000, 5_000, 30_000].map(|tables: u64| {
+        let options = OpenOptions { cache_pages: LIMIT, ..OpenOptions::new() };
+        let image = image(12, tables << 21, options);
+        let cost = work(&image, |image| {
+            for index in 0..tables {
+                let table = index * 7919 % tables;
+                image.write(table << 21, &[1; 4096]).expect("there is room");
+            }
+        });
+        assert!(cost.most_pages <= LIMIT as u64, "{} pages", cost.most_pages);
+        (tables, cost)
+    });
+    assert_flat("a write that misses the cache", &costs);
+}
+
+/// Goal: taking a cluster costs the same in an image that is nearly full. Method: every write needs a cluster, and gives one back far
+/// below the others.
+#[test]
+fn an_allocation_costs_the_same_when_nearly_all_is_in_use() {
+    let costs = [1_000, 10_000, 100_000, 400_000].map(|clusters: u64| {
+        let options = OpenOptions { cache_pages: 10_000, ..OpenOptions::new() };
+        let image = image(9, clusters * 512, options);
+        let all = vec![1; 64 << 10];
+        for at in (0..clusters * 512 / (64 << 10)).map(|piece| piece * (64 << 10)) {
+            image.write(at, &all).expect("there is room");
+        }
+        image.flush().expect("nothing fails");
+        let writes = 200;
+        let cost = work(&image, |image| {
+            for index in 0..writes {
+                let guest = index * 7919 % (clusters / 2);
+                image.discard(guest * 512, 512).expect("nothing fails");
+                image.flush().expect("nothing fails");
+                image.write(guest * 512, &[2; 512]).expect("there is room");
+            }
+        });
+        (
+            clusters,
+            Work {
+                steps: cost.steps * clusters / writes,
+                looked_at: cost.looked_at * clusters / writes,
+                ..cost
+            },
+        )
+    });
+    assert_flat("a discard, a flush and a write", &costs);
+}
+
+/// Goal: a request costs what its clusters do. Method: one write, then one discard of so many clusters.
+#[test]
+fn a_long_request_costs_what_it_covers() {
+    let mut discards = Vec::new();
+    let writes = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
+        let options = OpenOptions { cache_pages: 10_000, ..OpenOptions::new() };
+        let image = image(9, clusters * 512, options);
+        let data = vec![1; clusters as usize * 512];
+        let cost = work(&image, |image| image.write(0, &data).expect("there is room"));
+        let length = clusters * 512;
+        discards.push((
+            clusters,
+            work(&image, |image| image.discard(0, length).expect("nothing fails")),
+        ));
+        (clusters, cost)
+    });
+    assert_flat("a write, for each cluster", &writes);
+    assert_flat("a discard, for each cluster", &discards);
+}
+
+/// Goal: what was discarded and not flushed costs other requests nothing. Method: reads and rewrites after so many discards.
+#[test]
+fn discarded_clusters_cost_others_nothing() {
+    let costs = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
+        let options = OpenOptions { cache_pages: 10_000, ..OpenOptions::new() };
+        let image = image(9, (clusters + 64) * 512, options);
+        let data = vec![1; (clusters as usize + 64) * 512];
+        image.write(0, &data).expect("there is room");
+        image.flush().expect("nothing fails");
+        image.discard(64 * 512, clusters * 512).expect("nothing fails");
+        let requests = 100;
+        let cost = work(&image, |image| {
+            let mut back = [0; 512];
+            for index in 0..requests {
+                image.read(index % 64 * 512, &mut back).expect("nothing fails");
+                image.write(index % 64 * 512, &back).expect("nothing fails");
+            }
+        });
+        (
+            clusters,
+            Work {
+                steps: cost.steps * clusters / requests,
+                looked_at: cost.looked_at * clusters / requests,
+                ..cost
+            },
+        )
+    });
+    assert_flat("a read and a rewrite", &costs);
+}
+
+/// Goal: giving freed clusters back costs what they do. Method: the flush after so many discards.
+#[test]
+fn freed_clusters_cost_what_they_are() {
+    let costs = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
+        let options = OpenOptions { cache_pages: 10_000, ..OpenOptions::new() };
+        let image = image(9, clusters * 512, options);
+        image.write(0, &vec![1; clusters as usize * 512]).expect("there is room");
+        image.flush().expect("nothing fails");
+        image.discard(0, clusters * 512).expect("nothing fails");
+        (clusters, work(&image, |image| image.flush().expect("nothing fails")))
+    });
+    assert_flat("a flush, for each discarded cluster", &costs);
+}
