@@ -13,7 +13,7 @@
 //! nothing leaks, and zeroes cost a sparse file nothing. An L1 table ends at 32 MiB, which sets the limit of what is feasible.
 //! Whoever opens such an image reads a long table, so prefer small clusters and wide refcounts there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +49,7 @@ pub enum Initial {
     /// bit is set too, and the refcounts are right.
     Bitmaps,
     /// Some data, and more where no guest sees it: behind the end of the disk in the last cluster, in its L2 table, and in one
-    /// more L2 table.
+    /// more L2 table. The file ends inside the first L2 table.
     Leftovers,
 }
 
@@ -275,23 +275,24 @@ fn bitmaps(geometry: &Geometry) -> Built {
 
 fn leftovers(geometry: &Geometry) -> Built {
     let mut layout = Layout::with_room_behind(geometry, SOME_DATA);
-    for guest in some_clusters(geometry, 3) {
-        layout.map_data(guest);
-    }
     let (clusters, entries) = (geometry.clusters(), geometry.l2_entries());
-    if let Some(last) = clusters.checked_sub(1).filter(|last| !layout.is_mapped(*last)) {
-        layout.map_data(last);
-    }
-    if let Some(last) = clusters.checked_sub(1) {
-        layout.fill_behind_the_end(last);
-    }
+    let last = clusters.checked_sub(1);
     let next_table = clusters.next_multiple_of(entries);
-    for guest in [clusters, clusters + 2, next_table, next_table + 3] {
-        if !layout.is_mapped(guest) {
-            let host = layout.map_data(guest);
+    let behind = BTreeSet::from([next_table + 3, next_table, clusters + 2, clusters]);
+    let inside = some_clusters(geometry, 3).chain(last).collect::<BTreeSet<_>>();
+    // Tables come last, that of the first clusters at the very end.
+    let hosts = layout.take_clusters((behind.len() + inside.len()) as u64);
+    let mapped = behind.into_iter().rev().chain(inside.into_iter().rev());
+    for (guest, host) in mapped.zip(hosts..) {
+        layout.map_data_at(guest, host);
+        if guest >= clusters {
             layout.fill_with_stale(host);
         }
+        if Some(guest) == last {
+            layout.fill_behind_the_end(guest, host);
+        }
     }
+    layout.ends_early = true;
     layout.finish()
 }
 
@@ -319,6 +320,8 @@ struct Layout {
     dirty: bool,
     /// How many, bytes of the directory, and its cluster.
     bitmaps: Option<(u32, u64, u64)>,
+    /// Whether the file ends behind the last unit that is not zero, and not at the end of a cluster.
+    ends_early: bool,
 }
 
 const REFCOUNT_TABLE: u64 = 1;
@@ -338,6 +341,7 @@ impl Layout {
             guest: (0..geometry.units()).map(|_| Value::Zero).collect(),
             dirty: false,
             bitmaps: None,
+            ends_early: false,
         };
         layout.take_clusters(FIRST_BLOCK + blocks);
         layout
@@ -419,6 +423,12 @@ impl Layout {
     /// Maps a guest cluster to a new host cluster full of its own data.
     fn map_data(&mut self, guest: u64) -> u64 {
         let host = self.take_cluster();
+        self.map_data_at(guest, host);
+        host
+    }
+
+    /// The same to a host cluster that was taken before.
+    fn map_data_at(&mut self, guest: u64, host: u64) {
         let size = self.geometry.cluster_size();
         let units = self.geometry.cluster_units();
         self.set_l2(guest, (host * size) | COPIED);
@@ -429,7 +439,6 @@ impl Layout {
                 self.units.insert(host * units + within, payload::unit(unit, payload::INITIAL));
             }
         }
-        host
     }
 
     fn fill_with_stale(&mut self, host: u64) {
@@ -438,15 +447,12 @@ impl Layout {
         self.units.extend(all.map(|unit| (unit, payload::unit(unit, payload::STALE))));
     }
 
-    /// Stale bytes behind the end of the disk in its last cluster, if they are mapped.
-    fn fill_behind_the_end(&mut self, last: u64) {
-        let Some(at) = self.l2_offset(last) else { return };
+    /// Stale bytes behind the end of the disk in its last cluster.
+    fn fill_behind_the_end(&mut self, last: u64, host: u64) {
         let units = self.geometry.cluster_units();
-        let entry = &self.units[&(at / UNIT as u64)][(at % UNIT as u64) as usize..];
-        let entry = u64::from_be_bytes(*entry.first_chunk().expect("entries are aligned"));
-        let host = (entry & !COPIED) / UNIT as u64;
         for within in self.geometry.units() - last * units..units {
-            self.units.insert(host + within, payload::unit(host + within, payload::STALE));
+            let unit = host * units + within;
+            self.units.insert(unit, payload::unit(unit, payload::STALE));
         }
     }
 
@@ -463,8 +469,10 @@ impl Layout {
             self.put_refcount(cluster, count);
         }
         self.units.retain(|_, unit| *unit != ZEROES);
-        let units = self.units.into_iter().collect();
-        Built { length: self.next * size, units, guest: self.guest }
+        let units: Vec<(u64, Unit)> = self.units.into_iter().collect();
+        let used = units.last().map_or(0, |(unit, _)| (unit + 1) * UNIT as u64);
+        let length = if self.ends_early { used } else { self.next * size };
+        Built { length, units, guest: self.guest }
     }
 
     fn put_refcount(&mut self, cluster: u64, count: u64) {

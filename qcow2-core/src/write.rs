@@ -106,9 +106,12 @@ impl State {
 
     fn write_target(&mut self, guest_cluster: u64) -> Result<Target, Stop> {
         let at = match self.entry_place(guest_cluster)? {
-            // A table past the end of the file holds nothing, and nobody knows what will be there.
-            EntryPlace::At(at) if at < self.length => at,
-            EntryPlace::At(_) => return Ok(Target::NoTable(guest_cluster / self.l2_entries())),
+            // A table past the end of the file holds nothing, and nobody knows what will be there. One that the file ends inside
+            // goes on in zeroes.
+            EntryPlace::At(at) if at - at % self.cluster_size() >= self.length => {
+                return Ok(Target::NoTable(guest_cluster / self.l2_entries()));
+            }
+            EntryPlace::At(at) => at,
             EntryPlace::NoTable(index) => return Ok(Target::NoTable(index)),
         };
         Ok(match self.mapping_at(at)? {

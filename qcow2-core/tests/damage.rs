@@ -265,6 +265,40 @@ fn an_l2_entry_that_makes_no_sense_is_no_reason_to_refuse_the_rest() {
     }
 }
 
+/// Goal: bytes past the end of a file are zeroes to every reader, inside an L2 table as well. Method: the only L2 table is moved to
+/// the end, and the file ends somewhere behind the entry that is in use; every other guest cluster is written.
+#[test]
+fn a_file_may_end_inside_an_l2_table() {
+    for (cluster_bits, kept) in [(12, 512), (12, 16), (12, 8), (16, 4096), (10, 8)] {
+        let size = 1u64 << cluster_bits;
+        let disk = 130 * size.min(4096);
+        let mut image = Bytes::with(cluster_bits, disk, &[0]);
+        let (old, end) = (image.entry(0), image.bytes.len() as u64);
+        assert_eq!(end % size, 0);
+        let l1 = image.l1();
+        image.bytes.extend_from_within(old as usize..(old + size) as usize);
+        image.put(l1, end | COPIED);
+        image.set_refcount(old, 0);
+        image.set_refcount(end, 1);
+        image.assert_kept(true);
+        image.bytes.truncate((end + kept) as usize);
+        image.assert_kept(true);
+        let storage = image.storage();
+        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        for guest in (1..disk / size).rev() {
+            image.write(guest * size, &vec![guest as u8; size as usize]).unwrap();
+        }
+        image.close().unwrap();
+        let report = check(&storage, Repair::None).unwrap();
+        assert!(report.is_consistent(), "{report:#?}");
+        let back = read(storage, size, disk);
+        for (guest, found) in (0..).zip(back).take((disk / size) as usize) {
+            let expected = if guest == 0 { 1 } else { guest as u8 };
+            assert_eq!(found, Some(vec![expected; size as usize]), "guest cluster {guest}");
+        }
+    }
+}
+
 /// Goal: bytes past the end of a file are zeroes to every reader, inside an entry as well. Method: the L1 table comes last in a new
 /// image; one entry of it leads to a table, and the file ends inside that entry.
 #[test]

@@ -10,6 +10,8 @@ use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 
 /// No call may need more storage operations than this.
 const OPERATIONS: u64 = 200_000;
+/// No image may come by more scheduling points than this: whoever does goes round in circles.
+const PAUSES: u64 = 4_000_000;
 /// What there is no room for past this many bytes.
 const ROOM: u64 = 64 << 20;
 /// What the guest writes.
@@ -25,6 +27,7 @@ pub(super) struct Watched {
 #[derive(Debug, Default)]
 struct Seen {
     operations: u64,
+    pauses: u64,
     /// Whether bytes were cut off at the end.
     shortened: bool,
     /// Host offsets of units that begin with the pattern.
@@ -114,5 +117,14 @@ impl Storage for Watched {
 
     async fn settle(&self) -> io::Result<()> {
         self.step(0)
+    }
+
+    async fn pause(&self) {
+        let pauses = {
+            let mut seen = self.seen.lock().unwrap();
+            seen.pauses += 1;
+            seen.pauses
+        };
+        assert!(pauses <= PAUSES, "it goes round in circles");
     }
 }
