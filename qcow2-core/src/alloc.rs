@@ -23,7 +23,8 @@ use crate::format::{limits, refcount};
 use crate::freed::Key;
 use crate::image::{Claim, Image};
 use crate::metadata::Table;
-use crate::order::Before;
+use crate::options::OpenOptions;
+use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
 use crate::storage::{self, Durability, IoBuf, Storage};
@@ -222,9 +223,36 @@ impl State {
         Ok(counts)
     }
 
-    /// Orders a page that refers to a new extent after the file length and the counts that the reference needs.
-    pub(crate) fn order_reference(&mut self, page: u64, counts: &[Before]) {
-        self.order(page, Rule::LengthBeforeReference, Before::Written(self.length_stamp));
+    /// What makes durable that the file reaches the end of so many clusters, which it does.
+    fn reaches(&self, clusters: u64) -> Stamp {
+        let durable = clusters * self.cluster_size() <= self.durable_length;
+        if durable { Stamp::DURABLE } else { self.length_stamp }
+    }
+
+    /// Records a new length.
+    fn set_length(&mut self, length: u64) {
+        if self.clock.is_durable(self.length_stamp) {
+            self.durable_length = self.length;
+        }
+        self.length = length;
+        self.length_stamp = self.clock.stamp();
+    }
+
+    /// By how much the file grows.
+    fn growth(&self, options: &OpenOptions) -> u64 {
+        options.growth.unwrap_or_else(|| (self.length / 8).clamp(4 << 20, 1 << 30))
+    }
+
+    /// Whether it is time to let the file grow, though there is room: the next flush covers it then.
+    fn is_nearly_full(&self, end: u64, options: &OpenOptions) -> bool {
+        let spare = self.length.saturating_sub(end * self.cluster_size());
+        spare < self.growth(options) / 2 && !self.stays_short
+    }
+
+    /// Orders a page that refers to a new extent, before the end of so many clusters, after the file length and the counts that the
+    /// reference needs.
+    pub(crate) fn order_reference(&mut self, page: u64, end: u64, counts: &[Before]) {
+        self.order(page, Rule::LengthBeforeReference, Before::Written(self.reaches(end)));
         if self.counted() {
             for &before in counts {
                 self.order(page, Rule::RefcountBeforeReference, before);
@@ -324,6 +352,10 @@ impl<S: Storage> Image<S> {
             let grown = match self.decide(|state| state.allocate(wanted)).await? {
                 Allocation::Taken(extent) => {
                     claim.clusters.extend(extent.clusters.clone());
+                    let end = extent.clusters.end;
+                    if self.now(|state| state.is_nearly_full(end, &self.options)) {
+                        self.grow_ahead(end).await?;
+                    }
                     return Ok(extent);
                 }
                 Allocation::Searching => continue,
@@ -367,13 +399,16 @@ impl<S: Storage> Image<S> {
     async fn grow_file(&self, clusters: u64) -> Result<(), IoError> {
         self.restore_header().await?;
         let mut claim = self.claim(Resource::Length).await?;
-        let (length, needed, size) = self
-            .with(|state| (state.length, clusters * state.cluster_size(), state.cluster_size()))
+        let (length, needed, size, growth) = self
+            .with(|state| {
+                let size = state.cluster_size();
+                (state.length, clusters * size, size, state.growth(&self.options))
+            })
             .await;
         if needed <= length {
             return Ok(());
         }
-        let generous = length.checked_add(self.options.growth);
+        let generous = length.checked_add(growth);
         let generous = generous.and_then(|end| end.checked_next_multiple_of(size));
         let mut target = needed.max(generous.unwrap_or(needed));
         let mut result = claim.set_len(target).await;
@@ -388,11 +423,39 @@ impl<S: Storage> Image<S> {
             source,
         })?;
         self.with(|state| {
-            state.length = target;
-            state.length_stamp = state.clock.stamp();
+            state.set_length(target);
+            state.stays_short = target == needed;
         })
         .await;
         Ok(())
+    }
+
+    /// Makes the file longer while there is room, if it can be.
+    async fn grow_ahead(&self, clusters: u64) -> Result<(), IoError> {
+        let mut claim = self.claim(Resource::Length).await?;
+        let target = self
+            .with(|state| {
+                let target = state.length.checked_add(state.growth(&self.options));
+                let target =
+                    target.and_then(|end| end.checked_next_multiple_of(state.cluster_size()));
+                // One that fails is not tried again, whether or not it is heard of.
+                let due = state.is_nearly_full(clusters, &self.options);
+                state.stays_short |= due;
+                target.filter(|_| due)
+            })
+            .await;
+        let Some(target) = target else { return Ok(()) };
+        match claim.set_len(target).await {
+            Ok(()) => {
+                self.with(|state| {
+                    state.set_length(target);
+                    state.stays_short = false;
+                })
+                .await;
+                Ok(())
+            }
+            Err(_) => claim.settle().await,
+        }
     }
 
     /// Adds the refcount block that describes `cluster`. It takes the first cluster that it describes, so that it describes
@@ -431,7 +494,7 @@ impl<S: Storage> Image<S> {
             let at = state.header.refcount_table_offset + 8 * block;
             state.entry(at, Kind::RefcountTable)?;
             state.check_room()?;
-            let zeroes = if fresh { state.length_stamp } else { state.clock.stamp() };
+            let zeroes = if fresh { state.reaches(taken.end) } else { state.clock.stamp() };
             let order = state.header.refcount_order;
             state.cache.insert_zeroes(range.start, Kind::RefcountBlock, zeroes);
             let version = state.cache.change(range.start, |page| {
@@ -441,7 +504,8 @@ impl<S: Storage> Image<S> {
             state.add_table(taken.start, Table::RefcountBlock);
             state.cache.set_entry(at, RefcountTableEntry::new(range.start).0);
             let table_page = state.cache.page_of(at);
-            state.order_reference(table_page, &[Before::Page { offset: range.start, version }]);
+            let counts = [Before::Page { offset: range.start, version }];
+            state.order_reference(table_page, taken.end, &counts);
             state.order(table_page, Rule::ZeroesBeforePointer, Before::Written(zeroes));
             Ok(())
         })

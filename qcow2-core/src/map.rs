@@ -94,7 +94,7 @@ impl State {
             self.order(page, Rule::DataBeforeMapping, Before::Written(link.data));
         }
         if let Some(extent) = link.extent {
-            self.order_reference(page, &extent.counts);
+            self.order_reference(page, extent.clusters.end, &extent.counts);
             self.drop_mapping(old, Before::Page { offset: page, version }, false);
         }
         Ok(())

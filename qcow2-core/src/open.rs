@@ -73,7 +73,7 @@ fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
             "page size {page_size} is not a power of two from 512 to 65536"
         )));
     }
-    if options.cache_pages == 0 {
+    if options.cache_pages == Some(0) {
         return Err(OpenError::Option("a cache of 0 pages".into()));
     }
     Ok(())

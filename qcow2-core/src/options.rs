@@ -43,27 +43,32 @@ pub struct OpenOptions {
     pub pass_discard: bool,
     /// Metadata pages kept in memory at most; but some 34 are kept whatever this says, and more only where reads go on while none
     /// can be written.
-    pub cache_pages: usize,
+    ///
+    /// Without a number it follows the image: enough for the L2 tables of the whole disk and what counts them, from 4 MiB to 32 MiB.
+    pub cache_pages: Option<usize>,
     /// Bytes of a metadata page: a power of two from 512 to 64 KiB; at most a cluster is used.
     pub page_size: u64,
-    /// The file grows in steps of this many bytes (rounded up to clusters), so that the order "length before reference"
-    /// costs a flush only once a step.
-    pub growth: u64,
+    /// The file grows in steps of this many bytes (rounded up to clusters), and by another one when half of the last is used: so the
+    /// order "length before reference" costs a flush only where more than that is allocated without one. With 0 it grows by what is
+    /// needed.
+    ///
+    /// Without a number a step is an eighth of the file, from 4 MiB to 1 GiB.
+    pub growth: Option<u64>,
     /// The write orders to obey.
     pub rules: Rules,
 }
 
 impl OpenOptions {
-    /// Writable, as the image says, with 4 KiB pages, 1024 of them, and growth by 4 MiB.
+    /// Writable, as the image says, with 4 KiB pages; their number and the growth of the file follow the image.
     pub const fn new() -> Self {
         Self {
             writable: true,
             lazy_refcounts: None,
             write_through: false,
             pass_discard: true,
-            cache_pages: 1024,
+            cache_pages: None,
             page_size: 4096,
-            growth: 4 << 20,
+            growth: None,
             rules: Rules::all(),
         }
     }

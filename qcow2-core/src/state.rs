@@ -61,6 +61,10 @@ pub(crate) struct State {
     /// Length of the file in bytes, and what makes it durable.
     pub(crate) length: u64,
     pub(crate) length_stamp: Stamp,
+    /// The file is durably at least as long.
+    pub(crate) durable_length: u64,
+    /// Whether it did not get longer before that was needed: no use trying again.
+    pub(crate) stays_short: bool,
     /// Clusters from this one on were never written.
     pub(crate) fresh_from: u64,
     pub(crate) free: Free,
@@ -80,6 +84,14 @@ pub(crate) struct State {
     corrupt: Option<String>,
 }
 
+/// As many pages hold the L2 tables of the whole disk, and counts of as many clusters, within the bounds for whom nothing is said.
+fn default_pages(header: &Header, page_size: u64) -> usize {
+    let clusters = header.size.div_ceil(1 << header.cluster_bits);
+    let counts = (clusters << header.refcount_order) / 8;
+    let bytes = (clusters * 8 + counts).clamp(4 << 20, 32 << 20);
+    usize::try_from(bytes / page_size).expect("32 MiB fit in memory")
+}
+
 impl State {
     pub(crate) fn new(
         read: HeaderRead,
@@ -91,6 +103,7 @@ impl State {
         let cluster_size = 1u64 << header.cluster_bits;
         let one_transfer = 1 << limits.max_transfer.ilog2();
         let page_size = options.page_size.min(cluster_size).min(one_transfer);
+        let cache_pages = options.cache_pages.unwrap_or_else(|| default_pages(&header, page_size));
         let fresh_from =
             if limits.unwritten_reads_zero { length.div_ceil(cluster_size) } else { u64::MAX };
         Self {
@@ -100,7 +113,7 @@ impl State {
             dirty_durable: false,
             lazy,
             rules: options.rules,
-            cache: Cache::new(page_size, options.cache_pages),
+            cache: Cache::new(page_size, cache_pages),
             clock: FlushClock::default(),
             work: Work::default(),
             claims: Claims::default(),
@@ -108,6 +121,8 @@ impl State {
             generation: 0,
             length,
             length_stamp: Stamp::DURABLE,
+            durable_length: length,
+            stays_short: false,
             fresh_from,
             free: Free::default(),
             freed: freed::Queue::default(),

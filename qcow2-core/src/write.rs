@@ -315,7 +315,7 @@ impl<S: Storage> Image<S> {
                 let zeroes = Before::Written(state.clock.stamp());
                 state.order(page, Rule::ZeroesBeforePointer, zeroes);
             }
-            state.order_reference(page, &extent.counts);
+            state.order_reference(page, extent.clusters.end, &extent.counts);
             let stamp = state.clock.newest();
             state.cache.insert_zeroes(host, Kind::L2, stamp);
             claim.clusters.clear();

@@ -30,7 +30,7 @@ impl Sample {
         let storage = MemoryStorage::default();
         let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) };
         create(&storage, &shape).expect("there is room");
-        let options = OpenOptions { growth: 0, ..OpenOptions::new() };
+        let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
         let image = Image::open(storage.clone(), options).expect("it was just made");
         for cluster in [0, 1, 5, 100, 2] {
             image.write(cluster * CLUSTER, &[7; CLUSTER as usize]).expect("there is room");
@@ -151,7 +151,7 @@ fn lost_counts_are_told_one_by_one() {
     const PER_BLOCK: u64 = 512;
     let storage = MemoryStorage::default();
     create(&storage, &CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) }).unwrap();
-    let image = Image::open(storage.clone(), OpenOptions { growth: 0, ..OpenOptions::new() });
+    let image = Image::open(storage.clone(), OpenOptions { growth: Some(0), ..OpenOptions::new() });
     let image = image.unwrap();
     image.write(0, &[7; 900 << 10]).unwrap();
     image.close().unwrap();

@@ -58,7 +58,7 @@ const DECADES: [u64; 4] = [10, 100, 1_000, 10_000];
 #[test]
 fn a_flush_costs_what_is_dirty() {
     let costs = DECADES.map(|pages| {
-        let options = OpenOptions { cache_pages: 40_000, ..OpenOptions::new() };
+        let options = OpenOptions { cache_pages: Some(40_000), ..OpenOptions::new() };
         // Clusters of 4 KiB: one page is a table, which maps 2 MiB.
         let image = image(12, pages << 21, options);
         for table in 0..pages {
@@ -76,7 +76,7 @@ fn a_full_cache_costs_what_goes_through_it() {
     // The L1 table of the largest takes 59 pages.
     const LIMIT: usize = 256;
     let costs = [1_000, 5_000, 30_000].map(|tables: u64| {
-        let options = OpenOptions { cache_pages: LIMIT, ..OpenOptions::new() };
+        let options = OpenOptions { cache_pages: Some(LIMIT), ..OpenOptions::new() };
         let image = image(12, tables << 21, options);
         let cost = work(&image, |image| {
             for index in 0..tables {
@@ -95,7 +95,7 @@ fn a_full_cache_costs_what_goes_through_it() {
 #[test]
 fn an_allocation_costs_the_same_when_nearly_all_is_in_use() {
     let costs = [1_000, 10_000, 100_000, 400_000].map(|clusters: u64| {
-        let options = OpenOptions { cache_pages: 10_000, ..OpenOptions::new() };
+        let options = OpenOptions { cache_pages: Some(10_000), ..OpenOptions::new() };
         let image = image(9, clusters * 512, options);
         let all = vec![1; 64 << 10];
         for at in (0..clusters * 512 / (64 << 10)).map(|piece| piece * (64 << 10)) {
@@ -128,7 +128,7 @@ fn an_allocation_costs_the_same_when_nearly_all_is_in_use() {
 fn a_long_request_costs_what_it_covers() {
     let mut discards = Vec::new();
     let writes = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
-        let options = OpenOptions { cache_pages: 10_000, ..OpenOptions::new() };
+        let options = OpenOptions { cache_pages: Some(10_000), ..OpenOptions::new() };
         let image = image(9, clusters * 512, options);
         let data = vec![1; clusters as usize * 512];
         let cost = work(&image, |image| image.write(0, &data).expect("there is room"));
@@ -147,7 +147,7 @@ fn a_long_request_costs_what_it_covers() {
 #[test]
 fn discarded_clusters_cost_others_nothing() {
     let costs = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
-        let options = OpenOptions { cache_pages: 10_000, ..OpenOptions::new() };
+        let options = OpenOptions { cache_pages: Some(10_000), ..OpenOptions::new() };
         let image = image(9, (clusters + 64) * 512, options);
         let data = vec![1; (clusters as usize + 64) * 512];
         image.write(0, &data).expect("there is room");
@@ -177,7 +177,7 @@ fn discarded_clusters_cost_others_nothing() {
 #[test]
 fn freed_clusters_cost_what_they_are() {
     let costs = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
-        let options = OpenOptions { cache_pages: 10_000, ..OpenOptions::new() };
+        let options = OpenOptions { cache_pages: Some(10_000), ..OpenOptions::new() };
         let image = image(9, clusters * 512, options);
         image.write(0, &vec![1; clusters as usize * 512]).expect("there is room");
         image.flush().expect("nothing fails");

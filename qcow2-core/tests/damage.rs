@@ -24,7 +24,7 @@ impl Bytes {
         let storage = MemoryStorage::default();
         create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(disk) })
             .expect("it works in a sound image");
-        let options = OpenOptions { growth: 0, ..OpenOptions::new() };
+        let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
         let image = Image::open(storage.clone(), options).expect("it works in a sound image");
         let cluster = 1 << cluster_bits;
         for &number in written {

@@ -36,8 +36,8 @@ fn reads_back_what_was_written() {
             let mut expected = vec![0u8; size as usize];
             for session in 0..4 {
                 let open = OpenOptions {
-                    growth: 1 << cluster_bits,
-                    cache_pages: 2,
+                    growth: Some(1 << cluster_bits),
+                    cache_pages: Some(2),
                     page_size: 512,
                     ..OpenOptions::new()
                 };
@@ -272,7 +272,7 @@ fn an_l1_table_grows_past_holes() {
 fn an_l1_table_grows_over_the_end_of_the_file() {
     let storage = MemoryStorage::default();
     create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) }).unwrap();
-    let options = OpenOptions { growth: 0, ..OpenOptions::new() };
+    let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
     let image = Image::open(storage.clone(), options).unwrap();
     image.write(0, &[3; 4 * 512]).unwrap();
     image.discard(3 * 512, 512).unwrap();

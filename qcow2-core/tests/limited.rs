@@ -142,7 +142,7 @@ fn image() -> (Limited, Image<Limited>) {
 fn image_on(storage: Limited) -> (Limited, Image<Limited>) {
     let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
     create(&storage, &shape).expect("there is room");
-    let options = OpenOptions { growth: 0, ..OpenOptions::new() };
+    let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
     let image = Image::open(storage.clone(), options).expect("it was just made");
     (storage, image)
 }
@@ -217,7 +217,7 @@ fn what_is_needed_is_taken_where_more_does_not_fit() {
         let storage = Limited { full, ..Limited::new(Vec::new(), 1 << 30) };
         let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
         create(&storage, &shape).unwrap();
-        let options = OpenOptions { growth, ..OpenOptions::new() };
+        let options = OpenOptions { growth: Some(growth), ..OpenOptions::new() };
         let image = Image::open(storage.clone(), options).unwrap();
         // Data, and the first L2 table.
         let room = 4 + 1;
@@ -388,7 +388,7 @@ fn the_largest_file_is_full() {
         let shape =
             CreateOptions { cluster_bits: 9, lazy_refcounts, ..CreateOptions::new(1 << 20) };
         create(&storage, &shape).unwrap();
-        let options = OpenOptions { growth, ..OpenOptions::new() };
+        let options = OpenOptions { growth: Some(growth), ..OpenOptions::new() };
         let image = Image::open(storage, options).unwrap();
         let write = |cluster| image.write(cluster * CLUSTER, &[7; CLUSTER as usize]);
         let fitted = (0..).take_while(|&cluster| write(cluster).is_ok()).count() as u64;
@@ -504,13 +504,13 @@ fn an_update_that_fails_is_not_passed_over() {
     let fresh = Limited::new(Vec::new(), 1 << 30);
     create(&fresh, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(SIZE) }).unwrap();
     let image =
-        Image::open(fresh.clone(), OpenOptions { growth: 0, ..OpenOptions::new() }).unwrap();
+        Image::open(fresh.clone(), OpenOptions { growth: Some(0), ..OpenOptions::new() }).unwrap();
     image.write(0, &[1; 120 * 512]).unwrap();
     image.close().unwrap();
     fresh.bytes.with(|bytes| bytes.resize(260 * 512, 0xee));
     for number in 0.. {
         let storage = Limited::new(fresh.bytes.to_vec(), 1 << 30);
-        let options = OpenOptions { growth: 0, ..OpenOptions::new() };
+        let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
         let image = Image::open(storage.clone(), options).unwrap();
         storage.updates.store(number, Ordering::Relaxed);
         let steps = [image.grow(8 << 20), image.write(SIZE, &[2; 150 * 512]), image.flush()];

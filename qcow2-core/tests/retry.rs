@@ -174,9 +174,9 @@ fn room_comes_back_and_nothing_is_lost() {
     for lazy in [false, true] {
         for growth in [0, 4 << 20] {
             let options = OpenOptions {
-                growth,
+                growth: Some(growth),
                 lazy_refcounts: Some(lazy),
-                cache_pages: 4,
+                cache_pages: Some(4),
                 page_size: 512,
                 ..OpenOptions::new()
             };
@@ -246,9 +246,9 @@ fn each_update_may_fail_once_and_land_late() {
         let mut reference = None;
         for number in 0.. {
             let options = OpenOptions {
-                growth: 0,
+                growth: Some(0),
                 lazy_refcounts: Some(lazy),
-                cache_pages: 4,
+                cache_pages: Some(4),
                 page_size: 512,
                 ..OpenOptions::new()
             };
@@ -324,7 +324,7 @@ fn a_sync_that_failed_is_final() {
 /// Goal: failed requests leave nothing behind that grows. Method: many of them, all elsewhere.
 #[test]
 fn failed_requests_do_not_pile_up() {
-    let (storage, image) = image(OpenOptions { growth: 0, ..OpenOptions::new() });
+    let (storage, image) = image(OpenOptions { growth: Some(0), ..OpenOptions::new() });
     image.write(0, &[1; 512 << 10]).unwrap();
     image.flush().unwrap();
     storage.fail(Failing::Updates);

@@ -331,8 +331,12 @@ fn rebuild_in_place(rules: Rules) -> (Option<Failure>, u64) {
     let prepared = direct.clone();
     faultfs::direct::run(async move {
         let unflushed = Rules::all().without_flush(Barrier::GuestFlush);
-        let options =
-            OpenOptions { growth: 0, page_size: 512, pass_discard: false, ..OpenOptions::new() };
+        let options = OpenOptions {
+            growth: Some(0),
+            page_size: 512,
+            pass_discard: false,
+            ..OpenOptions::new()
+        };
         let image = Image::open(prepared.clone(), options).await.ok()?;
         let len = usize::try_from(CLUSTERS).ok()? * UNIT;
         let mut data = IoBuf::zeroed(len, UNIT);

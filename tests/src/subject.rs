@@ -205,11 +205,11 @@ impl Subject for Qcow2Core {
             writable: session.writable,
             cache_pages: match session.cache_pages {
                 0 => default.cache_pages,
-                pages => pages as usize,
+                pages => Some(pages as usize),
             },
             growth: match session.growth {
                 0 => default.growth,
-                growth => growth,
+                growth => Some(growth),
             },
             write_through: session.write_through,
             page_size: 512,

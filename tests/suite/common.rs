@@ -154,7 +154,7 @@ pub(crate) fn assert_clean(report: &CheckReport) {
 pub(crate) fn four_clusters() -> Vec<u8> {
     let storage = MemoryStorage::default();
     create(&storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(1 << 20) }).unwrap();
-    let options = OpenOptions { growth: 1, ..OpenOptions::new() };
+    let options = OpenOptions { growth: Some(1), ..OpenOptions::new() };
     let image = Image::open(storage.clone(), options).unwrap();
     image.write(0, &[7; 4 << 12]).unwrap();
     image.close().unwrap();

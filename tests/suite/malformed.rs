@@ -221,7 +221,7 @@ fn a_full_image_with_a_small_cache_can_be_written() {
     image.close().unwrap();
 
     let storage = Counted::with_budget(storage, 500);
-    let options = OpenOptions { cache_pages: 2, page_size: 512, ..OpenOptions::new() };
+    let options = OpenOptions { cache_pages: Some(2), page_size: 512, ..OpenOptions::new() };
     let image = Image::open(storage.clone(), options).unwrap();
     image.write(3 << 20, &[2; 512]).unwrap();
     image.close().unwrap();
@@ -494,8 +494,8 @@ fn use_for_writing(bytes: &[u8], lazy: bool) {
     let storage = counted(bytes);
     let options = OpenOptions {
         lazy_refcounts: Some(lazy),
-        growth: 4096,
-        cache_pages: 4,
+        growth: Some(4096),
+        cache_pages: Some(4),
         page_size: 512,
         ..OpenOptions::new()
     };

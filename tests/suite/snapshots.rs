@@ -28,7 +28,7 @@ fn a_new_image() {
 fn an_image_in_use() {
     let options = CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) };
     let storage = created(&options);
-    let open = OpenOptions { growth: 1, ..OpenOptions::new() };
+    let open = OpenOptions { growth: Some(1), ..OpenOptions::new() };
     let image = Image::open(storage.clone(), open).unwrap();
     image.write(0, &[1; 6 << 10]).unwrap();
     image.write(200 << 10, &[2; 1]).unwrap();
@@ -45,7 +45,7 @@ fn a_dirty_image() {
     let options =
         CreateOptions { cluster_bits: 9, lazy_refcounts: true, ..CreateOptions::new(64 << 10) };
     let storage = created(&options);
-    let open = OpenOptions { growth: 1, ..OpenOptions::new() };
+    let open = OpenOptions { growth: Some(1), ..OpenOptions::new() };
     let image = Image::open(storage.clone(), open).unwrap();
     image.write(0, &[1; 2 << 10]).unwrap();
     image.flush().unwrap();

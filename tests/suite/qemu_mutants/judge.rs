@@ -24,7 +24,7 @@ use crate::common::memory_directory;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The file grows by single clusters: an image without room to spare meets more.
-const WRITING: OpenOptions = OpenOptions { growth: 1, ..OpenOptions::new() };
+const WRITING: OpenOptions = OpenOptions { growth: Some(1), ..OpenOptions::new() };
 
 /// What a mutant must keep to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,7 +126,8 @@ impl Bench<'_> {
         let bytes = mutant.bytes();
         self.bitmaps = Header::parse_for_check(&bytes)
             .is_ok_and(|header| header.extension(extension::BITMAPS).is_some());
-        let growth = if mutant.number.is_multiple_of(4) { OpenOptions::new().growth } else { 1 };
+        let growth =
+            if mutant.number.is_multiple_of(4) { OpenOptions::new().growth } else { Some(1) };
         let opened = Image::open(Watched::new(&bytes), WRITING);
         let before =
             Before { view: View::of(&bytes).ok(), writable: opened.is_ok(), growth, bytes };
@@ -481,7 +482,7 @@ struct Before {
     view: Option<View>,
     writable: bool,
     /// How the file is to grow when it is written to.
-    growth: u64,
+    growth: Option<u64>,
 }
 
 impl Before {
