@@ -23,7 +23,6 @@ use crate::format::{limits, refcount};
 use crate::freed::Key;
 use crate::image::{Claim, Image};
 use crate::metadata::Table;
-use crate::options::OpenOptions;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
@@ -42,7 +41,15 @@ pub(crate) struct Extent {
 /// What an attempt to take clusters led to.
 #[derive(Debug)]
 pub(crate) enum Allocation {
-    Taken(Extent),
+    Taken {
+        extent: Extent,
+        /// It is time to let the file grow.
+        near_the_end: bool,
+    },
+    /// The image has to be marked dirty first.
+    Clean,
+    /// Freed clusters can be had first.
+    Freed,
     /// The search has passed a page of counts without a free cluster.
     Searching,
     /// No refcount block describes this cluster yet. It is the first one of its block, because the search comes from
@@ -125,7 +132,13 @@ impl State {
 
     /// Takes up to `wanted` free clusters in one run: of those that are known to be free, or else of those that a search finds that
     /// goes on where the last one ended.
-    pub(crate) fn allocate(&mut self, wanted: u64) -> Result<Allocation, Stop> {
+    pub(crate) fn allocate(&mut self, wanted: u64, reaped: bool) -> Result<Allocation, Stop> {
+        if self.lazy && !self.dirty_durable {
+            return Ok(Allocation::Clean);
+        }
+        if !reaped && self.has_reapable() {
+            return Ok(Allocation::Freed);
+        }
         let known = self.free.first();
         let found = match known.clone() {
             Some(run) => run.start..run.end.min(run.start + wanted),
@@ -149,7 +162,8 @@ impl State {
         }
         let fresh = found.start >= self.fresh_from;
         self.note_written(found.end);
-        Ok(Allocation::Taken(Extent { clusters: found, fresh, counts }))
+        let near_the_end = self.is_nearly_full(found.end);
+        Ok(Allocation::Taken { extent: Extent { clusters: found, fresh, counts }, near_the_end })
     }
 
     /// Looks for up to `wanted` free clusters in one run, in one page of counts.
@@ -239,14 +253,14 @@ impl State {
     }
 
     /// By how much the file grows.
-    fn growth(&self, options: &OpenOptions) -> u64 {
-        options.growth.unwrap_or_else(|| (self.length / 8).clamp(4 << 20, 1 << 30))
+    fn growth(&self) -> u64 {
+        self.growth.unwrap_or_else(|| (self.length / 8).clamp(4 << 20, 1 << 30))
     }
 
     /// Whether it is time to let the file grow, though there is room: the next flush covers it then.
-    fn is_nearly_full(&self, end: u64, options: &OpenOptions) -> bool {
+    fn is_nearly_full(&self, end: u64) -> bool {
         let spare = self.length.saturating_sub(end * self.cluster_size());
-        spare < self.growth(options) / 2 && !self.stays_short
+        spare < self.growth() / 2 && !self.stays_short
     }
 
     /// Orders a page that refers to a new extent, before the end of so many clusters, after the file length and the counts that the
@@ -343,20 +357,29 @@ impl<S: Storage> Image<S> {
         claim: &mut Claim<'_, S>,
         wanted: u64,
     ) -> Result<Extent, IoError> {
-        self.mark_dirty().await?;
-        if self.now(|state| state.has_reapable()) {
-            self.reap(wanted.max(AT_ONCE as u64)).await?;
-        }
-        let mut reclaimed = false;
+        let (mut reaped, mut reclaimed) = (false, false);
         loop {
-            let grown = match self.decide(|state| state.allocate(wanted)).await? {
-                Allocation::Taken(extent) => {
-                    claim.clusters.extend(extent.clusters.clone());
-                    let end = extent.clusters.end;
-                    if self.now(|state| state.is_nearly_full(end, &self.options)) {
-                        self.grow_ahead(end).await?;
+            let taken = self
+                .decide(|state| {
+                    let taken = state.allocate(wanted, reaped)?;
+                    // In the same step: what was taken is given back with the claim.
+                    if let Allocation::Taken { extent, .. } = &taken {
+                        claim.clusters.extend(extent.clusters.clone());
+                    }
+                    Ok(taken)
+                })
+                .await?;
+            let grown = match taken {
+                Allocation::Taken { extent, near_the_end } => {
+                    if near_the_end {
+                        self.grow_ahead(extent.clusters.end).await?;
                     }
                     return Ok(extent);
+                }
+                Allocation::Clean => self.mark_dirty().await,
+                Allocation::Freed => {
+                    reaped = true;
+                    self.reap(wanted.max(AT_ONCE as u64)).await
                 }
                 Allocation::Searching => continue,
                 Allocation::NoBlock(cluster) => self.add_refcount_block(cluster).await,
@@ -375,9 +398,6 @@ impl<S: Storage> Image<S> {
 
     /// In lazy mode, makes the dirty bit durable before the first allocation.
     async fn mark_dirty(&self) -> Result<(), IoError> {
-        if self.now(|state| !state.lazy || state.dirty_durable) {
-            return Ok(());
-        }
         let mut claim = self.claim(Resource::Header).await?;
         if self.with(|state| state.dirty_durable).await {
             return Ok(());
@@ -402,7 +422,7 @@ impl<S: Storage> Image<S> {
         let (length, needed, size, growth) = self
             .with(|state| {
                 let size = state.cluster_size();
-                (state.length, clusters * size, size, state.growth(&self.options))
+                (state.length, clusters * size, size, state.growth())
             })
             .await;
         if needed <= length {
@@ -435,11 +455,11 @@ impl<S: Storage> Image<S> {
         let mut claim = self.claim(Resource::Length).await?;
         let target = self
             .with(|state| {
-                let target = state.length.checked_add(state.growth(&self.options));
+                let target = state.length.checked_add(state.growth());
                 let target =
                     target.and_then(|end| end.checked_next_multiple_of(state.cluster_size()));
                 // One that fails is not tried again, whether or not it is heard of.
-                let due = state.is_nearly_full(clusters, &self.options);
+                let due = state.is_nearly_full(clusters);
                 state.stays_short |= due;
                 target.filter(|_| due)
             })

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
 
@@ -33,6 +34,11 @@ pub struct Image<S> {
     pub(crate) storage: S,
     pub(crate) limits: Limits,
     pub(crate) options: OpenOptions,
+    /// Bytes of a cluster and of a metadata page.
+    pub(crate) cluster_size: u64,
+    pub(crate) page_size: u64,
+    /// Whether it is known which clusters hold metadata.
+    pub(crate) knows_metadata: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -52,7 +58,10 @@ pub struct ImageInfo {
 impl<S: Storage> Image<S> {
     pub(crate) fn new(storage: S, options: OpenOptions, state: State) -> Self {
         let limits = storage.limits();
-        Self { storage, limits, options, state: Mutex::new(state) }
+        let (cluster_size, page_size) = (state.cluster_size(), state.cache.page_size());
+        let knows_metadata = AtomicBool::new(false);
+        let state = Mutex::new(state);
+        Self { storage, limits, options, cluster_size, page_size, knows_metadata, state }
     }
 
     /// Geometry and flags as of now.
@@ -138,10 +147,17 @@ impl<S: Storage> Image<S> {
 
     /// Waits for an exclusive claim.
     pub(crate) async fn claim(&self, resource: Resource) -> Result<Claim<'_, S>, IoError> {
+        self.claim_if(resource, |_| Ok(())).await
+    }
+
+    /// The same, if `check` allows it, which looks in the step in which the claim is queued.
+    pub(crate) async fn claim_if(
+        &self,
+        resource: Resource,
+        check: impl Fn(&State) -> Result<(), IoError>,
+    ) -> Result<Claim<'_, S>, IoError> {
         self.storage.pause().await;
-        if self.now(|state| state.claims.has_many_orphans()) {
-            self.settle().await?;
-        }
+        let mut resource = Some(resource);
         let mut claim = Claim {
             image: self,
             id: None,
@@ -153,15 +169,23 @@ impl<S: Storage> Image<S> {
         loop {
             let turn = poll_fn(|context| {
                 let waker = context.waker();
-                let turn = self.now(|state| {
-                    let id = *claim
-                        .id
-                        .get_or_insert_with(|| state.claims.enqueue(resource.clone(), waker));
-                    state.claims.turn(id, waker)
+                let turn: Result<Turn, IoError> = self.now(|state| {
+                    if state.claims.has_many_orphans() && claim.id.is_none() {
+                        return Ok(Turn::Settle);
+                    }
+                    if let Some(resource) = resource.take() {
+                        check(state)?;
+                        claim.id = Some(state.claims.enqueue(resource, waker));
+                    }
+                    let id = claim.id.expect("it was just queued");
+                    Ok(state.claims.turn(id, waker))
                 });
-                if turn == Turn::Wait { Poll::Pending } else { Poll::Ready(turn) }
+                match turn {
+                    Ok(Turn::Wait) => Poll::Pending,
+                    turn => Poll::Ready(turn),
+                }
             })
-            .await;
+            .await?;
             if turn == Turn::Granted {
                 return Ok(claim);
             }
@@ -205,12 +229,11 @@ impl<S: Storage> Image<S> {
         generation: u64,
         insists_on_room: bool,
     ) -> Result<(), IoError> {
-        let size = self.now(|state| state.cache.page_size());
-        let _claim = self.claim(Resource::Pages(page..page + size)).await?;
+        let _claim = self.claim(Resource::Pages(page..page + self.page_size)).await?;
         if self.with(|state| state.cache.contains(page)).await {
             return Ok(());
         }
-        let size = usize::try_from(size).expect("a page fits in memory");
+        let size = usize::try_from(self.page_size).expect("a page fits in memory");
         let buf = IoBuf::zeroed(size, self.limits.alignment);
         let (buf, result) = self.storage.read(page, buf).await;
         result.map_err(|source| IoError::Storage {
@@ -253,7 +276,7 @@ impl<S: Storage> Image<S> {
     /// meanwhile. Those that could not be written stay as they are, with all that they wait for; their claim is an orphan until the
     /// storage has settled.
     pub(crate) async fn write_pages_now(&self, first: u64, count: usize) -> Result<(), IoError> {
-        let size = self.now(|state| state.cache.page_size());
+        let size = self.page_size;
         let pages = first..first + size * count as u64;
         let mut claim = self.claim(Resource::Pages(pages.clone())).await?;
         let alignment = self.limits.alignment;
@@ -436,25 +459,19 @@ impl<S: Storage> Image<S> {
         let _: Result<(), IoError> = marked.await;
     }
 
-    /// Checks a guest range and that it can be changed.
-    pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        let size = self.now(|state| state.header.size);
-        if !offset.is_multiple_of(UNIT as u64) || !len.is_multiple_of(UNIT as u64) {
-            return Err(IoError::Unaligned { offset, len });
-        }
-        if offset.checked_add(len).is_none_or(|end| end > size) {
-            return Err(IoError::OutOfRange { offset, len, size });
-        }
-        Ok(())
-    }
-
-    /// Checks that the image may be changed at all, and learns before the first change what must not be written over.
+    /// Checks that the image may be changed at all, and learns before the first change what must not be written over. The rest of
+    /// the check is [`State::accepts_requests`].
     pub(crate) async fn begin_change(&self) -> Result<(), IoError> {
         if !self.options.writable {
             return Err(IoError::ReadOnly);
         }
+        if self.knows_metadata.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.now(|state| state.accepts_requests())?;
-        self.learn_metadata().await
+        self.learn_metadata().await?;
+        self.knows_metadata.store(true, Ordering::Release);
+        Ok(())
     }
 }
 

@@ -167,9 +167,6 @@ impl<S: Storage> Image<S> {
     /// Reads which clusters hold L2 tables and refcount blocks, unless that is known. Until the first change the tables on the
     /// storage are those of the image.
     pub(crate) async fn learn_metadata(&self) -> Result<(), IoError> {
-        if self.now(|state| state.metadata.is_some()) {
-            return Ok(());
-        }
         let _claim = self.claim(Resource::Metadata).await?;
         if self.with(|state| state.metadata.is_some()).await {
             return Ok(());

@@ -6,6 +6,9 @@ use crate::image::Image;
 use crate::state::{State, Stop};
 use crate::storage::{IoBuf, Storage};
 
+/// Most guest clusters that are looked at in one step.
+const AT_ONCE: u64 = 1024;
+
 /// Where a piece of a guest range is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadExtent {
@@ -19,7 +22,7 @@ pub struct ReadExtent {
 #[derive(Debug)]
 pub struct ReadMap<'a, S: Storage> {
     image: &'a Image<S>,
-    ticket: u64,
+    ticket: Option<u64>,
     extents: Vec<ReadExtent>,
 }
 
@@ -32,7 +35,9 @@ impl<S: Storage> ReadMap<'_, S> {
 
 impl<S: Storage> Drop for ReadMap<'_, S> {
     fn drop(&mut self) {
-        self.image.now(|state| state.end_read(self.ticket));
+        if let Some(ticket) = self.ticket {
+            self.image.now(|state| state.end_read(ticket));
+        }
     }
 }
 
@@ -46,6 +51,7 @@ impl State {
     ) -> Result<u64, Stop> {
         let size = self.cluster_size();
         let start = at;
+        let end = end.min((at / size + AT_ONCE).saturating_mul(size));
         while at < end {
             let within = at % size;
             let cluster = match self.mapping(at / size) {
@@ -77,14 +83,21 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// [`IoError::OutOfRange`], [`IoError::Unaligned`], or what reading or decoding the tables met.
     pub async fn map_read(&self, offset: u64, len: u64) -> Result<ReadMap<'_, S>, IoError> {
-        self.check_range(offset, len)?;
-        let ticket = self.with(State::begin_read).await;
-        let mut map = ReadMap { image: self, ticket, extents: Vec::new() };
-        let (mut at, end) = (offset, offset + len);
-        while at < end {
-            at = self.look(|state| state.resolve(&mut map.extents, at, end)).await?;
+        let mut map = ReadMap { image: self, ticket: None, extents: Vec::new() };
+        let mut at = offset;
+        loop {
+            let (now, end) = self
+                .look(|state| {
+                    state.check_range(offset, len)?;
+                    map.ticket.get_or_insert_with(|| state.begin_read());
+                    Ok((state.resolve(&mut map.extents, at, offset + len)?, offset + len))
+                })
+                .await?;
+            at = now;
+            if at == end {
+                return Ok(map);
+            }
         }
-        Ok(map)
     }
 
     /// Reads `buf.len()` bytes at guest offset `offset`, both multiples of 512 bytes. The buffer comes back in every case.

@@ -39,6 +39,7 @@ impl<S: Storage> Image<S> {
     /// the disk has the old size, or the new one, and all of it can be used.
     pub async fn grow(&self, size: u64) -> Result<(), IoError> {
         self.begin_change().await?;
+        self.now(|state| state.accepts_requests())?;
         if !size.is_multiple_of(UNIT as u64) {
             return Err(IoError::Resize(format!("{size} bytes is not a multiple of 512")));
         }

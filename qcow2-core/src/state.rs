@@ -63,6 +63,8 @@ pub(crate) struct State {
     pub(crate) length_stamp: Stamp,
     /// The file is durably at least as long.
     pub(crate) durable_length: u64,
+    /// By how much it grows at once, if that was said.
+    pub(crate) growth: Option<u64>,
     /// Whether it did not get longer before that was needed: no use trying again.
     pub(crate) stays_short: bool,
     /// Clusters from this one on were never written.
@@ -122,6 +124,7 @@ impl State {
             length,
             length_stamp: Stamp::DURABLE,
             durable_length: length,
+            growth: options.growth,
             stays_short: false,
             fresh_from,
             free: Free::default(),
@@ -233,6 +236,18 @@ impl State {
             Some(reason) => Err(IoError::Poisoned(reason.clone())),
             None => Ok(()),
         }
+    }
+
+    /// Checks a guest range.
+    pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        if !offset.is_multiple_of(UNIT as u64) || !len.is_multiple_of(UNIT as u64) {
+            return Err(IoError::Unaligned { offset, len });
+        }
+        let size = self.header.size;
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(IoError::OutOfRange { offset, len, size });
+        }
+        Ok(())
     }
 
     /// Whether requests may change the image.

@@ -211,8 +211,11 @@ impl<S: Storage> Image<S> {
     /// As [`Image::write`].
     pub async fn map_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
         self.begin_change().await?;
-        self.check_range(offset, len)?;
-        self.map_range(offset, len).await
+        let check = |state: &State| {
+            state.accepts_requests()?;
+            state.check_range(offset, len)
+        };
+        self.map_checked(offset, len, check).await
     }
 
     /// The same for any range of whole units that the tables can hold, past the end of the disk too.
@@ -221,10 +224,19 @@ impl<S: Storage> Image<S> {
         offset: u64,
         len: u64,
     ) -> Result<WriteMap<'_, S>, IoError> {
-        let size = self.now(|state| state.cluster_size());
-        let end = offset + len;
+        self.map_checked(offset, len, |_| Ok(())).await
+    }
+
+    async fn map_checked(
+        &self,
+        offset: u64,
+        len: u64,
+        check: impl Fn(&State) -> Result<(), IoError>,
+    ) -> Result<WriteMap<'_, S>, IoError> {
+        let size = self.cluster_size;
+        let end = offset.saturating_add(len);
         let clusters = offset / size..end.div_ceil(size);
-        let claim = self.claim(Resource::Guest(clusters.clone())).await?;
+        let claim = self.claim_if(Resource::Guest(clusters.clone()), check).await?;
         let mut map = WriteMap {
             image: self,
             claim,
@@ -294,7 +306,7 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         let extent = self.allocate(&mut claim, 1).await?;
-        let size = self.now(|state| state.cluster_size());
+        let size = self.cluster_size;
         let host = extent.clusters.start * size;
         if !extent.fresh {
             let zeroed = claim.write_zeroes(host..host + size).await;
@@ -380,7 +392,7 @@ impl<S: Storage> WriteMap<'_, S> {
     }
 
     async fn is_mapped_durably(&self, offset: u64, len: u64) -> bool {
-        let size = self.image.info().cluster_size;
+        let size = self.image.cluster_size;
         if !self.links.is_empty() {
             return false;
         }

@@ -73,8 +73,14 @@ impl<S: Storage> Image<S> {
     /// As [`Image::write`].
     pub async fn write_zeroes(&self, offset: u64, len: u64, how: Zeroing) -> Result<(), IoError> {
         self.begin_change().await?;
-        self.check_range(offset, len)?;
-        let (size, disk) = self.now(|state| (state.cluster_size(), state.header.size));
+        let size = self.cluster_size;
+        let disk = self
+            .with(|state| {
+                state.accepts_requests()?;
+                state.check_range(offset, len)?;
+                Ok::<_, IoError>(state.header.size)
+            })
+            .await?;
         let end = offset + len;
         // The last cluster of the disk may be cut short: zeroing all that there is of it zeroes it whole.
         let whole_end = if end == disk { end.div_ceil(size) } else { end / size };
@@ -95,8 +101,14 @@ impl<S: Storage> Image<S> {
     /// As [`Image::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
         self.begin_change().await?;
-        self.check_range(offset, len)?;
-        let (size, disk) = self.now(|state| (state.cluster_size(), state.header.size));
+        let size = self.cluster_size;
+        let disk = self
+            .with(|state| {
+                state.accepts_requests()?;
+                state.check_range(offset, len)?;
+                Ok::<_, IoError>(state.header.size)
+            })
+            .await?;
         let end = offset + len;
         let whole_end = if end == disk { end.div_ceil(size) } else { end / size };
         self.zero_clusters(offset.div_ceil(size)..whole_end, Zeroing::Free).await?;

@@ -186,3 +186,29 @@ fn freed_clusters_cost_what_they_are() {
     });
     assert_flat("a flush, for each discarded cluster", &costs);
 }
+
+/// Goal: a request enters the lock as often as it has to, and no more. Method: one warm 4 KiB request of each kind, with a buffer that
+/// one extent takes whole.
+#[test]
+fn requests_enter_the_lock_a_few_times() {
+    let image = image(16, 1 << 30, OpenOptions::new());
+    let data = [1; 4096];
+    // Tables are there, and what comes before the first change is done.
+    image.write(0, &data).expect("there is room");
+    image.flush().expect("nothing fails");
+    let mut back = [0; 4096];
+    let requests: [(&str, u64, &mut dyn FnMut()); 3] = [
+        ("a rewrite", 4, &mut || image.write(4096, &data).expect("nothing fails")),
+        ("an allocating write", 5, &mut || image.write(1 << 20, &data).expect("there is room")),
+        ("a read", 2, &mut || image.read(4096, &mut back).expect("nothing fails")),
+    ];
+    for (what, expected, request) in requests {
+        let before = image.work();
+        request();
+        let after = image.work();
+        // Asking what has been done takes the lock once.
+        let steps = after.steps - before.steps - 1;
+        println!("{what}: {steps} steps, {} looked at", after.looked_at - before.looked_at);
+        assert_eq!(steps, expected, "{what}");
+    }
+}
