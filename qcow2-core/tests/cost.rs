@@ -3,8 +3,8 @@
 
 mod sparse;
 
-use qcow2_core::blocking::{Image, create};
-use qcow2_core::{CreateOptions, OpenOptions, Work};
+use qcow2_core::blocking::{Image, check, create};
+use qcow2_core::{CreateOptions, OpenOptions, Repair, Work};
 
 use crate::sparse::SparseStorage;
 
@@ -211,4 +211,37 @@ fn requests_enter_the_lock_a_few_times() {
         println!("{what}: {steps} steps, {} looked at", after.looked_at - before.looked_at);
         assert_eq!(steps, expected, "{what}");
     }
+}
+
+/// An image whose first L2 tables hold these entries, one after the other; its refcounts are wrong.
+fn with_entries(cluster_bits: u32, entries: impl Iterator<Item = u64>) -> SparseStorage {
+    let storage = SparseStorage::default();
+    let size = 1u64 << cluster_bits;
+    create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(1 << 40) })
+        .expect("there is room");
+    let first = 64u64 << 20;
+    let entries: Vec<u8> = entries.flat_map(u64::to_be_bytes).collect();
+    let tables = (entries.len() as u64).div_ceil(size);
+    let l1: Vec<u8> =
+        (0..tables).flat_map(|table| (1 << 63 | (first + table * size)).to_be_bytes()).collect();
+    let mut header = [0; 8];
+    storage.read_at(40, &mut header);
+    storage.write_at(u64::from_be_bytes(header), &l1);
+    storage.write_at(first, &entries);
+    storage
+}
+
+/// Goal: a check counts what lies past the end of the file without a slot each, and knows when to stop. Method: a million entries that
+/// follow each other past the end, and more than can be counted that do not.
+#[test]
+fn what_lies_past_the_end_is_counted_in_bounds() {
+    const COPIED: u64 = 1 << 63;
+    let far = 1u64 << 44;
+    let following = (0..1 << 20).map(|index| COPIED | (far + index * 65_536));
+    let report = check(&with_entries(16, following), Repair::All).expect("it can be read");
+    assert_eq!(report.allocated_clusters, 1 << 20);
+    assert!(report.is_writable());
+    let scattered = (0..(1 << 20) + 1).map(|index| COPIED | (far + 2 * index * 65_536));
+    let report = check(&with_entries(16, scattered), Repair::All).expect("it can be read");
+    assert!(!report.is_writable());
 }

@@ -2,6 +2,11 @@
 //!
 //! A reference counts wherever it points: past the end of the file too, so that its cluster is not handed out when the file
 //! grows. Bytes past the end of the file are zeroes to every reader, inside an entry as well.
+//!
+//! Memory: 4 bytes for each cluster of the file, at most 64 MiB, and as much again if there are compressed clusters; some 64 bytes for
+//! each L2 table and refcount block, 16 for each L1 entry that is not zero, and some 64 for each run of clusters past the end that
+//! something refers to, of which there may be 2^20. Time: one pass over the tables, and one over the L2 tables more if a COPIED bit is
+//! wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -131,9 +136,14 @@ impl Survey {
         let describable = limits::REFCOUNT_TABLE_BYTES / 8 * header.refcounts_per_block();
         for cluster in range.start / size..range.end.div_ceil(size) {
             // Past the end of the file, what no refcount table can describe is never handed out either.
-            if cluster < describable || range.start < length {
-                self.references.add(cluster, 1);
+            if cluster >= describable && range.start >= length {
+                continue;
             }
+            if self.references.is_full_at(cluster) {
+                self.report.add_hopeless(Problem::TooMany { cluster, counted: 1 });
+                return;
+            }
+            self.references.add(cluster, 1);
         }
     }
 
@@ -267,7 +277,9 @@ impl Survey {
                             .compressed
                             .get_or_insert_with(|| References::new(length.div_ceil(size)));
                         for cluster in offset / size..end.div_ceil(size) {
-                            compressed.add(cluster, 1);
+                            if !compressed.is_full_at(cluster) {
+                                compressed.add(cluster, 1);
+                            }
                         }
                         self.refer(header, length, at, offset..end);
                         self.report.allocated_clusters += 1;
@@ -327,13 +339,11 @@ impl Survey {
     /// Judges clusters with several references: tables must have one; data must not be mapped twice, but by compressed
     /// clusters only.
     fn judge_sharing(&mut self, metadata: &Metadata) {
-        let shared: Vec<(u64, u64)> =
-            self.references.used().filter(|&(_, counted)| counted > 1).collect();
         let mut structure: BTreeMap<u64, u64> = BTreeMap::new();
         for &cluster in &self.structure {
             *structure.entry(cluster).or_default() += 1;
         }
-        for (cluster, counted) in shared {
+        for (cluster, counted) in self.references.used().filter(|&(_, counted)| counted > 1) {
             if let Some(own) = structure.get(&cluster) {
                 // A rebuilt structure lies elsewhere; what is left are the other references.
                 self.sound = false;
@@ -358,7 +368,6 @@ impl Survey {
         let size = header.cluster_size();
         let per_block = header.refcounts_per_block();
         let order = header.refcount_order;
-        let mut missing = Vec::new();
         // Whether there is a block for the last cluster, and its index.
         let (mut block, mut there) = (None, false);
         for (cluster, counted) in self.references.used() {
@@ -367,15 +376,11 @@ impl Survey {
                 (block, there) = (Some(index), self.blocks.contains_key(&index));
             }
             if counted > refcount::max(order) {
-                missing.push(Problem::TooMany { cluster, counted });
-                self.report.hopeless = true;
+                self.report.add_hopeless(Problem::TooMany { cluster, counted });
             } else if !there {
-                missing.push(Problem::RefcountTooLow { cluster, stored: 0, counted });
+                self.report.add(Problem::RefcountTooLow { cluster, stored: 0, counted });
                 self.sound = false;
             }
-        }
-        for problem in missing {
-            self.report.add(problem);
         }
         for (index, offset) in self.blocks.clone() {
             let block = disk.read(offset, size).await?;

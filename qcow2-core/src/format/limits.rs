@@ -59,6 +59,10 @@ pub const HOST_OFFSET_END: u64 = 1 << 56;
 /// and an entry that points further was hardly ever right.
 pub const COVERED_PAST_END: u64 = 64 << 20;
 
+/// Runs of clusters past the end of the file whose references a check counts, some 64 MiB of memory. Our own: a file that was cut short
+/// has a few, and one with more was made to have them.
+pub const RUNS_PAST_END: usize = 1 << 20;
+
 /// Unit of the virtual size; a size that is no multiple is rounded down. QEMU.
 pub const SIZE_UNIT: u64 = 512;
 

@@ -34,6 +34,37 @@ impl SparseStorage {
         step(&mut self.0.lock().expect("nobody panics under it"))
     }
 
+    /// Fills `bytes` from an offset.
+    pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) {
+        self.with(|content| {
+            let mut rest = bytes;
+            for (piece, at, len) in parts(offset..offset + rest.len() as u64) {
+                let (into, after) = rest.split_at_mut(len);
+                match content.pieces.get(&piece) {
+                    Some(bytes) => into.copy_from_slice(&bytes[at..at + len]),
+                    None => into.fill(0),
+                }
+                rest = after;
+            }
+        });
+    }
+
+    /// Writes bytes, and makes the file as long as that takes.
+    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) {
+        self.with(|content| {
+            let end = offset + bytes.len() as u64;
+            content.length = content.length.max(end);
+            let mut rest = bytes;
+            for (piece, at, len) in parts(offset..end) {
+                let (from, after) = rest.split_at(len);
+                let zeroes = || vec![0; PIECE as usize].into();
+                content.pieces.entry(piece).or_insert_with(zeroes)[at..at + len]
+                    .copy_from_slice(from);
+                rest = after;
+            }
+        });
+    }
+
     fn zero(&self, range: Range<u64>) {
         self.with(|content| {
             for (piece, at, len) in parts(range) {
@@ -68,33 +99,12 @@ impl Storage for SparseStorage {
     }
 
     async fn read(&self, offset: u64, mut buf: IoBuf) -> (IoBuf, io::Result<()>) {
-        self.with(|content| {
-            let mut rest = &mut buf[..];
-            for (piece, at, len) in parts(offset..offset + rest.len() as u64) {
-                let (into, after) = rest.split_at_mut(len);
-                match content.pieces.get(&piece) {
-                    Some(bytes) => into.copy_from_slice(&bytes[at..at + len]),
-                    None => into.fill(0),
-                }
-                rest = after;
-            }
-        });
+        self.read_at(offset, &mut buf);
         (buf, Ok(()))
     }
 
     async fn write(&self, offset: u64, buf: IoBuf, _: Durability) -> (IoBuf, io::Result<()>) {
-        self.with(|content| {
-            let end = offset + buf.len() as u64;
-            content.length = content.length.max(end);
-            let mut rest = &buf[..];
-            for (piece, at, len) in parts(offset..end) {
-                let (from, after) = rest.split_at(len);
-                let zeroes = || vec![0; PIECE as usize].into();
-                content.pieces.entry(piece).or_insert_with(zeroes)[at..at + len]
-                    .copy_from_slice(from);
-                rest = after;
-            }
-        });
+        self.write_at(offset, &buf);
         (buf, Ok(()))
     }
 
