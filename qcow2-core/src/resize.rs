@@ -130,8 +130,11 @@ impl<S: Storage> Image<S> {
             let buf = IoBuf::zeroed(len, self.limits.alignment);
             map.write_data(buf, Durability::Cached).await.1?;
             map.commit().await?;
-            pages.extend(self.decide(|state| state.page_of_entry(whole - 1)).await?);
             data = self.with(|state| state.clock.newest()).await;
+        }
+        if rest > 0 {
+            // Though it may read as zeroes by now, its entry on the storage may still lead to something.
+            pages.extend(self.decide(|state| state.page_of_entry(whole - 1)).await?);
         }
         let mut cluster = whole;
         while cluster < end && cluster / per_table < u64::from(header.l1_size) {

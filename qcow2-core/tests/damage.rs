@@ -265,6 +265,33 @@ fn an_l2_entry_that_makes_no_sense_is_no_reason_to_refuse_the_rest() {
     }
 }
 
+/// Goal: compressed data that may reach a whole cluster past the end of the file is told, and a repair makes the file reach its end.
+#[test]
+fn compressed_data_may_reach_past_the_end() {
+    const COMPRESSED: u64 = 1 << 62;
+    let mut image = Bytes::with(10, 64 << 10, &[0]);
+    let (at, end) = (image.entry(1), image.bytes.len() as u64);
+    // Two sectors follow the one in which it begins, and the file ends behind that one.
+    image.put(at, COMPRESSED | 2 << 60 | end);
+    image.set_refcount(end, 1);
+    image.set_refcount(end + 1024, 1);
+    image.bytes.resize(end as usize + 512, 7);
+    let length = end + 512;
+    let report = check(&image.storage(), Repair::None).unwrap();
+    assert_eq!(problems(&report), [&Problem::BeyondEnd { at, host: end, length }]);
+    for repair in [Repair::All, Repair::ZeroPastEnd] {
+        let storage = image.storage();
+        let report = check(&storage, repair).unwrap();
+        assert!(report.is_consistent(), "{repair:?}: {report:#?}");
+        assert_eq!(storage.to_vec().len() as u64, end + 2048);
+        let again = check(&storage, Repair::None).unwrap();
+        assert!(again.is_consistent() && again.findings.is_empty(), "{repair:?}: {again:#?}");
+    }
+    image.bytes.resize(end as usize + 1024, 7);
+    let report = check(&image.storage(), Repair::None).unwrap();
+    assert!(report.findings.is_empty(), "{report:#?}");
+}
+
 /// Goal: bytes past the end of a file are zeroes to every reader, inside an L2 table as well. Method: the only L2 table is moved to
 /// the end, and the file ends somewhere behind the entry that is in use; every other guest cluster is written.
 #[test]

@@ -161,11 +161,11 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         if near == 0 || self.disk.set_len(end).await.is_err() {
             return Ok(());
         }
-        let length = self.image.length;
         self.image.length = end;
-        self.report.resolve(near, |problem| {
-            matches!(problem, Problem::BeyondEnd { host, .. } if (length..end).contains(host))
-        });
+        self.report.resolve(
+            near,
+            |problem| matches!(problem, Problem::BeyondEnd { host, .. } if *host < end),
+        );
         Ok(())
     }
 

@@ -110,12 +110,13 @@ impl Survey {
         Ok(survey)
     }
 
-    /// Counts a reference to a range of the file by the entry at `at`, and says so if it begins past the end.
+    /// Counts a reference to a range of the file by the entry at `at`, and says so if it begins past the end, or ends a cluster or more
+    /// past it, as only compressed data may: how many of the last sector's bytes they need, nobody knows.
     fn refer(&mut self, header: &Header, length: u64, at: u64, range: Range<u64>) {
         let size = header.cluster_size();
-        if range.start >= length {
+        if range.start >= length || range.end - length.min(range.end) >= size {
             let host = range.start;
-            if self.past_end.zeroes {
+            if self.past_end.zeroes && host >= length {
                 self.past_end.zeroed += 1;
                 self.report.add(Problem::BeyondEnd { at, host, length });
                 return;

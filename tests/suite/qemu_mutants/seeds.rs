@@ -74,7 +74,7 @@ pub(super) fn places(bytes: &[u8], header: &Header) -> Vec<Place> {
     let table = u64::from(header.refcount_table_clusters) * size;
     add("refcount table", header.refcount_table_offset, table);
     for (_, entry) in words(header.refcount_table_offset, table) {
-        add("refcount block", entry & OFFSET, size);
+        add("refcount block", entry & !0x1ff, size);
     }
     let mut roots = vec![("L1 table", "L2 table", header.l1_table_offset, header.l1_size)];
     let mut at = header.snapshots_offset;
