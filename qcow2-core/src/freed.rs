@@ -87,36 +87,35 @@ impl Queue {
         }
     }
 
-    /// The first one whose flush has completed, and the first one whose readers are gone; `readers` is the lowest ticket of one.
-    fn next(
-        &self,
-        clock: &FlushClock,
-        readers: Option<u64>,
-    ) -> (Option<(Stamp, Key)>, Option<(u64, Key)>) {
-        let durable = self.undurable.first().filter(|(stamp, _)| clock.is_durable(*stamp));
-        let unread =
-            self.read.first().filter(|first| readers.is_none_or(|oldest| oldest >= first.0));
-        (durable.copied(), unread.copied())
+    /// The first one whose flush has completed.
+    fn durable(&self, clock: &FlushClock) -> Option<(Stamp, Key)> {
+        self.undurable.first().copied().filter(|(stamp, _)| clock.is_durable(*stamp))
+    }
+
+    /// The first one whose readers are gone; `readers` is the lowest ticket of one.
+    fn unread(&self, readers: Option<u64>) -> Option<(u64, Key)> {
+        let gone = |ticket| readers.is_none_or(|oldest| oldest >= ticket);
+        self.read.first().copied().filter(|&(ticket, _)| gone(ticket))
     }
 
     /// Whether nothing stands between some of them and being free. (One whose flush has completed may still have readers.)
     pub(crate) fn has_ready(&self, clock: &FlushClock, readers: Option<u64>) -> bool {
-        !self.ready.is_empty() || self.next(clock, readers) != (None, None)
+        !self.ready.is_empty() || self.durable(clock).is_some() || self.unread(readers).is_some()
     }
 
     /// Lets go on what may, at most so many.
     pub(crate) fn go_on(&mut self, most: usize, clock: &FlushClock, readers: Option<u64>) {
         for _ in 0..most {
-            let (durable, unread) = self.next(clock, readers);
-            if let Some(first) = durable {
-                self.undurable.remove(&first);
-                self.read.insert((self.freed[&first.1].ticket, first.1));
+            let (durable, unread) = (self.durable(clock), self.unread(readers));
+            if let Some((stamp, key)) = durable {
+                self.undurable.remove(&(stamp, key));
+                self.read.insert((self.freed[&key].ticket, key));
             }
-            if let Some(first) = unread {
-                self.read.remove(&first);
-                self.ready.insert(first.1);
+            if let Some((ticket, key)) = unread {
+                self.read.remove(&(ticket, key));
+                self.ready.insert(key);
             }
-            if (durable, unread) == (None, None) {
+            if durable.is_none() && unread.is_none() {
                 break;
             }
         }
