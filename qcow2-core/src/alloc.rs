@@ -153,7 +153,7 @@ impl State {
             return Ok(Allocation::BeyondLength(found.end));
         }
         let found = found.start..found.end.min(in_file);
-        self.check_unused(found.clone())?;
+        self.check_free(found.clone())?;
         let counts = self.raise_refcounts(found.clone())?;
         if known.is_some() {
             self.free.take(found.end - found.start);
@@ -501,7 +501,7 @@ impl<S: Storage> Image<S> {
         if block >= table_entries {
             return self.grow_refcount_table(&mut claim, taken.start).await;
         }
-        self.decide(|state| Ok(state.check_unused(taken.clone())?)).await?;
+        self.decide(|state| Ok(state.check_free(taken.clone())?)).await?;
         self.grow_file(taken.end).await?;
         let range = taken.start * size..taken.end * size;
         let fresh = self.with(|state| taken.start >= state.fresh_from).await;
@@ -572,7 +572,7 @@ impl<S: Storage> Image<S> {
         }
         let clusters = blocks + table_clusters;
         let region = cluster..cluster + clusters;
-        self.decide(|state| Ok(state.check_unused(region.clone())?)).await?;
+        self.decide(|state| Ok(state.check_free(region.clone())?)).await?;
         self.grow_file(region.end).await?;
 
         let mut bytes = vec![0u8; usize::try_from(clusters * size).expect("limited")];

@@ -44,6 +44,8 @@ pub(crate) struct Metadata {
     shared: BTreeSet<u64>,
     /// A refcount block that more than one entry leads to.
     twice_a_block: Option<u64>,
+    /// Where entries that make no sense may lead: nobody reads them, and nobody knows what they meant.
+    doubtful: BTreeSet<u64>,
 }
 
 const fn packed(cluster: u64, table: Table) -> u64 {
@@ -51,13 +53,13 @@ const fn packed(cluster: u64, table: Table) -> u64 {
 }
 
 impl Metadata {
-    fn new(mut found: Vec<u64>) -> Self {
+    fn new(mut found: Vec<u64>, doubtful: BTreeSet<u64>) -> Self {
         found.sort_unstable();
         let twice = || found.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
         let shared = twice().filter(|packed| packed & 1 == 0).map(|packed| packed >> 1).collect();
         let twice_a_block = twice().find(|packed| packed & 1 == 1).map(|packed| packed >> 1);
         found.dedup();
-        Self { old: found, new: BTreeSet::new(), shared, twice_a_block }
+        Self { old: found, new: BTreeSet::new(), shared, twice_a_block, doubtful }
     }
 
     /// Adds a table that is about to be referred to.
@@ -146,6 +148,18 @@ impl State {
         }
     }
 
+    /// The same for clusters that are about to be taken: nor may an entry that makes no sense lead there.
+    pub(crate) fn check_free(&self, clusters: Range<u64>) -> Result<(), IoError> {
+        self.check_unused(clusters.clone())?;
+        let metadata = self.metadata.as_ref().expect("it is learnt before the first change");
+        match metadata.doubtful.range(clusters).next() {
+            Some(&cluster) => {
+                Err(IoError::InUse { cluster, what: "what an entry that makes no sense leads to" })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Adds a table to what must not be written over.
     pub(crate) fn add_table(&mut self, cluster: u64, table: Table) {
         self.metadata
@@ -173,11 +187,13 @@ impl<S: Storage> Image<S> {
         }
         let header = self.now(|state| state.header.clone());
         let bits = header.cluster_bits;
-        let mut found = Vec::new();
+        let (mut found, mut doubtful) = (Vec::new(), BTreeSet::new());
         let l1 = header.l1_table_offset..header.l1_table_offset + u64::from(header.l1_size) * 8;
-        self.each_entry(l1, |at, entry| {
-            if let Ok(Some(table)) = L1Entry(entry).decode(bits, at) {
-                found.push(packed(table.host >> bits, Table::L2));
+        self.each_entry(l1, |at, entry| match L1Entry(entry).decode(bits, at) {
+            Ok(Some(table)) => found.push(packed(table.host >> bits, Table::L2)),
+            Ok(None) => {}
+            Err(_) => {
+                doubtful.insert(L1Entry(entry).host() >> bits);
             }
         })
         .await?;
@@ -189,7 +205,9 @@ impl<S: Storage> Image<S> {
             }
         })
         .await?;
-        let metadata = Metadata::new(found);
+        // An offset of 0 is none.
+        doubtful.remove(&0);
+        let metadata = Metadata::new(found, doubtful);
         let apart = self.with(|state| state.check_apart(&metadata)).await;
         if let Err(error) = &apart {
             self.mark_corrupt(error).await;
@@ -228,16 +246,21 @@ impl<S: Storage> Image<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::{Metadata, Table, packed};
 
     #[test]
     fn a_table_is_found_wherever_it_comes_from() {
-        let mut metadata = Metadata::new(vec![
-            packed(9, Table::L2),
-            packed(4, Table::RefcountBlock),
-            packed(9, Table::L2),
-            packed(20, Table::L2),
-        ]);
+        let mut metadata = Metadata::new(
+            vec![
+                packed(9, Table::L2),
+                packed(4, Table::RefcountBlock),
+                packed(9, Table::L2),
+                packed(20, Table::L2),
+            ],
+            BTreeSet::new(),
+        );
         assert!(metadata.is_shared(9) && !metadata.is_shared(4));
         metadata.insert(12, Table::RefcountBlock);
         assert_eq!(metadata.first_in(0..4), None);
@@ -249,9 +272,12 @@ mod tests {
         metadata.remove(12, Table::RefcountBlock);
         assert_eq!(metadata.first_in(10..30), None);
         assert_eq!(metadata.of_two_kinds(), None);
-        let two = Metadata::new(vec![packed(7, Table::L2), packed(7, Table::RefcountBlock)]);
+        let two = Metadata::new(
+            vec![packed(7, Table::L2), packed(7, Table::RefcountBlock)],
+            BTreeSet::new(),
+        );
         assert_eq!((two.of_two_kinds(), two.is_shared(7)), (Some(7), false));
-        let twice = Metadata::new(vec![packed(7, Table::RefcountBlock); 2]);
+        let twice = Metadata::new(vec![packed(7, Table::RefcountBlock); 2], BTreeSet::new());
         assert_eq!(twice.of_two_kinds(), Some(7));
     }
 }

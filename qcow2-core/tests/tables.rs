@@ -133,6 +133,27 @@ fn a_table_that_is_counted_as_free_is_not_given_out() {
     }
 }
 
+/// Goal: nor is one to which an L1 entry leads that makes no sense. Method: the same with a reserved bit in the entry; data that is
+/// mapped where such an entry leads can be written.
+#[test]
+fn where_a_senseless_entry_leads_nothing_is_put() {
+    let mut sample = Sample::new();
+    let (l1, table) = (sample.get(40), sample.table(1));
+    sample.put(l1 + 8, table | COPIED | 1 << 62);
+    sample.set_refcount(table, 0);
+    let storage = MemoryStorage::new(sample.bytes.clone());
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    let what = "what an entry that makes no sense leads to";
+    assert_refused(image.write(10 * CLUSTER, &[1; CLUSTER as usize]), table, what);
+    assert_eq!(storage.to_vec()[79] & CORRUPT, CORRUPT);
+
+    let mut sample = Sample::new();
+    let data = sample.get(sample.table(0)) & !COPIED;
+    sample.put(l1 + 8, data | COPIED | 1 << 62);
+    let image = Image::open(MemoryStorage::new(sample.bytes), OpenOptions::new()).unwrap();
+    image.write(0, &[1; CLUSTER as usize]).unwrap();
+}
+
 /// Goal: a table that two L1 entries lead to is not changed through either, COPIED or not.
 #[test]
 fn a_table_of_two_entries_is_not_changed() {
