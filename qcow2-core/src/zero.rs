@@ -72,19 +72,8 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`Image::write`].
     pub async fn write_zeroes(&self, offset: u64, len: u64, how: Zeroing) -> Result<(), IoError> {
-        self.begin_change().await?;
-        let size = self.cluster_size;
-        let disk = self
-            .with(|state| {
-                state.accepts_requests()?;
-                state.check_range(offset, len)?;
-                Ok::<_, IoError>(state.header.size)
-            })
-            .await?;
-        let end = offset + len;
-        // The last cluster of the disk may be cut short: zeroing all that there is of it zeroes it whole.
-        let whole_end = if end == disk { end.div_ceil(size) } else { end / size };
-        let whole = offset.div_ceil(size)..whole_end;
+        let whole = self.whole_clusters(offset, len).await?;
+        let (size, end) = (self.cluster_size, offset + len);
         if whole.start >= whole.end {
             self.zero_part(offset, end, size).await?;
         } else {
@@ -100,8 +89,15 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`Image::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        let whole = self.whole_clusters(offset, len).await?;
+        self.zero_clusters(whole, Zeroing::Free).await?;
+        if self.options.write_through { self.flush().await } else { Ok(()) }
+    }
+
+    /// The whole guest clusters of a range that may be changed. The last cluster of the disk may be cut short: all that there is of it
+    /// is the whole.
+    async fn whole_clusters(&self, offset: u64, len: u64) -> Result<Range<u64>, IoError> {
         self.begin_change().await?;
-        let size = self.cluster_size;
         let disk = self
             .with(|state| {
                 state.accepts_requests()?;
@@ -109,10 +105,9 @@ impl<S: Storage> Image<S> {
                 Ok::<_, IoError>(state.header.size)
             })
             .await?;
-        let end = offset + len;
+        let (size, end) = (self.cluster_size, offset + len);
         let whole_end = if end == disk { end.div_ceil(size) } else { end / size };
-        self.zero_clusters(offset.div_ceil(size)..whole_end, Zeroing::Free).await?;
-        if self.options.write_through { self.flush().await } else { Ok(()) }
+        Ok(offset.div_ceil(size)..whole_end)
     }
 
     async fn zero_clusters(&self, mut clusters: Range<u64>, how: Zeroing) -> Result<(), IoError> {

@@ -36,6 +36,12 @@ fn work(image: &Image<SparseStorage>, requests: impl FnOnce(&Image<SparseStorage
     }
 }
 
+/// What one of so many requests cost, as if it were for each of `n`: flat is what does not depend on `n` at all.
+fn one_of(cost: Work, requests: u64, n: u64) -> Work {
+    let one = |all: u64| all * n / requests;
+    Work { steps: one(cost.steps), looked_at: one(cost.looked_at), ..cost }
+}
+
 /// Checks that a cost for each of `n` is the same at every size, but for some slack; prints what it is.
 fn assert_flat(what: &str, costs: &[(u64, Work)]) {
     let each = |cost: u64, n: u64| cost as f64 / n as f64;
@@ -111,14 +117,7 @@ fn an_allocation_costs_the_same_when_nearly_all_is_in_use() {
                 image.write(guest * 512, &[2; 512]).expect("there is room");
             }
         });
-        (
-            clusters,
-            Work {
-                steps: cost.steps * clusters / writes,
-                looked_at: cost.looked_at * clusters / writes,
-                ..cost
-            },
-        )
+        (clusters, one_of(cost, writes, clusters))
     });
     assert_flat("a discard, a flush and a write", &costs);
 }
@@ -161,14 +160,7 @@ fn discarded_clusters_cost_others_nothing() {
                 image.write(index % 64 * 512, &back).expect("nothing fails");
             }
         });
-        (
-            clusters,
-            Work {
-                steps: cost.steps * clusters / requests,
-                looked_at: cost.looked_at * clusters / requests,
-                ..cost
-            },
-        )
+        (clusters, one_of(cost, requests, clusters))
     });
     assert_flat("a read and a rewrite", &costs);
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 
 const PIECE: u64 = 4096;
@@ -80,12 +81,7 @@ impl SparseStorage {
 
 impl Storage for SparseStorage {
     fn limits(&self) -> Limits {
-        Limits {
-            alignment: 1,
-            max_transfer: 1 << 30,
-            can_discard: true,
-            unwritten_reads_zero: true,
-        }
+        MemoryStorage::default().limits()
     }
 
     async fn len(&self) -> io::Result<u64> {

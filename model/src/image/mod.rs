@@ -14,16 +14,6 @@
 //!                                                    | one entry a guest cluster
 //!                                                    v
 //!                                                  data cluster, zero, or nothing
-//!
-//!   bitmaps extension, while autoclear bit 0 is set
-//!     | number 4 . reserved 4 . directory's size 8 . directory's offset 8
-//!     v
-//!   directory        table's offset 8 . entries 4 . flags 4 . type 1 . granularity 1 . name's length 2 . extra data's length 4 .
-//!     |              extra data . name . up to a multiple of 8
-//!     v
-//!   table            9..55 offset, 0 all ones if there is no offset
-//!     v
-//!   bits
 //! ```
 //!
 //! The invariant: whatever the bytes, reading ends after work in proportion to the length of the file, because a cluster is
@@ -32,13 +22,18 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
-use std::cell::Cell;
+mod bitmaps;
+mod header;
+
 use std::ops::Range;
 
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::Finding;
 use crate::label::{Label, Region};
 use crate::payload::{UNIT, Unit};
+
+pub(crate) use self::bitmaps::{Bit, Recording};
+pub use self::header::Header;
 
 /// Largest L1 table in bytes.
 pub const MAX_L1_BYTES: u64 = 32 << 20;
@@ -61,19 +56,6 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
-const BITMAP_TABLE_RESERVED: u64 = 0xff00_0000_0000_01fe;
-const ALL_ONES: u64 = 1;
-/// Flag of a bitmap: somebody has it open, and what it says may be old.
-const BITMAP_IN_USE: u64 = 1;
-/// Flag of a bitmap: it follows what the guest changes.
-const BITMAP_AUTO: u64 = 1 << 1;
-/// Most bitmaps.
-const MAX_BITMAPS: u64 = 65_535;
-/// Longest directory of bitmaps in bytes.
-const MAX_BITMAP_DIRECTORY: u64 = 64 << 20;
-/// Bytes of a directory's entry before its extra data.
-const BITMAP_ENTRY: u64 = 24;
-
 /// Incompatible feature: refcounts may be wrong.
 pub const INCOMPATIBLE_DIRTY: u64 = 1;
 /// Incompatible feature: the image is known to be damaged.
@@ -90,204 +72,6 @@ pub const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 /// Bytes of its data.
 pub const BITMAPS_BYTES: u32 = 24;
 const EXTENSION_LUKS: u32 = 0x0537_be77;
-
-/// The header's fields, as they are in the file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Header {
-    /// 2 or 3.
-    pub version: u32,
-    /// Where the backing file's name is; 0 without one.
-    pub backing_file_offset: u64,
-    /// How long that name is.
-    pub backing_file_size: u32,
-    /// log2 of the cluster size.
-    pub cluster_bits: u32,
-    /// Virtual size in bytes.
-    pub size: u64,
-    /// 0 if not encrypted.
-    pub crypt_method: u32,
-    /// Entries in the active L1 table.
-    pub l1_size: u32,
-    /// Where it is.
-    pub l1_table_offset: u64,
-    /// Where the refcount table is.
-    pub refcount_table_offset: u64,
-    /// How many clusters it has.
-    pub refcount_table_clusters: u32,
-    /// Internal snapshots.
-    pub nb_snapshots: u32,
-    /// Where their table is.
-    pub snapshots_offset: u64,
-    /// Features that a reader must know.
-    pub incompatible_features: u64,
-    /// Features that a reader may ignore.
-    pub compatible_features: u64,
-    /// Features that a writer clears if it does not know them.
-    pub autoclear_features: u64,
-    /// log2 of the bits in a refcount.
-    pub refcount_order: u32,
-    /// Bytes before the header extensions.
-    pub header_length: u32,
-    /// 0 deflate, 1 zstd.
-    pub compression_type: u8,
-}
-
-impl Header {
-    /// Reads the header from the first unit of a file. Every fault becomes a finding; with one that leaves the layout
-    /// unknown there is no header.
-    pub fn parse(unit: &Unit, findings: &mut Vec<Finding>) -> Option<Self> {
-        let version = be32(unit, 4);
-        let v3 = version == 3;
-        let header = Self {
-            version,
-            backing_file_offset: be64(unit, 8),
-            backing_file_size: be32(unit, 16),
-            cluster_bits: be32(unit, 20),
-            size: be64(unit, 24),
-            crypt_method: be32(unit, 32),
-            l1_size: be32(unit, 36),
-            l1_table_offset: be64(unit, 40),
-            refcount_table_offset: be64(unit, 48),
-            refcount_table_clusters: be32(unit, 56),
-            nb_snapshots: be32(unit, 60),
-            snapshots_offset: be64(unit, 64),
-            incompatible_features: if v3 { be64(unit, 72) } else { 0 },
-            compatible_features: if v3 { be64(unit, 80) } else { 0 },
-            autoclear_features: if v3 { be64(unit, 88) } else { 0 },
-            refcount_order: if v3 { be32(unit, 96) } else { 4 },
-            header_length: if v3 { be32(unit, 100) } else { 72 },
-            compression_type: 0,
-        };
-        let compression_type = if header.header_length > 104 { be8(unit, 104) } else { 0 };
-        let header = Self { compression_type, ..header };
-        header.find_faults(be32(unit, 0), findings).then_some(header)
-    }
-
-    /// Bytes in a cluster.
-    pub fn cluster_size(&self) -> u64 {
-        1u64.wrapping_shl(self.cluster_bits)
-    }
-
-    /// Whether the dirty bit is set.
-    pub fn is_dirty(&self) -> bool {
-        self.incompatible_features & INCOMPATIBLE_DIRTY != 0
-    }
-
-    /// Entries in an L2 table.
-    pub fn l2_entries(&self) -> u64 {
-        self.cluster_size() >> 3
-    }
-
-    /// Host clusters that one refcount block counts.
-    pub fn block_entries(&self) -> u64 {
-        self.cluster_size().wrapping_shl(3).wrapping_shr(self.refcount_order)
-    }
-
-    fn l1_entries_needed(&self) -> u64 {
-        let covered = self.cluster_size().saturating_mul(self.l2_entries());
-        self.size.div_ceil(covered)
-    }
-
-    /// Whether the layout is known in spite of what was found.
-    fn find_faults(&self, magic: u32, findings: &mut Vec<Finding>) -> bool {
-        let usable = Cell::new(true);
-        let mut fault = |ok: bool, fatal: bool, field, offset, value: u64, why| {
-            if !ok {
-                findings.push(Finding::Header { field, offset, value, why });
-                usable.set(usable.get() && !fatal);
-            }
-        };
-        fault(magic == MAGIC, true, "magic", 0, magic.into(), "is not a qcow2 image's");
-        fault(matches!(self.version, 2 | 3), true, "version", 4, self.version.into(), "is unknown");
-        let bits = self.cluster_bits;
-        fault((9..=21).contains(&bits), true, "cluster_bits", 20, bits.into(), "is not in 9..=21");
-        if !usable.get() {
-            return false;
-        }
-        let cluster = self.cluster_size();
-        let aligned = |offset: u64| offset.is_multiple_of(cluster);
-
-        let order = self.refcount_order;
-        fault(order <= 6, true, "refcount_order", 96, order.into(), "is above 6");
-        let length = self.header_length;
-        let fits = u64::from(length) <= cluster;
-        fault(fits, true, "header_length", 100, length.into(), "is above the cluster size");
-        let whole = self.version == 2 || (length >= 104 && length.is_multiple_of(8));
-        fault(
-            whole,
-            true,
-            "header_length",
-            100,
-            length.into(),
-            "is not a multiple of 8 from 104 on",
-        );
-
-        let l1_bytes = u64::from(self.l1_size).saturating_mul(8);
-        let l1 = u64::from(self.l1_size);
-        fault(l1_bytes <= MAX_L1_BYTES, true, "l1_size", 36, l1, "is above the limit");
-        fault(l1 >= self.l1_entries_needed(), true, "l1_size", 36, l1, "is too small for the disk");
-        let at = self.l1_table_offset;
-        fault(aligned(at), true, "l1_table_offset", 40, at, "is not aligned to clusters");
-        let at = self.refcount_table_offset;
-        fault(aligned(at), true, "refcount_table_offset", 48, at, "is not aligned to clusters");
-        fault(at != 0, true, "refcount_table_offset", 48, at, "is the header's");
-        let clusters = u64::from(self.refcount_table_clusters);
-        let field = "refcount_table_clusters";
-        fault(clusters > 0, true, field, 56, clusters, "leaves no refcount table");
-        let table_bytes = clusters.saturating_mul(cluster);
-        fault(
-            table_bytes <= MAX_REFCOUNT_TABLE_BYTES,
-            true,
-            field,
-            56,
-            clusters,
-            "is above the limit",
-        );
-
-        let at = self.backing_file_offset;
-        fault(at <= cluster, false, "backing_file_offset", 8, at, "is outside the first cluster");
-        // Without a backing file the length of its name is undefined.
-        let name = if at == 0 { 0 } else { self.backing_file_size };
-        fault(
-            name <= MAX_BACKING_NAME,
-            false,
-            "backing_file_size",
-            16,
-            name.into(),
-            "is above 1023",
-        );
-        let unknown = self.incompatible_features & !INCOMPATIBLE_KNOWN;
-        fault(unknown == 0, true, "incompatible_features", 72, unknown, "are unknown bits");
-        let typed = (self.compression_type != 0)
-            == (self.incompatible_features & INCOMPATIBLE_COMPRESSION != 0);
-        let kind = u64::from(self.compression_type);
-        fault(typed, false, "compression_type", 104, kind, "disagrees with its feature bit");
-        fault(kind <= 1, false, "compression_type", 104, kind, "is unknown");
-
-        let mut unsupported = |supported: bool, fatal: bool, what, value| {
-            if !supported {
-                findings.push(Finding::Unsupported { what, value });
-                usable.set(usable.get() && !fatal);
-            }
-        };
-        let lacks = |feature: u64| self.incompatible_features & feature == 0;
-        let bits = self.incompatible_features;
-        unsupported(lacks(INCOMPATIBLE_DATA_FILE), true, "external data file", bits);
-        unsupported(lacks(INCOMPATIBLE_EXTENDED_L2), true, "extended L2 entries", bits);
-        unsupported(self.crypt_method == 0, false, "encryption", self.crypt_method.into());
-        unsupported(self.nb_snapshots == 0, false, "internal snapshots", self.nb_snapshots.into());
-        // A place for a name without a name is no backing file.
-        unsupported(name == 0, false, "backing file", self.backing_file_offset);
-
-        if self.is_dirty() {
-            findings.push(Finding::Dirty);
-        }
-        if !lacks(INCOMPATIBLE_CORRUPT) {
-            findings.push(Finding::Corrupt);
-        }
-        usable.get()
-    }
-}
 
 /// Where a guest cluster is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,38 +102,6 @@ pub(crate) struct Slot {
     pub(crate) counted: u32,
     /// Index of the first claim, if there is one.
     pub(crate) first_claim: u32,
-}
-
-/// A bitmap that follows what the guest changes, and says that it is up to date.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Recording {
-    /// log2 of the bytes that a bit stands for.
-    pub(crate) granularity_bits: u32,
-    /// The entries of its table.
-    pub(crate) table: Vec<u64>,
-}
-
-/// Where the bit of a guest offset is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bit {
-    /// In no cluster: all of its neighbours are the same.
-    Is(bool),
-    /// In this byte of the file, under this mask.
-    At(u64, u8),
-}
-
-impl Recording {
-    /// The bit of a guest offset in a bitmap whose clusters have 2^`cluster_bits` bytes.
-    pub(crate) fn bit(&self, offset: u64, cluster_bits: u32) -> Bit {
-        let bit = offset.wrapping_shr(self.granularity_bits);
-        let byte = bit >> 3;
-        let entry = self.table.get(to_usize(byte.wrapping_shr(cluster_bits))).copied().unwrap_or(0);
-        let within = byte & 1u64.wrapping_shl(cluster_bits).wrapping_sub(1);
-        match entry & OFFSET {
-            0 => Bit::Is(entry & ALL_ONES != 0),
-            cluster => Bit::At(cluster.saturating_add(within), 1u8.wrapping_shl((bit & 7) as u32)),
-        }
-    }
 }
 
 /// Counts of guest clusters, as `qemu-img check` gives them.
@@ -685,112 +437,6 @@ impl Image {
         self.l2_entries.resize(start.saturating_add(count), 0);
     }
 
-    fn read_bitmaps<E: Evidence>(
-        &mut self,
-        evidence: &mut E,
-        header: &Header,
-        extension: u64,
-        findings: &mut Vec<Finding>,
-    ) {
-        let mut field = |at: u64, bytes| number(evidence, extension.saturating_add(at), bytes);
-        let (count, reserved) = (field(0, 4), field(4, 4));
-        let (size, directory) = (field(8, 8), field(16, 8));
-        let mut fault = |field, at: u64, value, why| {
-            let offset = extension.saturating_add(at);
-            findings.push(Finding::Header { field, offset, value, why });
-        };
-        if reserved != 0 {
-            fault("bitmaps extension", 4, reserved, "is reserved and not zero");
-        }
-        if count == 0 || count > MAX_BITMAPS {
-            fault("number of bitmaps", 0, count, "is not in 1..=65535");
-        }
-        if size == 0 || size > MAX_BITMAP_DIRECTORY {
-            fault("bitmap directory size", 8, size, "is not in 1..=64 MiB");
-            return;
-        }
-        let at = Region::BitmapDirectory;
-        if !is_cluster(at, directory, 0, directory, header, findings)
-            || !self.claim(at, directory, size, directory, findings)
-        {
-            return;
-        }
-        let end = directory.saturating_add(size);
-        let mut entry = directory;
-        for bitmap in 0..count {
-            let mut field = |at: u64, bytes| number(evidence, entry.saturating_add(at), bytes);
-            let (table, entries, flags) = (field(0, 8), field(8, 4), field(12, 4));
-            let (kind, granularity) = (field(16, 1), field(17, 1));
-            let names = field(18, 2).saturating_add(field(20, 4));
-            let next = entry.saturating_add(BITMAP_ENTRY.saturating_add(names).next_multiple_of(8));
-            let fault = match () {
-                () if next > end => Some((bitmap, "reaches past the end of the directory")),
-                () if kind != 1 => Some((kind, "is no type of a bitmap")),
-                () => None,
-            };
-            if let Some((value, why)) = fault {
-                let (field, offset) = ("bitmap directory entry", entry);
-                findings.push(Finding::Header { field, offset, value, why });
-                return;
-            }
-            let at = Region::BitmapTable(bitmap);
-            if is_cluster(at, table, 0, table, header, findings)
-                && self.claim(at, table, entries.saturating_mul(8), table, findings)
-            {
-                self.read_bitmap_table(evidence, header, bitmap, table, entries, findings);
-                if flags & (BITMAP_IN_USE | BITMAP_AUTO) == BITMAP_AUTO {
-                    self.record(evidence, table, entries, granularity);
-                }
-            }
-            entry = next;
-        }
-    }
-
-    fn read_bitmap_table<E: Evidence>(
-        &mut self,
-        evidence: &mut E,
-        header: &Header,
-        bitmap: u64,
-        table: u64,
-        count: u64,
-        findings: &mut Vec<Finding>,
-    ) {
-        let mut entries = std::mem::take(&mut self.table_entries);
-        nonzero_entries(evidence, table, count, self.length, &mut entries);
-        for (_, entry) in &entries {
-            let at = Region::Bitmap(bitmap);
-            let offset = entry & OFFSET;
-            let mut reserved = entry & BITMAP_TABLE_RESERVED;
-            if offset != 0 {
-                reserved |= entry & ALL_ONES;
-            }
-            if is_cluster(at, *entry, reserved, offset, header, findings) {
-                self.claim(at, offset, header.cluster_size(), *entry, findings);
-            }
-        }
-        self.table_entries = entries;
-    }
-
-    /// Keeps the table of a bitmap, as far as the file has it.
-    fn record<E: Evidence>(
-        &mut self,
-        evidence: &mut E,
-        table: u64,
-        count: u64,
-        granularity_bits: u64,
-    ) {
-        let granularity_bits = u32::try_from(granularity_bits).unwrap_or(0);
-        let mut recording = Recording { granularity_bits, table: Vec::new() };
-        let mut entries = std::mem::take(&mut self.table_entries);
-        nonzero_entries(evidence, table, count, self.length, &mut entries);
-        for (index, entry) in &entries {
-            recording.table.resize(to_usize(*index), 0);
-            recording.table.push(*entry);
-        }
-        self.table_entries = entries;
-        self.recordings.push(recording);
-    }
-
     fn take_l2_entry(
         &mut self,
         header: &Header,
@@ -921,15 +567,6 @@ fn find_extensions<E: Evidence>(
         at = next;
     }
     bitmaps
-}
-
-/// Bytes of the file as a big-endian number: at most eight, wherever they lie.
-fn number<E: Evidence>(evidence: &mut E, offset: u64, bytes: u64) -> u64 {
-    (offset..offset.saturating_add(bytes)).fold(0, |number, at| {
-        let key = evidence.resolve(at.checked_div(UNIT_BYTES).unwrap_or(0));
-        let byte = be8(evidence.bytes(key), to_usize(at % UNIT_BYTES));
-        number.wrapping_shl(8) | u64::from(byte)
-    })
 }
 
 /// Fills `entries` with (index, entry) of a table's entries that are not 0, in order.

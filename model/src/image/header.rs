@@ -1,0 +1,211 @@
+//! The header as the judge reads it: every fault becomes a finding.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::cell::Cell;
+
+use super::{
+    INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_DIRTY,
+    INCOMPATIBLE_EXTENDED_L2, INCOMPATIBLE_KNOWN, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES,
+    MAX_REFCOUNT_TABLE_BYTES, be8, be32, be64,
+};
+use crate::finding::Finding;
+use crate::payload::Unit;
+
+/// The header's fields, as they are in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// 2 or 3.
+    pub version: u32,
+    /// Where the backing file's name is; 0 without one.
+    pub backing_file_offset: u64,
+    /// How long that name is.
+    pub backing_file_size: u32,
+    /// log2 of the cluster size.
+    pub cluster_bits: u32,
+    /// Virtual size in bytes.
+    pub size: u64,
+    /// 0 if not encrypted.
+    pub crypt_method: u32,
+    /// Entries in the active L1 table.
+    pub l1_size: u32,
+    /// Where it is.
+    pub l1_table_offset: u64,
+    /// Where the refcount table is.
+    pub refcount_table_offset: u64,
+    /// How many clusters it has.
+    pub refcount_table_clusters: u32,
+    /// Internal snapshots.
+    pub nb_snapshots: u32,
+    /// Where their table is.
+    pub snapshots_offset: u64,
+    /// Features that a reader must know.
+    pub incompatible_features: u64,
+    /// Features that a reader may ignore.
+    pub compatible_features: u64,
+    /// Features that a writer clears if it does not know them.
+    pub autoclear_features: u64,
+    /// log2 of the bits in a refcount.
+    pub refcount_order: u32,
+    /// Bytes before the header extensions.
+    pub header_length: u32,
+    /// 0 deflate, 1 zstd.
+    pub compression_type: u8,
+}
+
+impl Header {
+    /// Reads the header from the first unit of a file. Every fault becomes a finding; with one that leaves the layout
+    /// unknown there is no header.
+    pub fn parse(unit: &Unit, findings: &mut Vec<Finding>) -> Option<Self> {
+        let version = be32(unit, 4);
+        let v3 = version == 3;
+        let header = Self {
+            version,
+            backing_file_offset: be64(unit, 8),
+            backing_file_size: be32(unit, 16),
+            cluster_bits: be32(unit, 20),
+            size: be64(unit, 24),
+            crypt_method: be32(unit, 32),
+            l1_size: be32(unit, 36),
+            l1_table_offset: be64(unit, 40),
+            refcount_table_offset: be64(unit, 48),
+            refcount_table_clusters: be32(unit, 56),
+            nb_snapshots: be32(unit, 60),
+            snapshots_offset: be64(unit, 64),
+            incompatible_features: if v3 { be64(unit, 72) } else { 0 },
+            compatible_features: if v3 { be64(unit, 80) } else { 0 },
+            autoclear_features: if v3 { be64(unit, 88) } else { 0 },
+            refcount_order: if v3 { be32(unit, 96) } else { 4 },
+            header_length: if v3 { be32(unit, 100) } else { 72 },
+            compression_type: 0,
+        };
+        let compression_type = if header.header_length > 104 { be8(unit, 104) } else { 0 };
+        let header = Self { compression_type, ..header };
+        header.find_faults(be32(unit, 0), findings).then_some(header)
+    }
+
+    /// Bytes in a cluster.
+    pub fn cluster_size(&self) -> u64 {
+        1u64.wrapping_shl(self.cluster_bits)
+    }
+
+    /// Whether the dirty bit is set.
+    pub fn is_dirty(&self) -> bool {
+        self.incompatible_features & INCOMPATIBLE_DIRTY != 0
+    }
+
+    /// Entries in an L2 table.
+    pub fn l2_entries(&self) -> u64 {
+        self.cluster_size() >> 3
+    }
+
+    /// Host clusters that one refcount block counts.
+    pub fn block_entries(&self) -> u64 {
+        self.cluster_size().wrapping_shl(3).wrapping_shr(self.refcount_order)
+    }
+
+    fn l1_entries_needed(&self) -> u64 {
+        let covered = self.cluster_size().saturating_mul(self.l2_entries());
+        self.size.div_ceil(covered)
+    }
+
+    /// Whether the layout is known in spite of what was found.
+    fn find_faults(&self, magic: u32, findings: &mut Vec<Finding>) -> bool {
+        let usable = Cell::new(true);
+        let mut fault = |ok: bool, fatal: bool, field, offset, value: u64, why| {
+            if !ok {
+                findings.push(Finding::Header { field, offset, value, why });
+                usable.set(usable.get() && !fatal);
+            }
+        };
+        fault(magic == MAGIC, true, "magic", 0, magic.into(), "is not a qcow2 image's");
+        fault(matches!(self.version, 2 | 3), true, "version", 4, self.version.into(), "is unknown");
+        let bits = self.cluster_bits;
+        fault((9..=21).contains(&bits), true, "cluster_bits", 20, bits.into(), "is not in 9..=21");
+        if !usable.get() {
+            return false;
+        }
+        let cluster = self.cluster_size();
+        let aligned = |offset: u64| offset.is_multiple_of(cluster);
+
+        let order = self.refcount_order;
+        fault(order <= 6, true, "refcount_order", 96, order.into(), "is above 6");
+        let length = self.header_length;
+        let fits = u64::from(length) <= cluster;
+        fault(fits, true, "header_length", 100, length.into(), "is above the cluster size");
+        let whole = self.version == 2 || (length >= 104 && length.is_multiple_of(8));
+        fault(
+            whole,
+            true,
+            "header_length",
+            100,
+            length.into(),
+            "is not a multiple of 8 from 104 on",
+        );
+
+        let l1_bytes = u64::from(self.l1_size).saturating_mul(8);
+        let l1 = u64::from(self.l1_size);
+        fault(l1_bytes <= MAX_L1_BYTES, true, "l1_size", 36, l1, "is above the limit");
+        fault(l1 >= self.l1_entries_needed(), true, "l1_size", 36, l1, "is too small for the disk");
+        let at = self.l1_table_offset;
+        fault(aligned(at), true, "l1_table_offset", 40, at, "is not aligned to clusters");
+        let at = self.refcount_table_offset;
+        fault(aligned(at), true, "refcount_table_offset", 48, at, "is not aligned to clusters");
+        fault(at != 0, true, "refcount_table_offset", 48, at, "is the header's");
+        let clusters = u64::from(self.refcount_table_clusters);
+        let field = "refcount_table_clusters";
+        fault(clusters > 0, true, field, 56, clusters, "leaves no refcount table");
+        let table_bytes = clusters.saturating_mul(cluster);
+        fault(
+            table_bytes <= MAX_REFCOUNT_TABLE_BYTES,
+            true,
+            field,
+            56,
+            clusters,
+            "is above the limit",
+        );
+
+        let at = self.backing_file_offset;
+        fault(at <= cluster, false, "backing_file_offset", 8, at, "is outside the first cluster");
+        // Without a backing file the length of its name is undefined.
+        let name = if at == 0 { 0 } else { self.backing_file_size };
+        fault(
+            name <= MAX_BACKING_NAME,
+            false,
+            "backing_file_size",
+            16,
+            name.into(),
+            "is above 1023",
+        );
+        let unknown = self.incompatible_features & !INCOMPATIBLE_KNOWN;
+        fault(unknown == 0, true, "incompatible_features", 72, unknown, "are unknown bits");
+        let typed = (self.compression_type != 0)
+            == (self.incompatible_features & INCOMPATIBLE_COMPRESSION != 0);
+        let kind = u64::from(self.compression_type);
+        fault(typed, false, "compression_type", 104, kind, "disagrees with its feature bit");
+        fault(kind <= 1, false, "compression_type", 104, kind, "is unknown");
+
+        let mut unsupported = |supported: bool, fatal: bool, what, value| {
+            if !supported {
+                findings.push(Finding::Unsupported { what, value });
+                usable.set(usable.get() && !fatal);
+            }
+        };
+        let lacks = |feature: u64| self.incompatible_features & feature == 0;
+        let bits = self.incompatible_features;
+        unsupported(lacks(INCOMPATIBLE_DATA_FILE), true, "external data file", bits);
+        unsupported(lacks(INCOMPATIBLE_EXTENDED_L2), true, "extended L2 entries", bits);
+        unsupported(self.crypt_method == 0, false, "encryption", self.crypt_method.into());
+        unsupported(self.nb_snapshots == 0, false, "internal snapshots", self.nb_snapshots.into());
+        // A place for a name without a name is no backing file.
+        unsupported(name == 0, false, "backing file", self.backing_file_offset);
+
+        if self.is_dirty() {
+            findings.push(Finding::Dirty);
+        }
+        if !lacks(INCOMPATIBLE_CORRUPT) {
+            findings.push(Finding::Corrupt);
+        }
+        usable.get()
+    }
+}
