@@ -13,6 +13,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::barrier::Barrier;
 use crate::cache::Kind;
 use crate::claims::Resource;
@@ -28,6 +30,9 @@ use crate::rule::Rule;
 use crate::state::{State, Stop};
 use crate::storage::{self, Durability, IoBuf, Storage};
 
+/// What makes the counts of an extent durable: as a rule, one page of counts; its table is durable.
+pub(crate) type Counts = SmallVec<[Before; 1]>;
+
 /// Clusters taken for one purpose, in one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Extent {
@@ -35,7 +40,7 @@ pub(crate) struct Extent {
     /// Never written: reads as zeroes.
     pub(crate) fresh: bool,
     /// What makes the counts durable.
-    pub(crate) counts: Vec<Before>,
+    pub(crate) counts: Counts,
 }
 
 /// What an attempt to take clusters led to.
@@ -109,9 +114,8 @@ impl State {
     pub(crate) fn refcount(&mut self, cluster: u64) -> Result<u64, Stop> {
         let order = self.header.refcount_order;
         let Some(place) = self.refcount_place(cluster)? else { return Ok(0) };
-        self.find(place.page, Kind::RefcountBlock)?;
-        let page = self.cache.get(place.page).expect("it was just found");
-        Ok(refcount::get(page, order, place.index).unwrap_or(0))
+        let slot = self.find(place.page, Kind::RefcountBlock)?;
+        Ok(refcount::get(self.cache.bytes(slot), order, place.index).unwrap_or(0))
     }
 
     /// Lowers the refcount of `cluster` by one, or leaves it at 0.
@@ -171,8 +175,8 @@ impl State {
         let order = self.header.refcount_order;
         let from = self.free.searched();
         let Some(place) = self.refcount_place(from)? else { return Ok(Search::NoBlock(from)) };
-        self.find(place.page, Kind::RefcountBlock)?;
-        let page = self.cache.get(place.page).expect("it was just found");
+        let slot = self.find(place.page, Kind::RefcountBlock)?;
+        let page = self.cache.bytes(slot);
         let mut found = None;
         let mut cluster = from;
         for index in place.index..place.entries {
@@ -201,9 +205,9 @@ impl State {
     }
 
     /// Sets the refcounts of free clusters to 1; returns what makes that durable.
-    fn raise_refcounts(&mut self, clusters: Range<u64>) -> Result<Vec<Before>, Stop> {
+    fn raise_refcounts(&mut self, clusters: Range<u64>) -> Result<Counts, Stop> {
         let order = self.header.refcount_order;
-        let mut places = Vec::new();
+        let mut places = SmallVec::<[(Place, usize); 1]>::new();
         let mut cluster = clusters.start;
         while cluster < clusters.end {
             let Some(place) = self.refcount_place(cluster)? else {
@@ -220,7 +224,7 @@ impl State {
             cluster += (end - place.index) as u64;
             places.push((place, end));
         }
-        let mut counts: Vec<Before> = Vec::new();
+        let mut counts = Counts::new();
         for (place, end) in places {
             let version = self.cache.change(place.page, |page| {
                 for index in place.index..end {
@@ -364,32 +368,32 @@ impl<S: Storage> Image<S> {
                     let taken = state.allocate(wanted, reaped)?;
                     // In the same step: what was taken is given back with the claim.
                     if let Allocation::Taken { extent, .. } = &taken {
-                        claim.clusters.extend(extent.clusters.clone());
+                        claim.clusters.push(extent.clusters.clone());
                     }
                     Ok(taken)
                 })
                 .await?;
-            let grown = match taken {
+            let made = match taken {
                 Allocation::Taken { extent, near_the_end } => {
                     if near_the_end {
-                        self.grow_ahead(extent.clusters.end).await?;
+                        Box::pin(self.grow_ahead(extent.clusters.end)).await?;
                     }
                     return Ok(extent);
                 }
-                Allocation::Clean => self.mark_dirty().await,
+                Allocation::Clean => Box::pin(self.mark_dirty()).await,
                 Allocation::Freed => {
                     reaped = true;
-                    self.reap(wanted.max(AT_ONCE as u64)).await
+                    Box::pin(self.reap(wanted.max(AT_ONCE as u64))).await
                 }
                 Allocation::Searching => continue,
-                Allocation::NoBlock(cluster) => self.add_refcount_block(cluster).await,
-                Allocation::BeyondLength(end) => self.grow_file(end).await,
+                Allocation::NoBlock(cluster) => Box::pin(self.add_refcount_block(cluster)).await,
+                Allocation::BeyondLength(end) => Box::pin(self.grow_file(end)).await,
             };
-            match grown {
+            match made {
                 Err(error) if is_no_space(&error) && !reclaimed => {
                     reclaimed = true;
-                    self.flush().await?;
-                    self.reap(u64::MAX).await?;
+                    Box::pin(self.flush()).await?;
+                    Box::pin(self.reap(u64::MAX)).await?;
                 }
                 result => result?,
             }
@@ -637,10 +641,10 @@ impl<S: Storage> Image<S> {
         while at < end {
             let next = self
                 .decide(|state| {
-                    state.entry(at, kind)?;
                     let page = state.cache.page_of(at);
+                    let slot = state.find(page, kind)?;
                     let page_end = (page + state.cache.page_size()).min(end);
-                    let bytes = state.cache.get(page).expect("its entry was just read");
+                    let bytes = state.cache.bytes(slot);
                     let span = |from: u64, to: u64| {
                         let index = |at: u64| usize::try_from(at).expect("a table fits in memory");
                         index(from)..index(to)

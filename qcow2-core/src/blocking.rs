@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
@@ -61,7 +61,14 @@ pub struct Image<S: Storage> {
     inner: crate::Image<S>,
     /// Held shared by whole-unit changes and exclusively by read-modify-write ones.
     partial: RwLock<()>,
+    /// Buffers of past requests for the next ones: [`SPARE_BYTES`] each, and their content is whatever it was.
+    spare: Mutex<Vec<IoBuf>>,
 }
+
+/// Requests up to this length use the buffers of past ones.
+const SPARE_BYTES: usize = 64 << 10;
+/// As many of them are kept.
+const MOST_SPARE: usize = 16;
 
 impl<S: Storage> Image<S> {
     /// As [`crate::Image::open`].
@@ -70,7 +77,7 @@ impl<S: Storage> Image<S> {
     /// See [`OpenError`].
     pub fn open(storage: S, options: OpenOptions) -> Result<Self, OpenError> {
         let inner = block_on(crate::Image::open(storage, options))?;
-        Ok(Self { inner, partial: RwLock::new(()) })
+        Ok(Self { inner, partial: RwLock::new(()), spare: Mutex::default() })
     }
 
     /// Geometry and flags as of now.
@@ -89,10 +96,13 @@ impl<S: Storage> Image<S> {
     /// As [`crate::Image::read`].
     pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), IoError> {
         let (start, len, skip) = self.widen(offset, data.len() as u64)?;
-        let (buf, result) = block_on(self.inner.read(start, self.buffer(len)));
-        result?;
-        data.copy_from_slice(&buf[skip..skip + data.len()]);
-        Ok(())
+        self.with_buffer(len, |buf| {
+            let (buf, result) = block_on(self.inner.read(start, buf));
+            if result.is_ok() {
+                data.copy_from_slice(&buf[skip..skip + data.len()]);
+            }
+            (buf, result)
+        })
     }
 
     /// Writes `data` at guest offset `offset`.
@@ -103,15 +113,20 @@ impl<S: Storage> Image<S> {
         let (start, len, skip) = self.widen(offset, data.len() as u64)?;
         if skip == 0 && len == data.len() {
             let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
-            let mut buf = self.buffer(len);
-            buf.copy_from_slice(data);
-            return block_on(self.inner.write(start, buf, Durability::Cached)).1;
+            return self.with_buffer(len, |mut buf| {
+                buf.copy_from_slice(data);
+                block_on(self.inner.write(start, buf, Durability::Cached))
+            });
         }
         let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
-        let (mut buf, result) = block_on(self.inner.read(start, self.buffer(len)));
-        result?;
-        buf[skip..skip + data.len()].copy_from_slice(data);
-        block_on(self.inner.write(start, buf, Durability::Cached)).1
+        self.with_buffer(len, |buf| {
+            let (mut buf, result) = block_on(self.inner.read(start, buf));
+            if result.is_err() {
+                return (buf, result);
+            }
+            buf[skip..skip + data.len()].copy_from_slice(data);
+            block_on(self.inner.write(start, buf, Durability::Cached))
+        })
     }
 
     /// As [`crate::Image::write_zeroes`], at any offset and length.
@@ -194,7 +209,21 @@ impl<S: Storage> Image<S> {
         IoError::OutOfRange { offset, len, size: self.info().virtual_size }
     }
 
-    fn buffer(&self, len: usize) -> IoBuf {
-        IoBuf::zeroed(len, self.inner.storage().limits().alignment)
+    /// Does something with a buffer of `len` bytes, whose content may be anything.
+    fn with_buffer<R>(&self, len: usize, request: impl FnOnce(IoBuf) -> (IoBuf, R)) -> R {
+        let new = |len| IoBuf::zeroed(len, self.inner.storage().limits().alignment);
+        if len > SPARE_BYTES {
+            return request(new(len)).1;
+        }
+        let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = spare().pop();
+        let mut rest = found.unwrap_or_else(|| new(SPARE_BYTES));
+        let (mut buf, result) = request(rest.split_to(len));
+        buf.unsplit(rest);
+        let mut spare = spare();
+        if spare.len() < MOST_SPARE {
+            spare.push(buf);
+        }
+        result
     }
 }

@@ -11,7 +11,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::order::{Before, Edge, FlushClock, Stamp};
+use crate::storage::IoBuf;
 
 /// Pages used within this many accesses are not evicted, so that one operation cannot evict what it is about to use.
 const RECENT: u64 = 32;
@@ -42,12 +45,12 @@ impl Kind {
 struct Page {
     offset: u64,
     kind: Kind,
-    bytes: Box<[u8]>,
+    bytes: IoBuf,
     version: u64,
     /// The newest version on the storage, and its stamp.
     written: u64,
     stamp: Stamp,
-    after: Vec<Edge>,
+    after: SmallVec<[Edge; 4]>,
     used: u64,
     /// Neighbours in the order of use.
     older: usize,
@@ -59,6 +62,10 @@ impl Page {
         self.version != self.written
     }
 }
+
+/// Where a page is, until one is added or removed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot(usize);
 
 /// What has to happen before something may rely on a page or stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +119,10 @@ impl Evicted {
 pub(crate) struct Cache {
     page_size: u64,
     limit: usize,
+    /// Of the memory of a page, in bytes.
+    alignment: usize,
+    /// The memory of the page that was removed last, for the next one.
+    spare: Option<IoBuf>,
     /// Where each page is in `slots`.
     index: BTreeMap<u64, usize>,
     slots: Vec<Page>,
@@ -127,10 +138,12 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    pub(crate) fn new(page_size: u64, limit: usize) -> Self {
+    pub(crate) fn new(page_size: u64, limit: usize, alignment: usize) -> Self {
         Self {
             page_size,
             limit,
+            alignment,
+            spare: None,
             index: BTreeMap::new(),
             slots: Vec::new(),
             oldest: NONE,
@@ -170,17 +183,12 @@ impl Cache {
         self.index.get(&offset).map(|&slot| &mut self.slots[slot])
     }
 
-    /// What the page at host offset `page` was loaded as, if it is there.
-    pub(crate) fn kind(&self, page: u64) -> Option<Kind> {
-        self.page(page).map(|page| page.kind)
-    }
-
     pub(crate) fn contains(&self, page: u64) -> bool {
         self.index.contains_key(&page)
     }
 
-    /// The bytes of the page at host offset `page`, or `None` if it has to be loaded.
-    pub(crate) fn get(&mut self, page: u64) -> Option<&[u8]> {
+    /// Uses the page at host offset `page`: where it is and what it was loaded as, or `None` if it has to be loaded.
+    pub(crate) fn find(&mut self, page: u64) -> Option<(Slot, Kind)> {
         self.tick += 1;
         self.looked_at += 1;
         let slot = *self.index.get(&page)?;
@@ -189,7 +197,12 @@ impl Cache {
             self.unlink(slot);
             self.link_newest(slot);
         }
-        Some(&self.slots[slot].bytes)
+        Some((Slot(slot), self.slots[slot].kind))
+    }
+
+    /// The bytes of a page.
+    pub(crate) fn bytes(&self, slot: Slot) -> &[u8] {
+        &self.slots[slot.0].bytes
     }
 
     /// The page that was used next after the one in `slot`; after no page, the oldest.
@@ -227,7 +240,7 @@ impl Cache {
         let Some(slot) = self.index.remove(&offset) else { return };
         self.dirty.remove(&offset);
         self.unlink(slot);
-        self.slots.swap_remove(slot);
+        self.spare = Some(self.slots.swap_remove(slot).bytes);
         // The last one has moved to the free slot.
         if let Some(&Page { offset, older, newer, .. }) = self.slots.get(slot) {
             self.index.insert(offset, slot);
@@ -236,30 +249,41 @@ impl Cache {
         }
     }
 
-    /// The big-endian entry at host offset `at`, or `None` if its page has to be loaded.
-    pub(crate) fn entry(&mut self, at: u64) -> Option<u64> {
-        let page = self.page_of(at);
-        let within = usize::try_from(at - page).expect("a page fits in memory");
-        let bytes = self.get(page)?;
-        let bytes = bytes[within..within + 8].try_into().expect("eight bytes");
-        Some(u64::from_be_bytes(bytes))
+    /// The big-endian entry at host offset `at`, which is in this page.
+    pub(crate) fn entry(&self, slot: Slot, at: u64) -> u64 {
+        self.entries(slot, at, 1).next().expect("there is one")
+    }
+
+    /// So many big-endian entries from host offset `at` on, all of them in this page.
+    pub(crate) fn entries(&self, slot: Slot, at: u64, count: usize) -> impl Iterator<Item = u64> {
+        let page = &self.slots[slot.0];
+        let within = usize::try_from(at - page.offset).expect("a page fits in memory");
+        let (entries, _) = page.bytes[within..within + 8 * count].as_chunks();
+        entries.iter().map(|&entry| u64::from_be_bytes(entry))
+    }
+
+    /// Memory for a page that is about to be read into it.
+    pub(crate) fn buffer(&mut self) -> IoBuf {
+        let size = usize::try_from(self.page_size).expect("a page fits in memory");
+        self.spare.take().unwrap_or_else(|| IoBuf::zeroed(size, self.alignment))
     }
 
     /// Adds a page as it is on the storage.
-    pub(crate) fn insert(&mut self, page: u64, kind: Kind, bytes: &[u8]) {
+    pub(crate) fn insert(&mut self, page: u64, kind: Kind, bytes: IoBuf) {
         let stamp = self.evicted.remove(page).unwrap_or(Stamp::DURABLE);
-        self.insert_stamped(page, kind, bytes.into(), stamp);
+        self.insert_stamped(page, kind, bytes, stamp);
     }
 
     /// Adds a page of zeroes as it is on the storage since `stamp`.
     pub(crate) fn insert_zeroes(&mut self, page: u64, kind: Kind, stamp: Stamp) {
-        let size = usize::try_from(self.page_size).expect("a page fits in memory");
         // A damaged image may refer to a free cluster as a table, and somebody may have read that one.
         self.forget(page..page + 1);
-        self.insert_stamped(page, kind, vec![0; size].into(), stamp);
+        let mut bytes = self.buffer();
+        bytes.fill(0);
+        self.insert_stamped(page, kind, bytes, stamp);
     }
 
-    fn insert_stamped(&mut self, offset: u64, kind: Kind, bytes: Box<[u8]>, stamp: Stamp) {
+    fn insert_stamped(&mut self, offset: u64, kind: Kind, bytes: IoBuf, stamp: Stamp) {
         let version = self.next_version;
         self.next_version += 1;
         let slot = self.slots.len();
@@ -270,7 +294,7 @@ impl Cache {
             version,
             written: version,
             stamp,
-            after: Vec::new(),
+            after: SmallVec::new(),
             used: self.tick,
             older: NONE,
             newer: NONE,
@@ -434,16 +458,18 @@ mod tests {
 
     use crate::order::{Before, Edge, FlushClock, Stamp};
     use crate::rule::Rule;
+    use crate::storage::IoBuf;
 
     #[test]
     fn a_page_waits_for_what_its_edges_name() {
         let mut clock = FlushClock::default();
-        let mut cache = Cache::new(512, 4);
-        cache.insert(0, Kind::L2, &[0; 512]);
-        cache.insert(512, Kind::RefcountBlock, &[0; 512]);
+        let mut cache = Cache::new(512, 4, 1);
+        cache.insert(0, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
+        cache.insert(512, Kind::RefcountBlock, IoBuf::copy_of(&[0; 512], 1));
         let counted = cache.change(512, |bytes| bytes[0] = 1);
         cache.set_entry(8, 7);
-        assert_eq!(cache.entry(8), Some(7));
+        let (slot, _) = cache.find(0).expect("it was inserted");
+        assert_eq!(cache.entry(slot, 8), 7);
         let before = Before::Page { offset: 512, version: counted };
         cache.wait_for(0, Edge { rule: Rule::RefcountBeforeReference, before });
         assert_eq!(cache.next_step(0, &clock), Need::Write(512));
@@ -463,12 +489,12 @@ mod tests {
 
     /// A cache whose only page was changed, written and evicted, and what was to be written and when it was.
     fn evicted(clock: &mut FlushClock) -> (Cache, Before, Stamp) {
-        let mut cache = Cache::new(512, 1);
-        cache.insert(0, Kind::L2, &[0; 512]);
+        let mut cache = Cache::new(512, 1, 1);
+        cache.insert(0, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
         let version = cache.set_entry(0, 1);
         let stamp = clock.stamp();
         for _ in 0..40 {
-            assert!(cache.get(1024).is_none());
+            assert!(cache.find(1024).is_none());
         }
         assert_eq!(cache.make_room(clock), Room::Write(0));
         cache.written(0, version, stamp);
@@ -489,7 +515,7 @@ mod tests {
         cache.forget(512..1024);
         assert_eq!(cache.need(before, &clock), Need::Flush(stamp));
         assert_eq!(cache.undurable(0, &clock), Some(Before::Written(stamp)));
-        cache.insert(0, Kind::L2, &[0; 512]);
+        cache.insert(0, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
         assert_eq!(cache.need(before, &clock), Need::Flush(stamp));
         let flush = clock.submit();
         clock.complete(flush);
@@ -519,14 +545,14 @@ mod tests {
     #[test]
     fn a_page_goes_when_it_has_not_been_used_for_a_while() {
         let clock = FlushClock::default();
-        let mut cache = Cache::new(512, 1);
+        let mut cache = Cache::new(512, 1, 1);
         let pass = |cache: &mut Cache, accesses: u64| {
-            (0..accesses).for_each(|_| assert!(cache.get(1 << 20).is_none()));
+            (0..accesses).for_each(|_| assert!(cache.find(1 << 20).is_none()));
         };
         for page in [0, 512] {
             pass(&mut cache, 100);
-            cache.insert(page, Kind::L2, &[0; 512]);
-            assert!(cache.get(page).is_some());
+            cache.insert(page, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
+            assert!(cache.find(page).is_some());
             pass(&mut cache, RECENT);
             assert_eq!(cache.make_room(&clock), Room::Enough);
             assert!(cache.contains(page), "it was used {RECENT} accesses ago");
@@ -539,44 +565,45 @@ mod tests {
     #[test]
     fn the_least_recently_used_page_goes_and_a_clean_one_before_a_dirty_one() {
         let clock = FlushClock::default();
-        let mut cache = Cache::new(512, 3);
+        let mut cache = Cache::new(512, 3, 1);
         for page in [0, 512, 1024] {
-            cache.insert(page, Kind::L2, &[0; 512]);
-            assert!(cache.get(page).is_some());
+            cache.insert(page, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
+            assert!(cache.find(page).is_some());
         }
         cache.set_entry(0, 1);
-        assert!(cache.get(512).is_some());
-        let _ = [(); 40].map(|()| cache.get(1 << 20).is_some());
+        assert!(cache.find(512).is_some());
+        let _ = [(); 40].map(|()| cache.find(1 << 20).is_some());
         for gone in [1024, 512] {
             assert_eq!(cache.make_room(&clock), Room::Enough);
             assert!(!cache.contains(gone));
-            cache.insert(gone + 2048, Kind::L2, &[0; 512]);
-            assert!(cache.get(gone + 2048).is_some());
+            cache.insert(gone + 2048, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
+            assert!(cache.find(gone + 2048).is_some());
         }
         assert_eq!(cache.make_room(&clock), Room::Write(0));
     }
 
     #[test]
     fn zeroes_take_the_place_of_what_was_read_there() {
-        let mut cache = Cache::new(512, 4);
-        cache.insert(0, Kind::L2, &[7; 512]);
+        let mut cache = Cache::new(512, 4, 1);
+        cache.insert(0, Kind::L2, IoBuf::copy_of(&[7; 512], 1));
         cache.insert_zeroes(0, Kind::RefcountBlock, Stamp::DURABLE);
-        assert_eq!(cache.kind(0), Some(Kind::RefcountBlock));
-        assert_eq!(cache.get(0), Some([0; 512].as_slice()));
+        let (slot, kind) = cache.find(0).expect("it was inserted");
+        assert_eq!(kind, Kind::RefcountBlock);
+        assert_eq!(cache.bytes(slot), [0; 512]);
     }
 
     quickcheck! {
         /// However pages come, are used and go, the order of use is that of their last use.
         fn the_order_of_use_is_kept(steps: Vec<(u8, u8)>) -> bool {
-            let mut cache = Cache::new(512, 4);
+            let mut cache = Cache::new(512, 4, 1);
             let mut order: Vec<u64> = Vec::new();
             for (what, page) in steps {
                 let page = u64::from(page % 16) * 512;
                 let there = order.iter().position(|&other| other == page);
                 match (what % 3, there) {
-                    (0, None) => cache.insert(page, Kind::L2, &[0; 512]),
+                    (0, None) => cache.insert(page, Kind::L2, IoBuf::copy_of(&[0; 512], 1)),
                     (1, Some(_)) => cache.forget(page..page + 512),
-                    _ => assert_eq!(cache.get(page).is_some(), there.is_some()),
+                    _ => assert_eq!(cache.find(page).is_some(), there.is_some()),
                 }
                 there.map(|at| order.remove(at));
                 if cache.contains(page) {

@@ -4,12 +4,13 @@
 //! operation (no lock). What a decision needs from the storage it asks for by failing with [`Stop::Load`]; the decision is
 //! then taken again from the start.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::Poll;
+
+use smallvec::SmallVec;
 
 use crate::barrier::Barrier;
 use crate::cache::{Kind, Need, Room};
@@ -22,6 +23,7 @@ use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
 use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
+use crate::taken::Taken;
 use crate::work::Work;
 
 /// An open qcow2 image over a storage.
@@ -114,7 +116,7 @@ impl<S: Storage> Image<S> {
     ) -> Result<R, IoError> {
         let decided = self.decide_with(true, step).await;
         if let Err(error @ IoError::InUse { .. }) = &decided {
-            self.mark_corrupt(error).await;
+            Box::pin(self.mark_corrupt(error)).await;
         }
         decided
     }
@@ -135,13 +137,22 @@ impl<S: Storage> Image<S> {
         loop {
             match self.with(&mut step).await {
                 Ok(result) => return Ok(result),
-                Err(Stop::Load { page, kind, generation }) => {
-                    self.make_room(insists_on_room).await?;
-                    self.load(page, kind, generation, insists_on_room).await?;
-                }
-                Err(Stop::Room) => self.make_room(insists_on_room).await?,
                 Err(Stop::Error(error)) => return Err(error),
+                // What seldom happens is boxed, so that it does not make every request's future large: futures get moved.
+                Err(stop) => Box::pin(self.provide(stop, insists_on_room)).await?,
             }
+        }
+    }
+
+    /// Does something about why a step could not be taken.
+    async fn provide(&self, stop: Stop, insists_on_room: bool) -> Result<(), IoError> {
+        match stop {
+            Stop::Load { page, kind, generation } => {
+                self.make_room(insists_on_room).await?;
+                self.load(page, kind, generation, insists_on_room).await
+            }
+            Stop::Room => self.make_room(insists_on_room).await,
+            Stop::Error(error) => Err(error),
         }
     }
 
@@ -164,7 +175,7 @@ impl<S: Storage> Image<S> {
             in_flight: false,
             through: None,
             failed: false,
-            clusters: VecDeque::new(),
+            clusters: Taken::default(),
         };
         loop {
             let turn = poll_fn(|context| {
@@ -189,7 +200,7 @@ impl<S: Storage> Image<S> {
             if turn == Turn::Granted {
                 return Ok(claim);
             }
-            self.settle().await?;
+            Box::pin(self.settle()).await?;
         }
     }
 
@@ -230,11 +241,9 @@ impl<S: Storage> Image<S> {
         insists_on_room: bool,
     ) -> Result<(), IoError> {
         let _claim = self.claim(Resource::Pages(page..page + self.page_size)).await?;
-        if self.with(|state| state.cache.contains(page)).await {
-            return Ok(());
-        }
-        let size = usize::try_from(self.page_size).expect("a page fits in memory");
-        let buf = IoBuf::zeroed(size, self.limits.alignment);
+        let missing =
+            |state: &mut State| (!state.cache.contains(page)).then(|| state.cache.buffer());
+        let Some(buf) = self.with(missing).await else { return Ok(()) };
         let (buf, result) = self.storage.read(page, buf).await;
         result.map_err(|source| IoError::Storage {
             action: "reading metadata",
@@ -244,7 +253,7 @@ impl<S: Storage> Image<S> {
         self.with(|state| {
             let room = !insists_on_room || !state.cache.is_full();
             if room && state.generation == generation && !state.cache.contains(page) {
-                state.cache.insert(page, kind, &buf);
+                state.cache.insert(page, kind, buf);
             }
         })
         .await;
@@ -288,11 +297,11 @@ impl<S: Storage> Image<S> {
                 let ready =
                     |page: &u64| state.cache.next_step(*page, &state.clock) == Need::Write(*page);
                 let ready = offsets.take_while(ready).count();
-                let mut buf = IoBuf::zeroed(ready * step, alignment);
-                let mut versions = Vec::with_capacity(ready);
-                for (page, into) in (first..).step_by(step).zip(buf.chunks_exact_mut(step)) {
+                let mut buf = IoBuf::with_capacity(ready * step, alignment);
+                let mut versions = SmallVec::<[_; 1]>::with_capacity(ready);
+                for page in (first..).step_by(step).take(ready) {
                     let (version, bytes) = state.cache.snapshot(page);
-                    into.copy_from_slice(bytes);
+                    buf.extend_from_slice(bytes);
                     versions.push((page, version));
                 }
                 Ok::<_, IoError>((buf, versions))
@@ -469,7 +478,7 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         self.now(|state| state.accepts_requests())?;
-        self.learn_metadata().await?;
+        Box::pin(self.learn_metadata()).await?;
         self.knows_metadata.store(true, Ordering::Release);
         Ok(())
     }
@@ -487,7 +496,7 @@ pub(crate) struct Claim<'a, S: Storage> {
     /// Whether some of its I/O failed since the storage was settled.
     failed: bool,
     /// Clusters taken for the holder that nothing refers to yet: given back when the claim goes.
-    pub(crate) clusters: VecDeque<u64>,
+    pub(crate) clusters: Taken,
 }
 
 impl<S: Storage> Claim<'_, S> {

@@ -43,6 +43,7 @@ mod resize;
 mod rule;
 mod state;
 pub mod storage;
+mod taken;
 mod work;
 mod write;
 mod zero;

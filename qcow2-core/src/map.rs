@@ -6,8 +6,10 @@
 //!   header ──> L1 table ──entry──> L2 table (one cluster) ──entry──> data cluster
 //! ```
 
+use std::ops::Range;
+
 use crate::alloc::Extent;
-use crate::cache::Kind;
+use crate::cache::{Kind, Slot};
 use crate::error::IoError;
 use crate::format::entry::{L1Entry, L2Entry, Mapping};
 use crate::order::{Before, Stamp};
@@ -21,6 +23,15 @@ pub(crate) enum EntryPlace {
     At(u64),
     /// Nowhere: the L1 entry of this index is empty.
     NoTable(u64),
+}
+
+/// What maps guest clusters that follow each other, as far as one page goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Entries {
+    /// So many L2 entries from host offset `at` on, in a page of the cache.
+    At { slot: Slot, at: u64, count: usize },
+    /// None for so many clusters: the L1 entry of this index is empty.
+    NoTable { index: u64, clusters: u64 },
 }
 
 /// What a new mapping replaces, and the data behind it.
@@ -61,10 +72,32 @@ impl State {
         Ok((at, entry.decode(self.header.cluster_bits, at)?))
     }
 
+    /// What maps the first of these guest clusters. Each table is looked up once for all of them.
+    pub(crate) fn entries(&mut self, clusters: Range<u64>) -> Result<Entries, Stop> {
+        let at = match self.entry_place(clusters.start)? {
+            EntryPlace::At(at) => at,
+            EntryPlace::NoTable(index) => {
+                let end = clusters.end.min((index + 1) * self.l2_entries());
+                return Ok(Entries::NoTable { index, clusters: end - clusters.start });
+            }
+        };
+        let page = self.cache.page_of(at);
+        let slot = self.find(page, Kind::L2)?;
+        let in_page = (page + self.cache.page_size() - at) / 8;
+        let count = (clusters.end - clusters.start).min(in_page);
+        self.work.looked_at += count;
+        Ok(Entries::At { slot, at, count: usize::try_from(count).expect("a page fits in memory") })
+    }
+
+    /// What an L2 entry from host offset `at` says.
+    pub(crate) fn decode(&self, entry: u64, at: u64) -> Result<Mapping, IoError> {
+        Ok(L2Entry(entry).decode(self.header.cluster_bits, self.header.version, at)?)
+    }
+
     /// What the L2 entry at host offset `at` says.
     pub(crate) fn mapping_at(&mut self, at: u64) -> Result<Mapping, Stop> {
-        let entry = L2Entry(self.entry(at, Kind::L2)?);
-        Ok(entry.decode(self.header.cluster_bits, self.header.version, at)?)
+        let entry = self.entry(at, Kind::L2)?;
+        Ok(self.decode(entry, at)?)
     }
 
     /// Where a guest cluster is.
@@ -100,16 +133,14 @@ impl State {
         Ok(())
     }
 
-    /// Sets the L2 entry at host offset `at` to one that reads as zeroes and keeps `kept`; drops the old reference
-    /// unless it is the one kept.
-    pub(crate) fn clear(&mut self, at: u64, entry: L2Entry, discard: bool) -> Result<(), Stop> {
-        let old = self.mapping_at(at)?;
+    /// Sets the L2 entry at host offset `at`, which said `old` and whose page is in the cache, to one that reads as zeroes; drops the
+    /// old reference unless the new one keeps it.
+    pub(crate) fn clear(&mut self, at: u64, old: Mapping, entry: L2Entry, discard: bool) {
         let page = self.cache.page_of(at);
         let version = self.cache.set_entry(at, entry.0);
         if entry.host() == 0 {
             self.drop_mapping(old, Before::Page { offset: page, version }, discard);
         }
-        Ok(())
     }
 
     fn drop_mapping(&mut self, old: Mapping, before: Before, discard: bool) {

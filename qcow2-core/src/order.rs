@@ -13,6 +13,8 @@
 //! ever lead from L2 and L1 and refcount tables down to data, lengths and refcount blocks, never back: a refcount that
 //! goes *down* is not recorded in its page until the dropped reference is durable. So they cannot form a cycle.
 
+use smallvec::{Array, SmallVec};
+
 use crate::rule::Rule;
 
 /// The number of the flush that makes something durable.
@@ -79,7 +81,7 @@ pub(crate) struct Edge {
 
 impl Edge {
     /// Adds this edge to `edges`; the later of two alike replaces the earlier.
-    pub(crate) fn merge_into(self, edges: &mut Vec<Self>) {
+    pub(crate) fn merge_into(self, edges: &mut SmallVec<impl Array<Item = Self>>) {
         for edge in edges.iter_mut().filter(|edge| edge.rule == self.rule) {
             match (&mut edge.before, self.before) {
                 (Before::Written(old), Before::Written(new)) => {
@@ -103,6 +105,8 @@ impl Edge {
 #[cfg(test)]
 mod tests {
     use super::{Before, Edge, FlushClock, Stamp};
+    use smallvec::SmallVec;
+
     use crate::rule::Rule;
 
     #[test]
@@ -122,7 +126,7 @@ mod tests {
 
     #[test]
     fn edges_merge_by_rule_and_page() {
-        let mut edges = Vec::new();
+        let mut edges = SmallVec::<[Edge; 4]>::new();
         let page = |offset, version| Edge {
             rule: Rule::RefcountBeforeReference,
             before: Before::Page { offset, version },
@@ -130,7 +134,7 @@ mod tests {
         page(0, 5).merge_into(&mut edges);
         page(0, 3).merge_into(&mut edges);
         page(512, 4).merge_into(&mut edges);
-        assert_eq!(edges, [page(0, 5), page(512, 4)]);
+        assert_eq!(edges[..], [page(0, 5), page(512, 4)]);
         let written =
             |stamp| Edge { rule: Rule::DataBeforeMapping, before: Before::Written(Stamp(stamp)) };
         written(2).merge_into(&mut edges);

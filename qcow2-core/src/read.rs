@@ -1,8 +1,11 @@
 //! Reading: resolve a guest range to host extents, then move the bytes.
 
+use smallvec::SmallVec;
+
 use crate::error::IoError;
 use crate::format::entry::Mapping;
 use crate::image::Image;
+use crate::map::Entries;
 use crate::state::{State, Stop};
 use crate::storage::{IoBuf, Storage};
 
@@ -18,12 +21,14 @@ pub struct ReadExtent {
     pub host: Option<u64>,
 }
 
+type Extents = SmallVec<[ReadExtent; 1]>;
+
 /// The extents of a guest range, in order. While it lives, none of them is handed to another guest cluster.
 #[derive(Debug)]
 pub struct ReadMap<'a, S: Storage> {
     image: &'a Image<S>,
     ticket: Option<u64>,
-    extents: Vec<ReadExtent>,
+    extents: Extents,
 }
 
 impl<S: Storage> ReadMap<'_, S> {
@@ -43,35 +48,42 @@ impl<S: Storage> Drop for ReadMap<'_, S> {
 
 impl State {
     /// Appends the extents of `at..end` to `extents`, as far as the cache knows them; returns how far that is.
-    fn resolve(
-        &mut self,
-        extents: &mut Vec<ReadExtent>,
-        mut at: u64,
-        end: u64,
-    ) -> Result<u64, Stop> {
+    fn resolve(&mut self, extents: &mut Extents, mut at: u64, end: u64) -> Result<u64, Stop> {
         let size = self.cluster_size();
         let start = at;
         let end = end.min((at / size + AT_ONCE).saturating_mul(size));
-        while at < end {
-            let within = at % size;
-            let cluster = match self.mapping(at / size) {
-                Ok(Mapping::Data { host, .. }) => Some(host),
-                Ok(Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. }) => {
-                    None
-                }
-                Ok(Mapping::Compressed { .. }) => {
-                    return Err(IoError::Unsupported("a compressed cluster".into()).into());
-                }
-                Err(Stop::Load { .. }) if at > start => break,
-                Err(stop) => return Err(stop),
-            };
-            let len = (size - within).min(end - at);
-            let host = cluster.map(|host| host + within);
+        let mut add = |at: &mut u64, clusters: u64, host: Option<u64>| {
+            let within = *at % size;
+            let len = (clusters * size - within).min(end - *at);
+            let host = host.map(|host| host + within);
             match extents.last_mut() {
                 Some(last) if last.host.map(|host| host + last.len) == host => last.len += len,
                 _ => extents.push(ReadExtent { len, host }),
             }
-            at += len;
+            *at += len;
+        };
+        while at < end {
+            match self.entries(at / size..end.div_ceil(size)) {
+                Ok(Entries::NoTable { clusters, .. }) => add(&mut at, clusters, None),
+                Ok(Entries::At { slot, at: place, count }) => {
+                    let places = (place..).step_by(8);
+                    for (entry, place) in self.cache.entries(slot, place, count).zip(places) {
+                        let host = match self.decode(entry, place)? {
+                            Mapping::Data { host, .. } => Some(host),
+                            Mapping::Unallocated
+                            | Mapping::ZeroPlain
+                            | Mapping::ZeroAllocated { .. } => None,
+                            Mapping::Compressed { .. } => {
+                                let what = "a compressed cluster".into();
+                                return Err(IoError::Unsupported(what).into());
+                            }
+                        };
+                        add(&mut at, 1, host);
+                    }
+                }
+                Err(Stop::Load { .. }) if at > start => break,
+                Err(stop) => return Err(stop),
+            }
         }
         Ok(at)
     }
@@ -83,7 +95,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// [`IoError::OutOfRange`], [`IoError::Unaligned`], or what reading or decoding the tables met.
     pub async fn map_read(&self, offset: u64, len: u64) -> Result<ReadMap<'_, S>, IoError> {
-        let mut map = ReadMap { image: self, ticket: None, extents: Vec::new() };
+        let mut map = ReadMap { image: self, ticket: None, extents: Extents::new() };
         let mut at = offset;
         loop {
             let (now, end) = self

@@ -101,7 +101,7 @@ impl<S: Storage> Image<S> {
                 header.l1_table_offset = offset;
             },
             |state, switched| {
-                claim.clusters.retain(|cluster| !taken.contains(cluster));
+                claim.clusters.remove(&taken);
                 state.forget(old.clone());
                 for cluster in old.start / cluster_size..old.end.div_ceil(cluster_size) {
                     state.dereference(cluster, Before::Written(switched), false);
@@ -140,9 +140,10 @@ impl<S: Storage> Image<S> {
         while cluster < end && cluster / per_table < u64::from(header.l1_size) {
             let next = (cluster / per_table + 1) * per_table;
             if self.decide(|state| Ok(state.l1_entry(cluster / per_table)?.1)).await?.is_some() {
-                for cluster in cluster..next.min(end) {
-                    self.decide(|state| state.zero_cluster(cluster, Zeroing::Free)).await?;
-                    pages.extend(self.decide(|state| state.page_of_entry(cluster)).await?);
+                let mut rest = cluster..next.min(end);
+                while !rest.is_empty() {
+                    pages.extend(self.decide(|state| state.page_of_entry(rest.start)).await?);
+                    self.decide(|state| state.zero_some(&mut rest, Zeroing::Free)).await?;
                 }
             }
             cluster = next;

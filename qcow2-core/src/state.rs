@@ -1,10 +1,10 @@
 //! Everything mutable about an open image. No I/O, no awaiting: a step looks, decides and changes.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::task::Waker;
 
-use crate::cache::{Cache, Kind, Need};
+use crate::cache::{Cache, Kind, Need, Slot};
 use crate::claims::Claims;
 use crate::error::IoError;
 use crate::format::feature::Incompatible;
@@ -17,6 +17,7 @@ use crate::options::OpenOptions;
 use crate::order::{Before, Edge, FlushClock, Stamp};
 use crate::rule::{Rule, Rules};
 use crate::storage::{Limits, UNIT};
+use crate::taken::Taken;
 use crate::work::Work;
 
 /// Why a step could not be taken.
@@ -36,6 +37,27 @@ pub(crate) enum Stop {
 impl<E: Into<IoError>> From<E> for Stop {
     fn from(error: E) -> Self {
         Self::Error(error.into())
+    }
+}
+
+/// Operations in flight, by numbers that ascend.
+#[derive(Debug, Default)]
+struct InFlight(VecDeque<u64>);
+
+impl InFlight {
+    fn begin(&mut self, number: u64) {
+        self.0.push_back(number);
+    }
+
+    fn end(&mut self, number: u64) {
+        if let Ok(at) = self.0.binary_search(&number) {
+            self.0.remove(at);
+        }
+    }
+
+    /// The oldest.
+    fn first(&self) -> Option<u64> {
+        self.0.front().copied()
     }
 }
 
@@ -72,12 +94,12 @@ pub(crate) struct State {
     pub(crate) free: Free,
     pub(crate) freed: freed::Queue,
     /// Reads in flight, by ticket.
-    readers: BTreeSet<u64>,
+    readers: InFlight,
     next_ticket: u64,
     /// Clusters taken by dropped requests, by the number of their orphaned claim.
-    orphaned: BTreeMap<u64, VecDeque<u64>>,
+    orphaned: BTreeMap<u64, Taken>,
     /// Writes through in flight, by number, and who waits for some of them to end.
-    throughs: BTreeSet<u64>,
+    throughs: InFlight,
     next_through: u64,
     awaiting_throughs: Vec<Waker>,
     /// The sync that failed.
@@ -115,7 +137,7 @@ impl State {
             dirty_durable: false,
             lazy,
             rules: options.rules,
-            cache: Cache::new(page_size, cache_pages),
+            cache: Cache::new(page_size, cache_pages, limits.alignment),
             clock: FlushClock::default(),
             work: Work::default(),
             claims: Claims::default(),
@@ -129,10 +151,10 @@ impl State {
             fresh_from,
             free: Free::default(),
             freed: freed::Queue::default(),
-            readers: BTreeSet::new(),
+            readers: InFlight::default(),
             next_ticket: 0,
             orphaned: BTreeMap::new(),
-            throughs: BTreeSet::new(),
+            throughs: InFlight::default(),
             next_through: 0,
             awaiting_throughs: Vec::new(),
             poison: None,
@@ -152,15 +174,15 @@ impl State {
 
     /// The 8-byte entry at host offset `at` of a table of that kind.
     pub(crate) fn entry(&mut self, at: u64, kind: Kind) -> Result<u64, Stop> {
-        self.find(self.cache.page_of(at), kind)?;
-        Ok(self.cache.entry(at).expect("its page is in the cache"))
+        let slot = self.find(self.cache.page_of(at), kind)?;
+        Ok(self.cache.entry(slot, at))
     }
 
-    /// Makes sure that a page is in the cache, and in the cache as a table of that kind: in a damaged image a cluster may be
-    /// two tables at once, and a page that is two would wait for itself.
-    pub(crate) fn find(&self, page: u64, kind: Kind) -> Result<(), Stop> {
-        match self.cache.kind(page) {
-            Some(other) if other == kind => Ok(()),
+    /// Finds a page in the cache, and in the cache as a table of that kind: in a damaged image a cluster may be two tables at once,
+    /// and a page that is two would wait for itself.
+    pub(crate) fn find(&mut self, page: u64, kind: Kind) -> Result<Slot, Stop> {
+        match self.cache.find(page) {
+            Some((slot, other)) if other == kind => Ok(slot),
             Some(_) => Err(IoError::TwoTables { cluster: page / self.cluster_size() }.into()),
             None => Err(Stop::Load { page, kind, generation: self.generation }),
         }
@@ -206,13 +228,13 @@ impl State {
     pub(crate) fn begin_through(&mut self) -> u64 {
         let number = self.next_through;
         self.next_through += 1;
-        self.throughs.insert(number);
+        self.throughs.begin(number);
         number
     }
 
     /// Records that a write through has ended, or was left to whoever sees the storage settle.
     pub(crate) fn end_through(&mut self, number: u64) {
-        self.throughs.remove(&number);
+        self.throughs.end(number);
         self.awaiting_throughs.drain(..).for_each(Waker::wake);
     }
 
@@ -223,7 +245,7 @@ impl State {
 
     /// Whether every write through before `number` has ended; if not, the waker is called when one does.
     pub(crate) fn throughs_ended(&mut self, number: u64, waker: &Waker) -> bool {
-        let ended = self.throughs.first().is_none_or(|&first| first >= number);
+        let ended = self.throughs.first().is_none_or(|first| first >= number);
         if !ended {
             self.awaiting_throughs.push(waker.clone());
         }
@@ -269,12 +291,12 @@ impl State {
     pub(crate) fn begin_read(&mut self) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.readers.insert(ticket);
+        self.readers.begin(ticket);
         ticket
     }
 
     pub(crate) fn end_read(&mut self, ticket: u64) {
-        self.readers.remove(&ticket);
+        self.readers.end(ticket);
     }
 
     /// Records that a reference to `cluster` was dropped; `before` makes that durable.
@@ -300,8 +322,8 @@ impl State {
     }
 
     /// Gives back clusters that were taken and that nothing refers to.
-    pub(crate) fn give_back(&mut self, clusters: impl IntoIterator<Item = u64>) {
-        for cluster in clusters {
+    pub(crate) fn give_back(&mut self, clusters: Taken) {
+        for cluster in clusters.into_iter() {
             let number = self.next_ticket;
             self.next_ticket += 1;
             let freed = Freed { ticket: 0, discard: false, lowered: false };
@@ -317,17 +339,17 @@ impl State {
 
     /// Whether some of the freed clusters may go on towards being free.
     pub(crate) fn has_reapable(&self) -> bool {
-        self.freed.has_ready(&self.clock, self.readers.first().copied())
+        self.freed.has_ready(&self.clock, self.readers.first())
     }
 
     /// Lets freed clusters go on, at most so many.
     pub(crate) fn advance_freed(&mut self, most: usize) {
         self.work.looked_at += most as u64;
-        self.freed.go_on(most, &self.clock, self.readers.first().copied());
+        self.freed.go_on(most, &self.clock, self.readers.first());
     }
 
     /// Leaves the claim `id` and its clusters until the storage has settled; `sync` says whether a write through is in flight.
-    pub(crate) fn orphan(&mut self, id: u64, sync: bool, clusters: VecDeque<u64>) {
+    pub(crate) fn orphan(&mut self, id: u64, sync: bool, clusters: Taken) {
         self.claims.orphan(id, sync);
         if !clusters.is_empty() {
             self.orphaned.insert(id, clusters);

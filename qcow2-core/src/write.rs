@@ -9,8 +9,9 @@
 //! **Invariant.** Nothing refers to a new cluster before all of it is written, and what refers to it then is ordered by the
 //! named rules. A request that fails or is dropped before that leaves the old mapping.
 
-use std::collections::VecDeque;
 use std::ops::Range;
+
+use smallvec::SmallVec;
 
 use crate::alloc::Extent;
 use crate::cache::Kind;
@@ -18,7 +19,7 @@ use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::entry::{L1Entry, Mapping};
 use crate::image::{Claim, Image};
-use crate::map::{EntryPlace, Link};
+use crate::map::{Entries, EntryPlace, Link};
 use crate::metadata::Table;
 use crate::order::Before;
 use crate::rule::Rule;
@@ -42,9 +43,9 @@ pub struct WriteExtent {
 pub struct WriteMap<'a, S: Storage> {
     image: &'a Image<S>,
     claim: Claim<'a, S>,
-    extents: Vec<WriteExtent>,
-    links: Vec<NewLink>,
-    runs: Vec<Extent>,
+    extents: SmallVec<[WriteExtent; 1]>,
+    links: SmallVec<[NewLink; 1]>,
+    runs: SmallVec<[Extent; 1]>,
 }
 
 /// A mapping to be made when the data is there.
@@ -72,50 +73,41 @@ enum Target {
     New { source: Option<u64> },
 }
 
+/// The first of a range of guest clusters, and how they get host clusters.
+type Targets = SmallVec<[Target; 1]>;
+
 impl State {
-    /// How some of these guest clusters, from the first one on, get host clusters: as far as the cache knows, and no further than one
-    /// without a table.
-    fn write_targets(
-        &mut self,
-        clusters: Range<u64>,
-        targets: &mut VecDeque<Target>,
-    ) -> Result<(), Stop> {
-        let mut owned = None;
-        for cluster in clusters.start..clusters.end.min(clusters.start + AT_ONCE) {
-            let target = match self.write_target(cluster) {
-                Err(Stop::Load { .. }) if !targets.is_empty() => return Ok(()),
-                target => target?,
-            };
-            if let Target::New { .. } | Target::Revive(_) = target {
-                let table = cluster / self.l2_entries();
-                if owned != Some(table) {
-                    match self.check_table_owned(cluster) {
-                        Err(Stop::Load { .. }) if !targets.is_empty() => return Ok(()),
-                        checked => checked?,
-                    }
-                    owned = Some(table);
+    /// How some of these guest clusters, from the first one on, get host clusters: as far as a page goes, and no further than one without
+    /// a table.
+    fn write_targets(&mut self, clusters: Range<u64>, targets: &mut Targets) -> Result<(), Stop> {
+        targets.clear();
+        let first = clusters.start;
+        let (slot, at, count) =
+            match self.entries(first..clusters.end.min(first.saturating_add(AT_ONCE)))? {
+                // A table past the end of the file holds nothing, and nobody knows what will be there. One that the file ends inside
+                // goes on in zeroes.
+                Entries::At { at, .. } if at - at % self.cluster_size() >= self.length => {
+                    targets.push(Target::NoTable(first / self.l2_entries()));
+                    return Ok(());
                 }
-            }
-            targets.push_back(target);
-            if let Target::NoTable(_) = target {
-                return Ok(());
-            }
+                Entries::At { slot, at, count } => (slot, at, count),
+                Entries::NoTable { index, .. } => {
+                    targets.push(Target::NoTable(index));
+                    return Ok(());
+                }
+            };
+        let mut changes_table = false;
+        for (entry, at) in self.cache.entries(slot, at, count).zip((at..).step_by(8)) {
+            let target = self.write_target(self.decode(entry, at)?)?;
+            changes_table |= !matches!(target, Target::InPlace(_));
+            targets.push(target);
         }
-        Ok(())
+        if changes_table { self.check_table_owned(first) } else { Ok(()) }
     }
 
-    fn write_target(&mut self, guest_cluster: u64) -> Result<Target, Stop> {
-        let at = match self.entry_place(guest_cluster)? {
-            // A table past the end of the file holds nothing, and nobody knows what will be there. One that the file ends inside
-            // goes on in zeroes.
-            EntryPlace::At(at) if at - at % self.cluster_size() >= self.length => {
-                return Ok(Target::NoTable(guest_cluster / self.l2_entries()));
-            }
-            EntryPlace::At(at) => at,
-            EntryPlace::NoTable(index) => return Ok(Target::NoTable(index)),
-        };
-        Ok(match self.mapping_at(at)? {
-            // The same of data.
+    fn write_target(&self, mapping: Mapping) -> Result<Target, IoError> {
+        Ok(match mapping {
+            // What is past the end of the file holds nothing.
             Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. }
                 if host >= self.length =>
             {
@@ -134,7 +126,7 @@ impl State {
                 Target::New { source: None }
             }
             Mapping::Compressed { .. } => {
-                return Err(IoError::Unsupported("a compressed cluster".into()).into());
+                return Err(IoError::Unsupported("a compressed cluster".into()));
             }
         })
     }
@@ -145,18 +137,24 @@ impl State {
         self.check_unused(cluster..cluster + 1)
     }
 
-    /// Checks that the L2 table of an L1 index may be changed in place: nothing else refers to it.
+    /// Checks that the L1 table refers no more than once to the L2 table that has something at host offset `at`.
+    pub(crate) fn check_unshared(&self, at: u64) -> Result<(), IoError> {
+        let size = self.cluster_size();
+        if self.metadata.as_ref().is_some_and(|metadata| metadata.is_shared(at / size)) {
+            return Err(IoError::SharedTable { host: at - at % size, refcount: 2 });
+        }
+        Ok(())
+    }
+
+    /// Checks that the L2 table of a guest cluster may be changed in place: nothing else refers to it.
     pub(crate) fn check_table_owned(&mut self, guest_cluster: u64) -> Result<(), Stop> {
         let index = guest_cluster / self.l2_entries();
         let Some(table) = self.l1_entry(index)?.1 else { return Ok(()) };
-        let cluster = table.host / self.cluster_size();
-        if self.metadata.as_ref().is_some_and(|metadata| metadata.is_shared(cluster)) {
-            return Err(IoError::SharedTable { host: table.host, refcount: 2 }.into());
-        }
+        self.check_unshared(table.host)?;
         if table.copied {
             return Ok(());
         }
-        match self.refcount(cluster)? {
+        match self.refcount(table.host / self.cluster_size())? {
             0 | 1 => Ok(()),
             refcount => Err(IoError::SharedTable { host: table.host, refcount }.into()),
         }
@@ -188,21 +186,42 @@ impl<S: Storage> Image<S> {
         durability: Durability,
     ) -> (IoBuf, Result<(), IoError>) {
         let through = self.options.write_through || durability == Durability::Through;
-        let mut map = match self.map_write(offset, buf.len() as u64).await {
+        let len = buf.len() as u64;
+        let mut map = match self.claim_to_write(offset, len).await {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
-        let direct = through && map.is_mapped_durably(offset, buf.len() as u64).await;
+        if let Err(error) = map.resolve(offset, len).await {
+            return (buf, Err(error));
+        }
+        let direct = through && map.is_mapped_durably(offset, len).await;
         let how = if direct { Durability::Through } else { Durability::Cached };
         let (buf, result) = map.write_data(buf, how).await;
         if let Err(error) = result {
             return (buf, Err(error));
         }
-        let mut result = map.commit().await;
+        let mut result = map.link().await;
+        drop(map);
         if result.is_ok() && through && !direct {
-            result = self.flush().await;
+            result = Box::pin(self.flush()).await;
         }
         (buf, result)
+    }
+
+    /// Claims a guest range to write to.
+    async fn claim_to_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
+        self.begin_change().await?;
+        let check = |state: &State| {
+            state.accepts_requests()?;
+            state.check_range(offset, len)
+        };
+        let clusters = self.clusters(offset, len);
+        Ok(WriteMap::new(self, self.claim_if(Resource::Guest(clusters), check).await?))
+    }
+
+    /// The guest clusters that a range touches.
+    fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
+        offset / self.cluster_size..offset.saturating_add(len).div_ceil(self.cluster_size)
     }
 
     /// Claims a guest range and finds or takes host clusters for it; `offset` and `len` are multiples of 512 bytes.
@@ -210,12 +229,9 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`Image::write`].
     pub async fn map_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
-        self.begin_change().await?;
-        let check = |state: &State| {
-            state.accepts_requests()?;
-            state.check_range(offset, len)
-        };
-        self.map_checked(offset, len, check).await
+        let mut map = self.claim_to_write(offset, len).await?;
+        map.resolve(offset, len).await?;
+        Ok(map)
     }
 
     /// The same for any range of whole units that the tables can hold, past the end of the disk too.
@@ -224,72 +240,9 @@ impl<S: Storage> Image<S> {
         offset: u64,
         len: u64,
     ) -> Result<WriteMap<'_, S>, IoError> {
-        self.map_checked(offset, len, |_| Ok(())).await
-    }
-
-    async fn map_checked(
-        &self,
-        offset: u64,
-        len: u64,
-        check: impl Fn(&State) -> Result<(), IoError>,
-    ) -> Result<WriteMap<'_, S>, IoError> {
-        let size = self.cluster_size;
-        let end = offset.saturating_add(len);
-        let clusters = offset / size..end.div_ceil(size);
-        let claim = self.claim_if(Resource::Guest(clusters.clone()), check).await?;
-        let mut map = WriteMap {
-            image: self,
-            claim,
-            extents: Vec::new(),
-            links: Vec::new(),
-            runs: Vec::new(),
-        };
-        let mut cluster = clusters.start;
-        let mut targets = VecDeque::new();
-        while cluster < clusters.end {
-            if targets.is_empty() {
-                self.decide(|state| state.write_targets(cluster..clusters.end, &mut targets))
-                    .await?;
-            }
-            let is_new = |target: &Target| matches!(target, Target::New { .. });
-            match *targets.front().expect("there is one cluster at least") {
-                Target::NoTable(index) => {
-                    self.add_l2_table(index).await?;
-                    targets.pop_front();
-                }
-                Target::InPlace(host) => {
-                    map.add_extent(cluster, host, offset, end, size);
-                    targets.pop_front();
-                    cluster += 1;
-                }
-                Target::Revive(host) => {
-                    map.pad(cluster, host, None, offset, end, size).await?;
-                    map.links.push(NewLink { guest_cluster: cluster, host, run: None });
-                    map.add_extent(cluster, host, offset, end, size);
-                    targets.pop_front();
-                    cluster += 1;
-                }
-                Target::New { .. } => {
-                    let wanted = targets.iter().take_while(|target| is_new(target)).count() as u64;
-                    let run = self.allocate(&mut map.claim, wanted).await?;
-                    let index = map.runs.len();
-                    for host in run.clusters.clone() {
-                        let host = host * size;
-                        let source = match targets.pop_front() {
-                            Some(Target::New { source }) => source,
-                            _ => None,
-                        };
-                        if !run.fresh || source.is_some() {
-                            map.pad(cluster, host, source, offset, end, size).await?;
-                        }
-                        map.links.push(NewLink { guest_cluster: cluster, host, run: Some(index) });
-                        map.add_extent(cluster, host, offset, end, size);
-                        cluster += 1;
-                    }
-                    map.runs.push(run);
-                }
-            }
-        }
+        let claim = self.claim(Resource::Guest(self.clusters(offset, len))).await?;
+        let mut map = WriteMap::new(self, claim);
+        map.resolve(offset, len).await?;
         Ok(map)
     }
 
@@ -337,7 +290,71 @@ impl<S: Storage> Image<S> {
     }
 }
 
-impl<S: Storage> WriteMap<'_, S> {
+impl<'a, S: Storage> WriteMap<'a, S> {
+    fn new(image: &'a Image<S>, claim: Claim<'a, S>) -> Self {
+        let (extents, links, runs) = (SmallVec::new(), SmallVec::new(), SmallVec::new());
+        Self { image, claim, extents, links, runs }
+    }
+
+    /// Finds or takes host clusters for the range that was claimed.
+    async fn resolve(&mut self, offset: u64, len: u64) -> Result<(), IoError> {
+        let image = self.image;
+        let size = image.cluster_size;
+        let end = offset.saturating_add(len);
+        let clusters = image.clusters(offset, len);
+        let mut targets = Targets::new();
+        let mut cluster = clusters.start;
+        while cluster < clusters.end {
+            let some = cluster..clusters.end;
+            image.decide(|state| state.write_targets(some.clone(), &mut targets)).await?;
+            let mut rest = &targets[..];
+            while let [target, others @ ..] = rest {
+                match *target {
+                    Target::NoTable(index) => {
+                        Box::pin(image.add_l2_table(index)).await?;
+                        rest = others;
+                    }
+                    Target::InPlace(host) => {
+                        self.add_extent(cluster, host, offset, end, size);
+                        cluster += 1;
+                        rest = others;
+                    }
+                    Target::Revive(host) => {
+                        self.pad(cluster, host, None, offset, end, size).await?;
+                        self.links.push(NewLink { guest_cluster: cluster, host, run: None });
+                        self.add_extent(cluster, host, offset, end, size);
+                        cluster += 1;
+                        rest = others;
+                    }
+                    Target::New { .. } => {
+                        let source = |target: &Target| match target {
+                            Target::New { source } => Some(*source),
+                            _ => None,
+                        };
+                        let wanted = rest.iter().map_while(source).count() as u64;
+                        let run = image.allocate(&mut self.claim, wanted).await?;
+                        for (host, source) in
+                            run.clusters.clone().zip(rest.iter().map_while(source))
+                        {
+                            let host = host * size;
+                            if !run.fresh || source.is_some() {
+                                self.pad(cluster, host, source, offset, end, size).await?;
+                            }
+                            let run = Some(self.runs.len());
+                            self.links.push(NewLink { guest_cluster: cluster, host, run });
+                            self.add_extent(cluster, host, offset, end, size);
+                            cluster += 1;
+                        }
+                        let taken = run.clusters.end - run.clusters.start;
+                        rest = &rest[usize::try_from(taken).expect("it was wanted")..];
+                        self.runs.push(run);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The extents, in guest order, neighbours merged.
     pub fn extents(&self) -> &[WriteExtent] {
         &self.extents
@@ -354,12 +371,16 @@ impl<S: Storage> WriteMap<'_, S> {
     /// # Errors
     /// What loading the tables met.
     pub async fn commit(mut self) -> Result<(), IoError> {
+        self.link().await
+    }
+
+    async fn link(&mut self) -> Result<(), IoError> {
         self.claim.set_in_flight(false);
         if self.links.is_empty() {
             self.image.with(|state| state.clock.stamp()).await;
             return Ok(());
         }
-        let Self { image, claim, links, runs, .. } = &mut self;
+        let Self { image, claim, links, runs, .. } = self;
         let (mut data, mut done) = (None, 0);
         while done < links.len() {
             let batch = links.len().min(done + AT_ONCE as usize);

@@ -6,12 +6,12 @@ use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::entry::{L2Entry, Mapping};
 use crate::image::Image;
-use crate::map::EntryPlace;
+use crate::map::Entries;
 use crate::state::{State, Stop};
 use crate::storage::{Durability, IoBuf, Storage};
 
 /// Most guest clusters, or tables that do not exist, that are looked at in one step.
-const AT_ONCE: usize = 256;
+const AT_ONCE: u64 = 256;
 
 /// What becomes of the host clusters of a range that is to read as zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,36 +23,52 @@ pub enum Zeroing {
 }
 
 impl State {
-    /// Lets a whole guest cluster read as zeroes.
-    pub(crate) fn zero_cluster(&mut self, guest_cluster: u64, how: Zeroing) -> Result<(), Stop> {
-        let EntryPlace::At(at) = self.entry_place(guest_cluster)? else { return Ok(()) };
-        let entry = match (self.mapping_at(at)?, how) {
+    /// What to put in the place of a mapping, so that it reads as zeroes; none where it does.
+    fn zeroed(mapping: Mapping, how: Zeroing) -> Result<Option<L2Entry>, IoError> {
+        Ok(match (mapping, how) {
             (Mapping::Unallocated | Mapping::ZeroPlain, _)
-            | (Mapping::ZeroAllocated { .. }, Zeroing::Keep) => return Ok(()),
+            | (Mapping::ZeroAllocated { .. }, Zeroing::Keep) => None,
             (Mapping::Data { host, copied: true }, Zeroing::Keep) => {
-                L2Entry::zero_allocated(host, true)
+                Some(L2Entry::zero_allocated(host, true))
             }
-            (Mapping::Data { .. } | Mapping::ZeroAllocated { .. }, _) => L2Entry(0),
+            (Mapping::Data { .. } | Mapping::ZeroAllocated { .. }, _) => Some(L2Entry(0)),
             (Mapping::Compressed { .. }, _) => {
-                return Err(IoError::Unsupported("a compressed cluster".into()).into());
+                return Err(IoError::Unsupported("a compressed cluster".into()));
             }
-        };
-        self.check_table_owned(guest_cluster)?;
-        self.clear(at, entry, how == Zeroing::Free)
+        })
     }
 
     /// Lets the first of these guest clusters read as zeroes, as far as the cache knows them, and takes them out of the range.
-    fn zero_some(&mut self, clusters: &mut Range<u64>, how: Zeroing) -> Result<(), Stop> {
+    pub(crate) fn zero_some(
+        &mut self,
+        clusters: &mut Range<u64>,
+        how: Zeroing,
+    ) -> Result<(), Stop> {
         for _ in 0..AT_ONCE {
             if clusters.is_empty() {
                 break;
             }
-            if let EntryPlace::NoTable(index) = self.entry_place(clusters.start)? {
-                clusters.start = ((index + 1) * self.l2_entries()).min(clusters.end);
-                continue;
+            let some = clusters.start..clusters.end.min(clusters.start + AT_ONCE);
+            match self.entries(some)? {
+                Entries::NoTable { clusters: unmapped, .. } => clusters.start += unmapped,
+                Entries::At { slot, at, count } => {
+                    self.check_unshared(at)?;
+                    let mut owned = false;
+                    for index in 0..count as u64 {
+                        let at = at + 8 * index;
+                        let old = self.decode(self.cache.entry(slot, at), at)?;
+                        if let Some(new) = Self::zeroed(old, how)? {
+                            if !owned {
+                                self.check_table_owned(clusters.start)?;
+                                owned = true;
+                            }
+                            self.clear(at, old, new, how == Zeroing::Free);
+                        }
+                        clusters.start += 1;
+                    }
+                    return Ok(());
+                }
             }
-            self.zero_cluster(clusters.start, how)?;
-            clusters.start += 1;
         }
         Ok(())
     }

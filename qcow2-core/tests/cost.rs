@@ -3,8 +3,9 @@
 
 mod sparse;
 
+use allocation_counter::measure;
 use qcow2_core::blocking::{Image, check, create};
-use qcow2_core::{CreateOptions, OpenOptions, Repair, Work};
+use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Repair, Work};
 
 use crate::sparse::SparseStorage;
 
@@ -205,35 +206,163 @@ fn requests_enter_the_lock_a_few_times() {
     }
 }
 
-/// An image whose first L2 tables hold these entries, one after the other; its refcounts are wrong.
-fn with_entries(cluster_bits: u32, entries: impl Iterator<Item = u64>) -> SparseStorage {
+/// Host offset of what a test puts into an image by hand, past everything that `create` puts there.
+const BY_HAND: u64 = 64 << 20;
+
+/// An empty image of 1 TiB.
+fn empty(cluster_bits: u32) -> SparseStorage {
     let storage = SparseStorage::default();
-    let size = 1u64 << cluster_bits;
-    create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(1 << 40) })
-        .expect("there is room");
-    let first = 64u64 << 20;
-    let entries: Vec<u8> = entries.flat_map(u64::to_be_bytes).collect();
-    let tables = (entries.len() as u64).div_ceil(size);
-    let l1: Vec<u8> =
-        (0..tables).flat_map(|table| (1 << 63 | (first + table * size)).to_be_bytes()).collect();
-    let mut header = [0; 8];
-    storage.read_at(40, &mut header);
-    storage.write_at(u64::from_be_bytes(header), &l1);
-    storage.write_at(first, &entries);
+    let options = CreateOptions { cluster_bits, ..CreateOptions::new(1 << 40) };
+    create(&storage, &options).expect("there is room");
     storage
 }
 
+/// The big-endian number of eight bytes at an offset.
+fn number(storage: &SparseStorage, at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    storage.read_at(at, &mut bytes);
+    u64::from_be_bytes(bytes)
+}
+
+fn write_entries(storage: &SparseStorage, at: u64, entries: impl Iterator<Item = u64>) {
+    let bytes: Vec<u8> = entries.flat_map(u64::to_be_bytes).collect();
+    storage.write_at(at, &bytes);
+}
+
+/// An image whose first L2 tables hold these entries, one after the other; its refcounts are wrong.
+fn with_entries(cluster_bits: u32, entries: impl Iterator<Item = u64>) -> SparseStorage {
+    let storage = empty(cluster_bits);
+    let entries: Vec<u64> = entries.collect();
+    let tables = (entries.len() as u64 * 8).div_ceil(1 << cluster_bits);
+    let l1 = number(&storage, 40);
+    write_entries(
+        &storage,
+        l1,
+        (0..tables).map(|table| COPIED | (BY_HAND + (table << cluster_bits))),
+    );
+    write_entries(&storage, BY_HAND, entries.into_iter());
+    storage
+}
+
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+/// Far past the end of every file here.
+const FAR: u64 = 1 << 44;
+
+/// What `check` finds; it may take so much memory, and read and write so many bytes.
+fn check_within(storage: &SparseStorage, repair: Repair, heap: u64, moved: u64) -> CheckReport {
+    let before = storage.moved();
+    let mut report = None;
+    let took = measure(|| report = Some(check(storage, repair).expect("it can be read")));
+    let bytes = storage.moved() - before;
+    println!("{} bytes of heap at most, {bytes} bytes read and written", took.bytes_max);
+    assert!(took.bytes_max <= heap, "{} bytes of heap", took.bytes_max);
+    assert!(bytes <= moved, "{bytes} bytes read and written");
+    report.expect("it was set")
+}
+
 /// Goal: a check counts what lies past the end of the file without a slot each, and knows when to stop. Method: a million entries that
-/// follow each other past the end, and more than can be counted that do not.
+/// follow each other past the end, and more than can be counted that do not, plain and compressed.
 #[test]
 fn what_lies_past_the_end_is_counted_in_bounds() {
-    const COPIED: u64 = 1 << 63;
-    let far = 1u64 << 44;
-    let following = (0..1 << 20).map(|index| COPIED | (far + index * 65_536));
-    let report = check(&with_entries(16, following), Repair::All).expect("it can be read");
+    const MIB: u64 = 1 << 20;
+    let following = (0..1 << 20).map(|index| COPIED | (FAR + index * 65_536));
+    let report = check_within(&with_entries(16, following), Repair::All, 8 * MIB, 64 * MIB);
     assert_eq!(report.allocated_clusters, 1 << 20);
     assert!(report.is_writable());
-    let scattered = (0..(1 << 20) + 1).map(|index| COPIED | (far + 2 * index * 65_536));
-    let report = check(&with_entries(16, scattered), Repair::All).expect("it can be read");
-    assert!(!report.is_writable());
+    let scattered = (0..(1 << 20) + 1).map(|index| COPIED | (FAR + 2 * index * 65_536));
+    let storage = with_entries(16, scattered);
+    assert!(!check_within(&storage, Repair::All, 128 * MIB, 64 * MIB).is_writable());
+    let compressed = (0..(1 << 20) + 1).map(|index| COMPRESSED | (FAR + 2 * index * 65_536));
+    let storage = with_entries(16, compressed);
+    assert!(!check_within(&storage, Repair::All, 256 * MIB, 64 * MIB).is_writable());
+}
+
+/// Goal: a repair writes no more than there is in the file. Method: references past the end, each of which would need a refcount block of
+/// its own; first few, then many.
+#[test]
+fn references_far_apart_do_not_make_a_repair_write_without_bound() {
+    let far = |count: u64| (0..count).map(|index| COPIED | (FAR + (index << 31)));
+    let report = check_within(&with_entries(16, far(100)), Repair::All, 16 << 20, 64 << 20);
+    assert!(report.is_writable(), "{:?}", report.findings.first());
+    let storage = with_entries(16, far(20_000));
+    let length = storage.moved();
+    assert!(!check_within(&storage, Repair::All, 16 << 20, 64 << 20).is_writable());
+    assert!(storage.moved() - length <= 64 << 20);
+}
+
+/// Goal: refcount blocks that are not in the file cost nothing. Method: a file of 128 KiB and some, whose refcount table has entries all
+/// of which lead past the end.
+#[test]
+fn refcount_blocks_past_the_end_cost_nothing() {
+    let storage = empty(16);
+    let table = number(&storage, 48);
+    write_entries(&storage, table + 8, (1..8192).map(|index| FAR + index * 65_536));
+    let report = check_within(&storage, Repair::All, 4 << 20, 4 << 20);
+    assert!(report.rebuilt && report.is_consistent(), "{:?}", report.findings.first());
+}
+
+/// Goal: tables that are one and the same table end a request with an error, not in a search or a walk without end. Method: every entry
+/// of the refcount table leads to one full block; every entry of the L1 table leads to one L2 table.
+#[test]
+fn one_table_named_many_times_is_refused() {
+    let storage = empty(16);
+    let table = number(&storage, 48);
+    storage.write_at(BY_HAND, &[0xff; 1 << 16]);
+    write_entries(&storage, table, (0..8192).map(|_| BY_HAND));
+    let image = Image::open(storage, OpenOptions::new()).expect("nobody has looked yet");
+    let before = image.work();
+    assert!(image.write(0, &[1; 4096]).is_err());
+    assert!(image.work().looked_at - before.looked_at < MOST_IN_A_STEP);
+
+    // As many as there can be: the largest L1 table, of 32 MiB.
+    let storage = SparseStorage::default();
+    let entries = 1u64 << 22;
+    let options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(entries * 64 * 512) };
+    create(&storage, &options).expect("there is room");
+    let l1 = number(&storage, 40);
+    write_entries(&storage, l1, (0..entries).map(|_| COPIED | BY_HAND));
+    storage.write_at(BY_HAND, &[0; 512]);
+    let image = Image::open(storage, OpenOptions::new()).expect("nobody has looked yet");
+    let before = image.work();
+    assert!(image.discard(0, entries * 64 * 512).is_err());
+    assert!(image.work().looked_at - before.looked_at < MOST_IN_A_STEP);
+    assert!(image.write(0, &[1; 512]).is_err());
+}
+
+/// Goal: opening costs what the header does, whatever the image. Method: images of very different sizes.
+#[test]
+fn opening_costs_the_same() {
+    let costs = [1u64 << 20, 1 << 30, 1 << 40, 1 << 49].map(|size| {
+        let storage = SparseStorage::default();
+        create(&storage, &CreateOptions::new(size)).expect("there is room");
+        let before = storage.moved();
+        let image = Image::open(storage.clone(), OpenOptions::new()).expect("it was just made");
+        let work = image.work();
+        (1, Work { looked_at: storage.moved() - before, ..work })
+    });
+    assert_flat("opening, and bytes read", &costs);
+}
+
+/// Goal: growth costs what there is to change. Method: a disk that grows by so many bytes in so many steps.
+#[test]
+fn growth_costs_what_it_changes() {
+    let costs = [10, 100, 1_000].map(|steps: u64| {
+        let image = image(16, 1 << 20, OpenOptions::new());
+        image.write(0, &[1; 4096]).expect("there is room");
+        let cost = work(&image, |image| {
+            for step in 1..=steps {
+                image.grow((1 << 20) + (step << 20)).expect("there is room");
+            }
+        });
+        (steps, cost)
+    });
+    assert_flat("growing by 1 MiB", &costs);
+    let costs = [1u64 << 32, 1 << 36, 1 << 40].map(|size| {
+        let image = image(16, 1 << 20, OpenOptions::new());
+        image.write(0, &[1; 4096]).expect("there is room");
+        // A table of 8 KiB for each 64 GiB: what has to be copied is the old one.
+        (1, work(&image, |image| image.grow(size).expect("there is room")))
+    });
+    assert_flat("growing at once", &costs);
 }

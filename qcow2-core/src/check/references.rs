@@ -121,6 +121,17 @@ impl References {
         if host == 0 { 0 } else { self.get(host >> header.cluster_bits) }
     }
 
+    /// The indexes of the refcount blocks that describe clusters with references, of which each describes so many.
+    pub(super) fn blocks(&self, per_block: u64) -> BTreeSet<u64> {
+        let mut blocks = BTreeSet::new();
+        for (cluster, _) in self.used() {
+            if blocks.last() != Some(&(cluster / per_block)) {
+                blocks.insert(cluster / per_block);
+            }
+        }
+        blocks
+    }
+
     /// The clusters with references, in order.
     pub(super) fn used(&self) -> impl DoubleEndedIterator<Item = (u64, u64)> {
         let dense = self.dense.iter().enumerate().map(|(index, &count)| (index as u64, count));

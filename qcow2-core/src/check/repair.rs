@@ -8,7 +8,7 @@
 //! **Invariants.** What needs room is written first, where nothing is, and changes nothing. From the first change of anything that is
 //! in use to the last one the dirty bit is durable.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::barrier::Barrier;
 use crate::error::CheckError;
@@ -248,7 +248,7 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
     }
 
     /// New refcount structures past everything in use in the file, between what is referred to further up. Fails if no refcount
-    /// table can describe all references.
+    /// table can describe all references, or not with less than there is in the file.
     fn plan_past_end(&self) -> Result<Plan, Problem> {
         let header = &self.image.header;
         let size = header.cluster_size();
@@ -258,12 +258,14 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         let used = self.survey.references.used().rev().find(|&(cluster, _)| cluster < in_file);
         let start = used.map_or(0, |(cluster, _)| cluster + 1);
         // Old structures outside the file hold nothing.
-        let mut blocks: BTreeSet<u64> =
-            references.used().map(|(cluster, _)| cluster / per_block).collect();
+        let mut blocks = references.blocks(per_block);
         let placed = loop {
             let last = *blocks.last().expect("the header has a reference");
             let table_clusters = ((last + 1) * 8).div_ceil(size);
-            if table_clusters * size > limits::REFCOUNT_TABLE_BYTES {
+            let most = self.image.length.max(limits::REBUILT_BYTES);
+            if table_clusters * size > limits::REFCOUNT_TABLE_BYTES
+                || blocks.len() as u64 * size > most
+            {
                 return Err(Problem::TooMany { cluster: last * per_block, counted: 1 });
             }
             let mut free = (start..).filter(|&cluster| references.get(cluster) == 0);
@@ -306,8 +308,7 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         let per_block = header.refcounts_per_block();
         let in_file = self.image.length / size;
         let mut references = self.references_without_structure();
-        let mut blocks: BTreeSet<u64> =
-            references.used().map(|(cluster, _)| cluster / per_block).collect();
+        let mut blocks = references.blocks(per_block);
         let last = (*blocks.last().expect("the header has a reference")).max(in_file / per_block);
         let table_clusters = ((last + 1) * 8).div_ceil(size);
         let is_free = |cluster: &u64| self.survey.references.get(*cluster) == 0;

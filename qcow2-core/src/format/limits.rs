@@ -107,3 +107,7 @@ const _: () = assert!(virtual_size(21, false) == 2 << 60);
 const _: () = assert!(virtual_size(21, true) == 1 << 60);
 const _: () = assert!(L1_TABLE_BYTES.is_multiple_of(cluster_size(*CLUSTER_BITS.end())));
 const _: () = assert!(REFCOUNT_TABLE_BYTES.is_multiple_of(cluster_size(*CLUSTER_BITS.end())));
+
+/// Most bytes of refcount blocks that a repair writes anew, unless the file is longer than that. Our own: each reference far past the
+/// end of the file needs a block of its own, and eight bytes must not make it write a cluster without bound.
+pub const REBUILT_BYTES: u64 = 64 << 20;

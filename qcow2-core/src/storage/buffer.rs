@@ -22,10 +22,25 @@ impl IoBuf {
         Self(bytes)
     }
 
+    /// An empty one that takes so many bytes, and whose address is a multiple of `alignment`.
+    pub fn with_capacity(capacity: usize, alignment: usize) -> Self {
+        let slack = alignment.saturating_sub(1);
+        let mut bytes = BytesMut::with_capacity(capacity + slack);
+        let skip = bytes.as_ptr().align_offset(alignment.max(1)).min(slack);
+        bytes.resize(skip, 0);
+        bytes.advance(skip);
+        Self(bytes)
+    }
+
+    /// Appends a copy of `data`. Within the capacity, the address stays.
+    pub fn extend_from_slice(&mut self, data: &[u8]) {
+        self.0.extend_from_slice(data);
+    }
+
     /// A copy of `data` whose address is a multiple of `alignment`.
     pub fn copy_of(data: &[u8], alignment: usize) -> Self {
-        let mut buf = Self::zeroed(data.len(), alignment);
-        buf.copy_from_slice(data);
+        let mut buf = Self::with_capacity(data.len(), alignment);
+        buf.extend_from_slice(data);
         buf
     }
 
@@ -45,7 +60,8 @@ impl IoBuf {
     /// If `at` is greater than the length.
     #[must_use]
     pub fn split_to(&mut self, at: usize) -> Self {
-        Self(self.0.split_to(at))
+        // The whole needs no second handle on the memory.
+        if at == self.len() { std::mem::take(self) } else { Self(self.0.split_to(at)) }
     }
 
     /// Appends `rest`, without copying when the two were split from one another.

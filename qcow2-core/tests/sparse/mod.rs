@@ -13,12 +13,13 @@ const PIECE: u64 = 4096;
 #[derive(Default)]
 struct Content {
     length: u64,
+    /// Bytes read and written so far.
+    moved: u64,
     pieces: BTreeMap<u64, Box<[u8]>>,
 }
 
 /// A file with holes. Clones share it.
 #[derive(Clone, Default)]
-
 pub(crate) struct SparseStorage(Arc<Mutex<Content>>);
 
 /// The parts of a range of bytes that lie in one piece each: piece, where in it, and how long.
@@ -35,9 +36,15 @@ impl SparseStorage {
         step(&mut self.0.lock().expect("nobody panics under it"))
     }
 
+    /// Bytes read and written so far.
+    pub(crate) fn moved(&self) -> u64 {
+        self.with(|content| content.moved)
+    }
+
     /// Fills `bytes` from an offset.
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) {
         self.with(|content| {
+            content.moved += bytes.len() as u64;
             let mut rest = bytes;
             for (piece, at, len) in parts(offset..offset + rest.len() as u64) {
                 let (into, after) = rest.split_at_mut(len);
@@ -55,6 +62,7 @@ impl SparseStorage {
         self.with(|content| {
             let end = offset + bytes.len() as u64;
             content.length = content.length.max(end);
+            content.moved += bytes.len() as u64;
             let mut rest = bytes;
             for (piece, at, len) in parts(offset..end) {
                 let (from, after) = rest.split_at(len);
