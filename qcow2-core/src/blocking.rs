@@ -211,7 +211,8 @@ impl<S: Storage> Image<S> {
 
     /// Does something with a buffer of `len` bytes, whose content may be anything.
     fn with_buffer<R>(&self, len: usize, request: impl FnOnce(IoBuf) -> (IoBuf, R)) -> R {
-        let new = |len| IoBuf::zeroed(len, self.inner.storage().limits().alignment);
+        let alignment = self.inner.storage().limits().alignment;
+        let new = |len| IoBuf::zeroed(len, alignment);
         if len > SPARE_BYTES {
             return request(new(len)).1;
         }
@@ -221,7 +222,8 @@ impl<S: Storage> Image<S> {
         let (mut buf, result) = request(rest.split_to(len));
         buf.unsplit(rest);
         let mut spare = spare();
-        if spare.len() < MOST_SPARE {
+        // Another one than the storage was given may lie anywhere.
+        if spare.len() < MOST_SPARE && buf.is_aligned(alignment) {
             spare.push(buf);
         }
         result

@@ -240,7 +240,9 @@ impl Cache {
         let Some(slot) = self.index.remove(&offset) else { return };
         self.dirty.remove(&offset);
         self.unlink(slot);
-        self.spare = Some(self.slots.swap_remove(slot).bytes);
+        let bytes = self.slots.swap_remove(slot).bytes;
+        // Another one than the storage was given may lie anywhere.
+        self.spare = Some(bytes).filter(|bytes| bytes.is_aligned(self.alignment));
         // The last one has moved to the free slot.
         if let Some(&Page { offset, older, newer, .. }) = self.slots.get(slot) {
             self.index.insert(offset, slot);

@@ -30,8 +30,8 @@ pub(crate) enum EntryPlace {
 pub(crate) enum Entries {
     /// So many L2 entries from host offset `at` on, in a page of the cache.
     At { slot: Slot, at: u64, count: usize },
-    /// None for so many clusters: the L1 entry of this index is empty.
-    NoTable { index: u64, clusters: u64 },
+    /// None for so many clusters: their L1 entry is empty.
+    NoTable { clusters: u64 },
 }
 
 /// What a new mapping replaces, and the data behind it.
@@ -72,21 +72,28 @@ impl State {
         Ok((at, entry.decode(self.header.cluster_bits, at)?))
     }
 
-    /// What maps the first of these guest clusters. Each table is looked up once for all of them.
-    pub(crate) fn entries(&mut self, clusters: Range<u64>) -> Result<Entries, Stop> {
-        let at = match self.entry_place(clusters.start)? {
-            EntryPlace::At(at) => at,
+    /// What maps the first of these guest clusters, at most so many entries. Each table is looked up once for all of them.
+    pub(crate) fn entries(&mut self, clusters: Range<u64>, most: u64) -> Result<Entries, Stop> {
+        match self.entry_place(clusters.start)? {
+            EntryPlace::At(at) => {
+                let most = most.min(clusters.end - clusters.start);
+                let (slot, count) = self.entries_at(at, most)?;
+                Ok(Entries::At { slot, at, count })
+            }
             EntryPlace::NoTable(index) => {
                 let end = clusters.end.min((index + 1) * self.l2_entries());
-                return Ok(Entries::NoTable { index, clusters: end - clusters.start });
+                Ok(Entries::NoTable { clusters: end - clusters.start })
             }
-        };
+        }
+    }
+
+    /// The page of at most so many L2 entries from host offset `at` on, and how many of them it has.
+    pub(crate) fn entries_at(&mut self, at: u64, most: u64) -> Result<(Slot, usize), Stop> {
         let page = self.cache.page_of(at);
         let slot = self.find(page, Kind::L2)?;
-        let in_page = (page + self.cache.page_size() - at) / 8;
-        let count = (clusters.end - clusters.start).min(in_page);
+        let count = most.min((page + self.cache.page_size() - at) / 8);
         self.work.looked_at += count;
-        Ok(Entries::At { slot, at, count: usize::try_from(count).expect("a page fits in memory") })
+        Ok((slot, usize::try_from(count).expect("a page fits in memory")))
     }
 
     /// What an L2 entry from host offset `at` says.

@@ -63,8 +63,8 @@ impl State {
             *at += len;
         };
         while at < end {
-            match self.entries(at / size..end.div_ceil(size)) {
-                Ok(Entries::NoTable { clusters, .. }) => add(&mut at, clusters, None),
+            match self.entries(at / size..end.div_ceil(size), AT_ONCE) {
+                Ok(Entries::NoTable { clusters }) => add(&mut at, clusters, None),
                 Ok(Entries::At { slot, at: place, count }) => {
                     let places = (place..).step_by(8);
                     for (entry, place) in self.cache.entries(slot, place, count).zip(places) {

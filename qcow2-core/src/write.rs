@@ -19,7 +19,7 @@ use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::entry::{L1Entry, Mapping};
 use crate::image::{Claim, Image};
-use crate::map::{Entries, EntryPlace, Link};
+use crate::map::{EntryPlace, Link};
 use crate::metadata::Table;
 use crate::order::Before;
 use crate::rule::Rule;
@@ -82,20 +82,16 @@ impl State {
     fn write_targets(&mut self, clusters: Range<u64>, targets: &mut Targets) -> Result<(), Stop> {
         targets.clear();
         let first = clusters.start;
-        let (slot, at, count) =
-            match self.entries(first..clusters.end.min(first.saturating_add(AT_ONCE)))? {
-                // A table past the end of the file holds nothing, and nobody knows what will be there. One that the file ends inside
-                // goes on in zeroes.
-                Entries::At { at, .. } if at - at % self.cluster_size() >= self.length => {
-                    targets.push(Target::NoTable(first / self.l2_entries()));
-                    return Ok(());
-                }
-                Entries::At { slot, at, count } => (slot, at, count),
-                Entries::NoTable { index, .. } => {
-                    targets.push(Target::NoTable(index));
-                    return Ok(());
-                }
-            };
+        let at = match self.entry_place(first)? {
+            // A table past the end of the file holds nothing, and nobody knows what will be there. One that the file ends inside goes on
+            // in zeroes.
+            EntryPlace::At(at) if at - at % self.cluster_size() < self.length => at,
+            EntryPlace::At(_) | EntryPlace::NoTable(_) => {
+                targets.push(Target::NoTable(first / self.l2_entries()));
+                return Ok(());
+            }
+        };
+        let (slot, count) = self.entries_at(at, AT_ONCE.min(clusters.end - first))?;
         let mut changes_table = false;
         for (entry, at) in self.cache.entries(slot, at, count).zip((at..).step_by(8)) {
             let target = self.write_target(self.decode(entry, at)?)?;

@@ -48,9 +48,8 @@ impl State {
             if clusters.is_empty() {
                 break;
             }
-            let some = clusters.start..clusters.end.min(clusters.start + AT_ONCE);
-            match self.entries(some)? {
-                Entries::NoTable { clusters: unmapped, .. } => clusters.start += unmapped,
+            match self.entries(clusters.clone(), AT_ONCE)? {
+                Entries::NoTable { clusters: unmapped } => clusters.start += unmapped,
                 Entries::At { slot, at, count } => {
                     self.check_unshared(at)?;
                     let mut owned = false;

@@ -59,6 +59,18 @@ fn assert_flat(what: &str, costs: &[(u64, Work)]) {
     }
 }
 
+/// Goal: where there is no table, a discard costs one look for all that the table would map. Method: empty disks of very different sizes.
+#[test]
+fn nothing_costs_next_to_nothing_to_discard() {
+    let costs = [1u64 << 33, 1 << 36, 1 << 40, 1 << 43].map(|size| {
+        let image = image(16, size, OpenOptions::new());
+        let cost = work(&image, |image| image.discard(0, size).expect("nothing fails"));
+        (size >> 29, cost)
+    });
+    assert_flat("a discard, for each table that is not there", &costs);
+    assert!(costs.iter().all(|(tables, cost)| cost.looked_at <= tables + 64), "{costs:?}");
+}
+
 const DECADES: [u64; 4] = [10, 100, 1_000, 10_000];
 
 /// Goal: a flush costs what there is to write. Method: so many L2 tables, each with one change.

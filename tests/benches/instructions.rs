@@ -154,6 +154,26 @@ fn dirty() -> Vec<u8> {
     storage.to_vec()
 }
 
+/// What is kept.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+struct Kept {
+    compiler: String,
+    processor: String,
+    instructions: BTreeMap<String, u64>,
+}
+
+fn compiler() -> String {
+    let output = Command::new("rustc").arg("--version").output();
+    output
+        .map_or_else(|_| String::new(), |said| String::from_utf8_lossy(&said.stdout).trim().into())
+}
+
+fn processor() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(String::new, |(_, name)| name.into())
+}
+
 /// Instructions of a process that runs a piece so many times.
 fn count(name: &str, times: u64) -> Result<u64, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
@@ -175,19 +195,27 @@ fn count(name: &str, times: u64) -> Result<u64, String> {
 
 fn run(keep: bool) -> Result<bool, String> {
     let readable = |error: std::io::Error| format!("{KEPT}: {error}");
-    let mut kept: BTreeMap<String, u64> = if Path::new(KEPT).exists() {
+    let mut kept: Kept = if Path::new(KEPT).exists() {
         let text = fs::read_to_string(KEPT).map_err(readable)?;
         serde_json::from_str(&text).map_err(|error| format!("{KEPT}: {error}"))?
     } else {
-        BTreeMap::new()
+        Kept::default()
     };
+    let here = (compiler(), processor());
+    let same = here == (kept.compiler.clone(), kept.processor.clone());
+    if !same {
+        println!(
+            "kept with {} on {}; here it is {} on {}",
+            kept.compiler, kept.processor, here.0, here.1
+        );
+    }
     let mut well = true;
     println!("{:>12} {:>12}  instructions for each", "kept", "now");
     for (name, times, _) in PIECES {
         let now = (count(name, 2 * times)?.saturating_sub(count(name, times)?)) / times;
-        let before = kept.insert(name.into(), now);
+        let before = kept.instructions.insert(name.into(), now);
         let verdict = match before {
-            Some(before) if now * 1000 > before * (1000 + SLACK) => "  DEARER",
+            Some(before) if same && now * 1000 > before * (1000 + SLACK) => "  DEARER",
             _ => "",
         };
         well &= verdict.is_empty();
@@ -195,6 +223,7 @@ fn run(keep: bool) -> Result<bool, String> {
         println!("{before:>12} {now:>12}  {name}{verdict}");
     }
     if keep {
+        (kept.compiler, kept.processor) = here;
         let text = serde_json::to_string_pretty(&kept).map_err(|error| error.to_string())?;
         fs::write(KEPT, text + "\n").map_err(readable)?;
     }

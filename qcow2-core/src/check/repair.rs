@@ -375,10 +375,17 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         let cluster_len = usize::try_from(size).expect("a cluster fits in memory");
         for (&index, &cluster) in &plan.blocks {
             let mut block = vec![0; cluster_len];
-            for within in 0..per_block {
-                let count = plan.references.get(index * per_block + within);
-                let at = usize::try_from(within).expect("a block fits in memory");
-                refcount::set(&mut block, order, at, count).expect("the survey found that it fits");
+            let in_unit = (UNIT * 8) >> order;
+            let first = index * per_block;
+            for (from, unit) in (0..).step_by(in_unit).zip(block.chunks_mut(UNIT)) {
+                if plan.references.none(first, from..from + in_unit) {
+                    continue;
+                }
+                for within in 0..in_unit {
+                    let count = plan.references.get(first + (from + within) as u64);
+                    refcount::set(unit, order, within, count)
+                        .expect("the survey found that it fits");
+                }
             }
             self.disk.write(cluster * size, &block).await?;
         }

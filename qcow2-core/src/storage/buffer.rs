@@ -44,6 +44,11 @@ impl IoBuf {
         buf
     }
 
+    /// Whether the address is a multiple of `alignment`.
+    pub(crate) fn is_aligned(&self, alignment: usize) -> bool {
+        self.as_ptr().align_offset(alignment.max(1)) == 0
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.0.len()
