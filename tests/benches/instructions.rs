@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Each piece runs twice in a process of its own, so many and twice so many times; the difference is what they cost, without the start
-//! and without the preparation. What is kept holds for one compiler; another one may need it to be kept again.
+//! and without the preparation. What is kept holds for one compiler and one processor, which decides how the C library copies: on others
+//! the figures are printed without a verdict.
 
 use std::collections::BTreeMap;
 use std::fs;
