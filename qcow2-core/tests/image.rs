@@ -1,6 +1,6 @@
 //! The library on storages that never fail: what is written is read back, what is closed checks clean.
 
-use qcow2_core::blocking::{Image, check, create};
+use qcow2_core::blocking::{Image, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CreateOptions, OpenOptions, Repair, Zeroing};
 
@@ -301,4 +301,21 @@ fn a_discard_is_passed_down_if_asked_to() {
         let kept = storage.to_vec().chunks(512).filter(|unit| **unit == [0xd5; 512]).count();
         assert_eq!(kept, if pass_discard { 2 } else { 4 });
     }
+}
+
+/// Goal: neighbours on the host are one extent, so that a long request is few reads and writes. Method: clusters written at once, beside
+/// some that nobody wrote, asked for as a map.
+#[test]
+fn neighbours_are_one_extent() {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions::new(1 << 30)).unwrap();
+    let image = block_on(qcow2_core::Image::open(storage, OpenOptions::new())).unwrap();
+    let map = block_on(image.map_write(0, 3 << 16)).unwrap();
+    assert_eq!(map.extents().iter().map(|extent| extent.len).collect::<Vec<_>>(), [3 << 16]);
+    block_on(map.commit()).unwrap();
+    let map = block_on(image.map_read(512, 8 << 16)).unwrap();
+    let extents = map.extents();
+    let lens: Vec<u64> = extents.iter().map(|extent| extent.len).collect();
+    assert_eq!(lens, [(3 << 16) - 512, (5 << 16) + 512]);
+    assert!(extents[0].host.is_some_and(|host| host % 65_536 == 512) && extents[1].host.is_none());
 }
