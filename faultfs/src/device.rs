@@ -71,7 +71,6 @@ pub(crate) struct Started {
 
 pub(crate) struct Device {
     pub(crate) disk: PossibleDisk,
-    pub(crate) limits: Limits,
     pub(crate) faults: Option<Box<dyn FaultPlan + Send>>,
     pub(crate) trace: Option<Trace>,
     pub(crate) breaches: Vec<Breach>,
@@ -86,7 +85,6 @@ impl Device {
     pub(crate) fn new(disk: PossibleDisk) -> Self {
         Self {
             disk,
-            limits: DEFAULT_LIMITS,
             faults: None,
             trace: None,
             breaches: Vec::new(),
@@ -124,14 +122,15 @@ impl Device {
             let content = if data.is_empty() { 0 } else { xxh3_64(data) };
             trace.record(Event::Submit { io, content });
         }
-        let align = self.limits.alignment as u64;
+        let limits = self.disk.limits();
+        let align = limits.alignment as u64;
         let breach = if !io.offset.is_multiple_of(align) || !len.is_multiple_of(align) {
             Breach::Misaligned(io)
-        } else if len > self.limits.max_transfer as u64
+        } else if len > limits.max_transfer as u64
             && matches!(kind, IoKind::Read | IoKind::Write | IoKind::WriteThrough)
         {
             Breach::TooLong(io)
-        } else if kind == IoKind::Discard && !self.limits.can_discard {
+        } else if kind == IoKind::Discard && !limits.can_discard {
             Breach::NoDiscard(io)
         } else {
             let end = io.offset.checked_add(len);

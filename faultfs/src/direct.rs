@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::Chooser;
-use crate::device::{Breach, DEFAULT_LIMITS, Device, span};
+use crate::device::{Breach, Device, span};
 use crate::disk::PossibleDisk;
 use crate::fault::FaultPlan;
 use crate::trace::{IoKind, Trace};
@@ -27,8 +27,6 @@ const MAX_IDLE: u32 = 1 << 20;
 /// How to run a [`Direct`] storage; the default fails never and traces nothing.
 #[derive(Default)]
 pub struct DirectOptions {
-    /// Abilities and alignment.
-    pub limits: Option<Limits>,
     /// Index of the operation at which the power fails, among those that change or flush something.
     pub crash_at: Option<u64>,
     /// What fails.
@@ -100,9 +98,8 @@ impl<C: Chooser + Send + 'static> Direct<C> {
 
     /// A storage over `disk`.
     pub fn with_options(disk: PossibleDisk, chooser: C, options: DirectOptions) -> Self {
-        let limits = options.limits.unwrap_or(DEFAULT_LIMITS);
+        let limits = disk.limits();
         let mut device = Device::new(disk);
-        device.limits = limits;
         device.faults = options.faults;
         device.trace = options.trace.then(Trace::new);
         let crash_at = options.crash_at.unwrap_or(u64::MAX);
@@ -463,16 +460,13 @@ mod tests {
 
     #[test]
     fn what_breaks_the_contract_is_refused_and_recorded() {
-        let options = DirectOptions {
-            limits: Some(qcow2_core::storage::Limits {
-                can_discard: false,
-                max_transfer: 1024,
-                ..crate::DEFAULT_LIMITS
-            }),
-            ..DirectOptions::default()
+        let limits = qcow2_core::storage::Limits {
+            can_discard: false,
+            max_transfer: 1024,
+            ..crate::DEFAULT_LIMITS
         };
-        let disk = PossibleDisk::new(&Values::new(), 4);
-        let storage = Direct::with_options(disk, Always(0), options);
+        let disk = PossibleDisk::new(&Values::new(), 4).with_limits(limits);
+        let storage = Direct::new(disk, Always(0));
         let most = u64::from(MAX_UNITS) * UNIT as u64;
         let kinds = run(async {
             [

@@ -31,7 +31,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::{Choice, Chooser, Recording, Taken, ask};
-use crate::device::{Breach, DEFAULT_LIMITS, Device, EIO, Started, span, unit_of};
+use crate::device::{Breach, Device, EIO, Started, span, unit_of};
 use crate::disk::PossibleDisk;
 use crate::fault::{FaultPlan, NoFaults};
 use crate::schedule::{Candidate, Schedule, TaskId};
@@ -51,14 +51,12 @@ pub struct SimOptions {
     pub chooser: Box<dyn Chooser + Send>,
     /// What fails.
     pub faults: Box<dyn FaultPlan + Send>,
-    /// Abilities and alignment.
-    pub limits: Limits,
     /// How many tasks the schedule may cancel.
     pub cancellations: u32,
 }
 
 impl SimOptions {
-    /// No faults, no cancellations, default limits.
+    /// No faults, no cancellations.
     pub fn new(
         schedule: impl Schedule + Send + 'static,
         chooser: impl Chooser + Send + 'static,
@@ -67,7 +65,6 @@ impl SimOptions {
             schedule: Box::new(schedule),
             chooser: Box::new(chooser),
             faults: Box::new(NoFaults),
-            limits: DEFAULT_LIMITS,
             cancellations: 0,
         }
     }
@@ -136,9 +133,8 @@ impl Wake for Woken {
 impl Sim {
     /// An executor without tasks.
     pub fn new(disk: PossibleDisk, options: SimOptions) -> Self {
-        let SimOptions { schedule, chooser, faults, limits, cancellations } = options;
+        let SimOptions { schedule, chooser, faults, cancellations } = options;
         let mut device = Device::new(disk);
-        device.limits = limits;
         device.faults = Some(faults);
         device.trace = Some(Trace::new());
         let world = World {
@@ -167,7 +163,7 @@ impl Sim {
 
     /// A storage whose I/O this executor schedules.
     pub fn storage(&self) -> SimStorage {
-        let limits = self.lock().device.limits;
+        let limits = self.lock().device.disk.limits();
         SimStorage { world: Arc::clone(&self.world), limits }
     }
 

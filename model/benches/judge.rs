@@ -29,6 +29,7 @@ fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence,
         cluster_units: geometry.cluster_units(),
         discard: DiscardReads::Zeroes,
         grow: Durability::Through,
+        changes: Durability::Cached,
     };
     let mut guest = Guest::new(&keys, promises);
     for unit in 0..undecided {

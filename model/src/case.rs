@@ -51,6 +51,9 @@ pub struct Case {
     /// What a discarded unit of the disk holds.
     #[serde(default, skip_serializing_if = "Discard::is_either")]
     pub discard: Discard,
+    /// What the device offers besides.
+    #[serde(default, skip_serializing_if = "Device::is_plain")]
+    pub device: Device,
     /// Where it comes from.
     pub origin: Origin,
     /// The rule without which it must fail.
@@ -86,6 +89,31 @@ impl Discard {
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
     const fn is_either(&self) -> bool {
         matches!(self, Self::Either)
+    }
+}
+
+/// What a device offers, in the words of the storage contract. Every disk was a plain one before this could be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Device {
+    /// Longest transfer in bytes, a multiple of 512.
+    pub max_transfer: u32,
+    /// Whether it takes discards at all.
+    pub can_discard: bool,
+    /// So many units of what somebody else left behind the image are part of the device, whose unwritten space holds anything. With 0
+    /// it is a file, whose unwritten space reads as zeroes.
+    pub stale_units: u32,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self { max_transfer: 1 << 30, can_discard: true, stale_units: 0 }
+    }
+}
+
+impl Device {
+    fn is_plain(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -128,6 +156,53 @@ pub struct OpenOptions {
     /// Whether every guest write is durable when it returns.
     #[serde(default)]
     pub write_through: bool,
+    /// Bytes of a metadata page; 0 for its own choice. It was 512 before this could be said.
+    #[serde(default = "smallest_page", skip_serializing_if = "is_smallest_page")]
+    pub page_size: u32,
+    /// Whether discarded space goes back to the device.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub pass_discard: bool,
+    /// Lazy refcounts on or off, whatever the image says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lazy_refcounts: Option<bool>,
+}
+
+const fn smallest_page() -> u32 {
+    512
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
+const fn is_smallest_page(bytes: &u32) -> bool {
+    *bytes == smallest_page()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
+const fn is_false(no: &bool) -> bool {
+    !*no
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
+const fn is_true(yes: &bool) -> bool {
+    *yes
+}
+
+impl OpenOptions {
+    /// As the subject chooses for itself, with the smallest pages.
+    pub fn new(subject: &str) -> Self {
+        Self {
+            subject: subject.to_owned(),
+            cache_pages: 0,
+            growth_step: 0,
+            write_through: false,
+            page_size: smallest_page(),
+            pass_discard: true,
+            lazy_refcounts: None,
+        }
+    }
 }
 
 /// What is done between two openings: operations, then a power cut and recovery, or a clean close.
@@ -150,6 +225,9 @@ pub struct Life {
     /// What happens afterwards, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recovery: Vec<Recovery>,
+    /// Nothing is recovered before the next life begins: its own session opens what the power cut left, and works on in it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub unrecovered: bool,
 }
 
 /// Which task goes on, and which I/O completes, at each step.
@@ -357,6 +435,10 @@ pub enum Step {
     Open,
     /// Repairs it explicitly.
     Repair,
+    /// Checks it, and changes nothing.
+    Check,
+    /// Gives back what is leaked, and repairs nothing else.
+    RepairLeaks,
 }
 
 /// A crash image, unit by unit.

@@ -20,6 +20,8 @@ pub enum Defect {
     FailedFlushSettles,
     /// Guest: a write-through write is no more durable than a cached one.
     ThroughForgotten,
+    /// Guest: an image that writes everything through is judged like one that does not.
+    ChangesNeverThrough,
     /// Guest: a write-through write covers everything completed before it.
     ThroughIsBarrier,
     /// Guest: a write that failed is forgotten, so its value is not allowed.
@@ -92,11 +94,12 @@ pub enum Defect {
 
 impl Defect {
     /// Every mistake.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
         Self::ThroughForgotten,
+        Self::ChangesNeverThrough,
         Self::ThroughIsBarrier,
         Self::FailedWriteForgotten,
         Self::FailedWriteCounts,

@@ -33,6 +33,9 @@ pub struct Promises {
     pub discard: DiscardReads,
     /// When a completed growth is durable.
     pub grow: Durability,
+    /// When a completed write, zeroing or discard is durable that does not ask for more: [`Durability::Through`] of an image that was
+    /// opened to write everything through.
+    pub changes: Durability,
 }
 
 /// What a discarded cluster reads as.
@@ -138,6 +141,11 @@ impl Guest {
     pub fn with_defect(mut self, defect: Defect) -> Self {
         self.defect = defect;
         self
+    }
+
+    /// What the implementation promises.
+    pub fn promises(&self) -> Promises {
+        self.promises
     }
 
     /// Units of the largest disk that this may be.
@@ -454,6 +462,12 @@ impl Guest {
         to_the_end: bool,
     ) -> Token {
         let (from, length, sure) = (index(first), index(count), index(sure));
+        let durability = match self.promises.changes {
+            Durability::Through if self.defect != Defect::ChangesNeverThrough => {
+                Durability::Through
+            }
+            _ => durability,
+        };
         let what = What::Change { first, count, values: values.clone() };
         let flight = Flight::Change { first: from, count: length, durability, sure, to_the_end };
         let token = self.start(what, flight);
@@ -775,8 +789,12 @@ impl Drop for History {
 mod tests {
     use super::*;
 
-    const PROMISES: Promises =
-        Promises { cluster_units: 2, discard: DiscardReads::Zeroes, grow: Durability::Through };
+    const PROMISES: Promises = Promises {
+        cluster_units: 2,
+        discard: DiscardReads::Zeroes,
+        grow: Durability::Through,
+        changes: Durability::Cached,
+    };
 
     #[test]
     fn a_long_history_ends_without_recursion() {
@@ -962,6 +980,24 @@ mod tests {
         flush(&mut guest);
         assert_eq!(guest.allowed(3), [ValueKey::ZERO]);
         assert_eq!(guest.allowed(4), [ValueKey(1)]);
+    }
+
+    #[test]
+    fn an_image_that_writes_everything_through_has_settled_what_it_answered() {
+        let through = Promises { changes: Durability::Through, ..PROMISES };
+        let mut guest = Guest::new(&[ValueKey(1); 6], through);
+        let write = guest.begin_write(0, &[ValueKey(2)], Durability::Cached);
+        assert_eq!(guest.allowed(0).len(), 2, "it is in flight");
+        guest.complete(write);
+        let zeroes = guest.begin_zeroes(1, 1);
+        guest.complete(zeroes);
+        let discard = guest.begin_discard(2, 2);
+        guest.complete(discard);
+        let failed = guest.begin_zeroes(4, 1);
+        guest.fail(failed);
+        let allowed = [0, 1, 2, 3].map(|unit| guest.allowed(unit));
+        assert_eq!(allowed, [2, 0, 0, 0].map(|key| vec![ValueKey(key)]));
+        assert_eq!(guest.allowed(4), ZERO_OR_ONE);
     }
 
     #[test]

@@ -171,6 +171,17 @@ impl Op {
         })
     }
 
+    /// How many bytes of the disk it concerns, by itself.
+    pub fn length(&self) -> u64 {
+        match *self {
+            Self::Write { length, .. }
+            | Self::WriteZeroes { length, .. }
+            | Self::Discard { length, .. }
+            | Self::Read { length, .. } => length,
+            Self::Flush | Self::Grow { .. } | Self::Reopen => 0,
+        }
+    }
+
     /// What is wrong with its numbers, if anything: the field and why.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let aligned = |field: &'static str, value: u64| {

@@ -43,15 +43,20 @@ fn everything() -> Case {
             virtual_size: 65536,
             lazy_refcounts: true,
         },
+        device: Device { max_transfer: 4096, ..Device::default() },
         open: OpenOptions {
             subject: "qcow2-core".to_owned(),
             cache_pages: 4,
             growth_step: 0,
             write_through: true,
+            page_size: 0,
+            pass_discard: false,
+            lazy_refcounts: Some(true),
         },
         initial: Initial::RefcountBlockOneShort,
         lives: vec![
             Life {
+                unrecovered: true,
                 tasks: vec![
                     vec![
                         Op::Write {

@@ -55,6 +55,7 @@ proptest! {
             cluster_units: geometry.cluster_units(),
             discard: DiscardReads::Zeroes,
             grow: Durability::Through,
+            changes: Durability::Cached,
         };
         let guest = Guest::new(&built.guest_keys(|bytes| evidence.values.intern(bytes)), promises);
         for (at, byte, header) in damages {
@@ -73,7 +74,7 @@ proptest! {
         if magic && bytes.len() >= 8 {
             bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
         }
-        let guest = Guest::new(&[], Promises { cluster_units: 1, discard: DiscardReads::Zeroes, grow: Durability::Through });
+        let guest = Guest::new(&[], Promises { cluster_units: 1, discard: DiscardReads::Zeroes, grow: Durability::Through, changes: Durability::Cached });
         judge_everything(&mut BytesEvidence::new(&bytes), &guest);
     }
 }

@@ -31,6 +31,7 @@ fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Gu
         cluster_units: geometry.cluster_units(),
         discard: DiscardReads::Zeroes,
         grow: Durability::Through,
+        changes: Durability::Cached,
     };
     Guest::new(&built.guest_keys(|bytes| evidence.values.intern(bytes)), promises)
 }

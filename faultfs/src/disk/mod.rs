@@ -39,10 +39,11 @@ mod damage;
 mod length;
 mod view;
 
-use qcow2_core::storage::{Durability, UNIT};
+use qcow2_core::storage::{Durability, Limits, UNIT};
 
 use crate::chooser::{Choice, Chooser, ask};
 use crate::defect::Defect;
+use crate::device::DEFAULT_LIMITS;
 use crate::profile::{DiscardMode, FlushFailure};
 use crate::values::{Key, Values};
 use length::Length;
@@ -103,6 +104,7 @@ pub struct PossibleDisk {
     stuck: bool,
     clock: u64,
     discard: DiscardMode,
+    limits: Limits,
     /// Sum of the hashes of all cells that are keys.
     plain_hash: u64,
     log: ChangeLog,
@@ -225,6 +227,7 @@ impl PossibleDisk {
             stuck: false,
             clock: 1,
             discard: DiscardMode::default(),
+            limits: DEFAULT_LIMITS,
             plain_hash: 0,
             log: ChangeLog::default(),
             scratch: Vec::new(),
@@ -265,6 +268,18 @@ impl PossibleDisk {
     pub const fn with_discard(mut self, mode: DiscardMode) -> Self {
         self.discard = mode;
         self
+    }
+
+    /// The same disk as a device with other limits: whatever runs on it meets them.
+    #[must_use]
+    pub const fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// What the device offers and asks for.
+    pub const fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The same disk with a deliberate defect.
@@ -919,6 +934,7 @@ impl Clone for PossibleDisk {
             stuck,
             clock,
             discard,
+            limits,
             plain_hash,
             log,
             scratch: _,
@@ -941,6 +957,7 @@ impl Clone for PossibleDisk {
         self.stuck = *stuck;
         self.clock = *clock;
         self.discard = *discard;
+        self.limits = *limits;
         self.plain_hash = *plain_hash;
         self.log.clone_from(log);
         #[cfg(feature = "mutants")]

@@ -12,8 +12,12 @@ pub(crate) const A: ValueKey = ValueKey(1);
 pub(crate) const B: ValueKey = ValueKey(2);
 pub(crate) const C: ValueKey = ValueKey(3);
 pub(crate) const CACHED: Durability = Durability::Cached;
-pub(crate) const PROMISES: Promises =
-    Promises { cluster_units: 2, discard: DiscardReads::Zeroes, grow: Durability::Through };
+pub(crate) const PROMISES: Promises = Promises {
+    cluster_units: 2,
+    discard: DiscardReads::Zeroes,
+    grow: Durability::Through,
+    changes: Durability::Cached,
+};
 
 /// A disk of `units` zero units.
 pub(crate) fn blank(units: usize, defect: Defect) -> Guest {
