@@ -32,7 +32,6 @@ use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, operations, worlds};
 use qcow2_crashtest::life::{Request, perform};
 use qcow2_crashtest::subject::{Qcow2Core, Subject};
-use qcow2_crashtest::trial;
 use qcow2_crashtest::workload::Scope;
 use tempfile::TempDir;
 
@@ -173,7 +172,7 @@ fn judge(criterion: &mut Criterion) {
 /// Images that a power cut in one request may leave: of every moment, with all kept and with all lost.
 fn crash_images(world: &World) -> Vec<Vec<u8>> {
     let subject = Qcow2Core::default();
-    let initial = || trial::initial(&subject, &world.geometry, world.initial).expect("feasible");
+    let initial = || world.start(&subject).expect("feasible");
     let mut images = Vec::new();
     for symbol in Symbol::ALL {
         let (disk, guest) = initial();

@@ -4,6 +4,7 @@
 
 #[path = "."]
 mod fuzz {
+    mod blocking;
     mod campaign;
     mod ops;
     mod wrong;

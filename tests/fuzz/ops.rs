@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
 use model::build::Initial;
-use model::case::OpenOptions;
+use model::case::{Device, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -53,11 +53,11 @@ fn trial(geometry: Geometry, ops: Vec<Op>, initial: Initial, order: u64, leaf: u
         discard: DiscardMode::Either,
         geometry,
         initial,
+        device: Device::default(),
         open: OpenOptions {
-            subject: "qcow2-core".to_owned(),
             cache_pages: 4,
             growth_step: geometry.cluster_size(),
-            write_through: false,
+            ..OpenOptions::new("qcow2-core")
         },
         profile: Profile::TornLength,
         lives: vec![TrialLife {
@@ -68,6 +68,7 @@ fn trial(geometry: Geometry, ops: Vec<Op>, initial: Initial, order: u64, leaf: u
             at: At::End,
             leaf: Leaf::Seed(leaf),
             steps: Vec::new(),
+            unrecovered: false,
         }],
     }
 }
@@ -102,7 +103,7 @@ proptest! {
     ) {
         let trial = trial(geometry, ops, Initial::Leaky, 7, leaf);
         let subject = Qcow2Core::default();
-        let (disk, guest) = trial::initial(&subject, &geometry, trial.initial).expect("feasible");
+        let (disk, guest) = trial.start(&subject).expect("feasible");
         let session = Session { ..trial.session() };
         let mut bench = Bench::new(subject, session, trial.profile);
         let life = &trial.lives[0];

@@ -3,21 +3,24 @@
 use std::time::Duration;
 
 use faultfs::chooser::Always;
-use faultfs::profile::{Profile, Robustness};
+use faultfs::fault::Planned;
+use faultfs::profile::{DiscardMode, Profile, Robustness};
 use model::build::Initial;
-use model::case::Status;
+use model::case::{Device, OpenOptions, Status};
 use model::finding::Property;
 use model::guest::Promises;
 use model::judge::{Claim, Extent};
-use model::op::{Durability, Geometry};
+use model::op::{Durability, Geometry, Op};
 use qcow2_core::Image;
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_crashtest::campaign::{self, Budget, Report, Settings};
-use qcow2_crashtest::liveness::p7_goes_on;
+use qcow2_crashtest::life::Order;
+use qcow2_crashtest::liveness::{WentOn, p7_goes_on};
 use qcow2_crashtest::probe::Probe;
 use qcow2_crashtest::recover::Failure;
 use qcow2_crashtest::replay::{Verdict, replay};
 use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject, SubjectImage};
+use qcow2_crashtest::trial::{At, Leaf, Trial, TrialLife};
 use qcow2_crashtest::workload::Scope;
 use qcow2_crashtest::{corpus, robust, trial};
 
@@ -40,6 +43,8 @@ enum How {
     Labours,
     /// Forgets every write.
     Forgets,
+    /// Reads for ever where it is to zero.
+    Circles,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +66,8 @@ impl Subject for Wrong {
         "wrong"
     }
 
-    fn promises(&self, geometry: &Geometry) -> Promises {
-        Qcow2Core::default().promises(geometry)
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
+        Qcow2Core::default().promises(geometry, session)
     }
 
     async fn open<S: Storage>(
@@ -119,6 +124,9 @@ impl<S: Storage> SubjectImage for WrongImage<S> {
     }
 
     async fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> Result<(), String> {
+        while self.how == How::Circles {
+            SubjectImage::read(&self.image, 0, IoBuf::zeroed(512, 512)).await?;
+        }
         SubjectImage::write_zeroes(&self.image, offset, length, unmap).await
     }
 
@@ -210,17 +218,65 @@ fn who_does_not_go_on_is_found() {
         virtual_size: 64 << 10,
         lazy_refcounts: false,
     };
-    let session = Session { writable: true, cache_pages: 1, growth: 1 << 10, write_through: false };
-    let goes_on = |how| -> Result<(u64, u64), Failure> {
-        let (disk, _) = trial::initial(&Wrong(how), &geometry, Initial::Leaky).expect("feasible");
+    let open = OpenOptions { cache_pages: 1, growth_step: 1 << 10, ..OpenOptions::new("wrong") };
+    let session = Session::of(&open);
+    let goes_on = |how| -> Result<WentOn, Failure> {
+        let (disk, _) =
+            trial::initial(&Wrong(how), &geometry, Initial::Leaky, &session, &Device::default())
+                .expect("feasible");
         p7_goes_on(&Wrong(how), session, &geometry, &disk, &Always(0))
     };
-    let (ios, most) = goes_on(How::Right).expect("it goes on");
-    assert!(ios < most);
+    let WentOn { ios, most, refilled } = goes_on(How::Right).expect("it goes on");
+    assert!(ios < most && refilled);
     for (how, kind) in
         [(How::Refuses, "write-fails"), (How::Labours, "unbounded-work"), (How::Forgets, "misread")]
     {
         let failure = goes_on(how).expect_err("it must be found");
         assert_eq!((failure.violation.property, failure.violation.kind), (Property::P7, kind));
+    }
+}
+
+/// Goal: long requests are no endless ones, and endless ones are found. Method: what a file system does when it is made, with a journal
+/// that is zeroed in one request, on a disk of many small clusters; and the same on a subject that zeroes for ever.
+#[test]
+fn long_requests_are_told_from_endless_ones() {
+    let geometry = Geometry {
+        version: 3,
+        cluster_bits: 9,
+        refcount_order: 4,
+        virtual_size: 32 << 20,
+        lazy_refcounts: true,
+    };
+    let write =
+        |id, offset, length| Op::Write { offset, length, id, durability: Durability::Cached };
+    let zeroes = |unmap| Op::WriteZeroes { offset: 4 << 20, length: 8 << 20, unmap };
+    let life = |op| TrialLife {
+        tasks: vec![vec![write(1, 0, 1 << 20), op, write(2, 1 << 20, 4 << 20), Op::Flush]],
+        order: Order::Seed(3),
+        faults: Planned::default(),
+        dropped: None,
+        at: At::End,
+        leaf: Leaf::Choices(Vec::new()),
+        steps: Vec::new(),
+        unrecovered: false,
+    };
+    for op in [zeroes(false), zeroes(true), Op::Discard { offset: 0, length: 32 << 20 }] {
+        let trial = Trial {
+            geometry,
+            initial: Initial::Fresh,
+            open: OpenOptions::new("wrong"),
+            profile: Profile::TornLength,
+            discard: DiscardMode::Either,
+            device: Device::default(),
+            lives: vec![life(op)],
+        };
+        let right = trial::run(&Wrong(How::Right), &trial).expect("it is feasible");
+        assert_eq!(right.failure, None);
+        if matches!(op, Op::WriteZeroes { .. }) {
+            let endless = trial::run(&Wrong(How::Circles), &trial).expect("it is feasible");
+            let (_, failure) = endless.failure.expect("it never ends");
+            let violation = failure.violation;
+            assert_eq!((violation.property, violation.kind), (Property::P7, "hangs"));
+        }
     }
 }

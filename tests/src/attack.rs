@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant};
 
+use faultfs::DEFAULT_LIMITS;
 use faultfs::chooser::{Always, Exhaustive};
 use faultfs::direct::{Direct, DirectOptions};
 use faultfs::disk::PossibleDisk;
@@ -19,7 +20,8 @@ use model::build::{Built, Initial, build};
 use model::finding::{Property, Stage};
 use model::image::{COPIED, Mapping};
 use model::op::Geometry;
-use qcow2_core::storage::{Durability, IoBuf, UNIT};
+use model::payload;
+use qcow2_core::storage::{Durability, IoBuf, Limits, UNIT};
 use qcow2_core::{Barrier, CreateOptions, Image, OpenOptions, Repair, Rule, Rules};
 
 use crate::campaign::{self, Budget, Found, Settings};
@@ -466,38 +468,74 @@ fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
     )
 }
 
-/// Every crash state of creating an image where another one was: the other one, no image at all, or a valid new one; once
-/// creating it has returned, the last of these. The new one is shorter than the other one, or longer.
+/// Every crash state of creating an image where something was: that, no image at all, or a valid and empty new one; once creating it
+/// has returned, the last of these. The new one is shorter than what was there, or longer; and what was there is nothing, no image, or
+/// one of several; on a file, and on a device that keeps what others left.
 fn create(rules: Rules) -> (Option<Failure>, u64) {
-    let (failure, states) = create_of(4 << 10, rules);
-    if failure.is_some() {
-        return (failure, states);
+    let mut states = 0;
+    for before in predecessors() {
+        for stale in [false, true] {
+            for size in [4 << 10, 64 << 20] {
+                let limits = Limits { unwritten_reads_zero: !stale, ..DEFAULT_LIMITS };
+                let disk = disk_of(&before).with_limits(limits);
+                let (failure, more) = create_over(&disk, size, rules);
+                states += more;
+                if failure.is_some() {
+                    return (failure, states);
+                }
+            }
+        }
     }
-    let (failure, more) = create_of(64 << 20, rules);
-    (failure, states + more)
+    (None, states)
 }
 
-fn create_of(size: u64, rules: Rules) -> (Option<Failure>, u64) {
-    let disk = disk_of(&small(Initial::Fragmented, 8 << 10, false));
+/// What may be where an image is created.
+fn predecessors() -> Vec<Built> {
+    let nothing = Built { length: 0, units: Vec::new(), guest: Vec::new() };
+    let units = (0..40).map(|unit| (unit, payload::unit(unit, payload::STALE))).collect();
+    let no_image = Built { length: 40 * UNIT as u64, units, guest: Vec::new() };
+    let images = [
+        (Initial::Fragmented, false),
+        (Initial::Dirty, true),
+        (Initial::Leftovers, false),
+        (Initial::Bitmaps, true),
+    ];
+    let images = images.map(|(initial, lazy)| small(initial, 8 << 10, lazy));
+    [nothing, no_image].into_iter().chain(images).collect()
+}
+
+fn create_over(disk: &PossibleDisk, size: u64, rules: Rules) -> (Option<Failure>, u64) {
     let options = CreateOptions { cluster_bits: 9, rules, ..CreateOptions::new(size) };
     every_crash(
-        &disk,
+        disk,
         false,
         |direct| {
             faultfs::direct::run(async move { qcow2_core::create(&direct, &options).await.ok() })
         },
         |crashed, chooser, ended| {
             let lost = || Err(seen("created-and-lost", "creating it had returned".to_owned()));
-            if crashed.read(0, chooser) == faultfs::values::Key::ZERO {
+            let mut auditor = Auditor::default();
+            let is_image = disk.values().bytes(crashed.read(0, chooser)).starts_with(b"QFI\xfb");
+            if !is_image {
                 return if ended { lost() } else { Ok(()) };
             }
-            let mut auditor = Auditor::default();
             let report = auditor.audit(&mut DiskEvidence::new(crashed, chooser));
-            match report.violations(Stage::CrashedClean).next() {
-                None if ended && report.header.is_some_and(|header| header.size != size) => lost(),
-                None => Ok(()),
-                Some((_, finding)) => Err(seen("created-half", finding.to_string())),
+            let Some(header) = report.header.clone() else {
+                return Err(seen("created-half", "its header cannot be read".to_owned()));
+            };
+            if ended && header.size != size {
+                return lost();
             }
+            let stage = if header.is_dirty() { Stage::CrashedDirty } else { Stage::CrashedClean };
+            if let Some((_, finding)) = report.violations(stage).next() {
+                return Err(seen("created-half", finding.to_string()));
+            }
+            let clusters = header.size.div_ceil(header.cluster_size());
+            let holds = |cluster| auditor.image().mapping(cluster) != Mapping::Unallocated;
+            if header.size == size && (0..clusters).any(holds) {
+                return Err(seen("created-full", "it holds what was there before".to_owned()));
+            }
+            Ok(())
         },
     )
 }

@@ -14,7 +14,7 @@ use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile, Robustness};
 use faultfs::rng::Rng;
 use faultfs::trace::{Event, Io, IoKind};
-use model::build::Initial;
+use model::build::{Initial, build};
 use model::case::{CrashImage, Step};
 use model::guest::Guest;
 use model::image::Mapping;
@@ -210,15 +210,9 @@ fn run_case<Sub: Subject>(
     if plan.initial.is_dirty(&plan.geometry) && !subject.duties().repair {
         plan.initial = Initial::Fresh;
     }
-    let (mut disk, mut guest) = match trial::initial(subject, &plan.geometry, plan.initial) {
-        Ok(start) => start,
-        Err(_) => {
-            plan.initial = Initial::Fresh;
-            trial::initial(subject, &plan.geometry, plan.initial)
-                .expect("a fresh image is always feasible")
-        }
-    };
-    disk = disk.with_discard(plan.discard);
+    if build(&plan.geometry, plan.initial).is_err() {
+        plan.initial = Initial::Fresh;
+    }
     let session = Session::of(&plan.open);
     let mut trial = Trial {
         geometry: plan.geometry,
@@ -226,8 +220,10 @@ fn run_case<Sub: Subject>(
         open: plan.open.clone(),
         profile: settings.profile,
         discard: plan.discard,
+        device: plan.device,
         lives: Vec::new(),
     };
+    let (mut disk, mut guest) = trial.start(subject).expect("a fresh image is always feasible");
     figures.cases += 1;
     if let Some(how) = settings.damage {
         let (found, digest) = robust::run_case(subject, &plan, disk, guest, how, seed, figures);
@@ -248,7 +244,9 @@ fn run_case<Sub: Subject>(
         Initial::RefcountBlockOneShort => 4,
         _ => 1,
     };
-    let sample = [1, 2, 4][rng.below(3) as usize] * weight;
+    // So does a large one, and a life of many requests has many moments.
+    let large = u32::try_from(plan.geometry.units() >> 8).expect("plans are small");
+    let sample = [1, 2, 4][rng.below(3) as usize] * weight * (1 + large);
     let mut leaks = 0;
     let mut found = None;
 
@@ -260,7 +258,11 @@ fn run_case<Sub: Subject>(
                 probes.hit(Probe::SecondLifeOnLeaky);
             }
         }
+        if number > 0 && plan.lives[number - 1].unrecovered {
+            probes.hit(Probe::WorkedOn);
+        }
         let mut this = TrialLife::of(life);
+        let goes_on = number + 1 < plan.lives.len();
         let script = this.script(session);
         let inherited = trial::inherited(&mut bench, &mut disk, &guest);
         let began = Before::of(&bench, &plan.geometry);
@@ -281,6 +283,8 @@ fn run_case<Sub: Subject>(
             let mut asked = SharedLeaf::clone(&chooser);
             let crashed = moment.sim.with_disk(|disk| disk.crash(settings.profile, &mut asked));
             let length = crashed.possible_lengths();
+            let keep = rng.below(judged + 1) == 0;
+            let unrecovered = (keep && life.unrecovered && goes_on).then(|| crashed.clone());
             let result = bench.judge_crash(crashed, &seen, &steps, &chooser, &mut leaf_probes);
             let at = At::Event(moment.event);
             let may_leak = began.may_leak(moment.exposure);
@@ -292,8 +296,12 @@ fn run_case<Sub: Subject>(
                 }
                 if rng.below(GOES_ON_ONE_IN) == 0 {
                     let disk = &recovered.disk;
-                    let (ios, most) = p7_goes_on(subject, session, &plan.geometry, disk, &chooser)?;
-                    figures.liveness_percent = figures.liveness_percent.max(100 * ios / most);
+                    let went_on = p7_goes_on(subject, session, &plan.geometry, disk, &chooser)?;
+                    figures.liveness_percent =
+                        figures.liveness_percent.max(100 * went_on.ios / went_on.most);
+                    if went_on.refilled {
+                        leaf_probes.hit(Probe::SpaceFoundAgain);
+                    }
                     leaf_probes.hit(Probe::GoesOn);
                 }
                 Ok(recovered)
@@ -310,9 +318,9 @@ fn run_case<Sub: Subject>(
                     }
                     probe_answers(look(&chooser).answers(), &bench, &mut leaf_probes);
                     probe_data(&recovered.disk, &bench, units, &mut leaf_probes);
-                    if rng.below(judged) == 0 {
+                    if keep {
                         kept = Some(Kept {
-                            disk: recovered.disk,
+                            disk: unrecovered.unwrap_or(recovered.disk),
                             guest: seen,
                             at,
                             leaf,
@@ -341,6 +349,7 @@ fn run_case<Sub: Subject>(
         let trace = end.sim.trace();
         figures.ios += end.sim.storage().submitted();
         probe_trace(trace.events(), plan.geometry.cluster_size(), &mut probes);
+        probe_reloads(trace.events(), &bench, &mut probes);
         let dropped = probes.count(Probe::Dropped) > dropped_before;
         let struck = probe_faults(&script.faults, trace.events(), dropped, &mut probes);
         for pair in struck {
@@ -374,6 +383,7 @@ fn run_case<Sub: Subject>(
             }
             before.compare(&Shape::of(&bench), &mut probes);
         }
+        let unrecovered = (life.unrecovered && goes_on).then(|| crashed.clone());
         match bench.judge_crash(crashed, &seen, &steps, &chooser, &mut probes) {
             Ok(recovered) => {
                 count(figures, &seen, recovered.states);
@@ -381,7 +391,7 @@ fn run_case<Sub: Subject>(
                 distinct.insert(recovered.disk.state_hash());
                 if kept.is_none() || rng.below(4) == 0 {
                     kept = Some(Kept {
-                        disk: recovered.disk,
+                        disk: unrecovered.unwrap_or(recovered.disk),
                         guest: seen,
                         at: At::End,
                         leaf,
@@ -411,6 +421,9 @@ fn run_case<Sub: Subject>(
     figures.probes.add(&leaf_probes);
     let states = figures.states - states_before;
     *figures.by_initial.entry(initial_name(plan.initial)).or_default() += states;
+    for shape in plan.shapes() {
+        *figures.by_shape.entry(shape.name()).or_default() += states;
+    }
     *figures.by_cluster.entry(plan.geometry.cluster_size()).or_default() += states;
     CaseRun { found: None, image: None, digest }
 }
@@ -438,7 +451,9 @@ pub(crate) fn draw_steps(rng: &mut Rng) -> Vec<StepPlan> {
         return Vec::new();
     }
     (0..=rng.below(4))
-        .map(|_| match rng.below(8) {
+        .map(|_| match rng.below(10) {
+            8 => StepPlan { run: Step::Check, crash_at: None },
+            9 => StepPlan { run: Step::RepairLeaks, crash_at: Some(u64::from(rng.below(10))) },
             0 => StepPlan { run: Step::OpenReadOnly, crash_at: None },
             1 => StepPlan { run: Step::Repair, crash_at: Some(u64::from(rng.below(10))) },
             2 => StepPlan { run: Step::Open, crash_at: None },
@@ -523,6 +538,38 @@ fn probe_faults(
         probes.hit(Probe::TwoFaults);
     }
     pairs
+}
+
+/// Metadata that was read again after it had been written, as the image is now: its page had been given up meanwhile.
+fn probe_reloads<Sub: Subject>(events: &[Event], bench: &Bench<Sub>, probes: &mut Probes) {
+    let image = bench.judge.auditor().image();
+    // By offset of each unit: whether a flush has covered it.
+    let mut written: BTreeMap<u64, bool> = BTreeMap::new();
+    for event in events {
+        match event {
+            Event::Submit { io, .. } if io.kind == IoKind::Write => {
+                written
+                    .extend((io.offset..io.offset + io.len).step_by(512).map(|unit| (unit, false)));
+            }
+            Event::Submit { io, .. } if io.kind == IoKind::Flush => {
+                written.values_mut().for_each(|flushed| *flushed = true);
+            }
+            Event::Submit { io, .. } if io.kind == IoKind::Read => {
+                let Some(flushed) = written.get(&io.offset) else { continue };
+                if !matches!(
+                    image.label(io.offset).region,
+                    Region::L2(_) | Region::RefcountBlock(_)
+                ) {
+                    continue;
+                }
+                probes.hit(Probe::Reloaded);
+                if !flushed {
+                    probes.hit(Probe::ReloadedUndurable);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Whether the bytes of an I/O that failed were updated again, or the storage was settled.

@@ -179,6 +179,7 @@ pub fn case_of(
             DiscardMode::Either => Discard::Either,
             DiscardMode::Zeroes => Discard::Zeroes,
         },
+        device: trial.device,
         origin: Origin { seed, commit: commit(), generator: GENERATOR },
         status: if witness.is_some() { Status::Sabotage } else { Status::Open },
         witness,
@@ -230,6 +231,7 @@ fn life_of(life: &TrialLife, record: &LifeRecord) -> Life {
             }),
         }),
         recovery: life.steps.iter().enumerate().map(recovery_of).collect(),
+        unrecovered: life.unrecovered,
     }
 }
 
@@ -355,6 +357,7 @@ pub fn trial_of(case: &Case, file: &str) -> Result<Trial, CorpusError> {
             Discard::Either => DiscardMode::Either,
             Discard::Zeroes => DiscardMode::Zeroes,
         },
+        device: case.device,
         lives,
     })
 }
@@ -387,6 +390,7 @@ fn trial_life(life: &Life) -> TrialLife {
                 crash_at: step.crash.as_ref().map(|crash| u64::from(crash.anchor.nth)),
             })
             .collect(),
+        unrecovered: life.unrecovered,
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Figures {
     pub by_initial: BTreeMap<&'static str, u64>,
     /// Crash states by cluster size.
     pub by_cluster: BTreeMap<u64, u64>,
+    /// Crash states by the shape of their case.
+    pub by_shape: BTreeMap<&'static str, u64>,
     /// Lives in which two faults struck, by their kinds.
     pub fault_pairs: BTreeMap<(FaultKind, FaultKind), u64>,
     /// Most clusters that one crash leaked.
@@ -79,6 +81,9 @@ impl Figures {
         }
         for (&cluster, count) in &other.by_cluster {
             *self.by_cluster.entry(cluster).or_default() += count;
+        }
+        for (&shape, count) in &other.by_shape {
+            *self.by_shape.entry(shape).or_default() += count;
         }
         for (&pair, count) in &other.fault_pairs {
             *self.fault_pairs.entry(pair).or_default() += count;
@@ -166,6 +171,8 @@ impl Figures {
         line("states by initial image", by(initial.collect()));
         let cluster = self.by_cluster.iter().map(|(size, count)| format!("{size} B {count}"));
         line("states by cluster size", by(cluster.collect()));
+        let shape = self.by_shape.iter().map(|(name, count)| format!("{name} {count}"));
+        line("states by shape", by(shape.collect()));
         let pairs = FaultKind::pairs().count();
         line("pairs of faults that struck", format!("{} of {pairs}", self.fault_pairs.len()));
         let leaks = format!("{} ({} % of its bound)", self.most_leaked, self.leak_percent);

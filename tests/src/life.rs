@@ -37,9 +37,21 @@ use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, whole_image};
 use crate::subject::{Session, Subject, SubjectImage};
 
-/// How many steps a life may take before it counts as hanging, and how many more for each of its requests.
+/// How many steps a life may take before it counts as hanging, and how many more for each of its requests and each cluster that one
+/// touches: the work of a request may follow its length.
 const MAX_STEPS: u64 = 100_000;
 const STEPS_PER_REQUEST: u64 = 200;
+const STEPS_PER_CLUSTER: u64 = 64;
+
+/// How many steps such requests may take, by how many clusters they touch.
+fn most_steps(requests: &[Vec<Request>], cluster: u64) -> u64 {
+    let touched = |request: &Request| match request {
+        Request::Op(op) => op.length().div_ceil(cluster) + 1,
+        Request::Raw(_, data) => (data.len() as u64).div_ceil(cluster) + 1,
+    };
+    let steps = |request| STEPS_PER_REQUEST + STEPS_PER_CLUSTER * touched(request);
+    MAX_STEPS + requests.iter().flatten().map(steps).sum::<u64>()
+}
 
 /// What a task asks of the image.
 #[derive(Clone, Debug)]
@@ -199,6 +211,7 @@ pub fn run_scheduled<Sub: Subject>(
     mut observe: impl FnMut(&Moment<'_>) -> ControlFlow<()>,
 ) -> LifeEnd {
     let values = disk.values().clone();
+    let cluster = guest.promises().cluster_units * UNIT as u64;
     let mut options = SimOptions::new(schedule, Always(0));
     options.faults = Box::new(script.faults.clone());
     let mut sim = Sim::new(disk, options);
@@ -216,12 +229,11 @@ pub fn run_scheduled<Sub: Subject>(
         probes: Vec::new(),
     }));
     let slot: Slot<Sub> = Arc::new(Mutex::new(None));
-    let requests: usize = script.tasks.iter().map(Vec::len).sum();
     let mut life = Watch {
         book: Arc::clone(&book),
         event: 0,
         steps: 0,
-        most_steps: MAX_STEPS + STEPS_PER_REQUEST * requests as u64,
+        most_steps: most_steps(&script.tasks, cluster),
         guest_events: 0,
         faults: 0,
     };

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
 use model::build::Initial;
+use model::case::Device;
 use model::finding::Property;
 use model::guest::Guest;
 use model::op::{Durability, Op};
@@ -131,9 +132,16 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
                 with(&|trial| remove_ops(&mut trial.lives[life], task, op..op + 1));
             }
         }
+        with(&|trial| trial.lives[life].unrecovered = false);
         with(&|trial| trial.lives[life].order = Order::Choices(Vec::new()));
     }
     with(&|trial| trial.initial = Initial::Fresh);
+    with(&|trial| trial.device = Device::default());
+    with(&|trial| trial.device.stale_units = 0);
+    with(&|trial| trial.geometry.refcount_order = 4);
+    with(&|trial| trial.open.page_size = 512);
+    with(&|trial| trial.open.pass_discard = true);
+    with(&|trial| trial.open.lazy_refcounts = None);
     with(&|trial| trial.open.write_through = false);
     with(&|trial| trial.open.cache_pages = 0);
     with(&|trial| trial.open.growth_step = trial.geometry.cluster_size());
@@ -211,7 +219,7 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
     let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
     let mut probes = Probes::default();
     let (mut disk, guest) = if last == 0 {
-        let (disk, guest) = trial::initial(subject, &trial.geometry, trial.initial).ok()?;
+        let (disk, guest) = trial.start(subject).ok()?;
         (disk.with_discard(trial.discard), guest)
     } else {
         let earlier = Trial { lives: trial.lives[..last].to_vec(), ..trial.clone() };

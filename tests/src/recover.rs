@@ -19,7 +19,7 @@ use model::judge::{Claim, Contents, Extent, Judge, Place, Violation};
 
 use crate::evidence::DiskEvidence;
 use crate::probe::{Probe, Probes};
-use crate::subject::{Refusal, Session, Subject, SubjectImage};
+use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
 
 /// One planned step of recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +106,7 @@ impl<Sub: Subject> Bench<Sub> {
         }
         let mut crashes_in_repair = 0;
         let repairs = self.subject.duties().repair;
-        for step in steps.iter().filter(|step| repairs || step.run != Step::Repair) {
+        for step in steps.iter().filter(|step| repairs || is_open(step.run)) {
             let was_dirty = self.is_dirty();
             if step.run == Step::OpenReadOnly && was_dirty {
                 probes.hit(Probe::ReadOnlyDirty);
@@ -124,7 +124,7 @@ impl<Sub: Subject> Bench<Sub> {
                 self.state(&mut disk, guest, &mut chooser, None, &moment)?;
                 self.same_contents(&mut disk, &mut chooser, &moment)?;
                 states += 1;
-                if was_dirty || step.run == Step::Repair {
+                if was_dirty || !is_open(step.run) {
                     crashes_in_repair += 1;
                     probes.hit(Probe::CrashInRepair);
                     if crashes_in_repair == 2 {
@@ -223,6 +223,21 @@ impl<Sub: Subject> Bench<Sub> {
         &self.before
     }
 
+    /// P8: what a check says of the image that was judged last is so: that it is sound, that it is not, and that nothing is leaked
+    /// any more. (Whether the refcounts of a dirty image are right is nothing that it has to say.)
+    fn p8_check(&self, step: Step, claim: Claim) -> Option<Violation> {
+        if claim != Claim::GaveUp {
+            return self.judge.p8_claim(claim);
+        }
+        let report = self.judge.auditor().report();
+        let leak = |finding: &Finding| matches!(finding, Finding::Leak { .. });
+        if report.findings.is_empty() && !self.is_dirty() {
+            return Some(whole_image(Property::P8, "false-alarm"));
+        }
+        let stays = step == Step::RepairLeaks && report.findings.iter().any(leak);
+        (stays && !self.is_dirty()).then(|| whole_image(Property::P4, "leaks-stay"))
+    }
+
     /// Narrows what the guest may see to what is on the disk now, as after any recovery.
     pub fn settle_guest<C: Chooser>(
         &mut self,
@@ -239,6 +254,11 @@ impl<Sub: Subject> Bench<Sub> {
     /// Whether the image that was judged last is marked dirty.
     pub fn is_dirty(&self) -> bool {
         self.judge.auditor().image().header().is_some_and(|header| header.is_dirty())
+    }
+
+    /// Whether opening the image that was judged last for writing repairs it.
+    pub fn will_repair(&self) -> bool {
+        self.is_dirty() && self.subject.duties().repair
     }
 
     /// Judges a disk at `stage`; without one, as a power cut leaves it. Remembers its contents.
@@ -303,6 +323,8 @@ impl<Sub: Subject> Bench<Sub> {
                     Ok(Done::Opened(map))
                 }
                 Step::Repair => subject.repair(storage).await.map(Done::Repaired).map_err(refused),
+                Step::Check => checked(subject.check(storage, Mend::Nothing).await),
+                Step::RepairLeaks => checked(subject.check(storage, Mend::Leaks).await),
             }
         })
     }
@@ -322,7 +344,7 @@ impl<Sub: Subject> Bench<Sub> {
     ) -> Result<(), Failure> {
         let fail = |violation| Failure { violation, moment: moment.to_owned() };
         let stage = match step {
-            Step::OpenReadOnly => None,
+            Step::OpenReadOnly | Step::Check | Step::RepairLeaks => None,
             Step::Open if was_dirty => Some(Stage::Repaired),
             Step::Open => Some(Stage::OpenedClean),
             Step::Repair => Some(Stage::Repaired),
@@ -334,7 +356,7 @@ impl<Sub: Subject> Bench<Sub> {
             {
                 return Err(fail(violation.clone()));
             }
-        } else if step == Step::OpenReadOnly {
+        } else if matches!(step, Step::OpenReadOnly | Step::Check) {
             return Err(fail(whole_image(Property::P3, "read-only-open-wrote")));
         } else {
             self.state(disk, guest, chooser, stage, moment)?;
@@ -343,6 +365,8 @@ impl<Sub: Subject> Bench<Sub> {
         let violation = match done {
             Done::Opened(map) => self.judge.p3_mapping_agrees(map),
             Done::Repaired(Claim::GaveUp) => Some(whole_image(Property::P4, "repair-gave-up")),
+            Done::Checked(Some(claim)) => self.p8_check(step, *claim),
+            Done::Checked(None) => None,
             Done::Repaired(claim) => self.judge.p8_claim(*claim),
         };
         violation.map_or(Ok(()), |violation| Err(fail(violation)))
@@ -367,6 +391,17 @@ pub fn collapse(guest: &mut Guest, contents: &Contents) {
 enum Done {
     Opened(Vec<Extent>),
     Repaired(Claim),
+    /// Nothing, if the subject has no such check.
+    Checked(Option<Claim>),
+}
+
+fn checked(claim: Option<Result<Claim, Refusal>>) -> Result<Done, Failure> {
+    claim.transpose().map(Done::Checked).map_err(refused)
+}
+
+/// Whether a step opens the image rather than checking it.
+const fn is_open(step: Step) -> bool {
+    matches!(step, Step::OpenReadOnly | Step::Open)
 }
 
 fn refused(refusal: Refusal) -> Failure {
@@ -407,5 +442,7 @@ pub const fn name(step: Step) -> &'static str {
         Step::OpenReadOnly => "opening it read-only",
         Step::Open => "opening it for writing",
         Step::Repair => "an explicit repair",
+        Step::Check => "a check",
+        Step::RepairLeaks => "a repair of leaks",
     }
 }

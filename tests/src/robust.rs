@@ -418,6 +418,7 @@ pub fn case_of(
         property: violation.property,
         profile: how.name().to_owned(),
         discard: model::case::Discard::Either,
+        device: trial.device,
         origin: Origin { seed, commit: commit(), generator: GENERATOR },
         witness: None,
         status: Status::Open,
@@ -460,11 +461,13 @@ pub fn judge_image<Sub: Subject>(
         .collect();
     let extents = bytes.iter().map(|(offset, bytes)| (*offset, &bytes[..]));
     let disk = PossibleDisk::from_extents(&values, image.length, extents);
+    let disk = disk.with_limits(crate::trial::limits_of(&case.device));
     let session = Session::of(&case.open);
     let promises = Promises {
         cluster_units: case.geometry.cluster_units(),
         discard: DiscardReads::Zeroes,
         grow: Durability::Through,
+        changes: Durability::Cached,
     };
     let guest = Guest::new(&[], promises);
     let mut roads = Roads::new(subject, session);

@@ -12,7 +12,8 @@ use model::judge::{Claim, Extent};
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
-    Barrier, CheckError, Image, IoError, OpenError, OpenOptions, Repair, Rule, Rules, Zeroing,
+    Barrier, CheckError, CheckReport, Image, IoError, OpenError, OpenOptions, Repair, Rule, Rules,
+    Zeroing,
 };
 
 use crate::sabotage::Target;
@@ -26,8 +27,14 @@ pub struct Session {
     pub cache_pages: u32,
     /// Bytes by which the file grows; 0 for the subject's own choice.
     pub growth: u64,
-    /// Whether every write is durable when it returns.
+    /// Whether every write, zeroing and discard is durable when it returns.
     pub write_through: bool,
+    /// Bytes of a metadata page; 0 for the subject's own choice.
+    pub page_size: u32,
+    /// Whether discarded space goes back to the device.
+    pub pass_discard: bool,
+    /// Lazy refcounts on or off, whatever the image says.
+    pub lazy_refcounts: Option<bool>,
 }
 
 impl Session {
@@ -38,8 +45,33 @@ impl Session {
             cache_pages: open.cache_pages,
             growth: open.growth_step,
             write_through: open.write_through,
+            page_size: open.page_size,
+            pass_discard: open.pass_discard,
+            lazy_refcounts: open.lazy_refcounts,
         }
     }
+
+    /// The options of a case that opens its image so.
+    pub fn options(&self, subject: &str) -> model::case::OpenOptions {
+        model::case::OpenOptions {
+            subject: subject.to_owned(),
+            cache_pages: self.cache_pages,
+            growth_step: self.growth,
+            write_through: self.write_through,
+            page_size: self.page_size,
+            pass_discard: self.pass_discard,
+            lazy_refcounts: self.lazy_refcounts,
+        }
+    }
+}
+
+/// What a check of an image that is not open may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mend {
+    /// Nothing.
+    Nothing,
+    /// What is leaked.
+    Leaks,
 }
 
 /// Why an image was not opened or repaired.
@@ -62,11 +94,13 @@ pub struct Duties {
     /// Guest writes that overlap in time and place reach the storage one after the other. A subject that passes them on
     /// as they come leaves either of them, which the reference disk allows anyway.
     pub disjoint_writes: bool,
+    /// Space that was given up and flushed is used again before the file gets longer.
+    pub finds_space: bool,
 }
 
 impl Default for Duties {
     fn default() -> Self {
-        Self { repair: true, structure: true, disjoint_writes: true }
+        Self { repair: true, structure: true, disjoint_writes: true, finds_space: true }
     }
 }
 
@@ -86,8 +120,8 @@ pub trait Subject: Clone + Send + Sync + 'static {
         "cargo campaign"
     }
 
-    /// What it promises.
-    fn promises(&self, geometry: &Geometry) -> Promises;
+    /// What it promises of an image that is opened so.
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises;
 
     /// What it is held to.
     fn duties(&self) -> Duties {
@@ -104,6 +138,17 @@ pub trait Subject: Clone + Send + Sync + 'static {
     /// Checks and repairs an image that is not open, and says what it is afterwards.
     fn repair<S: Storage>(&self, storage: S)
     -> impl Future<Output = Result<Claim, Refusal>> + Send;
+
+    /// Checks an image that is not open, changes no more than `mend` says, and says what it is afterwards: [`Claim::GaveUp`] if
+    /// something is wrong with it. None: it has no such call.
+    fn check<S: Storage>(
+        &self,
+        storage: S,
+        mend: Mend,
+    ) -> impl Future<Output = Option<Result<Claim, Refusal>>> + Send {
+        drop((storage, mend));
+        std::future::ready(None)
+    }
 }
 
 /// An open image of a subject. Requests may run at once.
@@ -191,11 +236,12 @@ impl Subject for Qcow2Core {
         "qcow2-core"
     }
 
-    fn promises(&self, geometry: &Geometry) -> Promises {
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
         Promises {
             cluster_units: geometry.cluster_units(),
             discard: DiscardReads::Zeroes,
             grow: Durability::Through,
+            changes: if session.write_through { Durability::Through } else { Durability::Cached },
         }
     }
 
@@ -212,7 +258,12 @@ impl Subject for Qcow2Core {
                 growth => Some(growth),
             },
             write_through: session.write_through,
-            page_size: 512,
+            page_size: match session.page_size {
+                0 => default.page_size,
+                bytes => bytes.into(),
+            },
+            pass_discard: session.pass_discard,
+            lazy_refcounts: session.lazy_refcounts,
             rules: self.rules,
             ..default
         };
@@ -224,13 +275,25 @@ impl Subject for Qcow2Core {
     }
 
     async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
-        let report = qcow2_core::check(&storage, Repair::All, self.rules).await;
-        match report {
-            Ok(report) if report.is_consistent() => Ok(Claim::Repaired),
-            Ok(_) => Ok(Claim::GaveUp),
-            Err(error @ CheckError::Storage { .. }) => Err(Refusal::Failed(error.to_string())),
-            Err(error) => Err(Refusal::GaveUp(error.to_string())),
-        }
+        claim(qcow2_core::check(&storage, Repair::All, self.rules).await, Claim::Repaired)
+    }
+
+    async fn check<S: Storage>(&self, storage: S, mend: Mend) -> Option<Result<Claim, Refusal>> {
+        let repair = match mend {
+            Mend::Nothing => Repair::None,
+            Mend::Leaks => Repair::Leaks,
+        };
+        Some(claim(qcow2_core::check(&storage, repair, self.rules).await, Claim::Clean))
+    }
+}
+
+/// What a check claims of the image; `sound` if it finds nothing wrong any more.
+fn claim(report: Result<CheckReport, CheckError>, sound: Claim) -> Result<Claim, Refusal> {
+    match report {
+        Ok(report) if report.is_consistent() => Ok(sound),
+        Ok(_) => Ok(Claim::GaveUp),
+        Err(error @ CheckError::Storage { .. }) => Err(Refusal::Failed(error.to_string())),
+        Err(error) => Err(Refusal::GaveUp(error.to_string())),
     }
 }
 

@@ -2,18 +2,21 @@
 
 use std::ops::ControlFlow;
 
+use faultfs::DEFAULT_LIMITS;
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
 use faultfs::trace::Trace;
 use faultfs::values::Values;
 use model::build::{Built, Initial, build};
-use model::case::{Dropped, Fate, OpenOptions};
+use model::case::{Device, Dropped, Fate, OpenOptions};
 use model::evidence::ValueKey;
 use model::guest::Guest;
 use model::judge::Inherited;
 use model::label::Label;
 use model::op::{Geometry, Op};
+use model::payload::{self, UNIT};
+use qcow2_core::storage::Limits;
 
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Answer, Labels, LeafChooser, SharedLeaf, look};
@@ -37,6 +40,8 @@ pub struct Trial {
     pub profile: Profile,
     /// What a discard leaves on the device.
     pub discard: DiscardMode,
+    /// What the device offers besides.
+    pub device: Device,
     /// What is done, life after life.
     pub lives: Vec<TrialLife>,
 }
@@ -58,6 +63,8 @@ pub struct TrialLife {
     pub leaf: Leaf,
     /// What recovery does before the image is opened for good.
     pub steps: Vec<StepPlan>,
+    /// The next life starts from what the power cut left: its own session recovers the image, and works on in it.
+    pub unrecovered: bool,
 }
 
 impl TrialLife {
@@ -71,6 +78,7 @@ impl TrialLife {
             at: At::End,
             leaf: Leaf::Choices(Vec::new()),
             steps: Vec::new(),
+            unrecovered: plan.unrecovered,
         }
     }
 
@@ -122,6 +130,16 @@ impl Trial {
     pub fn session(&self) -> Session {
         Session::of(&self.open)
     }
+
+    /// The disk and reference disk that its first life begins with.
+    ///
+    /// # Errors
+    /// If the geometry does not allow the initial image.
+    pub fn start<Sub: Subject>(&self, subject: &Sub) -> Result<(PossibleDisk, Guest), String> {
+        let session = self.session();
+        let start = initial(subject, &self.geometry, self.initial, &session, &self.device);
+        start.map(|(disk, guest)| (disk.with_discard(self.discard), guest))
+    }
 }
 
 /// What running a trial showed.
@@ -170,11 +188,35 @@ pub fn initial<Sub: Subject>(
     subject: &Sub,
     geometry: &Geometry,
     initial: Initial,
+    session: &Session,
+    device: &Device,
 ) -> Result<(PossibleDisk, Guest), String> {
-    let built = build(geometry, initial).map_err(|error| error.to_string())?;
-    let disk = disk_of(&built);
+    let mut built = build(geometry, initial).map_err(|error| error.to_string())?;
+    leave_stale(&mut built, geometry, device.stale_units);
+    let disk = disk_of(&built).with_limits(limits_of(device));
     let keys = built.guest_keys(|bytes| ValueKey(disk.values().intern(bytes).0));
-    Ok((disk, Guest::new(&keys, subject.promises(geometry))))
+    Ok((disk, Guest::new(&keys, subject.promises(geometry, session))))
+}
+
+/// Lets somebody else have left so many units behind the last cluster of an image.
+fn leave_stale(built: &mut Built, geometry: &Geometry, units: u32) {
+    if units == 0 {
+        return;
+    }
+    let first = built.length.next_multiple_of(geometry.cluster_size()) / UNIT as u64;
+    let stale = first..first + u64::from(units);
+    built.length = stale.end * UNIT as u64;
+    built.units.extend(stale.map(|unit| (unit, payload::unit(unit, payload::STALE))));
+}
+
+/// What a storage on this device says of itself.
+pub(crate) fn limits_of(device: &Device) -> Limits {
+    Limits {
+        max_transfer: device.max_transfer as usize,
+        can_discard: device.can_discard,
+        unwritten_reads_zero: device.stale_units == 0,
+        ..DEFAULT_LIMITS
+    }
 }
 
 /// A disk that holds an image and nothing else.
@@ -188,8 +230,7 @@ pub fn disk_of(built: &Built) -> PossibleDisk {
 /// # Errors
 /// If its initial image is not feasible.
 pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String> {
-    let (disk, mut guest) = initial(subject, &trial.geometry, trial.initial)?;
-    let mut disk = disk.with_discard(trial.discard);
+    let (mut disk, mut guest) = trial.start(subject)?;
     let session = trial.session();
     let mut bench = Bench::new(subject.clone(), session, trial.profile);
     let mut probes = Probes::default();
@@ -250,6 +291,8 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
                 return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
             }
         }
+        let unrecovered =
+            (life.unrecovered && number + 1 < trial.lives.len()).then(|| crashed.clone());
         let judged = bench.judge_crash(crashed, &seen, &life.steps, &chooser, &mut probes);
         note(&mut record, &bench, &chooser);
         lives.push(record);
@@ -266,6 +309,9 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
                         p7_goes_on(subject, session, &trial.geometry, &disk, &chooser)
                 {
                     return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
+                }
+                if let Some(crashed) = unrecovered {
+                    disk = crashed;
                 }
                 bench.settle_guest(&mut disk, &mut seen, &mut chooser);
                 guest = seen;
@@ -286,8 +332,7 @@ pub fn watch<Sub: Subject>(
 ) -> Option<u64> {
     let (last, earlier) = trial.lives.split_last()?;
     let (disk, guest) = if earlier.is_empty() {
-        let (disk, guest) = initial(subject, &trial.geometry, trial.initial).ok()?;
-        (disk.with_discard(trial.discard), guest)
+        trial.start(subject).ok()?
     } else {
         run_to_end(subject, &Trial { lives: earlier.to_vec(), ..trial.clone() }).ok()??
     };
@@ -356,7 +401,7 @@ pub fn labels<Sub: Subject>(bench: &mut Bench<Sub>, live: &PossibleDisk, guest: 
     std::sync::Arc::new(move |unit| all.get(unit as usize).copied().unwrap_or(beyond))
 }
 
-/// Flaws that the image had when a life began.
+/// Flaws that the image had when a life began, and that opening it left there.
 pub fn inherited<Sub: Subject>(
     bench: &mut Bench<Sub>,
     disk: &mut PossibleDisk,
@@ -364,6 +409,9 @@ pub fn inherited<Sub: Subject>(
 ) -> Inherited {
     let mut newest = LeafChooser::written(Vec::new());
     bench.judge.state(&mut DiskEvidence::new(disk, &mut newest), guest, None);
+    if bench.will_repair() {
+        return Inherited::default();
+    }
     Inherited::of(bench.judge.auditor())
 }
 

@@ -12,11 +12,11 @@ use faultfs::profile::{DiscardMode, FlushFailure};
 use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use model::build::Initial;
-use model::case::{Dropped, OpenOptions};
+use model::case::{Device, Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 6;
+pub const GENERATOR: u32 = 7;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,83 @@ pub struct Scope {
     pub contended: bool,
     /// Only clusters of 1 KiB and 4 KiB, and no initial image that fills refcount structures up.
     pub tiny: bool,
+    /// Every case has this shape.
+    pub shape: Option<Shape>,
+}
+
+/// A way in which cases differ from the plainest, other than by what they do and what fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shape {
+    /// The image is opened to write everything through.
+    WriteThrough,
+    /// Metadata pages are longer than a unit.
+    Pages,
+    /// Lives touch more metadata pages than the cache keeps.
+    Eviction,
+    /// The session that recovers the image works on in it, life after life.
+    Working,
+    /// The device takes short transfers only, or no discards.
+    Transfers,
+    /// The device is longer than the image and full of what somebody else left.
+    Stale,
+    /// Refcounts are not 16 bits wide.
+    Widths,
+    /// The disk has many MiB, few of them in use, under many L2 tables, and grows by many.
+    Sparse,
+    /// Requests are long: up to the whole disk.
+    Long,
+}
+
+impl Shape {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::WriteThrough,
+        Self::Pages,
+        Self::Eviction,
+        Self::Working,
+        Self::Transfers,
+        Self::Stale,
+        Self::Widths,
+        Self::Sparse,
+        Self::Long,
+    ];
+
+    /// The name in reports and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteThrough => "write-through",
+            Self::Pages => "pages",
+            Self::Eviction => "eviction",
+            Self::Working => "working",
+            Self::Transfers => "transfers",
+            Self::Stale => "stale",
+            Self::Widths => "widths",
+            Self::Sparse => "sparse",
+            Self::Long => "long",
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// No shape has this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown shape {name:?}: expected one of {}", Shape::ALL.map(Shape::name).join(", "))]
+pub struct UnknownShape {
+    name: String,
+}
+
+impl FromStr for Shape {
+    type Err = UnknownShape;
+
+    fn from_str(name: &str) -> Result<Self, UnknownShape> {
+        let found = Self::ALL.into_iter().find(|shape| shape.name() == name);
+        found.ok_or_else(|| UnknownShape { name: name.to_owned() })
+    }
 }
 
 /// A kind of thing that goes wrong within a life, short of a power cut.
@@ -165,6 +242,8 @@ pub struct LifePlan {
     pub faults: Vec<PlannedFault>,
     /// A request whose future is dropped.
     pub dropped: Option<Dropped>,
+    /// Nothing recovers the image before the next life opens it.
+    pub unrecovered: bool,
 }
 
 /// A random case before it runs.
@@ -178,13 +257,50 @@ pub struct Plan {
     pub open: OpenOptions,
     /// What a discard leaves on the device.
     pub discard: DiscardMode,
+    /// What the device offers besides.
+    pub device: Device,
     /// What is done, life after life.
     pub lives: Vec<LifePlan>,
 }
 
+impl Plan {
+    /// Which shapes it has.
+    pub fn shapes(&self) -> impl Iterator<Item = Shape> {
+        Shape::ALL.into_iter().filter(|shape| match shape {
+            Shape::WriteThrough => self.open.write_through,
+            Shape::Pages => self.open.page_size != 512,
+            Shape::Eviction => self.lives.iter().any(|life| life.tasks[0].len() >= MANY),
+            Shape::Working => self.lives.iter().any(|life| life.unrecovered),
+            Shape::Transfers => {
+                let plain = Device::default();
+                self.device.max_transfer != plain.max_transfer || !self.device.can_discard
+            }
+            Shape::Stale => self.device.stale_units > 0,
+            Shape::Widths => self.geometry.refcount_order != 4,
+            Shape::Sparse => self.geometry.virtual_size >= SPARSE,
+            Shape::Long => {
+                let ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
+                ops.clone().any(|op| op.length() >= LONG * self.geometry.cluster_size())
+            }
+        })
+    }
+}
+
+/// So many requests in a task are many: they touch more pages than the cache keeps.
+const MANY: usize = 40;
+/// So many bytes of disk are sparse.
+const SPARSE: u64 = 1 << 20;
+/// So many clusters of a request are long.
+const LONG: u64 = 16;
+
 /// Draws the plan of `seed`.
 pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let mut rng = Rng::new(seed);
+    // Of so many cases one has this shape, unless all have.
+    let shaped =
+        |rng: &mut Rng, shape, one_in| scope.shape == Some(shape) || rng.below(one_in) == 0;
+    let eviction = shaped(&mut rng, Shape::Eviction, 40);
+    let sparse = shaped(&mut rng, Shape::Sparse, 40) || eviction;
     let initial = match rng.below(23) {
         0..=4 => Initial::Fresh,
         5..=8 => Initial::Leaky,
@@ -193,7 +309,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         16..=17 => Initial::L1AboutToGrow,
         20 => Initial::Bitmaps,
         21..=22 => Initial::Leftovers,
-        _ if scope.tiny => Initial::Fresh,
+        _ if scope.tiny || sparse => Initial::Fresh,
         18 => Initial::RefcountBlockOneShort,
         _ => {
             // A full refcount table takes an L1 table of 8 MiB to fill it: a few cases of it are enough.
@@ -202,11 +318,16 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     };
     let cluster_bits = match (initial, rng.below(10)) {
         (Initial::RefcountTableOneShort | Initial::RefcountBlockOneShort, _) => 9,
+        _ if eviction => 9,
+        (_, 0..=5) if sparse => 9,
         (_, 0..=1) if !scope.tiny => 9,
         (_, 0..=7) => 10,
         _ => 12,
     };
     let clusters = match cluster_bits {
+        // An L2 table has an eighth of the cluster size of entries.
+        _ if eviction => 64 * (40 + rng.below(60)),
+        bits if sparse => (1 << 21 >> bits) * (1 + rng.below(4)),
         9 => 24 + rng.below(80),
         10 => {
             let spread = if rng.below(4) == 0 { 180 } else { 36 };
@@ -216,25 +337,61 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     };
     let cluster = 1u64 << cluster_bits;
     let short = if cluster_bits > 9 && rng.below(4) == 0 { 512 } else { 0 };
+    let refcount_order = match (shaped(&mut rng, Shape::Widths, 4), initial) {
+        (false, _) => 4,
+        // What is full of counts of few bits takes long to look through.
+        (true, Initial::RefcountTableOneShort | Initial::RefcountBlockOneShort) => {
+            [3, 5, 6][rng.below(3) as usize]
+        }
+        (true, _) => [0, 1, 2, 3, 5, 6][rng.below(6) as usize],
+    };
     let geometry = Geometry {
         version: 3,
         cluster_bits,
-        refcount_order: 4,
+        refcount_order,
         virtual_size: u64::from(clusters) * cluster - short,
         lazy_refcounts: scope.lazy.unwrap_or_else(|| rng.below(2) == 0),
     };
+    let overridden = scope.lazy.is_none() && rng.below(12) == 0;
     let open = OpenOptions {
-        subject: "qcow2-core".to_owned(),
-        cache_pages: [1, 4, 1024][rng.below(3) as usize],
+        cache_pages: if eviction { 1 } else { [1, 4, 1024][rng.below(3) as usize] },
         growth_step: cluster * [1, 1, 4, 16][rng.below(4) as usize],
-        write_through: rng.below(12) == 0,
+        write_through: shaped(&mut rng, Shape::WriteThrough, 8),
+        page_size: match shaped(&mut rng, Shape::Pages, 4) {
+            // Its own choice is longer than any cluster here.
+            true => [0, 1024, 2048][rng.below(3) as usize],
+            false => 512,
+        },
+        pass_discard: rng.below(8) != 0,
+        lazy_refcounts: overridden.then(|| rng.below(2) == 0),
+        ..OpenOptions::new("qcow2-core")
+    };
+    let plain = Device::default();
+    let transfers = shaped(&mut rng, Shape::Transfers, 8);
+    let device = Device {
+        max_transfer: match transfers {
+            true => [512, 1024, 1536, 4096, 65536][rng.below(5) as usize],
+            false => plain.max_transfer,
+        },
+        can_discard: !transfers || rng.below(4) != 0,
+        stale_units: match shaped(&mut rng, Shape::Stale, 8) {
+            true => 1 + rng.below(200),
+            false => 0,
+        },
     };
     let discard = if rng.below(3) == 0 { DiscardMode::Zeroes } else { DiscardMode::Either };
-    let lives = if rng.below(3) == 0 { 1 } else { 2 + rng.below(2) };
-    let contended = scope.contended || rng.below(8) == 0;
+    let working = shaped(&mut rng, Shape::Working, 3);
+    let lives = if rng.below(3) == 0 && !working { 1 } else { 2 + rng.below(2) };
+    let long = shaped(&mut rng, Shape::Long, 12);
+    let contended = scope.contended || (rng.below(8) == 0 && !eviction);
     let mut draw = Draw::new(&mut rng, geometry, contended);
-    let lives = (0..lives).map(|_| draw.life(scope)).collect();
-    Plan { geometry, initial, open, discard, lives }
+    draw.long = long;
+    if eviction {
+        draw.spread();
+    }
+    let lives: Vec<LifePlan> =
+        (0..lives).map(|_| LifePlan { unrecovered: working, ..draw.life(scope) }).collect();
+    Plan { geometry, initial, open, discard, device, lives }
 }
 
 /// Weights and hot spots of one case.
@@ -245,6 +402,10 @@ struct Draw<'a> {
     hot: Vec<u64>,
     weights: [u32; 8],
     contended: bool,
+    /// Requests may be as long as the disk.
+    long: bool,
+    /// Lives have many requests, all over the disk.
+    spread: bool,
     next_id: u32,
 }
 
@@ -263,6 +424,8 @@ impl<'a> Draw<'a> {
             hot,
             weights,
             contended,
+            long: false,
+            spread: false,
             next_id: 1,
         };
         if contended {
@@ -273,12 +436,22 @@ impl<'a> Draw<'a> {
         draw
     }
 
+    /// Spreads requests over many L2 tables, and has many of them.
+    fn spread(&mut self) {
+        let clusters = u32::try_from(self.size / self.cluster).expect("plans are small");
+        self.hot = (0..60).map(|_| u64::from(self.rng.below(clusters))).collect();
+        // No growth, and seldom a flush: what is evicted should not be durable.
+        self.weights = [60, 4, 8, 20, 15, 6, 0, 1];
+        self.spread = true;
+    }
+
     fn life(&mut self, scope: &Scope) -> LifePlan {
         let tasks = scope.tasks.unwrap_or_else(|| match self.rng.below(5) {
             few @ 0..=3 if !self.contended => [1, 1, 2, 3][few as usize],
             _ => 4,
         });
         let per_task = match tasks {
+            _ if self.spread => MANY as u32 + self.rng.below(40),
             1 => 3 + self.rng.below(12),
             _ if self.contended => 5 + self.rng.below(8),
             _ => 1 + self.rng.below(6),
@@ -312,7 +485,7 @@ impl<'a> Draw<'a> {
             let op = self.rng.below(per_task) as usize;
             Dropped { task, op, after_ios: self.rng.below(5) }
         });
-        LifePlan { tasks, schedule: self.rng.next_u64(), faults, dropped }
+        LifePlan { tasks, schedule: self.rng.next_u64(), faults, dropped, unrecovered: false }
     }
 
     /// A fault of a kind; none for a dropped future, which is not the device's.
@@ -398,7 +571,11 @@ impl<'a> Draw<'a> {
             }
             6 => {
                 let most = if self.rng.below(3) == 0 { 90 } else { 4 };
-                let by = u64::from(1 + self.rng.below(most)) * self.cluster;
+                let mut by = u64::from(1 + self.rng.below(most)) * self.cluster;
+                if self.size >= SPARSE && self.rng.below(2) == 0 {
+                    // By many L2 tables.
+                    by *= self.cluster / 8;
+                }
                 if tasks == 1 {
                     let halves = 1 + u64::from(self.rng.below(2));
                     self.size = (self.size + by / halves).next_multiple_of(512);
@@ -426,6 +603,15 @@ impl<'a> Draw<'a> {
         };
         let units = u32::try_from(self.cluster / 512).expect("a cluster is small");
         let start = cluster * self.cluster;
+        if self.long && self.rng.below(4) == 0 {
+            let skip = u64::from(self.rng.below(2)) * 512;
+            let length = match self.rng.below(3) {
+                0 => self.size,
+                _ => (LONG + u64::from(self.rng.below(100))) * self.cluster - skip,
+            };
+            let offset = (start + skip).min(self.size - 512);
+            return (offset, length.min(self.size - offset));
+        }
         let (offset, length) = match self.rng.below(4) {
             0 => (start, self.cluster),
             1 => (start, self.cluster * u64::from(2 + self.rng.below(2))),
@@ -445,7 +631,7 @@ impl<'a> Draw<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{FaultKind, Scope, plan};
+    use super::{FaultKind, Scope, Shape, plan};
 
     #[test]
     fn every_kind_of_fault_can_be_asked_for() {
@@ -461,6 +647,19 @@ mod tests {
     }
 
     #[test]
+    fn every_shape_can_be_asked_for() {
+        for shape in Shape::ALL {
+            assert_eq!(shape.to_string().parse(), Ok(shape));
+            let scope = Scope { shape: Some(shape), ..Scope::default() };
+            let drawn = |seed: &u64| plan(*seed, &scope).shapes().any(|drawn| drawn == shape);
+            let cases = (0..40).filter(drawn).count();
+            let least = if shape == Shape::Long { 30 } else { 40 };
+            assert!(cases >= least, "{shape}: {cases} of 40");
+        }
+        assert!("x".parse::<Shape>().unwrap_err().to_string().contains("sparse"));
+    }
+
+    #[test]
     fn a_seed_is_a_plan() {
         for seed in 0..50 {
             assert_eq!(plan(seed, &Scope::default()), plan(seed, &Scope::default()));
@@ -470,8 +669,10 @@ mod tests {
     #[test]
     fn operations_are_valid_and_most_plans_have_two_lives() {
         let mut long = 0;
+        let mut shapes = std::collections::BTreeSet::new();
         for seed in 0..500 {
             let plan = plan(seed, &Scope::default());
+            shapes.extend(plan.shapes());
             assert_eq!(plan.geometry.fault(), None);
             long += usize::from(plan.lives.len() > 1);
             for op in plan.lives.iter().flat_map(|life| &life.tasks).flatten() {
@@ -479,5 +680,6 @@ mod tests {
             }
         }
         assert!(long > 250, "{long} of 500");
+        assert!(shapes.into_iter().eq(Shape::ALL), "each is drawn now and then");
     }
 }

@@ -56,7 +56,7 @@ fn crashed(live: &PossibleDisk) -> PossibleDisk {
 /// The disks that a power cut in the last request of a workload can find.
 fn crash_disks(world: &World, ops: &[Op]) -> Vec<PossibleDisk> {
     let subject = Qcow2Core::default();
-    let (disk, guest) = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+    let (disk, guest) = world.start(&subject).unwrap();
     let mut size = guest.size();
     let options = DirectOptions { forks: ops.is_empty(), ..DirectOptions::default() };
     let mut all = if ops.is_empty() { vec![disk.clone()] } else { Vec::new() };
@@ -100,7 +100,7 @@ fn recover(bytes: &[u8], live: &PossibleDisk, session: Session) -> (Vec<u8>, Vec
 fn both_ways(world: &World, symbols: &[Symbol]) -> Option<(Images, Images, bool)> {
     let ops = operations(symbols, &world.geometry);
     let subject = Qcow2Core::default();
-    let initial = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+    let initial = world.start(&subject).unwrap();
     let mut walk = Walk::new(subject, world.session, Profile::TornLength, 1, initial);
     walk.kept = Some(Vec::new());
     walk.workload(&ops).map_err(|stop| format!("{stop:?}")).unwrap();
@@ -168,7 +168,7 @@ fn what_earlier_workloads_left_changes_no_count() {
     for world in worlds(&[512, 1024], &[false, true], &kinds) {
         let new = || {
             let subject = Qcow2Core::default();
-            let initial = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+            let initial = world.start(&subject).unwrap();
             Walk::new(subject, world.session, Profile::TornLength, u32::MAX, initial)
         };
         let mut old = new();
@@ -258,7 +258,7 @@ fn a_broken_rule_is_found_and_the_workload_is_the_shortest() {
 fn power_cuts_in_recovery_are_followed_and_probed() {
     let subject = Qcow2Core::default();
     let world = World::new(10, true, Initial::Fresh);
-    let initial = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+    let initial = world.start(&subject).unwrap();
     let mut walk = Walk::new(subject, world.session, Profile::TornLength, u32::MAX, initial);
     let workload = [Symbol::WriteA, Symbol::Flush, Symbol::DiscardA];
     let counts = match walk.workload(&operations(&workload, &world.geometry)) {
@@ -281,7 +281,7 @@ fn a_refcount_table_may_grow_before_its_newest_block_is_durable() {
     world.geometry.virtual_size = 4100 * CLUSTER;
     world.session.cache_pages = 128;
     let subject = Qcow2Core::default();
-    let initial = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+    let initial = world.start(&subject).unwrap();
     let mut walk = Walk::new(subject, world.session, Profile::TornLength, 0, initial);
     let write = |clusters: std::ops::Range<u64>, id| Op::Write {
         offset: clusters.start * CLUSTER,

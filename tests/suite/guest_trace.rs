@@ -8,6 +8,7 @@ use faultfs::chooser::Chooser;
 use faultfs::direct::{self, Direct};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
+use model::case::OpenOptions;
 use model::finding::Property;
 use qcow2_core::storage::IoBuf;
 use qcow2_crashtest::guest_trace::{GuestTrace, Report, RunError, Settings, TraceError, run};
@@ -216,7 +217,7 @@ impl GuestDisk {
 
 async fn copy<C: Chooser + Send + 'static>(storage: Direct<C>, file: &File, size: u64) {
     const STEP: usize = 1 << 20;
-    let session = Session { writable: false, cache_pages: 0, growth: 0, write_through: false };
+    let session = Session { writable: false, ..Session::of(&OpenOptions::new("qcow2-core")) };
     let image = Qcow2Core::default().open(storage, session).await.unwrap();
     assert_eq!(image.size(), size);
     for offset in (0..size).step_by(STEP) {

@@ -19,6 +19,7 @@ use faultfs::profile::Profile;
 use faultfs::rng::Rng;
 use faultfs::values::{Key, Values};
 use model::build::Initial;
+use model::case::Device;
 use model::finding::{Finding, Stage};
 use model::guest::Guest;
 use model::image::Header;
@@ -55,7 +56,14 @@ impl Wreck {
             return None;
         }
         let subject = Qcow2Core::default();
-        let (disk, guest) = initial(&subject, &plan.geometry, plan.initial).ok()?;
+        let (disk, guest) = initial(
+            &subject,
+            &plan.geometry,
+            plan.initial,
+            &Session::of(&plan.open),
+            &Device::default(),
+        )
+        .ok()?;
         let values = disk.values().clone();
         let session = Session::of(&plan.open);
         let script = TrialLife::of(&plan.lives[0]).script(session);

@@ -74,13 +74,8 @@ impl Disk {
         fs::write(&path, built.to_bytes()).unwrap();
         let mut evidence = built.evidence();
         let keys = built.guest_keys(|unit| evidence.values.intern(unit));
-        let guest = Guest::new(&keys, subject.promises(&plan.geometry));
-        let session = Session {
-            writable: true,
-            cache_pages: plan.open.cache_pages,
-            growth: plan.open.growth_step,
-            write_through: plan.open.write_through,
-        };
+        let session = Session::of(&plan.open);
+        let guest = Guest::new(&keys, subject.promises(&plan.geometry, &session));
         Self {
             subject,
             _directory: directory,

@@ -4,7 +4,7 @@ use faultfs::fault::Planned;
 use faultfs::profile::Profile;
 use model::audit::Auditor;
 use model::build::Initial;
-use model::case::OpenOptions;
+use model::case::{Device, OpenOptions};
 use model::evidence::BytesEvidence;
 use model::finding::Stage;
 use model::guest::Promises;
@@ -84,8 +84,8 @@ impl Subject for Restless {
         "restless"
     }
 
-    fn promises(&self, geometry: &Geometry) -> Promises {
-        self.0.promises(geometry)
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
+        self.0.promises(geometry, session)
     }
 
     async fn open<S: Storage>(
@@ -119,12 +119,8 @@ fn a_repair_that_is_not_a_fixed_point() {
             lazy_refcounts: true,
         },
         initial: Initial::Dirty,
-        open: OpenOptions {
-            subject: "restless".to_owned(),
-            cache_pages: 0,
-            growth_step: 512,
-            write_through: false,
-        },
+        device: Device::default(),
+        open: OpenOptions { growth_step: 512, ..OpenOptions::new("restless") },
         discard: faultfs::profile::DiscardMode::Either,
         profile: Profile::TornLength,
         lives: vec![TrialLife {
@@ -135,6 +131,7 @@ fn a_repair_that_is_not_a_fixed_point() {
             at: At::Event(4),
             leaf: Leaf::Choices(vec![u32::MAX; 8]),
             steps: Vec::new(),
+            unrecovered: false,
         }],
     };
     let outcome = trial::run(&subject, &trial).expect("it is feasible");

@@ -22,7 +22,7 @@ use qcow2_crashtest::minimise::minimise;
 use qcow2_crashtest::replay;
 use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::subject::Qcow2Core;
-use qcow2_crashtest::workload::{FaultKind, Scope};
+use qcow2_crashtest::workload::{FaultKind, Scope, Shape};
 
 /// Crash-consistency campaigns for qcow2. Exit status: 0 nothing found, 1 a violation, 2 misuse or a broken harness.
 #[derive(Parser)]
@@ -116,6 +116,9 @@ struct Run {
     /// flush-retry-safe, flush-clean-marked, flush-sticky, late, write-through-failed, full-device or dropped.
     #[arg(long)]
     fault: Option<FaultKind>,
+    /// Every case has this shape: write-through, pages, eviction, working, transfers, stale, widths, sparse or long.
+    #[arg(long)]
+    shape: Option<Shape>,
     /// Break this write order (repeatable): the run must then find something.
     #[arg(long = "without", value_name = "RULE")]
     broken: Vec<String>,
@@ -222,6 +225,7 @@ fn run_campaign(run: Run) -> Result<Status, CorpusError> {
     let scope = Scope {
         lazy: run.refcounts.map(|refcounts| matches!(refcounts, Refcounts::Lazy)),
         fault: run.fault,
+        shape: run.shape,
         ..Scope::default()
     };
     let (profile, damage) = run.profile;

@@ -12,11 +12,15 @@
 
 use std::fmt;
 
+use faultfs::disk::PossibleDisk;
 use model::build::Initial;
+use model::case::{Device, OpenOptions};
+use model::guest::Guest;
 use model::op::{Durability, Geometry, Op};
 
 use crate::probe::Probe;
-use crate::subject::Session;
+use crate::subject::{Session, Subject};
+use crate::trial;
 
 /// The far cluster.
 const FAR: u64 = 64;
@@ -187,9 +191,17 @@ impl World {
             virtual_size: (FAR + 2) * cluster - if cluster > 512 { 512 } else { 0 },
             lazy_refcounts: lazy,
         };
-        let session =
-            Session { writable: true, cache_pages: 4, growth: cluster, write_through: false };
-        Self { geometry, initial, session }
+        let open = OpenOptions { cache_pages: 4, growth_step: cluster, ..OpenOptions::new("") };
+        Self { geometry, initial, session: Session::of(&open) }
+    }
+
+    /// The disk and reference disk to start from.
+    ///
+    /// # Errors
+    /// If the geometry does not allow the initial image.
+    pub fn start<Sub: Subject>(&self, subject: &Sub) -> Result<(PossibleDisk, Guest), String> {
+        let Self { geometry, initial, session } = self;
+        trial::initial(subject, geometry, *initial, session, &Device::default())
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use faultfs::fault::Planned;
 use faultfs::profile::Profile;
-use model::case::{OpenOptions, Step};
+use model::case::{Device, Step};
 use model::op::Op;
 
 use crate::life::Order;
@@ -23,7 +23,7 @@ use crate::minimise::{Minimised, Signature, search};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, StepPlan};
 use crate::subject::Subject;
-use crate::trial::{self, At, Leaf, Trial, TrialLife};
+use crate::trial::{At, Leaf, Trial, TrialLife};
 use alphabet::{Symbol, World, operations};
 use walk::{Counts, Stop, Walk};
 
@@ -136,17 +136,14 @@ impl Found {
                 at: At::End,
                 leaf: Leaf::Choices(Vec::new()),
                 steps,
+                unrecovered: false,
             };
             let trial = Trial {
                 discard: faultfs::profile::DiscardMode::Either,
                 geometry,
                 initial,
-                open: OpenOptions {
-                    subject: subject.key().to_owned(),
-                    cache_pages: session.cache_pages,
-                    growth_step: session.growth,
-                    write_through: session.write_through,
-                },
+                device: Device::default(),
+                open: session.options(subject.key()),
                 profile,
                 lives: vec![life],
             };
@@ -219,8 +216,7 @@ pub fn run<Sub: Subject>(
         };
         let refused = (world.initial.is_dirty(&world.geometry) && !subject.duties().repair)
             .then(|| "the subject does not repair".to_owned());
-        let infeasible =
-            refused.or_else(|| trial::initial(subject, &world.geometry, world.initial).err());
+        let infeasible = refused.or_else(|| world.start(subject).err());
         if infeasible.is_some() {
             explored.infeasible = infeasible;
             report.worlds.push(explored);
@@ -231,8 +227,7 @@ pub fn run<Sub: Subject>(
         let shared = Mutex::new((explored, None::<Found>, None::<String>));
         let work = || {
             let began = now();
-            let initial = trial::initial(subject, &world.geometry, world.initial)
-                .expect("it was feasible just before");
+            let initial = world.start(subject).expect("it was feasible just before");
             let Settings { profile, depth, .. } = *settings;
             let mut walk = Walk::new(subject.clone(), world.session, profile, depth, initial);
             loop {

@@ -19,7 +19,7 @@ use crate::evidence::DiskEvidence;
 use crate::leaf::{Labels, LeafChooser, SharedLeaf, look};
 use crate::recover::{Bench, Failure, StepPlan, name};
 use crate::report::tape::{Kept, Tape, unit_of};
-use crate::subject::{Refusal, Session, Subject, SubjectImage};
+use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
 use crate::trial;
 
 /// One look of the judge.
@@ -149,6 +149,11 @@ impl<Sub: Subject> Looker<'_, Sub> {
                 Step::Repair => {
                     let claim = subject.repair(storage).await;
                     claim.map(drop).map_err(refused)
+                }
+                Step::Check | Step::RepairLeaks => {
+                    let mend = if step == Step::Check { Mend::Nothing } else { Mend::Leaks };
+                    let claim = subject.check(storage, mend).await;
+                    claim.transpose().map(drop).map_err(refused)
                 }
             }
         })

@@ -217,7 +217,7 @@ impl Played {
 /// Plays life `number` of a trial; the lives before it must pass.
 pub(super) fn play<Sub: Subject>(subject: &Sub, trial: &Trial, number: usize) -> Option<Played> {
     let (start, guest) = if number == 0 {
-        trial::initial(subject, &trial.geometry, trial.initial).ok()?
+        trial.start(subject).ok()?
     } else {
         let earlier = Trial { lives: trial.lives[..number].to_vec(), ..trial.clone() };
         trial::run_to_end(subject, &earlier).ok()??
@@ -353,6 +353,7 @@ mod tests {
                     open: plan.open.clone(),
                     profile: Profile::TornLength,
                     discard: plan.discard,
+                    device: plan.device,
                     lives: vec![TrialLife::of(&plan.lives[0])],
                 };
                 let Some(played) = play(&Qcow2Core::default(), &trial, 0) else { continue };

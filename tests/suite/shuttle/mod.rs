@@ -38,7 +38,6 @@ use qcow2_crashtest::explore::walk::{Stop, Walk};
 use qcow2_crashtest::life::{Request, perform};
 use qcow2_crashtest::recover::{Failure, whole_image};
 use qcow2_crashtest::subject::{Qcow2Core, Subject, SubjectImage};
-use qcow2_crashtest::trial;
 use shuttle::future::{block_on, spawn};
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{
@@ -60,7 +59,7 @@ struct Bed {
 
 impl Bed {
     fn new(subject: Qcow2Core, world: World) -> Self {
-        let (disk, guest) = trial::initial(&subject, &world.geometry, world.initial).unwrap();
+        let (disk, guest) = world.start(&subject).unwrap();
         let initial = (disk.clone(), guest.clone());
         let walk = Walk::new(subject, world.session, Profile::TornLength, 0, initial);
         Self { subject, world, disk, guest, walk: Mutex::new(walk) }

@@ -59,17 +59,18 @@ impl Subject for Imago {
         }
     }
 
-    fn promises(&self, geometry: &Geometry) -> Promises {
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
         Promises {
             cluster_units: geometry.cluster_units(),
             // Without a backing image, what is seen through a discarded cluster is zero.
             discard: DiscardReads::Zeroes,
             grow: Durability::Cached,
+            changes: if session.write_through { Durability::Through } else { Durability::Cached },
         }
     }
 
     fn duties(&self) -> Duties {
-        Duties { repair: false, structure: *self == Self::Full, disjoint_writes: false }
+        Duties { repair: false, structure: *self == Self::Full, disjoint_writes: false, finds_space: false }
     }
 
     async fn open<S: Storage>(
