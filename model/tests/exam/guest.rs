@@ -233,3 +233,23 @@ pub(crate) fn sizes(defect: Defect) -> Outcome {
         expect("written to", guest.allowed_sizes(), vec![1024])
     }
 }
+
+/// An image that writes everything through owes what it answered: writes, zeroes and discards.
+pub(crate) fn everything_through(defect: Defect) -> Outcome {
+    let promises = Promises { changes: Durability::Through, ..PROMISES };
+    let mut guest = Guest::new(&[A; 6], promises).with_defect(defect);
+    let write = guest.begin_write(0, &[B], CACHED);
+    expect("in flight", guest.allowed(0), vec![A, B])?;
+    guest.complete(write);
+    let zeroes = guest.begin_zeroes(1, 1);
+    guest.complete(zeroes);
+    let discard = guest.begin_discard(2, 2);
+    guest.complete(discard);
+    let failed = guest.begin_write(4, &[B], CACHED);
+    guest.fail(failed);
+    expect("written", guest.allowed(0), vec![B])?;
+    expect("zeroed", guest.allowed(1), vec![ZERO])?;
+    expect("discarded", guest.allowed(2), vec![ZERO])?;
+    expect("failed", guest.allowed(4), vec![A, B])?;
+    expect("untouched", guest.allowed(5), vec![A])
+}

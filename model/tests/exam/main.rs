@@ -14,9 +14,9 @@ use model::defect::Defect;
 
 use crate::findings::{findings_by_stage, findings_seen};
 use crate::guest::{
-    collapse_binds, crash_folds, discard, dropped_write, failed_flush, failed_write,
-    flush_covers_completed_only, flush_settles, overlapping_writes, reads, sizes, through,
-    weak_discard,
+    collapse_binds, crash_folds, discard, dropped_write, everything_through, failed_flush,
+    failed_write, flush_covers_completed_only, flush_settles, overlapping_writes, reads, sizes,
+    through, weak_discard,
 };
 use crate::histories::brute_force;
 use crate::states::{
@@ -27,11 +27,12 @@ use crate::states::{
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Defect) -> Outcome);
 
-const EXAMS: [Exam; 28] = [
+const EXAMS: [Exam; 29] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
     ("write-through covers its own units only", through),
+    ("an image that writes everything through owes it", everything_through),
     ("a failed write stays possible", failed_write),
     ("a dropped write stays possible", dropped_write),
     ("overlapping writes both stay", overlapping_writes),
