@@ -394,9 +394,12 @@ struct Flying {
 impl Flying {
     fn can_land_unwatched(&self, disk: &PossibleDisk) -> bool {
         let kind = self.started.io.kind;
-        let spared = (kind == IoKind::Discard && disk.has(Defect::SettleSparesDiscards))
-            || (kind == IoKind::WriteZeroes && disk.has(Defect::SettleSparesZeroes))
-            || (kind == IoKind::SetLen && disk.has(Defect::SettleSparesLengths));
+        let spared = match kind {
+            IoKind::Discard => disk.has(Defect::SettleSparesDiscards),
+            IoKind::WriteZeroes => disk.has(Defect::SettleSparesZeroes),
+            IoKind::SetLen => disk.has(Defect::SettleSparesLengths),
+            _ => false,
+        };
         self.orphan && kind != IoKind::Read && !spared
     }
 }

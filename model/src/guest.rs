@@ -163,7 +163,7 @@ impl Guest {
 
     /// Whether `key` is in G(unit).
     pub fn permits(&self, unit: u64, key: ValueKey) -> bool {
-        if self.defect == Defect::GrownSpaceUnjudged && unit >= self.initial.len() as u64 {
+        if self.defect.allows_anything(unit, self.initial.len()) {
             return true;
         }
         match usize::try_from(unit).ok().and_then(|unit| self.units.get(unit)) {
@@ -361,12 +361,8 @@ impl Guest {
                 rest.split_at(rest.iter().take_while(|(of, _)| *of <= unit).count());
             rest = others;
             let mut choices = of_unit.iter().map(|(_, value)| *value);
-            let checked = match self.defect {
-                Defect::ReadsUnchecked => false,
-                Defect::ReadsCheckedOnce => unit == first,
-                _ => true,
-            };
-            if checked && !choices.clone().any(|value| value == found) {
+            if self.defect.checks_read(unit, first) && !choices.clone().any(|value| value == found)
+            {
                 let mut allowed: Vec<_> = choices.by_ref().collect();
                 allowed.sort_unstable();
                 allowed.dedup();

@@ -320,16 +320,8 @@ impl Judge {
         }
         let value = |key| payload::decode(evidence.bytes(key));
         (0..after.one.len() as u64).find_map(|unit| {
-            let was = |key: &ValueKey| before.values(unit).any(|was| was == *key);
-            let found = match self.defect {
-                Defect::P3ComparesOne => after.values(unit).take(1).find(|key| !was(key)),
-                Defect::P3WantsTheSame => {
-                    let kept = |key: &ValueKey| after.values(unit).any(|is| is == *key);
-                    before.values(unit).find(|key| !kept(key))
-                }
-                Defect::P3WantsOneInCommon if after.values(unit).any(|key| was(&key)) => None,
-                _ => after.values(unit).find(|key| !was(key)),
-            }?;
+            let new = || after.values(unit).find(|key| before.values(unit).all(|was| was != *key));
+            let found = self.defect.added(unit, before, after).unwrap_or_else(new)?;
             Some(Violation {
                 property: Property::P3,
                 kind: "content-changed",
@@ -405,9 +397,9 @@ impl Judge {
             twice.peek(unit, |key| values.1.push(key));
             let known = |key: &ValueKey| {
                 let bytes = twice.bytes(*key);
-                values.0.iter().any(|was| match self.defect {
-                    Defect::FixedPointByKey => was == key,
-                    _ => once.bytes(*was) == bytes,
+                values.0.iter().any(|was| {
+                    let same = || once.bytes(*was) == bytes;
+                    self.defect.is_same(*was, *key).unwrap_or_else(same)
                 })
             };
             let looked_at = match self.defect {
@@ -461,13 +453,7 @@ impl Judge {
                 None => units.for_each(|unit| judge(unit, None, ValueKey::ZERO)),
                 Some(offset) => units.zip((offset..).step_by(UNIT)).for_each(|(unit, host)| {
                     let at = host / UNIT as u64;
-                    let passed_over = match *defect {
-                        Defect::FirstUnitOnly => host > offset,
-                        Defect::TwoUnitsOnly => host > offset + UNIT as u64,
-                        Defect::CutDataUnjudged => host >= image.length(),
-                        _ => false,
-                    };
-                    if passed_over {
+                    if defect.passes_over_unit(host, offset, image.length()) {
                         return;
                     }
                     let mut fine = false;
@@ -612,7 +598,7 @@ fn each_guest_cluster(
     let (mut unit, mut cluster) = (0, 0);
     let mut table: &[u64] = &[];
     while unit < units {
-        if defect == Defect::SecondTableUnjudged && cluster >= in_table {
+        if defect.passes_over_cluster(cluster, in_table) {
             return;
         }
         let within = cluster % in_table;

@@ -147,10 +147,7 @@ impl Image {
 
     /// Up to where tables are read.
     fn readable(&self) -> u64 {
-        match self.defect {
-            Defect::CutUnitUnread => self.length & !(UNIT_BYTES.wrapping_sub(1)),
-            _ => self.length,
-        }
+        self.defect.readable(self.length)
     }
 
     /// Reads all metadata of an image. Resolves what it reads and nothing else; what is wrong is added to `findings`.
@@ -309,8 +306,8 @@ impl Image {
         let (size, bits) = (header.cluster_size(), header.cluster_bits);
         let end = offset.saturating_add(length);
         let mut good = true;
-        let cut = self.defect == Defect::CutClusterOutOfRange && end > self.length;
-        if end.saturating_sub(self.length) >= size || cut {
+        let beyond = end.saturating_sub(self.length) >= size;
+        if beyond || self.defect.puts_out_of_range(end, self.length) {
             findings.push(Finding::OutOfRange { at: region, offset, length, file: self.length });
             good = false;
         }
@@ -358,7 +355,7 @@ impl Image {
             let offset = entry & !REFCOUNT_TABLE_RESERVED;
             if is_cluster(at, *entry, reserved, offset, header, findings)
                 && self.claim(at, offset, header.cluster_size(), *entry, findings)
-                && !(self.defect == Defect::FirstBlockOnly && *index > 0)
+                && !self.defect.passes_over_block(*index)
             {
                 self.read_block(evidence, header, *index, offset);
             }
@@ -390,13 +387,7 @@ impl Image {
             }
             let base = base.saturating_add(in_unit.saturating_mul(ordinal));
             nonzero_refcounts(evidence.bytes(key), order, |within, count| {
-                let (within, count) = match defect {
-                    Defect::NarrowRefcountsFromAbove => {
-                        (within ^ 8u64.wrapping_shr(order).saturating_sub(1), count)
-                    }
-                    Defect::WideRefcountsCutOff => (within, count & 0xffff),
-                    _ => (within, count),
-                };
+                let (within, count) = defect.misread(order, within, count);
                 let cluster = base.saturating_add(within);
                 let slot = slots.get_mut(to_usize(cluster)).filter(|_| cluster <= clusters);
                 if let (Some(slot), Ok(cluster)) = (slot, u32::try_from(cluster)) {
@@ -422,12 +413,9 @@ impl Image {
         }
         let mut tables = std::mem::take(&mut self.table_entries);
         nonzero_entries(evidence, header.l1_table_offset, entries, self.readable(), &mut tables);
-        let guest_clusters = header.size.div_ceil(header.cluster_size());
-        let tables_of_disk = guest_clusters.div_ceil(header.l2_entries());
+        let of_disk = header.size.div_ceil(header.cluster_size()).div_ceil(header.l2_entries());
         for (index, entry) in &tables {
-            if self.defect == Defect::BehindDiskUncounted && *index >= tables_of_disk
-                || self.defect == Defect::FirstTableOnly && !self.l2_tables.is_empty()
-            {
+            if self.defect.passes_over_table(*index, of_disk, self.l2_tables.len()) {
                 continue;
             }
             let at = Region::L2(*index);
@@ -458,11 +446,8 @@ impl Image {
         self.l2_tables.push((l1_index, start));
         let first_guest = l1_index.saturating_mul(header.l2_entries());
         let mut next_host = None;
-        let cut = offset.saturating_add(header.cluster_size()) > self.length;
-        let readable = match self.defect {
-            Defect::CutTableUnread if cut => 0,
-            _ => self.readable(),
-        };
+        let end = offset.saturating_add(header.cluster_size());
+        let readable = self.defect.readable_of_table(end, self.length);
         for unit in units_of(offset, header.cluster_size(), readable) {
             let key = evidence.resolve(unit);
             if key == ValueKey::ZERO {
