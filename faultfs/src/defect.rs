@@ -85,12 +85,44 @@ pub enum Defect {
     RotFlipsTwo,
     /// Profile `misdirected` lands every write where it belongs.
     MisdirectedStaysHome,
+    /// A discard that fails late has ended all the same.
+    LateDiscardIsOver,
+    /// Settling does not end a discard that failed late.
+    LateDiscardSurvivesSettle,
+    /// Settling does not end a length change that failed late.
+    LateLengthSurvivesSettle,
+    /// What is not a write and whose future is dropped never happens.
+    DroppedIsGone,
+    /// What is not a write ends as soon as its future is dropped.
+    DroppedEndsAtOnce,
+    /// Settling does not wait for dropped discards.
+    SettleSparesDiscards,
+    /// Settling does not wait for dropped zeroing.
+    SettleSparesZeroes,
+    /// Settling does not wait for dropped length changes.
+    SettleSparesLengths,
+    /// A device of which discards zero leaves what was there.
+    DiscardModeIgnored,
+    /// Where a crash chooses by whole writes, a discard always lands.
+    DiscardAlwaysLands,
+    /// A discard that fell short counts in whole.
+    ShortDiscardIsWhole,
+    /// A write-through write that fell short is durable as far as it got.
+    ShortThroughIsDurable,
+    /// A write-through write supersedes what is in flight when it completes.
+    ThroughOvertakes,
+    /// Of two flushes in flight the older covers what the younger one would.
+    OlderFlushCoversYounger,
+    /// A flush that fails takes the older ones in flight along.
+    YoungerFlushEndsOlder,
+    /// The change log does not tell that a whole write was decided.
+    ChangesForgetFates,
 }
 
 impl Defect {
     /// All of them.
     #[doc(hidden)]
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 55] = [
         Self::FlushKeepsSuperseded,
         Self::NewestOrBase,
         Self::ThroughForgotten,
@@ -130,5 +162,21 @@ impl Defect {
         Self::TrashStrikesAll,
         Self::RotFlipsTwo,
         Self::MisdirectedStaysHome,
+        Self::LateDiscardIsOver,
+        Self::LateDiscardSurvivesSettle,
+        Self::LateLengthSurvivesSettle,
+        Self::DroppedIsGone,
+        Self::DroppedEndsAtOnce,
+        Self::SettleSparesDiscards,
+        Self::SettleSparesZeroes,
+        Self::SettleSparesLengths,
+        Self::DiscardModeIgnored,
+        Self::DiscardAlwaysLands,
+        Self::ShortDiscardIsWhole,
+        Self::ShortThroughIsDurable,
+        Self::ThroughOvertakes,
+        Self::OlderFlushCoversYounger,
+        Self::YoungerFlushEndsOlder,
+        Self::ChangesForgetFates,
     ];
 }

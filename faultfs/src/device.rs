@@ -66,7 +66,7 @@ pub(crate) enum Effect {
 pub(crate) struct Started {
     pub(crate) io: Io,
     effect: Effect,
-    fault: Option<Fault>,
+    pub(crate) fault: Option<Fault>,
 }
 
 pub(crate) struct Device {

@@ -31,9 +31,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::{Choice, Chooser, Recording, Taken, ask};
+use crate::defect::Defect;
 use crate::device::{Breach, Device, EIO, Started, span, unit_of};
 use crate::disk::PossibleDisk;
-use crate::fault::{FaultPlan, NoFaults};
+use crate::fault::{Fault, FaultPlan, NoFaults};
 use crate::schedule::{Candidate, Schedule, TaskId};
 use crate::trace::{Event, Io, IoKind, Trace};
 use crate::values::Key;
@@ -387,8 +388,15 @@ struct Flying {
 }
 
 impl Flying {
-    const fn can_land_unwatched(&self) -> bool {
-        self.orphan && !matches!(self.started.io.kind, IoKind::Read)
+    fn can_land_unwatched(&self, disk: &PossibleDisk) -> bool {
+        let kind = self.started.io.kind;
+        let spared = match kind {
+            IoKind::Discard => disk.has(Defect::SettleSparesDiscards),
+            IoKind::WriteZeroes => disk.has(Defect::SettleSparesZeroes),
+            IoKind::SetLen => disk.has(Defect::SettleSparesLengths),
+            _ => false,
+        };
+        self.orphan && kind != IoKind::Read && !spared
     }
 }
 
@@ -488,9 +496,32 @@ impl World {
         (io, ok)
     }
 
+    fn any_can_land_unwatched(&self) -> bool {
+        self.in_flight.iter().any(|flying| flying.can_land_unwatched(&self.device.disk))
+    }
+
     fn wake_settling(&mut self) {
-        if !self.in_flight.iter().any(Flying::can_land_unwatched) {
+        if !self.any_can_land_unwatched() {
             self.settling.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    /// What a defect makes of an I/O, other than a write, whose future was just dropped.
+    fn mistreat_orphan(&mut self, index: u64) {
+        let gone = self.device.disk.has(Defect::DroppedIsGone);
+        if !gone && !self.device.disk.has(Defect::DroppedEndsAtOnce) {
+            return;
+        }
+        let other = |flying: &Flying| {
+            let io = flying.started.io;
+            io.index == index
+                && matches!(io.kind, IoKind::Discard | IoKind::WriteZeroes | IoKind::SetLen)
+        };
+        if let Some(at) = self.in_flight.iter().position(other) {
+            if gone {
+                self.in_flight[at].started.fault = Some(Fault::Short { landed: 0 });
+            }
+            self.complete(index);
         }
     }
 
@@ -587,6 +618,7 @@ impl Drop for InFlight<'_> {
                 world.in_flight.iter_mut().find(|flying| flying.started.io.index == index)
             {
                 flying.orphan = true;
+                world.mistreat_orphan(index);
             }
             if let Some(at) = world.ended.iter().position(|ended| ended.index == index) {
                 let Ended { outcome, kind, .. } = world.ended.swap_remove(at);
@@ -658,7 +690,7 @@ impl Storage for SimStorage {
         let mut paused = false;
         poll_fn(|context| {
             let mut world = lock(&self.world);
-            if world.in_flight.iter().any(Flying::can_land_unwatched) {
+            if world.any_can_land_unwatched() {
                 world.settling.push(context.waker().clone());
                 return Poll::Pending;
             }

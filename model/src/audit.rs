@@ -93,7 +93,7 @@ pub struct Auditor {
 impl Auditor {
     /// An auditor with a deliberate mistake.
     pub fn with_defect(defect: Defect) -> Self {
-        Self { defect, ..Self::default() }
+        Self { image: Image::with_defect(defect), defect, ..Self::default() }
     }
 
     /// Reads and audits an image. Resolves its metadata and nothing else.
@@ -204,6 +204,14 @@ fn overlooked(finding: &Finding, defect: Defect) -> bool {
             | (Defect::DirtyIgnored, Finding::Dirty)
             | (Defect::CorruptIgnored, Finding::Corrupt)
             | (Defect::OutOfRangeIgnored, Finding::OutOfRange { .. })
+            | (
+                Defect::HeaderRangesUnchecked,
+                Finding::OutOfRange { at: Region::L1 | Region::RefcountTable, .. }
+            )
+            | (
+                Defect::SharedTableIgnored,
+                Finding::Overlap { first: Region::L2(_), second: Region::L2(_), .. }
+            )
             | (Defect::OverlapIgnored, Finding::Overlap { .. })
             | (Defect::MisalignedIgnored, Finding::Misaligned { .. })
             | (Defect::ReservedBitsIgnored, Finding::ReservedBits { .. })

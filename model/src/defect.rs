@@ -44,6 +44,22 @@ pub enum Defect {
     StaleReadsAllowed,
     /// Guest: a disk that is being enlarged may come back with any size.
     SizeUnchecked,
+    /// Guest: a unit that may hold several values may hold zero.
+    ZeroAlwaysAllowed,
+    /// Guest: writing zeroes does nothing.
+    ZeroesForgotten,
+    /// Guest: a write puts its first value into all of its units.
+    FirstValueForAll,
+    /// Guest: only the first unit of a read is looked at.
+    ReadsCheckedOnce,
+    /// Guest: a growth that failed or was dropped counts as one that succeeded.
+    FailedGrowthCounts,
+    /// Guest: a flush does not make a growth durable.
+    FlushSparesSize,
+    /// Guest: where recovery left several values, only one stays allowed.
+    CollapseToOne,
+    /// Guest: anything is allowed in what a growth added.
+    GrownSpaceUnjudged,
 
     /// Auditor: refcounts below the references are not noticed.
     RefcountTooLowIgnored,
@@ -69,6 +85,30 @@ pub enum Defect {
     HeaderFieldIgnored,
     /// Auditor: features that it cannot judge are not noticed.
     UnsupportedIgnored,
+    /// Auditor: an L2 table in a cluster that the file ends in is taken for empty.
+    CutTableUnread,
+    /// Auditor: a cluster that the file ends in counts as past its end.
+    CutClusterOutOfRange,
+    /// Auditor: a unit that the file ends in is taken for empty.
+    CutUnitUnread,
+    /// Auditor: only the first L2 table is read.
+    FirstTableOnly,
+    /// Auditor: only the first refcount block is read.
+    FirstBlockOnly,
+    /// Auditor: refcounts are read as if they had 16 bits.
+    RefcountsOf16Bits,
+    /// Auditor: refcounts of less than 8 bits fill a byte from above.
+    NarrowRefcountsFromAbove,
+    /// Auditor: of a wide refcount only the lowest 16 bits are read.
+    WideRefcountsCutOff,
+    /// Auditor: L2 tables behind the end of the disk are not counted.
+    BehindDiskUncounted,
+    /// Auditor: that L1 or the refcount table lies past the end of the file is not noticed.
+    HeaderRangesUnchecked,
+    /// Auditor: two L1 entries for one table are not noticed.
+    SharedTableIgnored,
+    /// Auditor: compressed data in two clusters is counted in one.
+    CompressedCountsOnce,
 
     /// Judge: any payload is good in any unit.
     ForeignDataAccepted,
@@ -90,11 +130,33 @@ pub enum Defect {
     ClaimsBelieved,
     /// Judge: the subject's own mapping is not compared.
     MappingUncompared,
+    /// Judge: guest data under any L2 table but the first is taken for granted.
+    SecondTableUnjudged,
+    /// Judge: only the first unit of a cluster is looked at.
+    FirstUnitOnly,
+    /// Judge: only the first two units of a cluster are looked at.
+    TwoUnitsOnly,
+    /// Judge: guest data past the end of the file is taken for granted.
+    CutDataUnjudged,
+    /// Judge: of what a unit may hold after a repair only one value is compared.
+    P3ComparesOne,
+    /// Judge: a repair may not decide what was open.
+    P3WantsTheSame,
+    /// Judge: a repair may add to what a unit may hold.
+    P3WantsOneInCommon,
+    /// Judge: of what a unit may hold after a second repair only one value is compared.
+    FixedPointOfOne,
+    /// Judge: images of two stores are compared by the keys of their values.
+    FixedPointByKey,
+    /// Judge: COPIED flags that a life spoils count as inherited.
+    EveryCopiedInherited,
+    /// Judge: a subject that says an image is safe to write is believed.
+    WritableBelieved,
 }
 
 impl Defect {
     /// Every mistake.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 69] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -111,6 +173,14 @@ impl Defect {
         Self::ReadsUnchecked,
         Self::StaleReadsAllowed,
         Self::SizeUnchecked,
+        Self::ZeroAlwaysAllowed,
+        Self::ZeroesForgotten,
+        Self::FirstValueForAll,
+        Self::ReadsCheckedOnce,
+        Self::FailedGrowthCounts,
+        Self::FlushSparesSize,
+        Self::CollapseToOne,
+        Self::GrownSpaceUnjudged,
         Self::RefcountTooLowIgnored,
         Self::LeakIgnored,
         Self::CopiedOnSharedIgnored,
@@ -123,6 +193,18 @@ impl Defect {
         Self::ReservedBitsIgnored,
         Self::HeaderFieldIgnored,
         Self::UnsupportedIgnored,
+        Self::CutTableUnread,
+        Self::CutClusterOutOfRange,
+        Self::CutUnitUnread,
+        Self::FirstTableOnly,
+        Self::FirstBlockOnly,
+        Self::RefcountsOf16Bits,
+        Self::NarrowRefcountsFromAbove,
+        Self::WideRefcountsCutOff,
+        Self::BehindDiskUncounted,
+        Self::HeaderRangesUnchecked,
+        Self::SharedTableIgnored,
+        Self::CompressedCountsOnce,
         Self::ForeignDataAccepted,
         Self::OneOfTheSetIsEnough,
         Self::UnmappedUnjudged,
@@ -133,5 +215,16 @@ impl Defect {
         Self::SecondRepairMayWrite,
         Self::ClaimsBelieved,
         Self::MappingUncompared,
+        Self::SecondTableUnjudged,
+        Self::FirstUnitOnly,
+        Self::TwoUnitsOnly,
+        Self::CutDataUnjudged,
+        Self::P3ComparesOne,
+        Self::P3WantsTheSame,
+        Self::P3WantsOneInCommon,
+        Self::FixedPointOfOne,
+        Self::FixedPointByKey,
+        Self::EveryCopiedInherited,
+        Self::WritableBelieved,
     ];
 }

@@ -139,6 +139,13 @@ impl BytesEvidence {
         let (old, new) = (self.units.len() as u64, count as u64);
         self.changes.extend(old.min(new)..old.max(new));
         self.units.resize(count, ValueKey::ZERO);
+        let within = (length % UNIT as u64) as usize;
+        if length < self.length && within > 0 {
+            // What the unit held behind the end is gone as well.
+            let mut unit = *self.values.bytes(self.units[count - 1]);
+            unit[within..].fill(0);
+            self.set(length / UNIT as u64, &unit);
+        }
         self.length = length;
     }
 
@@ -205,6 +212,20 @@ mod tests {
         assert!(!disk.is_empty() && BytesEvidence::new(&[]).is_empty());
         assert_eq!(disk.resolve(2), ValueKey::ZERO);
         assert_eq!(disk.resolve(u64::MAX), ValueKey::ZERO);
+    }
+
+    #[test]
+    fn what_a_cut_takes_is_gone() {
+        let mut disk = BytesEvidence::new(&[7; 2 * UNIT]);
+        let mark = disk.generation();
+        disk.set_len(UNIT as u64 - 12);
+        disk.set_len(2 * UNIT as u64);
+        assert_eq!(disk.to_bytes(), [vec![7; UNIT - 12], vec![0; UNIT + 12]].concat());
+        let mut seen = Vec::new();
+        disk.changed_since(mark, |unit| seen.push(unit));
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, [0, 1]);
     }
 
     #[test]

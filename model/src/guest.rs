@@ -171,8 +171,16 @@ impl Guest {
 
     /// Whether `key` is in G(unit).
     pub fn permits(&self, unit: u64, key: ValueKey) -> bool {
+        if self.defect.allows_anything(unit, self.initial.len()) {
+            return true;
+        }
         match usize::try_from(unit).ok().and_then(|unit| self.units.get(unit)) {
             Some(Cell::One(only)) => *only == key,
+            Some(Cell::Many(_))
+                if key == ValueKey::ZERO && self.defect == Defect::ZeroAlwaysAllowed =>
+            {
+                true
+            }
             Some(Cell::Many(entries)) => entries.iter().any(|entry| entry.value == key),
             None => false,
         }
@@ -268,6 +276,9 @@ impl Guest {
 
     /// Begins to make a range read as zeroes.
     pub fn begin_zeroes(&mut self, first: u64, count: u64) -> Token {
+        if self.defect == Defect::ZeroesForgotten {
+            return self.start(What::Nothing, Flight::Nothing);
+        }
         self.begin_change(first, count, None, Durability::Cached, first + count, false)
     }
 
@@ -358,7 +369,7 @@ impl Guest {
                 rest.split_at(rest.iter().take_while(|(of, _)| *of <= unit).count());
             rest = others;
             let mut choices = of_unit.iter().map(|(_, value)| *value);
-            if self.defect != Defect::ReadsUnchecked && !choices.clone().any(|value| value == found)
+            if self.defect.checks_read(unit, first) && !choices.clone().any(|value| value == found)
             {
                 let mut allowed: Vec<_> = choices.by_ref().collect();
                 allowed.sort_unstable();
@@ -387,6 +398,7 @@ impl Guest {
     /// Recovery left `unit` holding one of `values`, all of which must be allowed: from here on nothing else is (P3).
     pub fn collapse(&mut self, unit: u64, values: &[ValueKey]) {
         debug_assert!(values.iter().all(|value| self.permits(unit, *value)));
+        let values = if self.defect == Defect::CollapseToOne { &values[..1] } else { values };
         if self.defect != Defect::CollapseForgotten {
             self.units[index(unit)] = Cell::of(values);
         }
@@ -471,7 +483,10 @@ impl Guest {
         let what = What::Change { first, count, values: values.clone() };
         let flight = Flight::Change { first: from, count: length, durability, sure, to_the_end };
         let token = self.start(what, flight);
-        let value_at = |at: usize| values.as_ref().map_or(ValueKey::ZERO, |values| values[at]);
+        let same = self.defect == Defect::FirstValueForAll;
+        let value_at = |at: usize| {
+            values.as_ref().map_or(ValueKey::ZERO, |values| values[if same { 0 } else { at }])
+        };
         for (at, cell) in self.units[from..from + length].iter_mut().enumerate() {
             cell.begin(value_at(at), token);
         }
@@ -539,6 +554,7 @@ impl Guest {
                 }
             }
             Flight::Grow => {
+                let completed = completed || self.defect == Defect::FailedGrowthCounts;
                 self.size.answer(token, now, completed);
                 if completed && self.promises.grow == Durability::Through {
                     self.size.settle(|entry| entry.begin == token);
@@ -559,7 +575,9 @@ impl Guest {
         if self.defect == Defect::SupersededStaysAllowed {
             return;
         }
-        self.size.settle(|entry| covers(entry.end));
+        if self.defect != Defect::FlushSparesSize {
+            self.size.settle(|entry| covers(entry.end));
+        }
         for cell in &mut self.units {
             cell.settle(|entry| covers(entry.end));
         }

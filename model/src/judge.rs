@@ -214,7 +214,7 @@ pub struct Judge {
 impl Judge {
     /// A judge with a deliberate mistake.
     pub fn with_defect(defect: Defect) -> Self {
-        Self { defect, ..Self::default() }
+        Self { auditor: Auditor::with_defect(defect), defect, ..Self::default() }
     }
 
     /// A judge of nothing but what the guest sees, for an implementation that does not promise a legal structure. An image
@@ -274,6 +274,11 @@ impl Judge {
         let lenient = self.defect == Defect::EveryLeakInherited;
         self.violations.retain(|violation| match &violation.place {
             Place::Structure(Finding::Leak { .. }) if lenient => false,
+            Place::Structure(Finding::CopiedMissing { .. } | Finding::CopiedStale { .. })
+                if self.defect == Defect::EveryCopiedInherited =>
+            {
+                false
+            }
             Place::Structure(finding) => !inherited.has(finding),
             _ => true,
         });
@@ -291,7 +296,7 @@ impl Judge {
         into.size = header.size;
         // A larger disk is no reference disk's: its size is a violation already.
         let units = header.size.min(MAX_VIRTUAL_SIZE) / UNIT as u64;
-        each_guest_cluster(image, header, units, |units, host| match host {
+        each_guest_cluster(image, header, units, self.defect, |units, host| match host {
             Some(offset) => units.zip(offset / UNIT as u64..).for_each(|(unit, at)| {
                 evidence.peek(at, |key| into.add(unit, key));
             }),
@@ -315,8 +320,8 @@ impl Judge {
         }
         let value = |key| payload::decode(evidence.bytes(key));
         (0..after.one.len() as u64).find_map(|unit| {
-            let found =
-                after.values(unit).find(|key| before.values(unit).all(|was| was != *key))?;
+            let new = || after.values(unit).find(|key| before.values(unit).all(|was| was != *key));
+            let found = self.defect.added(unit, before, after).unwrap_or_else(new)?;
             Some(Violation {
                 property: Property::P3,
                 kind: "content-changed",
@@ -392,9 +397,16 @@ impl Judge {
             twice.peek(unit, |key| values.1.push(key));
             let known = |key: &ValueKey| {
                 let bytes = twice.bytes(*key);
-                values.0.iter().any(|was| once.bytes(*was) == bytes)
+                values.0.iter().any(|was| {
+                    let same = || once.bytes(*was) == bytes;
+                    self.defect.is_same(*was, *key).unwrap_or_else(same)
+                })
             };
-            let new = values.1.iter().find(|key| !known(key))?;
+            let looked_at = match self.defect {
+                Defect::FixedPointOfOne => 1,
+                _ => usize::MAX,
+            };
+            let new = values.1.iter().take(looked_at).find(|key| !known(key))?;
             Some(Violation {
                 property: Property::P5,
                 kind: "not-a-fixed-point",
@@ -410,6 +422,7 @@ impl Judge {
     pub fn p8_claim(&self, claim: Claim) -> Option<Violation> {
         let stage = match claim {
             _ if self.defect == Defect::ClaimsBelieved => return None,
+            Claim::Writable if self.defect == Defect::WritableBelieved => return None,
             _ => claim.stage()?,
         };
         let (_, finding) = self.auditor.report().violations(stage).next()?;
@@ -427,7 +440,8 @@ impl Judge {
     fn contents_allowed<E: Evidence>(&mut self, evidence: &E, guest: &Guest, header: &Header) {
         let Self { auditor, violations, defect, .. } = self;
         let units = guest.units().min(header.size / UNIT as u64);
-        each_guest_cluster(auditor.image(), header, units, |units, host| {
+        let image = auditor.image();
+        each_guest_cluster(image, header, units, *defect, |units, host| {
             let mut judge = |unit: u64, host: Option<u64>, key: ValueKey| {
                 if !guest.permits(unit, key) && violations.len() < MAX_VIOLATIONS {
                     violations.extend(p1_p2_content(unit, host, key, evidence, guest, *defect));
@@ -439,6 +453,9 @@ impl Judge {
                 None => units.for_each(|unit| judge(unit, None, ValueKey::ZERO)),
                 Some(offset) => units.zip((offset..).step_by(UNIT)).for_each(|(unit, host)| {
                     let at = host / UNIT as u64;
+                    if defect.passes_over_unit(host, offset, image.length()) {
+                        return;
+                    }
                     let mut fine = false;
                     if *defect == Defect::OneOfTheSetIsEnough {
                         evidence.peek(at, |key| fine |= guest.permits(unit, key));
@@ -470,7 +487,7 @@ impl Judge {
             }
         };
         let units = (header.size / UNIT as u64).min(MAX_VIRTUAL_SIZE / UNIT as u64);
-        each_guest_cluster(image, header, units, |units, host| {
+        each_guest_cluster(image, header, units, *defect, |units, host| {
             let Some(host) = host else { return };
             for (unit, at) in units.zip(host / UNIT as u64..) {
                 let mut written = None;
@@ -573,6 +590,7 @@ fn each_guest_cluster(
     image: &Image,
     header: &Header,
     units: u64,
+    defect: Defect,
     mut show: impl FnMut(Range<u64>, Option<u64>),
 ) {
     let in_cluster = header.cluster_size() / UNIT as u64;
@@ -580,6 +598,9 @@ fn each_guest_cluster(
     let (mut unit, mut cluster) = (0, 0);
     let mut table: &[u64] = &[];
     while unit < units {
+        if defect.passes_over_cluster(cluster, in_table) {
+            return;
+        }
         let within = cluster % in_table;
         if within == 0 {
             table = image.table(cluster / in_table);

@@ -16,6 +16,7 @@
 //!   payload           units of guest data that say whose they are
 //!   build             initial images, byte by byte, and what a guest reads from them
 //!   defect            named mutants of this crate, by which its own tests are tested
+//!   mistaken          what those make of single steps
 //! ```
 //!
 //! Two ideas keep it fast and honest. Contents are compared as [`evidence::ValueKey`]s, never as bytes: equal keys are equal
@@ -32,6 +33,7 @@ pub mod guest;
 pub mod image;
 pub mod judge;
 pub mod label;
+mod mistaken;
 pub mod op;
 pub mod payload;
 mod text;

@@ -653,7 +653,7 @@ mod tests {
             let scope = Scope { shape: Some(shape), ..Scope::default() };
             let drawn = |seed: &u64| plan(*seed, &scope).shapes().any(|drawn| drawn == shape);
             let cases = (0..40).filter(drawn).count();
-            let least = if shape == Shape::Long { 30 } else { 40 };
+            let least = if shape == Shape::Long { 20 } else { 40 };
             assert!(cases >= least, "{shape}: {cases} of 40");
         }
         assert!("x".parse::<Shape>().unwrap_err().to_string().contains("sparse"));

@@ -120,7 +120,8 @@ impl PossibleDisk {
             if write.refs == 0 || write.state.is_left_by_crash() {
                 continue;
             }
-            fates[id] = if write.state == State::Settled {
+            let certain = write.discard && self.has(Defect::DiscardAlwaysLands);
+            fates[id] = if write.state == State::Settled || certain {
                 State::Landed
             } else {
                 match kept(write) {

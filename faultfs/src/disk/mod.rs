@@ -292,13 +292,13 @@ impl PossibleDisk {
     }
 
     #[cfg(feature = "mutants")]
-    fn has(&self, defect: Defect) -> bool {
+    pub(crate) fn has(&self, defect: Defect) -> bool {
         self.defect == Some(defect)
     }
 
     #[cfg(not(feature = "mutants"))]
     #[expect(clippy::unused_self, reason = "the feature `mutants` gives it something to look at")]
-    const fn has(&self, _: Defect) -> bool {
+    pub(crate) const fn has(&self, _: Defect) -> bool {
         false
     }
 
@@ -354,8 +354,8 @@ impl PossibleDisk {
     ) -> WriteId {
         let end = (first + count).min(self.extent()).max(first);
         let write = self.begin(first, end - first, chooser);
-        self.writes[write as usize].discard =
-            self.discard == DiscardMode::Either && !self.has(Defect::DiscardIsZero);
+        let either = self.discard == DiscardMode::Either || self.has(Defect::DiscardModeIgnored);
+        self.writes[write as usize].discard = either && !self.has(Defect::DiscardIsZero);
         for unit in first..end {
             self.push(unit, Key::ZERO, write);
         }
@@ -399,6 +399,9 @@ impl PossibleDisk {
             self.through_at = now;
             for unit in first..(first + count).min(self.extent()) {
                 if let Some(slot) = self.slot_at(unit) {
+                    if self.has(Defect::ThroughOvertakes) {
+                        self.retain(slot, |_, write| write.state != State::InFlight);
+                    }
                     self.prune(slot);
                 }
             }
@@ -418,11 +421,12 @@ impl PossibleDisk {
     pub fn fail(&mut self, write: WriteId, landing: Landing) {
         let now = self.tick();
         let id = write.0 as usize;
-        let Write { first, count, .. } = self.writes[id];
+        let Write { first, count, discard, .. } = self.writes[id];
         self.log.changed(first, count);
         let landing = match landing {
             Landing::Any if self.has(Defect::FailedWriteVanishes) => Landing::First(0),
             Landing::Late if self.has(Defect::LateIsOver) => Landing::Any,
+            Landing::Late if discard && self.has(Defect::LateDiscardIsOver) => Landing::Any,
             other => other,
         };
         if landing == Landing::Late {
@@ -433,7 +437,10 @@ impl PossibleDisk {
         self.writes[id].state = State::Failed;
         if let Landing::First(landed) = landing {
             let landed = if self.sets_length(write.0) { 0 } else { landed.min(count) };
-            self.writes[id].state = State::Done;
+            let whole = discard && self.has(Defect::ShortDiscardIsWhole);
+            let landed = if whole { count } else { landed };
+            let durable = self.writes[id].through && self.has(Defect::ShortThroughIsDurable);
+            self.writes[id].state = if durable { State::Settled } else { State::Done };
             self.writes[id].count = landed;
             for unit in first + landed..(first + count).min(self.extent()) {
                 if let Some(slot) = self.slot_at(unit) {
@@ -482,10 +489,17 @@ impl PossibleDisk {
             false => Landing::Any,
         };
         for id in 0..self.writes.len() {
-            if self.writes[id].state == State::Late {
+            if self.writes[id].state == State::Late && !self.stays_late(id as u32) {
                 self.fail(WriteId(id as u32), landing);
             }
         }
+    }
+
+    /// Whether a defect keeps a write late when the disk is settled.
+    fn stays_late(&self, write: u32) -> bool {
+        let discard = self.writes[write as usize].discard;
+        (discard && self.has(Defect::LateDiscardSurvivesSettle))
+            || (self.has(Defect::LateLengthSurvivesSettle) && self.sets_length(write))
     }
 
     /// Submits a flush.
@@ -503,9 +517,11 @@ impl PossibleDisk {
             self.barriers.retain(|&barrier| barrier != flush.0);
             return false;
         }
+        let youngest = self.barriers.last().copied().unwrap_or(flush.0).max(flush.0);
         // An older flush in flight says nothing that this one has not said.
         self.barriers.retain(|&barrier| barrier > flush.0);
-        self.cover(flush.0);
+        let ahead = self.has(Defect::OlderFlushCoversYounger);
+        self.cover(if ahead { youngest } else { flush.0 });
         if self.has(Defect::LateEndsAtFlush) {
             self.settle();
         }
@@ -523,7 +539,8 @@ impl PossibleDisk {
     /// Ends a flush with an error.
     pub fn fail_flush(&mut self, flush: FlushId, failure: FlushFailure) {
         self.tick();
-        self.barriers.retain(|&barrier| barrier != flush.0);
+        let older = self.has(Defect::YoungerFlushEndsOlder);
+        self.barriers.retain(|&barrier| barrier != flush.0 && !(older && barrier < flush.0));
         self.lose(flush.0, failure);
         if self.has(Defect::FailedFlushDropsPending) {
             for slot in 0..self.slots.len() {
@@ -758,7 +775,9 @@ impl PossibleDisk {
         if state == State::Undecided {
             let lost = ask(chooser, 2, Choice::Write { unit: first, count }) == 1;
             self.writes[write as usize].state = if lost { State::Lost } else { State::Landed };
-            self.log.changed(first, count);
+            if !self.has(Defect::ChangesForgetFates) {
+                self.log.changed(first, count);
+            }
             return !lost;
         }
         state == State::Landed

@@ -2,12 +2,13 @@
 //!
 //! Goal: no combination of a few operations that the litmus table forgot makes a difference. Method: all sequences over
 //! alphabets (order, lengths, failures and discards, overlap, late failures, failed syncs), each ended by a crash, and longer ones at random.
+//! Programs with discards run on devices of both kinds.
 //! On the way the profiles are held to their order: what one may leave contains what the weaker one may.
 
 use std::collections::BTreeSet;
 
 use faultfs::Defect;
-use faultfs::profile::Profile;
+use faultfs::profile::{DiscardMode, Profile};
 use faultfs::rng::Rng;
 
 use super::naive;
@@ -50,6 +51,7 @@ const ALPHABETS: &[(u32, &[&str])] = &[
             "Z(b)!late",
             "D(a)!late",
             "L3!late",
+            "D(b)",
             "S",
             "W(a)",
             "T(b)",
@@ -80,7 +82,7 @@ const ALPHABETS: &[(u32, &[&str])] = &[
 ];
 
 /// All programs of `length` symbols of an alphabet, ended by a crash.
-fn for_each_program(alphabet: &[&str], length: u32, mut visit: impl FnMut(&str)) {
+pub(super) fn for_each_program(alphabet: &[&str], length: u32, mut visit: impl FnMut(&str)) {
     let count = (alphabet.len() as u32).pow(length);
     for mut number in 0..count {
         let mut text = String::new();
@@ -101,12 +103,26 @@ struct Tally {
     unspecified: u64,
 }
 
+/// The discards of the devices on which a program is run: both where that can make a difference in few operations.
+fn discards(text: &str) -> &'static [DiscardMode] {
+    match text.contains('D') && text.split(' ').count() <= 4 {
+        true => &[DiscardMode::Either, DiscardMode::Zeroes],
+        false => &[DiscardMode::Either],
+    }
+}
+
 /// Compares one program under all profiles.
 fn compare(len: u32, text: &str, tally: &mut Tally) {
     let Some(program) = Program::parse(len, text) else { return };
+    for &discard in discards(text) {
+        compare_on(&program.clone().with_discard(discard), text, tally);
+    }
+}
+
+fn compare_on(program: &Program, text: &str, tally: &mut Tally) {
     let mut weaker: Option<BTreeSet<String>> = None;
     for profile in Profile::ALL {
-        let Ok(expected) = naive::outcomes(&program, profile) else {
+        let Ok(expected) = naive::outcomes(program, profile) else {
             tally.unspecified += 1;
             return;
         };
@@ -115,7 +131,11 @@ fn compare(len: u32, text: &str, tally: &mut Tally) {
             _ => Order::UnitsFirst,
         };
         let found = program.explore(profile, None, order);
-        assert_eq!(found, expected, "{text} (length {len}) under {profile}: found, expected");
+        assert_eq!(
+            found, expected,
+            "{text} (length {}, {:?}) under {profile}: found, expected",
+            program.len, program.discard
+        );
         if let Some(weaker) = &weaker {
             assert!(
                 weaker.is_subset(&found),
@@ -190,20 +210,23 @@ fn longer_programs_at_random() {
     assert!(tally.compared > 5_000);
 }
 
-/// The first program on which a defect differs from the enumerator.
-pub(crate) fn first_failure(defect: Defect) -> Option<String> {
+/// The first program of at most `longest` symbols on which a defect differs from the enumerator.
+pub(crate) fn first_failure(defect: Defect, longest: u32) -> Option<String> {
     let mut failure = None;
-    for length in 1..=3 {
+    for length in 1..=longest {
         for &(len, symbols) in ALPHABETS {
             for_each_program(symbols, length, |text| {
                 let Some(program) = Program::parse(len, text).filter(|_| failure.is_none()) else {
                     return;
                 };
-                for profile in Profile::ALL {
-                    let Ok(expected) = naive::outcomes(&program, profile) else { return };
-                    if program.explore(profile, Some(defect), Order::LengthFirst) != expected {
-                        failure = Some(format!("{profile}: {text}"));
-                        return;
+                for &discard in discards(text) {
+                    let program = program.clone().with_discard(discard);
+                    for profile in Profile::ALL {
+                        let Ok(expected) = naive::outcomes(&program, profile) else { return };
+                        if program.explore(profile, Some(defect), Order::LengthFirst) != expected {
+                            failure = Some(format!("{profile}: {text}"));
+                            return;
+                        }
                     }
                 }
             });

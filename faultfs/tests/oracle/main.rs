@@ -6,15 +6,17 @@
 //! - `litmus`: programs of a few operations with their outcomes written down by hand.
 //! - `brute`: every program over small alphabets, compared with `naive`, an enumerator that keeps the whole history of
 //!   a life, applies the rules to it literally and shares no code with the disk. The profiles are held to their order.
+//! - `dropped`: operations whose future is dropped, on the executor too.
 //! - `asked`: which choices are offered, and when.
 //! - `damage`: what the robustness profiles add, again with every outcome written down.
 //! - `views`: what a judge sees without deciding anything is what deciding would have found.
 //! - `mutants`: the disk with one deliberate defect at a time; each must be noticed by the litmus table, by brute
-//!   force or by the table of damage.
+//!   force, by the tables of damage and of what was dropped, or by the views.
 
 mod asked;
 mod brute;
 mod damage;
+mod dropped;
 mod litmus;
 mod mutants;
 mod naive;

@@ -7,6 +7,7 @@
 //!
 //!   X!  fails with EIO     W(ab)!1  fails with ENOSPC after one unit     F!retry F!clean F!sticky  failing flush
 //!   X!late  fails with EIO and may land until it is settled              T(a)!retry ...  failing in its sync
+//!   X-  its future is dropped: it ends at any later moment before the next S, or never; X-! X-!late ...  and fails
 //!   X~  is submitted and stays in flight       <.  the oldest in flight ends well    >.  the newest
 //!   <! >! <!1 <!clean ...  it fails like that
 //! ```
@@ -20,7 +21,7 @@ use std::collections::BTreeSet;
 use faultfs::Defect;
 use faultfs::chooser::{Always, Chooser, Exhaustive};
 use faultfs::disk::{FlushId, Landing, PossibleDisk, WriteId};
-use faultfs::profile::{FlushFailure, Profile};
+use faultfs::profile::{DiscardMode, FlushFailure, Profile};
 use faultfs::values::{Key, Values};
 use qcow2_core::storage::{Durability, UNIT};
 
@@ -53,6 +54,8 @@ pub(crate) enum Event {
     /// Operations are numbered in the order of their submission.
     Submit(Op),
     End(usize, Ending),
+    /// Nobody waits for its end any more.
+    Drop(usize, Ending),
     Read(u32),
     Len,
     Settle,
@@ -63,6 +66,7 @@ pub(crate) enum Event {
 pub(crate) struct Program {
     /// Length of the file at first; all these units hold `OLD`.
     pub(crate) len: u32,
+    pub(crate) discard: DiscardMode,
     pub(crate) events: Vec<Event>,
 }
 
@@ -74,7 +78,7 @@ impl Program {
         let mut submitted = 0;
         let mut value = b'0';
         for token in text.split_whitespace().filter(|&token| token != "/") {
-            let (head, rest) = match token.find(['~', '!', '.']) {
+            let (head, rest) = match token.find(['~', '!', '.', '-']) {
                 Some(at) => token.split_at(at),
                 None => (token, ""),
             };
@@ -124,11 +128,40 @@ impl Program {
             events.push(Event::Submit(op));
             match rest {
                 "~" => in_flight.push(submitted),
+                _ if rest.starts_with('-') => {
+                    events.push(Event::Drop(submitted, ending(&rest[1..])));
+                }
                 _ => events.push(Event::End(submitted, ending(rest))),
             }
             submitted += 1;
         }
-        Some(Self { len, events })
+        Some(Self { len, discard: DiscardMode::default(), events })
+    }
+
+    /// The same on a device with another discard.
+    pub(crate) fn with_discard(self, discard: DiscardMode) -> Self {
+        Self { discard, ..self }
+    }
+
+    /// The same without dropped futures: one program for each moment at which what was dropped may end.
+    pub(crate) fn endings(&self) -> Vec<Self> {
+        let dropped = self.events.iter().enumerate().find_map(|(at, event)| match *event {
+            Event::Drop(id, ending) => Some((at, id, ending)),
+            _ => None,
+        });
+        let Some((at, id, ending)) = dropped else { return vec![self.clone()] };
+        let mut without = self.clone();
+        without.events.remove(at);
+        let rest = &without.events[at..];
+        let last = rest.iter().position(|event| matches!(event, Event::Settle | Event::Crash));
+        let settled = last.is_some_and(|last| rest[last] == Event::Settle);
+        let mut programs = if settled { Vec::new() } else { without.endings() };
+        for moment in at..=last.map_or(without.events.len(), |last| at + last) {
+            let mut one = without.clone();
+            one.events.insert(moment, Event::End(id, ending));
+            programs.extend(one.endings());
+        }
+        programs
     }
 
     /// Everything that may come out of it on a possible disk.
@@ -151,7 +184,8 @@ impl Program {
     /// The disk that it starts on.
     pub(crate) fn disk(&self, keys: &Keys) -> PossibleDisk {
         let old = vec![OLD; self.len as usize * UNIT];
-        PossibleDisk::from_extents(&keys.values, old.len() as u64, [(0, &old[..])])
+        let disk = PossibleDisk::from_extents(&keys.values, old.len() as u64, [(0, &old[..])]);
+        disk.with_discard(self.discard)
     }
 
     /// Runs it once: the disk afterwards, and what was read.
@@ -172,6 +206,7 @@ impl Program {
                         reads.push('E');
                     }
                 }
+                Event::Drop(..) => unreachable!("the disk knows no futures"),
                 Event::Read(unit) => reads.push(keys.name(disk.read(unit, chooser))),
                 Event::Len => reads.push_str(&disk.len(chooser).to_string()),
                 Event::Settle => disk.settle(),

@@ -137,7 +137,7 @@ impl Image {
         findings: &mut Vec<Finding>,
     ) {
         let mut entries = std::mem::take(&mut self.table_entries);
-        nonzero_entries(evidence, table, count, self.length, &mut entries);
+        nonzero_entries(evidence, table, count, self.readable(), &mut entries);
         for (_, entry) in &entries {
             let at = Region::Bitmap(bitmap);
             let offset = entry & OFFSET;
@@ -163,7 +163,7 @@ impl Image {
         let granularity_bits = u32::try_from(granularity_bits).unwrap_or(0);
         let mut recording = Recording { granularity_bits, table: Vec::new() };
         let mut entries = std::mem::take(&mut self.table_entries);
-        nonzero_entries(evidence, table, count, self.length, &mut entries);
+        nonzero_entries(evidence, table, count, self.readable(), &mut entries);
         for (index, entry) in &entries {
             recording.table.resize(to_usize(*index), 0);
             recording.table.push(*entry);

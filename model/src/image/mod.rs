@@ -27,6 +27,7 @@ mod header;
 
 use std::ops::Range;
 
+use crate::defect::Defect;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::Finding;
 use crate::label::{Label, Region};
@@ -130,9 +131,25 @@ pub struct Image {
     table_entries: Vec<(u64, u64)>,
     recordings: Vec<Recording>,
     mapped: Mapped,
+    defect: Defect,
 }
 
 impl Image {
+    /// A reader with a deliberate mistake.
+    pub(crate) fn with_defect(defect: Defect) -> Self {
+        Self { defect, ..Self::default() }
+    }
+
+    /// Bytes of the file that was read last.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Up to where tables are read.
+    fn readable(&self) -> u64 {
+        self.defect.readable(self.length)
+    }
+
     /// Reads all metadata of an image. Resolves what it reads and nothing else; what is wrong is added to `findings`.
     pub fn read<E: Evidence>(&mut self, evidence: &mut E, findings: &mut Vec<Finding>) {
         self.forget();
@@ -289,7 +306,8 @@ impl Image {
         let (size, bits) = (header.cluster_size(), header.cluster_bits);
         let end = offset.saturating_add(length);
         let mut good = true;
-        if end.saturating_sub(self.length) >= size {
+        let beyond = end.saturating_sub(self.length) >= size;
+        if beyond || self.defect.puts_out_of_range(end, self.length) {
             findings.push(Finding::OutOfRange { at: region, offset, length, file: self.length });
             good = false;
         }
@@ -330,13 +348,14 @@ impl Image {
             return;
         }
         let mut blocks = std::mem::take(&mut self.table_entries);
-        nonzero_entries(evidence, table, bytes >> 3, self.length, &mut blocks);
+        nonzero_entries(evidence, table, bytes >> 3, self.readable(), &mut blocks);
         for (index, entry) in &blocks {
             let at = Region::RefcountBlock(*index);
             let reserved = entry & REFCOUNT_TABLE_RESERVED;
             let offset = entry & !REFCOUNT_TABLE_RESERVED;
             if is_cluster(at, *entry, reserved, offset, header, findings)
                 && self.claim(at, offset, header.cluster_size(), *entry, findings)
+                && !self.defect.passes_over_block(*index)
             {
                 self.read_block(evidence, header, *index, offset);
             }
@@ -352,16 +371,23 @@ impl Image {
         offset: u64,
     ) {
         let base = index.saturating_mul(header.block_entries());
-        let in_unit = UNIT_BYTES.wrapping_shl(3).wrapping_shr(header.refcount_order);
+        let readable = self.readable();
+        let defect = self.defect;
+        let order = match defect {
+            Defect::RefcountsOf16Bits => 4,
+            _ => header.refcount_order,
+        };
+        let in_unit = UNIT_BYTES.wrapping_shl(3).wrapping_shr(order);
         let Self { slots, stored, stored_beyond, .. } = self;
         let clusters = self.length.div_ceil(header.cluster_size());
-        for (ordinal, unit) in (0..).zip(units_of(offset, header.cluster_size(), self.length)) {
+        for (ordinal, unit) in (0..).zip(units_of(offset, header.cluster_size(), readable)) {
             let key = evidence.resolve(unit);
             if key == ValueKey::ZERO {
                 continue;
             }
             let base = base.saturating_add(in_unit.saturating_mul(ordinal));
-            nonzero_refcounts(evidence.bytes(key), header.refcount_order, |within, count| {
+            nonzero_refcounts(evidence.bytes(key), order, |within, count| {
+                let (within, count) = defect.misread(order, within, count);
                 let cluster = base.saturating_add(within);
                 let slot = slots.get_mut(to_usize(cluster)).filter(|_| cluster <= clusters);
                 if let (Some(slot), Ok(cluster)) = (slot, u32::try_from(cluster)) {
@@ -386,8 +412,12 @@ impl Image {
             return;
         }
         let mut tables = std::mem::take(&mut self.table_entries);
-        nonzero_entries(evidence, header.l1_table_offset, entries, self.length, &mut tables);
+        nonzero_entries(evidence, header.l1_table_offset, entries, self.readable(), &mut tables);
+        let of_disk = header.size.div_ceil(header.cluster_size()).div_ceil(header.l2_entries());
         for (index, entry) in &tables {
+            if self.defect.passes_over_table(*index, of_disk, self.l2_tables.len()) {
+                continue;
+            }
             let at = Region::L2(*index);
             let mut reserved = entry & L1_RESERVED;
             let offset = entry & OFFSET;
@@ -416,7 +446,9 @@ impl Image {
         self.l2_tables.push((l1_index, start));
         let first_guest = l1_index.saturating_mul(header.l2_entries());
         let mut next_host = None;
-        for unit in units_of(offset, header.cluster_size(), self.length) {
+        let end = offset.saturating_add(header.cluster_size());
+        let readable = self.defect.readable_of_table(end, self.length);
+        for unit in units_of(offset, header.cluster_size(), readable) {
             let key = evidence.resolve(unit);
             if key == ValueKey::ZERO {
                 let length = self.l2_entries.len().saturating_add(ENTRIES_IN_UNIT);
@@ -452,6 +484,10 @@ impl Image {
             }
             findings.push(Finding::Unsupported { what: "compressed cluster", value: entry });
             let (start, length) = compressed_extent(entry, header);
+            let length = match self.defect {
+                Defect::CompressedCountsOnce => 1,
+                _ => length,
+            };
             self.claim(at, start, length, entry, findings);
             self.mapped.allocated = self.mapped.allocated.saturating_add(1);
             self.mapped.compressed = self.mapped.compressed.saturating_add(1);

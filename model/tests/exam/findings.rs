@@ -3,6 +3,7 @@
 use model::audit::Auditor;
 use model::build::Initial;
 use model::defect::Defect;
+use model::evidence::Evidence;
 use model::finding::{Finding, Stage};
 use model::image::COPIED;
 use model::label::Region;
@@ -74,6 +75,17 @@ const DAMAGES: &[Damage] = &[
             p.put_refcount((lost & !COPIED) / 1024, 0);
         },
         &[("overlap", NOWHERE), ("copied-on-shared", NOWHERE), ("copied-on-shared", NOWHERE)],
+    ),
+    (
+        "two L1 entries for one table",
+        |p| {
+            let entry = p.u64_at(3072);
+            let table = entry & !COPIED;
+            p.put_u64(3072, table);
+            p.add_l1(table);
+            p.put_refcount(table / 1024, 2);
+        },
+        &[("overlap", NOWHERE)],
     ),
     (
         "data over the L1 table",
@@ -170,6 +182,20 @@ const DAMAGES: &[Damage] = &[
     ("encryption", |p| p.disk.patch(32, &1u32.to_be_bytes()), &[("unsupported", NOWHERE)]),
     ("extended L2 entries", |p| p.put_u64(72, 16), &[("unsupported", NOWHERE)]),
     ("an external data file", |p| p.put_u64(72, 4), &[("unsupported", NOWHERE)]),
+    (
+        "a compressed cluster in two",
+        |p| {
+            let hole = p.hole();
+            let end = p.disk.len();
+            p.disk.set_len(end + 2048);
+            p.put_refcount(end / 1024, 1);
+            p.put_refcount(end / 1024 + 1, 1);
+            // 1 KiB clusters: the sectors behind the first one are counted from bit 60 on.
+            p.set_l2(1, 1 << 62 | 1 << 60 | (end + 512 + 17));
+            p.put_refcount(hole, 0);
+        },
+        &[("unsupported", NOWHERE)],
+    ),
     (
         "a compressed cluster in a leaked one",
         |p| {

@@ -253,3 +253,81 @@ pub(crate) fn everything_through(defect: Defect) -> Outcome {
     expect("failed", guest.allowed(4), vec![A, B])?;
     expect("untouched", guest.allowed(5), vec![A])
 }
+
+pub(crate) fn zeroes(defect: Defect) -> Outcome {
+    let mut guest = Guest::new(&[A; 4], PROMISES).with_defect(defect);
+    let op = Op::WriteZeroes { offset: 512, length: 1024, unmap: false };
+    let token = guest.begin(&op, |_, _| unreachable!("zeroes carry nothing"));
+    expect("in flight", guest.allowed(1), vec![ZERO, A])?;
+    guest.complete(token);
+    expect("completed", guest.allowed(2), vec![ZERO, A])?;
+    flush(&mut guest);
+    let sets: Vec<_> = (0..4).map(|unit| guest.allowed(unit)).collect();
+    expect("flushed", sets, vec![vec![A], vec![ZERO], vec![ZERO], vec![A]])
+}
+
+pub(crate) fn several_units(defect: Defect) -> Outcome {
+    let mut guest = blank(4, defect);
+    let whole = guest.begin_write(0, &[A, B, C], CACHED);
+    let read = guest.begin_read(0, 4);
+    // Overlaps the first in its last two units, and goes on behind it.
+    let over = guest.begin_write(1, &[C, A, B], CACHED);
+    let returns =
+        |guest: &Guest, found: [ValueKey; 4]| guest.clone().complete_read(read, &found).is_ok();
+    for found in [[ZERO; 4], [A, B, C, ZERO], [A, C, A, B], [ZERO, B, A, ZERO], [A, ZERO, C, B]] {
+        expect("one of each unit's", returns(&guest, found), true)?;
+    }
+    for found in [[B, B, C, ZERO], [A, A, C, ZERO], [A, B, B, ZERO], [A, B, C, A]] {
+        expect("another unit's", returns(&guest, found), false)?;
+    }
+    guest.complete(whole);
+    guest.complete(over);
+    flush(&mut guest);
+    let sets: Vec<_> = (0..4).map(|unit| guest.allowed(unit)).collect();
+    expect("flushed", sets, vec![vec![A], vec![B, C], vec![A, C], vec![B]])
+}
+
+pub(crate) fn without_zero(defect: Defect) -> Outcome {
+    let mut guest = Guest::new(&[A; 2], PROMISES).with_defect(defect);
+    done(&mut guest, 0, B);
+    done(&mut guest, 0, C);
+    let permits = |guest: &Guest, unit| [ZERO, A, B, C].map(|key| guest.permits(unit, key));
+    expect("A, B or C", permits(&guest, 0), [false, true, true, true])?;
+    expect("A", permits(&guest, 1), [false, true, false, false])?;
+    expect("no zeroes", guest.permits_zeroes(0..1), false)?;
+    guest.crash();
+    expect("after a crash", permits(&guest, 0), [false, true, true, true])?;
+    guest.collapse(0, &[B, C]);
+    expect("recovery left two", permits(&guest, 0), [false, false, true, true])?;
+    expect("and both bind", guest.allowed(0), vec![B, C])?;
+    let read = guest.begin_read(0, 1);
+    expect("no zero is read", guest.clone().complete_read(read, &[ZERO]).is_err(), true)?;
+    expect("nor what recovery dropped", guest.clone().complete_read(read, &[A]).is_err(), true)?;
+    expect("either of the two", guest.complete_read(read, &[C]), Ok(()))?;
+    expect("it was read", guest.allowed(0), vec![C])
+}
+
+pub(crate) fn growths(defect: Defect) -> Outcome {
+    let promises = Promises { grow: Durability::Cached, ..PROMISES };
+    for answer in [Guest::fail, Guest::abandon] {
+        let mut guest = Guest::new(&[A], promises).with_defect(defect);
+        let grow = guest.begin_grow(2);
+        answer(&mut guest, grow);
+        flush(&mut guest);
+        let sizes = (guest.size(), guest.allowed_sizes());
+        expect("it may have happened", sizes, (512, vec![512, 1024]))?;
+        expect("what it added", guest.allowed(1), vec![ZERO])?;
+        let grow = guest.begin_grow(3);
+        guest.complete(grow);
+        flush(&mut guest);
+        let sizes = (guest.size(), guest.allowed_sizes());
+        expect("one more that succeeds", sizes, (1536, vec![1536]))?;
+    }
+    // Two at once have no order.
+    let mut guest = Guest::new(&[A], promises).with_defect(defect);
+    let (two, three) = (guest.begin_grow(2), guest.begin_grow(3));
+    guest.complete(three);
+    guest.complete(two);
+    flush(&mut guest);
+    expect("either", guest.allowed_sizes(), vec![1024, 1536])
+}

@@ -8,6 +8,7 @@ mod findings;
 mod guest;
 mod histories;
 mod patient;
+mod shapes;
 mod states;
 
 use model::defect::Defect;
@@ -15,19 +16,23 @@ use model::defect::Defect;
 use crate::findings::{findings_by_stage, findings_seen};
 use crate::guest::{
     collapse_binds, crash_folds, discard, dropped_write, everything_through, failed_flush,
-    failed_write, flush_covers_completed_only, flush_settles, overlapping_writes, reads, sizes,
-    through, weak_discard,
+    failed_write, flush_covers_completed_only, flush_settles, growths, overlapping_writes, reads,
+    several_units, sizes, through, weak_discard, without_zero, zeroes,
 };
 use crate::histories::brute_force;
+use crate::shapes::{
+    behind_the_disk, cut_short, every_unit, second_table, tables_past_the_end, widths,
+};
 use crate::states::{
-    changes_recorded, claims, clean_close, contents_kept, dirty_and_lost, invented_data,
-    lost_write, mappings, misread_story, second_repair, whole_set, wrong_size,
+    changes_recorded, claims, clean_close, contents_kept, copied_flags_inherited, dirty_and_lost,
+    invented_data, lost_write, mappings, misread_story, no_zero_among_several, second_repair,
+    second_repair_of_sets, sets_kept, whole_set, wrong_size,
 };
 
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Defect) -> Outcome);
 
-const EXAMS: [Exam; 29] = [
+const EXAMS: [Exam; 43] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -42,6 +47,10 @@ const EXAMS: [Exam; 29] = [
     ("what recovery chose binds", collapse_binds),
     ("reads return live values", reads),
     ("sizes are before or after", sizes),
+    ("zeroes are a write", zeroes),
+    ("each unit of a write and a read is by itself", several_units),
+    ("several values need not have zero among them", without_zero),
+    ("a growth that failed stays possible", growths),
     ("G over all tiny histories", brute_force),
     ("each finding is seen", findings_seen),
     ("each finding is a violation where it must be", findings_by_stage),
@@ -57,6 +66,16 @@ const EXAMS: [Exam; 29] = [
     ("claims are checked", claims),
     ("mappings are compared", mappings),
     ("a misread is told with its story", misread_story),
+    ("COPIED flags are inherited too", copied_flags_inherited),
+    ("repair adds to no set", sets_kept),
+    ("no zero among several values", no_zero_among_several),
+    ("a second repair adds to no set", second_repair_of_sets),
+    ("a file may end within a cluster", cut_short),
+    ("the second table counts as the first", second_table),
+    ("refcounts have every width", widths),
+    ("every unit of a cluster is judged", every_unit),
+    ("what is behind the disk is counted", behind_the_disk),
+    ("tables past the end are not there", tables_past_the_end),
 ];
 
 #[test]

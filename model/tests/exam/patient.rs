@@ -11,7 +11,7 @@ use model::payload::{self, Unit};
 
 use crate::guest::PROMISES;
 
-const KIB: Geometry = Geometry {
+pub(crate) const KIB: Geometry = Geometry {
     version: 3,
     cluster_bits: 10,
     refcount_order: 4,
@@ -24,12 +24,17 @@ const KIB: Geometry = Geometry {
 pub(crate) struct Patient {
     pub(crate) disk: BytesEvidence,
     built: Built,
+    geometry: Geometry,
 }
 
 impl Patient {
     pub(crate) fn new(initial: Initial) -> Self {
-        let built = build(&KIB, initial).expect("1 KiB clusters allow every kind but one");
-        Self { disk: built.evidence(), built }
+        Self::of(&KIB, initial)
+    }
+
+    pub(crate) fn of(geometry: &Geometry, initial: Initial) -> Self {
+        let built = build(geometry, initial).expect("small images of most kinds are feasible");
+        Self { disk: built.evidence(), built, geometry: *geometry }
     }
 
     pub(crate) fn u64_at(&mut self, offset: u64) -> u64 {
@@ -42,13 +47,35 @@ impl Patient {
         self.disk.patch(offset, &value.to_be_bytes());
     }
 
-    pub(crate) fn put_refcount(&mut self, cluster: u64, count: u16) {
-        self.disk.patch(2048 + cluster * 2, &count.to_be_bytes());
+    pub(crate) fn put_refcount(&mut self, cluster: u64, count: u64) {
+        let order = self.geometry.refcount_order;
+        let table = self.u64_at(48);
+        let block = self.u64_at(table + cluster / self.geometry.block_entries() * 8);
+        let bit = (cluster % self.geometry.block_entries()) << order;
+        let at = block + bit / 8;
+        if order < 3 {
+            let held = self.byte_at(at) & !(((1u8 << (1 << order)) - 1) << (bit % 8));
+            self.disk.patch(at, &[held | (count as u8) << (bit % 8)]);
+        } else {
+            let bytes = 1 << (order - 3);
+            self.disk.patch(at, &count.to_be_bytes()[8 - bytes..]);
+        }
+    }
+
+    fn byte_at(&mut self, offset: u64) -> u8 {
+        let key = self.disk.resolve(offset / 512);
+        self.disk.bytes(key)[(offset % 512) as usize]
+    }
+
+    /// Where the L1 entry of a guest cluster is.
+    pub(crate) fn l1_at(&mut self, guest: u64) -> u64 {
+        self.u64_at(40) + guest / self.geometry.l2_entries() * 8
     }
 
     pub(crate) fn l2_at(&mut self, guest: u64) -> u64 {
-        let entry = self.u64_at(3072);
-        (entry & !COPIED) + guest * 8
+        let at = self.l1_at(guest);
+        let entry = self.u64_at(at);
+        (entry & !COPIED) + guest % self.geometry.l2_entries() * 8
     }
 
     pub(crate) fn l2(&mut self, guest: u64) -> u64 {
@@ -92,7 +119,23 @@ impl Patient {
 
     /// Guest clusters with data, ascending.
     pub(crate) fn mapped(&mut self) -> Vec<u64> {
-        (0..64).filter(|guest| self.l2(*guest) & 1 == 0 && self.l2(*guest) != 0).collect()
+        let clusters = 0..self.geometry.clusters();
+        clusters.filter(|guest| self.l2(*guest) & 1 == 0 && self.l2(*guest) != 0).collect()
+    }
+
+    /// Puts data of the guest's into a new cluster at the end of the file, and maps it: the new host cluster.
+    pub(crate) fn append(&mut self, guest: u64) -> u64 {
+        let size = self.geometry.cluster_size();
+        let host = self.disk.len() / size;
+        self.disk.set_len((host + 1) * size);
+        let units = self.geometry.cluster_units();
+        for within in 0..units {
+            let content = payload::unit(guest * units + within, payload::INITIAL);
+            self.disk.set(host * units + within, &content);
+        }
+        self.put_refcount(host, 1);
+        self.set_l2(guest, (host * size) | COPIED);
+        host
     }
 
     /// A host cluster that nothing refers to, with stale bytes in it.
@@ -114,6 +157,17 @@ impl Patient {
     pub(crate) fn guest(&mut self, defect: Defect) -> Guest {
         let values = &mut self.disk.values;
         let keys = self.built.guest_keys(|bytes| values.intern(bytes));
+        Guest::new(&keys, PROMISES).with_defect(defect)
+    }
+
+    /// The same with data in one more cluster, as [`Patient::append`] puts it there.
+    pub(crate) fn guest_with(&mut self, cluster: u64, defect: Defect) -> Guest {
+        let units = self.geometry.cluster_units();
+        let values = &mut self.disk.values;
+        let mut keys = self.built.guest_keys(|bytes| values.intern(bytes));
+        for unit in cluster * units..(cluster + 1) * units {
+            keys[unit as usize] = values.intern(&payload::unit(unit, payload::INITIAL));
+        }
         Guest::new(&keys, PROMISES).with_defect(defect)
     }
 }

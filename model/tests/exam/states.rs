@@ -21,7 +21,7 @@ use crate::{Outcome, expect};
 /// A disk of which some units may hold other values than the one that they would resolve to.
 struct Open {
     disk: BytesEvidence,
-    others: BTreeMap<u64, ValueKey>,
+    others: BTreeMap<u64, Vec<ValueKey>>,
 }
 
 impl Evidence for Open {
@@ -35,7 +35,7 @@ impl Evidence for Open {
     }
 
     fn peek(&self, unit: u64, mut visit: impl FnMut(ValueKey)) {
-        self.others.get(&unit).copied().into_iter().for_each(&mut visit);
+        self.others.get(&unit).into_iter().flatten().copied().for_each(&mut visit);
         self.disk.peek(unit, visit);
     }
 
@@ -52,7 +52,7 @@ impl Evidence for Open {
     }
 }
 
-fn kinds(violations: &[Violation]) -> Vec<(Property, &'static str)> {
+pub(crate) fn kinds(violations: &[Violation]) -> Vec<(Property, &'static str)> {
     violations.iter().map(|violation| (violation.property, violation.kind)).collect()
 }
 
@@ -83,11 +83,10 @@ pub(crate) fn lost_write(defect: Defect) -> Outcome {
 }
 
 /// Goal: a closed image may hand on the COPIED flags that it was opened with, and those only.
-#[test]
-fn copied_flags_are_inherited_too() {
-    let mut judge = Judge::default();
+pub(crate) fn copied_flags_inherited(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
     let mut patient = Patient::new(Initial::Fragmented);
-    let guest = patient.guest(Defect::None);
+    let guest = patient.guest(defect);
     let mapped = patient.mapped();
     let strip = |patient: &mut Patient, guest: u64| {
         let entry = patient.l2(guest);
@@ -97,11 +96,14 @@ fn copied_flags_are_inherited_too() {
     strip(&mut patient, mapped[0]);
     judge.state(&mut patient.disk, &guest, None);
     let inherited = Inherited::of(judge.auditor());
-    assert_eq!(kinds(judge.closed(&mut patient.disk, &guest, &inherited)), []);
-    let own = [(Property::P6, "copied-missing"); 2];
-    assert_eq!(kinds(judge.closed(&mut patient.disk, &guest, &Inherited::default())), own);
+    let found = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
+    expect("as inherited", found, vec![])?;
+    let own = vec![(Property::P6, "copied-missing"); 2];
+    let found = kinds(judge.closed(&mut patient.disk, &guest, &Inherited::default()));
+    expect("its own", found, own.clone())?;
     strip(&mut patient, mapped[1]);
-    assert_eq!(kinds(judge.closed(&mut patient.disk, &guest, &inherited)), own[..1]);
+    let found = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
+    expect("one more", found, own[..1].to_vec())
 }
 
 /// Goal: a verdict stays readable when everything is wrong.
@@ -262,7 +264,7 @@ pub(crate) fn whole_set(defect: Defect) -> Outcome {
     let cluster = patient.mapped()[0];
     let (unit, host) = (cluster * 2, (patient.l2(cluster) & !COPIED) / UNIT as u64);
     let key = patient.disk.values.intern(&payload::unit(unit, 7));
-    let mut open = Open { disk: patient.disk, others: BTreeMap::from([(host, key)]) };
+    let mut open = Open { disk: patient.disk, others: BTreeMap::from([(host, vec![key])]) };
     let found = kinds(judge.state(&mut open, &guest, None));
     expect("never written", found, vec![(Property::P2, "invented")])?;
     let token = guest.begin_write(unit, &[key], CACHED);
@@ -314,7 +316,7 @@ pub(crate) fn contents_kept(defect: Defect) -> Outcome {
     let (unit, offset) = (cluster * 2, patient.l2(cluster) & !COPIED);
     let (mut before, mut after) = (Contents::default(), Contents::default());
     let other = patient.disk.values.intern(&payload::unit(unit, 7));
-    let others = BTreeMap::from([(offset / UNIT as u64, other)]);
+    let others = BTreeMap::from([(offset / UNIT as u64, vec![other])]);
     let mut open = Open { disk: patient.disk.clone(), others };
     judge.state(&mut open, &guest, None);
     judge.contents(&open, &mut before);
@@ -418,7 +420,7 @@ pub(crate) fn changes_recorded(defect: Defect) -> Outcome {
         expect(name, found.contains(&missed), expected)?;
         // One of the values that the unit may hold is enough.
         let other = patient.disk.values.intern(&payload::unit(unit, payload::INITIAL));
-        let mut open = Open { disk: patient.disk, others: [(host / 512 + 1, other)].into() };
+        let mut open = Open { disk: patient.disk, others: [(host / 512 + 1, vec![other])].into() };
         let found = kinds(judge.state(&mut open, &guest, Some(Stage::OpenedClean)));
         expect(name, found.contains(&missed), expected)?;
     }
@@ -437,7 +439,21 @@ pub(crate) fn claims(defect: Defect) -> Outcome {
     patient.put_refcount(3, 0);
     judge.state(&mut patient.disk, &guest, None);
     expect("too low", kind(judge.p8_claim(Claim::Clean)), lie)?;
-    expect("it gave up", kind(judge.p8_claim(Claim::GaveUp)), None)
+    expect("it gave up", kind(judge.p8_claim(Claim::GaveUp)), None)?;
+    expect("safe to write", kind(judge.p8_claim(Claim::Writable)), lie)?;
+    // A leak loses nothing, and two guest clusters in one host cluster no more than they have.
+    let mut patient = Patient::new(Initial::Fragmented);
+    let guest = patient.guest(defect);
+    let (one, two) = (patient.mapped()[0], patient.mapped()[1]);
+    let entry = patient.l2(one) & !COPIED;
+    patient.set_l2(one, entry);
+    patient.set_l2(two, entry);
+    patient.put_refcount(entry / 1024, 2);
+    judge.state(&mut patient.disk, &guest, None);
+    expect("shared and counted", kind(judge.p8_claim(Claim::Writable)), None)?;
+    patient.set_l2(two, entry | COPIED);
+    judge.state(&mut patient.disk, &guest, None);
+    expect("and written in place", kind(judge.p8_claim(Claim::Writable)), lie)
 }
 
 pub(crate) fn mappings(defect: Defect) -> Outcome {
@@ -476,4 +492,104 @@ pub(crate) fn misread_story(defect: Defect) -> Outcome {
                   at first: zero\n  \
                   t=1 puts unit 4 of write 9, completed t=2";
     expect("the report", text.as_str(), wanted)
+}
+
+/// Goal: a repair may decide what was open and add nothing, whatever the order in which values are shown. Method: one unit with
+/// each set before and each set after.
+pub(crate) fn sets_kept(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::new(Initial::Fragmented);
+    let guest = patient.guest(defect);
+    let cluster = patient.mapped()[0];
+    let (unit, offset) = (cluster * 2 + 1, patient.l2(cluster) & !COPIED);
+    let host = offset / UNIT as u64 + 1;
+    let old = patient.disk.resolve(host);
+    let [one, two] = [7, 8].map(|id| patient.disk.values.intern(&payload::unit(unit, id)));
+    let contents = |others: &[ValueKey]| {
+        let mut open =
+            Open { disk: patient.disk.clone(), others: BTreeMap::from([(host, others.to_vec())]) };
+        let mut contents = Contents::default();
+        judge.state(&mut open, &guest, None);
+        judge.contents(&open, &mut contents);
+        contents
+    };
+    // What is on the disk is shown last, so a set with it in front has one value.
+    let sets: [&[ValueKey]; 6] = [&[], &[one], &[two], &[one, two], &[two, one], &[old, one]];
+    let all: Vec<_> = sets.map(contents).into();
+    let values: Vec<Vec<_>> = all.iter().map(|contents| contents.values(unit).collect()).collect();
+    expect("a set", values[3].clone(), vec![one, two, old])?;
+    for (before, was) in all.iter().zip(&values) {
+        for (after, is) in all.iter().zip(&values) {
+            let added = is.iter().find(|key| !was.contains(key));
+            let found = judge.p3_same_contents(before, after, &patient.disk);
+            let place = found.map(|violation| (violation.place, violation.found));
+            let wanted = added.map(|key| {
+                let value = payload::decode(patient.disk.bytes(*key));
+                (Place::Guest { unit, host: None }, Some(value))
+            });
+            expect(&format!("{is:?} after {was:?}"), place, wanted)?;
+        }
+    }
+    Ok(())
+}
+
+/// Goal: a unit that may hold several values, none of them zero, may not hold zero. Method: an image that shows zeroes there, once
+/// mapped and once not.
+pub(crate) fn no_zero_among_several(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::new(Initial::Fragmented);
+    let mut guest = patient.guest(defect);
+    let cluster = patient.mapped()[0];
+    let offset = patient.l2(cluster) & !COPIED;
+    let keys = [0, 1].map(|within| {
+        let unit = cluster * 2 + within;
+        patient.disk.values.intern(&payload::unit(unit, 5))
+    });
+    let write = guest.begin_write(cluster * 2, &keys, CACHED);
+    guest.complete(write);
+    expect("the old one", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
+    let invented = (Property::P2, "invented-zero");
+    let mut zeroed = patient.disk.clone();
+    zeroed.set(offset / UNIT as u64 + 1, &[0; UNIT]);
+    let found = kinds(judge.state(&mut zeroed, &guest, None));
+    expect("zeroes in the file", found, vec![invented])?;
+    patient.put_refcount(offset / 1024, 0);
+    for entry in [0, 1] {
+        patient.set_l2(cluster, entry);
+        let found = kinds(judge.state(&mut patient.disk, &guest, None));
+        expect("zeroes in the table", found, vec![invented; 2])?;
+    }
+    Ok(())
+}
+
+/// Goal: a second repair is compared by bytes, in every value that a unit may hold.
+pub(crate) fn second_repair_of_sets(defect: Defect) -> Outcome {
+    let judge = Judge::with_defect(defect);
+    let mut disk = Patient::new(Initial::Leaky).disk;
+    let [one, two] = [7, 8].map(|id| disk.values.intern(&payload::unit(20, id)));
+    let open = |others: &[ValueKey]| Open {
+        disk: disk.clone(),
+        others: BTreeMap::from([(20, others.to_vec())]),
+    };
+    let kind = |violation: Option<Violation>| violation.map(|v| (v.property, v.kind));
+    let judged = |once: &[ValueKey], twice: &[ValueKey]| {
+        kind(judge.p5_fixed_point(&mut open(once), &mut open(twice)))
+    };
+    let broken = Some((Property::P5, "not-a-fixed-point"));
+    expect("the same set", judged(&[one, two], &[two, one]), None)?;
+    expect("a part of it", judged(&[one, two], &[two]), None)?;
+    expect("one more", judged(&[one], &[one, two]), broken)?;
+    expect("another", judged(&[one], &[two]), broken)?;
+    // In another store the same bytes have other keys, and the same keys are other bytes.
+    let mut bytes = disk.to_bytes();
+    let mut same = model::evidence::BytesEvidence::new(&[&[0xab; UNIT], &bytes[..]].concat());
+    for unit in 0..bytes.len() / UNIT {
+        let content: Unit = bytes[unit * UNIT..][..UNIT].try_into().expect("a unit");
+        same.set(unit as u64, &content);
+    }
+    same.set_len(bytes.len() as u64);
+    expect("another store", kind(judge.p5_fixed_point(&mut disk, &mut same)), None)?;
+    bytes[9000] ^= 1;
+    let mut other = model::evidence::BytesEvidence::new(&bytes);
+    expect("a bit", kind(judge.p5_fixed_point(&mut disk, &mut other)), broken)
 }

@@ -1,0 +1,106 @@
+//! What deliberate mistakes make of single steps.
+//!
+//! Apart from the code that they spoil, so that it can be mutated without them: a mistaken mistake is another mistake, and the
+//! examinations notice that one as well.
+
+use crate::defect::Defect;
+use crate::evidence::ValueKey;
+use crate::judge::Contents;
+use crate::payload::UNIT;
+
+impl Defect {
+    /// Whether anything is taken for allowed in a unit of a disk that had `initial` units.
+    pub(crate) fn allows_anything(self, unit: u64, initial: usize) -> bool {
+        self == Self::GrownSpaceUnjudged && unit >= initial as u64
+    }
+
+    /// Whether a unit of a read that begins at `first` is looked at.
+    pub(crate) fn checks_read(self, unit: usize, first: usize) -> bool {
+        match self {
+            Self::ReadsUnchecked => false,
+            Self::ReadsCheckedOnce => unit == first,
+            _ => true,
+        }
+    }
+
+    /// Up to where a file of `length` bytes is read.
+    pub(crate) fn readable(self, length: u64) -> u64 {
+        match self {
+            Self::CutUnitUnread => length - length % UNIT as u64,
+            _ => length,
+        }
+    }
+
+    /// Up to where the L2 table is read that ends at `end`.
+    pub(crate) fn readable_of_table(self, end: u64, length: u64) -> u64 {
+        match self {
+            Self::CutTableUnread if end > length => 0,
+            _ => self.readable(length),
+        }
+    }
+
+    /// Whether something that ends at `end` counts as past the end of the file, come what may.
+    pub(crate) fn puts_out_of_range(self, end: u64, length: u64) -> bool {
+        self == Self::CutClusterOutOfRange && end > length
+    }
+
+    /// Whether the refcount block of this number is not read.
+    pub(crate) fn passes_over_block(self, index: u64) -> bool {
+        self == Self::FirstBlockOnly && index > 0
+    }
+
+    /// A refcount and its place in a unit, misread.
+    pub(crate) fn misread(self, order: u32, within: u64, count: u64) -> (u64, u64) {
+        match self {
+            Self::NarrowRefcountsFromAbove if order < 3 => (within ^ ((8 >> order) - 1), count),
+            Self::WideRefcountsCutOff => (within, count & 0xffff),
+            _ => (within, count),
+        }
+    }
+
+    /// Whether an L2 table is not read, of a disk that has `of_disk` and when `read` others have been.
+    pub(crate) fn passes_over_table(self, index: u64, of_disk: u64, read: usize) -> bool {
+        match self {
+            Self::BehindDiskUncounted => index >= of_disk,
+            Self::FirstTableOnly => read > 0,
+            _ => false,
+        }
+    }
+
+    /// Whether a guest cluster is not looked at, with this many in a table.
+    pub(crate) fn passes_over_cluster(self, cluster: u64, in_table: u64) -> bool {
+        self == Self::SecondTableUnjudged && cluster >= in_table
+    }
+
+    /// Whether the unit at `host` is not looked at, of a cluster at `offset` in a file of `length` bytes.
+    pub(crate) fn passes_over_unit(self, host: u64, offset: u64, length: u64) -> bool {
+        match self {
+            Self::FirstUnitOnly => host > offset,
+            Self::TwoUnitsOnly => host > offset + UNIT as u64,
+            Self::CutDataUnjudged => host >= length,
+            _ => false,
+        }
+    }
+
+    /// What a repair is said to have added to a unit, if this is a mistake in that.
+    pub(crate) fn added(
+        self,
+        unit: u64,
+        before: &Contents,
+        after: &Contents,
+    ) -> Option<Option<ValueKey>> {
+        let was = |key: &ValueKey| before.values(unit).any(|was| was == *key);
+        let is = |key: &ValueKey| after.values(unit).any(|is| is == *key);
+        Some(match self {
+            Self::P3ComparesOne => after.values(unit).take(1).find(|key| !was(key)),
+            Self::P3WantsTheSame => before.values(unit).find(|key| !is(key)),
+            Self::P3WantsOneInCommon if after.values(unit).any(|key| was(&key)) => None,
+            _ => return None,
+        })
+    }
+
+    /// Whether two values are taken for the same by their keys, if this is the mistake that looks at keys.
+    pub(crate) fn is_same(self, one: ValueKey, other: ValueKey) -> Option<bool> {
+        (self == Self::FixedPointByKey).then_some(one == other)
+    }
+}

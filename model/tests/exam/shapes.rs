@@ -1,0 +1,325 @@
+//! The judge, on images of other shapes: files that end within a cluster, several L2 tables and refcount blocks, refcounts of every
+//! width, clusters of several sizes, disks that grow.
+
+use model::audit::Auditor;
+use model::build::Initial;
+use model::defect::Defect;
+use model::evidence::{BytesEvidence, Evidence};
+use model::finding::{Property, Stage};
+use model::guest::Guest;
+use model::image::{COPIED, Mapping};
+use model::judge::{Contents, Inherited, Judge, Place, Violation};
+use model::op::Geometry;
+use model::payload::{self, UNIT};
+
+use crate::guest::{CACHED, PROMISES, ZERO, flush};
+use crate::patient::{KIB, Patient};
+use crate::states::kinds;
+use crate::{Outcome, expect};
+
+/// 200 KiB in clusters of 1 KiB: the second L2 table begins at guest cluster 128.
+const TWO_TABLES: Geometry = Geometry { virtual_size: 200 << 10, ..KIB };
+
+type Kinds = Vec<(Property, &'static str)>;
+
+/// What is wrong with an image after a clean close, first what is and then how often.
+fn closed(judge: &mut Judge, disk: &mut BytesEvidence, guest: &Guest) -> Kinds {
+    kinds(judge.closed(disk, guest, &Inherited::default()))
+}
+
+/// Goal: what a file that ends within a cluster has of it counts, and the rest is zeroes. Method: the same image, cut at every
+/// byte that matters, once with a table and once with data at its end.
+pub(crate) fn cut_short(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let at = |length: u64, patient: &Patient| {
+        let mut disk = patient.disk.clone();
+        disk.set_len(length);
+        disk
+    };
+
+    // The only table is cluster 5, the last one, and its only entry is number 63: it maps cluster 4.
+    let mut patient = Patient::new(Initial::L1AboutToGrow);
+    let guest = patient.guest(defect);
+    let (table, entry_end) = (5120, 5120 + 512);
+    let zero = (Property::P2, "invented-zero");
+    let leak = (Property::P6, "leak");
+    let reserved = (Property::P4, "reserved-bits");
+    let cases: [(&str, u64, Kinds); 7] = [
+        ("whole", table + 1024, vec![]),
+        ("behind the entry", entry_end, vec![]),
+        ("within the entry, in its last byte, which is 0", entry_end - 1, vec![]),
+        ("within the entry, in the offset", entry_end - 2, vec![reserved, leak, zero, zero]),
+        ("before the entry", entry_end - 8, vec![leak, zero, zero]),
+        ("behind the first byte of the table", table + 1, vec![leak, zero, zero]),
+        ("before the table", table, vec![(Property::P4, "out-of-range"), leak, zero, zero]),
+    ];
+    for (name, length, wanted) in cases {
+        let found = closed(&mut judge, &mut at(length, &patient), &guest);
+        expect(name, found, wanted)?;
+    }
+
+    // Guest cluster 0 in a new last cluster.
+    let host = patient.append(0);
+    let guest = patient.guest_with(0, defect);
+    let start = host * 1024;
+    let invented = (Property::P2, "invented");
+    let cases: [(&str, u64, Kinds); 6] = [
+        ("all of the data", start + 1024, vec![]),
+        ("all but the last byte", start + 1023, vec![invented]),
+        ("a unit of it", start + 512, vec![zero]),
+        ("a unit and a byte", start + 513, vec![invented]),
+        ("a byte of it", start + 1, vec![invented, zero]),
+        ("nothing of it", start, vec![(Property::P4, "out-of-range"), zero, zero]),
+    ];
+    for (name, length, wanted) in cases {
+        let found = closed(&mut judge, &mut at(length, &patient), &guest);
+        expect(name, found, wanted)?;
+    }
+
+    // The L1 table in a new last cluster, of which only the first entry is in use.
+    let mut patient = Patient::new(Initial::L1AboutToGrow);
+    let guest = patient.guest(defect);
+    patient.disk.set_len(7168);
+    let entry = patient.u64_at(3072);
+    patient.put_u64(6144, entry);
+    patient.put_u64(40, 6144);
+    patient.put_refcount(3, 0);
+    patient.put_refcount(6, 1);
+    let cases: [(&str, u64, Kinds); 3] = [
+        ("the entry of L1", 6144 + 8, vec![]),
+        ("half of it", 6144 + 4, vec![reserved, leak, leak, zero, zero]),
+        ("nothing of L1", 6144, vec![leak, leak, zero, zero]),
+    ];
+    for (name, length, wanted) in cases {
+        let found = closed(&mut judge, &mut at(length, &patient), &guest);
+        let mut found = found;
+        found.sort_unstable();
+        let mut wanted = wanted;
+        wanted.sort_unstable();
+        expect(name, found, wanted)?;
+    }
+
+    // The refcount block in a new last cluster, with counts for clusters 0..=6 without the old one, number 2.
+    let mut patient = Patient::new(Initial::L1AboutToGrow);
+    patient.disk.set_len(7168);
+    let guest = patient.guest(defect);
+    for cluster in [0, 1, 3, 4, 5, 6] {
+        patient.disk.patch(6144 + cluster * 2, &[0, 1]);
+    }
+    patient.put_u64(1024, 6144);
+    let cases: [(&str, u64, Kinds); 3] = [
+        ("the counts", 6144 + 14, vec![]),
+        ("all but the last byte", 6144 + 13, vec![(Property::P4, "refcount-too-low")]),
+        ("all but the last count", 6144 + 12, vec![(Property::P4, "refcount-too-low")]),
+    ];
+    for (name, length, wanted) in cases {
+        let found = closed(&mut judge, &mut at(length, &patient), &guest);
+        expect(name, found, wanted)?;
+    }
+    Ok(())
+}
+
+/// Goal: what lies under the second L2 table is judged as what lies under the first is. Method: the first guest cluster with data
+/// under each of them, treated alike.
+pub(crate) fn second_table(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let whole = Patient::of(&TWO_TABLES, Initial::Fragmented).mapped();
+    let under = [whole[0], *whole.iter().find(|guest| **guest >= 128).expect("data under both")];
+    for cluster in under {
+        let mut patient = Patient::of(&TWO_TABLES, Initial::Fragmented);
+        let mut guest = patient.guest(defect);
+        let entry = patient.l2(cluster);
+        let offset = entry & !COPIED;
+        expect("as built", closed(&mut judge, &mut patient.disk, &guest), vec![])?;
+        let mut before = Contents::default();
+        judge.contents(&patient.disk, &mut before);
+        let mapping = judge.auditor().image().mapping(cluster);
+        expect("mapped", mapping, Mapping::Host(offset))?;
+
+        let mut spoilt = patient.disk.clone();
+        spoilt.patch(offset + 600, b"rot");
+        let found = closed(&mut judge, &mut spoilt, &guest);
+        expect("spoilt", found, vec![(Property::P2, "invented")])?;
+        let mut after = Contents::default();
+        judge.contents(&spoilt, &mut after);
+        // Keys of one store: that of the fork knows all that the other does.
+        let changed = judge.p3_same_contents(&before, &after, &spoilt).map(|v| v.place);
+        let place = Place::Guest { unit: cluster * 2 + 1, host: None };
+        expect("changed by repair", changed, Some(place))?;
+
+        patient.put_refcount(offset / 1024, 0);
+        let found = closed(&mut judge, &mut patient.disk, &guest);
+        let low = vec![(Property::P6, "copied-stale"), (Property::P4, "refcount-too-low")];
+        expect("not counted", sorted(found), sorted(low))?;
+        patient.put_refcount(offset / 1024, 1);
+
+        let key = patient.disk.values.intern(&payload::unit(cluster * 2, 5));
+        let token = guest.begin_write(cluster * 2, &[key], CACHED);
+        guest.complete(token);
+        flush(&mut guest);
+        let found = closed(&mut judge, &mut patient.disk, &guest);
+        expect("lost", found, vec![(Property::P1, "lost-write")])?;
+
+        // The table itself is gone.
+        let at = patient.l1_at(cluster);
+        patient.put_u64(at, 0);
+        let found = closed(&mut judge, &mut patient.disk, &guest);
+        let gone =
+            found.iter().filter(|(_, kind)| *kind == "lost-write" || *kind == "invented-zero");
+        let lost = whole.iter().filter(|guest| (**guest >= 128) == (cluster >= 128)).count();
+        expect("all of it", gone.count(), lost * 2)?;
+    }
+    // The tables change places.
+    let mut patient = Patient::of(&TWO_TABLES, Initial::Fragmented);
+    let guest = patient.guest(defect);
+    let [first, second] = [3072, 3080].map(|at| patient.u64_at(at));
+    patient.put_u64(3072, second);
+    patient.put_u64(3080, first);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("swapped", found.contains(&(Property::P2, "other-unit")), true)
+}
+
+fn sorted(mut kinds: Kinds) -> Kinds {
+    kinds.sort_unstable();
+    kinds
+}
+
+/// Goal: refcounts are read at every width, in every place of a unit, in every block. Method: data in each of several clusters, with
+/// counts that are right, too low and too high; the greatest count that there is.
+pub(crate) fn widths(defect: Defect) -> Outcome {
+    let mut auditor = Auditor::with_defect(defect);
+    for order in 0..=6 {
+        let geometry = Geometry { refcount_order: order, ..KIB };
+        let mut patient = Patient::of(&geometry, Initial::Fragmented);
+        let names = |auditor: &mut Auditor, patient: &mut Patient| {
+            let report = auditor.audit(&mut patient.disk);
+            report.findings.iter().map(|finding| finding.name()).collect::<Vec<_>>()
+        };
+        let name = |what: &str| format!("{what}, {} bits", 1u32 << order);
+        expect(&name("as built"), names(&mut auditor, &mut patient), vec![])?;
+        let most = u64::MAX >> (64 - (1u32 << order));
+        for guest in patient.mapped() {
+            let host = (patient.l2(guest) & !COPIED) / 1024;
+            patient.put_refcount(host, 0);
+            let found = names(&mut auditor, &mut patient);
+            let wanted = vec!["refcount-too-low", "copied-stale"];
+            expect(&name(&format!("cluster {host} not counted")), found, wanted)?;
+            // The counts from which nothing is left when they are read too narrow, and the greatest one.
+            for count in [2, 3, 256, 1 << 16, 1 << 32, most].into_iter().filter(|n| *n <= most) {
+                patient.put_refcount(host, count);
+                let report = auditor.audit(&mut patient.disk);
+                let stored: Vec<_> = report
+                    .findings
+                    .iter()
+                    .filter_map(|finding| match *finding {
+                        model::finding::Finding::Leak { cluster, stored, counted: 1 } => {
+                            Some((cluster, stored))
+                        }
+                        _ => None,
+                    })
+                    .collect();
+                let wanted = if count == 1 { vec![] } else { vec![(host, count)] };
+                expect(&name("counted too often"), stored, wanted)?;
+            }
+            patient.put_refcount(host, 1);
+        }
+    }
+    // 128 counts of 64 bits are a block of 1 KiB: data in cluster 130 is counted by the second one.
+    let geometry = Geometry { refcount_order: 6, ..KIB };
+    let mut patient = Patient::of(&geometry, Initial::Fragmented);
+    let free = (0..64).find(|guest| patient.l2(*guest) == 0).expect("it has holes");
+    patient.disk.set_len(130 << 10);
+    let host = patient.append(free);
+    expect("its cluster", host, 130)?;
+    expect("counted", auditor.audit(&mut patient.disk).findings.len(), 0)?;
+    patient.put_refcount(host, 0);
+    let found: Vec<_> =
+        auditor.audit(&mut patient.disk).findings.iter().map(|finding| finding.name()).collect();
+    expect("not counted", found, vec!["refcount-too-low", "copied-stale"])
+}
+
+/// Goal: every unit of a cluster is judged, whatever the size of clusters. Method: spoil one after the other.
+pub(crate) fn every_unit(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    for cluster_bits in [9, 10, 12, 16] {
+        let geometry = Geometry { cluster_bits, virtual_size: 640 << 10, ..KIB };
+        let mut patient = Patient::of(&geometry, Initial::Fragmented);
+        let guest = patient.guest(defect);
+        let name = |what: &str| format!("{what}, clusters of 2^{cluster_bits}");
+        let found = closed(&mut judge, &mut patient.disk, &guest);
+        expect(&name("as built"), found, vec![])?;
+        let cluster = *patient.mapped().last().expect("some data");
+        let offset = patient.l2(cluster) & !COPIED;
+        let units = geometry.cluster_units();
+        for within in 0..units {
+            let mut spoilt = patient.disk.clone();
+            let at = offset / UNIT as u64 + within;
+            spoilt.set(at, &payload::unit(at, payload::STALE));
+            let found = judge.state(&mut spoilt, &guest, Some(Stage::Closed));
+            let places: Vec<_> = found.iter().map(|violation| violation.place).collect();
+            let place =
+                Place::Guest { unit: cluster * units + within, host: Some(at * UNIT as u64) };
+            expect(&name("spoilt"), places, vec![place])?;
+        }
+    }
+    Ok(())
+}
+
+/// Goal: what lies behind the end of the disk is counted, and nobody's data until the disk grows. Method: an image with data
+/// there, in tables of the disk and behind them; then the same image with a larger disk.
+pub(crate) fn behind_the_disk(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let geometry = Geometry { virtual_size: (63 << 10) + 512, ..KIB };
+    let mut patient = Patient::of(&geometry, Initial::Leftovers);
+    let mut guest = patient.guest(defect);
+    expect("as built", closed(&mut judge, &mut patient.disk, &guest), vec![])?;
+    // Guest cluster 128 lies under the second table, behind the disk.
+    for cluster in [64, 128] {
+        let host = (patient.l2(cluster) & !COPIED) / 1024;
+        patient.put_refcount(host, 0);
+        let found = sorted(closed(&mut judge, &mut patient.disk, &guest));
+        let wanted = vec![(Property::P6, "copied-stale"), (Property::P4, "refcount-too-low")];
+        expect("not counted", found, sorted(wanted))?;
+        patient.put_refcount(host, 1);
+    }
+    // One unit more: the rest of the last cluster, where stale bytes are.
+    let stale = |found: &[Violation]| -> Vec<_> {
+        found.iter().map(|violation| (violation.kind, violation.place)).collect()
+    };
+    let last = patient.l2(63) & !COPIED;
+    let grow = guest.begin_grow(128);
+    patient.put_u64(24, 64 << 10);
+    let found = stale(judge.state(&mut patient.disk, &guest, None));
+    let place = Place::Guest { unit: 127, host: Some(last + 512) };
+    expect("while it grows", found, vec![("stale-bytes", place)])?;
+    guest.complete(grow);
+    flush(&mut guest);
+    let found = stale(judge.state(&mut patient.disk, &guest, None));
+    expect("when it has grown", found, vec![("stale-bytes", place)])?;
+    patient.disk.set(last / 512 + 1, &[0; UNIT]);
+    expect("zeroed", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])
+}
+
+/// Goal: tables that the header puts past the end of the file are not there.
+pub(crate) fn tables_past_the_end(defect: Defect) -> Outcome {
+    let mut auditor = Auditor::with_defect(defect);
+    let far = 0x100_0000;
+    for (field, wanted) in [
+        (40, vec!["out-of-range", "leak"]),
+        // Nothing is counted, and the header, L1 and the table itself are there.
+        (48, vec!["out-of-range", "refcount-too-low", "refcount-too-low"]),
+    ] {
+        let mut patient = Patient::new(Initial::Fresh);
+        patient.put_u64(field, far);
+        let report = auditor.audit(&mut patient.disk);
+        let found: Vec<_> = report.findings.iter().map(|finding| finding.name()).collect();
+        expect("past the end", found, wanted)?;
+    }
+    // A disk of nothing has no need of tables.
+    let guest = Guest::new(&[], PROMISES).with_defect(defect);
+    let mut patient = Patient::new(Initial::Fresh);
+    patient.put_u64(24, 0);
+    let mut judge = Judge::with_defect(defect);
+    expect("an empty disk", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
+    expect("nothing is there", patient.disk.resolve(u64::MAX), ZERO)
+}
