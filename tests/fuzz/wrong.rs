@@ -13,6 +13,7 @@ use model::op::{Durability, Geometry};
 use qcow2_core::Image;
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_crashtest::campaign::{self, Budget, Report, Settings};
+use qcow2_crashtest::ended::Ended;
 use qcow2_crashtest::liveness::p7_goes_on;
 use qcow2_crashtest::probe::Probe;
 use qcow2_crashtest::recover::Failure;
