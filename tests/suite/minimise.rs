@@ -28,17 +28,23 @@ fn one_less(trial: &Trial) -> Vec<(String, Trial)> {
                 less(format!("task {t}"), &|trial| drop(trial.lives[l].tasks.remove(t)));
             }
             for (o, &op) in life.tasks[t].iter().enumerate() {
-                less(format!("{op:?}"), &|trial| drop(trial.lives[l].tasks[t].remove(o)));
+                less(format!("{op:?}"), &|trial| {
+                    trial.lives[l].tasks[t].remove(o);
+                });
                 for shorter in [shorter(op, 0), shorter(op, 512)].into_iter().flatten() {
                     less(format!("{shorter:?}"), &|trial| trial.lives[l].tasks[t][o] = shorter);
                 }
             }
         }
         for step in 0..life.steps.len() {
-            less(format!("step {step}"), &|trial| drop(trial.lives[l].steps.remove(step)));
+            less(format!("step {step}"), &|trial| {
+                trial.lives[l].steps.remove(step);
+            });
         }
         for fault in 0..life.faults.0.len() {
-            less(format!("fault {fault}"), &|trial| drop(trial.lives[l].faults.0.remove(fault)));
+            less(format!("fault {fault}"), &|trial| {
+                trial.lives[l].faults.0.remove(fault);
+            });
         }
         if life.dropped.is_some() {
             less("dropped".to_owned(), &|trial| trial.lives[l].dropped = None);
@@ -80,14 +86,17 @@ fn failing(name: &str) -> (Qcow2Core, Trial, qcow2_crashtest::recover::Failure) 
     (subject, shown.trial.expect("it is a trial"), shown.failure.expect("it fails"))
 }
 
-fn fails(subject: &Qcow2Core, trial: &Trial, wanted: &Signature) -> bool {
+fn fails_as_it_is(subject: &Qcow2Core, trial: &Trial, wanted: &Signature) -> bool {
     let exact = trial::run(subject, trial).ok().and_then(|outcome| outcome.failure);
     exact.is_some_and(|(_, failure)| wanted.matches(&failure))
-        || search(subject, trial, wanted).is_some()
 }
 
-/// Goal: shortest means that nothing can be taken away. Method: minimise kept cases, made longer first by a needless life's worth
-/// of requests and longer ranges; then take away every single thing.
+fn fails(subject: &Qcow2Core, trial: &Trial, wanted: &Signature) -> bool {
+    fails_as_it_is(subject, trial, wanted) || search(subject, trial, wanted).is_some()
+}
+
+/// Goal: shortest means that nothing can be taken away. Method: minimise kept cases, then take away every single
+/// thing.
 #[test]
 fn nothing_can_be_taken_away_from_what_is_called_shortest() {
     for name in [
@@ -107,7 +116,12 @@ fn nothing_can_be_taken_away_from_what_is_called_shortest() {
         assert!(matches!(least.lives[0].order, Order::Choices(_)), "{name}");
         assert!(fails(&subject, &least, &wanted), "{name}: it does not fail any more");
         for (what, less) in one_less(&least) {
-            assert!(!fails(&subject, &less, &wanted), "{name}: {what} is not needed in {least:#?}");
+            // A search chooses what survives by itself, so without a choice only the trial as it is counts.
+            let still = match what.starts_with("choice") {
+                true => fails_as_it_is(&subject, &less, &wanted),
+                false => fails(&subject, &less, &wanted),
+            };
+            assert!(!still, "{name}: {what} is not needed in {least:#?}");
         }
     }
 }
