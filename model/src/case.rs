@@ -593,6 +593,9 @@ impl Case {
         if let Some(why) = self.geometry.fault() {
             return Some(("geometry".to_owned(), why));
         }
+        if let Some(excess) = self.excess() {
+            return Some(excess);
+        }
         for (l, life) in self.lives.iter().enumerate() {
             for (t, task) in life.tasks.iter().enumerate() {
                 for (o, op) in task.iter().enumerate() {
@@ -606,6 +609,108 @@ impl Case {
         let units = image.length.div_ceil(UNIT as u64);
         let beyond = image.units.keys().find(|unit| **unit >= units)?;
         Some((format!("image.units.{beyond}"), format!("lies past the end at {units} units")))
+    }
+}
+
+/// What a case may ask for at most. Replaying looks at every cluster of the image in every state, and at worst at every state of
+/// the last life: at these limits that takes seconds to a minute. What campaigns and exploration find is far below them.
+mod limit {
+    /// log2 of the cluster size: each state reads whole tables and refcount blocks.
+    pub(super) const CLUSTER_BITS: u64 = 16;
+    /// Bytes of the virtual disk: the judge looks at each unit.
+    pub(super) const VIRTUAL_SIZE: u64 = 64 << 20;
+    /// Guest clusters of it, and of what it grows to.
+    pub(super) const CLUSTERS: u64 = 1 << 16;
+    /// Pages of 4 KiB: 256 MiB of memory.
+    pub(super) const CACHE_PAGES: u64 = 1 << 16;
+    /// Bytes by which the file grows ahead of need: the judge looks at each cluster of it.
+    pub(super) const GROWTH_STEP: u64 = 16 << 20;
+    /// Lives.
+    pub(super) const LIVES: u64 = 64;
+    /// Tasks of a life: each step chooses among all that can go on.
+    pub(super) const TASKS: u64 = 64;
+    /// Requests of all lives: each is a moment and more.
+    pub(super) const REQUESTS: u64 = 512;
+    /// Guest clusters that all requests touch: each may be an I/O, and each I/O is two moments.
+    pub(super) const TOUCHED: u64 = 2048;
+    /// Steps of one recovery: every state goes through all of them.
+    pub(super) const RECOVERY: u64 = 16;
+    /// Faults of a life: every I/O is compared with each.
+    pub(super) const FAULTS: u64 = 4096;
+    /// Bytes of the crash image: the possible disk ends at 32 GiB, and what reads it looks at each cluster.
+    pub(super) const IMAGE: u64 = 256 << 20;
+}
+
+impl Case {
+    /// The field that asks for more than a replay can do, if one does, and the limit.
+    fn excess(&self) -> Option<(String, String)> {
+        let above = |field: &str, value: u64, most: u64| {
+            let why = || format!("{value} is above {most}, the most that a replay can do");
+            (value > most).then(|| (field.to_owned(), why()))
+        };
+        let Self { geometry, open, .. } = self;
+        let cluster = geometry.cluster_size();
+        let size = limit::VIRTUAL_SIZE.min(limit::CLUSTERS * cluster);
+        let fields = [
+            ("geometry.cluster_bits", geometry.cluster_bits.into(), limit::CLUSTER_BITS),
+            ("geometry.virtual_size", geometry.virtual_size, size),
+            ("open.cache_pages", open.cache_pages.into(), limit::CACHE_PAGES),
+            ("open.growth_step", open.growth_step, limit::GROWTH_STEP),
+            ("lives (their number)", self.lives.len() as u64, limit::LIVES),
+            ("image.length", self.image.as_ref().map_or(0, |image| image.length), limit::IMAGE),
+        ];
+        if let Some(excess) = fields.into_iter().find_map(|(name, is, most)| above(name, is, most))
+        {
+            return Some(excess);
+        }
+        let ops = || self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
+        let largest = ops().map(|op| if let Op::Grow { to } = op { *to } else { 0 }).max();
+        let largest = largest.unwrap_or(0).max(geometry.virtual_size);
+        let (mut requests, mut touched) = (0, 0);
+        for (l, life) in self.lives.iter().enumerate() {
+            let counts = [
+                ("tasks", life.tasks.len(), limit::TASKS),
+                ("recovery", life.recovery.len(), limit::RECOVERY),
+                ("faults", life.faults.len(), limit::FAULTS),
+            ];
+            for (name, count, most) in counts {
+                let field = format!("lives[{l}].{name} (their number)");
+                if let Some(excess) = above(&field, count as u64, most) {
+                    return Some(excess);
+                }
+            }
+            for (t, task) in life.tasks.iter().enumerate() {
+                for (o, op) in task.iter().enumerate() {
+                    let field = |name: &str| format!("lives[{l}].tasks[{t}][{o}]{name}");
+                    requests += 1;
+                    let so_far = " (number of requests up to it)";
+                    let mut excess = above(&field(so_far), requests, limit::REQUESTS);
+                    if let Op::Grow { to } = *op {
+                        let most = limit::CLUSTERS * cluster;
+                        excess = excess.or_else(|| above(&field(".grow.to"), to, most));
+                    }
+                    match op.clip(largest) {
+                        Some(
+                            Op::Write { offset, length, .. }
+                            | Op::WriteZeroes { offset, length, .. }
+                            | Op::Discard { offset, length }
+                            | Op::Read { offset, length },
+                        ) => {
+                            let end = offset.saturating_add(length).div_ceil(cluster);
+                            touched += end - offset / cluster;
+                            let so_far = " (guest clusters that it and those before it touch)";
+                            excess =
+                                excess.or_else(|| above(&field(so_far), touched, limit::TOUCHED));
+                        }
+                        _ => {}
+                    }
+                    if excess.is_some() {
+                        return excess;
+                    }
+                }
+            }
+        }
+        None
     }
 }
 

@@ -205,3 +205,61 @@ fn an_older_schema_is_brought_up_to_date() {
     let error = Case::from_json("old.json", &old.replace("\"tasks\"", "\"lives\"")).unwrap_err();
     assert_eq!((error.path.as_str(), error.message.contains("crash-corpus/0")), ("schema", true));
 }
+
+/// Goal: no case makes a replay endless or huge. Method: each number above its limit is refused with its field and the limit,
+/// and the largest that is allowed is not.
+#[test]
+fn what_no_replay_can_do_is_refused() {
+    let of = |change: &dyn Fn(&mut Case)| {
+        let mut case = everything();
+        change(&mut case);
+        Case::from_json("x.json", &case.to_json())
+    };
+    let flush = |count: usize| vec![Op::Flush; count];
+    let write = |length| Op::Write { offset: 0, length, id: 1, durability: Durability::Cached };
+    let step = Recovery { run: Step::Open, crash: None };
+    type Change<'a> = &'a dyn Fn(&mut Case, u64);
+    let table: [(&str, u64, Change<'_>); 11] = [
+        ("geometry.cluster_bits", 16, &|case, most| case.geometry.cluster_bits = most as u32),
+        ("geometry.virtual_size", 64 << 20, &|case, most| {
+            case.geometry.virtual_size = most.next_multiple_of(512);
+        }),
+        ("open.cache_pages", 65_536, &|case, most| case.open.cache_pages = most as u32),
+        ("open.growth_step", 16 << 20, &|case, most| case.open.growth_step = most),
+        ("image.length", 256 << 20, &|case, most| {
+            case.image.as_mut().expect("it has one").length = most;
+        }),
+        ("lives (their number)", 64, &|case, most| {
+            case.lives.resize(most as usize, Life::default());
+        }),
+        ("lives[0].tasks (their number)", 64, &|case, most| {
+            case.lives[0].tasks.resize(most as usize, Vec::new());
+        }),
+        ("lives[1].recovery (their number)", 16, &|case, most| {
+            case.lives[1].recovery = vec![step.clone(); most as usize];
+        }),
+        ("lives[1].tasks[0][505] (number", 512, &|case, most| {
+            case.lives[1].tasks = vec![flush(most as usize - 7)];
+        }),
+        ("lives[1].tasks[0][0].grow.to", 64 << 20, &|case, most| {
+            case.lives[1].tasks = vec![vec![Op::Grow { to: most.next_multiple_of(512) }]];
+        }),
+        // Three are touched by the requests of the first life, and one more by its read.
+        ("lives[1].tasks[0][0] (guest clusters", 2048, &|case, most| {
+            case.geometry.virtual_size = 16 << 20;
+            case.lives[1].tasks = vec![vec![write((most - 5) << 10)]];
+        }),
+    ];
+    for (field, most, change) in table {
+        of(&|case| change(case, most)).unwrap_or_else(|error| panic!("{field}: {error}"));
+        let error = of(&|case| change(case, most + 1)).expect_err(field);
+        assert!(error.path.starts_with(field), "{field}: {error}");
+        let known = field.contains("virtual_size") || field.ends_with(".to");
+        let value = if known { (most + 1).next_multiple_of(512) } else { most + 1 };
+        let expected = format!("{value} is above {most}, the most that a replay can do");
+        assert_eq!(error.message, expected, "{field}");
+        assert_eq!(error.file, "x.json");
+    }
+    // What is cut off at the end of the disk counts for nothing.
+    of(&|case| case.lives[1].tasks = vec![vec![write(1 << 62)]]).unwrap();
+}

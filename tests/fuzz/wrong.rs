@@ -14,6 +14,7 @@ use model::op::{Durability, Geometry, Op};
 use qcow2_core::Image;
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_crashtest::campaign::{self, Budget, Report, Settings};
+use qcow2_crashtest::ended::Ended;
 use qcow2_crashtest::life::Order;
 use qcow2_crashtest::liveness::{WentOn, p7_goes_on};
 use qcow2_crashtest::probe::Probe;
@@ -196,7 +197,10 @@ fn what_damage_brings_out_is_found_and_kept() {
         let units = image.units.len();
         let whole =
             robust::case_of(&found.trial, Robustness::Misdirected, image, &found.failure, 1);
-        let case = robust::minimise(&Wrong(how), &whole, &found.failure);
+        let limit = Duration::from_secs(60);
+        let (case, ended) =
+            robust::minimise(&Wrong(how), &whole, &found.failure, limit, &mut |_| {});
+        assert_eq!(ended, Ended::Complete);
         assert!(case.image.as_ref().is_some_and(|image| image.units.len() < units));
         let text = corpus::text_of(&case);
         let case = model::case::Case::from_json("x.json", &text).expect("it reads back");

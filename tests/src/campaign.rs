@@ -20,8 +20,10 @@ use model::guest::Guest;
 use model::image::Mapping;
 use model::label::Region;
 
+use crate::ended::Ended;
 use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
+use crate::interrupt;
 use crate::leaf::{Answer, LeafChooser, SharedLeaf, look};
 use crate::life::{self, probe_trace};
 use crate::liveness::{Before, p7_goes_on, p9_bounded_waste};
@@ -98,9 +100,12 @@ pub struct Report {
     pub found: Option<Found>,
     /// Why the run proves nothing, if it does not: a case that is not a function of its seed.
     pub broken: Option<String>,
+    /// Why it went no further.
+    pub ended: Ended,
 }
 
-/// Runs a campaign; `progress` is called now and then with the figures so far.
+/// Runs a campaign; `progress` is called now and then with the figures so far. A signal ends it after the cases
+/// in hand.
 pub fn run<Sub: Subject>(
     subject: &Sub,
     settings: &Settings,
@@ -111,6 +116,7 @@ pub fn run<Sub: Subject>(
     let start = now();
     let next = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
+    let interrupted = AtomicBool::new(false);
     let shared = Mutex::new((Figures::default(), None::<Found>, None::<String>));
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -127,6 +133,10 @@ pub fn run<Sub: Subject>(
                 Budget::Cases(count) => number >= count,
             };
             if done || stop.load(Ordering::Relaxed) {
+                break;
+            }
+            if interrupt::asked() {
+                interrupted.store(true, Ordering::Relaxed);
                 break;
             }
             let seed = case_seed(settings.seed, number);
@@ -171,7 +181,13 @@ pub fn run<Sub: Subject>(
     });
     let (mut figures, found, broken) = shared.into_inner().expect("no worker panics with the lock");
     figures.seconds = start.elapsed().as_secs_f64();
-    Report { figures, found, broken }
+    let ended = match (&found, &broken) {
+        (Some(_), _) => Ended::Violation,
+        (None, Some(_)) => Ended::Broken,
+        (None, None) if interrupted.into_inner() => Ended::Interrupted,
+        (None, None) => Ended::Budget,
+    };
+    Report { figures, found, broken, ended }
 }
 
 /// The seed of a case.

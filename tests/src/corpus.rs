@@ -22,12 +22,16 @@ use model::label::Label;
 use model::op::Op;
 
 use crate::figures::commit;
+use crate::file;
 use crate::leaf::LeafChooser;
 use crate::life::{Cause, Order};
 use crate::recover::{Failure, StepPlan};
 use crate::subject::Subject;
 use crate::trial::{At, Leaf, LifeRecord, Outcome, Trial, TrialLife};
 use crate::workload::GENERATOR;
+
+/// The largest case file that is read, in bytes: a case whose image and lists are as large as they may be is far below.
+const MAX_FILE: u64 = 64 << 20;
 
 /// Most guest units whose allowed values a case file lists, and most units of a crash image.
 const MAX_IMAGE_UNITS: usize = 400;
@@ -80,8 +84,15 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>, CorpusError> {
 /// # Errors
 /// [`CorpusError`], which names the file and the field.
 pub fn load(path: &Path) -> Result<Case, CorpusError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| CorpusError::Io { path: path.to_owned(), source })?;
+    let error = |source| CorpusError::Io { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(error)?;
+    let read = io::Read::take(file, MAX_FILE + 1);
+    io::Read::read_to_string(&mut { read }, &mut text).map_err(error)?;
+    if text.len() as u64 > MAX_FILE {
+        let why = format!("it is longer than {} MiB, the longest that is read", MAX_FILE >> 20);
+        return Err(CorpusError::Case(format!("{}: {why}", path.display())));
+    }
     Case::from_json(&path.display().to_string(), &text)
         .map_err(|error| CorpusError::Case(error.to_string()))
 }
@@ -91,20 +102,32 @@ pub fn load(path: &Path) -> Result<Case, CorpusError> {
 /// # Errors
 /// [`CorpusError::Io`].
 pub fn save(case: &Case, folder: &Path) -> Result<PathBuf, CorpusError> {
+    save_as(case, folder, "json")
+}
+
+/// The same for a case as it was found, long as it is: its name ends in `.raw.json`. It is a case like any other, so one that
+/// stayed behind is replayed with the rest.
+///
+/// # Errors
+/// [`CorpusError::Io`].
+pub fn save_raw(case: &Case, folder: &Path) -> Result<PathBuf, CorpusError> {
+    save_as(case, folder, "raw.json")
+}
+
+fn save_as(case: &Case, folder: &Path, extension: &str) -> Result<PathBuf, CorpusError> {
     let error = |path: &Path, source| CorpusError::Io { path: path.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(|source| error(folder, source))?;
     let text = text_of(case);
+    let stem = slug(case);
     for number in 1.. {
-        let stem = slug(case);
-        let name =
-            if number == 1 { format!("{stem}.json") } else { format!("{stem}-{number}.json") };
+        let name = if number == 1 {
+            format!("{stem}.{extension}")
+        } else {
+            format!("{stem}-{number}.{extension}")
+        };
         let path = folder.join(name);
-        match std::fs::File::create_new(&path) {
-            Ok(mut file) => {
-                io::Write::write_all(&mut file, text.as_bytes())
-                    .map_err(|source| error(&path, source))?;
-                return Ok(path);
-            }
+        match file::create(&path, text.as_bytes()) {
+            Ok(()) => return Ok(path),
             Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
                 if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
                     return Ok(path);

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::ended::Ended;
 use crate::probe::{Probe, Probes};
 use crate::workload::FaultKind;
 
@@ -224,6 +225,8 @@ pub struct Summary {
     pub probes: BTreeMap<&'static str, u64>,
     /// How each property was looked at.
     pub strategy: &'static str,
+    /// Why the run went no further: `budget`, `interrupted`, `violation` or `broken`.
+    pub ended: Ended,
     /// Seconds by the clock.
     pub seconds: f64,
 }
@@ -236,6 +239,7 @@ impl Summary {
         profile: String,
         seed: u64,
         violations: Vec<String>,
+        ended: Ended,
     ) -> Self {
         Self {
             subject,
@@ -259,6 +263,7 @@ impl Summary {
                 .map(|probe| (probe.name(), figures.probes.count(*probe)))
                 .collect(),
             strategy: "random",
+            ended,
             seconds: figures.seconds,
         }
     }

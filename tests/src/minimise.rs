@@ -13,16 +13,21 @@ use model::build::Initial;
 use model::case::Device;
 use model::finding::Property;
 use model::guest::Guest;
-use model::op::{Durability, Op};
+use model::op::{Durability, Geometry, Op};
 
+use crate::ended::Ended;
 use crate::evidence::DiskEvidence;
+use crate::interrupt;
 use crate::leaf::{LeafChooser, SharedLeaf, look};
 use crate::life::{self, Order};
-use crate::liveness::{Before, p9_bounded_waste};
+use crate::liveness::{Before, p7_goes_on, p9_bounded_waste};
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure};
 use crate::subject::Subject;
 use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units};
+
+/// Bytes in a unit.
+const UNIT: u64 = model::payload::UNIT as u64;
 
 /// Random crash states tried at each moment of a search, beside the two that keep and lose all.
 const SEEDS: u64 = 24;
@@ -36,36 +41,165 @@ pub struct Minimised {
     pub failure: Failure,
 }
 
-/// Shrinks a failing trial until nothing more can be taken away or `limit` has passed.
+/// What minimising came to.
+#[derive(Clone, Debug)]
+pub struct Shrunk {
+    /// The smallest trial that was seen to fail.
+    pub found: Minimised,
+    /// [`Ended::Complete`]: nothing can be taken away from it. Else it may be shorter still.
+    pub ended: Ended,
+    /// How many smaller trials were tried.
+    pub tries: u64,
+}
+
+/// How far minimising is.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// What could still be taken away: see [`elements`].
+    pub elements: usize,
+    /// How many smaller trials were tried.
+    pub tries: u64,
+    /// Time so far.
+    pub elapsed: Duration,
+}
+
+/// When to stop looking for something smaller.
+pub(crate) struct Watch<'a> {
+    start: Instant,
+    limit: Duration,
+    tries: u64,
+    progress: &'a mut dyn FnMut(Step),
+}
+
+impl<'a> Watch<'a> {
+    pub(crate) fn new(limit: Duration, progress: &'a mut dyn FnMut(Step)) -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "minimising stops by the clock; its result is replayed, not its way"
+        )]
+        let start = Instant::now();
+        Self { start, limit, tries: 0, progress }
+    }
+
+    /// Why there may be no further try, if so.
+    pub(crate) fn over(&self) -> Option<Ended> {
+        if interrupt::asked() {
+            Some(Ended::Interrupted)
+        } else if self.start.elapsed() >= self.limit {
+            Some(Ended::Budget)
+        } else {
+            None
+        }
+    }
+
+    /// Counts a try on something of so many elements.
+    pub(crate) fn trying(&mut self, elements: usize) {
+        self.tries += 1;
+        (self.progress)(Step { elements, tries: self.tries, elapsed: self.start.elapsed() });
+    }
+
+    pub(crate) const fn tries(&self) -> u64 {
+        self.tries
+    }
+}
+
+/// Shrinks a failing trial until nothing more can be taken away, `limit` has passed or a signal came. `progress` is called
+/// before each try.
+///
+/// A trial that nothing can be taken away from fails in another way or not at all, as it is and at every other moment,
+/// without any one of its elements or with any range shorter by one unit at either end.
 pub fn minimise<Sub: Subject>(
     subject: &Sub,
     found: &Trial,
     failure: &Failure,
     limit: Duration,
-) -> Minimised {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "minimising stops by the clock; its result is replayed, not its way"
-    )]
-    let start = Instant::now();
+    progress: &mut dyn FnMut(Step),
+) -> Shrunk {
     let wanted = Signature::of(failure);
     let mut best = Minimised { trial: found.clone(), failure: failure.clone() };
-    loop {
-        let mut shrunk = false;
-        for candidate in candidates(&best.trial) {
-            if start.elapsed() > limit {
-                return fewest_losses(subject, written(subject, best));
-            }
-            if let Some(smaller) = search(subject, &candidate, &wanted) {
-                best = smaller;
-                shrunk = true;
-                break;
-            }
+    let mut watch = Watch::new(limit, progress);
+    // Each of these may make room for another.
+    let ended = loop {
+        let before = best.trial.clone();
+        let ended = smallest(subject, &mut best, &wanted, &mut watch);
+        best = written(subject, best);
+        let ended = ended.or_else(|| fewest_losses(subject, &mut best, &wanted, &mut watch));
+        if let Some(ended) = ended {
+            break ended;
         }
-        if !shrunk {
-            return fewest_losses(subject, written(subject, best));
+        if best.trial == before {
+            break Ended::Complete;
+        }
+    };
+    Shrunk { found: best, ended, tries: watch.tries() }
+}
+
+/// Takes away what can be, until every candidate was tried in vain; or why it ended before.
+fn smallest<Sub: Subject>(
+    subject: &Sub,
+    best: &mut Minimised,
+    wanted: &Signature,
+    watch: &mut Watch<'_>,
+) -> Option<Ended> {
+    let mut all = candidates(&best.trial);
+    let (mut at, mut in_vain) = (0, 0);
+    while in_vain < all.len() {
+        if let Some(ended) = watch.over() {
+            return Some(ended);
+        }
+        watch.trying(elements(&best.trial));
+        let over = || watch.over().is_some();
+        match fails(subject, &all[at % all.len()], wanted, &over) {
+            Some(smaller) => {
+                *best = smaller;
+                all = candidates(&best.trial);
+                in_vain = 0;
+            }
+            None => {
+                // A try that the end cut short says nothing.
+                if let Some(ended) = watch.over() {
+                    return Some(ended);
+                }
+                at = at % all.len() + 1;
+                in_vain += 1;
+            }
         }
     }
+    None
+}
+
+/// Whether a trial fails as wanted, at any moment of its last life or as it is.
+fn fails<Sub: Subject>(
+    subject: &Sub,
+    trial: &Trial,
+    wanted: &Signature,
+    over: &dyn Fn() -> bool,
+) -> Option<Minimised> {
+    search_until(subject, trial, wanted, over).or_else(|| exactly(subject, trial, wanted))
+}
+
+/// Whether a trial fails as wanted, just as it is.
+fn exactly<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) -> Option<Minimised> {
+    let (last, failure) = trial::run(subject, trial).ok()?.failure?;
+    let mut trial = trial.clone();
+    trial.lives.truncate(last + 1);
+    wanted.matches(&failure).then_some(Minimised { trial, failure })
+}
+
+/// How many things a trial consists of that could be taken away one by one: lives, tasks, requests, steps of recovery, faults,
+/// a dropped request, and choices that lose something.
+pub fn elements(trial: &Trial) -> usize {
+    let of = |life: &TrialLife| {
+        let losses = match &life.leaf {
+            Leaf::Choices(choices) => choices.iter().filter(|&&choice| choice != 0).count(),
+            Leaf::Labels { keep, lose, .. } => keep.len() + lose.len(),
+            Leaf::Seed(_) => 0,
+        };
+        let requests: usize = life.tasks.iter().map(Vec::len).sum();
+        let dropped = usize::from(life.dropped.is_some());
+        1 + life.tasks.len() + requests + life.steps.len() + life.faults.0.len() + dropped + losses
+    };
+    trial.lives.iter().map(of).sum()
 }
 
 /// What tells one bug from another, as far as one can tell: the property, and the way in which it is broken.
@@ -121,7 +255,7 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
         }
         for task in 0..trial.lives[life].tasks.len() {
             if trial.lives[life].tasks.len() > 1 {
-                with(&|trial| drop(trial.lives[life].tasks.remove(task)));
+                with(&|trial| remove_task(&mut trial.lives[life], task));
             }
         }
         for task in 0..trial.lives[life].tasks.len() {
@@ -162,15 +296,24 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
     for life in 0..trial.lives.len() {
         for task in 0..trial.lives[life].tasks.len() {
             for op in 0..trial.lives[life].tasks[task].len() {
-                for simpler in
-                    simpler(trial.lives[life].tasks[task][op], trial.geometry.cluster_size())
-                {
+                for simpler in simpler(trial.lives[life].tasks[task][op], &trial.geometry) {
                     with(&|trial| trial.lives[life].tasks[task][op] = simpler);
                 }
             }
         }
     }
     all
+}
+
+/// Removes a task; the request whose future is dropped stays the same, if it is of another one.
+fn remove_task(life: &mut TrialLife, task: usize) {
+    life.tasks.remove(task);
+    life.dropped = life.dropped.filter(|dropped| dropped.task != task);
+    if let Some(dropped) = &mut life.dropped
+        && dropped.task > task
+    {
+        dropped.task -= 1;
+    }
 }
 
 /// Removes operations of one task; the one whose future is dropped stays the same.
@@ -184,16 +327,23 @@ fn remove_ops(life: &mut TrialLife, task: usize, ops: Range<usize>) {
     life.tasks[task].drain(ops);
 }
 
-fn simpler(op: Op, cluster: u64) -> Vec<Op> {
-    let lengths = |length: u64| {
-        [512, cluster, length / 2 / 512 * 512]
-            .into_iter()
-            .filter(move |&new| 0 < new && new < length)
+/// The same operation on less: a few lengths that often do, then a half, a quarter and so on to one unit less at either end.
+fn simpler(op: Op, geometry: &Geometry) -> Vec<Op> {
+    let units = |length: u64| {
+        let halves = std::iter::successors(Some(length / UNIT / 2), |units| Some(units / 2));
+        halves.take_while(|&units| units > 0).map(|units| units * UNIT)
+    };
+    let ranges = |offset: u64, length: u64| {
+        let known = [UNIT, geometry.cluster_size()].into_iter().filter(move |&new| new < length);
+        let known = known.map(move |new| (offset, new));
+        let end = units(length).map(move |less| (offset, length - less));
+        let start = units(length).map(move |less| (offset + less, length - less));
+        known.chain(end).chain(start)
     };
     match op {
         Op::Write { offset, length, id, durability } => {
-            let mut all: Vec<Op> = lengths(length)
-                .map(|length| Op::Write { offset, length, id, durability })
+            let mut all: Vec<Op> = ranges(offset, length)
+                .map(|(offset, length)| Op::Write { offset, length, id, durability })
                 .collect();
             if offset > 0 {
                 all.push(Op::Write { offset: 0, length, id, durability });
@@ -204,17 +354,33 @@ fn simpler(op: Op, cluster: u64) -> Vec<Op> {
             all
         }
         Op::Discard { offset, length } => {
-            lengths(length).map(|length| Op::Discard { offset, length }).collect()
+            ranges(offset, length).map(|(offset, length)| Op::Discard { offset, length }).collect()
         }
-        Op::WriteZeroes { offset, length, unmap } => {
-            lengths(length).map(|length| Op::WriteZeroes { offset, length, unmap }).collect()
+        Op::WriteZeroes { offset, length, unmap } => ranges(offset, length)
+            .map(|(offset, length)| Op::WriteZeroes { offset, length, unmap })
+            .collect(),
+        Op::Read { offset, length } => {
+            ranges(offset, length).map(|(offset, length)| Op::Read { offset, length }).collect()
         }
-        Op::Read { .. } | Op::Flush | Op::Grow { .. } | Op::Reopen => Vec::new(),
+        Op::Grow { to } => units(to.saturating_sub(geometry.virtual_size) + UNIT)
+            .map(|less| Op::Grow { to: to - less })
+            .collect(),
+        Op::Flush | Op::Reopen => Vec::new(),
     }
 }
 
 /// Runs the lives of a trial, the last one with a look at crash states at every moment; the first that fails as wanted.
 pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) -> Option<Minimised> {
+    search_until(subject, trial, wanted, &|| false)
+}
+
+/// The same until there is no time left.
+fn search_until<Sub: Subject>(
+    subject: &Sub,
+    trial: &Trial,
+    wanted: &Signature,
+    over: &dyn Fn() -> bool,
+) -> Option<Minimised> {
     let last = trial.lives.len().checked_sub(1)?;
     let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
     let mut probes = Probes::default();
@@ -247,8 +413,15 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
             let mut asked = SharedLeaf::clone(&chooser);
             let crashed = disk.crash(trial.profile, &mut asked);
             let result = bench.judge_crash(crashed, &seen, &life.steps, &chooser, &mut probes);
-            let result =
-                result.and_then(|recovered| p9_bounded_waste(began.leaked(&recovered), may_leak));
+            let result = result.and_then(|recovered| {
+                p9_bounded_waste(began.leaked(&recovered), may_leak)?;
+                // Writing every unit takes long, and only this property asks for it.
+                if wanted.property == Property::P7 {
+                    let (geometry, disk) = (&trial.geometry, &recovered.disk);
+                    p7_goes_on(subject, trial.session(), geometry, disk, &chooser)?;
+                }
+                Ok(())
+            });
             let other = result.err().filter(|other| wanted.matches(other))?;
             let choices = look(&chooser).choices();
             Some((choices, other))
@@ -257,6 +430,9 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
     let mut found = None;
     let mut unused = Probes::default();
     let end = life::run(subject, disk, guest, &script, &mut unused, |moment| {
+        if over() {
+            return ControlFlow::Break(());
+        }
         let may_leak = began.may_leak(moment.exposure);
         let result = moment.sim.with_disk(|disk| judge(&mut bench, disk, moment.guest, may_leak));
         found = result.map(|(choices, other)| (At::Event(moment.event), choices, other));
@@ -282,7 +458,7 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
             wanted.matches(&other).then_some((At::End, choices, other))
         });
     }
-    if found.is_none() {
+    if found.is_none() && !over() {
         let result = judge(&mut bench, &end.disk, &end.guest, u64::MAX);
         found = result.map(|(choices, other)| (At::End, choices, other));
     }
@@ -293,52 +469,61 @@ pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) ->
     Some(Minimised { trial, failure })
 }
 
-/// The same trial with its schedules and choices written down.
+/// The same trial with its schedules and choices written down, if it then fails in the same way.
 fn written<Sub: Subject>(subject: &Sub, found: Minimised) -> Minimised {
+    let wanted = Signature::of(&found.failure);
     let Ok(outcome) = trial::run(subject, &found.trial) else { return found };
-    let Some((last, failure)) = outcome.failure else { return found };
+    let Some((last, _)) = outcome.failure else { return found };
     let mut trial = found.trial.clone();
     trial.lives.truncate(last + 1);
     for (life, record) in trial.lives.iter_mut().zip(&outcome.lives) {
-        life.order = Order::Choices(record.decisions.clone());
-        life.leaf = Leaf::Choices(record.choices.clone());
+        life.order = Order::Choices(trimmed(&record.decisions));
+        life.leaf = Leaf::Choices(trimmed(&record.choices));
     }
-    match trial::run(subject, &trial) {
-        Ok(outcome)
-            if outcome
-                .failure
-                .as_ref()
-                .is_some_and(|(_, other)| Signature::of(&failure).matches(other)) =>
-        {
-            Minimised { trial, failure }
-        }
-        _ => found,
-    }
+    exactly(subject, &trial, &wanted).unwrap_or(found)
 }
 
-/// The same failure with as few choices as possible that lose something.
-fn fewest_losses<Sub: Subject>(subject: &Sub, found: Minimised) -> Minimised {
-    let wanted = Signature::of(&found.failure);
-    let mut best = found;
-    for life in 0..best.trial.lives.len() {
-        let Leaf::Choices(mut choices) = best.trial.lives[life].leaf.clone() else { continue };
-        for at in (0..choices.len()).rev() {
-            if choices[at] == 0 {
-                continue;
-            }
-            let old = std::mem::replace(&mut choices[at], 0);
-            let mut trial = best.trial.clone();
-            trial.lives[life].leaf = Leaf::Choices(choices.clone());
-            match trial::run(subject, &trial) {
-                Ok(outcome) => match outcome.failure {
-                    Some((_, failure)) if wanted.matches(&failure) => {
-                        best = Minimised { trial, failure };
-                    }
-                    _ => choices[at] = old,
-                },
-                Err(_) => choices[at] = old,
+/// A list of choices without what goes without saying: that the first option is taken when it ends.
+fn trimmed(choices: &[u32]) -> Vec<u32> {
+    let used = choices.iter().rposition(|&choice| choice != 0).map_or(0, |last| last + 1);
+    choices[..used].to_vec()
+}
+
+/// The same failure with as few choices as possible that lose something; or why it ended before.
+fn fewest_losses<Sub: Subject>(
+    subject: &Sub,
+    best: &mut Minimised,
+    wanted: &Signature,
+    watch: &mut Watch<'_>,
+) -> Option<Ended> {
+    let mut again = true;
+    while std::mem::take(&mut again) {
+        for life in 0..best.trial.lives.len() {
+            let Leaf::Choices(choices) = &best.trial.lives[life].leaf else { continue };
+            for at in (0..choices.len()).rev() {
+                // What was kept may have cut the list, or the lives.
+                let Some(TrialLife { leaf: Leaf::Choices(choices), .. }) =
+                    best.trial.lives.get(life)
+                else {
+                    break;
+                };
+                if choices.get(at).is_none_or(|&choice| choice == 0) {
+                    continue;
+                }
+                if let Some(ended) = watch.over() {
+                    return Some(ended);
+                }
+                watch.trying(elements(&best.trial));
+                let mut fewer = choices.clone();
+                fewer[at] = 0;
+                let mut trial = best.trial.clone();
+                trial.lives[life].leaf = Leaf::Choices(trimmed(&fewer));
+                if let Some(smaller) = exactly(subject, &trial, wanted) {
+                    *best = smaller;
+                    again = true;
+                }
             }
         }
     }
-    best
+    None
 }

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use faultfs::chooser::{Always, Choice, Chooser};
 use faultfs::direct::{Direct, DirectOptions};
@@ -33,10 +34,12 @@ use model::op::Durability;
 use qcow2_core::storage::{IoBuf, UNIT};
 
 use crate::corpus::CorpusError;
+use crate::ended::Ended;
 use crate::evidence::DiskEvidence;
 use crate::figures::{Figures, commit};
 use crate::leaf::{LeafChooser, SharedLeaf};
 use crate::life;
+use crate::minimise::{Step, Watch};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, whole_image};
 use crate::replay::{Layer, Replay, Verdict};
@@ -474,20 +477,39 @@ pub fn judge_image<Sub: Subject>(
     roads.judge(&disk, &guest, &mut Probes::default())
 }
 
-/// The smallest image, unit by unit, on which the subject still fails in the same way.
-pub fn minimise<Sub: Subject>(subject: &Sub, case: &Case, failure: &Failure) -> Case {
+/// The smallest image, unit by unit, on which the subject still fails in the same way; and whether no unit of it can be taken
+/// away, or the time was up or a signal came before that was known. `progress` is called before each try.
+pub fn minimise<Sub: Subject>(
+    subject: &Sub,
+    case: &Case,
+    failure: &Failure,
+    limit: Duration,
+    progress: &mut dyn FnMut(Step),
+) -> (Case, Ended) {
     let mut best = case.clone();
-    let units: Vec<u64> = best.image.iter().flat_map(|image| image.units.keys().copied()).collect();
-    for unit in units.into_iter().rev() {
-        let Some(mut smaller) = best.image.clone() else { return best };
-        smaller.units.remove(&unit);
-        let fails = judge_image(subject, &best, &smaller).is_some_and(|other| {
-            let (is, was) = (&other.violation, &failure.violation);
-            (is.property, is.kind, &other.moment) == (was.property, was.kind, &failure.moment)
-        });
-        if fails {
-            best.image = Some(smaller);
+    let mut watch = Watch::new(limit, progress);
+    let mut again = true;
+    while std::mem::take(&mut again) {
+        let units: Vec<u64> =
+            best.image.iter().flat_map(|image| image.units.keys().copied()).collect();
+        let mut left = units.len();
+        for unit in units.into_iter().rev() {
+            if let Some(ended) = watch.over() {
+                return (best, ended);
+            }
+            watch.trying(left);
+            let Some(mut smaller) = best.image.clone() else { break };
+            smaller.units.remove(&unit);
+            let fails = judge_image(subject, &best, &smaller).is_some_and(|other| {
+                let (is, was) = (&other.violation, &failure.violation);
+                (is.property, is.kind, &other.moment) == (was.property, was.kind, &failure.moment)
+            });
+            if fails {
+                best.image = Some(smaller);
+                left -= 1;
+                again = true;
+            }
         }
     }
-    best
+    (best, Ended::Complete)
 }

@@ -5,6 +5,7 @@
 mod block_device;
 mod builder;
 mod common;
+mod console;
 mod corpus;
 mod economy;
 mod exploration;
@@ -12,6 +13,7 @@ mod guest_trace;
 mod house;
 mod interop;
 mod malformed;
+mod minimise;
 mod qemu_mutants;
 mod qemu_repairs;
 mod real_file;

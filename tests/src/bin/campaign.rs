@@ -12,21 +12,24 @@ use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::Found;
 use qcow2_crashtest::campaign::initial_name;
 use qcow2_crashtest::console::cases::{Cases, Dump, Explain, Minimise, Replay};
+use qcow2_crashtest::console::keep::Keep;
 use qcow2_crashtest::console::sample::Sample;
+use qcow2_crashtest::console::shorten::{Minimising, minimise, verdict};
 use qcow2_crashtest::console::{self, Outputs, Status, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::alphabet::worlds;
 use qcow2_crashtest::explore::certificate::{MergeError, Part};
-use qcow2_crashtest::minimise::minimise;
+use qcow2_crashtest::interrupt;
+use qcow2_crashtest::minimise::Minimised;
 use qcow2_crashtest::replay;
 use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::subject::Qcow2Core;
 use qcow2_crashtest::workload::{FaultKind, Scope, Shape};
 
-/// Crash-consistency campaigns for qcow2. Exit status: 0 nothing found, 1 a violation, 2 misuse or a broken harness.
+/// Crash-consistency campaigns for qcow2.
 #[derive(Parser)]
-#[command(name = "cargo campaign", version, about)]
+#[command(name = "cargo campaign", version, about, after_help = console::EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -96,6 +99,8 @@ struct Sensitivity {
     /// Write a minimised case for each that a campaign misses into this folder.
     #[arg(long)]
     corpus: Option<PathBuf>,
+    #[command(flatten)]
+    minimising: Minimising,
 }
 
 #[derive(Args)]
@@ -131,6 +136,8 @@ struct Run {
     /// Keep a violation as a case file in this folder.
     #[arg(long, default_value = "corpus")]
     corpus: PathBuf,
+    #[command(flatten)]
+    minimising: Minimising,
 }
 
 #[derive(Args)]
@@ -170,6 +177,9 @@ struct Explore {
     /// Break this write order (repeatable): the run must then find something.
     #[arg(long = "without", value_name = "RULE")]
     broken: Vec<String>,
+    /// Write how far it came as one JSON object to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// Write the certificate to this file.
     #[arg(long)]
     certificate: Option<PathBuf>,
@@ -179,6 +189,8 @@ struct Explore {
     /// Keep a violation as a case file in this folder.
     #[arg(long, default_value = "corpus")]
     corpus: PathBuf,
+    #[command(flatten)]
+    minimising: Minimising,
 }
 
 fn parse_shard(text: &str) -> Result<(u64, u64), String> {
@@ -206,7 +218,7 @@ enum Refcounts {
 }
 
 fn main() -> ExitCode {
-    console::exit(match Cli::parse().verb {
+    console::exit(match console::parsed(Cli::try_parse()).verb {
         Verb::Run(run) => run_campaign(run),
         Verb::Explore(explore) => explore_all(explore),
         Verb::Merge { parts } => merge(&parts),
@@ -235,7 +247,9 @@ fn run_campaign(run: Run) -> Result<Status, CorpusError> {
         corpus: Some(run.corpus),
         witness: (!run.broken.is_empty()).then(|| run.broken.join("+")),
         all_probes: run.all_probes,
+        minimise: Some(run.minimising.limit()),
     };
+    console::listen()?;
     console::run(&subject, &settings, &outputs)
 }
 
@@ -274,11 +288,14 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
         workers: args.workers,
     };
     let outputs = console::Exploration {
+        json: args.json,
         certificate: args.certificate,
         part: args.part,
         corpus: Some(args.corpus),
         witness: (!args.broken.is_empty()).then(|| args.broken.join("+")),
+        minimise: Some(args.minimising.limit()),
     };
+    console::listen()?;
     console::explore(&subject, &settings, &outputs)
 }
 
@@ -324,6 +341,8 @@ fn sensitivity(
     if let Some(name) = args.rule.as_ref().filter(|name| Target::from_name(name).is_none()) {
         return Err(CorpusError::Case(format!("--rule: no rule and no flush is called {name}")));
     }
+    console::output::check(None, args.corpus.as_deref())?;
+    console::listen()?;
     let limit = Duration::from_secs(args.seconds);
     let mut survived = Vec::new();
     let mut medians: [Vec<(u64, f64)>; 2] = Default::default();
@@ -357,7 +376,7 @@ fn sensitivity(
                 }
                 kills.push((outcome.states, outcome.seconds));
                 if let (0, Some(folder), Some(found)) = (run, &args.corpus, &outcome.found) {
-                    keep(target, found, args.seed, folder)?;
+                    keep(target, found, args.seed, folder, args.minimising.limit())?;
                 }
             }
             kills.sort_by(|one, other| one.1.total_cmp(&other.1));
@@ -369,6 +388,10 @@ fn sensitivity(
                 None if tried => format!(" {:>18}", "survived"),
                 None => format!(" {:>18}", "-"),
             };
+        }
+        // An attack that a signal ended says nothing about its target.
+        if killers.is_empty() && interrupt::asked() {
+            break;
         }
         let verdict = if killers.is_empty() { "SURVIVED".to_owned() } else { killers.join(", ") };
         say(&format!("{:<34}{cells}  {verdict}\n", target.name()));
@@ -383,15 +406,24 @@ fn sensitivity(
             say(&format!("{name}: {count} noticed, median {states} states, {seconds:.2} s\n"));
         }
     }
+    if let Some(signal) = interrupt::signal() {
+        say(&format!("interrupted ({signal}): what stands above is all that was tried\n"));
+    }
     if survived.is_empty() {
-        return Ok(Status::Passed);
+        return Ok(interrupt::signal().map_or(Status::Passed, Status::Interrupted));
     }
     say(&format!("survived: {}\n", survived.join(", ")));
     Ok(Status::Violation)
 }
 
-/// Minimises what a campaign found and writes it as the case of what was taken away.
-fn keep(target: Target, found: &Found, seed: u64, folder: &Path) -> Result<(), CorpusError> {
+/// Keeps what a campaign found, minimises it and writes it as the case of what was taken away.
+fn keep(
+    target: Target,
+    found: &Found,
+    seed: u64,
+    folder: &Path,
+    limit: Duration,
+) -> Result<(), CorpusError> {
     let others: &[Target] = match attack::attack_on(target).0 {
         attack::Attack::Workloads(_, others) => others,
         _ => &[],
@@ -399,9 +431,12 @@ fn keep(target: Target, found: &Found, seed: u64, folder: &Path) -> Result<(), C
     let names: Vec<&str> =
         std::iter::once(target).chain(others.iter().copied()).map(Target::name).collect();
     let subject = Qcow2Core::without(names.iter().copied()).map_err(CorpusError::Case)?;
-    let small = minimise(&subject, &found.trial, &found.failure, Duration::from_secs(30));
-    let case = console::written(&subject, &small, seed, Some(names.join("+")));
-    let path = corpus::save(&case, folder)?;
-    say(&format!("    kept as {}\n", shown(&path)));
+    let case = |found: &Minimised| console::written(&subject, found, seed, Some(names.join("+")));
+    let raw = Minimised { trial: found.trial.clone(), failure: found.failure.clone() };
+    let keep = Keep::raw(Some(folder), &case(&raw));
+    let (small, ended) = minimise(&subject, &found.trial, &found.failure, limit);
+    if let Some(path) = keep.shortened(&case(&small), ended) {
+        say(&format!("    kept as {}: {}\n", shown(&path), verdict(ended, limit)));
+    }
     Ok(())
 }

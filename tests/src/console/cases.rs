@@ -9,9 +9,11 @@ use std::time::Duration;
 use clap::Args;
 use model::case::Case;
 
-use super::{Status, say, shown, write, written};
+use super::output::{check, write};
+use super::shorten::{minimise, verdict};
+use super::{Status, after, complain, listen, say, shown, written};
 use crate::corpus::{self, CorpusError};
-use crate::minimise::{self, Minimised};
+use crate::minimise::Minimised;
 use crate::replay::{self, is_expected};
 use crate::report;
 use crate::subject::Subject;
@@ -55,6 +57,7 @@ impl Replay {
     /// # Errors
     /// If a case cannot be run, or the verdicts cannot be written.
     pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+        check(self.json.as_deref(), None)?;
         let all;
         let paths = if self.paths.is_empty() {
             all = corpus::files(&cases.folder())?;
@@ -96,7 +99,7 @@ impl Replay {
         }
         if let Some(path) = &self.json {
             let text = serde_json::Value::Array(rows).to_string() + "\n";
-            write(path, text)?;
+            return after(status, write(path, text));
         }
         Ok(status)
     }
@@ -108,22 +111,24 @@ pub struct Minimise {
     /// A case file.
     path: PathBuf,
     /// Stop after this many seconds.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, alias = "minimise-seconds", default_value_t = 60)]
     seconds: u64,
 }
 
 impl Minimise {
-    /// Shrinks a case and prints the smaller one.
+    /// Shrinks a case and prints the smaller one; a signal ends that with the smallest until then.
     ///
     /// # Errors
     /// If the case cannot be run.
     pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+        listen()?;
         let Some(Failing { subject, found, case }) = failing(cases, &self.path)? else {
             return Ok(Status::Passed);
         };
         let limit = Duration::from_secs(self.seconds);
-        let small = minimise::minimise(&subject, &found.trial, &found.failure, limit);
+        let (small, ended) = minimise(&subject, &found.trial, &found.failure, limit);
         say(&corpus::text_of(&written(&subject, &small, case.origin.seed, case.witness)));
+        complain(verdict(ended, limit));
         Ok(Status::Violation)
     }
 }

@@ -13,7 +13,8 @@ use model::case::Case;
 
 use super::cases::{Cases, Dump, Explain, Minimise, Replay};
 use super::sample::Sample;
-use super::{Exploration, Outputs};
+use super::shorten::Minimising;
+use super::{EXIT_STATUS, Exploration, Outputs};
 use crate::corpus::{self, CorpusError};
 use crate::explore::{self, alphabet::worlds};
 use crate::subject::Subject;
@@ -58,6 +59,11 @@ struct Run {
     /// Keep a violation as a case file in this folder.
     #[arg(long)]
     corpus: PathBuf,
+    #[command(flatten)]
+    minimising: Minimising,
+    /// Write what was seen as one JSON object to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -74,6 +80,11 @@ struct Explore {
     /// Keep a violation as a case file in this folder.
     #[arg(long)]
     corpus: PathBuf,
+    #[command(flatten)]
+    minimising: Minimising,
+    /// Write what was seen as one JSON object to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 /// A subject in its two forms.
@@ -109,15 +120,23 @@ impl<Sub: Subject> Outsider<Sub> {
 /// Runs the command line of the subject `full`, which is `contents` when held only to what its guest sees. The program is
 /// called after the key of `full`.
 pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
-    let matches = command(&full).get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let mut command = command(&full);
+    let matches = super::parsed(command.try_get_matches_from_mut(std::env::args_os()));
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command));
+    let cli = super::parsed(cli);
     let subjects = Outsider { full, contents };
     super::exit(match cli.verb {
         Verb::Run(run) => {
             let scope = Scope { faultless: run.faultless, ..Scope::default() };
             let settings = run.sample.settings(run.profile, None, scope);
-            let outputs = Outputs { corpus: Some(run.corpus), ..Outputs::default() };
-            super::run(subjects.held_to(run.contents), &settings, &outputs)
+            let outputs = Outputs {
+                json: run.json,
+                corpus: Some(run.corpus),
+                minimise: Some(run.minimising.limit()),
+                ..Outputs::default()
+            };
+            super::listen()
+                .and_then(|()| super::run(subjects.held_to(run.contents), &settings, &outputs))
         }
         Verb::Explore(args) => {
             let settings = explore::Settings {
@@ -130,8 +149,14 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
                 limit: None,
                 workers: 0,
             };
-            let outputs = Exploration { corpus: Some(args.corpus), ..Exploration::default() };
-            super::explore(subjects.held_to(args.contents), &settings, &outputs)
+            let outputs = Exploration {
+                json: args.json,
+                corpus: Some(args.corpus),
+                minimise: Some(args.minimising.limit()),
+                ..Exploration::default()
+            };
+            super::listen()
+                .and_then(|()| super::explore(subjects.held_to(args.contents), &settings, &outputs))
         }
         Verb::Replay(replay) => replay.run(&subjects),
         Verb::Minimise(minimise) => minimise.run(&subjects),
@@ -143,10 +168,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
 /// The command line with the names that are the subject's own.
 fn command<Sub: Subject>(subject: &Sub) -> clap::Command {
     let key = subject.key();
-    let about = format!(
-        "Crash-consistency campaigns on {}. Exit status: 0 nothing found, 1 a violation, 2 misuse or a broken harness",
-        subject.name()
-    );
+    let about = format!("Crash-consistency campaigns on {}. {EXIT_STATUS}", subject.name());
     let example = |words| format!("Example: {} {words}", subject.command());
     let run = example("run --contents --profile kill");
     let explore = example("explore --operations 2 --contents");

@@ -18,6 +18,8 @@ use faultfs::profile::Profile;
 use model::case::{Device, Step};
 use model::op::Op;
 
+use crate::ended::Ended;
+use crate::interrupt;
 use crate::life::Order;
 use crate::minimise::{Minimised, Signature, search};
 use crate::probe::{Probe, Probes};
@@ -110,8 +112,21 @@ impl Explored {
 
 impl Found {
     /// One way that leads to the violation, as a trial: the workload again, with what survives searched for, and with up
-    /// to two power cuts in recovery.
+    /// to two power cuts in recovery. A signal ends the search.
     pub fn trial<Sub: Subject>(&self, subject: &Sub, profile: Profile) -> Option<Minimised> {
+        let wanted = Signature::of(&self.failure);
+        self.ways(subject, profile)
+            .take_while(|_| !interrupt::asked())
+            .find_map(|trial| search(subject, &trial, &wanted))
+    }
+
+    /// The workload run to its end: what is known before the moment of the power cut was searched for.
+    pub fn workload<Sub: Subject>(&self, subject: &Sub, profile: Profile) -> Trial {
+        self.ways(subject, profile).next().expect("one way has no step of recovery")
+    }
+
+    /// The workload with each recovery that is tried, the shortest first.
+    fn ways<Sub: Subject>(&self, subject: &Sub, profile: Profile) -> impl Iterator<Item = Trial> {
         let World { geometry, initial, session } = self.world;
         let plans = [Step::Open, Step::Repair].into_iter().flat_map(|run| {
             (0..12).map(move |crash_at| StepPlan { run, crash_at: Some(crash_at) })
@@ -120,9 +135,9 @@ impl Found {
         let twice = once.iter().flat_map(|first| {
             once.iter().map(move |second| [first.as_slice(), second.as_slice()].concat())
         });
-        let wanted = Signature::of(&self.failure);
         let none = std::iter::once(Vec::new());
-        none.chain(once.iter().cloned()).chain(twice).find_map(|steps| {
+        let all: Vec<Vec<StepPlan>> = none.chain(once.iter().cloned()).chain(twice).collect();
+        all.into_iter().map(move |steps| {
             let ops = operations(&self.workload, &geometry);
             let tasks = match self.schedule[..] {
                 [] => vec![ops],
@@ -138,7 +153,7 @@ impl Found {
                 steps,
                 unrecovered: false,
             };
-            let trial = Trial {
+            Trial {
                 discard: faultfs::profile::DiscardMode::Either,
                 geometry,
                 initial,
@@ -146,8 +161,7 @@ impl Found {
                 open: session.options(subject.key()),
                 profile,
                 lives: vec![life],
-            };
-            search(subject, &trial, &wanted)
+            }
         })
     }
 }
@@ -163,6 +177,10 @@ pub struct Report {
     pub broken: Option<String>,
     /// Whether every workload was explored.
     pub complete: bool,
+    /// Why it went no further.
+    pub ended: Ended,
+    /// Workloads that there are for each image.
+    pub todo: u64,
     /// Time by the clock.
     pub seconds: f64,
 }
@@ -181,7 +199,8 @@ impl Report {
     }
 }
 
-/// Explores; `progress` is called now and then with the world, the workloads done and to do, and the counts so far.
+/// Explores; `progress` is called now and then with the world, the workloads done and to do, and the counts so far. A
+/// signal ends it after the workloads in hand.
 pub fn run<Sub: Subject>(
     subject: &Sub,
     settings: &Settings,
@@ -190,8 +209,15 @@ pub fn run<Sub: Subject>(
     #[expect(clippy::disallowed_methods, reason = "the budget is time by the clock")]
     let now = Instant::now;
     let start = now();
-    let mut report =
-        Report { worlds: Vec::new(), found: None, broken: None, complete: true, seconds: 0.0 };
+    let mut report = Report {
+        worlds: Vec::new(),
+        found: None,
+        broken: None,
+        complete: true,
+        ended: Ended::Complete,
+        todo: 0,
+        seconds: 0.0,
+    };
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         workers => workers,
@@ -203,6 +229,8 @@ pub fn run<Sub: Subject>(
         Some(_) => pairs.len() as u64,
     };
     let todo = all / shards + u64::from(all % shards > shard);
+    report.todo = todo;
+    let interrupted = AtomicBool::new(false);
     for &world in &settings.worlds {
         let mut explored = Explored {
             world,
@@ -234,6 +262,10 @@ pub fn run<Sub: Subject>(
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let late = settings.limit.is_some_and(|limit| start.elapsed() >= limit);
                 if number >= todo || late || stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                if interrupt::asked() {
+                    interrupted.store(true, Ordering::Relaxed);
                     break;
                 }
                 let index = number * shards + shard;
@@ -290,10 +322,15 @@ pub fn run<Sub: Subject>(
         report.worlds.push(explored);
         report.found = found;
         report.broken = broken;
-        if report.found.is_some() || report.broken.is_some() {
-            report.complete = false;
-            break;
-        }
+        report.ended = match (&report.found, &report.broken) {
+            (Some(_), _) => Ended::Violation,
+            (None, Some(_)) => Ended::Broken,
+            (None, None) if report.complete => continue,
+            (None, None) if interrupted.load(Ordering::Relaxed) => Ended::Interrupted,
+            (None, None) => Ended::Budget,
+        };
+        report.complete = false;
+        break;
     }
     report.seconds = start.elapsed().as_secs_f64();
     report

@@ -1,0 +1,242 @@
+//! The command line as a process: signals, output that nobody gets, and folders that cannot be written.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use model::case::Status;
+use qcow2_crashtest::corpus;
+use qcow2_crashtest::replay::{Verdict, replay, subject_of};
+
+fn campaign(words: &str, folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_campaign"));
+    command.args(words.split(' ')).current_dir(folder);
+    command
+}
+
+/// Runs it to its end; its exit status and output.
+fn run(words: &str, folder: &Path) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = campaign(words, folder).output().expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (status.code().expect("no signal ended it"), text(stdout), text(stderr))
+}
+
+/// Waits until `ready`, sends signals a moment apart, and returns exit status and standard output.
+fn signalled(mut command: Command, signals: &[&str], ready: impl Fn() -> bool) -> (i32, String) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it runs");
+    let pause = || std::thread::sleep(Duration::from_millis(100));
+    let waited = (0..600).any(|_| {
+        pause();
+        ready()
+    });
+    assert!(waited, "it never got there");
+    for signal in signals {
+        let id = child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(sent.expect("kill is there").success());
+        pause();
+    }
+    let status = child.wait().expect("it ends");
+    let mut said = String::new();
+    child.stdout.take().expect("a pipe").read_to_string(&mut said).expect("text");
+    (status.code().expect("it ends by itself"), said)
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("it can be read").file_name().into_string().expect("text"))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Goal: an interrupted run says what it has seen. Method: a signal to a long campaign and to a long exploration.
+#[test]
+fn a_signal_ends_a_run_with_what_it_has_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let began = std::cell::Cell::new(0);
+        let soon = || began.replace(began.get() + 1) >= 10;
+        let command = campaign("run --seconds 600 --json run.json", folder.path());
+        let (status, said) = signalled(command, &[signal], soon);
+        assert_eq!(status, code, "{said}");
+        assert!(said.contains("crash states fully judged"), "{said}");
+        assert!(said.contains(&format!("interrupted (SIG{signal}); no violation")), "{said}");
+        let json = fs::read_to_string(folder.path().join("run.json")).unwrap();
+        assert!(json.contains("\"ended\": \"interrupted\""), "{json}");
+
+        began.set(0);
+        let words = "explore --operations 3 --clusters 1024 --json far.json";
+        let (status, said) = signalled(campaign(words, folder.path()), &[signal], soon);
+        assert_eq!(status, code, "{said}");
+        assert!(said.contains(" of 18 images and "), "{said}");
+        assert!(said.contains(" of 1885 workloads of the next, 1024 B, eager, "), "{said}");
+        let json = fs::read_to_string(folder.path().join("far.json")).unwrap();
+        assert!(json.contains("\"ended\": \"interrupted\""), "{json}");
+    }
+}
+
+/// Goal: a time that ends is told apart from a signal, and from the end. Method: one second.
+#[test]
+fn an_exploration_out_of_time_says_how_far_it_came() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = "explore --operations 4 --clusters 1024 --seconds 1 --json far.json";
+    let (status, said, _) = run(words, folder.path());
+    assert_eq!(status, 2, "{said}");
+    assert!(said.contains("the time was up after 0 of 18 images and"), "{said}");
+    let json = fs::read_to_string(folder.path().join("far.json")).unwrap();
+    assert!(json.contains("\"ended\": \"budget\""), "{json}");
+}
+
+/// A rule whose case takes long to shorten, and the file that is there at once.
+const LONG: &str =
+    "run --without reads-before-reuse --seconds 100 --tasks 4 --minimise-seconds 600";
+const RAW: &str = "corpus/without-reads-before-reuse.raw.json";
+
+/// Goal: whatever ends the shortening, what was found is kept, and can be replayed as it is. Method: kill it, interrupt it once,
+/// and twice.
+#[test]
+fn what_was_found_outlives_its_shortening() {
+    for (signals, code) in [(&["KILL"][..], None), (&["INT"], Some(1)), (&["INT", "INT"], None)] {
+        let folder = tempfile::tempdir().unwrap();
+        let raw = folder.path().join(RAW);
+        let mut command = campaign(LONG, folder.path());
+        match code {
+            Some(code) => {
+                let (status, said) = signalled(command, signals, || raw.exists());
+                assert_eq!(status, code, "{said}");
+                assert!(said.contains("it may be shorter still"), "{said}");
+                let short = "without-reads-before-reuse.json";
+                assert!(files(&folder.path().join("corpus")).iter().any(|name| name == short));
+            }
+            None => {
+                let mut child =
+                    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                while !raw.exists() {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                for signal in signals {
+                    let id = child.id().to_string();
+                    Command::new("kill").args(["-s", signal, &id]).status().unwrap();
+                }
+                assert!(!child.wait().unwrap().success());
+            }
+        }
+        let case = corpus::load(&raw).expect("it is whole");
+        assert_eq!(case.status, Status::Sabotage);
+        for (broken, verdict) in [(true, Verdict::Reproduced), (false, Verdict::Fixed)] {
+            let subject = subject_of(&case, RAW, broken).unwrap();
+            assert_eq!(replay(&subject, &case, RAW).unwrap().verdict, verdict);
+        }
+    }
+}
+
+/// Goal: where the shortened case is kept, the raw one is gone. Method: both ways of finding it, and the campaign on damaged
+/// images.
+#[test]
+fn one_file_is_left_of_a_finding() {
+    for words in [
+        "run --without data-before-mapping --seconds 100",
+        "explore --operations 2 --clusters 1024 --without refcount-before-reference",
+        "sensitivity --rule data-before-mapping --corpus corpus",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (status, said, error) = run(words, folder.path());
+        assert_eq!(status, i32::from(!words.starts_with("sens")), "{words}: {said}{error}");
+        let kept = files(&folder.path().join("corpus"));
+        let rule = if words.starts_with("explore") {
+            "refcount-before-reference"
+        } else {
+            "data-before-mapping"
+        };
+        assert_eq!(kept, [format!("without-{rule}.json")], "{words}");
+    }
+}
+
+/// Goal: what could not be written at the end is refused at the start, by name. Method: paths below a file, where not even root
+/// can write.
+#[test]
+fn nothing_runs_whose_results_could_not_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    for words in [
+        "run --seconds 600 --corpus file",
+        "run --seconds 600 --corpus file/below",
+        "run --seconds 600 --json file/below",
+        "run --seconds 600 --json none/below",
+        "explore --operations 4 --corpus file/below",
+        "explore --operations 4 --certificate file/below",
+        "explore --operations 4 --part file/below",
+        "sensitivity --corpus file/below",
+    ] {
+        let (status, said, error) = run(words, folder.path());
+        assert_eq!((status, said.as_str()), (2, ""), "{words}: {error}");
+        let path = words.rsplit(' ').next().unwrap();
+        assert!(error.starts_with(&format!("{path}: ")), "{words}: {error}");
+    }
+    assert_eq!(files(folder.path()), ["file"]);
+}
+
+/// Goal: a finding that cannot be kept goes to the terminal, and stays a violation. Method: the folder turns into a file while
+/// the campaign runs; and figures that cannot be written.
+#[test]
+fn a_finding_that_cannot_be_kept_is_told_in_full() {
+    let folder = tempfile::tempdir().unwrap();
+    // Written when everything else is done.
+    let words =
+        "run --without data-before-mapping --seconds 100 --json /dev/full --corpus /proc/self/fd";
+    let (status, said, error) = run(words, folder.path());
+    if status == 1 {
+        assert!(said.contains("the case could not be kept; this is the file:\n{"), "{said}");
+        assert!(error.contains("/dev/full: "), "{error}");
+    } else {
+        // Where that folder is known to be closed before, it is refused.
+        assert!(error.contains("/proc/self/fd"), "{error}");
+    }
+    let words = "run --without data-before-mapping --seconds 100 --json /dev/full";
+    let (status, said, error) = run(words, folder.path());
+    assert_eq!(status, 1, "{said}{error}");
+    assert!(error.contains("/dev/full: No space left"), "{error}");
+    let (status, _, error) = run("run --cases 20 --json /dev/full", folder.path());
+    assert_eq!(status, 2, "{error}");
+}
+
+/// Goal: output that nobody gets is no success. Method: a full device and a closed pipe as standard output.
+#[test]
+fn output_that_nobody_gets_is_no_success() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = corpus::folder().join("without-all-before-clean.json");
+    let replay = format!("replay {}", case.display());
+    let found = "run --without data-before-mapping --seconds 100";
+    for (words, code) in [("run --cases 20", 2), (found, 1), (&replay, 2), ("--help", 2)] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = campaign(words, folder.path()).stdout(full).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words}: {error}");
+        assert!(!error.contains("panicked"), "{words}: {error}");
+
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = campaign(words, folder.path()).stdout(writer).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words}: {error}");
+        assert!(!error.contains("panicked"), "{words}: {error}");
+    }
+}
+
+/// Goal: a case that asks for too much is refused by file, field, value and limit.
+#[test]
+fn a_case_that_no_replay_can_do_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path: PathBuf = corpus::folder().join("without-all-before-clean.json");
+    let text = fs::read_to_string(path).unwrap();
+    let huge = text.replace("\"growth_step\": 512", "\"growth_step\": 4294967296");
+    assert_ne!(text, huge);
+    fs::write(folder.path().join("huge.json"), huge).unwrap();
+    let (status, _, error) = run("replay huge.json", folder.path());
+    let expected = "huge.json: open.growth_step: 4294967296 is above 16777216, the most that a replay can do\n";
+    assert_eq!((status, error.as_str()), (2, expected));
+}
