@@ -216,7 +216,7 @@ fn blocking_calls_survive_power_cuts() {
             panic!("seed {seed}, {:?}: {} {}", plan.geometry, failure.violation, failure.moment)
         });
         let storage = Cut(Direct::new(recovered.disk, Always(0)));
-        blocking::check(&storage, Repair::Leaks).expect("it can be read");
+        blocking::check(&storage, Repair::All).expect("it can be read");
         let report = blocking::check(&storage, Repair::None).expect("it can be read");
         assert!(report.is_consistent(), "seed {seed}: {report:?}");
     }

@@ -155,6 +155,8 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     let mut remains = direct.power_off();
     let clusters = u64::from(remains.disk.extent()).div_ceil(geometry.cluster_units());
     let per_cluster = if session.write_through { IOS_WRITTEN_THROUGH } else { IOS_PER_CLUSTER };
+    // A cluster takes several transfers on some devices.
+    let per_cluster = per_cluster + cluster / remains.disk.limits().max_transfer as u64;
     let most = IOS + per_cluster * (clusters + size.div_ceil(cluster));
     if ios > most {
         let story = format!("{ios} storage operations, more than {most}");

@@ -121,11 +121,16 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
         }
     };
     let same_trace = traces_match(case, &outcome);
+    // What another trace shows besides is not what the case is about, as long as that can be found.
+    let mut besides = None;
     if let Some((_, failure)) = outcome.failure {
         let layer = if same_trace { Layer::Exact } else { Layer::Semantic };
-        return Ok(verdict_of(case, failure, layer, exact));
-    }
-    if same_trace {
+        let replay = verdict_of(case, failure, layer, exact.clone());
+        if same_trace || replay.verdict == Verdict::Reproduced {
+            return Ok(replay);
+        }
+        besides = Some(replay);
+    } else if same_trace {
         let (verdict, layer) = (Verdict::Fixed, Layer::Exact);
         return Ok(Replay { verdict, layer, failure: None, trial: None });
     }
@@ -135,12 +140,19 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
         && let Ok(outcome) = trial::run(subject, &semantic)
         && let Some((_, failure)) = outcome.failure
     {
-        return Ok(verdict_of(case, failure, Layer::Semantic, semantic));
+        let replay = verdict_of(case, failure, Layer::Semantic, semantic.clone());
+        if replay.verdict == Verdict::Reproduced {
+            return Ok(replay);
+        }
+        besides.get_or_insert(replay);
     }
     let kind = case.title.split(':').next().unwrap_or_default().to_owned();
     let wanted = Signature { property: case.property, kind };
     if let Some(hit) = minimise::search(subject, &semantic, &wanted) {
         return Ok(verdict_of(case, hit.failure, Layer::Searched, hit.trial));
+    }
+    if let Some(besides) = besides {
+        return Ok(besides);
     }
     let (verdict, layer) =
         if found { (Verdict::Fixed, Layer::Semantic) } else { (Verdict::Drifted, Layer::Searched) };

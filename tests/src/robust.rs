@@ -53,6 +53,8 @@ const SAMPLE: u32 = 6;
 /// Storage operations that one road may take: this many, and [`IOS_PER_UNIT`] for each unit of the file.
 const IOS: u64 = 2_000;
 const IOS_PER_UNIT: u64 = 8;
+/// On a device that takes shorter transfers than this, as many more.
+const PLAIN_TRANSFER: u64 = 4096;
 
 /// Runs the first life of a plan and judges what damaged crashes leave. The first failure, with the image.
 pub fn run_case<Sub: Subject>(
@@ -301,7 +303,8 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             violation.story = story;
             Failure { violation, moment: format!("in {road}") }
         };
-        let left = IOS + IOS_PER_UNIT * u64::from(disk.extent());
+        let most = IOS + IOS_PER_UNIT * u64::from(disk.extent());
+        let left = most * (PLAIN_TRANSFER / disk.limits().max_transfer as u64).max(1);
         let options =
             DirectOptions { faults: Some(Box::new(Meter { left })), ..Default::default() };
         let direct = Direct::with_options(disk.clone(), Always(0), options);

@@ -151,7 +151,7 @@ impl Leftover {
 /// The sample: some seeds, and two that were looked for because they show a [`Leftover`], as one in some hundred does.
 fn wrecks() -> impl Iterator<Item = Wreck> {
     (0..40)
-        .chain([51, 135])
+        .chain([298, 335])
         .flat_map(|seed| [false, true].map(|lazy| (seed, lazy)))
         .filter_map(|(seed, lazy)| Wreck::of(seed, lazy))
 }
