@@ -178,7 +178,7 @@ pub fn run(
 }
 
 /// Explores workloads of one request, of two, pairs at once, and workloads of three, until something is found.
-fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Option<Failure>, u64) {
+pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Option<Failure>, u64) {
     #[expect(clippy::disallowed_methods, reason = "seconds to kill are a figure, not an input")]
     let start = Instant::now();
     let cheap: Vec<Initial> = Initial::ALL
