@@ -133,7 +133,8 @@ mutants! {
         /// What a dropped request had taken is never given back.
         OrphanClustersLost = "mutant:orphan-clusters-lost";
         /// A success under a claim makes it forget the failure before.
-        LaterSuccessForgets = "mutant:later-success-forgets";
+        LaterSuccessForgets = "mutant:later-success-forgets", argued "it changes nothing: whoever fails under a claim settles, or does \
+            no more I/O under it";
         /// A flush whose future is dropped leaves no orphan.
         DroppedFlushForgotten = "mutant:dropped-flush-forgotten";
         /// Who writes several pages in one claims the first.

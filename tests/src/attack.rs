@@ -20,7 +20,7 @@ use model::finding::{Property, Stage};
 use model::image::{COPIED, Mapping};
 use model::op::Geometry;
 use qcow2_core::storage::{Durability, IoBuf, UNIT};
-use qcow2_core::{Barrier, CreateOptions, Image, OpenOptions, Repair, Rule, Rules};
+use qcow2_core::{Barrier, CreateOptions, Image, Mutant, OpenOptions, Repair, Rule, Rules};
 
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::evidence::DiskEvidence;
@@ -65,7 +65,9 @@ pub enum Attack {
 /// How `target` is attacked, and why not by plain workloads, where it is not.
 pub const fn attack_on(target: Target) -> (Attack, &'static str) {
     match target {
-        Target::Rule(Rule::DirtyBeforeUncounted) | Target::Flush(Barrier::DirtyBit) => (
+        Target::Rule(Rule::DirtyBeforeUncounted)
+        | Target::Flush(Barrier::DirtyBit)
+        | Target::Mutant(Mutant::DirtyBelievedTooEarly) => (
             Attack::Workloads(Profile::Torn, &[Target::Rule(Rule::LengthBeforeReference)]),
             "the first allocation of a session grows the file, and the flush for the length covers the dirty bit too; \
              under torn the length never lags, so only the dirty bit is missing",

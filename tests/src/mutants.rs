@@ -12,11 +12,12 @@ use faultfs::profile::Profile;
 use qcow2_core::{Mutant, Rules};
 use serde::{Deserialize, Serialize};
 
-use crate::attack::{Strategy, explored};
+use crate::attack::{Attack, Strategy, attack_on, explored};
 use crate::campaign::{self, Budget, Settings};
 use crate::recover::Failure;
+use crate::sabotage::Target;
 use crate::subject::Qcow2Core;
-use crate::workload::Scope;
+use crate::workload::{FaultKind, Scope};
 
 /// How long to look for one mutant.
 #[derive(Clone, Copy, Debug)]
@@ -51,14 +52,38 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
+/// What the random cases for a mutant are to have, where it takes something rare.
+fn scope_for(mutant: Mutant) -> Scope {
+    let fault = |kind| Scope { fault: Some(kind), ..Scope::default() };
+    match mutant {
+        Mutant::ReaderOffByOne => Scope { contended: true, ..Scope::default() },
+        Mutant::DroppedFlushForgotten => fault(FaultKind::Dropped),
+        Mutant::FlushBesideThrough => {
+            Scope { tasks: Some(4), ..fault(FaultKind::WriteThroughFailed) }
+        }
+        Mutant::GenerousLengthRemembered => fault(FaultKind::NoSpace),
+        _ => Scope::default(),
+    }
+}
+
 /// Looks for `mutant`.
 pub fn look_for(mutant: Mutant, effort: &Effort) -> Outcome {
     #[expect(clippy::disallowed_methods, reason = "seconds to kill are a figure, not an input")]
     let start = Instant::now();
+    let (profile, others): (_, &[Target]) = match attack_on(Target::Mutant(mutant)).0 {
+        Attack::Workloads(profile, others) => (profile, others),
+        _ => (Profile::TornLength, &[]),
+    };
     let rules = Rules::all().with_mutant(mutant);
+    let rules = others.iter().fold(rules, |rules, other| other.taken_from(rules));
+    // What is broken besides is harmless only while no growth of the file fails.
+    let scope = Scope { faultless: !others.is_empty(), ..scope_for(mutant) };
+    let campaign = |scope: Scope, run: u64| {
+        random(rules, &settings(profile, scope, effort, effort.seed + run))
+    };
     let (mut by, mut kills) = (Vec::new(), Vec::new());
     for run in 0..effort.runs {
-        let (killer, states) = random(rules, effort.seed + run, effort);
+        let (killer, states) = campaign(scope, run);
         kills.push(states);
         match killer {
             Some(killer) if !by.contains(&killer) => by.push(killer),
@@ -72,12 +97,11 @@ pub fn look_for(mutant: Mutant, effort: &Effort) -> Outcome {
     let mut strategy = Strategy::Random;
     if by.is_empty() {
         strategy = Strategy::Exhaustive;
-        let limit = effort.limit;
-        let (killer, more) = guarded(|| {
-            let (failure, states) = explored(rules, Profile::TornLength, limit);
-            (failure.as_ref().map(killer_of), states)
-        })
-        .unwrap_or_else(|| (Some(PANIC.to_owned()), 0));
+        let explored = guarded(|| explored(rules, profile, effort.limit));
+        let (killer, more) = match explored {
+            Some((failure, states)) => (failure.as_ref().map(killer_of), states),
+            None => (Some(PANIC.to_owned()), 0),
+        };
         states += more;
         by.extend(killer);
     }
@@ -96,20 +120,17 @@ fn killer_of(failure: &Failure) -> String {
     format!("{} {}", failure.violation.property, failure.violation.kind)
 }
 
+fn settings(profile: Profile, scope: Scope, effort: &Effort, seed: u64) -> Settings {
+    let budget = Budget::States(effort.states, effort.limit);
+    Settings { seed, profile, damage: None, scope, budget, workers: 1 }
+}
+
 /// One campaign: what noticed, and how many crash states were judged until then.
-fn random(rules: Rules, seed: u64, effort: &Effort) -> (Option<String>, u64) {
-    let settings = Settings {
-        seed,
-        profile: Profile::TornLength,
-        damage: None,
-        scope: Scope::default(),
-        budget: Budget::States(effort.states, effort.limit),
-        workers: 1,
-    };
+fn random(rules: Rules, settings: &Settings) -> (Option<String>, u64) {
     // Of a campaign that panics nothing else is left.
     let seen = AtomicU64::new(0);
     let report = guarded(|| {
-        campaign::run(&Qcow2Core { rules }, &settings, |figures| {
+        campaign::run(&Qcow2Core { rules }, settings, |figures| {
             seen.store(figures.states, Ordering::Relaxed);
         })
     });
