@@ -25,6 +25,7 @@ use crate::format::{limits, refcount};
 use crate::freed::Key;
 use crate::image::{Claim, Image};
 use crate::metadata::Table;
+use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
@@ -126,8 +127,9 @@ impl State {
         }
         if let Some(place) = self.refcount_place(cluster)? {
             let order = self.header.refcount_order;
+            let left = mutant!(self.rules, CountFallsToZero => 0; count - 1);
             self.cache.change(place.page, |page| {
-                refcount::set(page, order, place.index, count - 1)
+                refcount::set(page, order, place.index, left)
                     .expect("a count that went down still fits");
             });
         }
@@ -156,7 +158,8 @@ impl State {
         if found.start >= in_file {
             return Ok(Allocation::BeyondLength(found.end));
         }
-        let found = found.start..found.end.min(in_file);
+        let end = mutant!(self.rules, ExtentPastLength => found.end; found.end.min(in_file));
+        let found = found.start..end;
         self.check_free(found.clone())?;
         let counts = self.raise_refcounts(found.clone())?;
         if known.is_some() {
@@ -164,8 +167,9 @@ impl State {
         } else {
             self.free.search_reached(found.end);
         }
-        let fresh = found.start >= self.fresh_from;
-        self.note_written(found.end);
+        let first = mutant!(self.rules, FreshOffByOne => found.start + 1; found.start);
+        let fresh = first >= self.fresh_from;
+        mutant!(self.rules, TakenNotNoted => (); self.note_written(found.end));
         let near_the_end = self.is_nearly_full(found.end);
         Ok(Allocation::Taken { extent: Extent { clusters: found, fresh, counts }, near_the_end })
     }
@@ -179,7 +183,9 @@ impl State {
         let page = self.cache.bytes(slot);
         let mut found = None;
         let mut cluster = from;
-        for index in place.index..place.entries {
+        let entries =
+            mutant!(self.rules, SearchStopsBeforeLast => place.entries - 1; place.entries);
+        for index in place.index..entries {
             self.work.looked_at += 1;
             let free =
                 refcount::get(page, order, index) == Some(0) && !self.freed.contains(cluster);
@@ -226,6 +232,8 @@ impl State {
         }
         let mut counts = Counts::new();
         for (place, end) in places {
+            let end =
+                mutant!(self.rules, LastClusterUncounted => (end - 1).max(place.index + 1); end);
             let version = self.cache.change(place.page, |page| {
                 for index in place.index..end {
                     refcount::set(page, order, index, 1).expect("1 fits in every width");
@@ -236,7 +244,9 @@ impl State {
             {
                 counts.push(table);
             }
-            counts.push(Before::Page { offset: place.page, version });
+            if mutant!(self.rules, CountsOfFirstPage => counts.is_empty(); true) {
+                counts.push(Before::Page { offset: place.page, version });
+            }
         }
         Ok(counts)
     }
@@ -249,7 +259,8 @@ impl State {
 
     /// Records a new length.
     fn set_length(&mut self, length: u64) {
-        if self.clock.is_durable(self.length_stamp) {
+        let durable = self.clock.is_durable(self.length_stamp);
+        if mutant!(self.rules, EarlierLengthTakenDurable => true; durable) {
             self.durable_length = self.length;
         }
         self.length = length;
@@ -287,7 +298,9 @@ impl State {
         self.work.looked_at += ready.len() as u64;
         for (key, discard) in ready {
             let (cluster, _) = key;
-            run = match (discard && self.refcount(cluster)? == 1, run) {
+            let alone =
+                mutant!(self.rules, SharedClusterDiscarded => true; self.refcount(cluster)? == 1);
+            run = match (discard && alone, run) {
                 (true, None) if keys.is_empty() => Some(cluster..cluster + 1),
                 (true, Some(run)) if run.end == cluster => Some(run.start..cluster + 1),
                 (false, None) => None,
@@ -308,13 +321,13 @@ impl State {
     fn reap(&mut self, keys: &mut VecDeque<Key>) -> Result<(), Stop> {
         while let Some(&key) = keys.front() {
             let (cluster, _) = key;
-            self.refcount(cluster)?;
+            mutant!(self.rules, DequeuedBeforeLoaded => 0; self.refcount(cluster)?);
             if let Some(freed) = self.freed.take_ready(key) {
-                if !freed.lowered {
+                if mutant!(self.rules, CountNeverLowered => false; !freed.lowered) {
                     self.lower_refcount(cluster)?;
                 }
                 if self.refcount(cluster)? == 0 && !self.freed.contains(cluster) {
-                    self.free.insert(cluster);
+                    mutant!(self.rules, FreedNotReused => (); self.free.insert(cluster));
                 }
             }
             keys.pop_front();
@@ -410,7 +423,9 @@ impl<S: Storage> Image<S> {
             .write_header(
                 &mut claim,
                 |header| header.incompatible |= Incompatible::DIRTY,
-                |_, _| {},
+                |state, _| {
+                    mutant!(state.rules, DirtyBelievedTooEarly => state.dirty_durable = true; ());
+                },
             )
             .await?;
         self.ensure(Rule::DirtyBeforeUncounted, Barrier::DirtyBit, &[Before::Written(stamp)])
@@ -438,8 +453,8 @@ impl<S: Storage> Image<S> {
         let mut result = claim.set_len(target).await;
         if target > needed && result.as_ref().is_err_and(storage::is_no_space) {
             claim.settle().await?;
-            target = needed;
-            result = claim.set_len(target).await;
+            target = mutant!(self.options.rules, GenerousLengthRemembered => target; needed);
+            result = claim.set_len(needed).await;
         }
         result.map_err(|source| IoError::Storage {
             action: "growing the file",
@@ -521,8 +536,9 @@ impl<S: Storage> Image<S> {
             let zeroes = if fresh { state.reaches(taken.end) } else { state.clock.stamp() };
             let order = state.header.refcount_order;
             state.cache.insert_zeroes(range.start, Kind::RefcountBlock, zeroes);
+            let own = mutant!(state.rules, BlockNotCounted => 0; 1);
             let version = state.cache.change(range.start, |page| {
-                refcount::set(page, order, 0, 1).expect("1 fits in every width");
+                refcount::set(page, order, 0, own).expect("1 fits in every width");
             });
             state.note_written(taken.end);
             state.add_table(taken.start, Table::RefcountBlock);
@@ -615,7 +631,7 @@ impl<S: Storage> Image<S> {
                     u32::try_from(table_clusters).expect("checked against the limit");
             },
             |state, switched| {
-                state.forget(old.clone());
+                mutant!(state.rules, OldTablePagesStay => (); state.forget(old.clone()));
                 for block in cluster..cluster + blocks {
                     state.add_table(block, Table::RefcountBlock);
                 }
@@ -706,6 +722,9 @@ impl<S: Storage> Image<S> {
             reaped += keys.len() as u64;
             from = *keys.back().expect("there is one at least");
             if let Some(range) = discard {
+                let range = mutant!(self.options.rules, DiscardOneTooMany => {
+                    range.start..range.end + self.cluster_size
+                }; range);
                 if !self.now(|state| state.rules.hold(Rule::DiscardBeforeReuse)) {
                     self.decide(|state| state.reap(&mut keys)).await?;
                 }

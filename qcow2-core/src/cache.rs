@@ -13,7 +13,9 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
+use crate::mutant::mutant;
 use crate::order::{Before, Edge, FlushClock, Stamp};
+use crate::rule::Rules;
 use crate::storage::IoBuf;
 
 /// Pages used within this many accesses are not evicted, so that one operation cannot evict what it is about to use.
@@ -135,10 +137,11 @@ pub(crate) struct Cache {
     tick: u64,
     /// Pages looked up or at since somebody asked.
     looked_at: u64,
+    rules: Rules,
 }
 
 impl Cache {
-    pub(crate) fn new(page_size: u64, limit: usize, alignment: usize) -> Self {
+    pub(crate) fn new(page_size: u64, limit: usize, alignment: usize, rules: Rules) -> Self {
         Self {
             page_size,
             limit,
@@ -153,6 +156,7 @@ impl Cache {
             next_version: 1,
             tick: 0,
             looked_at: 0,
+            rules,
         }
     }
 
@@ -273,6 +277,7 @@ impl Cache {
     /// Adds a page as it is on the storage.
     pub(crate) fn insert(&mut self, page: u64, kind: Kind, bytes: IoBuf) {
         let stamp = self.evicted.remove(page).unwrap_or(Stamp::DURABLE);
+        let stamp = mutant!(self.rules, ReloadTakenDurable => Stamp::DURABLE; stamp);
         self.insert_stamped(page, kind, bytes, stamp);
     }
 
@@ -281,7 +286,7 @@ impl Cache {
         // A damaged image may refer to a free cluster as a table, and somebody may have read that one.
         self.forget(page..page + 1);
         let mut bytes = self.buffer();
-        bytes.fill(0);
+        mutant!(self.rules, NewTableKeepsOldBytes => (); bytes.fill(0));
         self.insert_stamped(page, kind, bytes, stamp);
     }
 
@@ -329,16 +334,19 @@ impl Cache {
 
     /// Lets the newest version of the page at host offset `page` wait for `edge`.
     pub(crate) fn wait_for(&mut self, page: u64, edge: Edge) {
+        let rules = self.rules;
         let page = self.page_mut(page).expect("only a page in the cache gets an edge");
-        edge.merge_into(&mut page.after);
+        mutant!(rules, EdgeReplacesOthers => page.after.clear(); ());
+        edge.merge_into(&mut page.after, rules);
     }
 
     /// What must happen before `before` is durable.
     pub(crate) fn need(&self, before: Before, clock: &FlushClock) -> Need {
+        let missing = |version| mutant!(self.rules, EdgeOneVersionShort => version - 1; version);
         let stamp = match before {
             Before::Written(stamp) => stamp,
             Before::Page { offset, version } => match self.page(offset) {
-                Some(page) if page.written < version => return Need::Write(offset),
+                Some(page) if page.written < missing(version) => return Need::Write(offset),
                 Some(page) => page.stamp,
                 None => self.evicted.pages.get(&offset).copied().unwrap_or(Stamp::DURABLE),
             },
@@ -371,10 +379,11 @@ impl Cache {
 
     /// Records that `version` of the page is on the storage since `stamp`, unless the page was forgotten meanwhile.
     pub(crate) fn written(&mut self, page: u64, version: u64, stamp: Stamp) {
+        let rules = self.rules;
         let Some(state) = self.page_mut(page) else { return };
         state.written = version;
         state.stamp = stamp;
-        if state.version == version {
+        if mutant!(rules, WrittenClearsNewer => true; state.version == version) {
             state.after.clear();
             self.dirty.remove(&page);
         }
@@ -399,8 +408,10 @@ impl Cache {
 
     /// The newest version of the page, if it is in the cache and not yet durable.
     pub(crate) fn undurable(&self, page: u64, clock: &FlushClock) -> Option<Before> {
+        let covered = |stamp| clock.is_durable(stamp);
+        let covered = |stamp| mutant!(self.rules, WrittenTakenForDurable => true; covered(stamp));
         match self.page(page) {
-            Some(state) if state.is_dirty() || !clock.is_durable(state.stamp) => {
+            Some(state) if state.is_dirty() || !covered(state.stamp) => {
                 Some(Before::Page { offset: page, version: state.version })
             }
             Some(_) => None,
@@ -428,10 +439,10 @@ impl Cache {
             let old = self.slots.get(slot).filter(|page| page.used + RECENT < self.tick);
             let Some(page) = old else { break };
             self.looked_at += 1;
-            if !page.is_dirty() {
+            if mutant!(self.rules, DirtyPageEvicted => true; !page.is_dirty()) {
                 let (offset, stamp) = (page.offset, page.stamp);
                 self.remove(offset);
-                if !clock.is_durable(stamp) {
+                if mutant!(self.rules, EvictedStampLost => false; !clock.is_durable(stamp)) {
                     self.evicted.insert(offset, stamp);
                 }
                 return Room::Enough;
@@ -444,6 +455,8 @@ impl Cache {
 
     /// Forgets the pages in `range` of host offsets: their cluster has another owner from now on.
     pub(crate) fn forget(&mut self, range: Range<u64>) {
+        let end = mutant!(self.rules, ForgetsFirstPageOnly => range.start + 1; range.end);
+        let range = range.start..end;
         while let Some((&offset, _)) = self.index.range(range.clone()).next() {
             self.remove(offset);
         }
@@ -459,13 +472,13 @@ mod tests {
     use quickcheck::quickcheck;
 
     use crate::order::{Before, Edge, FlushClock, Stamp};
-    use crate::rule::Rule;
+    use crate::rule::{Rule, Rules};
     use crate::storage::IoBuf;
 
     #[test]
     fn a_page_waits_for_what_its_edges_name() {
         let mut clock = FlushClock::default();
-        let mut cache = Cache::new(512, 4, 1);
+        let mut cache = Cache::new(512, 4, 1, Rules::all());
         cache.insert(0, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
         cache.insert(512, Kind::RefcountBlock, IoBuf::copy_of(&[0; 512], 1));
         let counted = cache.change(512, |bytes| bytes[0] = 1);
@@ -491,7 +504,7 @@ mod tests {
 
     /// A cache whose only page was changed, written and evicted, and what was to be written and when it was.
     fn evicted(clock: &mut FlushClock) -> (Cache, Before, Stamp) {
-        let mut cache = Cache::new(512, 1, 1);
+        let mut cache = Cache::new(512, 1, 1, Rules::all());
         cache.insert(0, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
         let version = cache.set_entry(0, 1);
         let stamp = clock.stamp();
@@ -547,7 +560,7 @@ mod tests {
     #[test]
     fn a_page_goes_when_it_has_not_been_used_for_a_while() {
         let clock = FlushClock::default();
-        let mut cache = Cache::new(512, 1, 1);
+        let mut cache = Cache::new(512, 1, 1, Rules::all());
         let pass = |cache: &mut Cache, accesses: u64| {
             (0..accesses).for_each(|_| assert!(cache.find(1 << 20).is_none()));
         };
@@ -567,7 +580,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_page_goes_and_a_clean_one_before_a_dirty_one() {
         let clock = FlushClock::default();
-        let mut cache = Cache::new(512, 3, 1);
+        let mut cache = Cache::new(512, 3, 1, Rules::all());
         for page in [0, 512, 1024] {
             cache.insert(page, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
             assert!(cache.find(page).is_some());
@@ -586,7 +599,7 @@ mod tests {
 
     #[test]
     fn zeroes_take_the_place_of_what_was_read_there() {
-        let mut cache = Cache::new(512, 4, 1);
+        let mut cache = Cache::new(512, 4, 1, Rules::all());
         cache.insert(0, Kind::L2, IoBuf::copy_of(&[7; 512], 1));
         cache.insert_zeroes(0, Kind::RefcountBlock, Stamp::DURABLE);
         let (slot, kind) = cache.find(0).expect("it was inserted");
@@ -597,7 +610,7 @@ mod tests {
     quickcheck! {
         /// However pages come, are used and go, the order of use is that of their last use.
         fn the_order_of_use_is_kept(steps: Vec<(u8, u8)>) -> bool {
-            let mut cache = Cache::new(512, 4, 1);
+            let mut cache = Cache::new(512, 4, 1, Rules::all());
             let mut order: Vec<u64> = Vec::new();
             for (what, page) in steps {
                 let page = u64::from(page % 16) * 512;

@@ -14,6 +14,9 @@
 use std::ops::Range;
 use std::task::Waker;
 
+use crate::mutant::mutant;
+use crate::rule::Rules;
+
 /// As many orphans wait for somebody who overlaps them.
 const MANY_ORPHANS: u64 = 32;
 
@@ -43,11 +46,14 @@ pub(crate) enum Resource {
 }
 
 impl Resource {
-    fn overlaps(&self, other: &Self) -> bool {
+    fn overlaps(&self, other: &Self, rules: Rules) -> bool {
         match (self, other) {
             (Self::Guest(a), Self::Guest(b))
             | (Self::Tables(a), Self::Tables(b))
-            | (Self::Pages(a), Self::Pages(b)) => a.start < b.end && b.start < a.end,
+            | (Self::Pages(a), Self::Pages(b)) => {
+                mutant!(rules, OverlapOneSided => a.start <= b.start; a.start < b.end)
+                    && b.start < a.end
+            }
             (a, b) => a == b,
         }
     }
@@ -85,9 +91,14 @@ pub(crate) struct Claims {
     queue: Vec<Record>,
     next_id: u64,
     orphans: u64,
+    rules: Rules,
 }
 
 impl Claims {
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
     /// Queues a claim and returns its number.
     pub(crate) fn enqueue(&mut self, resource: Resource, waker: &Waker) -> u64 {
         let id = self.next_id;
@@ -102,7 +113,12 @@ impl Claims {
         let (earlier, rest) = self.queue.split_at_mut(at);
         let claim = rest.first_mut().expect("index() found it");
         let mut turn = Turn::Granted;
-        for other in earlier.iter().filter(|other| other.resource.overlaps(&claim.resource)) {
+        let rules = self.rules;
+        for other in earlier.iter().filter(|other| other.resource.overlaps(&claim.resource, rules))
+        {
+            if mutant!(rules, ClaimOvertakes => matches!(other.holder, Holder::Waiting(_)); false) {
+                continue;
+            }
             if matches!(other.holder, Holder::Orphan { .. }) {
                 turn = Turn::Settle;
                 break;
@@ -122,9 +138,10 @@ impl Claims {
         let gone = self.queue.remove(at);
         for other in &self.queue[at..] {
             if let Holder::Waiting(waker) = &other.holder
-                && other.resource.overlaps(&gone.resource)
+                && other.resource.overlaps(&gone.resource, self.rules)
             {
                 waker.wake_by_ref();
+                mutant!(self.rules, ReleaseWakesOne => break; ());
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::feature::Incompatible;
 use crate::image::Image;
+use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::State;
@@ -139,7 +140,7 @@ impl<S: Storage> Image<S> {
         let bytes = RUN_BYTES.min(self.limits.max_transfer);
         let mut targets = self
             .with(|state| Targets {
-                all: all || state.counted(),
+                all: all || mutant!(state.rules, FlushLeavesRefcounts => false; state.counted()),
                 next: Some(0),
                 pending: VecDeque::new(),
                 waiting: Vec::new(),
@@ -169,12 +170,14 @@ impl<S: Storage> Image<S> {
         if !self.options.writable {
             return Ok(self.storage);
         }
-        self.settle().await?;
+        let rules = self.options.rules;
+        mutant!(rules, CloseBesideOrphans => (); self.settle().await?);
         self.with(|state| state.accepts_changes()).await?;
         loop {
-            self.restore_header().await?;
-            self.write_pages(true).await?;
-            if self.with(|state| state.freed.is_empty()).await {
+            mutant!(rules, CloseLeavesHeaderInDoubt => (); self.restore_header().await?);
+            self.write_pages(mutant!(rules, CloseLeavesRefcounts => false; true)).await?;
+            let done = self.with(|state| state.freed.is_empty()).await;
+            if mutant!(rules, CloseForgetsFreed => true; done) {
                 break;
             }
             let newest = self.with(|state| state.clock.newest()).await;

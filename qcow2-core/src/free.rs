@@ -10,6 +10,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::mutant::mutant;
+use crate::rule::Rules;
+
 /// Most runs kept: some 3 MiB.
 const MOST: usize = 1 << 16;
 
@@ -18,9 +21,14 @@ pub(crate) struct Free {
     /// Start to end.
     runs: BTreeMap<u64, u64>,
     searched: u64,
+    rules: Rules,
 }
 
 impl Free {
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
     /// From here on nothing is known.
     pub(crate) fn searched(&self) -> u64 {
         self.searched
@@ -51,7 +59,7 @@ impl Free {
             }
         }
         if let Some(stop) = self.runs.remove(&end) {
-            end = stop;
+            end = mutant!(self.rules, FreeMergeLosesNext => end; stop);
         }
         self.runs.insert(start, end);
         if self.runs.len() > MOST
@@ -66,7 +74,8 @@ impl Free {
         if let Some((start, end)) = self.runs.pop_first()
             && start + count < end
         {
-            self.runs.insert(start + count, end);
+            let taken = mutant!(self.rules, RunKeepsTakenCluster => count - 1; count);
+            self.runs.insert(start + taken, end);
         }
     }
 }

@@ -12,7 +12,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use crate::mutant::mutant;
 use crate::order::{FlushClock, Stamp};
+use crate::rule::Rules;
 
 /// A cluster, and a number that tells references to the same cluster apart.
 pub(crate) type Key = (u64, u64);
@@ -46,9 +48,14 @@ pub(crate) struct Queue {
     undurable: BTreeSet<(Stamp, Key)>,
     read: BTreeSet<(u64, Key)>,
     ready: BTreeSet<Key>,
+    rules: Rules,
 }
 
 impl Queue {
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
     /// Adds a dropped reference.
     pub(crate) fn insert(&mut self, key: Key, freed: Freed, until: Until) {
         self.freed.insert(key, freed);
@@ -68,10 +75,13 @@ impl Queue {
     /// A page was written in this version, and is durable with `stamp`.
     pub(crate) fn written(&mut self, page: u64, version: u64, stamp: Stamp) {
         while let Some(&first) = self.unwritten.range((page, 0, (0, 0))..).next() {
-            if first.0 != page || first.1 > version {
+            let later =
+                mutant!(self.rules, FreedVersionMissed => first.1 >= version; first.1 > version);
+            if first.0 != page || later {
                 break;
             }
             self.unwritten.remove(&first);
+            let stamp = mutant!(self.rules, FreedBeforeFlush => Stamp::DURABLE; stamp);
             self.undurable.insert((stamp, first.2));
         }
     }
@@ -94,7 +104,8 @@ impl Queue {
 
     /// The first one whose readers are gone; `readers` is the lowest ticket of one.
     fn unread(&self, readers: Option<u64>) -> Option<(u64, Key)> {
-        let gone = |ticket| readers.is_none_or(|oldest| oldest >= ticket);
+        let first = |oldest| mutant!(self.rules, ReaderOffByOne => oldest + 1; oldest);
+        let gone = |ticket| readers.is_none_or(|oldest| first(oldest) >= ticket);
         self.read.first().copied().filter(|&(ticket, _)| gone(ticket))
     }
 

@@ -18,6 +18,7 @@ use crate::claims::{Resource, Turn};
 use crate::error::IoError;
 use crate::format::feature::Incompatible;
 use crate::format::header::Header;
+use crate::mutant::mutant;
 use crate::options::OpenOptions;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
@@ -252,7 +253,9 @@ impl<S: Storage> Image<S> {
         })?;
         self.with(|state| {
             let room = !insists_on_room || !state.cache.is_full();
-            if room && state.generation == generation && !state.cache.contains(page) {
+            let current =
+                mutant!(state.rules, StalePageLoaded => true; state.generation == generation);
+            if room && current && !state.cache.contains(page) {
                 state.cache.insert(page, kind, buf);
             }
         })
@@ -287,7 +290,9 @@ impl<S: Storage> Image<S> {
     pub(crate) async fn write_pages_now(&self, first: u64, count: usize) -> Result<(), IoError> {
         let size = self.page_size;
         let pages = first..first + size * count as u64;
-        let mut claim = self.claim(Resource::Pages(pages.clone())).await?;
+        let claimed =
+            mutant!(self.options.rules, RunClaimsFirstPage => first..first + size; pages.clone());
+        let mut claim = self.claim(Resource::Pages(claimed)).await?;
         let alignment = self.limits.alignment;
         let snapshot = self
             .with(|state| {
@@ -297,6 +302,7 @@ impl<S: Storage> Image<S> {
                 let ready =
                     |page: &u64| state.cache.next_step(*page, &state.clock) == Need::Write(*page);
                 let ready = offsets.take_while(ready).count();
+                let ready = mutant!(state.rules, RunWrittenUnchecked => count; ready);
                 let mut buf = IoBuf::with_capacity(ready * step, alignment);
                 let mut versions = SmallVec::<[_; 1]>::with_capacity(ready);
                 for page in (first..).step_by(step).take(ready) {
@@ -550,7 +556,7 @@ impl<S: Storage> Claim<'_, S> {
         if self.image.options.rules.skips(barrier) {
             return Ok(());
         }
-        self.in_flight = true;
+        self.in_flight = mutant!(self.image.options.rules, DroppedFlushForgotten => false; true);
         let result = self.image.storage.flush().await;
         self.in_flight = false;
         result
@@ -558,7 +564,8 @@ impl<S: Storage> Claim<'_, S> {
 
     fn ended<T>(&mut self, result: std::io::Result<T>) -> std::io::Result<T> {
         self.in_flight = false;
-        self.failed |= result.is_err();
+        let before = mutant!(self.image.options.rules, LaterSuccessForgets => false; self.failed);
+        self.failed = before || result.is_err();
         result
     }
 
@@ -595,7 +602,11 @@ impl<S: Storage> Drop for Claim<'_, S> {
             let may_land = (self.in_flight && state.rules.hold(Rule::OrphansBeforeReuse))
                 || (self.failed && state.rules.hold(Rule::SettleBeforeRetry));
             if may_land {
-                state.orphan(id, self.through.is_some(), clusters);
+                let left = mutant!(state.rules, OrphanClustersFreedAtOnce => {
+                    state.give_back(clusters);
+                    Taken::default()
+                }; clusters);
+                state.orphan(id, self.through.is_some(), left);
             } else {
                 state.give_back(clusters);
                 state.claims.release(id);

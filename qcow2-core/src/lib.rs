@@ -35,6 +35,7 @@ mod freed;
 mod image;
 mod map;
 mod metadata;
+mod mutant;
 mod open;
 mod options;
 mod order;
@@ -53,6 +54,8 @@ pub use check::{CheckReport, Finding, MAX_FINDINGS, Problem, Repair, check};
 pub use create::create;
 pub use error::{CheckError, CreateError, IoError, OpenError};
 pub use image::{Image, ImageInfo};
+#[cfg(feature = "sabotage")]
+pub use mutant::{Area, Mutant};
 pub use options::{CreateOptions, OpenOptions};
 pub use read::{ReadExtent, ReadMap};
 pub use rule::{Rule, Rules};

@@ -12,6 +12,7 @@ use crate::alloc::Extent;
 use crate::cache::{Kind, Slot};
 use crate::error::IoError;
 use crate::format::entry::{L1Entry, L2Entry, Mapping};
+use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
@@ -129,7 +130,8 @@ impl State {
             Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. }
         );
         // Space that was never written reads as zeroes, which is what the guest may still see here.
-        let harmless = reads_zero && link.extent.is_some_and(|extent| extent.fresh);
+        let fresh = link.extent.is_some_and(|extent| extent.fresh);
+        let harmless = reads_zero && mutant!(self.rules, ZeroesTakenForHarmless => true; fresh);
         if !harmless {
             self.order(page, Rule::DataBeforeMapping, Before::Written(link.data));
         }
@@ -145,12 +147,17 @@ impl State {
     pub(crate) fn clear(&mut self, at: u64, old: Mapping, entry: L2Entry, discard: bool) {
         let page = self.cache.page_of(at);
         let version = self.cache.set_entry(at, entry.0);
-        if entry.host() == 0 {
+        if mutant!(self.rules, KeptClusterFreed => true; entry.host() == 0) {
             self.drop_mapping(old, Before::Page { offset: page, version }, discard);
         }
     }
 
     fn drop_mapping(&mut self, old: Mapping, before: Before, discard: bool) {
+        mutant!(self.rules, ZeroClusterNotFreed => {
+            if matches!(old, Mapping::ZeroAllocated { .. }) {
+                return;
+            }
+        }; ());
         if let Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. } = old {
             self.dereference(host / self.cluster_size(), before, discard);
         }

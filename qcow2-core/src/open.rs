@@ -6,6 +6,7 @@ use crate::format::FormatError;
 use crate::format::feature::{Compatible, Incompatible};
 use crate::format::header::{CryptMethod, Header, peek_cluster_bits};
 use crate::image::Image;
+use crate::mutant::mutant;
 use crate::options::OpenOptions;
 use crate::state::State;
 use crate::storage::{IoBuf, Storage, UNIT};
@@ -46,7 +47,8 @@ async fn prepare<S: Storage>(
     options: &OpenOptions,
     read: &mut HeaderRead,
 ) -> Result<(), OpenError> {
-    if read.header.incompatible.contains(Incompatible::CORRUPT) {
+    let corrupt = read.header.incompatible.contains(Incompatible::CORRUPT);
+    if mutant!(options.rules, CorruptBitIgnored => false; corrupt) {
         return Err(OpenError::MarkedCorrupt);
     }
     let dirty = read.header.incompatible.contains(Incompatible::DIRTY);
@@ -55,7 +57,7 @@ async fn prepare<S: Storage>(
         if !report.is_writable() {
             return Err(OpenError::Unrepairable(Box::new(report)));
         }
-        *read = read_header(storage).await?;
+        mutant!(options.rules, HeaderOfBeforeRepair => (); *read = read_header(storage).await?);
     } else if !read.length.is_multiple_of(8) {
         let report = check::check(storage, Repair::None, options.rules).await?;
         if let Some(problem) = report.cut_entry() {

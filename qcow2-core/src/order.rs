@@ -15,7 +15,8 @@
 
 use smallvec::{Array, SmallVec};
 
-use crate::rule::Rule;
+use crate::mutant::mutant;
+use crate::rule::{Rule, Rules};
 
 /// The number of the flush that makes something durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,12 +33,18 @@ pub(crate) struct FlushClock {
     submitted: u64,
     completed: u64,
     newest: u64,
+    rules: Rules,
 }
 
 impl FlushClock {
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
     /// The stamp of a write that has just completed.
     pub(crate) fn stamp(&mut self) -> Stamp {
-        self.newest = self.submitted + 1;
+        let last = mutant!(self.rules, StampOfRunningFlush => self.completed; self.submitted);
+        self.newest = last + 1;
         Stamp(self.newest)
     }
 
@@ -81,11 +88,11 @@ pub(crate) struct Edge {
 
 impl Edge {
     /// Adds this edge to `edges`; the later of two alike replaces the earlier.
-    pub(crate) fn merge_into(self, edges: &mut SmallVec<impl Array<Item = Self>>) {
+    pub(crate) fn merge_into(self, edges: &mut SmallVec<impl Array<Item = Self>>, rules: Rules) {
         for edge in edges.iter_mut().filter(|edge| edge.rule == self.rule) {
             match (&mut edge.before, self.before) {
                 (Before::Written(old), Before::Written(new)) => {
-                    *old = (*old).max(new);
+                    *old = mutant!(rules, MergeKeepsEarlier => (*old).min(new); (*old).max(new));
                     return;
                 }
                 (
@@ -107,7 +114,7 @@ mod tests {
     use super::{Before, Edge, FlushClock, Stamp};
     use smallvec::SmallVec;
 
-    use crate::rule::Rule;
+    use crate::rule::{Rule, Rules};
 
     #[test]
     fn a_flush_covers_only_what_completed_before_it_was_submitted() {
@@ -131,14 +138,14 @@ mod tests {
             rule: Rule::RefcountBeforeReference,
             before: Before::Page { offset, version },
         };
-        page(0, 5).merge_into(&mut edges);
-        page(0, 3).merge_into(&mut edges);
-        page(512, 4).merge_into(&mut edges);
+        page(0, 5).merge_into(&mut edges, Rules::all());
+        page(0, 3).merge_into(&mut edges, Rules::all());
+        page(512, 4).merge_into(&mut edges, Rules::all());
         assert_eq!(edges[..], [page(0, 5), page(512, 4)]);
         let written =
             |stamp| Edge { rule: Rule::DataBeforeMapping, before: Before::Written(Stamp(stamp)) };
-        written(2).merge_into(&mut edges);
-        written(1).merge_into(&mut edges);
+        written(2).merge_into(&mut edges, Rules::all());
+        written(1).merge_into(&mut edges, Rules::all());
         assert_eq!(edges[2..], [written(2)]);
     }
 }

@@ -15,6 +15,7 @@ use crate::error::IoError;
 use crate::format::header::Header;
 use crate::image::Image;
 use crate::map::EntryPlace;
+use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
@@ -59,7 +60,8 @@ impl<S: Storage> Image<S> {
         }
         self.clear_past_end(&header, size).await?;
         let mut claim = self.claim(Resource::Tables(0..u64::MAX)).await?;
-        if entries <= header.l1_size {
+        let missing = mutant!(self.options.rules, L1OneEntryShort => entries - 1; entries);
+        if missing <= header.l1_size {
             let mut header = self.claim(Resource::Header).await?;
             self.write_header(&mut header, |header| header.size = size, |_, _| {}).await?;
             drop(header);
@@ -73,7 +75,8 @@ impl<S: Storage> Image<S> {
         let len = usize::try_from(clusters * cluster_size).expect("limited by the format");
         let mut table = vec![0; len];
         let (old_offset, old_entries) = (header.l1_table_offset, u64::from(header.l1_size));
-        self.copy_table(old_offset, old_entries, Kind::L1, &mut table).await?;
+        let copied = mutant!(self.options.rules, L1CopyOneShort => old_entries - 1; old_entries);
+        self.copy_table(old_offset, copied, Kind::L1, &mut table).await?;
         self.write_all(&mut claim, offset, &table).await?;
         // The copy holds the newest entries of the old table, so what those wait for comes first too.
         let old = old_offset..old_offset + 8 * old_entries;
@@ -83,6 +86,7 @@ impl<S: Storage> Image<S> {
                 counts.clear();
             }
             let (dirty, _) = state.cache.dirty(old.clone(), false, usize::MAX);
+            let dirty = mutant!(state.rules, OldL1NotAwaited => Vec::new(); dirty);
             before.extend(
                 dirty.into_iter().map(|(offset, version)| Before::Page { offset, version }),
             );
@@ -103,7 +107,9 @@ impl<S: Storage> Image<S> {
             |state, switched| {
                 claim.clusters.remove(&taken);
                 state.forget(old.clone());
-                for cluster in old.start / cluster_size..old.end.div_ceil(cluster_size) {
+                let end = old.end.div_ceil(cluster_size);
+                let end = mutant!(state.rules, OldL1TailKept => old.end / cluster_size; end);
+                for cluster in old.start / cluster_size..end {
                     state.dereference(cluster, Before::Written(switched), false);
                 }
             },
@@ -124,6 +130,7 @@ impl<S: Storage> Image<S> {
         let mut pages = BTreeSet::new();
         let mut data = Stamp::DURABLE;
         let rest = whole * cluster_size - header.size;
+        let rest = mutant!(self.options.rules, TailNotCleared => 0; rest);
         if rest > 0 && self.decide(|state| state.has_data(header.size / cluster_size)).await? {
             let len = usize::try_from(rest).expect("a cluster fits in memory");
             let mut map = self.map_range(header.size, rest).await?;
@@ -136,7 +143,7 @@ impl<S: Storage> Image<S> {
             // Though it may read as zeroes by now, its entry on the storage may still lead to something.
             pages.extend(self.decide(|state| state.page_of_entry(whole - 1)).await?);
         }
-        let mut cluster = whole;
+        let mut cluster = mutant!(self.options.rules, FirstLeftoverStays => whole + 1; whole);
         while cluster < end && cluster / per_table < u64::from(header.l1_size) {
             let next = (cluster / per_table + 1) * per_table;
             if self.decide(|state| Ok(state.l1_entry(cluster / per_table)?.1)).await?.is_some() {

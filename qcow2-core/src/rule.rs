@@ -6,6 +6,8 @@
 //! harness can take one rule away from one image and must then be able to show the damage.
 
 use crate::barrier::Barrier;
+#[cfg(feature = "sabotage")]
+use crate::mutant::Mutant;
 
 /// A named write order. `before` must be durable (or settled, where it says so) before `after` may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -173,6 +175,8 @@ pub struct Rules {
     broken: u32,
     #[cfg(feature = "sabotage")]
     skipped: u32,
+    #[cfg(feature = "sabotage")]
+    mutants: u128,
 }
 
 impl Rules {
@@ -183,6 +187,8 @@ impl Rules {
             broken: 0,
             #[cfg(feature = "sabotage")]
             skipped: 0,
+            #[cfg(feature = "sabotage")]
+            mutants: 0,
         }
     }
 
@@ -198,6 +204,19 @@ impl Rules {
     #[must_use]
     pub const fn without_flush(self, barrier: Barrier) -> Self {
         Self { skipped: self.skipped | 1 << barrier as u32, ..self }
+    }
+
+    /// The same rules, with a mistake in the code that obeys them.
+    #[cfg(feature = "sabotage")]
+    #[must_use]
+    pub const fn with_mutant(self, mutant: Mutant) -> Self {
+        Self { mutants: self.mutants | 1 << mutant as u32, ..self }
+    }
+
+    /// Whether that mistake is in the code.
+    #[cfg(feature = "sabotage")]
+    pub const fn has_mutant(self, mutant: Mutant) -> bool {
+        self.mutants & (1 << mutant as u32) != 0
     }
 
     /// Whether the flush of that name is to do nothing.

@@ -12,6 +12,7 @@ use crate::format::header::Header;
 use crate::free::Free;
 use crate::freed::{self, Freed, Until};
 use crate::metadata::Metadata;
+use crate::mutant::mutant;
 use crate::open::HeaderRead;
 use crate::options::OpenOptions;
 use crate::order::{Before, Edge, FlushClock, Stamp};
@@ -128,19 +129,23 @@ impl State {
         let one_transfer = 1 << limits.max_transfer.ilog2();
         let page_size = options.page_size.min(cluster_size).min(one_transfer);
         let cache_pages = options.cache_pages.unwrap_or_else(|| default_pages(&header, page_size));
-        let fresh_from =
-            if limits.unwritten_reads_zero { length.div_ceil(cluster_size) } else { u64::MAX };
+        let clusters = length.div_ceil(cluster_size);
+        let rules = options.rules;
+        let length = mutant!(rules, OpenLengthRoundedUp => clusters * cluster_size; length);
+        let zeroes = limits.unwritten_reads_zero;
+        let zeroes = mutant!(rules, StaleSpaceTakenForZeroes => true; zeroes);
+        let fresh_from = if zeroes { clusters } else { u64::MAX };
         Self {
             header,
             sector,
             header_known: true,
             dirty_durable: false,
             lazy,
-            rules: options.rules,
-            cache: Cache::new(page_size, cache_pages, limits.alignment),
-            clock: FlushClock::default(),
+            rules,
+            cache: Cache::new(page_size, cache_pages, limits.alignment, rules),
+            clock: FlushClock::new(rules),
             work: Work::default(),
-            claims: Claims::default(),
+            claims: Claims::new(rules),
             metadata: None,
             generation: 0,
             length,
@@ -149,8 +154,8 @@ impl State {
             growth: options.growth,
             stays_short: false,
             fresh_from,
-            free: Free::default(),
-            freed: freed::Queue::default(),
+            free: Free::new(rules),
+            freed: freed::Queue::new(rules),
             readers: InFlight::default(),
             next_ticket: 0,
             orphaned: BTreeMap::new(),
@@ -246,6 +251,7 @@ impl State {
     /// Whether every write through before `number` has ended; if not, the waker is called when one does.
     pub(crate) fn throughs_ended(&mut self, number: u64, waker: &Waker) -> bool {
         let ended = self.throughs.first().is_none_or(|first| first >= number);
+        let ended = mutant!(self.rules, FlushBesideThrough => true; ended);
         if !ended {
             self.awaiting_throughs.push(waker.clone());
         }
@@ -360,7 +366,8 @@ impl State {
     pub(crate) fn release_orphans(&mut self, orphans: &[u64]) {
         self.claims.release_orphans(orphans);
         for id in orphans {
-            if let Some(clusters) = self.orphaned.remove(id) {
+            let taken = self.orphaned.remove(id);
+            if let Some(clusters) = mutant!(self.rules, OrphanClustersLost => None; taken) {
                 self.give_back(clusters);
             }
         }

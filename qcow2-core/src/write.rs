@@ -21,6 +21,7 @@ use crate::format::entry::{L1Entry, Mapping};
 use crate::image::{Claim, Image};
 use crate::map::{EntryPlace, Link};
 use crate::metadata::Table;
+use crate::mutant::mutant;
 use crate::order::Before;
 use crate::rule::Rule;
 use crate::state::{State, Stop};
@@ -161,6 +162,7 @@ impl State {
     fn is_mapped_durably(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
         let EntryPlace::At(at) = self.entry_place(guest_cluster)? else { return Ok(false) };
         let l1_at = self.header.l1_table_offset + guest_cluster / self.l2_entries() * 8;
+        let l1_at = mutant!(self.rules, L1NotLookedAt => at; l1_at);
         let pages = [self.cache.page_of(at), self.cache.page_of(l1_at)];
         Ok(self.header_known
             && pages.iter().all(|&page| self.cache.undurable(page, &self.clock).is_none()))
@@ -212,6 +214,9 @@ impl<S: Storage> Image<S> {
             state.check_range(offset, len)
         };
         let clusters = self.clusters(offset, len);
+        let clusters = mutant!(self.options.rules, GuestClaimEndsEarly => {
+            clusters.start..offset.saturating_add(len) / self.cluster_size
+        }; clusters);
         Ok(WriteMap::new(self, self.claim_if(Resource::Guest(clusters), check).await?))
     }
 
@@ -257,7 +262,7 @@ impl<S: Storage> Image<S> {
         let extent = self.allocate(&mut claim, 1).await?;
         let size = self.cluster_size;
         let host = extent.clusters.start * size;
-        if !extent.fresh {
+        if mutant!(self.options.rules, TableNotZeroed => false; !extent.fresh) {
             let zeroed = claim.write_zeroes(host..host + size).await;
             let action = "zeroing an L2 table";
             zeroed.map_err(|source| IoError::Storage { action, offset: host, source })?;
@@ -316,7 +321,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                         rest = others;
                     }
                     Target::Revive(host) => {
-                        self.pad(cluster, host, None, offset, end, size).await?;
+                        mutant!(image.options.rules, ReviveNotPadded => (); {
+                            self.pad(cluster, host, None, offset, end, size).await?;
+                        });
                         self.links.push(NewLink { guest_cluster: cluster, host, run: None });
                         self.add_extent(cluster, host, offset, end, size);
                         cluster += 1;
@@ -373,7 +380,10 @@ impl<'a, S: Storage> WriteMap<'a, S> {
     async fn link(&mut self) -> Result<(), IoError> {
         self.claim.set_in_flight(false);
         if self.links.is_empty() {
-            self.image.with(|state| state.clock.stamp()).await;
+            let image = self.image;
+            mutant!(image.options.rules, InPlaceWriteUnstamped => (); {
+                image.with(|state| state.clock.stamp()).await;
+            });
             return Ok(());
         }
         let Self { image, claim, links, runs, .. } = self;
@@ -413,6 +423,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         if !self.links.is_empty() {
             return false;
         }
+        mutant!(self.image.options.rules, ThroughThoughUnmapped => return true; ());
         for cluster in offset / size..(offset + len).div_ceil(size) {
             let durable = self.image.decide(|state| state.is_mapped_durably(cluster)).await;
             if !durable.unwrap_or(false) {
@@ -485,6 +496,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
             while len > 0 {
                 let piece = rest.split_to(len.min(self.image.limits.max_transfer));
                 len -= piece.len();
+                let how = mutant!(self.image.options.rules, ThroughFirstPieceOnly => {
+                    if done.is_empty() { how } else { Durability::Cached }
+                }; how);
                 let (piece, written) = self.claim.write(offset, piece, how).await;
                 let action = "writing data";
                 let result = written.map_err(|source| IoError::Storage { action, offset, source });

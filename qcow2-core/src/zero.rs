@@ -7,6 +7,7 @@ use crate::error::IoError;
 use crate::format::entry::{L2Entry, Mapping};
 use crate::image::Image;
 use crate::map::Entries;
+use crate::mutant::mutant;
 use crate::state::{State, Stop};
 use crate::storage::{Durability, IoBuf, Storage};
 
@@ -49,7 +50,10 @@ impl State {
                 break;
             }
             match self.entries(clusters.clone(), AT_ONCE)? {
-                Entries::NoTable { clusters: unmapped } => clusters.start += unmapped,
+                Entries::NoTable { clusters: unmapped } => {
+                    clusters.start +=
+                        mutant!(self.rules, ZeroSkipsAfterGap => unmapped + 1; unmapped);
+                }
                 Entries::At { slot, at, count } => {
                     self.check_unshared(at)?;
                     let mut owned = false;
@@ -94,9 +98,13 @@ impl<S: Storage> Image<S> {
         } else {
             self.zero_part(offset, whole.start * size, size).await?;
             self.zero_clusters(whole.clone(), how).await?;
-            self.zero_part(whole.end * size, end, size).await?;
+            mutant!(self.options.rules, ZeroTailKept => (); {
+                self.zero_part(whole.end * size, end, size).await?;
+            });
         }
-        if self.options.write_through { self.flush().await } else { Ok(()) }
+        let through = self.options.write_through;
+        let through = mutant!(self.options.rules, OptionIgnoredForZeroes => false; through);
+        if through { self.flush().await } else { Ok(()) }
     }
 
     /// Frees the whole clusters in a guest range, which then read as zeroes, and leaves the rest as it is.
@@ -121,8 +129,11 @@ impl<S: Storage> Image<S> {
             })
             .await?;
         let (size, end) = (self.cluster_size, offset + len);
-        let whole_end = if end == disk { end.div_ceil(size) } else { end / size };
-        Ok(offset.div_ceil(size)..whole_end)
+        let at_the_end = mutant!(self.options.rules, ShortLastClusterKept => false; end == disk);
+        let whole_end = if at_the_end { end.div_ceil(size) } else { end / size };
+        let start =
+            mutant!(self.options.rules, DiscardRoundsOut => offset / size; offset.div_ceil(size));
+        Ok(start..whole_end)
     }
 
     async fn zero_clusters(&self, mut clusters: Range<u64>, how: Zeroing) -> Result<(), IoError> {
@@ -141,7 +152,8 @@ impl<S: Storage> Image<S> {
         let mut at = from;
         while at < to {
             let piece = (size - at % size).min(to - at);
-            if self.decide(|state| state.has_data(at / size)).await? {
+            let looked_at = mutant!(self.options.rules, ZeroLooksAtFirstCluster => from; at);
+            if self.decide(|state| state.has_data(looked_at / size)).await? {
                 let len = usize::try_from(piece).expect("a cluster fits in memory");
                 let buf = IoBuf::zeroed(len, self.limits.alignment);
                 let mut map = self.map_write(at, piece).await?;

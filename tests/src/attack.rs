@@ -22,7 +22,7 @@ use model::image::{COPIED, Mapping};
 use model::op::Geometry;
 use model::payload;
 use qcow2_core::storage::{Durability, IoBuf, Limits, UNIT};
-use qcow2_core::{Barrier, CreateOptions, Image, OpenOptions, Repair, Rule, Rules};
+use qcow2_core::{Barrier, CreateOptions, Image, Mutant, OpenOptions, Repair, Rule, Rules};
 
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::evidence::DiskEvidence;
@@ -67,7 +67,9 @@ pub enum Attack {
 /// How `target` is attacked, and why not by plain workloads, where it is not.
 pub const fn attack_on(target: Target) -> (Attack, &'static str) {
     match target {
-        Target::Rule(Rule::DirtyBeforeUncounted) | Target::Flush(Barrier::DirtyBit) => (
+        Target::Rule(Rule::DirtyBeforeUncounted)
+        | Target::Flush(Barrier::DirtyBit)
+        | Target::Mutant(Mutant::DirtyBelievedTooEarly) => (
             Attack::Workloads(Profile::Torn, &[Target::Rule(Rule::LengthBeforeReference)]),
             "the first allocation of a session grows the file, and the flush for the length covers the dirty bit too; \
              under torn the length never lags, so only the dirty bit is missing",
@@ -180,7 +182,7 @@ pub fn run(
 }
 
 /// Explores workloads of one request, of two, pairs at once, and workloads of three, until something is found.
-fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Option<Failure>, u64) {
+pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Option<Failure>, u64) {
     #[expect(clippy::disallowed_methods, reason = "seconds to kill are a figure, not an input")]
     let start = Instant::now();
     let cheap: Vec<Initial> = Initial::ALL

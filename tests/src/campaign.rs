@@ -74,6 +74,8 @@ pub enum Budget {
     Time(Duration),
     /// After this many cases.
     Cases(u64),
+    /// After this many crash states, or after this much time.
+    States(u64, Duration),
 }
 
 /// A violation, with the way that leads to it.
@@ -117,6 +119,7 @@ pub fn run<Sub: Subject>(
     let next = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let interrupted = AtomicBool::new(false);
+    let states = AtomicU64::new(0);
     let shared = Mutex::new((Figures::default(), None::<Found>, None::<String>));
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -131,6 +134,9 @@ pub fn run<Sub: Subject>(
             let done = match settings.budget {
                 Budget::Time(limit) => start.elapsed() >= limit,
                 Budget::Cases(count) => number >= count,
+                Budget::States(count, limit) => {
+                    states.load(Ordering::Relaxed) >= count || start.elapsed() >= limit
+                }
             };
             if done || stop.load(Ordering::Relaxed) {
                 break;
@@ -150,6 +156,7 @@ pub fn run<Sub: Subject>(
                     broken = Some(format!("case {number} is not a function of its seed {seed}"));
                 }
             }
+            states.fetch_add(figures.states, Ordering::Relaxed);
             total.add(&figures);
             if run.found.is_some() || broken.is_some() {
                 let mut shared = shared.lock().expect("no worker panics with the lock");

@@ -28,6 +28,7 @@ pub mod life;
 pub mod liveness;
 pub mod logwrites;
 pub mod minimise;
+pub mod mutants;
 pub mod probe;
 pub mod qemu;
 pub mod recover;

@@ -12,8 +12,8 @@ use model::judge::{Claim, Extent};
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
-    Barrier, CheckError, CheckReport, Image, IoError, OpenError, OpenOptions, Repair, Rule, Rules,
-    Zeroing,
+    Barrier, CheckError, CheckReport, Image, IoError, Mutant, OpenError, OpenOptions, Repair, Rule,
+    Rules, Zeroing,
 };
 
 use crate::sabotage::Target;
@@ -199,7 +199,7 @@ pub struct Qcow2Core {
 }
 
 impl Qcow2Core {
-    /// The implementation without the rules and flushes of these names.
+    /// The implementation without the rules and flushes of these names, and with the mutants of these.
     ///
     /// # Errors
     /// The name that none has.
@@ -207,7 +207,7 @@ impl Qcow2Core {
         let mut rules = Rules::all();
         for name in names {
             let target = Target::from_name(name)
-                .ok_or_else(|| format!("no rule and no flush is called {name}"))?;
+                .ok_or_else(|| format!("no rule, no flush and no mutant is called {name}"))?;
             rules = target.taken_from(rules);
         }
         Ok(Self { rules })
@@ -225,11 +225,13 @@ impl Subject for Qcow2Core {
             .map(|rule| rule.name())
             .chain(flushes.map(|barrier| barrier.name()))
             .collect();
-        if broken.is_empty() {
-            "qcow2-core".to_owned()
-        } else {
-            format!("qcow2-core without {}", broken.join(", "))
-        }
+        let mutants = Mutant::ALL.iter().filter(|mutant| self.rules.has_mutant(**mutant));
+        let mutants: Vec<_> = mutants.map(|mutant| mutant.name()).collect();
+        let part = |word: &str, names: &[&str]| match names {
+            [] => String::new(),
+            names => format!(" {word} {}", names.join(", ")),
+        };
+        format!("qcow2-core{}{}", part("without", &broken), part("with", &mutants))
     }
 
     fn key(&self) -> &'static str {

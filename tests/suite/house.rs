@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qcow2_core::Rule;
+use qcow2_core::{Mutant, Rule};
+use qcow2_crashtest::mutants::Kept;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -171,6 +172,31 @@ fn every_rule_is_documented_and_used() {
             "{name} does not say what breaks"
         );
         assert!(others.contains(&format!("Rule::{name}")), "{name} is obeyed nowhere");
+    }
+}
+
+/// Goal: no mutant is in the list in vain, and each is one mistake. Method: its places in the sources.
+#[test]
+fn every_mutant_is_at_one_place() {
+    let all: String = sources("qcow2-core").iter().map(|path| text(path)).collect();
+    for mutant in Mutant::ALL {
+        let places = all.matches(&format!(", {mutant:?} =>")).count();
+        assert_eq!(places, 1, "{}", mutant.name());
+    }
+}
+
+/// Goal: what became of each mutant is known. Method: the outcomes that `cargo campaign sensitivity --mutants --json` wrote.
+#[test]
+fn every_mutant_has_an_outcome() {
+    let outcomes = text(&root().join("corpus/mutants/outcomes.json"));
+    let kept: Kept = serde_json::from_str(&outcomes).expect("it was written by the campaign");
+    let names: BTreeSet<&str> = Mutant::ALL.iter().map(|mutant| mutant.name()).collect();
+    assert_eq!(kept.keys().map(String::as_str).collect::<BTreeSet<_>>(), names);
+    for mutant in Mutant::ALL {
+        let line = &kept[mutant.name()];
+        assert_eq!(line.area, mutant.area().name(), "{}", mutant.name());
+        let explained = !line.noticed.is_empty() || mutant.reason().is_some();
+        assert!(explained || line.states > 0, "{} was not looked for", mutant.name());
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::barrier::Barrier;
 use crate::error::CheckError;
+use crate::mutant::mutant;
 use crate::rule::{Rule, Rules};
 use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
@@ -76,6 +77,7 @@ impl<'a, S: Storage> Disk<'a, S> {
         for (old, new) in old.chunks(UNIT).zip(new.chunks(UNIT)) {
             if old != new {
                 self.write(at, new).await?;
+                mutant!(self.rules, OnlyFirstUnitCorrected => break; ());
             }
             at += UNIT as u64;
         }

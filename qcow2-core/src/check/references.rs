@@ -6,6 +6,8 @@ use std::ops::Range;
 use crate::format::entry::L2Entry;
 use crate::format::header::Header;
 use crate::format::limits;
+use crate::mutant::mutant;
+use crate::rule::Rules;
 
 /// Clusters whose references are counted in an array, which takes 64 MiB. A file can claim any length and hold nothing;
 /// what lies further up costs memory by the runs that refer to it.
@@ -108,11 +110,18 @@ impl References {
     }
 
     /// An L2 entry with its COPIED bit as the references say; one that makes no sense is left alone.
-    pub(super) fn with_right_copied(&self, header: &Header, entry: L2Entry) -> L2Entry {
+    pub(super) fn with_right_copied(
+        &self,
+        header: &Header,
+        entry: L2Entry,
+        rules: Rules,
+    ) -> L2Entry {
         if entry.decode(header.cluster_bits, header.version, 0).is_err() {
             return entry;
         }
-        let single = !entry.is_compressed() && self.to(entry.host(), header) == 1;
+        let references = self.to(entry.host(), header);
+        let single = !entry.is_compressed()
+            && mutant!(rules, CopiedBitLeft => references >= 1; references == 1);
         entry.with_copied(single)
     }
 

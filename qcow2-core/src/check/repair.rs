@@ -16,6 +16,7 @@ use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
 use crate::format::feature::{Autoclear, Incompatible};
 use crate::format::header::Header;
 use crate::format::{limits, refcount};
+use crate::mutant::mutant;
 use crate::open::HeaderRead;
 use crate::rule::Rule;
 use crate::storage::{Storage, UNIT, is_no_space};
@@ -177,11 +178,15 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         for (&index, &offset) in &self.survey.blocks {
             let old = self.disk.read(offset, header.cluster_size()).await?;
             let mut new = old.to_vec();
-            for within in 0..per_block {
+            let counts =
+                mutant!(self.disk.rules, LastCountOfBlockStays => per_block - 1; per_block);
+            for within in 0..counts {
                 let at = usize::try_from(within).expect("a block fits in memory");
                 let stored = refcount::get(&old, order, at).unwrap_or(0);
                 let counted = self.survey.references.get(index * per_block + within);
-                let right = if leaks_only { stored.min(counted) } else { counted };
+                let most =
+                    mutant!(self.disk.rules, RepairLeavesLeaks => stored.max(counted); counted);
+                let right = if leaks_only { stored.min(counted) } else { most };
                 if right != stored {
                     refcount::set(&mut new, order, at, right)
                         .expect("the survey found that it fits");
@@ -229,7 +234,7 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
                 let right = if zeroes && past_end() {
                     L2Entry::ZERO_PLAIN
                 } else {
-                    references.with_right_copied(header, entry)
+                    references.with_right_copied(header, entry, self.disk.rules)
                 };
                 set_entry(&mut new, index, right.0);
             }
@@ -256,7 +261,8 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         let mut references = self.references_without_structure();
         let in_file = self.image.length.div_ceil(size);
         let used = self.survey.references.used().rev().find(|&(cluster, _)| cluster < in_file);
-        let start = used.map_or(0, |(cluster, _)| cluster + 1);
+        let behind = |last| mutant!(self.disk.rules, RebuildOverLastCluster => last; last + 1);
+        let start = used.map_or(0, |(cluster, _)| behind(cluster));
         // Old structures outside the file hold nothing.
         let mut blocks = references.blocks(per_block);
         let placed = loop {
@@ -372,6 +378,9 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
                 source,
             })?;
         }
+        let references = mutant!(self.disk.rules, RebuiltCountsOfBefore => {
+            &self.survey.references
+        }; &plan.references);
         let cluster_len = usize::try_from(size).expect("a cluster fits in memory");
         for (&index, &cluster) in &plan.blocks {
             let mut block = vec![0; cluster_len];
@@ -382,7 +391,7 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
                     continue;
                 }
                 for within in 0..in_unit {
-                    let count = plan.references.get(first + (from + within) as u64);
+                    let count = references.get(first + (from + within) as u64);
                     refcount::set(unit, order, within, count)
                         .expect("the survey found that it fits");
                 }

@@ -15,6 +15,7 @@ use crate::error::CheckError;
 use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
 use crate::format::header::Header;
 use crate::format::{limits, refcount};
+use crate::mutant::mutant;
 use crate::storage::{IoBuf, Storage, UNIT};
 
 use super::disk::Disk;
@@ -91,7 +92,8 @@ impl Survey {
             survey.report.add_hopeless(Problem::BeyondEnd { at: 40, host, length });
         }
         survey.references.add(0, 1);
-        let l1 = header.l1_table_offset / size..l1_end.div_ceil(size);
+        let l1_end = mutant!(disk.rules, L1TailUncounted => l1_end / size; l1_end.div_ceil(size));
+        let l1 = header.l1_table_offset / size..l1_end;
         for cluster in l1.clone() {
             survey.references.add(cluster, 1);
         }
@@ -264,6 +266,11 @@ impl Survey {
                         Mapping::Data { host, copied } | Mapping::ZeroAllocated { host, copied },
                     ) => {
                         suspects |= !copied;
+                        mutant!(disk.rules, ZeroClusterUncounted => {
+                            if L2Entry(entry) != L2Entry::data(host, copied) {
+                                continue;
+                            }
+                        }; ());
                         self.refer(header, length, at, host..host + size);
                         self.report.allocated_clusters += 1;
                         if previous.is_some_and(|previous| previous + size != host) {
@@ -431,7 +438,7 @@ impl Survey {
         for offset in self.tables.clone() {
             let table = disk.read(offset, header.cluster_size()).await?;
             for (index, entry) in entries(&table) {
-                let right = self.references.with_right_copied(header, L2Entry(entry));
+                let right = self.references.with_right_copied(header, L2Entry(entry), disk.rules);
                 if right.0 != entry {
                     let counted = self.references.to(right.host(), header);
                     self.report.add(Problem::Copied { at: offset + index * 8, entry, counted });

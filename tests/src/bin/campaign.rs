@@ -1,5 +1,6 @@
 //! The command line of the harness: `cargo campaign VERB`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use faultfs::profile::{Profile, Robustness, UnknownProfile};
 use model::build::Initial;
 use model::case::Case;
+use qcow2_core::{Area, Mutant};
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::Found;
 use qcow2_crashtest::campaign::initial_name;
@@ -20,8 +22,10 @@ use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::alphabet::worlds;
 use qcow2_crashtest::explore::certificate::{MergeError, Part};
+use qcow2_crashtest::file;
 use qcow2_crashtest::interrupt;
 use qcow2_crashtest::minimise::Minimised;
+use qcow2_crashtest::mutants::{self, Effort};
 use qcow2_crashtest::replay;
 use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::subject::Qcow2Core;
@@ -74,9 +78,17 @@ enum Verb {
         after_help = "Example: cargo campaign dump corpus/without-data-before-mapping.json crashed.qcow2"
     )]
     Dump(Dump),
-    /// Break each write order in turn; a table of what noticed, and how fast, random and exhaustive.
-    #[command(after_help = "Example: cargo campaign sensitivity --rule data-before-mapping")]
-    Sensitivity(Sensitivity),
+    /// Break each write order in turn, or put in each mutant; a table of what noticed, and how fast, random and exhaustive.
+    #[command(
+        after_help = "Examples: cargo campaign sensitivity --rule data-before-mapping\n          \
+                      cargo campaign sensitivity --mutants --runs 3"
+    )]
+    Sensitivity {
+        #[command(flatten)]
+        all: Sensitivity,
+        #[command(flatten)]
+        mutants: Mutants,
+    },
     /// Take each flush away in turn; a table of what noticed. One that nothing misses is not needed.
     #[command(after_help = "Example: cargo campaign barriers --rule flush:guest-flush")]
     Barriers(Sensitivity),
@@ -101,6 +113,19 @@ struct Sensitivity {
     corpus: Option<PathBuf>,
     #[command(flatten)]
     minimising: Minimising,
+}
+
+#[derive(Args)]
+struct Mutants {
+    /// Put in mistakes, one at a time, and take no write order away; `--rule mutant:NAME` is one of them.
+    #[arg(long)]
+    mutants: bool,
+    /// Give up on each campaign after this many crash states.
+    #[arg(long, default_value_t = 3_000_000, requires = "mutants")]
+    states: u64,
+    /// Write what noticed each to this file.
+    #[arg(long, requires = "mutants")]
+    json: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -226,7 +251,8 @@ fn main() -> ExitCode {
         Verb::Minimise(minimise) => minimise.run(&Corpus),
         Verb::Explain(explain) => explain.run(&Corpus),
         Verb::Dump(dump) => dump.run(&Corpus),
-        Verb::Sensitivity(args) => sensitivity(Target::rules(), &args),
+        Verb::Sensitivity { all, mutants } if mutants.mutants => put_in_mutants(&all, &mutants),
+        Verb::Sensitivity { all, .. } => sensitivity(Target::rules(), &all),
         Verb::Barriers(args) => sensitivity(Target::flushes(), &args),
     })
 }
@@ -411,6 +437,62 @@ fn sensitivity(
     }
     if survived.is_empty() {
         return Ok(interrupt::signal().map_or(Status::Passed, Status::Interrupted));
+    }
+    say(&format!("survived: {}\n", survived.join(", ")));
+    Ok(Status::Violation)
+}
+
+/// Puts in each mutant and looks for it.
+fn put_in_mutants(all: &Sensitivity, args: &Mutants) -> Result<Status, CorpusError> {
+    let named = |mutant: &Mutant| all.rule.as_ref().is_none_or(|name| name == mutant.name());
+    let mutants: Vec<Mutant> = Mutant::ALL.iter().copied().filter(named).collect();
+    if mutants.is_empty() {
+        return Err(CorpusError::Case("--rule: no mutant has that name".to_owned()));
+    }
+    let limit = Duration::from_secs(all.seconds);
+    let effort = Effort { seed: all.seed, runs: all.runs, states: args.states, limit };
+    let mut kept = mutants::Kept::new();
+    let mut survived = Vec::new();
+    let mut noticed: BTreeMap<Area, (u32, u32)> = BTreeMap::new();
+    say(&format!(
+        "{:<42} {:<26} {:>9} {:>8}  property that noticed\n",
+        "", "area", "states", "seconds"
+    ));
+    for mutant in mutants {
+        let outcome = mutants::look_for(mutant, &effort);
+        let (count, of) = noticed.entry(mutant.area()).or_default();
+        *of += 1;
+        *count += u32::from(outcome.noticed.is_some());
+        let verdict = match (&outcome.noticed, mutant.reason()) {
+            (Some(noticed), _) => {
+                let how = match noticed.strategy {
+                    Strategy::Random => "",
+                    Strategy::Exhaustive => " (exhaustive)",
+                };
+                format!("{}{how}", noticed.by.join(", "))
+            }
+            (None, Some(reason)) => format!("survived: {reason}"),
+            (None, None) => {
+                survived.push(mutant.name());
+                "SURVIVED".to_owned()
+            }
+        };
+        let (name, area) = (mutant.name(), mutant.area().name());
+        let (states, seconds) = (outcome.states, outcome.seconds);
+        say(&format!("{name:<42} {area:<26} {states:>9} {seconds:>8.2}  {verdict}\n"));
+        kept.insert(name.to_owned(), mutants::Line::of(mutant, &outcome));
+    }
+    for (area, (count, of)) in noticed {
+        say(&format!("{}: {count} of {of} noticed\n", area.name()));
+    }
+    if let Some(path) = &args.json {
+        let mut text = serde_json::to_string_pretty(&kept).expect("numbers and names");
+        text.push('\n');
+        file::replace(path, text.as_bytes())
+            .map_err(|source| CorpusError::Io { path: path.clone(), source })?;
+    }
+    if survived.is_empty() {
+        return Ok(Status::Passed);
     }
     say(&format!("survived: {}\n", survived.join(", ")));
     Ok(Status::Violation)

@@ -484,7 +484,7 @@ impl Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let length = match settings.budget {
                 Budget::Time(limit) => limit.as_secs(),
-                Budget::Cases(count) => count,
+                Budget::Cases(count) | Budget::States(count, _) => count,
             };
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -504,6 +504,7 @@ impl Progress {
             bar.set_position(match self.budget {
                 Budget::Time(_) => figures.seconds as u64,
                 Budget::Cases(_) => figures.cases,
+                Budget::States(..) => figures.states,
             });
             bar.set_message(message);
             return;

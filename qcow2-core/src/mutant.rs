@@ -1,0 +1,312 @@
+//! Mistakes that can be put into one image on purpose, to see whether a harness notices: each by name, each at one place.
+//!
+//! A [`Rule`](crate::Rule) or a [`Barrier`](crate::Barrier) taken away breaks an order that somebody wrote down. A mutant breaks what
+//! nobody gave a name: an end of a range, a comparison, something kept too long or forgotten too early.
+//!
+//! ```text
+//!   mutant!(rules, SomeMistake => what the mistake does; what is right)
+//! ```
+//!
+//! Without the feature `sabotage` only what is right is there.
+
+/// The right expression, or with feature `sabotage` the wrong one if these rules have that mutant.
+#[cfg(feature = "sabotage")]
+macro_rules! mutant {
+    ($rules:expr, $name:ident => $wrong:expr; $right:expr) => {
+        if $rules.has_mutant($crate::mutant::Mutant::$name) { $wrong } else { $right }
+    };
+}
+
+/// The right expression, or with feature `sabotage` the wrong one if these rules have that mutant.
+#[cfg(not(feature = "sabotage"))]
+macro_rules! mutant {
+    ($rules:expr, $name:ident => $wrong:expr; $right:expr) => {{
+        // Who has rules for mutants only has them in vain.
+        let _ = &$rules;
+        $right
+    }};
+}
+
+pub(crate) use mutant;
+
+/// Defines all mutants from one table: by area, with doc line, variant, name, and a reason where no campaign can notice it.
+#[cfg(feature = "sabotage")]
+macro_rules! mutants {
+    ($($area:ident, $area_name:literal: {
+        $($(#[$doc:meta])+ $variant:ident = $name:literal $(, argued $reason:literal)?;)+
+    })+) => {
+        /// Which part of the library a mutant is in.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Area {
+            $(#[doc = $area_name] $area,)+
+        }
+
+        impl Area {
+            /// All areas.
+            pub const ALL: &'static [Self] = &[$(Self::$area),+];
+
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$area => $area_name,)+
+                }
+            }
+        }
+
+        /// A mistake that somebody could have made.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Mutant {
+            $($($(#[$doc])+ $variant,)+)+
+        }
+
+        impl Mutant {
+            /// All mutants, in the order of their declaration.
+            pub const ALL: &'static [Self] = &[$($(Self::$variant),+),+];
+
+            /// The name by which reports and the command line know it.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($(Self::$variant => $name,)+)+
+                }
+            }
+
+            /// The part of the library that it is in.
+            pub const fn area(self) -> Area {
+                match self {
+                    $($(Self::$variant => Area::$area,)+)+
+                }
+            }
+
+            /// Why no campaign can notice it, and who does, where that is so.
+            pub const fn reason(self) -> Option<&'static str> {
+                match self {
+                    $($(Self::$variant => mutants!(@reason $($reason)?),)+)+
+                }
+            }
+
+            /// The mutant of that [`name`](Self::name).
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|mutant| mutant.name() == name)
+            }
+        }
+    };
+    (@reason) => { None };
+    (@reason $reason:literal) => { Some($reason) };
+}
+
+#[cfg(feature = "sabotage")]
+mutants! {
+    Cache, "cache and eviction": {
+        /// A page that is evicted before a flush has covered it leaves no stamp behind.
+        EvictedStampLost = "mutant:evicted-stamp-lost";
+        /// A page that is loaded again is taken to be durable, whatever stamp it had when it was evicted.
+        ReloadTakenDurable = "mutant:reload-taken-durable";
+        /// Eviction does not look whether the page is dirty.
+        DirtyPageEvicted = "mutant:dirty-page-evicted";
+        /// A page that lacks only the last change counts as written in the version that an edge asks for.
+        EdgeOneVersionShort = "mutant:edge-one-version-short";
+        /// A page that changed while it was written leaves the set of dirty pages.
+        WrittenClearsNewer = "mutant:written-clears-newer";
+        /// A new edge takes the place of all that the page had.
+        EdgeReplacesOthers = "mutant:edge-replaces-others";
+        /// Of two edges alike the one with the earlier stamp stays.
+        MergeKeepsEarlier = "mutant:merge-keeps-earlier";
+        /// A page that was asked for before its table was given up is put into the cache after.
+        StalePageLoaded = "mutant:stale-page-loaded";
+        /// Of a table that is given up only the first page is forgotten.
+        ForgetsFirstPageOnly = "mutant:forgets-first-page-only";
+        /// The page of a new table holds what its memory held before.
+        NewTableKeepsOldBytes = "mutant:new-table-keeps-old-bytes";
+    }
+    Claims, "claims and dropped requests": {
+        /// A write does not claim the guest cluster of which it touches only a part at its end.
+        GuestClaimEndsEarly = "mutant:guest-claim-ends-early";
+        /// A claim overlaps only those that begin before it or with it.
+        OverlapOneSided = "mutant:overlap-one-sided";
+        /// A claim overtakes an earlier one that waits.
+        ClaimOvertakes = "mutant:claim-overtakes";
+        /// Whoever releases a claim wakes only the first of those that wait for it.
+        ReleaseWakesOne = "mutant:release-wakes-one";
+        /// What a dropped request had taken is free at once, while its writes may still land.
+        OrphanClustersFreedAtOnce = "mutant:orphan-clusters-freed-at-once";
+        /// What a dropped request had taken is never given back.
+        OrphanClustersLost = "mutant:orphan-clusters-lost";
+        /// A success under a claim makes it forget the failure before.
+        LaterSuccessForgets = "mutant:later-success-forgets", argued "it changes nothing: whoever fails under a claim settles, or does \
+            no more I/O under it";
+        /// A flush whose future is dropped leaves no orphan.
+        DroppedFlushForgotten = "mutant:dropped-flush-forgotten";
+        /// Who writes several pages in one claims the first.
+        RunClaimsFirstPage = "mutant:run-claims-first-page";
+    }
+    Allocation, "allocation": {
+        /// The last cluster that was ever written counts as never written.
+        FreshOffByOne = "mutant:fresh-off-by-one";
+        /// Nobody remembers that a cluster which was taken may have been written.
+        TakenNotNoted = "mutant:taken-not-noted";
+        /// The last cluster of a run is not counted.
+        LastClusterUncounted = "mutant:last-cluster-uncounted";
+        /// Of the counts of a run in two pages, references wait for the first only.
+        CountsOfFirstPage = "mutant:counts-of-first-page";
+        /// What is taken from a free run leaves its last cluster in it.
+        RunKeepsTakenCluster = "mutant:run-keeps-taken-cluster";
+        /// A freed cluster in front of a free run makes that run forgotten.
+        FreeMergeLosesNext = "mutant:free-merge-loses-next";
+        /// A run is handed out beyond the end of the file if it begins before it.
+        ExtentPastLength = "mutant:extent-past-length";
+        /// The search of a page of counts ends before its last one.
+        SearchStopsBeforeLast = "mutant:search-stops-before-last";
+        /// A new L2 table in a used cluster is not zeroed on the storage.
+        TableNotZeroed = "mutant:table-not-zeroed";
+    }
+    Freed, "freed clusters": {
+        /// A reader that began just before a reference was dropped is not waited for.
+        ReaderOffByOne = "mutant:reader-off-by-one";
+        /// A cluster that has become free below where the search is, is not found again.
+        FreedNotReused = "mutant:freed-not-reused";
+        /// The count of a freed cluster stays.
+        CountNeverLowered = "mutant:count-never-lowered";
+        /// The count of a cluster with several references falls to 0 with the first.
+        CountFallsToZero = "mutant:count-falls-to-zero";
+        /// A reference is gone for good once its page is written, before the flush.
+        FreedBeforeFlush = "mutant:freed-before-flush";
+        /// The write of a page frees what earlier versions dropped, but not what this one did.
+        FreedVersionMissed = "mutant:freed-version-missed";
+        /// The discard of a run goes on over the cluster behind it.
+        DiscardOneTooMany = "mutant:discard-one-too-many";
+        /// A freed cluster is taken out of its queue before its counts are there.
+        DequeuedBeforeLoaded = "mutant:dequeued-before-loaded";
+        /// A cluster that reads as zeroes is not freed with its entry.
+        ZeroClusterNotFreed = "mutant:zero-cluster-not-freed";
+    }
+    Growth, "growth": {
+        /// A larger L1 table lacks the last entry of the old one.
+        L1CopyOneShort = "mutant:l1-copy-one-short";
+        /// The rest of the last cluster of the disk keeps its content when the disk grows over it.
+        TailNotCleared = "mutant:tail-not-cleared";
+        /// A new refcount block does not count itself.
+        BlockNotCounted = "mutant:block-not-counted";
+        /// Where only what is needed could be had, the length that was asked for first is remembered.
+        GenerousLengthRemembered = "mutant:generous-length-remembered";
+        /// Each growth of the file takes the one before it for durable.
+        EarlierLengthTakenDurable = "mutant:earlier-length-taken-durable";
+        /// The switch to a larger L1 table does not wait for what the entries of the old one wait for.
+        OldL1NotAwaited = "mutant:old-l1-not-awaited";
+        /// The last cluster of an old L1 table that does not fill it is not freed.
+        OldL1TailKept = "mutant:old-l1-tail-kept";
+        /// A disk may need one L1 entry more than there is before its table grows.
+        L1OneEntryShort = "mutant:l1-one-entry-short";
+        /// The first entry that somebody left past the end of the disk stays.
+        FirstLeftoverStays = "mutant:first-leftover-stays";
+        /// Pages of an old refcount table stay in the cache.
+        OldTablePagesStay = "mutant:old-table-pages-stay";
+    }
+    Repair, "repair": {
+        /// After a repair at opening the header of before is used.
+        HeaderOfBeforeRepair = "mutant:header-of-before-repair";
+        /// An entry keeps COPIED where its cluster has several references.
+        CopiedBitLeft = "mutant:copied-bit-left";
+        /// The last count of a refcount block is not corrected.
+        LastCountOfBlockStays = "mutant:last-count-of-block-stays";
+        /// A full repair corrects counts only upwards.
+        RepairLeavesLeaks = "mutant:repair-leaves-leaks";
+        /// The cluster in which the L1 table ends is not counted.
+        L1TailUncounted = "mutant:l1-tail-uncounted";
+        /// A cluster that reads as zeroes counts as unused.
+        ZeroClusterUncounted = "mutant:zero-cluster-uncounted";
+        /// New refcount structures begin in the last cluster in use.
+        RebuildOverLastCluster = "mutant:rebuild-over-last-cluster";
+        /// New refcount blocks hold the references of before they were there.
+        RebuiltCountsOfBefore = "mutant:rebuilt-counts-of-before";
+        /// Of a table only the first sector that differs is corrected.
+        OnlyFirstUnitCorrected = "mutant:only-first-unit-corrected";
+    }
+    Zero, "zero and discard": {
+        /// A request that begins inside a cluster frees all of that.
+        DiscardRoundsOut = "mutant:discard-rounds-out";
+        /// The last cluster of the disk, cut short, is not a whole one.
+        ShortLastClusterKept = "mutant:short-last-cluster-kept";
+        /// Zeroing keeps what is behind the last whole cluster.
+        ZeroTailKept = "mutant:zero-tail-kept";
+        /// The first cluster behind a table that does not exist is passed over.
+        ZeroSkipsAfterGap = "mutant:zero-skips-after-gap";
+        /// A cluster that stays with its entry as zeroes is freed all the same.
+        KeptClusterFreed = "mutant:kept-cluster-freed";
+        /// What a write leaves of a cluster that read as zeroes is not zeroed.
+        ReviveNotPadded = "mutant:revive-not-padded";
+        /// Where the guest reads zeroes, a new mapping never waits for its data.
+        ZeroesTakenForHarmless = "mutant:zeroes-taken-for-harmless";
+        /// A cluster that others refer to is discarded on the storage.
+        SharedClusterDiscarded = "mutant:shared-cluster-discarded";
+        /// Zeroing parts of two clusters looks only whether the first one holds data.
+        ZeroLooksAtFirstCluster = "mutant:zero-looks-at-first-cluster";
+    }
+    Flush, "write through and flush": {
+        /// A write in place goes through though its mapping is not durable.
+        ThroughThoughUnmapped = "mutant:through-though-unmapped";
+        /// Whether a mapping is durable is asked of the L2 entry alone.
+        L1NotLookedAt = "mutant:l1-not-looked-at";
+        /// Zeroing does not heed that the image was opened to write through.
+        OptionIgnoredForZeroes = "mutant:option-ignored-for-zeroes";
+        /// A page that is written counts as durable.
+        WrittenTakenForDurable = "mutant:written-taken-for-durable";
+        /// What is written while a flush runs counts as covered by it.
+        StampOfRunningFlush = "mutant:stamp-of-running-flush";
+        /// Pages in one write are not looked at again when it is their turn.
+        RunWrittenUnchecked = "mutant:run-written-unchecked";
+        /// A flush leaves refcounts behind, dirty bit or not.
+        FlushLeavesRefcounts = "mutant:flush-leaves-refcounts";
+        /// Of a write through in several pieces only the first one goes through.
+        ThroughFirstPieceOnly = "mutant:through-first-piece-only";
+        /// A flush does not wait for the writes through beside it.
+        FlushBesideThrough = "mutant:flush-beside-through";
+        /// A write in place leaves nothing for a flush to do.
+        InPlaceWriteUnstamped = "mutant:in-place-write-unstamped";
+    }
+    Open, "open and close": {
+        /// A close leaves refcounts behind and marks the image clean.
+        CloseLeavesRefcounts = "mutant:close-leaves-refcounts";
+        /// A close does not wait until freed clusters are free.
+        CloseForgetsFreed = "mutant:close-forgets-freed";
+        /// A close does not settle what dropped and failed requests left.
+        CloseBesideOrphans = "mutant:close-beside-orphans";
+        /// The dirty bit is taken for durable when it is written.
+        DirtyBelievedTooEarly = "mutant:dirty-believed-too-early";
+        /// What is past the end of the file counts as zeroes on a storage that does not say so.
+        StaleSpaceTakenForZeroes = "mutant:stale-space-taken-for-zeroes";
+        /// An image that is marked corrupt is opened for writing.
+        CorruptBitIgnored = "mutant:corrupt-bit-ignored";
+        /// A close does not write a header again that is in doubt.
+        CloseLeavesHeaderInDoubt = "mutant:close-leaves-header-in-doubt";
+        /// A file that ends inside a cluster counts as if it reached that cluster's end.
+        OpenLengthRoundedUp = "mutant:open-length-rounded-up";
+    }
+}
+
+#[cfg(all(test, feature = "sabotage"))]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{Area, Mutant};
+
+    #[test]
+    fn names_are_unique_and_resolve() {
+        for &mutant in Mutant::ALL {
+            assert_eq!(Mutant::from_name(mutant.name()), Some(mutant));
+            assert!(mutant.name().starts_with("mutant:"));
+        }
+        let names: BTreeSet<_> = Mutant::ALL.iter().map(|mutant| mutant.name()).collect();
+        assert_eq!(names.len(), Mutant::ALL.len());
+        assert_eq!(Mutant::from_name("mutant:none"), None);
+    }
+
+    #[test]
+    fn every_area_has_six_at_least() {
+        for &area in Area::ALL {
+            let count = Mutant::ALL.iter().filter(|mutant| mutant.area() == area).count();
+            assert!(count >= 6, "{}: {count}", area.name());
+        }
+        assert!(Mutant::ALL.len() >= 64);
+    }
+}
