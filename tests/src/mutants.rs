@@ -56,7 +56,9 @@ pub struct Outcome {
 fn scope_for(mutant: Mutant) -> Scope {
     let fault = |kind| Scope { fault: Some(kind), ..Scope::default() };
     match mutant {
-        Mutant::ReaderOffByOne => Scope { contended: true, ..Scope::default() },
+        Mutant::ReaderOffByOne | Mutant::DirtyBelievedTooEarly => {
+            Scope { contended: true, ..Scope::default() }
+        }
         Mutant::DroppedFlushForgotten => fault(FaultKind::Dropped),
         Mutant::FlushBesideThrough => {
             Scope { tasks: Some(4), ..fault(FaultKind::WriteThroughFailed) }
