@@ -49,7 +49,7 @@ pub enum Initial {
     /// bit is set too, and the refcounts are right.
     Bitmaps,
     /// Some data, and more where no guest sees it: behind the end of the disk in the last cluster, in its L2 table, and in one
-    /// more L2 table. The file ends inside the first L2 table.
+    /// more L2 table. The file ends inside the first L2 table. The header has a compatible feature bit that nobody knows.
     Leftovers,
 }
 
@@ -324,6 +324,9 @@ struct Layout {
     ends_early: bool,
 }
 
+/// A feature that a reader may ignore, and that nobody knows.
+const FOREIGN_COMPATIBLE: u64 = 1 << 40;
+
 const REFCOUNT_TABLE: u64 = 1;
 const FIRST_BLOCK: u64 = 2;
 
@@ -502,7 +505,8 @@ impl Layout {
         self.put_u64(48, REFCOUNT_TABLE * size);
         self.put(56, &1u32.to_be_bytes());
         self.put_u64(72, if self.dirty { INCOMPATIBLE_DIRTY } else { 0 });
-        self.put_u64(80, u64::from(geometry.lazy_refcounts));
+        let foreign = if self.ends_early { FOREIGN_COMPATIBLE } else { 0 };
+        self.put_u64(80, u64::from(geometry.lazy_refcounts) | foreign);
         if let Some((count, bytes, directory)) = self.bitmaps {
             self.put_u64(88, AUTOCLEAR_BITMAPS);
             self.put(112, &EXTENSION_BITMAPS.to_be_bytes());

@@ -120,6 +120,8 @@ pub enum Defect {
     DirtyExcusesAll,
     /// Judge: a bitmap may say that it is up to date and not be.
     StaleBitmapAllowed,
+    /// Judge: a writer may lose feature bits that it does not know.
+    FeaturesMayBeLost,
     /// Judge: leaks that a life adds count as inherited.
     EveryLeakInherited,
     /// Judge: repair may change contents.
@@ -156,7 +158,7 @@ pub enum Defect {
 
 impl Defect {
     /// Every mistake.
-    pub const ALL: [Self; 69] = [
+    pub const ALL: [Self; 70] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -210,6 +212,7 @@ impl Defect {
         Self::UnmappedUnjudged,
         Self::DirtyExcusesAll,
         Self::StaleBitmapAllowed,
+        Self::FeaturesMayBeLost,
         Self::EveryLeakInherited,
         Self::RepairMayChangeContents,
         Self::SecondRepairMayWrite,

@@ -131,6 +131,8 @@ pub struct Inherited {
     leaks: Vec<(u64, u64)>,
     /// Clusters whose COPIED flag is missing or stale, ascending.
     copied: Vec<u64>,
+    /// Features that a reader may ignore: no flaw, and nothing to lose.
+    compatible: u64,
 }
 
 impl Inherited {
@@ -138,6 +140,8 @@ impl Inherited {
     /// maintain it has to clear the bit, and frees nothing by that.
     pub fn of(auditor: &Auditor) -> Self {
         let mut inherited = Self::default();
+        inherited.compatible =
+            auditor.image().header().map_or(0, |header| header.compatible_features);
         inherited.leaks.extend(auditor.image().vouched_for().map(|cluster| (cluster, 1)));
         for finding in &auditor.report().findings {
             match *finding {
@@ -153,6 +157,12 @@ impl Inherited {
         inherited.leaks.sort_unstable();
         inherited.copied.sort_unstable();
         inherited
+    }
+
+    /// What is left of them after a repair.
+    #[must_use]
+    pub fn repaired(self) -> Self {
+        Self { compatible: self.compatible, ..Self::default() }
     }
 
     fn has(&self, finding: &Finding) -> bool {
@@ -282,6 +292,18 @@ impl Judge {
             Place::Structure(finding) => !inherited.has(finding),
             _ => true,
         });
+        let header = self.auditor.image().header();
+        let lost = header.map_or(0, |header| inherited.compatible & !header.compatible_features);
+        if lost != 0 && self.defect != Defect::FeaturesMayBeLost {
+            self.violations.push(Violation {
+                property: Property::P6,
+                kind: "feature-lost",
+                place: Place::Image,
+                found: None,
+                allowed: Vec::new(),
+                story: format!("compatible feature bits {lost:#x} were there when it was opened"),
+            });
+        }
         &self.violations
     }
 

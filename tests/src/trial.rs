@@ -409,10 +409,8 @@ pub fn inherited<Sub: Subject>(
 ) -> Inherited {
     let mut newest = LeafChooser::written(Vec::new());
     bench.judge.state(&mut DiskEvidence::new(disk, &mut newest), guest, None);
-    if bench.will_repair() {
-        return Inherited::default();
-    }
-    Inherited::of(bench.judge.auditor())
+    let inherited = Inherited::of(bench.judge.auditor());
+    if bench.will_repair() { inherited.repaired() } else { inherited }
 }
 
 /// Units in a cluster.

@@ -378,6 +378,13 @@ pub(crate) fn clean_close(defect: Defect) -> Outcome {
     patient.put_u64(72, 1);
     let dirty = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
     expect("dirty", dirty, vec![(Property::P6, "dirty")])?;
+    let mut patient = Patient::new(Initial::Leftovers);
+    let guest = patient.guest(defect);
+    judge.state(&mut patient.disk, &guest, None);
+    let inherited = Inherited::of(judge.auditor());
+    patient.put_u64(80, 1);
+    let lost = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
+    expect("a feature that nobody knows is lost", lost, vec![(Property::P6, "feature-lost")])?;
     let mut patient = Patient::new(Initial::Bitmaps);
     let guest = patient.guest(defect);
     judge.state(&mut patient.disk, &guest, None);
