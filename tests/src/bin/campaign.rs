@@ -95,6 +95,7 @@ enum Verb {
 }
 
 #[derive(Args)]
+#[group(skip)]
 struct Sensitivity {
     /// Only the one of this name.
     #[arg(long)]
