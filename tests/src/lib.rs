@@ -19,6 +19,7 @@ pub mod evidence;
 pub mod explore;
 pub mod figures;
 pub mod guest_trace;
+pub mod inventory;
 pub mod leaf;
 pub mod ledger;
 pub mod life;

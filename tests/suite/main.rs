@@ -11,6 +11,7 @@ mod exploration;
 mod guest_trace;
 mod house;
 mod interop;
+mod inventory;
 mod malformed;
 mod qemu_mutants;
 mod qemu_repairs;
