@@ -630,9 +630,9 @@ mod limit {
     /// Tasks of a life: each step chooses among all that can go on.
     pub(super) const TASKS: u64 = 64;
     /// Requests of all lives: each is a moment and more.
-    pub(super) const REQUESTS: u64 = 512;
+    pub(super) const REQUESTS: u64 = 4096;
     /// Guest clusters that all requests touch: each may be an I/O, and each I/O is two moments.
-    pub(super) const TOUCHED: u64 = 2048;
+    pub(super) const TOUCHED: u64 = 1 << 20;
     /// Steps of one recovery: every state goes through all of them.
     pub(super) const RECOVERY: u64 = 16;
     /// Faults of a life: every I/O is compared with each.
@@ -689,20 +689,17 @@ impl Case {
                         let most = limit::CLUSTERS * cluster;
                         excess = excess.or_else(|| above(&field(".grow.to"), to, most));
                     }
-                    match op.clip(largest) {
-                        Some(
-                            Op::Write { offset, length, .. }
-                            | Op::WriteZeroes { offset, length, .. }
-                            | Op::Discard { offset, length }
-                            | Op::Read { offset, length },
-                        ) => {
-                            let end = offset.saturating_add(length).div_ceil(cluster);
-                            touched += end - offset / cluster;
-                            let so_far = " (guest clusters that it and those before it touch)";
-                            excess =
-                                excess.or_else(|| above(&field(so_far), touched, limit::TOUCHED));
-                        }
-                        _ => {}
+                    if let Some(
+                        Op::Write { offset, length, .. }
+                        | Op::WriteZeroes { offset, length, .. }
+                        | Op::Discard { offset, length }
+                        | Op::Read { offset, length },
+                    ) = op.clip(largest)
+                    {
+                        let end = offset.saturating_add(length).div_ceil(cluster);
+                        touched += end - offset / cluster;
+                        let so_far = " (guest clusters that it and those before it touch)";
+                        excess = excess.or_else(|| above(&field(so_far), touched, limit::TOUCHED));
                     }
                     if excess.is_some() {
                         return excess;

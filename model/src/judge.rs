@@ -139,9 +139,9 @@ impl Inherited {
     /// The flaws of the image that was audited last. What only an autoclear bit vouches for counts as leaked: who does not
     /// maintain it has to clear the bit, and frees nothing by that.
     pub fn of(auditor: &Auditor) -> Self {
-        let mut inherited = Self::default();
-        inherited.compatible =
-            auditor.image().header().map_or(0, |header| header.compatible_features);
+        let header = auditor.image().header();
+        let compatible = header.map_or(0, |header| header.compatible_features);
+        let mut inherited = Self { compatible, ..Self::default() };
         inherited.leaks.extend(auditor.image().vouched_for().map(|cluster| (cluster, 1)));
         for finding in &auditor.report().findings {
             match *finding {

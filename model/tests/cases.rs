@@ -238,16 +238,18 @@ fn what_no_replay_can_do_is_refused() {
         ("lives[1].recovery (their number)", 16, &|case, most| {
             case.lives[1].recovery = vec![step.clone(); most as usize];
         }),
-        ("lives[1].tasks[0][505] (number", 512, &|case, most| {
+        ("lives[1].tasks[0][4089] (number", 4096, &|case, most| {
             case.lives[1].tasks = vec![flush(most as usize - 7)];
         }),
         ("lives[1].tasks[0][0].grow.to", 64 << 20, &|case, most| {
             case.lives[1].tasks = vec![vec![Op::Grow { to: most.next_multiple_of(512) }]];
         }),
         // Three are touched by the requests of the first life, and one more by its read.
-        ("lives[1].tasks[0][0] (guest clusters", 2048, &|case, most| {
-            case.geometry.virtual_size = 16 << 20;
-            case.lives[1].tasks = vec![vec![write((most - 5) << 10)]];
+        ("lives[1].tasks[0][15] (guest clusters", 1 << 20, &|case, most| {
+            case.geometry.virtual_size = 64 << 20;
+            let mut writes = vec![write(64 << 20); 15];
+            writes.push(write((most - 5 - (15 << 16)) << 10));
+            case.lives[1].tasks = vec![writes];
         }),
     ];
     for (field, most, change) in table {

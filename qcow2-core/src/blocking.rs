@@ -134,13 +134,10 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`crate::Image::write`].
     pub fn write_zeroes(&self, offset: u64, len: u64, how: Zeroing) -> Result<(), IoError> {
-        let unit = UNIT as u64;
-        let first = offset.next_multiple_of(unit);
-        let end = offset.checked_add(len).ok_or_else(|| self.out_of_range(offset, len))?;
-        let last = end - end % unit;
-        if first >= last {
+        let Some((first, last)) = self.whole_units(offset, len)? else {
             return self.write(offset, &vec![0; self.small(offset, len)?]);
-        }
+        };
+        let end = offset + len;
         self.write(offset, &vec![0; self.small(offset, first - offset)?])?;
         {
             let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
@@ -154,13 +151,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`crate::Image::write`].
     pub fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        let unit = UNIT as u64;
-        let first = offset.next_multiple_of(unit);
-        let end = offset.checked_add(len).ok_or_else(|| self.out_of_range(offset, len))?;
-        let last = end - end % unit;
-        if first >= last {
-            return Ok(());
-        }
+        let Some((first, last)) = self.whole_units(offset, len)? else { return Ok(()) };
         let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
         block_on(self.inner.discard(first, last - first))
     }
@@ -199,6 +190,15 @@ impl<S: Storage> Image<S> {
         let start = offset - offset % unit;
         let whole = self.small(offset, end - start)?;
         Ok((start, whole, self.small(offset, offset - start)?))
+    }
+
+    /// Where the first whole unit of a range begins and the last one ends, if there is one.
+    fn whole_units(&self, offset: u64, len: u64) -> Result<Option<(u64, u64)>, IoError> {
+        let unit = UNIT as u64;
+        let end = offset.checked_add(len).ok_or_else(|| self.out_of_range(offset, len))?;
+        let last = end - end % unit;
+        let first = offset.checked_next_multiple_of(unit).filter(|&first| first < last);
+        Ok(first.map(|first| (first, last)))
     }
 
     fn small(&self, offset: u64, len: u64) -> Result<usize, IoError> {

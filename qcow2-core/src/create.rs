@@ -26,7 +26,7 @@ use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<(), CreateError> {
     let header = plan(options)?;
     let size = header.cluster_size();
-    let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size).max(1);
+    let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size);
     let clusters = header.l1_table_offset / size + l1_clusters;
     let end = clusters * size;
 
@@ -101,6 +101,8 @@ fn plan(options: &CreateOptions) -> Result<Header, CreateError> {
         return Err(CreateError::Option(format!("size {size} is not a multiple of 512 bytes")));
     }
     let mut header = Header::new(options.cluster_bits, options.virtual_size)?;
+    // A disk of no bytes has an L1 table too: a cluster without an entry would belong to nothing.
+    header.l1_size = header.l1_size.max(1);
     if options.lazy_refcounts {
         header.compatible |= Compatible::LAZY_REFCOUNTS;
     }
@@ -108,7 +110,7 @@ fn plan(options: &CreateOptions) -> Result<Header, CreateError> {
         header.name_features();
     }
     let size = header.cluster_size();
-    let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size).max(1);
+    let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size);
     let (mut blocks, mut table_clusters) = (1, 1);
     loop {
         let clusters = 1 + table_clusters + blocks + l1_clusters;

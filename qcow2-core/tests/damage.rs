@@ -486,6 +486,8 @@ fn damaged_bitmaps_are_told_and_nothing_is_repaired_over_them() {
         (directory + 8, 0x0fff_ffff << 32),
         (table, directory + 2 * size + 512),
         (table, (directory + 2 * size) | 1),
+        (table, (directory + 2 * size) | 2),
+        (table, (directory + 2 * size) | 1 << 56),
         (table, length),
         // Another part of the bitmaps, a table, guest data.
         (table, directory),

@@ -522,7 +522,7 @@ fn create_over(disk: &PossibleDisk, size: u64, rules: Rules) -> (Option<Failure>
                 return if ended { lost() } else { Ok(()) };
             }
             let report = auditor.audit(&mut DiskEvidence::new(crashed, chooser));
-            let Some(header) = report.header.clone() else {
+            let Some(header) = report.header else {
                 return Err(seen("created-half", "its header cannot be read".to_owned()));
             };
             if ended && header.size != size {

@@ -152,7 +152,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
         let story = format!("filled again and again, the file was {lengths:?} bytes long");
         return Err(fail("space-lost", story));
     }
-    let mut remains = direct.power_off();
+    let remains = direct.power_off();
     let clusters = u64::from(remains.disk.extent()).div_ceil(geometry.cluster_units());
     let per_cluster = if session.write_through { IOS_WRITTEN_THROUGH } else { IOS_PER_CLUSTER };
     // A cluster takes several transfers on some devices.
@@ -162,7 +162,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
         let story = format!("{ios} storage operations, more than {most}");
         return Err(fail("unbounded-work", story));
     }
-    audit_closed(subject, session, geometry, &mut remains.disk, size)?;
+    audit_closed(subject, session, geometry, &remains.disk, size)?;
     Ok(WentOn { ios, most, refilled: !lengths.is_empty() })
 }
 
@@ -171,7 +171,7 @@ fn audit_closed<Sub: Subject>(
     subject: &Sub,
     session: Session,
     geometry: &Geometry,
-    disk: &mut PossibleDisk,
+    disk: &PossibleDisk,
     size: u64,
 ) -> Result<(), Failure> {
     let values = disk.values().clone();

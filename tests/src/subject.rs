@@ -267,7 +267,6 @@ impl Subject for Qcow2Core {
             pass_discard: session.pass_discard,
             lazy_refcounts: session.lazy_refcounts,
             rules: self.rules,
-            ..default
         };
         Image::open(storage, options).await.map_err(|error| match error {
             OpenError::Io(IoError::Storage { .. } | IoError::Poisoned(_))

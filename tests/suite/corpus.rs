@@ -1,7 +1,10 @@
 //! Every case of the corpus, one named test each: whole code passes it, code without its witness fails it.
 
+use model::case::{Case, Discard, Life, Origin, SCHEMA, Schedule, Status};
+use model::finding::Property;
 use qcow2_crashtest::corpus::{self, text_of};
 use qcow2_crashtest::replay::{Layer, Verdict, is_expected, replay, subject_of};
+use qcow2_crashtest::workload::{self, LifePlan, Scope, Shape};
 
 /// Replays a case on whole code and, if it has a witness, on code without it.
 fn check(name: &str) {
@@ -128,4 +131,38 @@ fn broken_files_name_file_and_field() {
     unknown.open.subject = "somebody-else".to_owned();
     let error = subject_of(&unknown, "x.json", false).expect_err("no such subject").to_string();
     assert!(error.contains("x.json") && error.contains("open.subject"), "{error}");
+}
+
+/// Goal: whatever a campaign may find can be kept: the limits of a case are above what is drawn. Method: plans of every shape as cases,
+/// written and read again.
+#[test]
+fn what_is_drawn_can_be_kept() {
+    let shapes = Shape::ALL.into_iter().map(Some).chain([None]);
+    for (shape, seed) in shapes.flat_map(|shape| (0..200).map(move |seed| (shape, seed))) {
+        let plan = workload::plan(seed, &Scope { shape, ..Scope::default() });
+        let life = |life: &LifePlan| Life {
+            tasks: life.tasks.clone(),
+            schedule: Schedule::Seed(life.schedule),
+            unrecovered: life.unrecovered,
+            ..Life::default()
+        };
+        let case = Case {
+            schema: SCHEMA.to_owned(),
+            title: "drawn".to_owned(),
+            property: Property::P1,
+            profile: "torn-length".to_owned(),
+            discard: Discard::Either,
+            device: plan.device,
+            origin: Origin::default(),
+            witness: None,
+            status: Status::Open,
+            geometry: plan.geometry,
+            open: plan.open.clone(),
+            initial: plan.initial,
+            lives: plan.lives.iter().map(life).collect(),
+            image: None,
+        };
+        let read = Case::from_json("drawn.json", &text_of(&case));
+        assert_eq!(read.as_ref(), Ok(&case), "{shape:?}, seed {seed}");
+    }
 }
