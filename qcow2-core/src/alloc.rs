@@ -137,18 +137,33 @@ impl State {
     }
 
     /// Takes up to `wanted` free clusters in one run: of those that are known to be free, or else of those that a search finds that
-    /// goes on where the last one ended.
-    pub(crate) fn allocate(&mut self, wanted: u64, reaped: bool) -> Result<Allocation, Stop> {
+    /// goes on where the last one ended. If they have to be a `whole` run, of those only, and what is shorter is passed and known from
+    /// then on; but a part will do that reaches behind everything that is in use, because the rest comes next.
+    pub(crate) fn allocate(
+        &mut self,
+        wanted: u64,
+        whole: bool,
+        reaped: bool,
+    ) -> Result<Allocation, Stop> {
         if self.lazy && !self.dirty_durable {
             return Ok(Allocation::Clean);
         }
         if !reaped && self.has_reapable() {
             return Ok(Allocation::Freed);
         }
-        let known = self.free.first();
+        let known = self.free.first().filter(|_| !whole);
         let found = match known.clone() {
             Some(run) => run.start..run.end.min(run.start + wanted),
             None => match self.search(wanted)? {
+                Search::Found(found)
+                    if whole
+                        && found.end - found.start < wanted
+                        && found.end < self.untouched_from =>
+                {
+                    self.free.search_reached(found.end);
+                    found.for_each(|cluster| self.free.insert(cluster));
+                    return Ok(Allocation::Searching);
+                }
                 Search::Found(found) => found,
                 Search::Nothing => return Ok(Allocation::Searching),
                 Search::NoBlock(cluster) => return Ok(Allocation::NoBlock(cluster)),
@@ -208,6 +223,7 @@ impl State {
     /// Remembers that clusters below `end` may have been written.
     fn note_written(&mut self, end: u64) {
         self.fresh_from = self.fresh_from.max(end);
+        self.untouched_from = self.untouched_from.max(end);
     }
 
     /// Sets the refcounts of free clusters to 1; returns what makes that durable.
@@ -348,15 +364,25 @@ struct Reap {
 
 impl<S: Storage> Image<S> {
     /// Takes exactly `wanted` clusters in one run for the holder of `claim`; returns them and what makes their refcounts
-    /// durable. What does not fit together on the way stays with the claim until it goes, so that it is not found again.
+    /// durable. Shorter runs are left to others, unless the storage has no room for a whole one: then they are taken until some fit
+    /// together. What does not stays with the claim until it goes, so that it is not found again.
     pub(crate) async fn allocate_run(
         &self,
         claim: &mut Claim<'_, S>,
         wanted: u64,
     ) -> Result<(Range<u64>, Vec<Before>), IoError> {
         let (mut run, mut counts) = (0..0, Vec::new());
+        let mut whole = Some(wanted).filter(|wanted| *wanted > 1);
+        self.with(|state| state.free.forget_last()).await;
         while run.end - run.start < wanted {
-            let next = self.allocate(claim, wanted - (run.end - run.start)).await?;
+            let rest = wanted - (run.end - run.start);
+            let next = match self.allocate_some(claim, rest, whole).await {
+                Err(error) if whole.is_some() && is_no_space(&error) => {
+                    whole = None;
+                    continue;
+                }
+                next => next?,
+            };
             if next.clusters.start != run.end {
                 run.start = next.clusters.start;
                 counts.clear();
@@ -374,11 +400,21 @@ impl<S: Storage> Image<S> {
         claim: &mut Claim<'_, S>,
         wanted: u64,
     ) -> Result<Extent, IoError> {
+        self.allocate_some(claim, wanted, None).await
+    }
+
+    /// The same, as part of a `whole` run of so many clusters, if they have to be one.
+    async fn allocate_some(
+        &self,
+        claim: &mut Claim<'_, S>,
+        wanted: u64,
+        whole: Option<u64>,
+    ) -> Result<Extent, IoError> {
         let (mut reaped, mut reclaimed) = (false, false);
         loop {
             let taken = self
                 .decide(|state| {
-                    let taken = state.allocate(wanted, reaped)?;
+                    let taken = state.allocate(wanted, whole.is_some(), reaped)?;
                     // In the same step: what was taken is given back with the claim.
                     if let Allocation::Taken { extent, .. } = &taken {
                         claim.clusters.push(extent.clusters.clone());
@@ -399,7 +435,9 @@ impl<S: Storage> Image<S> {
                     Box::pin(self.reap(wanted.max(AT_ONCE as u64))).await
                 }
                 Allocation::Searching => continue,
-                Allocation::NoBlock(cluster) => Box::pin(self.add_refcount_block(cluster)).await,
+                Allocation::NoBlock(cluster) => {
+                    Box::pin(self.add_refcount_block(cluster, whole.unwrap_or(1))).await
+                }
                 Allocation::BeyondLength(end) => Box::pin(self.grow_file(end)).await,
             };
             match made {
@@ -498,8 +536,8 @@ impl<S: Storage> Image<S> {
     }
 
     /// Adds the refcount block that describes `cluster`. It takes the first cluster that it describes, so that it describes
-    /// itself.
-    async fn add_refcount_block(&self, cluster: u64) -> Result<(), IoError> {
+    /// itself. Where as many clusters as there has to be `room` for do not fit behind it, several blocks come before them.
+    async fn add_refcount_block(&self, cluster: u64, room: u64) -> Result<(), IoError> {
         self.restore_header().await?;
         let mut claim = self.claim(Resource::Refcounts).await?;
         let (described, per_block, table_entries, size) = self
@@ -517,8 +555,8 @@ impl<S: Storage> Image<S> {
         }
         let block = cluster / per_block;
         let taken = block * per_block..block * per_block + 1;
-        if block >= table_entries {
-            return self.grow_refcount_table(&mut claim, taken.start).await;
+        if block >= table_entries || room >= per_block {
+            return self.grow_refcount_table(&mut claim, taken.start, room).await;
         }
         self.decide(|state| Ok(state.check_free(taken.clone())?)).await?;
         self.grow_file(taken.end).await?;
@@ -557,12 +595,13 @@ impl<S: Storage> Image<S> {
     /// in 16 TiB.
     ///
     /// ```text
-    ///   from `cluster` on:  | new refcount blocks for this run | new refcount table |
+    ///   from `cluster` on:  | new refcount blocks for all of this | new refcount table | `room` for others |
     /// ```
     async fn grow_refcount_table(
         &self,
         claim: &mut Claim<'_, S>,
         cluster: u64,
+        room: u64,
     ) -> Result<(), IoError> {
         let (per_block, old_entries, size, order, old_offset) = self
             .with(|state| {
@@ -578,8 +617,9 @@ impl<S: Storage> Image<S> {
         let first_block = cluster / per_block;
         let (mut blocks, mut table_clusters) = (1, 1);
         loop {
-            let end_block = (cluster + blocks + table_clusters).div_ceil(per_block);
-            let wanted = (end_block - first_block, (end_block * 8).div_ceil(size));
+            let end_block = (cluster + blocks + table_clusters + room).div_ceil(per_block);
+            let entries = old_entries.max(end_block);
+            let wanted = (end_block - first_block, (entries * 8).div_ceil(size));
             if wanted == (blocks, table_clusters) {
                 break;
             }

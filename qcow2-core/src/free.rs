@@ -39,6 +39,16 @@ impl Free {
         self.searched = cluster;
     }
 
+    /// Forgets the highest run if nothing is between it and what was not searched yet, so that it is found as one with that.
+    pub(crate) fn forget_last(&mut self) {
+        if let Some((&start, &end)) = self.runs.last_key_value()
+            && end == self.searched
+        {
+            self.runs.pop_last();
+            self.searched = start;
+        }
+    }
+
     /// The lowest run.
     pub(crate) fn first(&self) -> Option<Range<u64>> {
         self.runs.first_key_value().map(|(&start, &end)| start..end)

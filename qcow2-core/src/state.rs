@@ -92,6 +92,8 @@ pub(crate) struct State {
     pub(crate) stays_short: bool,
     /// Clusters from this one on were never written.
     pub(crate) fresh_from: u64,
+    /// Clusters from this one on were not in the file when it was opened, and nobody has taken one since.
+    pub(crate) untouched_from: u64,
     pub(crate) free: Free,
     pub(crate) freed: freed::Queue,
     /// Reads in flight, by ticket.
@@ -154,6 +156,7 @@ impl State {
             growth: options.growth,
             stays_short: false,
             fresh_from,
+            untouched_from: clusters,
             free: Free::new(rules),
             freed: freed::Queue::new(rules),
             readers: InFlight::default(),

@@ -41,3 +41,19 @@ fn nothing_old_comes_to_light() {
         }
     }
 }
+
+/// Goal: the L1 table may be longer than what one refcount block counts. Method: grow a small disk of small clusters a thousandfold.
+#[test]
+fn a_table_longer_than_a_block_counts() {
+    let storage = MemoryStorage::default();
+    let options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    create(&storage, &options).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.write(0, &[7; 512]).unwrap();
+    image.grow(1 << 30).unwrap();
+    image.write((1 << 30) - 512, &[8; 512]).unwrap();
+    image.close().unwrap();
+    let report = check(&storage, Repair::None).unwrap();
+    assert!(report.is_consistent(), "{report:?}");
+    assert!(storage.to_vec().len() < 32 << 20, "{}", storage.to_vec().len());
+}

@@ -134,9 +134,15 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
         let mut lengths = Vec::new();
         if finds_space {
             for _ in 0..ROUNDS {
-                image.discard(0, size).await.map_err(|text| fail("discard-fails", text))?;
-                for _ in 0..FLUSHES {
-                    image.flush().await.map_err(|text| fail("flush-fails", text))?;
+                // Every other piece, then those between: what becomes free has free neighbours, or none.
+                for second in [true, false] {
+                    for (offset, length) in pieces().skip(usize::from(second)).step_by(2) {
+                        let given_up = image.discard(offset, length).await;
+                        given_up.map_err(|text| fail("discard-fails", text))?;
+                    }
+                    for _ in 0..FLUSHES {
+                        image.flush().await.map_err(|text| fail("flush-fails", text))?;
+                    }
                 }
                 fill().await?;
                 lengths.push(
@@ -282,7 +288,9 @@ impl Exposure {
             return 0;
         }
         let counts_in_block = (cluster * 8) >> geometry.refcount_order;
-        taken + moved + 1 + taken.div_ceil(counts_in_block) + 2 * refcount_table + 1
+        let blocks = 1 + (taken + moved).div_ceil(counts_in_block);
+        // A part of the new L1 table, up to where a block has to come first, and the whole of it behind that.
+        taken + 2 * moved + blocks + 2 * refcount_table + 1
     }
 }
 

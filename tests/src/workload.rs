@@ -327,7 +327,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let clusters = match cluster_bits {
         // An L2 table has an eighth of the cluster size of entries.
         _ if eviction => 64 * (40 + rng.below(60)),
-        bits if sparse => (1 << 21 >> bits) * (1 + rng.below(4)),
+        bits if sparse => (1 << 20 >> bits) * (1 + rng.below(4)),
         9 => 24 + rng.below(80),
         10 => {
             let spread = if rng.below(4) == 0 { 180 } else { 36 };
@@ -386,6 +386,9 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let contended = scope.contended || (rng.below(8) == 0 && !eviction);
     let mut draw = Draw::new(&mut rng, geometry, contended);
     draw.long = long;
+    if sparse && !contended {
+        draw.weights[6] = 12;
+    }
     if eviction {
         draw.spread();
     }
@@ -572,7 +575,7 @@ impl<'a> Draw<'a> {
             6 => {
                 let most = if self.rng.below(3) == 0 { 90 } else { 4 };
                 let mut by = u64::from(1 + self.rng.below(most)) * self.cluster;
-                if self.size >= SPARSE && self.rng.below(2) == 0 {
+                if (SPARSE..4 * SPARSE).contains(&self.size) && self.rng.below(2) == 0 {
                     // By many L2 tables.
                     by *= self.cluster / 8;
                 }
