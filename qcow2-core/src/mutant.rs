@@ -168,7 +168,8 @@ mutants! {
         /// The count of a freed cluster stays.
         CountNeverLowered = "mutant:count-never-lowered";
         /// The count of a cluster with several references falls to 0 with the first.
-        CountFallsToZero = "mutant:count-falls-to-zero";
+        CountFallsToZero = "mutant:count-falls-to-zero", argued "without snapshots no writer leaves a cluster with two references, so no workload begins with one: \
+            qcow2-core/tests/damage.rs, what_two_clusters_map_stays_for_the_second, notices";
         /// A reference is gone for good once its page is written, before the flush.
         FreedBeforeFlush = "mutant:freed-before-flush";
         /// The write of a page frees what earlier versions dropped, but not what this one did.
@@ -206,7 +207,8 @@ mutants! {
         /// After a repair at opening the header of before is used.
         HeaderOfBeforeRepair = "mutant:header-of-before-repair";
         /// An entry keeps COPIED where its cluster has several references.
-        CopiedBitLeft = "mutant:copied-bit-left";
+        CopiedBitLeft = "mutant:copied-bit-left", argued "without snapshots no writer leaves a cluster with two references, so no workload begins with one: \
+            qcow2-core/tests/damage.rs notices";
         /// The last count of a refcount block is not corrected.
         LastCountOfBlockStays = "mutant:last-count-of-block-stays";
         /// A full repair corrects counts only upwards.
@@ -216,7 +218,8 @@ mutants! {
         /// A cluster that reads as zeroes counts as unused.
         ZeroClusterUncounted = "mutant:zero-cluster-uncounted";
         /// New refcount structures begin in the last cluster in use.
-        RebuildOverLastCluster = "mutant:rebuild-over-last-cluster";
+        RebuildOverLastCluster = "mutant:rebuild-over-last-cluster", argued "recovery rebuilds refcount structures in place, because only damage makes it rebuild them elsewhere: \
+            qcow2-core/tests/check.rs, rebuilt_structures_are_where_they_should_be, notices";
         /// New refcount blocks hold the references of before they were there.
         RebuiltCountsOfBefore = "mutant:rebuilt-counts-of-before";
         /// Of a table only the first sector that differs is corrected.
@@ -238,7 +241,8 @@ mutants! {
         /// Where the guest reads zeroes, a new mapping never waits for its data.
         ZeroesTakenForHarmless = "mutant:zeroes-taken-for-harmless";
         /// A cluster that others refer to is discarded on the storage.
-        SharedClusterDiscarded = "mutant:shared-cluster-discarded";
+        SharedClusterDiscarded = "mutant:shared-cluster-discarded", argued "without snapshots no writer leaves a cluster with two references, so no workload begins with one: \
+            qcow2-core/tests/damage.rs, what_two_clusters_map_stays_for_the_second, notices";
         /// Zeroing parts of two clusters looks only whether the first one holds data.
         ZeroLooksAtFirstCluster = "mutant:zero-looks-at-first-cluster";
     }
@@ -274,9 +278,11 @@ mutants! {
         /// The dirty bit is taken for durable when it is written.
         DirtyBelievedTooEarly = "mutant:dirty-believed-too-early";
         /// What is past the end of the file counts as zeroes on a storage that does not say so.
-        StaleSpaceTakenForZeroes = "mutant:stale-space-taken-for-zeroes";
+        StaleSpaceTakenForZeroes = "mutant:stale-space-taken-for-zeroes", argued "it takes a device that somebody makes longer after the image was opened: \
+            qcow2-core/tests/limited.rs, a_device_that_becomes_longer_is_not_fresh_there, notices";
         /// An image that is marked corrupt is opened for writing.
-        CorruptBitIgnored = "mutant:corrupt-bit-ignored";
+        CorruptBitIgnored = "mutant:corrupt-bit-ignored", argued "no workload begins with an image that is marked corrupt: qcow2-core/tests/tables.rs, \
+            an_entry_that_leads_to_a_table_is_not_written_through, notices";
         /// A close does not write a header again that is in doubt.
         CloseLeavesHeaderInDoubt = "mutant:close-leaves-header-in-doubt";
         /// A file that ends inside a cluster counts as if it reached that cluster's end.

@@ -521,3 +521,45 @@ fn what_is_refused_by_name_is_not_changed() {
     let error = Image::open(image.storage(), OpenOptions::new()).err().unwrap();
     assert!(matches!(error, OpenError::Unrepairable(_)), "{error}");
 }
+
+/// Goal: data that two guest clusters map stays while one of them does. Method: an image whose two first clusters are one, counted
+/// twice; the first is given up and its space passed down, everything else is filled, and the second still has its data.
+#[test]
+fn what_two_clusters_map_stays_for_the_second() {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(32 << 10) }).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.write(0, &[7; 512]).unwrap();
+    image.close().unwrap();
+    storage.with(|bytes| {
+        let at = |bytes: &[u8], at: usize| {
+            let entry = u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+            usize::try_from(entry & 0x00ff_ffff_ffff_fe00).unwrap()
+        };
+        let l1 = at(bytes, 40);
+        let l2 = at(bytes, l1);
+        let data = at(bytes, l2);
+        // Neither entry is the only one.
+        bytes[l2] &= 0x7f;
+        bytes.copy_within(l2..l2 + 8, l2 + 8);
+        let table = at(bytes, 48);
+        let counts = at(bytes, table);
+        bytes[counts + data / 512 * 2 + 1] = 2;
+    });
+    assert!(check(&storage, Repair::None).unwrap().is_writable());
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.discard(0, 512).unwrap();
+    image.flush().unwrap();
+    image.flush().unwrap();
+    image.write(0, &[8; 512]).unwrap();
+    image.write(1024, &[9; 4096]).unwrap();
+    let mut data = [0; 512];
+    image.read(512, &mut data).unwrap();
+    assert_eq!(data, [7; 512]);
+    image.close().unwrap();
+    let report = check(&storage, Repair::All).unwrap();
+    assert_eq!((report.leaks, report.corruptions), (0, report.corruptions_fixed), "{report:?}");
+    let image = Image::open(storage, OpenOptions::new()).unwrap();
+    image.read(512, &mut data).unwrap();
+    assert_eq!(data, [7; 512]);
+}

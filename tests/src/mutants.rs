@@ -17,7 +17,7 @@ use crate::campaign::{self, Budget, Settings};
 use crate::recover::Failure;
 use crate::sabotage::Target;
 use crate::subject::Qcow2Core;
-use crate::workload::{FaultKind, Scope};
+use crate::workload::{FaultKind, Scope, Shape};
 
 /// How long to look for one mutant.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,7 @@ pub struct Outcome {
 /// What the random cases for a mutant are to have, where it takes something rare.
 fn scope_for(mutant: Mutant) -> Scope {
     let fault = |kind| Scope { fault: Some(kind), ..Scope::default() };
+    let shape = |shape| Scope { shape: Some(shape), ..Scope::default() };
     match mutant {
         Mutant::ReaderOffByOne | Mutant::DirtyBelievedTooEarly => {
             Scope { contended: true, ..Scope::default() }
@@ -64,6 +65,11 @@ fn scope_for(mutant: Mutant) -> Scope {
             Scope { tasks: Some(4), ..fault(FaultKind::WriteThroughFailed) }
         }
         Mutant::GenerousLengthRemembered => fault(FaultKind::NoSpace),
+        Mutant::EvictedStampLost
+        | Mutant::ReloadTakenDurable
+        | Mutant::DequeuedBeforeLoaded
+        | Mutant::StalePageLoaded => shape(Shape::Eviction),
+        Mutant::ForgetsFirstPageOnly | Mutant::OldL1NotAwaited => shape(Shape::Sparse),
         _ => Scope::default(),
     }
 }

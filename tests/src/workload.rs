@@ -289,7 +289,7 @@ impl Plan {
 /// So many requests in a task are many: they touch more pages than the cache keeps.
 const MANY: usize = 40;
 /// So many bytes of disk are sparse.
-const SPARSE: u64 = 1 << 20;
+const SPARSE: u64 = 1 << 19;
 /// So many clusters of a request are long.
 const LONG: u64 = 16;
 
@@ -575,7 +575,7 @@ impl<'a> Draw<'a> {
             6 => {
                 let most = if self.rng.below(3) == 0 { 90 } else { 4 };
                 let mut by = u64::from(1 + self.rng.below(most)) * self.cluster;
-                if (SPARSE..4 * SPARSE).contains(&self.size) && self.rng.below(2) == 0 {
+                if (SPARSE..8 * SPARSE).contains(&self.size) && self.rng.below(2) == 0 {
                     // By many L2 tables.
                     by *= self.cluster / 8;
                 }

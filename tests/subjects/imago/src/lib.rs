@@ -70,7 +70,12 @@ impl Subject for Imago {
     }
 
     fn duties(&self) -> Duties {
-        Duties { repair: false, structure: *self == Self::Full, disjoint_writes: false, finds_space: false }
+        Duties {
+            repair: false,
+            structure: *self == Self::Full,
+            disjoint_writes: false,
+            finds_space: false,
+        }
     }
 
     async fn open<S: Storage>(
@@ -126,6 +131,16 @@ impl<S: Storage> ImagoImage<S> {
     }
 }
 
+impl<S: Storage> ImagoImage<S> {
+    /// What everything ends with that an image does which was opened to write through.
+    async fn through(&self) -> Result<(), String> {
+        if self.write_through {
+            return self.shared(async |access| durable(access).await).await;
+        }
+        Ok(())
+    }
+}
+
 /// Guest flush.
 async fn durable<S: Storage>(access: &FormatAccess<Below<S>>) -> io::Result<()> {
     access.flush().await?;
@@ -152,14 +167,16 @@ impl<S: Storage> SubjectImage for ImagoImage<S> {
 
     async fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> Result<(), String> {
         if unmap {
-            self.alone(async move |access| access.discard_to_zero(offset, length).await).await
+            self.alone(async move |access| access.discard_to_zero(offset, length).await).await?;
         } else {
-            self.shared(async move |access| access.write_zeroes(offset, length).await).await
+            self.shared(async move |access| access.write_zeroes(offset, length).await).await?;
         }
+        self.through().await
     }
 
     async fn discard(&self, offset: u64, length: u64) -> Result<(), String> {
-        self.alone(async move |access| access.discard_to_backing(offset, length).await).await
+        self.alone(async move |access| access.discard_to_backing(offset, length).await).await?;
+        self.through().await
     }
 
     async fn flush(&self) -> Result<(), String> {
