@@ -96,9 +96,11 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     let finds_space = subject.duties().finds_space && geometry.clusters() <= MOST_REFILLED;
     let this = subject.clone();
     let done = faultfs::direct::run(async move {
-        let claim = this.repair(storage.clone()).await;
-        if !matches!(claim, Ok(Claim::Clean | Claim::Repaired)) {
-            return Err(fail("repair-gave-up", format!("{claim:?}")));
+        if this.duties().repair {
+            let claim = this.repair(storage.clone()).await;
+            if !matches!(claim, Ok(Claim::Clean | Claim::Repaired)) {
+                return Err(fail("repair-gave-up", format!("{claim:?}")));
+            }
         }
         let opened = this.open(storage.clone(), session).await;
         let image = opened.map_err(|refusal| fail("open-refused", format!("{refusal:?}")))?;
@@ -168,7 +170,10 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
         let story = format!("{ios} storage operations, more than {most}");
         return Err(fail("unbounded-work", story));
     }
-    audit_closed(subject, session, geometry, &remains.disk, size)?;
+    // Who does not repair may have been given an image with flaws.
+    if subject.duties().repair {
+        audit_closed(subject, session, geometry, &remains.disk, size)?;
+    }
     Ok(WentOn { ios, most, refilled: !lengths.is_empty() })
 }
 
