@@ -6,7 +6,7 @@ use faultfs::chooser::Always;
 use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile, Robustness};
 use model::build::Initial;
-use model::case::{Device, OpenOptions, Status};
+use model::case::{Device, OpenOptions, Status, Step};
 use model::finding::Property;
 use model::guest::Promises;
 use model::judge::{Claim, Extent};
@@ -17,10 +17,10 @@ use qcow2_crashtest::campaign::{self, Budget, Report, Settings};
 use qcow2_crashtest::ended::Ended;
 use qcow2_crashtest::life::Order;
 use qcow2_crashtest::liveness::{WentOn, p7_goes_on};
-use qcow2_crashtest::probe::Probe;
-use qcow2_crashtest::recover::Failure;
+use qcow2_crashtest::probe::{Probe, Probes};
+use qcow2_crashtest::recover::{Bench, Failure, StepPlan};
 use qcow2_crashtest::replay::{Verdict, replay};
-use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject, SubjectImage};
+use qcow2_crashtest::subject::{Mend, Qcow2Core, Refusal, Session, Subject, SubjectImage};
 use qcow2_crashtest::trial::{At, Leaf, Trial, TrialLife};
 use qcow2_crashtest::workload::Scope;
 use qcow2_crashtest::{corpus, robust, trial};
@@ -46,6 +46,10 @@ enum How {
     Forgets,
     /// Reads for ever where it is to zero.
     Circles,
+    /// Its check finds fault with everything, and gives nothing back.
+    Alarms,
+    /// Its check finds everything sound.
+    Praises,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +84,14 @@ impl Subject for Wrong {
         Ok(WrongImage { image, how: self.0 })
     }
 
+    async fn check<S: Storage>(&self, storage: S, mend: Mend) -> Option<Result<Claim, Refusal>> {
+        match self.0 {
+            How::Alarms => Some(Ok(Claim::GaveUp)),
+            How::Praises => Some(Ok(Claim::Clean)),
+            _ => Qcow2Core::default().check(storage, mend).await,
+        }
+    }
+
     async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
         let core = Qcow2Core { rules: qcow2_core::Rules::all() };
         let report = qcow2_core::check(&storage, qcow2_core::Repair::All, core.rules).await;
@@ -98,6 +110,43 @@ impl Subject for Wrong {
             }
             _ => Ok(Claim::GaveUp),
         }
+    }
+}
+
+/// Goal: what a check says and does can be found wrong. Method: one that finds fault with all, one that finds none, and the right one, as
+/// steps of recovery on a sound and on a leaky image.
+#[test]
+fn a_check_that_is_wrong_is_found() {
+    let geometry = Geometry {
+        version: 3,
+        cluster_bits: 9,
+        refcount_order: 4,
+        virtual_size: 8 << 10,
+        lazy_refcounts: false,
+    };
+    let session = Session::of(&OpenOptions::new("wrong"));
+    let judged = |how, initial, run| {
+        let device = Device::default();
+        let start = trial::initial(&Wrong(how), &geometry, initial, &session, &device);
+        let (disk, guest) = start.expect("feasible");
+        let mut bench = Bench::new(Wrong(how), session, Profile::TornLength);
+        let steps = [StepPlan { run, crash_at: None }];
+        let judged = bench.judge_crash(disk, &guest, &steps, &Always(0), &mut Probes::default());
+        judged.map_err(|failure| (failure.violation.property, failure.violation.kind))
+    };
+    for (initial, run) in [
+        (Initial::Fresh, Step::Check),
+        (Initial::Leaky, Step::Check),
+        (Initial::Leaky, Step::RepairLeaks),
+    ] {
+        assert!(judged(How::Right, initial, run).is_ok(), "{initial:?}, {run:?}");
+    }
+    for (how, initial, run, expected) in [
+        (How::Alarms, Initial::Fresh, Step::Check, (Property::P8, "false-alarm")),
+        (How::Alarms, Initial::Leaky, Step::RepairLeaks, (Property::P4, "leaks-stay")),
+        (How::Praises, Initial::Leaky, Step::Check, (Property::P8, "false-claim")),
+    ] {
+        assert_eq!(judged(how, initial, run).unwrap_err(), expected, "{how:?}");
     }
 }
 
