@@ -314,8 +314,9 @@ impl State {
         self.work.looked_at += ready.len() as u64;
         for (key, discard) in ready {
             let (cluster, _) = key;
-            let alone =
-                mutant!(self.rules, SharedClusterDiscarded => true; self.refcount(cluster)? == 1);
+            // Only where it matters: counts far apart are in many pages, more than a small cache keeps for one step.
+            let alone = !discard
+                || mutant!(self.rules, SharedClusterDiscarded => true; self.refcount(cluster)? == 1);
             run = match (discard && alone, run) {
                 (true, None) if keys.is_empty() => Some(cluster..cluster + 1),
                 (true, Some(run)) if run.end == cluster => Some(run.start..cluster + 1),

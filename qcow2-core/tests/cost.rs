@@ -5,7 +5,7 @@ mod sparse;
 
 use allocation_counter::measure;
 use qcow2_core::blocking::{Image, check, create};
-use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Repair, Work};
+use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Repair, Work, Zeroing};
 
 use crate::sparse::SparseStorage;
 
@@ -190,6 +190,57 @@ fn freed_clusters_cost_what_they_are() {
         (clusters, work(&image, |image| image.flush().expect("nothing fails")))
     });
     assert_flat("a flush, for each discarded cluster", &costs);
+}
+
+/// Clusters that are counted in one page of 512 bytes.
+const COUNTED: u64 = 256;
+
+/// Goal: giving freed clusters back does not need more counts at once than the smallest cache holds. Method: the flush after so many
+/// discards, each counted in a page of its own.
+#[test]
+fn freed_clusters_far_apart_cost_what_they_are() {
+    for pass_discard in [true, false] {
+        let costs = [100, 300, 900].map(|clusters: u64| {
+            let options = OpenOptions {
+                cache_pages: Some(1),
+                page_size: 512,
+                pass_discard,
+                ..OpenOptions::new()
+            };
+            let image = image(9, clusters * COUNTED * 512, options);
+            let data = vec![1; (clusters * COUNTED) as usize * 512];
+            image.write(0, &data).expect("there is room");
+            image.flush().expect("nothing fails");
+            for cluster in 0..clusters {
+                image.discard(cluster * COUNTED * 512, 512).expect("nothing fails");
+            }
+            (clusters, work(&image, |image| image.flush().expect("nothing fails")))
+        });
+        assert_flat("a flush, for each discarded cluster far from the others", &costs);
+    }
+}
+
+/// Goal: no step needs more pages at once than the smallest cache holds. Method: requests over much of an image, once all is free again.
+#[test]
+fn the_smallest_cache_is_enough() {
+    let costs = [60, 200, 600].map(|pages: u64| {
+        let options = OpenOptions { cache_pages: Some(1), page_size: 512, ..OpenOptions::new() };
+        let image = image(9, pages * COUNTED * 512, options);
+        let data = vec![1; (pages * COUNTED) as usize * 512];
+        let cost = work(&image, |image| {
+            for _ in 0..2 {
+                image.write(0, &data).expect("there is room");
+                image
+                    .write_zeroes(512, data.len() as u64 - 1024, Zeroing::Keep)
+                    .expect("there is room");
+                image.write(256, &data[512..]).expect("there is room");
+                image.discard(0, data.len() as u64).expect("nothing fails");
+                image.flush().expect("nothing fails");
+            }
+        });
+        (pages, cost)
+    });
+    assert_flat("long requests, for each page of counts", &costs);
 }
 
 /// Goal: a request enters the lock as often as it has to, and no more. Method: one warm 4 KiB request of each kind, with a buffer that
