@@ -9,9 +9,10 @@
 //!   header | refcount table | refcount block  | L1 | L2 tables, data, holes with stale bytes, bitmaps
 //! ```
 //!
-//! The two kinds that fill refcount structures up fill them with a long L1 table: entries past the disk's end are legal, so
+//! Two kinds that fill refcount structures up fill them with a long L1 table: entries past the disk's end are legal, so
 //! nothing leaks, and zeroes cost a sparse file nothing. An L1 table ends at 32 MiB, which sets the limit of what is feasible.
-//! Whoever opens such an image reads a long table, so prefer small clusters and wide refcounts there.
+//! Whoever opens such an image reads a long table, so prefer small clusters and wide refcounts there. A third fills them with
+//! leaks, and its L1 table is short.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,11 +52,14 @@ pub enum Initial {
     /// Some data, and more where no guest sees it: behind the end of the disk in the last cluster, in its L2 table, and in one
     /// more L2 table. The file ends inside the first L2 table. The header has a compatible feature bit that nobody knows.
     Leftovers,
+    /// As many refcount blocks as one cluster of refcount table refers to, all of whose entries but one are in use: by leaked
+    /// clusters, so that nothing else is long.
+    FullOfLeaks,
 }
 
 impl Initial {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Fresh,
         Self::RefcountBlockOneShort,
         Self::RefcountTableOneShort,
@@ -65,6 +69,7 @@ impl Initial {
         Self::Fragmented,
         Self::Bitmaps,
         Self::Leftovers,
+        Self::FullOfLeaks,
     ];
 
     /// Whether the dirty bit is set in an image of this geometry.
@@ -138,6 +143,7 @@ pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible>
         Initial::Fragmented => Ok(fragmented(geometry)),
         Initial::Bitmaps => Ok(bitmaps(geometry)),
         Initial::Leftovers => Ok(leftovers(geometry)),
+        Initial::FullOfLeaks => full_of_leaks(geometry),
     }
 }
 
@@ -156,6 +162,20 @@ fn nearly_full(geometry: &Geometry, initial: Initial, blocks: u64) -> Result<Bui
         return Err(Infeasible { initial, why });
     }
     layout.place_l1(filler / 8);
+    Ok(layout.finish())
+}
+
+fn full_of_leaks(geometry: &Geometry) -> Result<Built, Infeasible> {
+    let blocks = geometry.cluster_size() / 8;
+    let mut layout = Layout::new(geometry, blocks);
+    layout.place_l1(geometry.l1_entries());
+    let counted = geometry.block_entries() * blocks;
+    if counted > MOST_LEAKS {
+        let why = format!("it takes {counted} clusters to fill the refcounts up");
+        return Err(Infeasible { initial: Initial::FullOfLeaks, why });
+    }
+    // 64 blocks of 64 entries at least, and an L1 table of 1 MiB at most.
+    layout.take_clusters(counted - layout.next - 1);
     Ok(layout.finish())
 }
 
@@ -302,6 +322,9 @@ fn some_clusters(geometry: &Geometry, step: u64) -> impl Iterator<Item = u64> {
     let step = step.max(clusters.div_ceil(32));
     (0..clusters).step_by(usize::try_from(step).expect("MAX_VIRTUAL_SIZE keeps it small"))
 }
+
+/// Each is listed in every audit.
+const MOST_LEAKS: u64 = 1 << 15;
 
 /// At most 32 clusters of data, twice as many holes or leaks, and their L2 tables.
 const SOME_DATA: u64 = 4 * 32 + 1;

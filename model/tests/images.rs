@@ -47,7 +47,7 @@ fn every_image_is_what_it_says() {
             let mut evidence = built.evidence();
             let guest = guest(&built, &mut evidence, &geometry);
             let stages: &[Stage] = match initial {
-                Initial::Leaky => &[Stage::CrashedClean, Stage::OpenedClean],
+                Initial::Leaky | Initial::FullOfLeaks => &[Stage::CrashedClean, Stage::OpenedClean],
                 Initial::Dirty => &[Stage::CrashedDirty],
                 _ => &[Stage::CrashedClean, Stage::OpenedClean, Stage::Repaired, Stage::Closed],
             };
@@ -135,6 +135,20 @@ fn full_images_have_one_entry_left() {
         let shape = geometry(bits, order, 64 << 10);
         assert_eq!(free_entries(&shape, Initial::RefcountTableOneShort), 1);
     }
+    for (bits, order) in [(9, 4), (9, 6), (10, 6)] {
+        let shape = geometry(bits, order, 64 << 10);
+        let built = build(&shape, Initial::FullOfLeaks).expect("feasible");
+        let report = Auditor::default().audit(&mut built.evidence()).clone();
+        let leaks = |finding: &Finding| matches!(finding, Finding::Leak { .. });
+        assert!(report.findings.iter().all(leaks), "{:?}", report.findings);
+        let counted = shape.block_entries() * shape.cluster_size() / 8;
+        assert_eq!(built.length / shape.cluster_size(), counted - 1);
+        let others =
+            2 + shape.cluster_size() / 8 + (shape.l1_entries() * 8).div_ceil(shape.cluster_size());
+        assert_eq!(report.findings.len() as u64, counted - 1 - others);
+    }
+    let why = build(&geometry(12, 4, 64 << 10), Initial::FullOfLeaks).unwrap_err();
+    assert!(why.to_string().contains("1048576 clusters"), "{why}");
     let why = build(&geometry(16, 4, 64 << 10), Initial::RefcountTableOneShort).unwrap_err();
     assert!(why.to_string().contains("bytes of L1 table"), "{why}");
     // Of 64 entries the header, table, block and the free one take 4: 30 KiB of L1 table are 3,840 entries of 32 KiB each.
@@ -175,6 +189,7 @@ fn images_stay_what_they_were() {
         (Initial::Fragmented, 0x6330178c1a12dbe5),
         (Initial::Bitmaps, 0x192ca81fd8584496),
         (Initial::Leftovers, 0xbc85d1cd9c95e7e7),
+        (Initial::FullOfLeaks, 0x1ac92e7edaf6e3fe),
     ];
     assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
     for (initial, expected) in expected {

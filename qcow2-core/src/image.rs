@@ -614,3 +614,67 @@ impl<S: Storage> Drop for Claim<'_, S> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::Image;
+    use crate::blocking::block_on;
+    use crate::cache::Kind;
+    use crate::claims::Resource;
+    use crate::create::create;
+    use crate::options::{CreateOptions, OpenOptions};
+    use crate::storage::memory::MemoryStorage;
+
+    /// A new image, and the host offset of the first page of its L1 table, which is not loaded.
+    fn image() -> (Image<MemoryStorage>, u64) {
+        let storage = MemoryStorage::default();
+        block_on(create(&storage, &CreateOptions::new(1 << 30))).expect("there is room");
+        let options = OpenOptions { page_size: 512, ..OpenOptions::new() };
+        let image = block_on(Image::open(storage, options)).expect("it was just made");
+        let page = image.now(|state| state.header.l1_table_offset);
+        assert!(!image.now(|state| state.cache.contains(page)));
+        (image, page)
+    }
+
+    /// Goal: a page of a table that is given up while the page is on its way does not stay in memory, where it would be taken for one
+    /// of whatever table comes there next. Method: a load that was asked for before, and one after.
+    #[test]
+    fn a_page_of_a_table_that_moved_meanwhile_is_not_kept() {
+        let (image, page) = image();
+        let before = image.now(|state| state.generation);
+        let after = image.now(|state| {
+            state.forget(page..page + 512);
+            state.generation
+        });
+        for (asked_at, kept) in [(before, false), (after, true)] {
+            block_on(image.load(page, Kind::L1, asked_at, true)).expect("nothing fails");
+            assert_eq!(image.now(|state| state.cache.contains(page)), kept);
+        }
+    }
+
+    /// Goal: who loads a page waits for whoever has that page, and for nobody else. Method: the page and its neighbours are claimed.
+    #[test]
+    fn a_load_waits_for_its_page_only() {
+        let (image, page) = image();
+        let mut context = Context::from_waker(Waker::noop());
+        for (claimed, waits) in
+            [(page - 1, false), (page, true), (page + 511, true), (page + 512, false)]
+        {
+            let asked_at = image.now(|state| {
+                state.forget(page..page + 512);
+                state.generation
+            });
+            let claim = block_on(image.claim(Resource::Pages(claimed..claimed + 1)));
+            let mut load = pin!(image.load(page, Kind::L1, asked_at, true));
+            assert_eq!(load.as_mut().poll(&mut context).is_pending(), waits, "{claimed:#x}");
+            drop(claim);
+            if waits {
+                assert!(matches!(load.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
+            }
+            assert!(image.now(|state| state.cache.contains(page)));
+        }
+    }
+}

@@ -113,7 +113,9 @@ mutants! {
         /// Of two edges alike the one with the earlier stamp stays.
         MergeKeepsEarlier = "mutant:merge-keeps-earlier";
         /// A page that was asked for before its table was given up is put into the cache after.
-        StalePageLoaded = "mutant:stale-page-loaded";
+        StalePageLoaded = "mutant:stale-page-loaded", argued "it takes a read that waits for room in a full cache for as long as its \
+            table takes to move, and one more table in the same clusters before that page is evicted: qcow2-core/src/image.rs, \
+            a_page_of_a_table_that_moved_meanwhile_is_not_kept, notices";
         /// Of a table that is given up only the first page is forgotten.
         ForgetsFirstPageOnly = "mutant:forgets-first-page-only";
         /// The page of a new table holds what its memory held before.
@@ -286,7 +288,9 @@ mutants! {
         /// A close does not write a header again that is in doubt.
         CloseLeavesHeaderInDoubt = "mutant:close-leaves-header-in-doubt";
         /// A file that ends inside a cluster counts as if it reached that cluster's end.
-        OpenLengthRoundedUp = "mutant:open-length-rounded-up";
+        OpenLengthRoundedUp = "mutant:open-length-rounded-up", argued "it changes nothing that a power cut could show: a cluster that the \
+            file ends inside never counts as never written, so all of it is written or zeroed before anything refers to it, which makes \
+            the file reach its end";
     }
 }
 

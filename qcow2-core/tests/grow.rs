@@ -57,3 +57,31 @@ fn a_table_longer_than_a_block_counts() {
     assert!(report.is_consistent(), "{report:?}");
     assert!(storage.to_vec().len() < 32 << 20, "{}", storage.to_vec().len());
 }
+
+/// Goal: a longer L1 table goes where a hole is long enough, and leaves the others alone. Method: an image with many holes of one
+/// cluster and one that the new table just fits in, far from both ends.
+#[test]
+fn a_table_goes_where_it_fits_and_nowhere_else() {
+    const ENTRIES: u64 = 1024;
+    const CLUSTERS: u64 = ENTRIES * 8 / 512;
+    let storage = MemoryStorage::default();
+    let options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    create(&storage, &options).unwrap();
+    let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+    let image = Image::open(storage.clone(), options).unwrap();
+    image.write(0, &vec![7; 1 << 20]).unwrap();
+    for cluster in (0..1000).step_by(3) {
+        image.discard(cluster * 512, 512).unwrap();
+    }
+    // Within what one L2 table maps, so that the clusters are neighbours.
+    image.discard(1120 * 512, CLUSTERS * 512).unwrap();
+    image.close().unwrap();
+    let length = storage.to_vec().len();
+    let image = Image::open(storage.clone(), options).unwrap();
+    image.grow(ENTRIES * 64 * 512).unwrap();
+    assert_eq!(storage.to_vec().len(), length, "there was room");
+    drop(image);
+    // The old table was one cluster.
+    let report = check(&storage, Repair::None).unwrap();
+    assert!(report.leaks <= 1, "{report:?}");
+}

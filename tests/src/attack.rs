@@ -26,7 +26,10 @@ use qcow2_core::{Barrier, CreateOptions, Image, Mutant, OpenOptions, Repair, Rul
 
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::evidence::DiskEvidence;
-use crate::explore::{self, alphabet::worlds};
+use crate::explore::{
+    self,
+    alphabet::{initials, worlds},
+};
 use crate::recover::{Failure, whole_image};
 use crate::sabotage::Target;
 use crate::subject::Qcow2Core;
@@ -185,7 +188,7 @@ pub fn run(
 pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Option<Failure>, u64) {
     #[expect(clippy::disallowed_methods, reason = "seconds to kill are a figure, not an input")]
     let start = Instant::now();
-    let cheap: Vec<Initial> = Initial::ALL
+    let cheap: Vec<Initial> = initials()
         .into_iter()
         .filter(|initial| *initial != Initial::RefcountTableOneShort)
         .collect();

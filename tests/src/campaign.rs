@@ -264,6 +264,7 @@ fn run_case<Sub: Subject>(
     // Auditing an image with full refcount structures takes many times as long.
     let weight = match plan.initial {
         Initial::RefcountTableOneShort => 64,
+        Initial::FullOfLeaks => 8,
         Initial::RefcountBlockOneShort => 4,
         _ => 1,
     };
@@ -727,5 +728,6 @@ pub const fn initial_name(initial: Initial) -> &'static str {
         Initial::Fragmented => "fragmented",
         Initial::Bitmaps => "bitmaps",
         Initial::Leftovers => "leftovers",
+        Initial::FullOfLeaks => "full-of-leaks",
     }
 }

@@ -504,7 +504,7 @@ lines! {
             Plans(400, |plan| some(plan, |op, cluster| is_write(op) && clusters(op, cluster) == 2)),
         ] P1 P2;
         "to the end of a last cluster that is cut short" [
-            Plans(60, |plan| takes_a_short_last_cluster(plan, is_write)),
+            Plans(50, |plan| takes_a_short_last_cluster(plan, is_write)),
         ] P1 P2;
         "many clusters" [
             Shaped(Shape::Long),
@@ -623,6 +623,7 @@ lines! {
             Start(Initial::L1AboutToGrow),
         ] P10 P4;
         "by many L2 tables" [Shaped(Shape::Sparse)] P10 P4;
+        "again and again, so that a new table comes where an old one was" [Shaped(Shape::Growing)] P4 P6;
         "from a disk of nothing" [Test(RARE, "a_disk_of_nothing_grows")];
         "to what it is" [Test(REFUSED, "requests_that_do_not_fit_are_refused_by_name")];
         "smaller, too large, or not in units" [
@@ -1247,6 +1248,7 @@ lines! {
             Plans(100, |plan| plan.geometry.clusters() > plan.geometry.l2_entries()),
         ] P4;
         "under many" [Shaped(Shape::Sparse), Shaped(Shape::Eviction)] P4 P7;
+        "under more than one page of L1 table" [Shaped(Shape::Growing)] P4 P6;
         "nothing" [Test(RARE, "a_disk_of_nothing_grows")];
         "1 TiB" [Test(COST, "opening_costs_the_same")];
         "no whole units" [
@@ -1312,7 +1314,10 @@ lines! {
     }
     "Header.refcount_table_clusters" {
         "one" [Met(Probe::CleanClose)] P4;
-        "one, and it becomes more" [Start(Initial::RefcountTableOneShort)] P4;
+        "one, and it becomes more" [
+            Start(Initial::RefcountTableOneShort),
+            Start(Initial::FullOfLeaks),
+        ] P4;
         "many" [Test(IMAGE, "a_refcount_table_may_need_more_than_one_block")];
         "the most" [Test(LIMITED, "the_largest_refcount_table_grows_no_more")];
         "none" [
@@ -1750,6 +1755,7 @@ lines! {
         "fewer pages than one request needs" [
             Shaped(Shape::Eviction),
             Test(CACHE, "a_page_goes_when_it_has_not_been_used_for_a_while"),
+            Test(COST, "the_smallest_cache_is_enough"),
         ] P0 P4 P7;
     }
     "cache::LEAST" {

@@ -67,9 +67,10 @@ fn scope_for(mutant: Mutant) -> Scope {
         Mutant::GenerousLengthRemembered => fault(FaultKind::NoSpace),
         Mutant::EvictedStampLost
         | Mutant::ReloadTakenDurable
-        | Mutant::DequeuedBeforeLoaded
+        | Mutant::L1NotLookedAt
         | Mutant::StalePageLoaded => shape(Shape::Eviction),
-        Mutant::ForgetsFirstPageOnly | Mutant::OldL1NotAwaited => shape(Shape::Sparse),
+        Mutant::DequeuedBeforeLoaded => shape(Shape::Widths),
+        Mutant::ForgetsFirstPageOnly | Mutant::OldL1NotAwaited => shape(Shape::Growing),
         _ => Scope::default(),
     }
 }

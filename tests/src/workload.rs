@@ -16,7 +16,7 @@ use model::case::{Device, Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 7;
+pub const GENERATOR: u32 = 8;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,11 +58,13 @@ pub enum Shape {
     Sparse,
     /// Requests are long: up to the whole disk.
     Long,
+    /// The disk grows again and again, and its L1 table is longer than a page.
+    Growing,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -72,6 +74,7 @@ impl Shape {
         Self::Widths,
         Self::Sparse,
         Self::Long,
+        Self::Growing,
     ];
 
     /// The name in reports and on the command line.
@@ -86,6 +89,7 @@ impl Shape {
             Self::Widths => "widths",
             Self::Sparse => "sparse",
             Self::Long => "long",
+            Self::Growing => "growing",
         }
     }
 }
@@ -282,6 +286,7 @@ impl Plan {
                 let ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
                 ops.clone().any(|op| op.length() >= LONG * self.geometry.cluster_size())
             }
+            Shape::Growing => self.geometry.l1_entries() > L1_PAGE,
         })
     }
 }
@@ -290,6 +295,8 @@ impl Plan {
 const MANY: usize = 40;
 /// So many bytes of disk are sparse.
 const SPARSE: u64 = 1 << 19;
+/// So many entries are a page of L1 table.
+const L1_PAGE: u64 = 512 / 8;
 /// So many clusters of a request are long.
 const LONG: u64 = 16;
 
@@ -299,9 +306,10 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     // Of so many cases one has this shape, unless all have.
     let shaped =
         |rng: &mut Rng, shape, one_in| scope.shape == Some(shape) || rng.below(one_in) == 0;
-    let eviction = shaped(&mut rng, Shape::Eviction, 40);
-    let sparse = shaped(&mut rng, Shape::Sparse, 40) || eviction;
-    let initial = match rng.below(23) {
+    let growing = shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction);
+    let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing;
+    let sparse = shaped(&mut rng, Shape::Sparse, 40) || eviction || growing;
+    let initial = match rng.below(24) {
         0..=4 => Initial::Fresh,
         5..=8 => Initial::Leaky,
         9..=11 => Initial::Dirty,
@@ -311,14 +319,18 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         21..=22 => Initial::Leftovers,
         _ if scope.tiny || sparse => Initial::Fresh,
         18 => Initial::RefcountBlockOneShort,
+        23 => Initial::FullOfLeaks,
         _ => {
             // A full refcount table takes an L1 table of 8 MiB to fill it: a few cases of it are enough.
             if rng.below(20) == 0 { Initial::RefcountTableOneShort } else { Initial::Fresh }
         }
     };
     let cluster_bits = match (initial, rng.below(10)) {
-        (Initial::RefcountTableOneShort | Initial::RefcountBlockOneShort, _) => 9,
-        _ if eviction => 9,
+        (
+            Initial::RefcountTableOneShort | Initial::RefcountBlockOneShort | Initial::FullOfLeaks,
+            _,
+        ) => 9,
+        _ if eviction || growing => 9,
         (_, 0..=5) if sparse => 9,
         (_, 0..=1) if !scope.tiny => 9,
         (_, 0..=7) => 10,
@@ -327,6 +339,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let clusters = match cluster_bits {
         // An L2 table has an eighth of the cluster size of entries.
         _ if eviction => 64 * (40 + rng.below(60)),
+        _ if growing => 64 * (65 + rng.below(20)),
         bits if sparse => (1 << 20 >> bits) * (1 + rng.below(4)),
         9 => 24 + rng.below(80),
         10 => {
@@ -338,6 +351,10 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let cluster = 1u64 << cluster_bits;
     let short = if cluster_bits > 9 && rng.below(4) == 0 { 512 } else { 0 };
     let refcount_order = match (shaped(&mut rng, Shape::Widths, 4), initial) {
+        // Leaks are many there, and many more with narrow counts.
+        (_, Initial::FullOfLeaks) => 6,
+        // What a growth needs first is in several pages.
+        (_, _) if growing && rng.below(2) == 0 => 6,
         (false, _) => 4,
         // What is full of counts of few bits takes long to look through.
         (true, Initial::RefcountTableOneShort | Initial::RefcountBlockOneShort) => {
@@ -389,6 +406,12 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     if sparse && !contended {
         draw.weights[6] = 12;
     }
+    if initial == Initial::FullOfLeaks && !contended {
+        draw.weights[6] = 6;
+    }
+    if growing {
+        draw.grow();
+    }
     if eviction {
         draw.spread();
     }
@@ -409,6 +432,8 @@ struct Draw<'a> {
     long: bool,
     /// Lives have many requests, all over the disk.
     spread: bool,
+    /// Growth is by L2 tables.
+    growing: bool,
     next_id: u32,
 }
 
@@ -429,6 +454,7 @@ impl<'a> Draw<'a> {
             contended,
             long: false,
             spread: false,
+            growing: false,
             next_id: 1,
         };
         if contended {
@@ -439,12 +465,22 @@ impl<'a> Draw<'a> {
         draw
     }
 
+    /// Has the disk grow again and again, in steps of a few L2 tables, and most requests where the end of the L1 table maps them.
+    fn grow(&mut self) {
+        let clusters = u32::try_from(self.size / self.cluster).expect("plans are small");
+        let tail = self.rng.below(clusters / 16) + clusters / 64;
+        self.hot.extend((0..6).map(|_| u64::from(clusters - 1 - self.rng.below(tail))));
+        self.weights[6] = 20;
+        self.growing = true;
+    }
+
     /// Spreads requests over many L2 tables, and has many of them.
     fn spread(&mut self) {
         let clusters = u32::try_from(self.size / self.cluster).expect("plans are small");
         self.hot = (0..60).map(|_| u64::from(self.rng.below(clusters))).collect();
         // No growth, and seldom a flush: what is evicted should not be durable.
-        self.weights = [60, 4, 8, 20, 15, 6, 0, 1];
+        let through = [4, 30][self.rng.below(2) as usize];
+        self.weights = [60, through, 8, 20, 15, 6, 0, 1];
         self.spread = true;
     }
 
@@ -575,7 +611,9 @@ impl<'a> Draw<'a> {
             6 => {
                 let most = if self.rng.below(3) == 0 { 90 } else { 4 };
                 let mut by = u64::from(1 + self.rng.below(most)) * self.cluster;
-                if (SPARSE..8 * SPARSE).contains(&self.size) && self.rng.below(2) == 0 {
+                if self.growing {
+                    by = u64::from(1 + self.rng.below(3)) * (self.cluster / 8) * self.cluster;
+                } else if (SPARSE..8 * SPARSE).contains(&self.size) && self.rng.below(2) == 0 {
                     // By many L2 tables.
                     by *= self.cluster / 8;
                 }

@@ -12,7 +12,7 @@ use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use model::build::Initial;
 use model::op::{Durability, Op};
-use qcow2_crashtest::explore::alphabet::{Symbol, World, operations, worlds};
+use qcow2_crashtest::explore::alphabet::{Symbol, World, initials, operations, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
 use qcow2_crashtest::explore::{self, Settings};
@@ -195,7 +195,7 @@ fn settings(operations: u32, worlds: Vec<World>) -> Settings {
 }
 
 fn everything() -> Vec<World> {
-    worlds(&[512, 1024, 4096], &[false, true], &Initial::ALL)
+    worlds(&[512, 1024, 4096], &[false, true], &initials())
 }
 
 #[test]

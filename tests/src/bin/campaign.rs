@@ -20,7 +20,7 @@ use qcow2_crashtest::console::shorten::{Minimising, minimise, verdict};
 use qcow2_crashtest::console::{self, Outputs, Status, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::explore;
-use qcow2_crashtest::explore::alphabet::worlds;
+use qcow2_crashtest::explore::alphabet::{self, worlds};
 use qcow2_crashtest::explore::certificate::{MergeError, Part};
 use qcow2_crashtest::file;
 use qcow2_crashtest::interrupt;
@@ -185,7 +185,7 @@ struct Explore {
     #[arg(long)]
     refcounts: Option<Refcounts>,
     /// Only these initial images: fresh, refcount-block-one-short, refcount-table-one-short, l1-about-to-grow, leaky,
-    /// dirty, fragmented.
+    /// dirty, fragmented, bitmaps, leftovers.
     #[arg(long, value_delimiter = ',')]
     initial: Vec<String>,
     /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
@@ -291,7 +291,7 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
             .push(known.ok_or_else(|| misuse(format!("--initial: no image is called {name}")))?);
     }
     if initials.is_empty() {
-        initials.extend(Initial::ALL);
+        initials.extend(alphabet::initials());
     }
     let modes: &[bool] = match args.refcounts {
         None => &[false, true],

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use faultfs::profile::Profile;
-use model::build::Initial;
 use model::case::Case;
 
 use super::cases::{Cases, Dump, Explain, Minimise, Replay};
@@ -16,7 +15,10 @@ use super::sample::Sample;
 use super::shorten::Minimising;
 use super::{EXIT_STATUS, Exploration, Outputs};
 use crate::corpus::{self, CorpusError};
-use crate::explore::{self, alphabet::worlds};
+use crate::explore::{
+    self,
+    alphabet::{initials, worlds},
+};
 use crate::subject::Subject;
 use crate::workload::Scope;
 
@@ -140,7 +142,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
         }
         Verb::Explore(args) => {
             let settings = explore::Settings {
-                worlds: worlds(&[1024], &[false], &Initial::ALL),
+                worlds: worlds(&[1024], &[false], &initials()),
                 operations: args.operations,
                 departures: None,
                 depth: u32::MAX,
