@@ -152,6 +152,9 @@ impl State {
             return Ok(Allocation::Freed);
         }
         let known = self.free.first().filter(|_| !whole);
+        if known.is_none() && !whole {
+            self.free.go_back();
+        }
         let found = match known.clone() {
             Some(run) => run.start..run.end.min(run.start + wanted),
             None => match self.search(wanted)? {
@@ -160,8 +163,7 @@ impl State {
                         && found.end - found.start < wanted
                         && found.end < self.untouched_from =>
                 {
-                    self.free.search_reached(found.end);
-                    found.for_each(|cluster| self.free.insert(cluster));
+                    self.free.pass(found);
                     return Ok(Allocation::Searching);
                 }
                 Search::Found(found) => found,
@@ -174,19 +176,50 @@ impl State {
             return Ok(Allocation::BeyondLength(found.end));
         }
         let end = mutant!(self.rules, ExtentPastLength => found.end; found.end.min(in_file));
-        let found = found.start..end;
-        self.check_free(found.clone())?;
-        let counts = self.raise_refcounts(found.clone())?;
+        let extent = self.take(found.start..end)?;
         if known.is_some() {
-            self.free.take(found.end - found.start);
+            self.free.take(found.start, end - found.start);
         } else {
-            self.free.search_reached(found.end);
+            self.free.search_reached(end);
         }
-        let first = mutant!(self.rules, FreshOffByOne => found.start + 1; found.start);
+        let near_the_end = self.is_nearly_full(end);
+        Ok(Allocation::Taken { extent, near_the_end })
+    }
+
+    /// Takes up to `wanted` clusters of the run that is known to be free and begins at `start`, as many as are counted in one page. None
+    /// if there is no such run.
+    fn allocate_at(&mut self, start: u64, wanted: u64) -> Result<Option<Extent>, Stop> {
+        let Some(run) = self.free.run_at(start) else { return Ok(None) };
+        let Some(place) = self.refcount_place(start)? else { return Ok(None) };
+        let counted = (place.entries - place.index) as u64;
+        let end = run.end.min(start + wanted).min(start + counted);
+        let extent = self.take(start..end)?;
+        self.free.take(start, end - start);
+        Ok(Some(extent))
+    }
+
+    /// Takes clusters that are free.
+    fn take(&mut self, clusters: Range<u64>) -> Result<Extent, Stop> {
+        self.check_free(clusters.clone())?;
+        let counts = self.raise_refcounts(clusters.clone())?;
+        let first = mutant!(self.rules, FreshOffByOne => clusters.start + 1; clusters.start);
         let fresh = first >= self.fresh_from;
-        mutant!(self.rules, TakenNotNoted => (); self.note_written(found.end));
-        let near_the_end = self.is_nearly_full(found.end);
-        Ok(Allocation::Taken { extent: Extent { clusters: found, fresh, counts }, near_the_end })
+        mutant!(self.rules, TakenNotNoted => (); self.note_written(clusters.end));
+        Ok(Extent { clusters, fresh, counts })
+    }
+
+    /// Where a run of at least `wanted` clusters of the file begins that is known to be free, among some that begin at `from` or later;
+    /// else where to go on looking, if there are more.
+    fn long_run(&mut self, wanted: u64, from: u64) -> (Option<u64>, Option<u64>) {
+        let in_file = self.length / self.cluster_size();
+        let mut runs = self.free.runs_from(from);
+        for run in runs.by_ref().take(AT_ONCE) {
+            self.work.looked_at += 1;
+            if run.end.min(in_file).saturating_sub(run.start) >= wanted {
+                return (Some(run.start), None);
+            }
+        }
+        (None, runs.next().map(|run| run.start))
     }
 
     /// Looks for up to `wanted` free clusters in one run, in one page of counts.
@@ -353,7 +386,7 @@ impl State {
     }
 }
 
-/// Most freed clusters that are looked at in one step.
+/// Most freed clusters, and most runs of free ones, that are looked at in one step.
 const AT_ONCE: usize = 64;
 
 /// Freed clusters and what becomes of them.
@@ -365,33 +398,68 @@ struct Reap {
 
 impl<S: Storage> Image<S> {
     /// Takes exactly `wanted` clusters in one run for the holder of `claim`; returns them and what makes their refcounts
-    /// durable. Shorter runs are left to others, unless the storage has no room for a whole one: then they are taken until some fit
-    /// together. What does not stays with the claim until it goes, so that it is not found again.
+    /// durable. Shorter runs are left to others. Where the storage has no room for one it is looked for among what is known to be free,
+    /// which is all there is then.
     pub(crate) async fn allocate_run(
         &self,
         claim: &mut Claim<'_, S>,
         wanted: u64,
     ) -> Result<(Range<u64>, Vec<Before>), IoError> {
         let (mut run, mut counts) = (0..0, Vec::new());
-        let mut whole = Some(wanted).filter(|wanted| *wanted > 1);
+        let whole = Some(wanted).filter(|wanted| *wanted > 1);
         self.with(|state| state.free.forget_last()).await;
+        let mut no_room = None;
         while run.end - run.start < wanted {
             let rest = wanted - (run.end - run.start);
-            let next = match self.allocate_some(claim, rest, whole).await {
-                Err(error) if whole.is_some() && is_no_space(&error) => {
-                    whole = None;
-                    continue;
+            let next = match no_room {
+                None => match self.allocate_some(claim, rest, whole).await {
+                    Err(error) if whole.is_some() && is_no_space(&error) => {
+                        no_room = Some(error);
+                        None
+                    }
+                    next => Some(next?),
+                },
+                Some(_) => {
+                    self.decide(|state| {
+                        let extent = state.allocate_at(run.end, rest)?;
+                        if let Some(extent) = &extent {
+                            claim.clusters.push(extent.clusters.clone());
+                        }
+                        Ok(extent)
+                    })
+                    .await?
                 }
-                next => next?,
             };
-            if next.clusters.start != run.end {
-                run.start = next.clusters.start;
-                counts.clear();
+            match next {
+                Some(next) => {
+                    if next.clusters.start != run.end {
+                        run.start = next.clusters.start;
+                        counts.clear();
+                    }
+                    run.end = next.clusters.end;
+                    counts.extend(next.counts);
+                }
+                // What was taken until now is of no use. It stays with the claim until that goes.
+                None => match self.long_run(wanted).await {
+                    Some(start) => (run, counts) = (start..start, Vec::new()),
+                    None => return Err(no_room.expect("only then a run is looked for")),
+                },
             }
-            run.end = next.clusters.end;
-            counts.extend(next.counts);
         }
         Ok((run, counts))
+    }
+
+    /// Where a run of at least `wanted` clusters of the file begins that is known to be free.
+    async fn long_run(&self, wanted: u64) -> Option<u64> {
+        let mut from = Some(0);
+        while let Some(cluster) = from {
+            let (found, next) = self.with(|state| state.long_run(wanted, cluster)).await;
+            if found.is_some() {
+                return found;
+            }
+            from = next;
+        }
+        None
     }
 
     /// Takes up to `wanted` clusters in one run for the holder of `claim`, who has to take them out of `claim.clusters`

@@ -4,8 +4,9 @@
 //!   clusters   | in use | run | in use | run | in use ...          searched up to here | not looked at yet
 //! ```
 //!
-//! **Invariant.** A cluster below `searched` that is free is in a run. Runs do not touch, and there are at most [`MOST`]: where there
-//! would be more, the highest one is given up and will be searched for again.
+//! **Invariant.** A cluster below `searched` that is free is in a run, or not below `passed`. Runs do not touch, and there are at most
+//! [`MOST`]: where there would be more, the highest one is given up and will be searched for again; or not kept at first, by a search
+//! that only passes it on its way to a longer one, and that has to end.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,6 +22,8 @@ pub(crate) struct Free {
     /// Start to end.
     runs: BTreeMap<u64, u64>,
     searched: u64,
+    /// The lowest cluster that was passed and not kept.
+    passed: Option<u64>,
     rules: Rules,
 }
 
@@ -37,6 +40,25 @@ impl Free {
     /// Everything below `cluster` that is not in a run is in use.
     pub(crate) fn search_reached(&mut self, cluster: u64) {
         self.searched = cluster;
+    }
+
+    /// Passes free clusters that a search has found and that are too few for it.
+    pub(crate) fn pass(&mut self, run: Range<u64>) {
+        self.searched = run.end;
+        let is_full = self.runs.len() >= MOST;
+        if is_full && self.runs.last_key_value().is_none_or(|(_, &end)| end != run.start) {
+            self.passed = self.passed.or(Some(run.start));
+        } else {
+            run.for_each(|cluster| self.insert(cluster));
+        }
+    }
+
+    /// Goes back to where free clusters were passed and not kept, if they were.
+    pub(crate) fn go_back(&mut self) {
+        if let Some(passed) = self.passed.take() {
+            self.searched = self.searched.min(passed);
+            self.runs.split_off(&self.searched);
+        }
     }
 
     /// Forgets the highest run if nothing is between it and what was not searched yet, so that it is found as one with that.
@@ -79,9 +101,19 @@ impl Free {
         }
     }
 
-    /// Takes clusters at the front of the lowest run out of it.
-    pub(crate) fn take(&mut self, count: u64) {
-        if let Some((start, end)) = self.runs.pop_first()
+    /// The runs that begin at `cluster` or later.
+    pub(crate) fn runs_from(&self, cluster: u64) -> impl Iterator<Item = Range<u64>> {
+        self.runs.range(cluster..).map(|(&start, &end)| start..end)
+    }
+
+    /// The run that begins at `cluster`.
+    pub(crate) fn run_at(&self, cluster: u64) -> Option<Range<u64>> {
+        self.runs.get(&cluster).map(|&end| cluster..end)
+    }
+
+    /// Takes so many clusters out of the run that begins at `start`, from there on.
+    pub(crate) fn take(&mut self, start: u64, count: u64) {
+        if let Some(end) = self.runs.remove(&start)
             && start + count < end
         {
             let taken = mutant!(self.rules, RunKeepsTakenCluster => count - 1; count);
@@ -112,7 +144,7 @@ mod tests {
                     }
                 } else if let Some(run) = free.first() {
                     let count = (u64::from(number) % (run.end - run.start)) + 1;
-                    free.take(count);
+                    free.take(run.start, count);
                     (run.start..run.start + count).for_each(|cluster| assert!(set.remove(&cluster)));
                 }
                 let runs: Vec<u64> = free.runs.iter().flat_map(|(&start, &end)| start..end).collect();
@@ -121,6 +153,27 @@ mod tests {
                     && apart.into_iter().all(|((_, end), next)| end < next)
             })
         }
+    }
+
+    /// Goal: what a search passes is kept, or found by going back, and passing ends. Method: as many runs as are kept, and one more.
+    #[test]
+    fn what_was_passed_is_found_again() {
+        let mut free = Free::default();
+        let most = MOST as u64;
+        (0..=most).for_each(|index| free.pass(3 * index..3 * index + 2));
+        assert_eq!((free.runs.len(), free.searched()), (MOST, 3 * most + 2));
+        // What continues the last one needs no room.
+        free.pass(3 * most - 1..3 * most);
+        assert_eq!(free.run_at(3 * (most - 1)), Some(3 * (most - 1)..3 * most));
+        free.search_reached(3 * most + 100);
+        free.go_back();
+        assert_eq!((free.runs.len(), free.searched()), (MOST, 3 * most));
+        free.search_reached(3 * most + 100);
+        free.go_back();
+        assert_eq!(free.searched(), 3 * most + 100, "there is nothing to go back for");
+        assert_eq!(free.runs_from(4).next(), Some(6..8));
+        free.take(6, 1);
+        assert_eq!((free.run_at(6), free.run_at(7)), (None, Some(7..8)));
     }
 
     #[test]

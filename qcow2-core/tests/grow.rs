@@ -85,3 +85,27 @@ fn a_table_goes_where_it_fits_and_nowhere_else() {
     let report = check(&storage, Repair::None).unwrap();
     assert!(report.leaks <= 1, "{report:?}");
 }
+
+/// Goal: a growth ends, and loses no free space, though there are more holes than are kept in memory. Method: every other cluster free.
+#[test]
+fn more_holes_than_are_known_are_passed() {
+    const HOLES: u64 = 66_000;
+    let storage = MemoryStorage::default();
+    let size = 2 * HOLES * 512;
+    let options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(size) };
+    create(&storage, &options).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    image.write(0, &vec![7; usize::try_from(size).unwrap()]).unwrap();
+    for hole in 0..HOLES {
+        image.discard(2 * hole * 512, 512).unwrap();
+    }
+    image.close().unwrap();
+    let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+    let image = Image::open(storage.clone(), options).unwrap();
+    image.grow(2 * size).unwrap();
+    let length = storage.to_vec().len();
+    for hole in 0..HOLES - 16 {
+        image.write(2 * hole * 512, &[8; 512]).unwrap();
+    }
+    assert_eq!(storage.to_vec().len(), length, "there was room");
+}

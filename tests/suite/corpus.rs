@@ -51,6 +51,7 @@ cases! {
     dropped_write_through_failure_unheard "dropped-write-through-failure-unheard.json",
     growth_over_zeroes_in_memory "growth-over-zeroes-in-memory.json",
     growth_that_took_every_hole "growth-that-took-every-hole.json",
+    growth_that_took_every_hole_of_a_full_device "growth-that-took-every-hole-of-a-full-device.json",
     rotten_refcount_table_past_end "rotten-refcount-table-past-end.json",
     rotten_sharing_beside_compressed "rotten-sharing-beside-compressed.json",
     rotten_size_beyond_l1 "rotten-size-beyond-l1.json",
