@@ -1,16 +1,62 @@
 //! What has been shown, property by property, and how: the claims ledger.
 //!
 //! A green run can mean "all of them" or "a few of them", and a reader cannot see which. The ledger says it: exhaustive up to
-//! so many requests, as the certificates in the corpus have it; random, so many states; or a sample of these.
+//! so many requests, as certificates have it; random, so many states; or a sample of these.
+//!
+//! Invariant: a certificate is cited only for what it is of. That is one subject with what it does without, one profile, and one
+//! source of subject and harness. One of the same subject and profile but of another source is named, and not counted; of others
+//! there is no word.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use model::finding::Property;
 
 use crate::corpus::{self, CorpusError};
-use crate::explore::certificate::Certificate;
+use crate::explore::certificate::{self, Certificate};
 use crate::figures::Figures;
 use crate::probe::Probe;
+use crate::subject::Subject;
+
+/// What certificates say of a subject under a profile.
+#[derive(Clone, Debug)]
+pub struct Cited {
+    subject: String,
+    profile: String,
+    /// What tells the source of this run from others, if the subject can say.
+    source: Option<Vec<(String, String)>>,
+    current: Vec<Certificate>,
+    older: Vec<Certificate>,
+}
+
+impl Cited {
+    /// What `kept` has of a subject under a profile.
+    pub fn of<Sub: Subject>(kept: Vec<Certificate>, subject: &Sub, profile: &str) -> Self {
+        let (name, source) = (subject.name(), certificate::source_of(subject));
+        let own = kept.into_iter().filter(|it| it.subject == name && it.profile == profile);
+        let (current, older) = own.partition(|it| Some(&it.source) == source.as_ref());
+        Self { subject: name, profile: profile.to_owned(), source, current, older }
+    }
+
+    /// Whether all workloads of a certificate were judged by it.
+    pub fn is_exhaustive(&self, property: Property) -> bool {
+        self.current.iter().any(|certificate| certificate.properties.contains(&property))
+    }
+
+    /// What a certificate is of that this run is not.
+    fn difference(&self, older: &Certificate) -> String {
+        let Some(source) = &self.source else {
+            return "the subject does not say which source it is of".to_owned();
+        };
+        let of = |name: &str| source.iter().find(|(part, _)| part == name);
+        let other = older.source.iter().filter(|part| of(&part.0) != Some(part));
+        let names: Vec<&str> = other.map(|(name, _)| name.as_str()).collect();
+        match &names[..] {
+            [] => "it says less of its source than this run".to_owned(),
+            names => format!("of another source of {}", names.join(", ")),
+        }
+    }
+}
 
 /// One line of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,25 +72,25 @@ pub struct Claim {
 }
 
 /// The ledger of a random run.
-pub fn claims(figures: &Figures) -> Vec<Claim> {
-    let states =
-        |property| Claim { property, exhaustive: true, random: figures.states, of: "states" };
-    let random = |property, random, of| Claim { property, exhaustive: false, random, of };
+pub fn claims(figures: &Figures, cited: &Cited) -> Vec<Claim> {
+    let claim = |property, random, of| Claim {
+        property,
+        exhaustive: cited.is_exhaustive(property),
+        random,
+        of,
+    };
+    let states = |property| claim(property, figures.states, "states");
     vec![
-        Claim { random: figures.operations, of: "requests", ..states(Property::P0) },
+        claim(Property::P0, figures.operations, "requests"),
         states(Property::P1),
         states(Property::P2),
         states(Property::P3),
         states(Property::P4),
         states(Property::P5),
-        Claim {
-            random: figures.probes.count(Probe::CleanClose),
-            of: "closes",
-            ..states(Property::P6)
-        },
-        random(Property::P7, figures.probes.count(Probe::GoesOn), "recoveries"),
+        claim(Property::P6, figures.probes.count(Probe::CleanClose), "closes"),
+        claim(Property::P7, figures.probes.count(Probe::GoesOn), "recoveries"),
         states(Property::P8),
-        random(Property::P9, figures.states, "states"),
+        states(Property::P9),
         states(Property::P10),
     ]
 }
@@ -66,34 +112,57 @@ const fn promise(property: Property) -> &'static str {
     }
 }
 
-/// The ledger as lines for a person: the random run, and what the certificates cover.
-pub fn table(figures: &Figures, profile: &str, certificates: &[Certificate]) -> String {
+/// The ledger as lines for a person: the random run, what the certificates cover, and what none does.
+pub fn table(figures: &Figures, cited: &Cited) -> String {
     let mut out = String::from("what has been shown\n");
-    let covered: Vec<String> = certificates.iter().map(Certificate::covers).collect();
-    for claim in claims(figures) {
+    let claims = claims(figures, cited);
+    for claim in &claims {
         let how = if claim.exhaustive { "exhaustive (below), random" } else { "random" };
         let _ = writeln!(
             out,
-            "  {:<4} {:<48} {profile}: {how} {} {}",
+            "  {:<4} {:<48} {}: {how} {} {}",
             claim.property,
             promise(claim.property),
+            cited.profile,
             claim.random,
             claim.of
         );
     }
-    for line in covered {
-        let _ = writeln!(out, "  exhaustive: {line}");
+    for certificate in &cited.current {
+        let _ = writeln!(out, "  exhaustive: {}", certificate.covers());
+    }
+    if cited.current.is_empty() {
+        let Cited { subject, profile, .. } = cited;
+        let _ = writeln!(
+            out,
+            "  exhaustive: nothing; no certificate is of {subject}, {profile} and this source"
+        );
+    } else {
+        let missing = claims.iter().filter(|claim| !claim.exhaustive);
+        let missing: Vec<String> = missing.map(|claim| claim.property.to_string()).collect();
+        let _ = writeln!(
+            out,
+            "  not exhaustive: {}, I/O that fails, requests that are dropped, and what else the images above are not",
+            missing.join(", ")
+        );
+    }
+    for certificate in &cited.older {
+        let why = cited.difference(certificate);
+        let _ = writeln!(out, "  not counted, {why}: {}", certificate.covers());
     }
     out
 }
 
-/// The certificates of the corpus, by file name.
+/// The certificates in a folder, by file name; none if there is no such folder.
 ///
 /// # Errors
 /// If one cannot be read.
-pub fn certificates() -> Result<Vec<Certificate>, CorpusError> {
+pub fn certificates(folder: &Path) -> Result<Vec<Certificate>, CorpusError> {
     let mut all = Vec::new();
-    for path in corpus::files(&corpus::folder().join("certificates"))? {
+    if !folder.exists() {
+        return Ok(all);
+    }
+    for path in corpus::files(folder)? {
         let text = std::fs::read_to_string(&path)
             .map_err(|source| CorpusError::Io { path: path.clone(), source })?;
         let certificate = serde_json::from_str(&text)

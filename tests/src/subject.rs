@@ -120,6 +120,12 @@ pub trait Subject: Clone + Send + Sync + 'static {
         "cargo campaign"
     }
 
+    /// What tells one source of it from another, part by part: names, with versions or hashes. A certificate holds it beside the
+    /// harness's own, and only one of the same source is cited. None: it cannot say, and then no certificate of it is.
+    fn source(&self) -> Option<Vec<(String, String)>> {
+        None
+    }
+
     /// What it promises of an image that is opened so.
     fn promises(&self, geometry: &Geometry, session: &Session) -> Promises;
 
@@ -236,6 +242,11 @@ impl Subject for Qcow2Core {
 
     fn key(&self) -> &'static str {
         "qcow2-core"
+    }
+
+    fn source(&self) -> Option<Vec<(String, String)>> {
+        // It is among the crates of the harness.
+        Some(Vec::new())
     }
 
     fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {

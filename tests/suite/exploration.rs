@@ -207,7 +207,7 @@ fn the_small_certificate_is_reproduced_bit_for_bit() {
     let subject = Qcow2Core::default();
     let report = explore::run(&subject, &settings, |_, _, _, _| {});
     assert!(report.complete && report.found.is_none(), "{:?}", report.found);
-    let made = Certificate::new(subject.name(), &settings, &report);
+    let made = Certificate::new(&subject, &settings, &report);
     let [made, kept] = [made, kept].map(|certificate| certificate.without_source().to_json());
     let mut lines = made.lines().zip(kept.lines()).enumerate();
     let different = lines.find(|(_, (made, kept))| made != kept);
@@ -221,13 +221,13 @@ fn shards_merge_into_the_certificate_of_the_whole_in_any_order() {
     let subject = Qcow2Core::default();
     let certificate = {
         let report = explore::run(&subject, &whole, |_, _, _, _| {});
-        Certificate::new(subject.name(), &whole, &report)
+        Certificate::new(&subject, &whole, &report)
     };
     let parts: Vec<Part> = (0..3)
         .map(|shard| {
             let settings = Settings { shard: (shard, 3), workers: 1, ..whole.clone() };
             let report = explore::run(&subject, &settings, |_, _, _, _| {});
-            Part::new(subject.name(), &settings, &report)
+            Part::new(&subject, &settings, &report)
         })
         .collect();
     for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {

@@ -13,6 +13,7 @@ mod guest_trace;
 mod house;
 mod interop;
 mod inventory;
+mod ledger;
 mod malformed;
 mod minimise;
 mod qemu_mutants;

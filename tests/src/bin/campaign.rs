@@ -271,6 +271,7 @@ fn run_campaign(run: Run) -> Result<Status, CorpusError> {
     let settings = run.sample.settings(profile, damage, scope);
     let outputs = Outputs {
         json: run.json,
+        certificates: Some(corpus::folder().join("certificates")),
         corpus: Some(run.corpus),
         witness: (!run.broken.is_empty()).then(|| run.broken.join("+")),
         all_probes: run.all_probes,

@@ -23,7 +23,7 @@ use crate::explore;
 use crate::explore::certificate::{self, Certificate, Part};
 use crate::figures::{Figures, Summary};
 use crate::interrupt::{self, Signal};
-use crate::ledger;
+use crate::ledger::{self, Cited};
 use crate::minimise::Minimised;
 use crate::probe::Probe;
 use crate::recover::Failure;
@@ -101,6 +101,8 @@ pub struct Outputs {
     pub json: Option<PathBuf>,
     /// The folder for case files; none: the violation is told and not kept.
     pub corpus: Option<PathBuf>,
+    /// The folder of the certificates that may be cited; one that is not there has none.
+    pub certificates: Option<PathBuf>,
     /// The name of the rules that the subject does without, for the case file.
     pub witness: Option<String>,
     /// Whether every probe must have been reached.
@@ -161,8 +163,9 @@ pub fn run<Sub: Subject>(
             }
         }
         if settings.damage.is_none() {
-            let covered = ledger::certificates()?;
-            say(&ledger::table(&report.figures, settings.profile_name(), &covered));
+            let kept = outputs.certificates.as_deref().map(ledger::certificates).transpose()?;
+            let cited = Cited::of(kept.unwrap_or_default(), subject, settings.profile_name());
+            say(&ledger::table(&report.figures, &cited));
         }
         say("no violation\n");
     }
@@ -389,10 +392,10 @@ fn all_explored<Sub: Subject>(
         }
     }
     if let Some(path) = &outputs.certificate {
-        write(path, Certificate::new(subject.name(), settings, report).to_json())?;
+        write(path, Certificate::new(subject, settings, report).to_json())?;
     }
     if let Some(path) = &outputs.part {
-        let part = Part::new(subject.name(), settings, report);
+        let part = Part::new(subject, settings, report);
         write(path, serde_json::to_string(&part).expect("numbers and names"))?;
     }
     say("no violation\n");

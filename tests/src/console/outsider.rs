@@ -3,7 +3,7 @@
 //! Such a subject is tested in two forms, which case files tell apart by their keys: held to everything, and held only to
 //! what its guest sees. Its binary is [`main`] with the two.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -14,13 +14,16 @@ use super::cases::{Cases, Dump, Explain, Minimise, Replay};
 use super::sample::Sample;
 use super::shorten::Minimising;
 use super::{EXIT_STATUS, Exploration, Outputs};
-use crate::corpus::{self, CorpusError};
+use crate::corpus::CorpusError;
 use crate::explore::{
     self,
     alphabet::{initials, worlds},
 };
 use crate::subject::Subject;
 use crate::workload::Scope;
+
+/// The folder of certificates in that of cases.
+const CERTIFICATES: &str = "certificates";
 
 #[derive(Parser)]
 #[command(version)]
@@ -84,6 +87,9 @@ struct Explore {
     corpus: PathBuf,
     #[command(flatten)]
     minimising: Minimising,
+    /// Write the certificate to this file. A run cites those of its own subject, profile and source in CORPUS/certificates.
+    #[arg(long)]
+    certificate: Option<PathBuf>,
     /// Write what was seen as one JSON object to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -101,7 +107,7 @@ impl<Sub: Subject> Cases for Outsider<Sub> {
     const WITNESSES: bool = false;
 
     fn folder(&self) -> PathBuf {
-        corpus::folder_of(&self.full)
+        folder(&self.full)
     }
 
     fn subject_of(&self, case: &Case, file: &str, _broken: bool) -> Result<Sub, CorpusError> {
@@ -111,6 +117,11 @@ impl<Sub: Subject> Cases for Outsider<Sub> {
             CorpusError::Case(format!("{file}: open.subject: no subject is called {named} here"))
         })
     }
+}
+
+/// Where the cases and certificates of a subject are, below the working directory: its author's, and not the one of this harness.
+fn folder<Sub: Subject>(subject: &Sub) -> PathBuf {
+    Path::new("corpus/subjects").join(subject.key())
 }
 
 impl<Sub: Subject> Outsider<Sub> {
@@ -133,6 +144,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
             let settings = run.sample.settings(run.profile, None, scope);
             let outputs = Outputs {
                 json: run.json,
+                certificates: Some(run.corpus.join(CERTIFICATES)),
                 corpus: Some(run.corpus),
                 minimise: Some(run.minimising.limit()),
                 ..Outputs::default()
@@ -152,6 +164,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
                 workers: 0,
             };
             let outputs = Exploration {
+                certificate: args.certificate,
                 json: args.json,
                 corpus: Some(args.corpus),
                 minimise: Some(args.minimising.limit()),
@@ -170,13 +183,12 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
 /// The command line with the names that are the subject's own.
 fn command<Sub: Subject>(subject: &Sub) -> clap::Command {
     let key = subject.key();
+    let folder = folder(subject).display().to_string();
     let about = format!("Crash-consistency campaigns on {}. {EXIT_STATUS}", subject.name());
     let example = |words| format!("Example: {} {words}", subject.command());
     let run = example("run --contents --profile kill");
     let explore = example("explore --operations 2 --contents");
-    let corpus = |argument: clap::Arg| {
-        argument.required(false).default_value(format!("corpus/subjects/{key}"))
-    };
+    let corpus = |argument: clap::Arg| argument.required(false).default_value(folder.clone());
     Cli::command()
         .name(format!("{key}-campaign"))
         .about(about)

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::build::Initial;
+use model::finding::Property;
 use model::op::{Geometry, Op};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,7 @@ use super::alphabet::{Symbol, World, operations};
 use super::walk::Counts;
 use super::{Explored, Report, Settings};
 use crate::campaign::initial_name;
+use crate::subject::{Duties, Subject};
 
 /// Name and version of the form.
 pub const SCHEMA: &str = "exploration-certificate/1";
@@ -24,10 +26,13 @@ pub const SCHEMA: &str = "exploration-certificate/1";
 pub struct Certificate {
     /// [`SCHEMA`].
     pub schema: String,
-    /// What was under test.
+    /// What was under test; what it did without is part of its name.
     pub subject: String,
-    /// Crate by crate, a hash of its source.
+    /// Part by part, what tells its source from another: a hash of each crate of the harness, and what the subject says of itself.
     pub source: Vec<(String, String)>,
+    /// The properties that every workload was judged by.
+    #[serde(default)]
+    pub properties: Vec<Property>,
     /// How the power fails.
     pub profile: String,
     /// Workloads have at most this many requests.
@@ -185,7 +190,7 @@ impl Totals {
 
 impl Certificate {
     /// The certificate of a complete and clean exploration of all shards, or of the one in `settings`.
-    pub fn new(subject: String, settings: &Settings, report: &Report) -> Self {
+    pub fn new<Sub: Subject>(subject: &Sub, settings: &Settings, report: &Report) -> Self {
         let mut sizes: Vec<Geometry> = settings.worlds.iter().map(|world| world.geometry).collect();
         sizes.sort_by_key(|geometry| geometry.cluster_bits);
         sizes.dedup_by_key(|geometry| geometry.cluster_bits);
@@ -195,8 +200,9 @@ impl Certificate {
             .collect();
         let mut certificate = Self {
             schema: SCHEMA.to_owned(),
-            subject,
-            source: source(),
+            subject: subject.name(),
+            source: source_of(subject).unwrap_or_else(harness),
+            properties: judged(&subject.duties(), &Symbol::ALL, settings.departures.is_some()),
             profile: settings.profile.to_string(),
             operations: settings.operations,
             departures: settings.departures,
@@ -275,7 +281,7 @@ fn certified(explored: &Explored) -> CertifiedWorld {
 
 impl Part {
     /// The part of the shard in `settings`.
-    pub fn new(subject: String, settings: &Settings, report: &Report) -> Self {
+    pub fn new<Sub: Subject>(subject: &Sub, settings: &Settings, report: &Report) -> Self {
         let digits = |explored: &Explored| {
             explored.distinct.iter().map(|hash| format!("{hash:016x}")).collect()
         };
@@ -299,6 +305,7 @@ impl Part {
         same(ours.schema == theirs.schema, "schema")?;
         same(ours.subject == theirs.subject, "subject")?;
         same(ours.source == theirs.source, "source")?;
+        same(ours.properties == theirs.properties, "the list of properties")?;
         same(ours.profile == theirs.profile, "profile")?;
         same(ours.operations == theirs.operations, "operations")?;
         same(ours.departures == theirs.departures, "departures")?;
@@ -363,13 +370,39 @@ fn digits(text: &str) -> Option<BTreeSet<&str>> {
     valid.then(|| (0..text.len() / 16).map(|at| &text[at * 16..at * 16 + 16]).collect())
 }
 
-/// Crate by crate, a hash of its source, as it was when this was built.
-pub fn source() -> Vec<(String, String)> {
+/// Crate by crate, a hash of the source of the harness, as it was when this was built.
+fn harness() -> Vec<(String, String)> {
     env!("SOURCE_HASHES")
         .split(' ')
         .filter_map(|pair| pair.split_once('='))
         .map(|(name, hash)| (name.to_owned(), hash.to_owned()))
         .collect()
+}
+
+/// What tells the source of a run on this subject from any other: the harness's, and the subject's own. None if the subject cannot say
+/// which it is.
+pub fn source_of<Sub: Subject>(subject: &Sub) -> Option<Vec<(String, String)>> {
+    subject.source().map(|own| harness().into_iter().chain(own).collect())
+}
+
+/// The properties that exploring judges a subject by: those that a power cut, what is found after it, and one recovery after another can
+/// show, as far as the subject is held to them and the requests lead there. P7 takes whole runs to their end, and P9 compares what
+/// several power cuts leaked.
+pub fn judged(duties: &Duties, alphabet: &[Symbol], pairs: bool) -> Vec<Property> {
+    let closes = alphabet.contains(&Symbol::Reopen) && !pairs;
+    let grows = alphabet.contains(&Symbol::Grow);
+    let all = [
+        (Property::P0, true),
+        (Property::P1, true),
+        (Property::P2, true),
+        (Property::P3, true),
+        (Property::P4, duties.structure),
+        (Property::P5, duties.repair),
+        (Property::P6, duties.structure && closes),
+        (Property::P8, true),
+        (Property::P10, grows),
+    ];
+    all.into_iter().filter_map(|(property, held)| held.then_some(property)).collect()
 }
 
 /// A line about a world, for a person.

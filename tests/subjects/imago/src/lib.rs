@@ -48,6 +48,10 @@ impl Subject for Imago {
         }
     }
 
+    fn source(&self) -> Option<Vec<(String, String)>> {
+        Some(vec![("imago".to_owned(), "0.2.6".to_owned())])
+    }
+
     fn command(&self) -> &'static str {
         "cargo run --release --manifest-path tests/subjects/imago/Cargo.toml --"
     }
