@@ -21,6 +21,8 @@ use qcow2_crashtest::subject::{Qcow2Core, Session, Subject};
 use qcow2_crashtest::trial;
 use qcow2_crashtest::{corpus, probe::Probe};
 
+use crate::common::exploring;
+
 /// More combinations than this of one crash disk are left out, and counted.
 const MOST: u64 = 1 << 13;
 
@@ -181,19 +183,6 @@ fn what_earlier_workloads_left_changes_no_count() {
     }
 }
 
-fn settings(operations: u32, worlds: Vec<World>) -> Settings {
-    Settings {
-        worlds,
-        operations,
-        departures: None,
-        depth: u32::MAX,
-        profile: Profile::TornLength,
-        shard: (0, 1),
-        limit: None,
-        workers: 0,
-    }
-}
-
 fn everything() -> Vec<World> {
     worlds(&[512, 1024, 4096], &[false, true], &initials())
 }
@@ -203,7 +192,7 @@ fn the_small_certificate_is_reproduced_bit_for_bit() {
     let path = corpus::folder().join("certificates/one-request.json");
     let text = std::fs::read_to_string(path).unwrap();
     let kept: Certificate = serde_json::from_str(&text).unwrap();
-    let settings = settings(1, everything());
+    let settings = exploring(1, everything());
     let subject = Qcow2Core::default();
     let report = explore::run(&subject, &settings, |_, _, _, _| {});
     assert!(report.complete && report.found.is_none(), "{:?}", report.found);
@@ -217,7 +206,7 @@ fn the_small_certificate_is_reproduced_bit_for_bit() {
 #[test]
 fn shards_merge_into_the_certificate_of_the_whole_in_any_order() {
     let worlds = worlds(&[1024], &[false], &[Initial::Fresh, Initial::Fragmented]);
-    let whole = settings(2, worlds);
+    let whole = exploring(2, worlds);
     let subject = Qcow2Core::default();
     let certificate = {
         let report = explore::run(&subject, &whole, |_, _, _, _| {});
@@ -245,7 +234,7 @@ fn shards_merge_into_the_certificate_of_the_whole_in_any_order() {
 fn a_broken_rule_is_found_and_the_workload_is_the_shortest() {
     let subject = Qcow2Core::without(["refcount-before-reference"]).unwrap();
     let worlds = worlds(&[1024], &[false], &[Initial::Fresh]);
-    let report = explore::run(&subject, &settings(2, worlds), |_, _, _, _| {});
+    let report = explore::run(&subject, &exploring(2, worlds), |_, _, _, _| {});
     let found = report.found.expect("counts may lag behind references");
     assert_eq!(found.workload.len(), 1, "{:?}", found.workload);
     assert_eq!(found.failure.violation.kind, "refcount-too-low");

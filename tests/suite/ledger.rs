@@ -1,6 +1,5 @@
 //! What a run may say was shown: certificates are cited for what they are of, and what they say was judged can be found.
 
-use faultfs::profile::Profile;
 use model::build::Initial;
 use model::finding::Property;
 use model::guest::Promises;
@@ -15,6 +14,8 @@ use qcow2_crashtest::explore::{self, Report, Settings};
 use qcow2_crashtest::figures::Figures;
 use qcow2_crashtest::ledger::{Cited, table};
 use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
+
+use crate::common::exploring;
 
 /// A second subject: the implementation under another name, with a mistake of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,16 +122,7 @@ impl<S: Storage> SubjectImage for SecondImage<S> {
 }
 
 fn explored<Sub: Subject>(subject: &Sub, worlds: Vec<World>) -> (Settings, Report) {
-    let settings = Settings {
-        worlds,
-        operations: 1,
-        departures: None,
-        depth: u32::MAX,
-        profile: Profile::TornLength,
-        shard: (0, 1),
-        limit: None,
-        workers: 0,
-    };
+    let settings = exploring(1, worlds);
     let report = explore::run(subject, &settings, |_, _, _, _| {});
     (settings, report)
 }

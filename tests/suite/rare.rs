@@ -11,12 +11,12 @@ use qcow2_core::blocking::{self, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Storage};
 use qcow2_core::{CreateOptions, Image, IoError, OpenOptions, Repair, Rules, WriteMap};
+use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::alphabet::{initials, worlds};
-use qcow2_crashtest::explore::{self, Settings};
 use qcow2_crashtest::subject::{Qcow2Core, Session};
 use qcow2_crashtest::trial::disk_of;
 
-use crate::common::{Expected, assert_clean, four_clusters, steps};
+use crate::common::{Expected, assert_clean, exploring, four_clusters, steps};
 
 /// Goal: a disk of no bytes is an image, and grows. Method: as it is created here, and as QEMU does it, without an L1 table.
 #[test]
@@ -151,16 +151,7 @@ fn growth_and_cache_by_need_and_by_own_choice_are_explored() {
     // A step of one byte is none.
     all.iter_mut().for_each(|world| world.session.growth = 1);
     all.extend(by_itself);
-    let settings = Settings {
-        worlds: all,
-        operations: 1,
-        departures: None,
-        depth: u32::MAX,
-        profile: Profile::TornLength,
-        shard: (0, 1),
-        limit: None,
-        workers: 0,
-    };
+    let settings = exploring(1, all);
     let report = explore::run(&Qcow2Core::default(), &settings, |_, _, _, _| {});
     let found = report.found.map(|found| found.failure);
     assert!(found.is_none(), "{found:?}");
