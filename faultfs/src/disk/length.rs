@@ -72,47 +72,59 @@ impl Length {
 
 impl PossibleDisk {
     /// Every length that the pending changes can give, longest first.
+    ///
+    /// One set took effect last, or none did and the base stands. What that left counts with the longest of the
+    /// extensions that must come after it; an extension shows if it is longer than the least of all that it may follow.
+    /// Each change is looked at once, in the order of time: an image that shrinks and grows often has thousands.
     pub(super) fn lengths(&self, fate: impl Fn(&Pending, &Write) -> Fate) -> Vec<u32> {
-        let changes = &self.length.changes;
-        let fate = |pending: &Pending| fate(pending, &self.writes[pending.write as usize]);
-        let before = |a: &Pending, b: &Pending| {
-            self.writes[a.write as usize].ended_before(self.writes[b.write as usize].submitted)
-        };
-        let is_set = |pending: &&Pending| matches!(pending.change, Change::Set(_));
-        let must_set = |pending: &&Pending| is_set(pending) && fate(pending) == Fate::Must;
-
-        let mut found = Vec::new();
-        // `last` is the set_len that took effect last, or none did.
-        let mut with_last_set = |last: Option<&Pending>, len: u32| {
-            let extends = changes.iter().filter_map(|pending| match pending.change {
-                Change::Extend(end) => Some((pending, end)),
-                Change::Set(_) => None,
-            });
-            let after = |pending: &Pending| last.is_none_or(|last| before(last, pending));
-            let not_before = |pending: &Pending| last.is_none_or(|last| !before(pending, last));
-            let least = extends
-                .clone()
-                .filter(|(pending, _)| fate(pending) == Fate::Must && after(pending))
-                .map(|(_, end)| end)
-                .fold(len, u32::max);
-            found.push(least);
-            found.extend(
-                extends
-                    .filter(|(pending, _)| fate(pending) != Fate::Not && not_before(pending))
-                    .map(|(_, end)| end.max(least)),
-            );
-        };
-        if !changes.iter().any(|pending| must_set(&pending)) {
-            for &len in &self.length.base {
-                with_last_set(None, len);
+        struct Change<'a> {
+            write: &'a Write,
+            len: u32,
+            must: bool,
+        }
+        let (mut sets, mut extends) = (Vec::new(), Vec::new());
+        for pending in &self.length.changes {
+            let write = &self.writes[pending.write as usize];
+            let must = match fate(pending, write) {
+                Fate::Not => continue,
+                fate => fate == Fate::Must,
+            };
+            match pending.change {
+                self::Change::Set(len) => sets.push(Change { write, len, must }),
+                self::Change::Extend(len) => extends.push(Change { write, len, must }),
             }
         }
-        for pending in changes {
-            if let Change::Set(len) = pending.change
-                && fate(pending) != Fate::Not
-                && !changes.iter().filter(must_set).any(|later| before(pending, later))
-            {
-                with_last_set(Some(pending), len);
+        let newest_must = sets.iter().filter(|set| set.must).map(|set| set.write.submitted).max();
+        sets.retain(|set| newest_must.is_none_or(|newest| !set.write.ended_before(newest)));
+        sets.sort_unstable_by_key(|set| set.write.submitted);
+        extends.sort_unstable_by_key(|extend| extend.write.submitted);
+
+        // The longest of the extensions from here on that must be there.
+        let mut longest = vec![0; extends.len() + 1];
+        for (at, extend) in extends.iter().enumerate().rev() {
+            longest[at] = longest[at + 1].max(if extend.must { extend.len } else { 0 });
+        }
+        let mut found = Vec::new();
+        let mut least_of_base = NONE;
+        if newest_must.is_none() {
+            found.extend(self.length.base.iter().map(|&len| len.max(longest[0])));
+            least_of_base = self.length.shortest_base().max(longest[0]);
+        }
+        // The least that the base, and the sets submitted up to here, leave.
+        let mut least = Vec::with_capacity(sets.len());
+        for set in &sets {
+            let after =
+                extends.partition_point(|extend| !set.write.ended_before(extend.write.submitted));
+            let len = set.len.max(longest[after]);
+            found.push(len);
+            least.push(len.min(least.last().copied().unwrap_or(least_of_base)));
+        }
+        for extend in &extends {
+            let follows =
+                sets.partition_point(|set| !extend.write.ended_before(set.write.submitted));
+            let least = follows.checked_sub(1).map_or(least_of_base, |last| least[last]);
+            if extend.len > least {
+                found.push(extend.len);
             }
         }
         found.sort_unstable_by(|a, b| b.cmp(a));
