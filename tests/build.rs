@@ -21,8 +21,9 @@ use crate::programs::{require, search_path};
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// The crates whose source says what a certificate is about, and where they are from here.
-const CRATES: [(&str, &str); 4] = [
+const CRATES: [(&str, &str); 5] = [
     ("qcow2-core", "../qcow2-core"),
+    ("storage", "../qcow2-core/storage"),
     ("faultfs", "../faultfs"),
     ("model", "../model"),
     ("qcow2-crashtest", "."),

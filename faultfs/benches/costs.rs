@@ -10,7 +10,7 @@ use faultfs::direct::{Direct, run};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use faultfs::values::{Key, Values};
-use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
+use storage::{Durability, IoBuf, Storage, UNIT};
 
 fn measure(name: &str, repetitions: u32, mut body: impl FnMut()) {
     let mut best = u128::MAX;

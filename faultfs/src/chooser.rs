@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::candidate::Candidate;
 use crate::rng::Rng;
-use crate::schedule::Candidate;
 use crate::values::Key;
 
 /// What is being chosen. The options are numbered; where they are values, they are listed.

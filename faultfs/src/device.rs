@@ -6,7 +6,7 @@
 use std::io;
 use std::ops::Range;
 
-use qcow2_core::storage::{Durability, Limits, UNIT};
+use storage::{Durability, UNIT};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::chooser::Chooser;
@@ -18,14 +18,6 @@ use crate::values::Key;
 
 pub(crate) const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
-
-/// What a storage over a possible disk offers: units of 512 bytes, discard, and zeroes where nothing was written.
-pub const DEFAULT_LIMITS: Limits = Limits {
-    alignment: UNIT,
-    max_transfer: 1 << 30,
-    can_discard: true,
-    unwritten_reads_zero: true,
-};
 
 /// The bytes that a transfer covers. One that would end past the last offset there is ends there, for the device to refuse.
 pub(crate) const fn span(offset: u64, buf: &[u8]) -> Range<u64> {

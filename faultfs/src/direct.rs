@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
+use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::Chooser;
 use crate::device::{Breach, Device, span};
@@ -302,7 +302,7 @@ mod tests {
     use std::io::ErrorKind;
     use std::task::Poll;
 
-    use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
+    use storage::{Durability, IoBuf, Storage, UNIT};
 
     use super::{Counts, Direct, DirectOptions, MAX_IDLE, run};
     use crate::chooser::{Always, Random};
@@ -460,11 +460,8 @@ mod tests {
 
     #[test]
     fn what_breaks_the_contract_is_refused_and_recorded() {
-        let limits = qcow2_core::storage::Limits {
-            can_discard: false,
-            max_transfer: 1024,
-            ..crate::DEFAULT_LIMITS
-        };
+        let limits =
+            storage::Limits { can_discard: false, max_transfer: 1024, ..crate::DEFAULT_LIMITS };
         let disk = PossibleDisk::new(&Values::new(), 4).with_limits(limits);
         let storage = Direct::new(disk, Always(0));
         let most = u64::from(MAX_UNITS) * UNIT as u64;

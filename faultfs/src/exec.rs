@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
+use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::{Choice, Chooser, Recording, Taken, ask};
 use crate::defect::Defect;

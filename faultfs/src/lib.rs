@@ -24,7 +24,7 @@
 //! use faultfs::disk::PossibleDisk;
 //! use faultfs::profile::Profile;
 //! use faultfs::values::Values;
-//! use qcow2_core::storage::Durability;
+//! use storage::Durability;
 //!
 //! let values = Values::new();
 //! let (a, b) = (values.intern(&[1; 512]), values.intern(&[2; 512]));
@@ -50,6 +50,7 @@
 //! It knows nothing of qcow2 and labels no offsets; nothing is damaged unless
 //! somebody asks for it after a crash ([`PossibleDisk::damage`](disk::PossibleDisk::damage)); lengths are whole units.
 
+mod candidate;
 mod defect;
 mod device;
 
@@ -66,4 +67,5 @@ pub mod values;
 
 #[doc(hidden)]
 pub use defect::Defect;
-pub use device::{Breach, DEFAULT_LIMITS};
+pub use device::Breach;
+pub use disk::DEFAULT_LIMITS;

@@ -6,23 +6,9 @@
 
 use std::collections::BTreeMap;
 
+pub use crate::candidate::{Candidate, TaskId};
 use crate::chooser::{Choice, Chooser, ask};
 use crate::rng::{Ratio, Rng};
-
-/// Names a task of one executor, in the order of spawning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TaskId(pub u32);
-
-/// Something that may happen next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Candidate {
-    /// Poll this task.
-    Run(TaskId),
-    /// End the I/O with this index.
-    Complete(u64),
-    /// Drop the future of this task; what it has in flight goes on.
-    Cancel(TaskId),
-}
 
 /// Picks what happens next.
 pub trait Schedule {

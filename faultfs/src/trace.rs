@@ -6,8 +6,8 @@
 
 use std::fmt::Write as _;
 
-use qcow2_core::storage::{Durability, UNIT};
 use serde::{Deserialize, Serialize};
+use storage::{Durability, UNIT};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::chooser::Taken;

@@ -15,7 +15,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use qcow2_core::storage::UNIT;
+use storage::UNIT;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The bytes of one unit.

@@ -23,7 +23,7 @@ use faultfs::rng::Ratio;
 use faultfs::schedule::{self, Candidate, Choices, Pct, Schedule, TaskId};
 use faultfs::trace::{Io, IoKind};
 use faultfs::values::{Key, Values};
-use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
+use storage::{Durability, IoBuf, Storage, UNIT};
 
 type Shared<T> = Arc<Mutex<T>>;
 

@@ -72,6 +72,22 @@ impl Initial {
         Self::FullOfLeaks,
     ];
 
+    /// What figures, worlds and command lines call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::RefcountBlockOneShort => "refcount-block-one-short",
+            Self::RefcountTableOneShort => "refcount-table-one-short",
+            Self::L1AboutToGrow => "l1-about-to-grow",
+            Self::Leaky => "leaky",
+            Self::Dirty => "dirty",
+            Self::Fragmented => "fragmented",
+            Self::Bitmaps => "bitmaps",
+            Self::Leftovers => "leftovers",
+            Self::FullOfLeaks => "full-of-leaks",
+        }
+    }
+
     /// Whether the dirty bit is set in an image of this geometry.
     pub fn is_dirty(self, geometry: &Geometry) -> bool {
         match self {

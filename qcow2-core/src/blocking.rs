@@ -3,41 +3,18 @@
 //! Requests that are not multiples of 512 bytes are completed by reading what surrounds them; those are serialised, so that
 //! two of them in one unit do not lose each other's bytes.
 
-use std::future::Future;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
+use std::sync::{Mutex, PoisonError, RwLock};
 
-use crate::check::{CheckReport, Repair};
+use crate::check::CheckReport;
 use crate::error::{CheckError, CreateError, IoError, OpenError};
 use crate::image::ImageInfo;
-use crate::options::{CreateOptions, OpenOptions};
+use crate::options::{CreateOptions, OpenOptions, Repair};
 use crate::rule::Rules;
-use crate::storage::{Durability, IoBuf, Storage, UNIT};
 use crate::work::Work;
 use crate::zero::Zeroing;
+use storage::{Durability, IoBuf, Storage, UNIT};
 
-/// Runs a future on this thread until it is ready.
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let mut future = pin!(future);
-    if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        return output;
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
-    }
-}
+pub use storage::block_on;
 
 /// As [`crate::create`].
 ///

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use crate::mutant::mutant;
 use crate::order::{Before, Edge, FlushClock, Stamp};
 use crate::rule::Rules;
-use crate::storage::IoBuf;
+use storage::IoBuf;
 
 /// Pages used within this many accesses are not evicted, so that one operation cannot evict what it is about to use.
 const RECENT: u64 = 32;
@@ -473,7 +473,7 @@ mod tests {
 
     use crate::order::{Before, Edge, FlushClock, Stamp};
     use crate::rule::{Rule, Rules};
-    use crate::storage::IoBuf;
+    use storage::IoBuf;
 
     #[test]
     fn a_page_waits_for_what_its_edges_name() {

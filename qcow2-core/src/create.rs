@@ -16,7 +16,7 @@ use crate::format::header::Header;
 use crate::format::{limits, refcount};
 use crate::options::CreateOptions;
 use crate::rule::{Rule, Rules};
-use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
+use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 /// Makes `storage` an empty image, whatever it held before. Durable when it returns. Where the storage cannot become long
 /// enough, what it held is unharmed.

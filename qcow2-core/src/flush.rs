@@ -16,7 +16,7 @@ use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::State;
-use crate::storage::Storage;
+use storage::Storage;
 
 /// Most bytes of neighbouring pages in one write.
 const RUN_BYTES: usize = 256 << 10;

@@ -23,9 +23,9 @@ use crate::options::OpenOptions;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
-use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 use crate::taken::Taken;
 use crate::work::Work;
+use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 /// An open qcow2 image over a storage.
 ///
@@ -626,7 +626,7 @@ mod tests {
     use crate::claims::Resource;
     use crate::create::create;
     use crate::options::{CreateOptions, OpenOptions};
-    use crate::storage::memory::MemoryStorage;
+    use storage::memory::MemoryStorage;
 
     /// A new image, and the host offset of the first page of its L1 table, which is not loaded.
     fn image() -> (Image<MemoryStorage>, u64) {

@@ -15,17 +15,6 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use crate::claims::Resource;
-use crate::error::IoError;
-use crate::format::entry::{L1Entry, RefcountTableEntry};
-use crate::image::Image;
-use crate::order::Before;
-use crate::state::State;
-use crate::storage::{IoBuf, Storage, UNIT};
-
-/// Bytes of a table that are read at once.
-const PIECE: u64 = 32 << 10;
-
 /// A kind of table that takes one cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
@@ -45,15 +34,15 @@ pub(crate) struct Metadata {
     /// A refcount block that more than one entry leads to.
     twice_a_block: Option<u64>,
     /// Where entries that make no sense may lead: nobody reads them, and nobody knows what they meant.
-    doubtful: BTreeSet<u64>,
+    pub(crate) doubtful: BTreeSet<u64>,
 }
 
-const fn packed(cluster: u64, table: Table) -> u64 {
+pub(crate) const fn packed(cluster: u64, table: Table) -> u64 {
     cluster << 1 | matches!(table, Table::RefcountBlock) as u64
 }
 
 impl Metadata {
-    fn new(mut found: Vec<u64>, doubtful: BTreeSet<u64>) -> Self {
+    pub(crate) fn new(mut found: Vec<u64>, doubtful: BTreeSet<u64>) -> Self {
         found.sort_unstable();
         let twice = || found.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
         let shared = twice().filter(|packed| packed & 1 == 0).map(|packed| packed >> 1).collect();
@@ -82,13 +71,13 @@ impl Metadata {
     }
 
     /// A cluster that is two tables of which one is a refcount block.
-    fn of_two_kinds(&self) -> Option<u64> {
+    pub(crate) fn of_two_kinds(&self) -> Option<u64> {
         let twice = |pair: &&[u64]| pair[0] >> 1 == pair[1] >> 1;
         self.old.windows(2).find(twice).map(|pair| pair[0] >> 1).or(self.twice_a_block)
     }
 
     /// The first cluster in a range that holds a table.
-    fn first_in(&self, clusters: Range<u64>) -> Option<(u64, Table)> {
+    pub(crate) fn first_in(&self, clusters: Range<u64>) -> Option<(u64, Table)> {
         let range = clusters.start << 1..clusters.end << 1;
         let at = self.old.partition_point(|&packed| packed < range.start);
         let old = self.old.get(at).copied().filter(|packed| range.contains(packed));
@@ -96,151 +85,6 @@ impl Metadata {
         let first = [old, new].into_iter().flatten().min()?;
         let table = if first & 1 == 1 { Table::RefcountBlock } else { Table::L2 };
         Some((first >> 1, table))
-    }
-}
-
-impl State {
-    /// The tables that the header names, with their bytes.
-    fn fixed_tables(&self) -> [(Range<u64>, &'static str); 3] {
-        let size = self.cluster_size();
-        let l1 = self.header.l1_table_offset;
-        let refcounts = self.header.refcount_table_offset;
-        let refcount_bytes = u64::from(self.header.refcount_table_clusters) * size;
-        [
-            (0..size, "the header"),
-            (l1..l1 + u64::from(self.header.l1_size) * 8, "the L1 table"),
-            (refcounts..refcounts + refcount_bytes, "the refcount table"),
-        ]
-    }
-
-    /// Refuses an image of whose tables one lies in another: whatever is written to the one changes the other.
-    fn check_apart(&self, metadata: &Metadata) -> Result<(), IoError> {
-        let size = self.cluster_size();
-        for (range, what) in self.fixed_tables() {
-            if let Some((cluster, _)) =
-                metadata.first_in(range.start / size..range.end.div_ceil(size))
-            {
-                return Err(IoError::InUse { cluster, what });
-            }
-        }
-        match metadata.of_two_kinds() {
-            Some(cluster) => Err(IoError::TwoTables { cluster }),
-            None => Ok(()),
-        }
-    }
-
-    /// Refuses clusters that hold metadata, whatever their refcounts or an L2 entry say.
-    pub(crate) fn check_unused(&self, clusters: Range<u64>) -> Result<(), IoError> {
-        let size = self.cluster_size();
-        for (range, what) in self.fixed_tables() {
-            let cluster = clusters.start.max(range.start / size);
-            if cluster < clusters.end.min(range.end.div_ceil(size)) {
-                return Err(IoError::InUse { cluster, what });
-            }
-        }
-        let metadata = self.metadata.as_ref().expect("it is learnt before the first change");
-        match metadata.first_in(clusters) {
-            Some((cluster, Table::L2)) => Err(IoError::InUse { cluster, what: "an L2 table" }),
-            Some((cluster, Table::RefcountBlock)) => {
-                Err(IoError::InUse { cluster, what: "a refcount block" })
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// The same for clusters that are about to be taken: nor may an entry that makes no sense lead there.
-    pub(crate) fn check_free(&self, clusters: Range<u64>) -> Result<(), IoError> {
-        self.check_unused(clusters.clone())?;
-        let metadata = self.metadata.as_ref().expect("it is learnt before the first change");
-        match metadata.doubtful.range(clusters).next() {
-            Some(&cluster) => {
-                Err(IoError::InUse { cluster, what: "what an entry that makes no sense leads to" })
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Adds a table to what must not be written over.
-    pub(crate) fn add_table(&mut self, cluster: u64, table: Table) {
-        self.metadata
-            .as_mut()
-            .expect("it is learnt before the first change")
-            .insert(cluster, table);
-    }
-
-    /// Gives up an L2 table that the L1 table does not refer to any more; `before` makes that durable.
-    pub(crate) fn drop_table(&mut self, cluster: u64, before: Before) {
-        if let Some(metadata) = &mut self.metadata {
-            metadata.remove(cluster, Table::L2);
-        }
-        self.dereference(cluster, before, false);
-    }
-}
-
-impl<S: Storage> Image<S> {
-    /// Reads which clusters hold L2 tables and refcount blocks, unless that is known. Until the first change the tables on the
-    /// storage are those of the image.
-    pub(crate) async fn learn_metadata(&self) -> Result<(), IoError> {
-        let _claim = self.claim(Resource::Metadata).await?;
-        if self.with(|state| state.metadata.is_some()).await {
-            return Ok(());
-        }
-        let header = self.now(|state| state.header.clone());
-        let bits = header.cluster_bits;
-        let (mut found, mut doubtful) = (Vec::new(), BTreeSet::new());
-        let l1 = header.l1_table_offset..header.l1_table_offset + u64::from(header.l1_size) * 8;
-        self.each_entry(l1, |at, entry| match L1Entry(entry).decode(bits, at) {
-            Ok(Some(table)) => found.push(packed(table.host >> bits, Table::L2)),
-            Ok(None) => {}
-            Err(_) => {
-                doubtful.insert(L1Entry(entry).host() >> bits);
-            }
-        })
-        .await?;
-        let table = header.refcount_table_offset;
-        let bytes = u64::from(header.refcount_table_clusters) << bits;
-        self.each_entry(table..table + bytes, |at, entry| {
-            if let Ok(Some(host)) = RefcountTableEntry(entry).decode(bits, at) {
-                found.push(packed(host >> bits, Table::RefcountBlock));
-            }
-        })
-        .await?;
-        // An offset of 0 is none.
-        doubtful.remove(&0);
-        let metadata = Metadata::new(found, doubtful);
-        let apart = self.with(|state| state.check_apart(&metadata)).await;
-        if let Err(error) = &apart {
-            self.mark_corrupt(error).await;
-        }
-        apart?;
-        self.with(|state| state.metadata = Some(metadata)).await;
-        Ok(())
-    }
-
-    /// Shows the entries of a table on the storage that are not zero.
-    async fn each_entry(
-        &self,
-        table: Range<u64>,
-        mut show: impl FnMut(u64, u64),
-    ) -> Result<(), IoError> {
-        let most = PIECE.min(self.limits.max_transfer as u64);
-        let mut at = table.start;
-        while at < table.end {
-            let piece = (table.end - at).min(most);
-            let len = usize::try_from(piece).expect("a piece fits in memory");
-            let buf = IoBuf::zeroed(len.next_multiple_of(UNIT), self.limits.alignment);
-            let (buf, result) = self.storage.read(at, buf).await;
-            let action = "reading metadata";
-            result.map_err(|source| IoError::Storage { action, offset: at, source })?;
-            for (bytes, at) in buf[..len].as_chunks::<8>().0.iter().zip((at..).step_by(8)) {
-                match u64::from_be_bytes(*bytes) {
-                    0 => {}
-                    entry => show(at, entry),
-                }
-            }
-            at += piece;
-        }
-        Ok(())
     }
 }
 

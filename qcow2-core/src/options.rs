@@ -84,3 +84,21 @@ impl Default for OpenOptions {
         Self::new()
     }
 }
+
+/// What a check may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repair {
+    /// Nothing.
+    None,
+    /// Refcounts that are too high, and the dirty and the corrupt bit if nothing else was wrong.
+    Leaks,
+    /// Refcounts, the COPIED bits, the dirty and the corrupt bit; refcount structures that are damaged are rebuilt. A file that
+    /// is a little shorter than its references say is made longer.
+    All,
+    /// The same, and the refcount structures are rebuilt in any case.
+    Rebuild,
+    /// As [`Repair::All`], and entries that point past the end of the file become zeroes, which is what they read as: for an image
+    /// that was cut short and whose end will not come back.
+    ZeroPastEnd,
+}

@@ -7,7 +7,7 @@ use crate::format::entry::Mapping;
 use crate::image::Image;
 use crate::map::Entries;
 use crate::state::{State, Stop};
-use crate::storage::{IoBuf, Storage};
+use storage::{IoBuf, Storage};
 
 /// Most guest clusters that are looked at in one step.
 const AT_ONCE: u64 = 1024;

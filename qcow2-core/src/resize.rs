@@ -19,8 +19,8 @@ use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
-use crate::storage::{Durability, IoBuf, Storage, UNIT};
 use crate::zero::Zeroing;
+use storage::{Durability, IoBuf, Storage, UNIT};
 
 impl State {
     /// The page that holds the L2 entry of a guest cluster, if there is one.

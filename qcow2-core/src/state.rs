@@ -11,15 +11,15 @@ use crate::format::feature::Incompatible;
 use crate::format::header::Header;
 use crate::free::Free;
 use crate::freed::{self, Freed, Until};
+use crate::load::HeaderRead;
 use crate::metadata::Metadata;
 use crate::mutant::mutant;
-use crate::open::HeaderRead;
 use crate::options::OpenOptions;
 use crate::order::{Before, Edge, FlushClock, Stamp};
 use crate::rule::{Rule, Rules};
-use crate::storage::{Limits, UNIT};
 use crate::taken::Taken;
 use crate::work::Work;
+use storage::{Limits, UNIT};
 
 /// Why a step could not be taken.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use crate::mutant::mutant;
 use crate::order::Before;
 use crate::rule::Rule;
 use crate::state::{State, Stop};
-use crate::storage::{Durability, IoBuf, Storage};
+use storage::{Durability, IoBuf, Storage};
 
 /// Where a piece of a guest range goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use crate::image::Image;
 use crate::map::Entries;
 use crate::mutant::mutant;
 use crate::state::{State, Stop};
-use crate::storage::{Durability, IoBuf, Storage};
+use storage::{Durability, IoBuf, Storage};
 
 /// Most guest clusters, or tables that do not exist, that are looked at in one step.
 const AT_ONCE: u64 = 256;

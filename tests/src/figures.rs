@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use model::guest::Guest;
 use serde::Serialize;
 
 use crate::ended::Ended;
@@ -61,6 +62,16 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Adds crash states that were judged against what the guest may see.
+    pub(crate) fn judged(&mut self, guest: &Guest, states: u64) {
+        self.states += states;
+        self.nested_states += states - 1;
+        let sets = guest.figures();
+        self.units += sets.units;
+        self.decided_units += sets.decided;
+        self.allowed_values += sets.values;
+    }
+
     /// Adds the figures of a run of other seeds, except for the time by the clock.
     pub fn add(&mut self, other: &Self) {
         self.cases += other.cases;

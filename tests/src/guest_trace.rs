@@ -33,7 +33,7 @@ use model::guest::Guest;
 use model::op::{Geometry, MAX_VIRTUAL_SIZE, Op};
 use qcow2_core::{CreateError, CreateOptions};
 
-use crate::campaign::{count, draw_steps, probe_answers, probe_data};
+use crate::campaign::draw_steps;
 use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
 use crate::leaf::{self, LeafChooser, SharedLeaf};
@@ -41,6 +41,7 @@ use crate::life::{self, Cause, Moment, Order, Request, Script};
 use crate::logwrites::{Content, Log, LogError};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure};
+use crate::situations::{probe_answers, probe_data};
 use crate::subject::{Session, Subject};
 use crate::trial;
 
@@ -335,7 +336,7 @@ pub fn run<Sub: Subject>(
                 let crashed = moment.sim.with_disk(|disk| disk.crash(profile, &mut asked));
                 match bench.judge_crash(crashed, &seen, &steps, &chooser, &mut leaf_probes) {
                     Ok(recovered) => {
-                        count(&mut figures, &seen, recovered.states);
+                        figures.judged(&seen, recovered.states);
                         distinct.insert(recovered.disk.state_hash());
                         let answers = leaf::look(&chooser).answers().to_vec();
                         probe_answers(&answers, &bench, &mut leaf_probes);
@@ -385,7 +386,7 @@ pub fn run<Sub: Subject>(
         }
         let recovered = bench.judge_crash(disk, &guest, &[], &chooser, &mut probes);
         let recovered = recovered.map_err(violation)?;
-        count(&mut figures, &guest, recovered.states);
+        figures.judged(&guest, recovered.states);
         distinct.insert(recovered.disk.state_hash());
         figures.distinct_states = distinct.len() as u64;
         figures.by_initial.insert("fresh", figures.states);

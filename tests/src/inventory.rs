@@ -108,8 +108,8 @@ pub const OUTSIDE: &[(&str, &str)] = &[
         "FeatureKind::*",
         "qcow2-core/src/format/feature.rs::every_known_bit_has_its_name goes through them",
     ),
-    ("Permission::*", "qcow2-core/src/storage/file.rs::readers_share_and_writers_do_not"),
-    ("Holder::*", "qcow2-core/src/storage/file.rs::readers_share_and_writers_do_not"),
+    ("Permission::*", "qcow2-core/storage/src/file.rs::readers_share_and_writers_do_not"),
+    ("Holder::*", "qcow2-core/storage/src/file.rs::readers_share_and_writers_do_not"),
     ("CreateOptions::*()", "defaults: the fields have lines"),
     ("OpenOptions::*()", "defaults: the fields have lines"),
     (
@@ -131,7 +131,7 @@ pub const OUTSIDE: &[(&str, &str)] = &[
         "from bytes to values: qcow2-core/src/format/entry.rs::standard_entries_round_trip",
     ),
     ("format::*()", "from bytes to values, each with tests in its own file"),
-    ("IoBuf::*()", "qcow2-core/src/storage/buffer.rs::split_and_unsplit_keep_address_and_content"),
+    ("IoBuf::*()", "qcow2-core/storage/src/buffer.rs::split_and_unsplit_keep_address_and_content"),
     ("MemoryStorage::*()", "a storage for tests, which every test with one tests"),
 ];
 
@@ -146,7 +146,7 @@ const DAMAGE: &str = "qcow2-core/tests/damage.rs";
 const ENTRY: &str = "qcow2-core/src/format/entry.rs";
 const EXTENSION: &str = "qcow2-core/src/format/extension.rs";
 const FEATURE: &str = "qcow2-core/src/format/feature.rs";
-const FILE: &str = "qcow2-core/src/storage/file.rs";
+const FILE: &str = "qcow2-core/storage/src/file.rs";
 const FREE: &str = "qcow2-core/src/free.rs";
 const GROW: &str = "qcow2-core/tests/grow.rs";
 const GUEST_TRACE: &str = "tests/suite/guest_trace.rs";
@@ -702,7 +702,7 @@ lines! {
 
     // The same with plain calls.
 
-    "blocking::block_on()" {
+    "storage::block_on::block_on()" {
         "ready at once" [Test(BLOCKING, "blocking_calls_survive_power_cuts")];
         "waits for another thread" [Test(RARE, "threads_may_share_a_unit")];
     }
@@ -975,6 +975,13 @@ lines! {
 
     // What a storage is.
 
+    "Limits::fault()" {
+        "nothing is wrong" [Met(Probe::CleanClose)] P8;
+        "something is" [Test(REFUSED, "a_storage_of_large_sectors_is_refused")];
+    }
+    "storage::is_no_space()" {
+        "it is, or another error" [Test(LIMITED, "a_full_storage_is_asked_once")];
+    }
     "Limits.alignment" {
         "a unit" [Met(Probe::CleanClose)] P8;
         "a byte" [
@@ -1710,12 +1717,15 @@ lines! {
         "what was there when the image was opened" [Met(Probe::CleanClose)] P1;
     }
     "alloc::AT_ONCE" {
+        "more runs of free clusters than that" [Test(GROW, "more_holes_than_are_known_are_passed")];
+    }
+    "reap::AT_ONCE" {
         "more freed clusters than that" [
             Explored(Symbol::DiscardAll),
             Test(COST, "freed_clusters_cost_what_they_are"),
         ] P2 P9;
     }
-    "alloc::START" {
+    "reap::START" {
         "freed clusters from the first one on" [Met(Probe::Reuse)] P2 P9;
     }
     "flush::RUN_BYTES" {
@@ -1728,7 +1738,7 @@ lines! {
     "flush::LOOKED_AT" {
         "more dirty pages than that" [Test(COST, "a_flush_costs_what_is_dirty")];
     }
-    "metadata::PIECE" {
+    "protect::PIECE" {
         "a longer table" [
             Test(CHECK, "a_table_is_not_given_out"),
             Test(RARE, "the_largest_disk_works_to_its_end"),

@@ -37,6 +37,8 @@ pub mod replay;
 pub mod report;
 pub mod robust;
 pub mod sabotage;
+mod situations;
 pub mod subject;
 pub mod trial;
+pub mod verdict;
 pub mod workload;

@@ -51,6 +51,25 @@ pub struct Recovered {
     pub leaks: u64,
 }
 
+/// What a power cut left, on its way through recovery.
+#[derive(Debug)]
+struct Crashed<'a, C> {
+    disk: PossibleDisk,
+    /// What the guest may see there.
+    guest: &'a Guest,
+    chooser: C,
+}
+
+/// A step of recovery that ran to its end.
+#[derive(Debug)]
+struct Taken {
+    step: Step,
+    /// Whether the image was marked dirty before.
+    was_dirty: bool,
+    done: Done,
+    io: Counts,
+}
+
 /// Everything that judging needs and that outlives one state.
 #[derive(Debug)]
 pub struct Bench<Sub> {
@@ -91,16 +110,16 @@ impl<Sub: Subject> Bench<Sub> {
     /// The first violation.
     pub fn judge_crash<C: Chooser + Send + Clone + 'static>(
         &mut self,
-        mut disk: PossibleDisk,
+        disk: PossibleDisk,
         guest: &Guest,
         steps: &[StepPlan],
         chooser: &C,
         probes: &mut Probes,
     ) -> Result<Recovered, Failure> {
-        let mut chooser = chooser.clone();
+        let mut crashed = Crashed { disk, guest, chooser: chooser.clone() };
         let mut states = 1;
         self.kept = None;
-        self.state(&mut disk, guest, &mut chooser, None, "after the power cut")?;
+        self.look(&mut crashed, None, "after the power cut")?;
         if self.is_dirty() {
             probes.hit(Probe::DirtyCrash);
         }
@@ -111,52 +130,45 @@ impl<Sub: Subject> Bench<Sub> {
             if step.run == Step::OpenReadOnly && was_dirty {
                 probes.hit(Probe::ReadOnlyDirty);
             }
-            self.keep_contents(&mut disk, &mut chooser);
             let options = DirectOptions { crash_at: step.crash_at, ..DirectOptions::default() };
-            let direct = Direct::with_options(disk, chooser.clone(), options);
-            let done = self.run_step(&direct, step.run);
-            let remains = direct.power_off();
-            let io = remains.counts;
-            disk = remains.disk;
-            let Some(done) = done else {
-                let moment = format!("after a power cut in {}", name(step.run));
-                disk.crash_in_place(self.profile, &mut chooser);
-                self.state(&mut disk, guest, &mut chooser, None, &moment)?;
-                self.same_contents(&mut disk, &mut chooser, &moment)?;
-                states += 1;
-                if was_dirty || !is_open(step.run) {
-                    crashes_in_repair += 1;
-                    probes.hit(Probe::CrashInRepair);
-                    if crashes_in_repair == 2 {
-                        probes.hit(Probe::NestedTwice);
-                    }
-                }
+            let (next, taken, _) = self.take(crashed, step.run, options);
+            crashed = next;
+            if let Some(taken) = taken {
+                self.accept(&mut crashed, &taken?, &format!("after {}", name(step.run)))?;
                 continue;
-            };
-            let moment = format!("after {}", name(step.run));
-            self.accept(&mut disk, guest, &mut chooser, step.run, was_dirty, &done?, &io, &moment)?;
+            }
+            let moment = format!("after a power cut in {}", name(step.run));
+            crashed.disk.crash_in_place(self.profile, &mut crashed.chooser);
+            self.look(&mut crashed, None, &moment)?;
+            self.same_contents(&mut crashed, &moment)?;
+            states += 1;
+            if was_dirty || !is_open(step.run) {
+                crashes_in_repair += 1;
+                probes.hit(Probe::CrashInRepair);
+                if crashes_in_repair == 2 {
+                    probes.hit(Probe::NestedTwice);
+                }
+            }
         }
-
-        let mut recovered = self.recover(disk, guest, &chooser, probes, None)?;
+        let Crashed { disk, guest, .. } = crashed;
+        let mut recovered = self.recover(disk, guest, chooser, probes, None)?;
         recovered.states += states;
         Ok(recovered)
     }
 
     /// The closing sequence on the disk that was judged last: open it for writing and, if the subject repairs, repair it,
-    /// repair it again. Where
-    /// `forks` are wanted, every disk that a power cut in the middle could find is added to them.
+    /// repair it again. Where `forks` are wanted, every disk that a power cut in the middle could find is added to them.
     ///
     /// # Errors
     /// The first violation.
     pub fn recover<C: Chooser + Send + Clone + 'static>(
         &mut self,
-        mut disk: PossibleDisk,
+        disk: PossibleDisk,
         guest: &Guest,
         chooser: &C,
         probes: &mut Probes,
         mut forks: Option<&mut Vec<PossibleDisk>>,
     ) -> Result<Recovered, Failure> {
-        let mut chooser = chooser.clone();
         let keep_forks = forks.is_some();
         let with_forks = || DirectOptions { forks: keep_forks, ..DirectOptions::default() };
         let mut keep = |kept: Vec<PossibleDisk>| {
@@ -164,44 +176,38 @@ impl<Sub: Subject> Bench<Sub> {
                 forks.extend(kept);
             }
         };
-        let was_dirty = self.is_dirty();
-        self.keep_contents(&mut disk, &mut chooser);
-        let direct = Direct::with_options(disk, chooser.clone(), with_forks());
-        let done = self.run_step(&direct, Step::Open).ok_or_else(|| stuck(Step::Open))?;
-        let remains = direct.power_off();
-        keep(remains.forks);
-        let io = remains.counts;
-        disk = remains.disk;
-        let moment = "after opening it for writing";
-        self.accept(&mut disk, guest, &mut chooser, Step::Open, was_dirty, &done?, &io, moment)?;
+        let crashed = Crashed { disk, guest, chooser: chooser.clone() };
+        let (mut opened, taken, kept) = self.take(crashed, Step::Open, with_forks());
+        keep(kept);
+        let taken = taken.ok_or_else(|| stuck(Step::Open))??;
+        self.accept(&mut opened, &taken, "after opening it for writing")?;
+        let was_dirty = taken.was_dirty;
         let report = self.judge.auditor().report();
         let leaks =
             report.findings.iter().filter(|f| matches!(f, Finding::Leak { .. })).count() as u64;
 
         if !self.subject.duties().repair {
-            return Ok(Recovered { disk, states: 0, leaks });
+            return Ok(Recovered { disk: opened.disk, states: 0, leaks });
         }
-        self.keep_contents(&mut disk, &mut chooser);
-        let direct = Direct::with_options(disk.clone(), chooser.clone(), with_forks());
-        let done = self.run_step(&direct, Step::Repair).ok_or_else(|| stuck(Step::Repair))?;
-        let remains = direct.power_off();
-        keep(remains.forks);
-        let io = remains.counts;
-        let mut repaired = remains.disk;
-        let moment = "after an explicit repair";
-        self.accept(&mut repaired, guest, &mut chooser, Step::Repair, false, &done?, &io, moment)?;
-        if io.updates > 0 {
+        let chooser = opened.chooser.clone();
+        let again = Crashed { disk: opened.disk.clone(), guest, chooser };
+        let (mut repaired, taken, kept) = self.take(again, Step::Repair, with_forks());
+        keep(kept);
+        let taken = taken.ok_or_else(|| stuck(Step::Repair))??;
+        self.accept(&mut repaired, &taken, "after an explicit repair")?;
+        if taken.io.updates > 0 {
             let mut least = Always(u32::MAX);
-            let mut kept = repaired.crash(self.profile, &mut least);
+            let disk = repaired.disk.crash(self.profile, &mut least);
+            let mut cut = Crashed { disk, guest, chooser: least };
             let moment = "after a power cut after an explicit repair";
-            self.state(&mut kept, guest, &mut least, Some(Stage::Repaired), moment)?;
+            self.look(&mut cut, Some(Stage::Repaired), moment)?;
             if was_dirty {
                 return Err(not_idempotent("a repair after the repair by opening wrote again"));
             }
             if leaks > 0 {
                 probes.hit(Probe::LeakRepaired);
             }
-            let direct = Direct::new(repaired, chooser);
+            let direct = Direct::new(repaired.disk, repaired.chooser);
             let done = self.run_step(&direct, Step::Repair).ok_or_else(|| stuck(Step::Repair))?;
             let remains = direct.power_off();
             done?;
@@ -209,7 +215,7 @@ impl<Sub: Subject> Bench<Sub> {
                 return Err(not_idempotent("a second repair wrote again"));
             }
         }
-        Ok(Recovered { disk, states: 0, leaks })
+        Ok(Recovered { disk: opened.disk, states: 0, leaks })
     }
 
     /// What every guest unit may hold on the disk that was judged last.
@@ -280,6 +286,17 @@ impl<Sub: Subject> Bench<Sub> {
         Ok(())
     }
 
+    /// The same for what a power cut left.
+    fn look<C: Chooser>(
+        &mut self,
+        crashed: &mut Crashed<'_, C>,
+        stage: Option<Stage>,
+        moment: &str,
+    ) -> Result<(), Failure> {
+        let Crashed { disk, guest, chooser } = crashed;
+        self.state(disk, guest, chooser, stage, moment)
+    }
+
     /// Takes down what the disk in hand holds, unless that is known already.
     fn keep_contents<C: Chooser>(&mut self, disk: &mut PossibleDisk, chooser: &mut C) {
         let changes = self.kept.and_then(|mark| disk.changed_since(mark));
@@ -294,12 +311,11 @@ impl<Sub: Subject> Bench<Sub> {
     /// P3: nothing is there that was not there when the contents were kept. Keeps what is there now.
     fn same_contents<C: Chooser>(
         &mut self,
-        disk: &mut PossibleDisk,
-        chooser: &mut C,
+        crashed: &mut Crashed<'_, C>,
         moment: &str,
     ) -> Result<(), Failure> {
-        let mark = disk.mark();
-        let evidence = DiskEvidence::new(disk, chooser);
+        let mark = crashed.disk.mark();
+        let evidence = DiskEvidence::new(&mut crashed.disk, &mut crashed.chooser);
         self.judge.contents(&evidence, &mut self.after);
         if let Some(violation) = self.judge.p3_same_contents(&self.before, &self.after, &evidence) {
             return Err(Failure { violation, moment: moment.to_owned() });
@@ -332,23 +348,37 @@ impl<Sub: Subject> Bench<Sub> {
         })
     }
 
+    /// Runs one step on what is there, to its end or to the crash in it, which leaves nothing to say; and the disks that a power cut
+    /// in the middle could find, if they are wanted.
+    fn take<'a, C: Chooser + Send + Clone + 'static>(
+        &mut self,
+        crashed: Crashed<'a, C>,
+        step: Step,
+        options: DirectOptions,
+    ) -> (Crashed<'a, C>, Option<Result<Taken, Failure>>, Vec<PossibleDisk>) {
+        let Crashed { mut disk, guest, mut chooser } = crashed;
+        let was_dirty = self.is_dirty();
+        self.keep_contents(&mut disk, &mut chooser);
+        let direct = Direct::with_options(disk, chooser.clone(), options);
+        let done = self.run_step(&direct, step);
+        let remains = direct.power_off();
+        let (disk, io) = (remains.disk, remains.counts);
+        let taken = done.map(|done| done.map(|done| Taken { step, was_dirty, done, io }));
+        (Crashed { disk, guest, chooser }, taken, remains.forks)
+    }
+
     /// Judges what a completed step left and said.
-    #[expect(clippy::too_many_arguments, reason = "they are all that one step has touched")]
     fn accept<C: Chooser>(
         &mut self,
-        disk: &mut PossibleDisk,
-        guest: &Guest,
-        chooser: &mut C,
-        step: Step,
-        was_dirty: bool,
-        done: &Done,
-        io: &Counts,
+        crashed: &mut Crashed<'_, C>,
+        taken: &Taken,
         moment: &str,
     ) -> Result<(), Failure> {
+        let Taken { step, was_dirty, done, io } = taken;
         let fail = |violation| Failure { violation, moment: moment.to_owned() };
         let stage = match step {
             Step::OpenReadOnly | Step::Check | Step::RepairLeaks => None,
-            Step::Open if was_dirty => Some(Stage::Repaired),
+            Step::Open if *was_dirty => Some(Stage::Repaired),
             Step::Open => Some(Stage::OpenedClean),
             Step::Repair => Some(Stage::Repaired),
         };
@@ -362,13 +392,13 @@ impl<Sub: Subject> Bench<Sub> {
         } else if matches!(step, Step::OpenReadOnly | Step::Check) {
             return Err(fail(whole_image(Property::P3, "read-only-open-wrote")));
         } else {
-            self.state(disk, guest, chooser, stage, moment)?;
-            self.same_contents(disk, chooser, moment)?;
+            self.look(crashed, stage, moment)?;
+            self.same_contents(crashed, moment)?;
         }
         let violation = match done {
             Done::Opened(map) => self.judge.p3_mapping_agrees(map),
             Done::Repaired(Claim::GaveUp) => Some(whole_image(Property::P4, "repair-gave-up")),
-            Done::Checked(Some(claim)) => self.p8_check(step, *claim),
+            Done::Checked(Some(claim)) => self.p8_check(*step, *claim),
             Done::Checked(None) => None,
             Done::Repaired(claim) => self.judge.p8_claim(*claim),
         };

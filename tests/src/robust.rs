@@ -42,9 +42,9 @@ use crate::life;
 use crate::minimise::{Step, Watch};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, whole_image};
-use crate::replay::{Layer, Replay, Verdict};
 use crate::subject::{Refusal, Session, Subject, SubjectImage};
 use crate::trial::{self, Trial, TrialLife, cluster_units};
+use crate::verdict::{Layer, Replay, Verdict};
 use crate::workload::{GENERATOR, Plan};
 
 /// Of so many moments of a life one is looked at.

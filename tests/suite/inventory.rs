@@ -12,23 +12,35 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The sources of qcow2-core: the name of each module, and its text without its tests.
+/// The sources of qcow2-core and of the storages: the name of each module, and its text without its tests.
 fn modules() -> Vec<(String, String)> {
-    let source = root().join("qcow2-core/src");
-    let (mut folders, mut found) = (vec![source.clone()], Vec::new());
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let name = path.strip_prefix(&source).unwrap().with_extension("");
-            let name = name.to_str().unwrap().replace('/', "::");
-            if !name.ends_with("::tests") {
+    let mut found = Vec::new();
+    for (folder, package) in [("qcow2-core/src", None), ("qcow2-core/storage/src", Some("storage"))]
+    {
+        let source = root().join(folder);
+        let mut folders = vec![source.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let name = path.strip_prefix(&source).unwrap().with_extension("");
+                let name: Vec<&str> = package
+                    .into_iter()
+                    .chain(name.iter().filter_map(|part| part.to_str()))
+                    .collect();
+                let is_root = |part: &&str| matches!(*part, "mod" | "lib");
+                let parts: Vec<&str> = match name.as_slice() {
+                    [.., "tests"] => continue,
+                    ["lib"] => name,
+                    [before @ .., last] if is_root(last) => before.to_vec(),
+                    _ => name,
+                };
                 let text = fs::read_to_string(&path).unwrap();
                 let text = text.split("\n#[cfg(test)]").next().unwrap().to_owned();
-                found.push((name.trim_end_matches("::mod").to_owned(), text));
+                found.push((parts.join("::"), text));
             }
         }
     }
@@ -274,7 +286,7 @@ fn names_are_found_in_the_sources() {
         "format::feature::DIRTY",
         "check::survey::PART",
         "storage::file::ZEROES",
-        "alloc::START",
+        "reap::START",
     ] {
         assert!(names.contains(name), "{name} was not found");
     }

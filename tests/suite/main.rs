@@ -4,6 +4,7 @@
 
 mod block_device;
 mod builder;
+mod circles;
 mod common;
 mod console;
 mod corpus;

@@ -16,8 +16,9 @@
 //! A disk that crashed under `cache` and crashes again under a profile that tears forgets, for the units written in
 //! between, that older writes were whole.
 
+use super::PossibleDisk;
 use super::length::Fate;
-use super::{NEVER, NONE, PossibleDisk, State, Write, push_unique};
+use super::record::{NEVER, NONE, State, Write, push_unique};
 use crate::chooser::{Choice, Chooser, ask};
 use crate::defect::Defect;
 use crate::profile::Profile;

@@ -10,9 +10,10 @@
 //! | `bit-rot` | all of the file | its value with one bit flipped |
 //! | `misdirected` | those that the crash left undecided | its newest value lies in any unit; its own stays undecided, so the write landed there as well or instead |
 
-use qcow2_core::storage::UNIT;
+use storage::UNIT;
 
-use super::{Base, PossibleDisk};
+use super::PossibleDisk;
+use super::record::Base;
 use crate::chooser::{Choice, Chooser, ask};
 use crate::defect::Defect;
 use crate::profile::Robustness;

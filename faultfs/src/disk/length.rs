@@ -5,46 +5,11 @@
 //! write that ends past the end): extending is a maximum, so two appends in flight together need no order, and a short
 //! length never comes back once a longer one is durable.
 
-use super::{NONE, PossibleDisk, State, Write};
+use super::PossibleDisk;
+use super::record::{Change, NONE, Pending, State, Write};
 use crate::chooser::{Choice, Chooser, ask};
 use crate::defect::Defect;
 use crate::values::Key;
-
-#[derive(Debug)]
-pub(super) struct Length {
-    /// What the medium may say below all changes, longest first.
-    pub(super) base: Vec<u32>,
-    /// Pending changes, oldest first.
-    pub(super) changes: Vec<Pending>,
-    /// Units below this one are within every length that a crash left open; [`NONE`] when it left none open.
-    pub(super) firm: u32,
-}
-
-impl Clone for Length {
-    fn clone(&self) -> Self {
-        Self { base: self.base.clone(), changes: self.changes.clone(), firm: self.firm }
-    }
-
-    fn clone_from(&mut self, source: &Self) {
-        self.base.clone_from(&source.base);
-        self.changes.clone_from(&source.changes);
-        self.firm = source.firm;
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pending {
-    pub(super) write: u32,
-    pub(super) change: Change,
-    /// A crash kept it whatever happened to the units of its write.
-    pub(super) certain: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    Set(u32),
-    Extend(u32),
-}
 
 /// How a pending change enters the length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,16 +22,6 @@ pub(super) enum Fate {
 impl Fate {
     pub(super) const fn must_if(certain: bool) -> Self {
         if certain { Self::Must } else { Self::May }
-    }
-}
-
-impl Length {
-    pub(super) fn new(len: u32) -> Self {
-        Self { base: vec![len], changes: Vec::new(), firm: NONE }
-    }
-
-    fn shortest_base(&self) -> u32 {
-        self.base.last().copied().unwrap_or(0)
     }
 }
 

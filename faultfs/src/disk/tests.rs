@@ -1,6 +1,6 @@
 //! Examinations of what a disk keeps: base values, pending writes, lengths.
 
-use qcow2_core::storage::{Durability, UNIT};
+use storage::{Durability, UNIT};
 
 use super::{Landing, MAX_UNITS, NONE, PAGE, PossibleDisk};
 use crate::chooser::{Always, Random};

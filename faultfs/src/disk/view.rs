@@ -2,61 +2,16 @@
 //!
 //! Invariant: nothing here takes a chooser, so nothing here collapses anything.
 
-use super::length::{Change, Fate};
-use super::{NEVER, NONE, PAGE, PossibleDisk, SLOT, State, Write, push_unique};
+use super::PossibleDisk;
+use super::changes::Mark;
+use super::hash::{mix, set_hash};
+use super::length::Fate;
+use super::record::{Change, NEVER, NONE, PAGE, SLOT, State, Write, push_unique};
 use crate::chooser::Chooser;
 use crate::defect::Defect;
 use crate::values::Key;
 
-use qcow2_core::storage::UNIT;
-
-/// A moment in the life of a disk, for [`PossibleDisk::changed_since`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mark(u64);
-
-/// Ranges of units whose sets may have changed, oldest first. It forgets rather than outgrow the disk.
-#[derive(Debug, Default)]
-pub(super) struct ChangeLog {
-    /// Number of the first entry of `ranges`, counted from the birth of the disk.
-    start: u64,
-    /// (first unit, number of units).
-    ranges: Vec<(u32, u32)>,
-}
-
-impl ChangeLog {
-    pub(super) fn changed(&mut self, first: u32, count: u32) {
-        if count > 0 {
-            self.ranges.push((first, count));
-        }
-    }
-
-    pub(super) fn limit(&mut self, units: u32) {
-        if self.ranges.len() > units as usize + 256 {
-            self.restart();
-        }
-    }
-
-    pub(super) fn restart(&mut self) {
-        // One more, so that a mark taken before is told apart from one taken now.
-        self.start += self.ranges.len() as u64 + 1;
-        self.ranges.clear();
-    }
-
-    const fn mark(&self) -> u64 {
-        self.start + self.ranges.len() as u64
-    }
-}
-
-impl Clone for ChangeLog {
-    fn clone(&self) -> Self {
-        Self { start: self.start, ranges: self.ranges.clone() }
-    }
-
-    fn clone_from(&mut self, source: &Self) {
-        self.start = source.start;
-        self.ranges.clone_from(&source.ranges);
-    }
-}
+use storage::UNIT;
 
 impl PossibleDisk {
     /// Appends every value that `unit` may hold, each once, newest first: what is on the medium and what is pending.
@@ -326,33 +281,9 @@ impl PossibleDisk {
     }
 }
 
-/// The share of one cell in the hash of the disk: nothing where it is zero, so that extent does not matter, and nothing
-/// where it is a slot, which has a share of its own.
-pub(super) fn cell_hash(unit: u32, cell: u32) -> u64 {
-    if cell == 0 || cell & SLOT != 0 { 0 } else { mix((u64::from(unit) << 32) + u64::from(cell)) }
-}
-
-fn set_hash(unit: u32, keys: &[Key]) -> u64 {
-    match keys {
-        [key] => cell_hash(unit, key.0),
-        _ => {
-            let members = keys.iter().map(|key| mix(u64::from(key.0) + 1));
-            mix(members.fold(u64::from(unit), u64::wrapping_add))
-        }
-    }
-}
-
-/// Finaliser of SplitMix64: every bit of the input moves half the bits of the output.
-const fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
-}
-
 #[cfg(test)]
 mod tests {
-    use qcow2_core::storage::{Durability, UNIT};
+    use storage::{Durability, UNIT};
 
     use super::super::Landing;
     use super::{PAGE, PossibleDisk};

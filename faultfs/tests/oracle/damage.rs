@@ -10,7 +10,7 @@ use faultfs::chooser::{Always, Choice, Steer};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::{Profile, Robustness};
 use faultfs::values::{Bytes, Key, Values};
-use qcow2_core::storage::{Durability, UNIT};
+use storage::{Durability, UNIT};
 
 use super::program::{Keys, Program, explore};
 

@@ -15,7 +15,7 @@ use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
 use faultfs::profile::DiscardMode::{self, Either, Zeroes};
 use faultfs::profile::Profile::{self, Cache, Epoch, Kill, Prefix, Torn, TornLength};
 use faultfs::schedule::{Choices, TaskId};
-use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
+use storage::{Durability, IoBuf, Storage, UNIT};
 
 use super::brute::for_each_program;
 use super::naive;

@@ -23,7 +23,7 @@ use faultfs::chooser::{Always, Chooser, Exhaustive};
 use faultfs::disk::{FlushId, Landing, PossibleDisk, WriteId};
 use faultfs::profile::{DiscardMode, FlushFailure, Profile};
 use faultfs::values::{Key, Values};
-use qcow2_core::storage::{Durability, UNIT};
+use storage::{Durability, UNIT};
 
 /// Units that a program may touch.
 pub(crate) const UNITS: u32 = 4;

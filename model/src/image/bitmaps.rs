@@ -13,15 +13,16 @@
 //!   bits
 //! ```
 
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
-
-use super::{Header, Image, OFFSET, UNIT_BYTES, be8, is_cluster, nonzero_entries, to_usize};
+use super::bytes::{UNIT_BYTES, be8, to_usize};
+use super::entry::{OFFSET, is_cluster, nonzero_entries};
+use super::header::Header;
+use super::reader::Image;
+use super::recording::{ALL_ONES, Recording};
 use crate::evidence::Evidence;
 use crate::finding::Finding;
 use crate::label::Region;
 
 const BITMAP_TABLE_RESERVED: u64 = 0xff00_0000_0000_01fe;
-const ALL_ONES: u64 = 1;
 /// Flag of a bitmap: somebody has it open, and what it says may be old.
 const BITMAP_IN_USE: u64 = 1;
 /// Flag of a bitmap: it follows what the guest changes.
@@ -32,38 +33,6 @@ const MAX_BITMAPS: u64 = 65_535;
 const MAX_BITMAP_DIRECTORY: u64 = 64 << 20;
 /// Bytes of a directory's entry before its extra data.
 const BITMAP_ENTRY: u64 = 24;
-
-/// A bitmap that follows what the guest changes, and says that it is up to date.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Recording {
-    /// log2 of the bytes that a bit stands for.
-    pub(crate) granularity_bits: u32,
-    /// The entries of its table.
-    pub(crate) table: Vec<u64>,
-}
-
-/// Where the bit of a guest offset is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bit {
-    /// In no cluster: all of its neighbours are the same.
-    Is(bool),
-    /// In this byte of the file, under this mask.
-    At(u64, u8),
-}
-
-impl Recording {
-    /// The bit of a guest offset in a bitmap whose clusters have 2^`cluster_bits` bytes.
-    pub(crate) fn bit(&self, offset: u64, cluster_bits: u32) -> Bit {
-        let bit = offset.wrapping_shr(self.granularity_bits);
-        let byte = bit >> 3;
-        let entry = self.table.get(to_usize(byte.wrapping_shr(cluster_bits))).copied().unwrap_or(0);
-        let within = byte & 1u64.wrapping_shl(cluster_bits).wrapping_sub(1);
-        match entry & OFFSET {
-            0 => Bit::Is(entry & ALL_ONES != 0),
-            cluster => Bit::At(cluster.saturating_add(within), 1u8.wrapping_shl((bit & 7) as u32)),
-        }
-    }
-}
 
 impl Image {
     pub(super) fn read_bitmaps<E: Evidence>(

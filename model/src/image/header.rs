@@ -1,16 +1,28 @@
 //! The header as the judge reads it: every fault becomes a finding.
 
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
-
 use std::cell::Cell;
 
-use super::{
-    INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_DIRTY,
-    INCOMPATIBLE_EXTENDED_L2, INCOMPATIBLE_KNOWN, MAGIC, MAX_BACKING_NAME, MAX_L1_BYTES,
-    MAX_REFCOUNT_TABLE_BYTES, be8, be32, be64,
-};
+use super::bytes::{be8, be32, be64};
 use crate::finding::Finding;
 use crate::payload::Unit;
+
+/// Largest L1 table in bytes.
+pub const MAX_L1_BYTES: u64 = 32 << 20;
+/// Largest refcount table in bytes.
+pub const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+/// Longest name of a backing file.
+pub const MAX_BACKING_NAME: u32 = 1023;
+const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
+/// Incompatible feature: refcounts may be wrong.
+pub const INCOMPATIBLE_DIRTY: u64 = 1;
+/// Incompatible feature: the image is known to be damaged.
+pub const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
+const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
+const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+const INCOMPATIBLE_KNOWN: u64 = 0x1f;
+/// Autoclear feature: the bitmaps extension agrees with the image.
+pub const AUTOCLEAR_BITMAPS: u64 = 1;
 
 /// The header's fields, as they are in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

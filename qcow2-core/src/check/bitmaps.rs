@@ -13,7 +13,7 @@ use crate::error::CheckError;
 use crate::format::feature::Autoclear;
 use crate::format::header::Header;
 use crate::format::limits;
-use crate::storage::Storage;
+use storage::Storage;
 
 use super::disk::Disk;
 use super::references::Metadata;

@@ -7,7 +7,7 @@ use crate::barrier::Barrier;
 use crate::error::CheckError;
 use crate::mutant::mutant;
 use crate::rule::{Rule, Rules};
-use crate::storage::{Durability, IoBuf, Limits, Storage, UNIT};
+use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 /// Reads and writes for check and repair.
 pub(super) struct Disk<'a, S> {

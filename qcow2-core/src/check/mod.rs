@@ -14,6 +14,7 @@
 //! | `bitmaps` | what the bitmaps extension leads to |
 //! | `references` | counts per host cluster |
 //! | `repair` | writing what is right |
+//! | `autoclear` | bits that nobody keeps from now on |
 //! | `disk` | reads, writes and flushes of all that |
 //!
 //! **Guest data and mappings are never changed.** What cannot be repaired without guessing keeps its references, so that its
@@ -26,6 +27,7 @@
 //! durable: a crash anywhere in between leads to another repair. References, which a repair of a dirty image starts from, are
 //! changed in nothing but their COPIED bit (and by [`Repair::ZeroPastEnd`], which has to be asked for).
 
+mod autoclear;
 mod bitmaps;
 mod disk;
 mod references;
@@ -33,36 +35,19 @@ mod repair;
 mod report;
 mod survey;
 
+pub(crate) use autoclear::give_up_autoclear;
 pub use report::{CheckReport, Finding, MAX_FINDINGS, Problem};
 
-use crate::barrier::Barrier;
-use crate::error::{CheckError, IoError, OpenError};
+use crate::error::CheckError;
 use crate::format::feature::Autoclear;
-use crate::open::{HeaderRead, check_supported, read_header_for_check};
-use crate::rule::{Rule, Rules};
-use crate::storage::Storage;
+use crate::load::{check_supported, read_header_for_check};
+use crate::options::Repair;
+use crate::rule::Rules;
+use storage::Storage;
 
 use disk::Disk;
 use repair::Repairer;
 use survey::Survey;
-
-/// What a check may change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Repair {
-    /// Nothing.
-    None,
-    /// Refcounts that are too high, and the dirty and the corrupt bit if nothing else was wrong.
-    Leaks,
-    /// Refcounts, the COPIED bits, the dirty and the corrupt bit; refcount structures that are damaged are rebuilt. A file that
-    /// is a little shorter than its references say is made longer.
-    All,
-    /// The same, and the refcount structures are rebuilt in any case.
-    Rebuild,
-    /// As [`Repair::All`], and entries that point past the end of the file become zeroes, which is what they read as: for an image
-    /// that was cut short and whose end will not come back.
-    ZeroPastEnd,
-}
 
 /// Checks the image on `storage`, which nobody else may be writing, and repairs it as far as `repair` says.
 ///
@@ -93,8 +78,8 @@ async fn run<S: Storage>(
     rules: Rules,
     keep: Autoclear,
 ) -> Result<CheckReport, CheckError> {
-    let mut image = read_header_for_check(storage).await.map_err(from_open)?;
-    check_supported(&image.header).map_err(from_open)?;
+    let mut image = read_header_for_check(storage).await?;
+    check_supported(&image.header)?;
     let mut disk = Disk::new(storage, rules);
     let mut counted = image.header.clone();
     counted.autoclear &= keep;
@@ -105,40 +90,4 @@ async fn run<S: Storage>(
         Repairer::new(&mut disk, &mut image, survey, &mut report).run(repair, keep).await?;
     }
     Ok(report)
-}
-
-/// Clears autoclear bits other than `keep`, durably: what they vouch for may be stale from the next change on.
-async fn clear_autoclear<S: Storage>(
-    disk: &mut Disk<'_, S>,
-    image: &mut HeaderRead,
-    keep: Autoclear,
-) -> Result<(), CheckError> {
-    let kept = image.header.autoclear & keep;
-    if kept == image.header.autoclear {
-        return Ok(());
-    }
-    image.header.autoclear = kept;
-    image.header.patch_sector(&mut image.sector[..])?;
-    disk.write(0, &image.sector[..]).await?;
-    disk.ensure(Rule::AutoclearFirst, Barrier::Autoclear).await
-}
-
-/// Clears all autoclear bits of an image that is about to be written, durably.
-pub(crate) async fn give_up_autoclear<S: Storage>(
-    storage: &S,
-    image: &mut HeaderRead,
-    rules: Rules,
-) -> Result<(), CheckError> {
-    clear_autoclear(&mut Disk::new(storage, rules), image, Autoclear::empty()).await
-}
-
-fn from_open(error: OpenError) -> CheckError {
-    match error {
-        OpenError::Format(error) => CheckError::Format(error),
-        OpenError::Unsupported(what) => CheckError::Unsupported(what),
-        OpenError::Io(IoError::Storage { action, offset, source }) => {
-            CheckError::Storage { action, offset, source }
-        }
-        other => CheckError::Unsupported(other.to_string()),
-    }
 }

@@ -16,16 +16,17 @@ use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
 use crate::format::feature::{Autoclear, Incompatible};
 use crate::format::header::Header;
 use crate::format::{limits, refcount};
+use crate::load::HeaderRead;
 use crate::mutant::mutant;
-use crate::open::HeaderRead;
+use crate::options::Repair;
 use crate::rule::Rule;
-use crate::storage::{Storage, UNIT, is_no_space};
+use storage::{Storage, UNIT, is_no_space};
 
+use super::autoclear::clear_autoclear;
 use super::disk::Disk;
 use super::references::References;
 use super::report::{CheckReport, Problem};
 use super::survey::{PIECE, Survey, entries};
-use super::{Repair, clear_autoclear};
 
 pub(super) struct Repairer<'a, 'b, S> {
     disk: &'a mut Disk<'b, S>,

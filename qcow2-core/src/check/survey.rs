@@ -16,7 +16,7 @@ use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
 use crate::format::header::Header;
 use crate::format::{limits, refcount};
 use crate::mutant::mutant;
-use crate::storage::{IoBuf, Storage, UNIT};
+use storage::{IoBuf, Storage, UNIT};
 
 use super::disk::Disk;
 use super::references::{Metadata, References};

@@ -12,7 +12,6 @@ use model::case::Case;
 use qcow2_core::{Area, Mutant};
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::Found;
-use qcow2_crashtest::campaign::initial_name;
 use qcow2_crashtest::console::cases::{Cases, Dump, Explain, Minimise, Replay};
 use qcow2_crashtest::console::keep::Keep;
 use qcow2_crashtest::console::sample::Sample;
@@ -287,7 +286,7 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
         .map_err(|error| misuse(format!("--without: {error}")))?;
     let mut initials = Vec::new();
     for name in &args.initial {
-        let known = Initial::ALL.into_iter().find(|initial| initial_name(*initial) == name);
+        let known = Initial::ALL.into_iter().find(|initial| initial.name() == name);
         initials
             .push(known.ok_or_else(|| misuse(format!("--initial: no image is called {name}")))?);
     }

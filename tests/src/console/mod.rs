@@ -8,7 +8,7 @@ pub mod sample;
 pub mod shorten;
 
 use std::io::{IsTerminal, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::campaign::{self, Budget, Found, Settings};
 use crate::corpus::{self, CorpusError};
 use crate::ended::Ended;
 use crate::explore;
-use crate::explore::certificate::{self, Certificate, Part};
+use crate::explore::certificate::{Certificate, Part};
 use crate::figures::{Figures, Summary};
 use crate::interrupt::{self, Signal};
 use crate::ledger::{self, Cited};
@@ -33,7 +33,7 @@ use crate::subject::Subject;
 use crate::trial::{self, Trial};
 use keep::Keep;
 use output::{check, write};
-pub use output::{complain, say};
+pub use output::{complain, say, shown};
 use shorten::{MINIMISE_FOR, minimise, verdict};
 
 /// What exit statuses mean, for help texts.
@@ -288,7 +288,7 @@ pub fn explore<Sub: Subject>(
         if let Some(bar) = &bar {
             bar.set_length(todo);
             bar.set_position(done);
-            bar.set_message(format!("{} leaves; {}", counts.leaves, certificate::line(world)));
+            bar.set_message(format!("{} leaves; {}", counts.leaves, world));
         }
     });
     if let Some(bar) = bar {
@@ -366,10 +366,7 @@ fn how_far(settings: &explore::Settings, report: &explore::Report) -> String {
     let (done, all) = (images_done(report), settings.worlds.len());
     let next = report.worlds.last().map_or_else(String::new, |explored| {
         let (some, todo) = (explored.workloads, report.todo);
-        format!(
-            " and {some} of {todo} workloads of the next, {}",
-            certificate::line(&explored.world)
-        )
+        format!(" and {some} of {todo} workloads of the next, {}", explored.world)
     });
     format!("after {done} of {all} images{next}; no violation until then")
 }
@@ -414,7 +411,7 @@ fn tell_explored<Sub: Subject>(
         "violation in workload {} ({}) of {} after {} leaves\n  {} {}\n",
         found.index,
         names.join(", "),
-        certificate::line(&found.world),
+        found.world,
         found.leaves,
         found.failure.violation,
         found.failure.moment
@@ -524,9 +521,4 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
-}
-
-/// Shows a path in a message.
-pub fn shown(path: &Path) -> String {
-    path.display().to_string()
 }

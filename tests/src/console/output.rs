@@ -55,3 +55,8 @@ pub fn check<'a>(
     folder
         .map_or(Ok(()), |folder| file::check_folder(folder).map_err(|source| error(folder, source)))
 }
+
+/// Shows a path in a message.
+pub fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

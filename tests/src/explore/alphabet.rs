@@ -246,6 +246,15 @@ pub fn worlds(cluster_sizes: &[u32], modes: &[bool], initials: &[Initial]) -> Ve
     worlds
 }
 
+/// A line for a person.
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = self.geometry.cluster_size();
+        let mode = if self.geometry.lazy_refcounts { "lazy" } else { "eager" };
+        write!(f, "{size:>4} B, {mode:<5}, {}", self.initial.name())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

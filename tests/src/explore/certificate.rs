@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use super::alphabet::{Symbol, World, operations};
 use super::walk::Counts;
 use super::{Explored, Report, Settings};
-use crate::campaign::initial_name;
 use crate::subject::{Duties, Subject};
 
 /// Name and version of the form.
@@ -403,16 +402,6 @@ pub fn judged(duties: &Duties, alphabet: &[Symbol], pairs: bool) -> Vec<Property
         (Property::P10, grows),
     ];
     all.into_iter().filter_map(|(property, held)| held.then_some(property)).collect()
-}
-
-/// A line about a world, for a person.
-pub fn line(world: &World) -> String {
-    format!(
-        "{:>4} B, {:<5}, {}",
-        world.geometry.cluster_size(),
-        if world.geometry.lazy_refcounts { "lazy" } else { "eager" },
-        initial_name(world.initial)
-    )
 }
 
 /// Finaliser of SplitMix64: every bit of the input moves half the bits of the output.

@@ -92,7 +92,7 @@ pub struct Found {
 impl Explored {
     /// Its numbers in a line, for a person.
     pub fn row(&self) -> String {
-        let world = certificate::line(&self.world);
+        let world = &self.world;
         if let Some(why) = &self.infeasible {
             return format!("{world}: {why}");
         }

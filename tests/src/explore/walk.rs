@@ -43,12 +43,12 @@ use model::op::Op;
 use model::payload::{self, UNIT};
 use qcow2_core::storage::IoBuf;
 
-use crate::campaign::{Shape, probe_answers};
 use crate::evidence::DiskEvidence;
 use crate::leaf::Answer;
 use crate::life::{Order, Request, Script, perform, probe_trace, run_scheduled};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, collapse, whole_image};
+use crate::situations::{Shape, probe_answers};
 use crate::subject::{Refusal, Session, Subject, SubjectImage};
 
 /// What exploring has done.

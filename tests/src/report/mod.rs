@@ -31,7 +31,6 @@ use model::label::{Label, Region};
 use model::op::{Durability, Op};
 use model::payload::{INITIAL, STALE, Value};
 
-use crate::campaign::initial_name;
 use crate::leaf::Labels;
 use crate::life::Cause;
 use crate::recover::{Bench, Failure, name};
@@ -183,7 +182,7 @@ impl Story {
         writeln!(
             out,
             "  image: {}, {} bytes in clusters of {}, {} refcounts of {} bits",
-            initial_name(*initial),
+            initial.name(),
             geometry.virtual_size,
             geometry.cluster_size(),
             if geometry.lazy_refcounts { "lazy" } else { "eager" },

@@ -18,10 +18,12 @@
 //! - **No room.** Three kinds of error say so: [`io::ErrorKind::StorageFull`], [`io::ErrorKind::QuotaExceeded`] and
 //!   [`io::ErrorKind::FileTooLarge`]. After one of them less may still fit.
 
+mod block_on;
 mod buffer;
 pub mod file;
 pub mod memory;
 
+pub use block_on::block_on;
 pub use buffer::IoBuf;
 
 use std::future::Future;
@@ -56,7 +58,7 @@ pub struct Limits {
 
 impl Limits {
     /// Why an image cannot be kept there, if it cannot.
-    pub(crate) fn fault(&self) -> Option<String> {
+    pub fn fault(&self) -> Option<String> {
         let Self { alignment, max_transfer, .. } = *self;
         if alignment > UNIT {
             Some(format!("a storage with alignment {alignment}"))
@@ -69,7 +71,7 @@ impl Limits {
 }
 
 /// Whether an operation failed because there was no room.
-pub(crate) fn is_no_space(error: &io::Error) -> bool {
+pub fn is_no_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | FileTooLarge | QuotaExceeded)
 }

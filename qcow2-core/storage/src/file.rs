@@ -58,7 +58,7 @@ pub enum Existing {
     /// Fails.
     Refuse,
     /// Empties it, durably, once it is locked: nothing of its old content can come back after a crash. A block device keeps
-    /// its content: [`create`](crate::create()) writes over what matters of it.
+    /// its content: whoever makes something of it writes over what matters.
     Replace,
 }
 

@@ -45,7 +45,7 @@ impl IoBuf {
     }
 
     /// Whether the address is a multiple of `alignment`.
-    pub(crate) fn is_aligned(&self, alignment: usize) -> bool {
+    pub fn is_aligned(&self, alignment: usize) -> bool {
         self.as_ptr().align_offset(alignment.max(1)) == 0
     }
 

@@ -1,62 +1,15 @@
-//! The reference disk: what each guest unit may hold.
-//!
-//! Guest writes are ordered only by real time: *a* is before *b* if *a* was answered before *b* began. For one unit:
-//!
-//! ```text
-//!   settled    the writes that completed before a successful flush was submitted, and write-through writes that completed
-//!   G(g)       every write that is not before a settled one: what may be there after a power cut
-//!   live       every write that is not before a completed one: what a read may return now
-//!
-//!            w1 ------|                                  G = {w1, w2, w3}: w0 was before w1, which the flush settled;
-//!   w0 ---|      w2 -----------|                         w2 overlaps w1, and w3 is not flushed
-//!                        flush ----|   w3 ------|        live = {w3}
-//! ```
-//!
-//! The invariant this module owns: each unit's list holds exactly G(g). Three kinds of write never settle anything and so
-//! stay possible until a later write settles: one that failed, one whose future was dropped, and a discard by a subject that
-//! promises no more than "old or zero". Values are opaque keys of the run's store. The virtual size is one more such cell.
+//! The reference disk: operations begin and are answered, flushes settle, the power fails.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use super::cell::{Cell, Token};
+use super::history::{Answer, Event, History, What};
+use super::promises::{DiscardReads, Promises};
 use crate::defect::Defect;
 use crate::evidence::ValueKey;
 use crate::op::{Durability, Op};
 use crate::payload::UNIT;
-
-/// What an implementation promises beyond the common rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Promises {
-    /// Units in a cluster: a discard acts on whole ones.
-    pub cluster_units: u64,
-    /// What a discarded cluster reads as.
-    pub discard: DiscardReads,
-    /// When a completed growth is durable.
-    pub grow: Durability,
-    /// When a completed write, zeroing or discard is durable that does not ask for more: [`Durability::Through`] of an image that was
-    /// opened to write everything through.
-    pub changes: Durability,
-}
-
-/// What a discarded cluster reads as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiscardReads {
-    /// Zeroes.
-    Zeroes,
-    /// What it held, or zeroes.
-    Either,
-}
-
-/// An operation in flight: the moment when it began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Token(u32);
-
-impl Token {
-    /// No two moments are the same: each beginning and each answer has its own.
-    fn is_before(self, other: Self) -> bool {
-        self < other
-    }
-}
 
 /// A read that returned what it must not (P0).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,13 +66,6 @@ enum Flight {
     },
     /// Nothing was left of the operation.
     Nothing,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    Completed,
-    Failed,
-    Abandoned,
 }
 
 impl Guest {
@@ -594,213 +540,6 @@ const fn mix(mut x: u64) -> u64 {
 
 fn index(units: u64) -> usize {
     usize::try_from(units).expect("MAX_VIRTUAL_SIZE keeps unit numbers small")
-}
-
-/// What one unit may hold: exactly G, one entry a write.
-#[derive(Clone, Debug)]
-enum Cell<T> {
-    /// Settled, and nothing written since.
-    One(T),
-    Many(Arc<Vec<Entry<T>>>),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Entry<T> {
-    value: T,
-    begin: Token,
-    /// When it was answered; [`NEVER`] while it is in flight.
-    end: Token,
-    /// Answered well, and certain to be there unless something later is.
-    sure: bool,
-    settled: bool,
-}
-
-/// The time of everything that a crash or the initial image left behind: before any write, in no order among itself.
-const ORIGIN: Token = Token(0);
-const NEVER: Token = Token(u32::MAX);
-
-impl<T: Copy + Ord> Cell<T> {
-    /// Any one of `values`, in no order.
-    fn of(values: &[T]) -> Self {
-        match values {
-            [] => panic!("a unit holds something"),
-            [only] => Self::One(*only),
-            many => Self::Many(Arc::new(many.iter().copied().map(Entry::origin).collect())),
-        }
-    }
-
-    fn entries(&mut self) -> &mut Vec<Entry<T>> {
-        if let Self::One(value) = *self {
-            *self = Self::Many(Arc::new(vec![Entry::origin(value)]));
-        }
-        match self {
-            Self::Many(entries) => Arc::make_mut(entries),
-            Self::One(_) => unreachable!("made many above"),
-        }
-    }
-
-    fn begin(&mut self, value: T, token: Token) {
-        let entry = Entry { value, begin: token, end: NEVER, sure: false, settled: false };
-        self.entries().push(entry);
-    }
-
-    fn answer(&mut self, token: Token, now: Token, sure: bool) {
-        for entry in self.entries().iter_mut().filter(|entry| entry.begin == token) {
-            (entry.end, entry.sure) = (now, sure);
-        }
-    }
-
-    fn forget(&mut self, token: Token) {
-        self.entries().retain(|entry| entry.begin != token);
-        self.tidy();
-    }
-
-    /// Marks the sure entries that `covered` picks as settled, and drops every write that is before a settled one.
-    fn settle(&mut self, covered: impl Fn(&Entry<T>) -> bool) {
-        let Self::Many(_) = self else { return };
-        let entries = self.entries();
-        let mut horizon = ORIGIN;
-        for entry in entries.iter_mut() {
-            entry.settled |= entry.sure && covered(entry);
-            if entry.settled {
-                horizon = horizon.max(entry.begin);
-            }
-        }
-        entries.retain(|entry| entry.end >= horizon);
-        self.tidy();
-    }
-
-    /// A lone settled entry needs no times: whatever begins later begins after its end.
-    fn tidy(&mut self) {
-        if let Self::Many(entries) = self
-            && let [Entry { value, settled: true, .. }] = entries[..]
-        {
-            *self = Self::One(value);
-        }
-    }
-
-    /// Everything that is not before a write that completed.
-    fn live(&self) -> impl Iterator<Item = T> {
-        let (one, many) = self.parts();
-        let horizon = many.iter().filter(|entry| entry.sure).map(|entry| entry.begin).max();
-        let horizon = horizon.unwrap_or(ORIGIN);
-        one.into_iter()
-            .chain(many.iter().filter(move |entry| entry.end >= horizon).map(|entry| entry.value))
-    }
-
-    /// Everything; a value may come twice.
-    fn values(&self) -> impl Iterator<Item = T> {
-        let (one, many) = self.parts();
-        one.into_iter().chain(many.iter().map(|entry| entry.value))
-    }
-
-    fn parts(&self) -> (Option<T>, &[Entry<T>]) {
-        match self {
-            Self::One(value) => (Some(*value), &[]),
-            Self::Many(entries) => (None, entries),
-        }
-    }
-
-    fn sorted(&self) -> Vec<T> {
-        let mut values: Vec<T> = self.values().collect();
-        values.sort_unstable();
-        values.dedup();
-        values
-    }
-
-    /// Everything that may be there becomes what the unit holds, in no order.
-    fn crash(&mut self, forget_in_flight: bool) {
-        if let Self::Many(entries) = self {
-            if forget_in_flight {
-                Arc::make_mut(entries).retain(|entry| entry.end != NEVER);
-            }
-            *self = Self::of(&self.sorted());
-        }
-    }
-
-    /// A read returned `value`: if that tells which of the values left by a crash is there, the others are not.
-    fn choose(&mut self, value: T) {
-        let Self::Many(entries) = self else { return };
-        let left_by_crash = |entry: &Entry<T>| entry.begin == ORIGIN;
-        let mut holding = entries.iter().filter(|entry| entry.value == value);
-        if holding.next().is_some_and(left_by_crash) && holding.next().is_none() {
-            Arc::make_mut(entries).retain(|entry| !left_by_crash(entry) || entry.value == value);
-            self.tidy();
-        }
-    }
-}
-
-impl<T> Entry<T> {
-    fn origin(value: T) -> Self {
-        Self { value, begin: ORIGIN, end: ORIGIN, sure: true, settled: true }
-    }
-}
-
-/// Everything that was done, as a list that clones in one step because it only grows at its head.
-#[derive(Clone, Debug, Default)]
-struct History {
-    newest: Option<Arc<Node>>,
-}
-
-#[derive(Debug)]
-struct Node {
-    event: Event,
-    older: Option<Arc<Node>>,
-}
-
-#[derive(Debug)]
-struct Event {
-    token: Token,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    /// Puts `values`, or zeroes.
-    Change {
-        first: u64,
-        count: u64,
-        values: Option<Arc<[ValueKey]>>,
-    },
-    Grow(u64),
-    Flush,
-    Answer(Token, Answer),
-    Crash,
-    /// Not worth remembering.
-    Nothing,
-}
-
-impl What {
-    fn puts(&self, unit: u64) -> Option<ValueKey> {
-        let Self::Change { first, count, values } = self else { return None };
-        let at = unit.checked_sub(*first).filter(|at| at < count)?;
-        Some(values.as_ref().map_or(ValueKey::ZERO, |values| values[index(at)]))
-    }
-}
-
-impl History {
-    fn push(&mut self, event: Event) {
-        self.newest = Some(Arc::new(Node { event, older: self.newest.take() }));
-    }
-
-    fn newest_first(&self) -> impl Iterator<Item = &Event> {
-        let mut next = self.newest.as_deref();
-        std::iter::from_fn(move || {
-            let node = next?;
-            next = node.older.as_deref();
-            Some(&node.event)
-        })
-    }
-}
-
-impl Drop for History {
-    /// Node by node: the compiler's own way would recurse as deep as the list is long.
-    fn drop(&mut self) {
-        let mut next = self.newest.take();
-        while let Some(mut node) = next.and_then(Arc::into_inner) {
-            next = node.older.take();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,26 @@
+//! What an implementation promises of its guest disk beyond the common rules.
+
+use crate::op::Durability;
+
+/// What an implementation promises beyond the common rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promises {
+    /// Units in a cluster: a discard acts on whole ones.
+    pub cluster_units: u64,
+    /// What a discarded cluster reads as.
+    pub discard: DiscardReads,
+    /// When a completed growth is durable.
+    pub grow: Durability,
+    /// When a completed write, zeroing or discard is durable that does not ask for more: [`Durability::Through`] of an image that was
+    /// opened to write everything through.
+    pub changes: Durability,
+}
+
+/// What a discarded cluster reads as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiscardReads {
+    /// Zeroes.
+    Zeroes,
+    /// What it held, or zeroes.
+    Either,
+}

@@ -1,0 +1,56 @@
+//! The extension area of the header.
+
+use super::bytes::{UNIT_BYTES, be32, to_usize};
+use super::header::{AUTOCLEAR_BITMAPS, Header};
+use crate::evidence::Evidence;
+use crate::finding::Finding;
+
+/// Type of the header extension that leads to bitmaps.
+pub const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+/// Bytes of its data.
+pub const BITMAPS_BYTES: u32 = 24;
+const EXTENSION_LUKS: u32 = 0x0537_be77;
+
+/// The extension area: type, length, data padded to 8 bytes, until type 0 or the backing file's name. Returns where the data is
+/// that leads to bitmaps.
+pub(super) fn find_extensions<E: Evidence>(
+    evidence: &mut E,
+    header: &Header,
+    findings: &mut Vec<Finding>,
+) -> Option<u64> {
+    let mut bitmaps = None;
+    let end = match header.backing_file_offset {
+        0 => header.cluster_size(),
+        name => name.min(header.cluster_size()),
+    };
+    let mut at = u64::from(header.header_length);
+    while at.saturating_add(8) <= end {
+        let key = evidence.resolve(at.checked_div(UNIT_BYTES).unwrap_or(0));
+        let within = to_usize(at % UNIT_BYTES);
+        let bytes = evidence.bytes(key);
+        let (kind, length) = (be32(bytes, within), be32(bytes, within.saturating_add(4)));
+        if kind == 0 {
+            break;
+        }
+        let data = at.saturating_add(8);
+        let next = data.saturating_add(u64::from(length).next_multiple_of(8));
+        if next > end {
+            let (field, why) = ("extension length", "reaches past the extension area");
+            findings.push(Finding::Header { field, offset: at, value: length.into(), why });
+            break;
+        }
+        match kind {
+            // Without the bit nobody vouches for what the extension says.
+            EXTENSION_BITMAPS if header.autoclear_features & AUTOCLEAR_BITMAPS == 0 => {}
+            EXTENSION_BITMAPS if length == BITMAPS_BYTES => bitmaps = Some(data),
+            EXTENSION_BITMAPS => {
+                let (field, why) = ("bitmaps extension length", "is not 24");
+                findings.push(Finding::Header { field, offset: at, value: length.into(), why });
+            }
+            EXTENSION_LUKS => findings.push(Finding::Unsupported { what: "LUKS", value: at }),
+            _ => {}
+        }
+        at = next;
+    }
+    bitmaps
+}

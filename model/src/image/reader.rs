@@ -1,0 +1,269 @@
+//! The image that was read: one pass over everything that the header leads to, and what is known of each cluster afterwards.
+
+use std::ops::Range;
+
+use super::bytes::{UNIT_BYTES, to_usize};
+use super::entry::{Mapping, decode_l2};
+use super::extensions::find_extensions;
+use super::header::Header;
+use super::recording::Recording;
+use crate::defect::Defect;
+use crate::evidence::Evidence;
+use crate::finding::Finding;
+use crate::label::{Label, Region};
+
+/// Longest file in clusters: the reader keeps a slot for each.
+pub const MAX_CLUSTERS: u64 = 1 << 24;
+
+/// One reference to each of some host clusters that follow each other.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) clusters: Range<u32>,
+    pub(crate) region: Region,
+    /// The entry that refers to it; 0 for what the header refers to.
+    pub(crate) entry: u64,
+}
+
+/// What is known of one host cluster.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) stored: u64,
+    pub(crate) counted: u32,
+    /// Index of the first claim, if there is one.
+    pub(crate) first_claim: u32,
+}
+
+/// Counts of guest clusters, as `qemu-img check` gives them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mapped {
+    pub(crate) allocated: u64,
+    pub(crate) fragmented: u64,
+    pub(crate) compressed: u64,
+}
+
+/// An image that was read. Reading another one reuses the buffers.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    pub(super) header: Option<Header>,
+    pub(super) length: u64,
+    pub(super) slots: Vec<Slot>,
+    pub(super) claims: Vec<Claim>,
+    /// Clusters within `slots` whose refcount is not 0, ascending.
+    pub(super) stored: Vec<u32>,
+    /// Clusters past `slots` whose refcount is not 0.
+    pub(super) stored_beyond: Vec<(u64, u64)>,
+    /// Raw L2 entries of all tables, one after the other.
+    pub(super) l2_entries: Vec<u64>,
+    /// (index in L1, where its entries start), ascending.
+    pub(super) l2_tables: Vec<(u64, usize)>,
+    pub(super) table_entries: Vec<(u64, u64)>,
+    pub(super) recordings: Vec<Recording>,
+    pub(super) mapped: Mapped,
+    pub(super) defect: Defect,
+}
+
+impl Image {
+    /// A reader with a deliberate mistake.
+    pub(crate) fn with_defect(defect: Defect) -> Self {
+        Self { defect, ..Self::default() }
+    }
+
+    /// Bytes of the file that was read last.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Up to where tables are read.
+    pub(super) fn readable(&self) -> u64 {
+        self.defect.readable(self.length)
+    }
+
+    /// Reads all metadata of an image. Resolves what it reads and nothing else; what is wrong is added to `findings`.
+    pub fn read<E: Evidence>(&mut self, evidence: &mut E, findings: &mut Vec<Finding>) {
+        self.forget();
+        self.length = evidence.len();
+        let first = evidence.resolve(0);
+        let Some(header) = Header::parse(evidence.bytes(first), findings) else { return };
+        let clusters = self.length.div_ceil(header.cluster_size());
+        if clusters > MAX_CLUSTERS {
+            let what = "file of more than 2^24 clusters";
+            findings.push(Finding::Unsupported { what, value: clusters });
+            return;
+        }
+        self.header = Some(header);
+        // One more than the file has: a structure may begin at its very end and still count as inside.
+        let slots = to_usize(clusters.saturating_add(1));
+        self.slots.resize(self.slots.len().max(slots), Slot::default());
+        self.claim(Region::Header, 0, header.cluster_size(), 0, findings);
+        let bitmaps = find_extensions(evidence, &header, findings);
+        self.read_refcounts(evidence, &header, findings);
+        self.read_tables(evidence, &header, findings);
+        if let Some(at) = bitmaps {
+            self.read_bitmaps(evidence, &header, at, findings);
+        }
+    }
+
+    /// The header, unless it was unusable.
+    pub fn header(&self) -> Option<&Header> {
+        self.header.as_ref()
+    }
+
+    /// How many refcount blocks the refcount table points to.
+    pub fn refcount_blocks(&self) -> usize {
+        self.claims.iter().filter(|claim| matches!(claim.region, Region::RefcountBlock(_))).count()
+    }
+
+    /// Where a guest cluster is.
+    pub fn mapping(&self, guest_cluster: u64) -> Mapping {
+        let Some(header) = &self.header else { return Mapping::Unallocated };
+        let table = guest_cluster.checked_div(header.l2_entries()).unwrap_or(0);
+        let within = guest_cluster.checked_rem(header.l2_entries()).unwrap_or(0);
+        self.table(table)
+            .get(to_usize(within))
+            .map_or(Mapping::Unallocated, |entry| decode_l2(*entry, header))
+    }
+
+    /// The raw entries of the L2 table at an index of L1; empty if there is none.
+    pub(crate) fn table(&self, l1_index: u64) -> &[u64] {
+        let count = self.header.map_or(0, |header| to_usize(header.l2_entries()));
+        self.l2_tables
+            .binary_search_by_key(&l1_index, |(index, _)| *index)
+            .ok()
+            .and_then(|at| self.l2_tables.get(at))
+            .and_then(|(_, start)| self.l2_entries.get(*start..)?.get(..count))
+            .unwrap_or(&[])
+    }
+
+    /// What lies at a byte of the file.
+    pub fn label(&self, offset: u64) -> Label {
+        let unit = offset.checked_div(UNIT_BYTES).unwrap_or(0);
+        let Some(header) = &self.header else {
+            let region = if offset < self.length { Region::Header } else { Region::BeyondEnd };
+            return Label { region, unit: Some(unit) };
+        };
+        let cluster = offset.wrapping_shr(header.cluster_bits);
+        let in_cluster = |first: u64| {
+            let start = first.wrapping_shl(header.cluster_bits);
+            offset.saturating_sub(start).checked_div(UNIT_BYTES)
+        };
+        if let Some(claim) = self.first_claim(cluster) {
+            let first = match claim.region {
+                Region::Compressed(_) => cluster,
+                _ => claim.clusters.start.into(),
+            };
+            return Label { region: claim.region, unit: in_cluster(first) };
+        }
+        if offset >= self.length {
+            return Label { region: Region::BeyondEnd, unit: None };
+        }
+        Label { region: Region::Free(cluster), unit: in_cluster(cluster) }
+    }
+
+    /// Host clusters that are in use only while an autoclear bit says so, each as often as it is used.
+    pub fn vouched_for(&self) -> impl Iterator<Item = u64> {
+        let claims = self.claims.iter().filter(|claim| claim.region.is_vouched_for());
+        claims.flat_map(|claim| claim.clusters.clone()).map(u64::from)
+    }
+
+    pub(crate) fn recordings(&self) -> &[Recording] {
+        &self.recordings
+    }
+
+    pub(crate) fn slot(&self, cluster: u32) -> Slot {
+        self.slots.get(cluster as usize).copied().unwrap_or_default()
+    }
+
+    /// What is known of each of these clusters, with its number.
+    pub(crate) fn slots(&self, clusters: &Range<u32>) -> impl Iterator<Item = (u32, &Slot)> {
+        clusters.clone().zip(self.slots.get(indices(clusters)).unwrap_or_default())
+    }
+
+    pub(crate) fn claims(&self) -> &[Claim] {
+        &self.claims
+    }
+
+    pub(crate) fn stored(&self) -> &[u32] {
+        &self.stored
+    }
+
+    pub(crate) fn stored_beyond(&self) -> &[(u64, u64)] {
+        &self.stored_beyond
+    }
+
+    pub(crate) fn mapped(&self) -> Mapped {
+        self.mapped
+    }
+
+    fn forget(&mut self) {
+        for claim in &self.claims {
+            if let Some(slots) = self.slots.get_mut(indices(&claim.clusters)) {
+                slots.fill(Slot::default());
+            }
+        }
+        for cluster in &self.stored {
+            if let Some(slot) = self.slots.get_mut(*cluster as usize) {
+                *slot = Slot::default();
+            }
+        }
+        self.claims.clear();
+        self.stored.clear();
+        self.stored_beyond.clear();
+        self.l2_entries.clear();
+        self.l2_tables.clear();
+        self.recordings.clear();
+        self.mapped = Mapped::default();
+        self.header = None;
+    }
+
+    fn first_claim(&self, cluster: u64) -> Option<&Claim> {
+        let slot = self.slots.get(to_usize(cluster)).filter(|slot| slot.counted > 0)?;
+        self.claims.get(slot.first_claim as usize)
+    }
+
+    /// Counts a reference to every cluster of a range. Whether the range is this structure's alone and inside the file, so
+    /// that it may be walked.
+    pub(super) fn claim(
+        &mut self,
+        region: Region,
+        offset: u64,
+        length: u64,
+        entry: u64,
+        findings: &mut Vec<Finding>,
+    ) -> bool {
+        let Some(header) = self.header else { return false };
+        let (size, bits) = (header.cluster_size(), header.cluster_bits);
+        let end = offset.saturating_add(length);
+        let mut good = true;
+        let beyond = end.saturating_sub(self.length) >= size;
+        if beyond || self.defect.puts_out_of_range(end, self.length) {
+            findings.push(Finding::OutOfRange { at: region, offset, length, file: self.length });
+            good = false;
+        }
+        let first = offset.wrapping_shr(bits);
+        let last = end.div_ceil(size).min(self.length.div_ceil(size).saturating_add(1));
+        let index = u32::try_from(self.claims.len()).unwrap_or(u32::MAX);
+        let (Ok(start), Ok(end)) = (u32::try_from(first), u32::try_from(last)) else { return good };
+        let clusters = start..end;
+        let Some(slots) = self.slots.get_mut(indices(&clusters)) else { return good };
+        for (cluster, slot) in (first..).zip(slots) {
+            if slot.counted == 0 {
+                slot.first_claim = index;
+            } else if let Some(other) = self.claims.get(slot.first_claim as usize)
+                && !matches!((other.region, region), (Region::Compressed(_), Region::Compressed(_)))
+            {
+                let (first, second) = (other.region, region);
+                findings.push(Finding::Overlap { cluster, first, second });
+                good = false;
+            }
+            slot.counted = slot.counted.saturating_add(1);
+        }
+        if !clusters.is_empty() {
+            self.claims.push(Claim { clusters, region, entry });
+        }
+        good
+    }
+}
+
+fn indices(clusters: &Range<u32>) -> Range<usize> {
+    clusters.start as usize..clusters.end as usize
+}

@@ -1,0 +1,35 @@
+//! Taking back what an autoclear bit vouches for, before anything else changes.
+
+use crate::barrier::Barrier;
+use crate::error::CheckError;
+use crate::format::feature::Autoclear;
+use crate::load::HeaderRead;
+use crate::rule::{Rule, Rules};
+use storage::Storage;
+
+use super::disk::Disk;
+
+/// Clears autoclear bits other than `keep`, durably: what they vouch for may be stale from the next change on.
+pub(super) async fn clear_autoclear<S: Storage>(
+    disk: &mut Disk<'_, S>,
+    image: &mut HeaderRead,
+    keep: Autoclear,
+) -> Result<(), CheckError> {
+    let kept = image.header.autoclear & keep;
+    if kept == image.header.autoclear {
+        return Ok(());
+    }
+    image.header.autoclear = kept;
+    image.header.patch_sector(&mut image.sector[..])?;
+    disk.write(0, &image.sector[..]).await?;
+    disk.ensure(Rule::AutoclearFirst, Barrier::Autoclear).await
+}
+
+/// Clears all autoclear bits of an image that is about to be written, durably.
+pub(crate) async fn give_up_autoclear<S: Storage>(
+    storage: &S,
+    image: &mut HeaderRead,
+    rules: Rules,
+) -> Result<(), CheckError> {
+    clear_autoclear(&mut Disk::new(storage, rules), image, Autoclear::empty()).await
+}

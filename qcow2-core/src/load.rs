@@ -1,0 +1,146 @@
+//! The header of an image, as its bytes on the storage say it: read, parsed, and refused by name where it asks for more than this
+//! implementation can do.
+
+use std::io;
+
+use crate::error::{CheckError, IoError, OpenError};
+use crate::format::FormatError;
+use crate::format::feature::Incompatible;
+use crate::format::header::{CryptMethod, Header, peek_cluster_bits};
+use storage::{IoBuf, Storage, UNIT};
+
+/// A header as it was read.
+#[derive(Debug)]
+pub(crate) struct HeaderRead {
+    pub(crate) header: Header,
+    /// The first 512 bytes, which it was parsed from.
+    pub(crate) sector: Box<[u8; UNIT]>,
+    /// Length of the file.
+    pub(crate) length: u64,
+}
+
+/// Why a header was not read, or not taken.
+#[derive(Debug)]
+pub(crate) enum LoadError {
+    Format(FormatError),
+    /// What is not supported.
+    Unsupported(String),
+    Storage {
+        action: &'static str,
+        offset: u64,
+        source: io::Error,
+    },
+}
+
+impl From<FormatError> for LoadError {
+    fn from(error: FormatError) -> Self {
+        Self::Format(error)
+    }
+}
+
+impl From<LoadError> for OpenError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Format(error) => Self::Format(error),
+            LoadError::Unsupported(what) => Self::Unsupported(what),
+            LoadError::Storage { action, offset, source } => {
+                Self::Io(IoError::Storage { action, offset, source })
+            }
+        }
+    }
+}
+
+impl From<LoadError> for CheckError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Format(error) => Self::Format(error),
+            LoadError::Unsupported(what) => Self::Unsupported(what),
+            LoadError::Storage { action, offset, source } => {
+                Self::Storage { action, offset, source }
+            }
+        }
+    }
+}
+
+/// Reads the header.
+pub(crate) async fn read_header<S: Storage>(storage: &S) -> Result<HeaderRead, LoadError> {
+    read_header_with(storage, Header::parse).await
+}
+
+/// Reads a header whose refcount table may be missing.
+pub(crate) async fn read_header_for_check<S: Storage>(
+    storage: &S,
+) -> Result<HeaderRead, LoadError> {
+    read_header_with(storage, Header::parse_for_check).await
+}
+
+async fn read_header_with<S: Storage>(
+    storage: &S,
+    parse: impl FnOnce(&[u8]) -> Result<Header, FormatError>,
+) -> Result<HeaderRead, LoadError> {
+    // What somebody left in flight, or what failed, must not land under what is read from now on.
+    storage.settle().await.map_err(|source| LoadError::Storage {
+        action: "waiting for what was left in flight",
+        offset: 0,
+        source,
+    })?;
+    let length = storage.len().await.map_err(|source| LoadError::Storage {
+        action: "asking for the length",
+        offset: 0,
+        source,
+    })?;
+    let limits = storage.limits();
+    if let Some(why) = limits.fault() {
+        return Err(LoadError::Unsupported(why));
+    }
+    let read = |len: usize| async move {
+        let mut rest = IoBuf::zeroed(len, limits.alignment);
+        let mut done = IoBuf::default();
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(limits.max_transfer));
+            let offset = done.len() as u64;
+            let (piece, result) = storage.read(offset, piece).await;
+            let action = "reading the header";
+            result.map_err(|source| LoadError::Storage { action, offset, source })?;
+            done.unsplit(piece);
+        }
+        Ok::<_, LoadError>(done)
+    };
+    let first = read(UNIT).await?;
+    let in_file = |len: u64| usize::try_from(len.min(length)).expect("it fits in a cluster");
+    let cluster_bits = peek_cluster_bits(&first[..in_file(UNIT as u64)])?;
+    let cluster_size = 1u64 << cluster_bits;
+    let whole = if cluster_size == UNIT as u64 {
+        first
+    } else {
+        read(usize::try_from(cluster_size).expect("a cluster fits in memory")).await?
+    };
+    let header = parse(&whole[..in_file(cluster_size)])?;
+    let mut sector = Box::new([0; UNIT]);
+    sector.copy_from_slice(&whole[..UNIT]);
+    Ok(HeaderRead { header, sector, length })
+}
+
+/// Refuses, by name, what this implementation cannot do yet.
+pub(crate) fn check_supported(header: &Header) -> Result<(), LoadError> {
+    let unsupported = |what: &str| Err(LoadError::Unsupported(what.into()));
+    if header.version != 3 {
+        return unsupported("version 2 of the format");
+    }
+    if header.backing_name().is_some() {
+        return unsupported("a backing file");
+    }
+    if header.crypt_method != CryptMethod::None {
+        return unsupported("encryption");
+    }
+    if header.nb_snapshots != 0 {
+        return unsupported("an image with internal snapshots");
+    }
+    if header.incompatible.contains(Incompatible::DATA_FILE) {
+        return unsupported("an external data file (incompatible feature bit 2)");
+    }
+    if header.incompatible.contains(Incompatible::EXTENDED_L2) {
+        return unsupported("extended L2 entries (incompatible feature bit 4)");
+    }
+    Ok(())
+}
