@@ -5,6 +5,45 @@ use std::io;
 use crate::check::{CheckReport, Problem};
 use crate::format::{EntryError, FormatError};
 
+/// What kind of failure an error is, whatever it says: for programs that have to decide what to do. A variant that an error type gains
+/// has one of these kinds; none ever changes its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// What was asked for cannot be had of any image, or not of this one: the caller has to ask for something else.
+    InvalidInput,
+    /// The image was opened read-only.
+    ReadOnly,
+    /// The image uses something, or something was asked for, that this implementation cannot do.
+    Unsupported,
+    /// What is there is no sound image. A check says more, and a repair may help.
+    Damaged,
+    /// There is no room: the storage is full, or the format has come to its limit.
+    NoSpace,
+    /// The storage failed in another way.
+    Storage,
+    /// Something failed before, and the image takes no more changes until it is opened again.
+    Poisoned,
+}
+
+impl ErrorKind {
+    fn of_storage(source: &io::Error) -> Self {
+        if storage::is_no_space(source) { Self::NoSpace } else { Self::Storage }
+    }
+
+    const fn of_format(error: &FormatError) -> Self {
+        match error {
+            FormatError::UnsupportedVersion(_) | FormatError::UnknownIncompatible(_) => {
+                Self::Unsupported
+            }
+            FormatError::NotQcow2 { .. }
+            | FormatError::Truncated { .. }
+            | FormatError::BadField { .. }
+            | FormatError::BadExtension { .. } => Self::Damaged,
+        }
+    }
+}
+
 /// Why an image could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -23,6 +62,16 @@ pub enum CreateError {
         /// The storage's own error.
         source: io::Error,
     },
+}
+
+impl CreateError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Option(_) | Self::Format(_) => ErrorKind::InvalidInput,
+            Self::Storage { source, .. } => ErrorKind::of_storage(source),
+        }
+    }
 }
 
 /// Why an image could not be opened.
@@ -60,6 +109,20 @@ pub enum OpenError {
     /// The storage failed.
     #[error("cannot open the image: {0}")]
     Io(#[from] IoError),
+}
+
+impl OpenError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Format(error) => ErrorKind::of_format(error),
+            Self::Unsupported(_) => ErrorKind::Unsupported,
+            Self::Option(_) => ErrorKind::InvalidInput,
+            Self::MarkedCorrupt | Self::Unrepairable(_) | Self::CutShort(_) => ErrorKind::Damaged,
+            Self::Repair(error) => error.kind(),
+            Self::Io(error) => error.kind(),
+        }
+    }
 }
 
 /// Why a request on an open image failed.
@@ -142,12 +205,37 @@ pub enum IoError {
     /// The image uses something that this implementation does not support.
     #[error("{0} is not supported")]
     Unsupported(String),
-    /// A refcount cannot grow, or the file has reached what the refcount table can describe.
+    /// The image is damaged: a table that has to be there is not, or is too short.
+    #[error("the image is damaged: {0}")]
+    Lost(String),
+    /// The file has reached what a refcount table can describe.
     #[error("the image is full: {0}")]
     Full(String),
     /// The new virtual size is not acceptable.
     #[error("cannot resize the image: {0}")]
     Resize(String),
+}
+
+impl IoError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Storage { source, .. } => ErrorKind::of_storage(source),
+            Self::Poisoned(_) => ErrorKind::Poisoned,
+            Self::ReadOnly => ErrorKind::ReadOnly,
+            Self::OutOfRange { .. } | Self::Unaligned { .. } | Self::Resize(_) => {
+                ErrorKind::InvalidInput
+            }
+            Self::Header(error) => ErrorKind::of_format(error),
+            Self::Entry(_)
+            | Self::SharedTable { .. }
+            | Self::InUse { .. }
+            | Self::TwoTables { .. }
+            | Self::Lost(_) => ErrorKind::Damaged,
+            Self::Unsupported(_) => ErrorKind::Unsupported,
+            Self::Full(_) => ErrorKind::NoSpace,
+        }
+    }
 }
 
 /// Why a check or repair could not be carried out. What it *found* is not an error but a [`CheckReport`].
@@ -170,4 +258,45 @@ pub enum CheckError {
         /// The storage's own error.
         source: io::Error,
     },
+}
+
+impl CheckError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Format(error) => ErrorKind::of_format(error),
+            Self::Unsupported(_) => ErrorKind::Unsupported,
+            Self::Storage { source, .. } => ErrorKind::of_storage(source),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{CheckError, CreateError, ErrorKind, IoError, OpenError};
+    use crate::format::FormatError;
+
+    #[test]
+    fn the_kind_of_an_error_is_that_of_its_cause() {
+        let storage = |kind: io::ErrorKind| IoError::Storage {
+            action: "writing data",
+            offset: 0,
+            source: kind.into(),
+        };
+        let full = || storage(io::ErrorKind::StorageFull);
+        assert_eq!(full().kind(), ErrorKind::NoSpace);
+        assert_eq!(storage(io::ErrorKind::Other).kind(), ErrorKind::Storage);
+        assert_eq!(OpenError::Io(full()).kind(), ErrorKind::NoSpace);
+        assert_eq!(IoError::Lost(String::new()).kind(), ErrorKind::Damaged);
+        assert_eq!(IoError::Full(String::new()).kind(), ErrorKind::NoSpace);
+        let unknown = || FormatError::UnsupportedVersion(4);
+        assert_eq!(OpenError::Format(unknown()).kind(), ErrorKind::Unsupported);
+        assert_eq!(OpenError::Repair(CheckError::Format(unknown())).kind(), ErrorKind::Unsupported);
+        // Nobody's image is damaged where there is none yet.
+        assert_eq!(CreateError::Format(unknown()).kind(), ErrorKind::InvalidInput);
+        let cut = FormatError::Truncated { what: "the header", needed: 72, len: 3 };
+        assert_eq!(OpenError::Format(cut).kind(), ErrorKind::Damaged);
+    }
 }

@@ -632,7 +632,7 @@ mod tests {
     fn image() -> (Image<MemoryStorage>, u64) {
         let storage = MemoryStorage::default();
         block_on(create(&storage, &CreateOptions::new(1 << 30))).expect("there is room");
-        let options = OpenOptions { page_size: 512, ..OpenOptions::new() };
+        let options = OpenOptions::new().page_size(512);
         let image = block_on(Image::open(storage, options)).expect("it was just made");
         let page = image.now(|state| state.header.l1_table_offset);
         assert!(!image.now(|state| state.cache.contains(page)));

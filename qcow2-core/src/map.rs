@@ -66,7 +66,7 @@ impl State {
     ) -> Result<(u64, Option<crate::format::entry::TableHost>), Stop> {
         if index >= u64::from(self.header.l1_size) {
             let entries = self.header.l1_size;
-            return Err(IoError::Full(format!("L1 entry {index} of a table of {entries}")).into());
+            return Err(IoError::Lost(format!("L1 entry {index} of a table of {entries}")).into());
         }
         let at = self.header.l1_table_offset + 8 * index;
         let entry = L1Entry(self.entry(at, Kind::L1)?);
@@ -120,7 +120,7 @@ impl State {
     pub(crate) fn link(&mut self, link: &Link<'_>) -> Result<(), Stop> {
         let EntryPlace::At(at) = self.entry_place(link.guest_cluster)? else {
             let cluster = link.guest_cluster;
-            return Err(IoError::Full(format!("guest cluster {cluster} lost its L2 table")).into());
+            return Err(IoError::Lost(format!("guest cluster {cluster} lost its L2 table")).into());
         };
         let old = self.mapping_at(at)?;
         let page = self.cache.page_of(at);

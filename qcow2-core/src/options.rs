@@ -2,8 +2,28 @@
 
 use crate::rule::Rules;
 
+/// Methods that give the same options with one of them changed.
+macro_rules! setters {
+    ($($(#[$doc:meta])+ $field:ident: $Type:ty $(as $wrap:ident)?,)+) => {
+        $(
+            $(#[$doc])+
+            #[must_use]
+            pub const fn $field(mut self, $field: $Type) -> Self {
+                self.$field = $($wrap)?($field);
+                self
+            }
+        )+
+    };
+}
+
 /// How to create an image.
+///
+/// ```
+/// let options = qcow2_core::CreateOptions::new(1 << 30).cluster_bits(12).lazy_refcounts(true);
+/// assert_eq!((options.virtual_size, options.cluster_bits), (1 << 30, 12));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CreateOptions {
     /// Version of the format. Only 3 can be created.
     pub version: u32,
@@ -28,10 +48,29 @@ impl CreateOptions {
             rules: Rules::all(),
         }
     }
+
+    setters! {
+        /// Another version of the format.
+        version: u32,
+        /// Clusters of 2^`cluster_bits` bytes.
+        cluster_bits: u32,
+        /// A guest disk of this many bytes.
+        virtual_size: u64,
+        /// Whether the image asks its writers for lazy refcounts.
+        lazy_refcounts: bool,
+        /// These write orders.
+        rules: Rules,
+    }
 }
 
 /// How to open an image.
+///
+/// ```
+/// let options = qcow2_core::OpenOptions::new().lazy_refcounts(true).growth(1 << 20);
+/// assert!(options.writable && options.growth == Some(1 << 20));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Whether the image may change. A dirty image is repaired first.
     pub writable: bool,
@@ -76,6 +115,25 @@ impl OpenOptions {
     /// The same, read-only.
     pub const fn read_only() -> Self {
         Self { writable: false, ..Self::new() }
+    }
+
+    setters! {
+        /// Whether the image may change.
+        writable: bool,
+        /// Lazy refcounts on or off, whatever the image says.
+        lazy_refcounts: bool as Some,
+        /// Whether every write, zeroing and discard is durable when it returns.
+        write_through: bool,
+        /// Whether the host space of discarded clusters is given back to the storage.
+        pass_discard: bool,
+        /// At most so many metadata pages in memory.
+        cache_pages: usize as Some,
+        /// Metadata pages of this many bytes.
+        page_size: u64,
+        /// The file grows by this many bytes.
+        growth: u64 as Some,
+        /// These write orders.
+        rules: Rules,
     }
 }
 

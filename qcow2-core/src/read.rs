@@ -14,11 +14,40 @@ const AT_ONCE: u64 = 1024;
 
 /// Where a piece of a guest range is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReadExtent {
     /// Length in bytes.
     pub len: u64,
-    /// Host offset in bytes, or `None` where the guest reads zeroes.
-    pub host: Option<u64>,
+    /// What its bytes are.
+    pub source: Source,
+}
+
+/// Where the bytes of a piece of a guest range come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// The guest reads zeroes.
+    Zeroes,
+    /// The file, from this byte on.
+    Host(u64),
+}
+
+impl Source {
+    /// The host offset in bytes, if it is in the file.
+    pub const fn host(self) -> Option<u64> {
+        match self {
+            Self::Host(offset) => Some(offset),
+            Self::Zeroes => None,
+        }
+    }
+
+    /// What follows it after so many bytes, if it goes on as it is.
+    const fn after(self, len: u64) -> Self {
+        match self {
+            Self::Host(offset) => Self::Host(offset + len),
+            Self::Zeroes => Self::Zeroes,
+        }
+    }
 }
 
 type Extents = SmallVec<[ReadExtent; 1]>;
@@ -52,33 +81,33 @@ impl State {
         let size = self.cluster_size();
         let start = at;
         let end = end.min((at / size + AT_ONCE).saturating_mul(size));
-        let mut add = |at: &mut u64, clusters: u64, host: Option<u64>| {
+        let mut add = |at: &mut u64, clusters: u64, source: Source| {
             let within = *at % size;
             let len = (clusters * size - within).min(end - *at);
-            let host = host.map(|host| host + within);
+            let source = source.after(within);
             match extents.last_mut() {
-                Some(last) if last.host.map(|host| host + last.len) == host => last.len += len,
-                _ => extents.push(ReadExtent { len, host }),
+                Some(last) if last.source.after(last.len) == source => last.len += len,
+                _ => extents.push(ReadExtent { len, source }),
             }
             *at += len;
         };
         while at < end {
             match self.entries(at / size..end.div_ceil(size), AT_ONCE) {
-                Ok(Entries::NoTable { clusters }) => add(&mut at, clusters, None),
+                Ok(Entries::NoTable { clusters }) => add(&mut at, clusters, Source::Zeroes),
                 Ok(Entries::At { slot, at: place, count }) => {
                     let places = (place..).step_by(8);
                     for (entry, place) in self.cache.entries(slot, place, count).zip(places) {
-                        let host = match self.decode(entry, place)? {
-                            Mapping::Data { host, .. } => Some(host),
+                        let source = match self.decode(entry, place)? {
+                            Mapping::Data { host, .. } => Source::Host(host),
                             Mapping::Unallocated
                             | Mapping::ZeroPlain
-                            | Mapping::ZeroAllocated { .. } => None,
+                            | Mapping::ZeroAllocated { .. } => Source::Zeroes,
                             Mapping::Compressed { .. } => {
                                 let what = "a compressed cluster".into();
                                 return Err(IoError::Unsupported(what).into());
                             }
                         };
-                        add(&mut at, 1, host);
+                        add(&mut at, 1, source);
                     }
                 }
                 Err(Stop::Load { .. }) if at > start => break,
@@ -125,7 +154,7 @@ impl<S: Storage> Image<S> {
         let mut done = IoBuf::default();
         for extent in map.extents() {
             let mut len = usize::try_from(extent.len).expect("it is part of a buffer");
-            let mut host = extent.host;
+            let mut host = extent.source.host();
             while len > 0 {
                 let mut piece = rest.split_to(len.min(self.limits.max_transfer));
                 len -= piece.len();

@@ -95,7 +95,7 @@ impl State {
         let mut cluster = clusters.start;
         while cluster < clusters.end {
             let Some(place) = self.refcount_place(cluster)? else {
-                return Err(IoError::Full(format!(
+                return Err(IoError::Lost(format!(
                     "no refcount block describes cluster {cluster}"
                 ))
                 .into());

@@ -8,163 +8,98 @@
 use crate::barrier::Barrier;
 #[cfg(feature = "sabotage")]
 use crate::mutant::Mutant;
+use crate::named::named;
 
-/// A named write order. `before` must be durable (or settled, where it says so) before `after` may happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-#[non_exhaustive]
-pub enum Rule {
-    /// The data of a cluster, before the L2 entry that maps it.
-    ///
-    /// Broken: after a crash the entry maps a cluster that still holds what its former owner wrote there, or half of
-    /// the copied cluster. A cluster that was never written reads as zeroes; while the guest may see zeroes there, it
-    /// may be mapped at once.
-    DataBeforeMapping,
-    /// A refcount, before the reference that it counts (L2 entry to data, L1 entry to L2 table, refcount table entry to
-    /// refcount block, header to tables), unless the dirty bit is durable.
-    ///
-    /// Broken: the image is clean, the cluster is in use and counted as free; the next allocation hands it out again.
-    RefcountBeforeReference,
-    /// The zeroes of a new L2 table or refcount block, before the entry that points to it.
-    ///
-    /// Broken: the table's entries are whatever the cluster held before: guest data read as mappings.
-    ZeroesBeforePointer,
-    /// The file length that covers a cluster, before an entry that points there.
-    ///
-    /// Broken: the image refers to space past the end of its file.
-    LengthBeforeReference,
-    /// The dirty bit, before the first reference whose refcount is not recorded (lazy refcounts).
-    ///
-    /// Broken: nobody repairs the image at the next open, and refcounts that are too low are believed.
-    DirtyBeforeUncounted,
-    /// Everything else, before the dirty bit is cleared (by a clean close and by repair).
-    ///
-    /// Broken: the image claims exact refcounts that did not reach the disk.
-    AllBeforeClean,
-    /// A dropped reference, before its refcount is lowered on disk, unless the dirty bit is durable.
-    ///
-    /// Broken: the old reference survives the crash, its refcount does not.
-    DereferenceBeforeRefcountDown,
-    /// A dropped reference, before its cluster is handed out again.
-    ///
-    /// Broken: the old reference survives the crash and shows, or loses, another guest cluster's data.
-    DereferenceBeforeReuse,
-    /// A host discard of a freed cluster has settled, before the cluster is handed out again.
-    ///
-    /// Broken: the late discard punches a hole into the new owner's data.
-    DiscardBeforeReuse,
-    /// Reads in flight that resolved to a cluster have finished, before it is discarded or handed out again.
-    ///
-    /// Broken: a read returns another guest cluster's data.
-    ReadsBeforeReuse,
-    /// I/O whose future was dropped has settled, before anything it covers is written, freed or handed out again.
-    ///
-    /// Broken: the orphaned write lands late, over newer data.
-    OrphansBeforeReuse,
-    /// I/O that failed has settled, before anything it covers is written again, freed or handed out again.
-    ///
-    /// Broken: on a storage where what failed may still land, it lands late, over newer data.
-    SettleBeforeRetry,
-    /// A table's new copy, complete, before the header's pointer switches to it.
-    ///
-    /// Broken: the header points to a table that is partly unwritten.
-    CopyBeforeSwitch,
-    /// The dirty bit, before the first write of a repair.
-    ///
-    /// Broken: a crash in the middle of a repair leaves a half-repaired image that nobody repairs again.
-    DirtyBeforeRepair,
-    /// Autoclear bits cleared that this crate does not maintain, before anything that they vouch for changes or is freed.
-    ///
-    /// Broken: a program that trusts the bit takes what is stale, or what belongs to the guest now, for its own.
-    AutoclearFirst,
-    /// The header of an image that is created over, gone before anything else of it.
-    ///
-    /// Broken: a file that looks like the old image and is not any more.
-    OldHeaderFirst,
-    /// Everything else, before the header's first sector, when an image is created.
-    ///
-    /// Broken: a file that looks like an image and is not one.
-    HeaderLast,
-    /// What a guest flush covers, before the flush is acknowledged.
-    ///
-    /// Broken: acknowledged data is lost.
-    DurableBeforeAcknowledge,
-    /// A failed flush or write through, before anything later: nothing is acknowledged after it until the image is opened again.
-    ///
-    /// Broken: the operating system forgets what it failed to write, the next flush succeeds, and the data is lost.
-    FailedFlushIsFinal,
-    /// The corrupt bit, before the error of a request that would have written over metadata.
-    ///
-    /// Broken: the guest is told of damage that nobody knows of after a crash, and the image is written again.
-    CorruptBeforeError,
-    /// Everything past the old end of the guest disk gone, before the disk is larger.
-    ///
-    /// Broken: what was there once, data or entries, comes to light in the new space.
-    NothingBeforeSize,
-}
-
-impl Rule {
-    /// All rules, in the order of their declaration.
-    pub const ALL: [Self; 21] = [
-        Self::DataBeforeMapping,
-        Self::RefcountBeforeReference,
-        Self::ZeroesBeforePointer,
-        Self::LengthBeforeReference,
-        Self::DirtyBeforeUncounted,
-        Self::AllBeforeClean,
-        Self::DereferenceBeforeRefcountDown,
-        Self::DereferenceBeforeReuse,
-        Self::DiscardBeforeReuse,
-        Self::ReadsBeforeReuse,
-        Self::OrphansBeforeReuse,
-        Self::SettleBeforeRetry,
-        Self::CopyBeforeSwitch,
-        Self::DirtyBeforeRepair,
-        Self::AutoclearFirst,
-        Self::OldHeaderFirst,
-        Self::HeaderLast,
-        Self::DurableBeforeAcknowledge,
-        Self::FailedFlushIsFinal,
-        Self::CorruptBeforeError,
-        Self::NothingBeforeSize,
-    ];
-
-    /// The name by which reports, corpus files and the command line know the rule, such as `data-before-mapping`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::DataBeforeMapping => "data-before-mapping",
-            Self::RefcountBeforeReference => "refcount-before-reference",
-            Self::ZeroesBeforePointer => "zeroes-before-pointer",
-            Self::LengthBeforeReference => "length-before-reference",
-            Self::DirtyBeforeUncounted => "dirty-before-uncounted",
-            Self::AllBeforeClean => "all-before-clean",
-            Self::DereferenceBeforeRefcountDown => "dereference-before-refcount-down",
-            Self::DereferenceBeforeReuse => "dereference-before-reuse",
-            Self::DiscardBeforeReuse => "discard-before-reuse",
-            Self::ReadsBeforeReuse => "reads-before-reuse",
-            Self::OrphansBeforeReuse => "orphans-before-reuse",
-            Self::SettleBeforeRetry => "settle-before-retry",
-            Self::CopyBeforeSwitch => "copy-before-switch",
-            Self::DirtyBeforeRepair => "dirty-before-repair",
-            Self::AutoclearFirst => "autoclear-first",
-            Self::OldHeaderFirst => "old-header-first",
-            Self::HeaderLast => "header-last",
-            Self::DurableBeforeAcknowledge => "durable-before-acknowledge",
-            Self::FailedFlushIsFinal => "failed-flush-is-final",
-            Self::CorruptBeforeError => "corrupt-before-error",
-            Self::NothingBeforeSize => "nothing-before-size",
-        }
-    }
-
-    /// The rule of that [`name`](Self::name).
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|rule| rule.name() == name)
-    }
-}
-
-impl std::fmt::Display for Rule {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(self.name())
+named! {
+    /// A named write order. `before` must be durable (or settled, where it says so) before `after` may happen.
+    pub enum Rule {
+        /// The data of a cluster, before the L2 entry that maps it.
+        ///
+        /// Broken: after a crash the entry maps a cluster that still holds what its former owner wrote there, or half of
+        /// the copied cluster. A cluster that was never written reads as zeroes; while the guest may see zeroes there, it
+        /// may be mapped at once.
+        DataBeforeMapping = "data-before-mapping",
+        /// A refcount, before the reference that it counts (L2 entry to data, L1 entry to L2 table, refcount table entry to
+        /// refcount block, header to tables), unless the dirty bit is durable.
+        ///
+        /// Broken: the image is clean, the cluster is in use and counted as free; the next allocation hands it out again.
+        RefcountBeforeReference = "refcount-before-reference",
+        /// The zeroes of a new L2 table or refcount block, before the entry that points to it.
+        ///
+        /// Broken: the table's entries are whatever the cluster held before: guest data read as mappings.
+        ZeroesBeforePointer = "zeroes-before-pointer",
+        /// The file length that covers a cluster, before an entry that points there.
+        ///
+        /// Broken: the image refers to space past the end of its file.
+        LengthBeforeReference = "length-before-reference",
+        /// The dirty bit, before the first reference whose refcount is not recorded (lazy refcounts).
+        ///
+        /// Broken: nobody repairs the image at the next open, and refcounts that are too low are believed.
+        DirtyBeforeUncounted = "dirty-before-uncounted",
+        /// Everything else, before the dirty bit is cleared (by a clean close and by repair).
+        ///
+        /// Broken: the image claims exact refcounts that did not reach the disk.
+        AllBeforeClean = "all-before-clean",
+        /// A dropped reference, before its refcount is lowered on disk, unless the dirty bit is durable.
+        ///
+        /// Broken: the old reference survives the crash, its refcount does not.
+        DereferenceBeforeRefcountDown = "dereference-before-refcount-down",
+        /// A dropped reference, before its cluster is handed out again.
+        ///
+        /// Broken: the old reference survives the crash and shows, or loses, another guest cluster's data.
+        DereferenceBeforeReuse = "dereference-before-reuse",
+        /// A host discard of a freed cluster has settled, before the cluster is handed out again.
+        ///
+        /// Broken: the late discard punches a hole into the new owner's data.
+        DiscardBeforeReuse = "discard-before-reuse",
+        /// Reads in flight that resolved to a cluster have finished, before it is discarded or handed out again.
+        ///
+        /// Broken: a read returns another guest cluster's data.
+        ReadsBeforeReuse = "reads-before-reuse",
+        /// I/O whose future was dropped has settled, before anything it covers is written, freed or handed out again.
+        ///
+        /// Broken: the orphaned write lands late, over newer data.
+        OrphansBeforeReuse = "orphans-before-reuse",
+        /// I/O that failed has settled, before anything it covers is written again, freed or handed out again.
+        ///
+        /// Broken: on a storage where what failed may still land, it lands late, over newer data.
+        SettleBeforeRetry = "settle-before-retry",
+        /// A table's new copy, complete, before the header's pointer switches to it.
+        ///
+        /// Broken: the header points to a table that is partly unwritten.
+        CopyBeforeSwitch = "copy-before-switch",
+        /// The dirty bit, before the first write of a repair.
+        ///
+        /// Broken: a crash in the middle of a repair leaves a half-repaired image that nobody repairs again.
+        DirtyBeforeRepair = "dirty-before-repair",
+        /// Autoclear bits cleared that this crate does not maintain, before anything that they vouch for changes or is freed.
+        ///
+        /// Broken: a program that trusts the bit takes what is stale, or what belongs to the guest now, for its own.
+        AutoclearFirst = "autoclear-first",
+        /// The header of an image that is created over, gone before anything else of it.
+        ///
+        /// Broken: a file that looks like the old image and is not any more.
+        OldHeaderFirst = "old-header-first",
+        /// Everything else, before the header's first sector, when an image is created.
+        ///
+        /// Broken: a file that looks like an image and is not one.
+        HeaderLast = "header-last",
+        /// What a guest flush covers, before the flush is acknowledged.
+        ///
+        /// Broken: acknowledged data is lost.
+        DurableBeforeAcknowledge = "durable-before-acknowledge",
+        /// A failed flush or write through, before anything later: nothing is acknowledged after it until the image is opened again.
+        ///
+        /// Broken: the operating system forgets what it failed to write, the next flush succeeds, and the data is lost.
+        FailedFlushIsFinal = "failed-flush-is-final",
+        /// The corrupt bit, before the error of a request that would have written over metadata.
+        ///
+        /// Broken: the guest is told of damage that nobody knows of after a crash, and the image is written again.
+        CorruptBeforeError = "corrupt-before-error",
+        /// Everything past the old end of the guest disk gone, before the disk is larger.
+        ///
+        /// Broken: what was there once, data or entries, comes to light in the new space.
+        NothingBeforeSize = "nothing-before-size",
     }
 }
 
@@ -172,9 +107,9 @@ impl std::fmt::Display for Rule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Rules {
     #[cfg(feature = "sabotage")]
-    broken: u32,
+    broken: u128,
     #[cfg(feature = "sabotage")]
-    skipped: u32,
+    skipped: u128,
     #[cfg(feature = "sabotage")]
     mutants: u128,
 }
@@ -196,33 +131,33 @@ impl Rules {
     #[cfg(feature = "sabotage")]
     #[must_use]
     pub const fn without(self, rule: Rule) -> Self {
-        Self { broken: self.broken | 1 << rule as u32, ..self }
+        Self { broken: self.broken | 1 << rule as u8, ..self }
     }
 
     /// The same rules, with a flush that does nothing.
     #[cfg(feature = "sabotage")]
     #[must_use]
     pub const fn without_flush(self, barrier: Barrier) -> Self {
-        Self { skipped: self.skipped | 1 << barrier as u32, ..self }
+        Self { skipped: self.skipped | 1 << barrier as u8, ..self }
     }
 
     /// The same rules, with a mistake in the code that obeys them.
     #[cfg(feature = "sabotage")]
     #[must_use]
     pub const fn with_mutant(self, mutant: Mutant) -> Self {
-        Self { mutants: self.mutants | 1 << mutant as u32, ..self }
+        Self { mutants: self.mutants | 1 << mutant as u8, ..self }
     }
 
     /// Whether that mistake is in the code.
     #[cfg(feature = "sabotage")]
     pub const fn has_mutant(self, mutant: Mutant) -> bool {
-        self.mutants & (1 << mutant as u32) != 0
+        self.mutants & (1 << mutant as u8) != 0
     }
 
     /// Whether the flush of that name is to do nothing.
     #[cfg(feature = "sabotage")]
     pub const fn skips(self, barrier: Barrier) -> bool {
-        self.skipped & (1 << barrier as u32) != 0
+        self.skipped & (1 << barrier as u8) != 0
     }
 
     /// Whether the flush of that name is to do nothing.
@@ -234,7 +169,7 @@ impl Rules {
     /// Whether `rule` is to be obeyed.
     #[cfg(feature = "sabotage")]
     pub const fn hold(self, rule: Rule) -> bool {
-        self.broken & (1 << rule as u32) == 0
+        self.broken & (1 << rule as u8) == 0
     }
 
     /// Whether `rule` is to be obeyed.

@@ -29,6 +29,7 @@ use storage::{Durability, IoBuf, Storage};
 
 /// Where a piece of a guest range goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WriteExtent {
     /// Length in bytes.
     pub len: u64,

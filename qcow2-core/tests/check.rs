@@ -28,9 +28,9 @@ struct Sample {
 impl Sample {
     fn new() -> Self {
         let storage = MemoryStorage::default();
-        let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) };
+        let shape = CreateOptions::new(64 << 10).cluster_bits(9);
         create(&storage, &shape).expect("there is room");
-        let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+        let options = OpenOptions::new().growth(0);
         let image = Image::open(storage.clone(), options).expect("it was just made");
         for cluster in [0, 1, 5, 100, 2] {
             image.write(cluster * CLUSTER, &[7; CLUSTER as usize]).expect("there is room");
@@ -150,8 +150,8 @@ fn lost_counts_are_told_one_by_one() {
     const CLUSTER: u64 = 1024;
     const PER_BLOCK: u64 = 512;
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) }).unwrap();
-    let image = Image::open(storage.clone(), OpenOptions { growth: Some(0), ..OpenOptions::new() });
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(10)).unwrap();
+    let image = Image::open(storage.clone(), OpenOptions::new().growth(0));
     let image = image.unwrap();
     image.write(0, &[7; 900 << 10]).unwrap();
     image.close().unwrap();
@@ -184,7 +184,7 @@ fn lost_counts_are_told_one_by_one() {
 #[test]
 fn a_leak_is_told_where_nothing_is_in_use() {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) }).unwrap();
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(10)).unwrap();
     let mut bytes = storage.to_vec();
     let field = |bytes: &[u8], at: usize| {
         u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
@@ -202,7 +202,7 @@ fn a_leak_is_told_where_nothing_is_in_use() {
 #[test]
 fn a_long_l1_table_is_looked_at_to_its_end() {
     let storage = MemoryStorage::default();
-    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(130 << 20) };
+    let shape = CreateOptions::new(130 << 20).cluster_bits(9);
     create(&storage, &shape).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     let entries = [0, 1, 4095, 4096, 4097, 4159];
@@ -242,7 +242,7 @@ fn bytes_behind_the_l1_table_are_left_alone() {
 #[test]
 fn a_lone_copied_bit_is_seen() {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) }).unwrap();
+    create(&storage, &CreateOptions::new(64 << 10).cluster_bits(9)).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(0, &[1; CLUSTER as usize]).unwrap();
     image.close().unwrap();
@@ -267,7 +267,7 @@ fn a_lone_copied_bit_is_seen() {
 #[test]
 fn a_table_is_not_given_out() {
     let storage = MemoryStorage::default();
-    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(72 << 30) };
+    let shape = CreateOptions::new(72 << 30).cluster_bits(9);
     create(&storage, &shape).unwrap();
     let bytes = storage.to_vec();
     let mut large = Sample { table: 0, block: 0, l2: 0, bytes };

@@ -15,7 +15,7 @@ const MOST_IN_A_STEP: u64 = 4096;
 /// A new image over a sparse storage.
 fn image(cluster_bits: u32, virtual_size: u64, options: OpenOptions) -> Image<SparseStorage> {
     let storage = SparseStorage::default();
-    create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(virtual_size) })
+    create(&storage, &CreateOptions::new(virtual_size).cluster_bits(cluster_bits))
         .expect("there is room");
     Image::open(storage, options).expect("it was just made")
 }
@@ -77,7 +77,7 @@ const DECADES: [u64; 4] = [10, 100, 1_000, 10_000];
 #[test]
 fn a_flush_costs_what_is_dirty() {
     let costs = DECADES.map(|pages| {
-        let options = OpenOptions { cache_pages: Some(40_000), ..OpenOptions::new() };
+        let options = OpenOptions::new().cache_pages(40_000);
         // Clusters of 4 KiB: one page is a table, which maps 2 MiB.
         let image = image(12, pages << 21, options);
         for table in 0..pages {
@@ -95,7 +95,7 @@ fn a_full_cache_costs_what_goes_through_it() {
     // The L1 table of the largest takes 59 pages.
     const LIMIT: usize = 256;
     let costs = [1_000, 5_000, 30_000].map(|tables: u64| {
-        let options = OpenOptions { cache_pages: Some(LIMIT), ..OpenOptions::new() };
+        let options = OpenOptions::new().cache_pages(LIMIT);
         let image = image(12, tables << 21, options);
         let cost = work(&image, |image| {
             for index in 0..tables {
@@ -114,7 +114,7 @@ fn a_full_cache_costs_what_goes_through_it() {
 #[test]
 fn an_allocation_costs_the_same_when_nearly_all_is_in_use() {
     let costs = [1_000, 10_000, 100_000, 400_000].map(|clusters: u64| {
-        let options = OpenOptions { cache_pages: Some(10_000), ..OpenOptions::new() };
+        let options = OpenOptions::new().cache_pages(10_000);
         let image = image(9, clusters * 512, options);
         let all = vec![1; 64 << 10];
         for at in (0..clusters * 512 / (64 << 10)).map(|piece| piece * (64 << 10)) {
@@ -140,7 +140,7 @@ fn an_allocation_costs_the_same_when_nearly_all_is_in_use() {
 fn a_long_request_costs_what_it_covers() {
     let mut discards = Vec::new();
     let writes = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
-        let options = OpenOptions { cache_pages: Some(10_000), ..OpenOptions::new() };
+        let options = OpenOptions::new().cache_pages(10_000);
         let image = image(9, clusters * 512, options);
         let data = vec![1; clusters as usize * 512];
         let cost = work(&image, |image| image.write(0, &data).expect("there is room"));
@@ -159,7 +159,7 @@ fn a_long_request_costs_what_it_covers() {
 #[test]
 fn discarded_clusters_cost_others_nothing() {
     let costs = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
-        let options = OpenOptions { cache_pages: Some(10_000), ..OpenOptions::new() };
+        let options = OpenOptions::new().cache_pages(10_000);
         let image = image(9, (clusters + 64) * 512, options);
         let data = vec![1; (clusters as usize + 64) * 512];
         image.write(0, &data).expect("there is room");
@@ -182,7 +182,7 @@ fn discarded_clusters_cost_others_nothing() {
 #[test]
 fn freed_clusters_cost_what_they_are() {
     let costs = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
-        let options = OpenOptions { cache_pages: Some(10_000), ..OpenOptions::new() };
+        let options = OpenOptions::new().cache_pages(10_000);
         let image = image(9, clusters * 512, options);
         image.write(0, &vec![1; clusters as usize * 512]).expect("there is room");
         image.flush().expect("nothing fails");
@@ -201,12 +201,8 @@ const COUNTED: u64 = 256;
 fn freed_clusters_far_apart_cost_what_they_are() {
     for pass_discard in [true, false] {
         let costs = [100, 300, 900].map(|clusters: u64| {
-            let options = OpenOptions {
-                cache_pages: Some(1),
-                page_size: 512,
-                pass_discard,
-                ..OpenOptions::new()
-            };
+            let options =
+                OpenOptions::new().cache_pages(1).page_size(512).pass_discard(pass_discard);
             let image = image(9, clusters * COUNTED * 512, options);
             let data = vec![1; (clusters * COUNTED) as usize * 512];
             image.write(0, &data).expect("there is room");
@@ -224,7 +220,7 @@ fn freed_clusters_far_apart_cost_what_they_are() {
 #[test]
 fn the_smallest_cache_is_enough() {
     let costs = [60, 200, 600].map(|pages: u64| {
-        let options = OpenOptions { cache_pages: Some(1), page_size: 512, ..OpenOptions::new() };
+        let options = OpenOptions::new().cache_pages(1).page_size(512);
         let image = image(9, pages * COUNTED * 512, options);
         let data = vec![1; (pages * COUNTED) as usize * 512];
         let cost = work(&image, |image| {
@@ -275,7 +271,7 @@ const BY_HAND: u64 = 64 << 20;
 /// An empty image of 1 TiB.
 fn empty(cluster_bits: u32) -> SparseStorage {
     let storage = SparseStorage::default();
-    let options = CreateOptions { cluster_bits, ..CreateOptions::new(1 << 40) };
+    let options = CreateOptions::new(1 << 40).cluster_bits(cluster_bits);
     create(&storage, &options).expect("there is room");
     storage
 }
@@ -381,7 +377,7 @@ fn one_table_named_many_times_is_refused() {
     // As many as there can be: the largest L1 table, of 32 MiB.
     let storage = SparseStorage::default();
     let entries = 1u64 << 22;
-    let options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(entries * 64 * 512) };
+    let options = CreateOptions::new(entries * 64 * 512).cluster_bits(9);
     create(&storage, &options).expect("there is room");
     let l1 = number(&storage, 40);
     write_entries(&storage, l1, (0..entries).map(|_| COPIED | BY_HAND));

@@ -22,9 +22,9 @@ impl Bytes {
     /// A closed image of which each cluster of `written` holds its own number.
     fn with(cluster_bits: u32, disk: u64, written: &[u64]) -> Self {
         let storage = MemoryStorage::default();
-        create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(disk) })
+        create(&storage, &CreateOptions::new(disk).cluster_bits(cluster_bits))
             .expect("it works in a sound image");
-        let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+        let options = OpenOptions::new().growth(0);
         let image = Image::open(storage.clone(), options).expect("it works in a sound image");
         let cluster = 1 << cluster_bits;
         for &number in written {
@@ -340,7 +340,7 @@ fn a_file_may_end_inside_an_entry() {
         (12, 2, true),
     ] {
         let storage = MemoryStorage::default();
-        create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(DISK) }).unwrap();
+        create(&storage, &CreateOptions::new(DISK).cluster_bits(cluster_bits)).unwrap();
         let mut image =
             Bytes { cluster: 1 << cluster_bits, disk: 4 << 20, bytes: storage.to_vec() };
         // By hand: an L2 table and data before the L1 table, which is moved behind them.
@@ -527,7 +527,7 @@ fn what_is_refused_by_name_is_not_changed() {
 #[test]
 fn what_two_clusters_map_stays_for_the_second() {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(32 << 10) }).unwrap();
+    create(&storage, &CreateOptions::new(32 << 10).cluster_bits(9)).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(0, &[7; 512]).unwrap();
     image.close().unwrap();

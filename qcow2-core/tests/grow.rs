@@ -13,7 +13,7 @@ fn nothing_old_comes_to_light() {
     for cluster_bits in [9, 12, 16] {
         for small in [300 << 10, (300 << 10) + 512, 512, 0] {
             let storage = MemoryStorage::default();
-            create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(FULL) }).unwrap();
+            create(&storage, &CreateOptions::new(FULL).cluster_bits(cluster_bits)).unwrap();
             let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
             image.write(0, &vec![7; FULL as usize]).unwrap();
             image.close().unwrap();
@@ -46,7 +46,7 @@ fn nothing_old_comes_to_light() {
 #[test]
 fn a_table_longer_than_a_block_counts() {
     let storage = MemoryStorage::default();
-    let options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    let options = CreateOptions::new(1 << 20).cluster_bits(9);
     create(&storage, &options).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(0, &[7; 512]).unwrap();
@@ -65,9 +65,9 @@ fn a_table_goes_where_it_fits_and_nowhere_else() {
     const ENTRIES: u64 = 1024;
     const CLUSTERS: u64 = ENTRIES * 8 / 512;
     let storage = MemoryStorage::default();
-    let options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    let options = CreateOptions::new(1 << 20).cluster_bits(9);
     create(&storage, &options).unwrap();
-    let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+    let options = OpenOptions::new().growth(0);
     let image = Image::open(storage.clone(), options).unwrap();
     image.write(0, &vec![7; 1 << 20]).unwrap();
     for cluster in (0..1000).step_by(3) {
@@ -92,7 +92,7 @@ fn more_holes_than_are_known_are_passed() {
     const HOLES: u64 = 66_000;
     let storage = MemoryStorage::default();
     let size = 2 * HOLES * 512;
-    let options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(size) };
+    let options = CreateOptions::new(size).cluster_bits(9);
     create(&storage, &options).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(0, &vec![7; usize::try_from(size).unwrap()]).unwrap();
@@ -100,7 +100,7 @@ fn more_holes_than_are_known_are_passed() {
         image.discard(2 * hole * 512, 512).unwrap();
     }
     image.close().unwrap();
-    let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+    let options = OpenOptions::new().growth(0);
     let image = Image::open(storage.clone(), options).unwrap();
     image.grow(2 * size).unwrap();
     let length = storage.to_vec().len();

@@ -14,12 +14,12 @@ const CLUSTER: u64 = 64 << 10;
 
 /// Clusters of 64 KiB, all mapped by one table whose pages are in memory.
 fn options() -> CreateOptions {
-    CreateOptions { cluster_bits: 16, ..CreateOptions::new(512 << 20) }
+    CreateOptions::new(512 << 20).cluster_bits(16)
 }
 
 /// The file has grown enough before anything is counted: that belongs to no request.
 fn open_options() -> OpenOptions {
-    OpenOptions { growth: Some(1 << 30), ..OpenOptions::new() }
+    OpenOptions::new().growth(1 << 30)
 }
 
 /// Where in the clusters with these numbers requests go.
@@ -104,9 +104,9 @@ fn pages_take_the_memory_of_those_that_went() {
     let storage = MemoryStorage::default();
     let tables = 200;
     // Clusters of 4 KiB: one page is a table, which maps 2 MiB.
-    let create_options = CreateOptions { cluster_bits: 12, ..CreateOptions::new(tables << 21) };
+    let create_options = CreateOptions::new(tables << 21).cluster_bits(12);
     create(&storage, &create_options).expect("there is room");
-    let options = OpenOptions { cache_pages: Some(40), ..OpenOptions::new() };
+    let options = OpenOptions::new().cache_pages(40);
     let image = block_on(Image::open(storage, options)).expect("it was just made");
     let mut buf = IoBuf::copy_of(&[7; REQUEST], 1);
     for table in 0..tables {

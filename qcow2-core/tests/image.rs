@@ -2,7 +2,7 @@
 
 use qcow2_core::blocking::{Image, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::{CreateOptions, OpenOptions, Repair, Zeroing};
+use qcow2_core::{CreateOptions, OpenOptions, Repair, Source, Zeroing};
 
 /// Small numbers for choosing operations; not random, only scattered.
 struct Scatter(u64);
@@ -29,18 +29,13 @@ fn reads_back_what_was_written() {
             let mut scatter = Scatter(u64::from(cluster_bits) * 2 + u64::from(lazy));
             let mut size = (40 << cluster_bits) + 1024u64;
             let storage = MemoryStorage::default();
-            let options =
-                CreateOptions { cluster_bits, lazy_refcounts: lazy, ..CreateOptions::new(size) };
+            let options = CreateOptions::new(size).cluster_bits(cluster_bits).lazy_refcounts(lazy);
             create(&storage, &options).unwrap();
             assert_clean(&storage);
             let mut expected = vec![0u8; size as usize];
             for session in 0..4 {
-                let open = OpenOptions {
-                    growth: Some(1 << cluster_bits),
-                    cache_pages: Some(2),
-                    page_size: 512,
-                    ..OpenOptions::new()
-                };
+                let open =
+                    OpenOptions::new().growth(1 << cluster_bits).cache_pages(2).page_size(512);
                 let image = Image::open(storage.clone(), open).unwrap();
                 for step in 0..60u64 {
                     let offset = scatter.below(size / 512) * 512;
@@ -94,8 +89,7 @@ fn reads_back_what_was_written() {
 fn an_abandoned_lazy_image_is_repaired_when_opened() {
     for lazy in [false, true] {
         let storage = MemoryStorage::default();
-        let options =
-            CreateOptions { cluster_bits: 12, lazy_refcounts: lazy, ..CreateOptions::new(1 << 20) };
+        let options = CreateOptions::new(1 << 20).cluster_bits(12).lazy_refcounts(lazy);
         create(&storage, &options).unwrap();
         let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
         for cluster in 0..100 {
@@ -123,7 +117,7 @@ fn an_abandoned_lazy_image_is_repaired_when_opened() {
 /// blocks, 2 MiB.
 fn with_wide_refcounts(virtual_size: u64) -> MemoryStorage {
     let storage = MemoryStorage::default();
-    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(virtual_size) };
+    let shape = CreateOptions::new(virtual_size).cluster_bits(9);
     create(&storage, &shape).expect("there is room");
     storage.with(|bytes| {
         let block = field(bytes, field(bytes, 48, 8), 8);
@@ -203,9 +197,9 @@ fn a_refcount_table_may_need_more_than_one_block() {
 fn a_refcount_block_may_come_where_something_was() {
     const CLUSTER: usize = 1024;
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) }).unwrap();
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(10)).unwrap();
     storage.with(|bytes| bytes.resize(600 * CLUSTER, 0xee));
-    let options = OpenOptions { page_size: 512, ..OpenOptions::new() };
+    let options = OpenOptions::new().page_size(512);
     let image = Image::open(storage.clone(), options).unwrap();
     let data: Vec<u8> = (0..550 * CLUSTER).map(|at| (at / CLUSTER % 251) as u8).collect();
     image.write(0, &data).unwrap();
@@ -224,7 +218,7 @@ fn a_refcount_block_may_come_where_something_was() {
 #[test]
 fn rebuilding_keeps_the_data() {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) }).unwrap();
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(1000, &[5; 300_000]).unwrap();
     image.close().unwrap();
@@ -243,7 +237,7 @@ fn rebuilding_keeps_the_data() {
 #[test]
 fn an_l1_table_grows_past_holes() {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) }).unwrap();
+    create(&storage, &CreateOptions::new(64 << 10).cluster_bits(9)).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(0, &[3; 20 * 512]).unwrap();
     for hole in [3, 5, 9] {
@@ -271,8 +265,8 @@ fn an_l1_table_grows_past_holes() {
 #[test]
 fn an_l1_table_grows_over_the_end_of_the_file() {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) }).unwrap();
-    let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+    create(&storage, &CreateOptions::new(64 << 10).cluster_bits(9)).unwrap();
+    let options = OpenOptions::new().growth(0);
     let image = Image::open(storage.clone(), options).unwrap();
     image.write(0, &[3; 4 * 512]).unwrap();
     image.discard(3 * 512, 512).unwrap();
@@ -290,9 +284,9 @@ fn an_l1_table_grows_over_the_end_of_the_file() {
 fn a_discard_is_passed_down_if_asked_to() {
     for pass_discard in [false, true] {
         let storage = MemoryStorage::default();
-        let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) };
+        let shape = CreateOptions::new(64 << 10).cluster_bits(9);
         create(&storage, &shape).unwrap();
-        let options = OpenOptions { pass_discard, ..OpenOptions::new() };
+        let options = OpenOptions::new().pass_discard(pass_discard);
         let image = Image::open(storage.clone(), options).unwrap();
         image.write(0, &[0xd5; 4 * 512]).unwrap();
         image.flush().unwrap();
@@ -317,7 +311,8 @@ fn neighbours_are_one_extent() {
     let extents = map.extents();
     let lens: Vec<u64> = extents.iter().map(|extent| extent.len).collect();
     assert_eq!(lens, [(3 << 16) - 512, (5 << 16) + 512]);
-    assert!(extents[0].host.is_some_and(|host| host % 65_536 == 512) && extents[1].host.is_none());
+    assert!(matches!(extents[0].source, Source::Host(host) if host % 65_536 == 512));
+    assert_eq!(extents[1].source, Source::Zeroes);
 }
 
 /// Goal: a cluster that was written, freed and taken again shows nothing old around what is written. Method: one that came from where
@@ -326,7 +321,7 @@ fn neighbours_are_one_extent() {
 fn a_cluster_taken_again_shows_nothing_old() {
     let storage = MemoryStorage::default();
     create(&storage, &CreateOptions::new(1 << 20)).unwrap();
-    let options = OpenOptions { pass_discard: false, ..OpenOptions::new() };
+    let options = OpenOptions::new().pass_discard(false);
     let image = Image::open(storage.clone(), options).unwrap();
     image.write(0, &[7; 65536]).unwrap();
     image.discard(0, 65536).unwrap();

@@ -140,9 +140,9 @@ fn image() -> (Limited, Image<Limited>) {
 }
 
 fn image_on(storage: Limited) -> (Limited, Image<Limited>) {
-    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    let shape = CreateOptions::new(1 << 20).cluster_bits(9);
     create(&storage, &shape).expect("there is room");
-    let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+    let options = OpenOptions::new().growth(0);
     let image = Image::open(storage.clone(), options).expect("it was just made");
     (storage, image)
 }
@@ -246,9 +246,9 @@ fn a_discarded_cluster_is_taken_where_a_refcount_block_does_not_fit() {
 fn what_is_needed_is_taken_where_more_does_not_fit() {
     for (full, growth) in NO_ROOM.into_iter().flat_map(|full| [(full, 1 << 20), (full, u64::MAX)]) {
         let storage = Limited { full, ..Limited::new(Vec::new(), 1 << 30) };
-        let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+        let shape = CreateOptions::new(1 << 20).cluster_bits(9);
         create(&storage, &shape).unwrap();
-        let options = OpenOptions { growth: Some(growth), ..OpenOptions::new() };
+        let options = OpenOptions::new().growth(growth);
         let image = Image::open(storage.clone(), options).unwrap();
         // Data, and the first L2 table.
         let room = 4 + 1;
@@ -297,8 +297,9 @@ fn an_image_fills_a_device() {
         let size = 1 << cluster_bits;
         for bytes in used_before(300 * size + 17) {
             let storage = Limited::fixed(bytes);
-            let shape =
-                CreateOptions { cluster_bits, lazy_refcounts, ..CreateOptions::new(400 * size) };
+            let shape = CreateOptions::new(400 * size)
+                .cluster_bits(cluster_bits)
+                .lazy_refcounts(lazy_refcounts);
             create(&storage, &shape).unwrap();
             let report = check(&storage, Repair::None).unwrap();
             assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
@@ -342,7 +343,7 @@ fn a_device_that_becomes_longer_is_not_fresh_there() {
     const SIZE: u64 = 4096;
     let half = [7; SIZE as usize / 2];
     let storage = Limited::fixed(vec![0xff; 20 * SIZE as usize]);
-    create(&storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(4 << 20) }).unwrap();
+    create(&storage, &CreateOptions::new(4 << 20).cluster_bits(12)).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     let write = |cluster| image.write(cluster * SIZE, &half);
     let fitted = (0..).take_while(|&cluster| write(cluster).is_ok()).count() as u64;
@@ -363,12 +364,12 @@ fn a_device_that_becomes_longer_is_not_fresh_there() {
 /// than the new image; with that byte it fits.
 #[test]
 fn an_image_that_does_not_fit_leaves_the_old_one() {
-    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 20) };
+    let shape = CreateOptions::new(64 << 20).cluster_bits(9);
     let new = MemoryStorage::default();
     create(&new, &shape).unwrap();
     let needed = new.to_vec().len() as u64;
     let old = MemoryStorage::default();
-    create(&old, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) }).unwrap();
+    create(&old, &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
     let old = old.to_vec();
     let mut device = old.clone();
     device.resize(needed as usize - 1, 0xff);
@@ -416,10 +417,9 @@ fn the_largest_file_is_full() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         let storage = FileStorage::create(&path, Existing::Refuse).unwrap();
-        let shape =
-            CreateOptions { cluster_bits: 9, lazy_refcounts, ..CreateOptions::new(1 << 20) };
+        let shape = CreateOptions::new(1 << 20).cluster_bits(9).lazy_refcounts(lazy_refcounts);
         create(&storage, &shape).unwrap();
-        let options = OpenOptions { growth: Some(growth), ..OpenOptions::new() };
+        let options = OpenOptions::new().growth(growth);
         let image = Image::open(storage, options).unwrap();
         let write = |cluster| image.write(cluster * CLUSTER, &[7; CLUSTER as usize]);
         let fitted = (0..).take_while(|&cluster| write(cluster).is_ok()).count() as u64;
@@ -443,7 +443,7 @@ fn the_largest_file_is_full() {
 fn the_largest_refcount_table_grows_no_more() {
     const TABLE: usize = 8 << 20;
     let mut storage = Limited::new(Vec::new(), 1 << 30);
-    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    let shape = CreateOptions::new(1 << 20).cluster_bits(9);
     create(&storage, &shape).unwrap();
     storage.bytes.with(|bytes| {
         let table = bytes.len();
@@ -469,7 +469,7 @@ fn the_largest_refcount_table_grows_no_more() {
 fn what_cannot_be_counted_is_not_rebuilt() {
     for (cluster_bits, host) in [(9, 128 << 30), (21, (1u64 << 56) - (1 << 21))] {
         let storage = MemoryStorage::default();
-        create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(1 << 20) }).unwrap();
+        create(&storage, &CreateOptions::new(1 << 20).cluster_bits(cluster_bits)).unwrap();
         let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
         image.write(0, &[1; CLUSTER as usize]).unwrap();
         image.close().unwrap();
@@ -499,7 +499,8 @@ fn everything_works_a_unit_at_a_time() {
     const SIZE: usize = 4 << 20;
     for (cluster_bits, lazy_refcounts) in [(16, false), (16, true), (9, false), (9, true)] {
         let storage = Limited::new(Vec::new(), 512);
-        let shape = CreateOptions { cluster_bits, lazy_refcounts, ..CreateOptions::new(1 << 20) };
+        let shape =
+            CreateOptions::new(1 << 20).cluster_bits(cluster_bits).lazy_refcounts(lazy_refcounts);
         create(&storage, &shape).unwrap();
         let mut expected = vec![0; SIZE];
         let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
@@ -533,15 +534,14 @@ fn everything_works_a_unit_at_a_time() {
 fn an_update_that_fails_is_not_passed_over() {
     const SIZE: u64 = 64 << 10;
     let fresh = Limited::new(Vec::new(), 1 << 30);
-    create(&fresh, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(SIZE) }).unwrap();
-    let image =
-        Image::open(fresh.clone(), OpenOptions { growth: Some(0), ..OpenOptions::new() }).unwrap();
+    create(&fresh, &CreateOptions::new(SIZE).cluster_bits(9)).unwrap();
+    let image = Image::open(fresh.clone(), OpenOptions::new().growth(0)).unwrap();
     image.write(0, &[1; 120 * 512]).unwrap();
     image.close().unwrap();
     fresh.bytes.with(|bytes| bytes.resize(260 * 512, 0xee));
     for number in 0.. {
         let storage = Limited::new(fresh.bytes.to_vec(), 1 << 30);
-        let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+        let options = OpenOptions::new().growth(0);
         let image = Image::open(storage.clone(), options).unwrap();
         storage.updates.store(number, Ordering::Relaxed);
         let steps = [image.grow(8 << 20), image.write(SIZE, &[2; 150 * 512]), image.flush()];
@@ -569,7 +569,7 @@ fn an_update_that_fails_is_not_passed_over() {
 #[test]
 fn a_rebuild_is_the_same_however_it_is_transferred() {
     let storage = MemoryStorage::default();
-    let shape = CreateOptions { cluster_bits: 12, ..CreateOptions::new(1 << 20) };
+    let shape = CreateOptions::new(1 << 20).cluster_bits(12);
     create(&storage, &shape).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(0, &[9; 300_000]).unwrap();

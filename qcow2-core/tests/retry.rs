@@ -157,8 +157,7 @@ impl Storage for Flaky {
 
 fn image(options: OpenOptions) -> (Flaky, Image<Flaky>) {
     let storage = Flaky::default();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) })
-        .expect("there is room");
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(9)).expect("there is room");
     let image = Image::open(storage.clone(), options).expect("it was just made");
     (storage, image)
 }
@@ -173,13 +172,11 @@ fn fill(cluster: u64, round: u8) -> Vec<u8> {
 fn room_comes_back_and_nothing_is_lost() {
     for lazy in [false, true] {
         for growth in [0, 4 << 20] {
-            let options = OpenOptions {
-                growth: Some(growth),
-                lazy_refcounts: Some(lazy),
-                cache_pages: Some(4),
-                page_size: 512,
-                ..OpenOptions::new()
-            };
+            let options = OpenOptions::new()
+                .growth(growth)
+                .lazy_refcounts(lazy)
+                .cache_pages(4)
+                .page_size(512);
             let (storage, image) = image(options);
             let mut expected = vec![vec![0; CLUSTER as usize]; 2048];
             for cluster in (0..600).step_by(3) {
@@ -245,13 +242,8 @@ fn each_update_may_fail_once_and_land_late() {
     for lazy in [false, true] {
         let mut reference = None;
         for number in 0.. {
-            let options = OpenOptions {
-                growth: Some(0),
-                lazy_refcounts: Some(lazy),
-                cache_pages: Some(4),
-                page_size: 512,
-                ..OpenOptions::new()
-            };
+            let options =
+                OpenOptions::new().growth(0).lazy_refcounts(lazy).cache_pages(4).page_size(512);
             let (storage, image) = image(options);
             storage.fail(Failing::Update(number));
             let mut failed = 0;
@@ -324,7 +316,7 @@ fn a_sync_that_failed_is_final() {
 /// Goal: failed requests leave nothing behind that grows. Method: many of them, all elsewhere.
 #[test]
 fn failed_requests_do_not_pile_up() {
-    let (storage, image) = image(OpenOptions { growth: Some(0), ..OpenOptions::new() });
+    let (storage, image) = image(OpenOptions::new().growth(0));
     image.write(0, &[1; 512 << 10]).unwrap();
     image.flush().unwrap();
     storage.fail(Failing::Updates);

@@ -18,7 +18,7 @@ impl Sample {
     /// A closed image whose guest clusters 0..4 and 100 were written: two L2 tables.
     fn new() -> Self {
         let storage = MemoryStorage::default();
-        let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(64 << 10) };
+        let shape = CreateOptions::new(64 << 10).cluster_bits(9);
         create(&storage, &shape).expect("there is room");
         let image = Image::open(storage.clone(), OpenOptions::new()).expect("it was just made");
         for cluster in [0, 1, 2, 3, 100] {
@@ -178,7 +178,7 @@ fn a_table_of_two_entries_is_not_changed() {
 #[test]
 fn new_tables_are_known_too() {
     let storage = MemoryStorage::default();
-    let shape = CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) };
+    let shape = CreateOptions::new(1 << 20).cluster_bits(9);
     create(&storage, &shape).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(0, &vec![7; 300 << 10]).unwrap();

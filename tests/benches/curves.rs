@@ -11,9 +11,8 @@ use qcow2_core::{CreateOptions, OpenOptions, Repair};
 /// A new image whose cache holds so many pages.
 fn image(cluster_bits: u32, size: u64, pages: usize) -> Image<MemoryStorage> {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(size) })
-        .expect("there is room");
-    let options = OpenOptions { cache_pages: Some(pages), ..OpenOptions::new() };
+    create(&storage, &CreateOptions::new(size).cluster_bits(cluster_bits)).expect("there is room");
+    let options = OpenOptions::new().cache_pages(pages);
     Image::open(storage, options).expect("it was just made")
 }
 

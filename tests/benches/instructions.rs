@@ -140,8 +140,7 @@ fn read(image: &Image<FileStorage>, count: u64) {
 /// A small image that is marked dirty and whose counts are too low.
 fn dirty() -> Vec<u8> {
     let storage = MemoryStorage::default();
-    let options =
-        CreateOptions { cluster_bits: 12, lazy_refcounts: true, ..CreateOptions::new(64 << 20) };
+    let options = CreateOptions::new(64 << 20).cluster_bits(12).lazy_refcounts(true);
     create(&storage, &options).expect("there is room");
     let image =
         block_on(Image::open(storage.clone(), OpenOptions::new())).expect("it was just made");

@@ -111,13 +111,11 @@ impl Owner<'_> {
 
 /// Opens the image and makes random calls until `requests` are over or the power fails. Each read returns what was written.
 fn live(direct: &Direct<Always>, session: &Session, owner: &mut Owner<'_>, rng: &mut Rng) {
-    let options = qcow2_core::OpenOptions {
-        write_through: session.write_through,
-        page_size: 512,
-        growth: Some(session.growth),
-        cache_pages: Some(session.cache_pages as usize),
-        ..qcow2_core::OpenOptions::new()
-    };
+    let options = qcow2_core::OpenOptions::new()
+        .write_through(session.write_through)
+        .page_size(512)
+        .growth(session.growth)
+        .cache_pages(session.cache_pages as usize);
     let image = Image::open(Cut(direct.clone()), options).expect("nothing fails");
     let size = owner.bytes.len();
     for _ in 0..2 + rng.below(12) {

@@ -301,7 +301,7 @@ fn open_promising(rules: Rules) -> (Option<Failure>, u64) {
             false,
             |direct| {
                 faultfs::direct::run(async move {
-                    let options = OpenOptions { rules, page_size: 512, ..OpenOptions::new() };
+                    let options = OpenOptions::new().rules(rules).page_size(512);
                     let image = Image::open(direct, options).await.ok()?;
                     let mut data = IoBuf::zeroed(UNIT, UNIT);
                     data.fill(7);
@@ -338,20 +338,14 @@ fn rebuild_in_place(rules: Rules) -> (Option<Failure>, u64) {
     let prepared = direct.clone();
     faultfs::direct::run(async move {
         let unflushed = Rules::all().without_flush(Barrier::GuestFlush);
-        let options = OpenOptions {
-            growth: Some(0),
-            page_size: 512,
-            pass_discard: false,
-            ..OpenOptions::new()
-        };
+        let options = OpenOptions::new().growth(0).page_size(512).pass_discard(false);
         let image = Image::open(prepared.clone(), options).await.ok()?;
         let len = usize::try_from(CLUSTERS).ok()? * UNIT;
         let mut data = IoBuf::zeroed(len, UNIT);
         data.fill(DATA);
         image.write(0, data, Durability::Cached).await.1.ok()?;
         image.close().await.ok()?;
-        let image =
-            Image::open(prepared, OpenOptions { rules: unflushed, ..options }).await.ok()?;
+        let image = Image::open(prepared, options.rules(unflushed)).await.ok()?;
         image.discard(0, CLUSTERS * UNIT as u64).await.ok()?;
         image.flush().await.ok()
     })
@@ -402,7 +396,7 @@ fn write_over_table(rules: Rules) -> (Option<Failure>, u64) {
         false,
         |direct| {
             faultfs::direct::run(async move {
-                let options = OpenOptions { rules, page_size: 512, ..OpenOptions::new() };
+                let options = OpenOptions::new().rules(rules).page_size(512);
                 let image = Image::open(direct, options).await.ok()?;
                 let mut data = IoBuf::zeroed(UNIT, UNIT);
                 data.fill(7);
@@ -445,7 +439,7 @@ fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
         false,
         |direct| {
             faultfs::direct::run(async move {
-                let options = OpenOptions { rules, page_size: 512, ..OpenOptions::new() };
+                let options = OpenOptions::new().rules(rules).page_size(512);
                 let image = Image::open(direct, options).await.ok()?;
                 image.grow(NEW).await.ok()
             })
@@ -510,7 +504,7 @@ fn predecessors() -> Vec<Built> {
 }
 
 fn create_over(disk: &PossibleDisk, size: u64, rules: Rules) -> (Option<Failure>, u64) {
-    let options = CreateOptions { cluster_bits: 9, rules, ..CreateOptions::new(size) };
+    let options = CreateOptions::new(size).cluster_bits(9).rules(rules);
     every_crash(
         disk,
         false,

@@ -398,11 +398,9 @@ pub fn run<Sub: Subject>(
 
 /// A fresh image on a disk that has nothing pending.
 fn create(geometry: &Geometry) -> Result<PossibleDisk, CreateError> {
-    let options = CreateOptions {
-        cluster_bits: geometry.cluster_bits,
-        lazy_refcounts: geometry.lazy_refcounts,
-        ..CreateOptions::new(geometry.virtual_size)
-    };
+    let options = CreateOptions::new(geometry.virtual_size)
+        .cluster_bits(geometry.cluster_bits)
+        .lazy_refcounts(geometry.lazy_refcounts);
     let storage = Direct::new(PossibleDisk::new(&Values::new(), 0), Always(0));
     direct::run(qcow2_core::create(&storage, &options)).expect("nothing to wait for")?;
     Ok(storage.power_off().disk)

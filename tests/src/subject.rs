@@ -12,7 +12,7 @@ use model::judge::{Claim, Extent};
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
-    Barrier, CheckError, CheckReport, Image, IoError, Mutant, OpenError, OpenOptions, Repair, Rule,
+    Barrier, CheckError, CheckReport, ErrorKind, Image, IoError, Mutant, OpenOptions, Repair, Rule,
     Rules, Zeroing,
 };
 
@@ -259,31 +259,23 @@ impl Subject for Qcow2Core {
     }
 
     async fn open<S: Storage>(&self, storage: S, session: Session) -> Result<Image<S>, Refusal> {
-        let default = OpenOptions::new();
-        let options = OpenOptions {
-            writable: session.writable,
-            cache_pages: match session.cache_pages {
-                0 => default.cache_pages,
-                pages => Some(pages as usize),
-            },
-            growth: match session.growth {
-                0 => default.growth,
-                growth => Some(growth),
-            },
-            write_through: session.write_through,
-            page_size: match session.page_size {
-                0 => default.page_size,
-                bytes => bytes.into(),
-            },
-            pass_discard: session.pass_discard,
-            lazy_refcounts: session.lazy_refcounts,
-            rules: self.rules,
-        };
-        Image::open(storage, options).await.map_err(|error| match error {
-            OpenError::Io(IoError::Storage { .. } | IoError::Poisoned(_))
-            | OpenError::Repair(CheckError::Storage { .. }) => Refusal::Failed(error.to_string()),
-            _ => Refusal::GaveUp(error.to_string()),
-        })
+        let mut options = OpenOptions::new()
+            .writable(session.writable)
+            .write_through(session.write_through)
+            .pass_discard(session.pass_discard)
+            .rules(self.rules);
+        options.lazy_refcounts = session.lazy_refcounts;
+        if session.cache_pages > 0 {
+            options = options.cache_pages(session.cache_pages as usize);
+        }
+        if session.growth > 0 {
+            options = options.growth(session.growth);
+        }
+        if session.page_size > 0 {
+            options = options.page_size(session.page_size.into());
+        }
+        let opened = Image::open(storage, options).await;
+        opened.map_err(|error| refusal(error.kind(), error.to_string()))
     }
 
     async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
@@ -299,13 +291,20 @@ impl Subject for Qcow2Core {
     }
 }
 
+/// Whether it failed because the storage did, or gave up.
+fn refusal(kind: ErrorKind, text: String) -> Refusal {
+    match kind {
+        ErrorKind::Storage | ErrorKind::NoSpace | ErrorKind::Poisoned => Refusal::Failed(text),
+        _ => Refusal::GaveUp(text),
+    }
+}
+
 /// What a check claims of the image; `sound` if it finds nothing wrong any more.
 fn claim(report: Result<CheckReport, CheckError>, sound: Claim) -> Result<Claim, Refusal> {
     match report {
         Ok(report) if report.is_consistent() => Ok(sound),
         Ok(_) => Ok(Claim::GaveUp),
-        Err(error @ CheckError::Storage { .. }) => Err(Refusal::Failed(error.to_string())),
-        Err(error) => Err(Refusal::GaveUp(error.to_string())),
+        Err(error) => Err(refusal(error.kind(), error.to_string())),
     }
 }
 
@@ -356,7 +355,7 @@ impl<S: Storage> SubjectImage for Image<S> {
             .extents()
             .iter()
             .map(|extent| {
-                let to = extent.host.map_or(Mapping::Zero, Mapping::Host);
+                let to = extent.source.host().map_or(Mapping::Zero, Mapping::Host);
                 let this = Extent { guest, length: extent.len, to };
                 guest += extent.len;
                 this

@@ -142,7 +142,8 @@ fn an_image_fills_a_device() {
         let size = 1u64 << cluster_bits;
         let device = Device::new(&[0xff; LENGTH as usize], sector);
         let storage = FileStorage::create(&device.path, Existing::Replace).unwrap();
-        let shape = CreateOptions { cluster_bits, lazy_refcounts, ..CreateOptions::new(2 << 20) };
+        let shape =
+            CreateOptions::new(2 << 20).cluster_bits(cluster_bits).lazy_refcounts(lazy_refcounts);
         create(&storage, &shape).unwrap();
         assert_clean(&check(&storage, Repair::None).unwrap());
 
@@ -190,8 +191,7 @@ fn an_image_fills_a_device() {
         assert!(device.bytes() == before, "it was changed");
         // Over an image whose clusters are of another size.
         let storage = device.open();
-        create(&storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(1 << 20) })
-            .unwrap();
+        create(&storage, &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
         assert_clean(&check(&storage, Repair::None).unwrap());
         let image = Image::open(storage, OpenOptions::read_only()).unwrap();
         let mut back = vec![1; 1 << 20];

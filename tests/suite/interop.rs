@@ -109,7 +109,8 @@ fn ours(cluster_bits: u32, end: End) -> (Bench, Expected) {
     let size = (11 << cluster_bits) - 512;
     let bench = Bench::new();
     let lazy_refcounts = end != End::EagerClosed;
-    let options = CreateOptions { cluster_bits, lazy_refcounts, ..CreateOptions::new(size) };
+    let options =
+        CreateOptions::new(size).cluster_bits(cluster_bits).lazy_refcounts(lazy_refcounts);
     let mut expected = Expected::zeroes(size, cluster);
     let mut image = Image::open(bench.create(&options), OpenOptions::new()).unwrap();
     for session in 0..2 {

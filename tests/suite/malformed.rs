@@ -214,14 +214,14 @@ fn a_length_is_only_a_number() {
 #[test]
 fn a_full_image_with_a_small_cache_can_be_written() {
     let storage = MemoryStorage::default();
-    let create_options = CreateOptions { cluster_bits: 9, ..CreateOptions::new(4 << 20) };
+    let create_options = CreateOptions::new(4 << 20).cluster_bits(9);
     create(&storage, &create_options).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(0, &vec![1; 2 << 20]).unwrap();
     image.close().unwrap();
 
     let storage = Counted::with_budget(storage, 500);
-    let options = OpenOptions { cache_pages: Some(2), page_size: 512, ..OpenOptions::new() };
+    let options = OpenOptions::new().cache_pages(2).page_size(512);
     let image = Image::open(storage.clone(), options).unwrap();
     image.write(3 << 20, &[2; 512]).unwrap();
     image.close().unwrap();
@@ -231,7 +231,7 @@ fn a_full_image_with_a_small_cache_can_be_written() {
 #[test]
 fn bytes_behind_the_l1_table_are_not_entries() {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(1 << 20) }).unwrap();
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
     storage.with(|bytes| bytes[0x3008..0x3010].fill(0xff));
     let stale = storage.to_vec();
     for how in [Repair::None, Repair::All] {
@@ -492,13 +492,8 @@ fn assert_bounded(storage: &Counted<Sparse>, image: &[u8], what: &str) {
 /// Uses an image for writing, whatever comes of it.
 fn use_for_writing(bytes: &[u8], lazy: bool) {
     let storage = counted(bytes);
-    let options = OpenOptions {
-        lazy_refcounts: Some(lazy),
-        growth: Some(4096),
-        cache_pages: Some(4),
-        page_size: 512,
-        ..OpenOptions::new()
-    };
+    let options =
+        OpenOptions::new().lazy_refcounts(lazy).growth(4096).cache_pages(4).page_size(512);
     if let Ok(image) = Image::open(storage.clone(), options) {
         let info = image.info();
         let cluster = info.cluster_size;

@@ -25,7 +25,8 @@ fn a_disk_of_nothing_grows() {
     for (cluster_bits, lazy_refcounts) in [(9, false), (9, true), (16, false), (21, true)] {
         for without_table in [false, true] {
             let storage = MemoryStorage::default();
-            let options = CreateOptions { cluster_bits, lazy_refcounts, ..CreateOptions::new(0) };
+            let options =
+                CreateOptions::new(0).cluster_bits(cluster_bits).lazy_refcounts(lazy_refcounts);
             create(&storage, &options).unwrap();
             assert_clean(&check(&storage, Repair::None).unwrap());
             if without_table {
@@ -57,7 +58,7 @@ fn a_disk_of_nothing_grows() {
 fn the_largest_disk_works_to_its_end() {
     const SIZE: u64 = 128 << 30;
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(SIZE) }).unwrap();
+    create(&storage, &CreateOptions::new(SIZE).cluster_bits(9)).unwrap();
     let image = blocking::Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(SIZE - 512, &[7; 512]).unwrap();
     assert!(matches!(image.grow(SIZE + 512), Err(IoError::Resize(_))));
@@ -97,7 +98,7 @@ fn what_else_a_header_says_stays() {
         let before = kept(&image);
         let storage = MemoryStorage::new(image);
         assert_clean(&check(&storage, Repair::All).unwrap());
-        let options = OpenOptions { lazy_refcounts: Some(true), ..OpenOptions::new() };
+        let options = OpenOptions::new().lazy_refcounts(true);
         let image = blocking::Image::open(storage.clone(), options).unwrap();
         image.write(5 << 12, &[7; 512]).unwrap();
         image.grow(6 << 20).unwrap();
@@ -119,10 +120,10 @@ fn pages_may_have_64_kib() {
     {
         let (cluster, size) = (1 << cluster_bits, 30 << cluster_bits);
         let storage = MemoryStorage::default();
-        create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(size) }).unwrap();
+        create(&storage, &CreateOptions::new(size).cluster_bits(cluster_bits)).unwrap();
         let mut expected = Expected::zeroes(size, cluster);
         for session in 0..2 {
-            let options = OpenOptions { page_size, cache_pages: Some(1), ..OpenOptions::new() };
+            let options = OpenOptions::new().page_size(page_size).cache_pages(1);
             let image = blocking::Image::open(storage.clone(), options).unwrap();
             for step in steps(u64::from(cluster_bits) + session, 40, size, cluster) {
                 step.apply(&image);
@@ -164,7 +165,7 @@ fn growth_and_cache_by_need_and_by_own_choice_are_explored() {
 fn a_map_may_be_committed_failed_or_dropped() {
     const CLUSTER: u64 = 4096;
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(1 << 20) }).unwrap();
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
     let image = block_on(Image::open(storage.clone(), OpenOptions::new())).unwrap();
     let fill = |map: &mut WriteMap<'_, MemoryStorage>, byte: u8| {
         map.begin();
@@ -212,7 +213,7 @@ fn a_map_may_be_committed_failed_or_dropped() {
 fn an_abandoned_image_holds_what_was_flushed() {
     for lazy_refcounts in [false, true] {
         let storage = MemoryStorage::default();
-        let options = CreateOptions { lazy_refcounts, ..CreateOptions::new(1 << 20) };
+        let options = CreateOptions::new(1 << 20).lazy_refcounts(lazy_refcounts);
         create(&storage, &options).unwrap();
         let image = block_on(Image::open(storage, OpenOptions::new())).unwrap();
         let data = || IoBuf::copy_of(&[7; 512], 512);
@@ -236,7 +237,7 @@ fn threads_may_share_a_unit() {
     const THREADS: usize = 4;
     const OWN: usize = 100;
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) }).unwrap();
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
     let image = blocking::Image::open(storage.clone(), OpenOptions::new()).unwrap();
     thread::scope(|scope| {
         for own in 0..THREADS {

@@ -17,8 +17,7 @@ const SIZE: u64 = 1 << 20;
 #[test]
 fn options_of_a_new_image_are_refused_by_name() {
     let new = CreateOptions::new(SIZE);
-    let small =
-        |virtual_size| CreateOptions { cluster_bits: 9, ..CreateOptions::new(virtual_size) };
+    let small = |virtual_size| CreateOptions::new(virtual_size).cluster_bits(9);
     let most = 128u64 << 30;
     let too_large = |size| {
         format!(
@@ -26,24 +25,18 @@ fn options_of_a_new_image_are_refused_by_name() {
         )
     };
     for (options, why) in [
+        (new.version(2), "version 2 of the format cannot be created, only version 3".to_owned()),
+        (new.version(4), "version 4 of the format cannot be created, only version 3".to_owned()),
         (
-            CreateOptions { version: 2, ..new },
-            "version 2 of the format cannot be created, only version 3".to_owned(),
-        ),
-        (
-            CreateOptions { version: 4, ..new },
-            "version 4 of the format cannot be created, only version 3".to_owned(),
-        ),
-        (
-            CreateOptions { version: 2, lazy_refcounts: true, ..new },
+            new.version(2).lazy_refcounts(true),
             "lazy refcounts need version 3 of the format, not version 2".to_owned(),
         ),
         (
-            CreateOptions { cluster_bits: 8, ..new },
+            new.cluster_bits(8),
             "header field cluster_bits at byte 20: 8 is outside 9..=21".to_owned(),
         ),
         (
-            CreateOptions { cluster_bits: 22, ..new },
+            new.cluster_bits(22),
             "header field cluster_bits at byte 20: 22 is outside 9..=21".to_owned(),
         ),
         (small(SIZE + 1), format!("size {} is not a multiple of 512 bytes", SIZE + 1)),
@@ -61,11 +54,10 @@ fn options_of_a_new_image_are_refused_by_name() {
 fn options_of_opening_are_refused_by_name() {
     let image = four_clusters();
     let open = OpenOptions::new();
-    let mut refused =
-        vec![(OpenOptions { cache_pages: Some(0), ..open }, "a cache of 0 pages".into())];
+    let mut refused = vec![(open.cache_pages(0), "a cache of 0 pages".into())];
     refused.extend([0, 1, 256, 768, 4095, 131_072, u64::MAX].map(|page_size| {
         let why = format!("page size {page_size} is not a power of two from 512 to 65536");
-        (OpenOptions { page_size, ..open }, why)
+        (open.page_size(page_size), why)
     }));
     for (options, why) in refused {
         let storage = MemoryStorage::new(image.clone());

@@ -26,9 +26,9 @@ fn a_new_image() {
 /// Goal: what each kind of request leaves in the tables.
 #[test]
 fn an_image_in_use() {
-    let options = CreateOptions { cluster_bits: 10, ..CreateOptions::new(1 << 20) };
+    let options = CreateOptions::new(1 << 20).cluster_bits(10);
     let storage = created(&options);
-    let open = OpenOptions { growth: Some(1), ..OpenOptions::new() };
+    let open = OpenOptions::new().growth(1);
     let image = Image::open(storage.clone(), open).unwrap();
     image.write(0, &[1; 6 << 10]).unwrap();
     image.write(200 << 10, &[2; 1]).unwrap();
@@ -42,10 +42,9 @@ fn an_image_in_use() {
 /// Goal: what a power cut leaves of an image with lazy refcounts: mappings, and no counts of them.
 #[test]
 fn a_dirty_image() {
-    let options =
-        CreateOptions { cluster_bits: 9, lazy_refcounts: true, ..CreateOptions::new(64 << 10) };
+    let options = CreateOptions::new(64 << 10).cluster_bits(9).lazy_refcounts(true);
     let storage = created(&options);
-    let open = OpenOptions { growth: Some(1), ..OpenOptions::new() };
+    let open = OpenOptions::new().growth(1);
     let image = Image::open(storage.clone(), open).unwrap();
     image.write(0, &[1; 2 << 10]).unwrap();
     image.flush().unwrap();

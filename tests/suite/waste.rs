@@ -13,7 +13,7 @@ const CLUSTER: u64 = 4096;
 /// after each, and what is left of them if it is opened again without a close. With `taking`, it takes another cluster first, which marks an image with lazy refcounts dirty.
 fn leaked_after_flushes(lazy_refcounts: bool, taking: bool) -> [(u64, u64); 4] {
     let storage = MemoryStorage::default();
-    let options = CreateOptions { lazy_refcounts, cluster_bits: 12, ..CreateOptions::new(1 << 20) };
+    let options = CreateOptions::new(1 << 20).lazy_refcounts(lazy_refcounts).cluster_bits(12);
     create(&storage, &options).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     image.write(0, &[7; 3 * CLUSTER as usize]).unwrap();

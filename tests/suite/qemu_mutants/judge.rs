@@ -29,7 +29,7 @@ use crate::common::memory_directory;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The file grows by single clusters: an image without room to spare meets more.
-const WRITING: OpenOptions = OpenOptions { growth: Some(1), ..OpenOptions::new() };
+const WRITING: OpenOptions = OpenOptions::new().growth(1);
 
 /// What a mutant must keep to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -296,7 +296,7 @@ impl Bench<'_> {
 
     fn write(&mut self, before: &Before) {
         let storage = Watched::new(&before.bytes);
-        let options = OpenOptions { growth: before.growth, ..WRITING };
+        let options = before.growth.map_or(OpenOptions::new(), |growth| WRITING.growth(growth));
         let image = match Image::open(storage.clone(), options) {
             Ok(image) => image,
             Err(error) => {
