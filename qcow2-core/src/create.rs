@@ -100,7 +100,14 @@ fn plan(options: &CreateOptions) -> Result<Header, CreateError> {
         let size = options.virtual_size;
         return Err(CreateError::Option(format!("size {size} is not a multiple of 512 bytes")));
     }
+    let bits = options.refcount_bits;
+    if !bits.is_power_of_two() || bits > 64 {
+        return Err(CreateError::Option(format!(
+            "refcounts of {bits} bits: not a power of two from 1 to 64"
+        )));
+    }
     let mut header = Header::new(options.cluster_bits, options.virtual_size)?;
+    header.refcount_order = bits.ilog2();
     // A disk of no bytes has an L1 table too: a cluster without an entry would belong to nothing.
     header.l1_size = header.l1_size.max(1);
     if options.lazy_refcounts {

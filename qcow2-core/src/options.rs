@@ -31,6 +31,9 @@ pub struct CreateOptions {
     pub cluster_bits: u32,
     /// Size of the guest disk in bytes, a multiple of 512.
     pub virtual_size: u64,
+    /// Bits of a refcount: a power of two from 1 to 64. A cluster can be shared at most 2^bits - 1 times, so with 1 bit there can be
+    /// no snapshots.
+    pub refcount_bits: u32,
     /// Whether writers may leave refcounts behind, marking the image dirty, by default.
     pub lazy_refcounts: bool,
     /// The write orders to obey.
@@ -38,12 +41,13 @@ pub struct CreateOptions {
 }
 
 impl CreateOptions {
-    /// 64 KiB clusters, eager refcounts, all rules.
+    /// 64 KiB clusters, eager refcounts of 16 bits, all rules.
     pub const fn new(virtual_size: u64) -> Self {
         Self {
             version: 3,
             cluster_bits: 16,
             virtual_size,
+            refcount_bits: 16,
             lazy_refcounts: false,
             rules: Rules::all(),
         }
@@ -56,6 +60,8 @@ impl CreateOptions {
         cluster_bits: u32,
         /// A guest disk of this many bytes.
         virtual_size: u64,
+        /// Refcounts of so many bits.
+        refcount_bits: u32,
         /// Whether the image asks its writers for lazy refcounts.
         lazy_refcounts: bool,
         /// These write orders.

@@ -263,6 +263,11 @@ lines! {
         "3" [Attack(Target::Rule(Rule::HeaderLast)), Test(IMAGE, "reads_back_what_was_written")] P4;
         "any other" [Test(REFUSED, "options_of_a_new_image_are_refused_by_name")];
     }
+    "CreateOptions.refcount_bits" {
+        "1, 2, 4, 8, 16, 32, 64" [Test(INTEROP, "refcounts_of_every_width_are_understood")];
+        "16, under power cuts" [Attack(Target::Rule(Rule::HeaderLast))] P4;
+        "another number" [Test(REFUSED, "options_of_a_new_image_are_refused_by_name")];
+    }
     "CreateOptions.cluster_bits" {
         "9, under power cuts" [Attack(Target::Rule(Rule::HeaderLast))] P4;
         "10, 12, 16, 21" [

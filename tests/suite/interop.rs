@@ -225,6 +225,48 @@ fn images_of_qemu_are_images_to_us() {
     }
 }
 
+/// Goal: refcounts of every width are ours and QEMU's alike.
+/// Method: an image of each width from each side, filled by the other one as well, checked and rebuilt; 512-byte clusters, so that every
+/// width has several blocks.
+#[test]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
+fn refcounts_of_every_width_are_understood() {
+    const SIZE: u64 = 600 << 9;
+    for bits in [1, 2, 4, 8, 16, 32, 64] {
+        for by_us in [true, false] {
+            let bench = Bench::new();
+            if by_us {
+                let options = CreateOptions::new(SIZE).cluster_bits(9).refcount_bits(bits);
+                drop(bench.create(&options));
+            } else {
+                let options = format!("cluster_size=512,refcount_bits={bits}");
+                qemu::create(bench.path(), SIZE, &options).unwrap();
+            }
+            assert_eq!(1 << bench.header().refcount_order, bits);
+            let mut expected = Expected::zeroes(SIZE, 512);
+            let theirs = steps(u64::from(bits), 30, SIZE, 4096);
+            let ours = steps(100 + u64::from(bits), 30, SIZE, 4096);
+            for session in [by_us, !by_us] {
+                if session {
+                    let image = bench.open(OpenOptions::new());
+                    ours.iter().for_each(|step| step.apply(&image));
+                    image.close().unwrap();
+                } else {
+                    qemu::io(bench.path(), &commands(&theirs)).unwrap().success().unwrap();
+                }
+                let done = if session { &ours } else { &theirs };
+                done.iter().for_each(|&step| expected.apply(step));
+                bench.assert_sound(&expected);
+            }
+            assert!(bench.check(Repair::Rebuild).rebuilt);
+            bench.assert_sound(&expected);
+        }
+    }
+}
+
 /// Goal: growing a disk of QEMU's past its L1 table leaves an image that QEMU accepts.
 #[test]
 #[cfg_attr(

@@ -35,6 +35,12 @@ fn options_of_a_new_image_are_refused_by_name() {
             new.cluster_bits(8),
             "header field cluster_bits at byte 20: 8 is outside 9..=21".to_owned(),
         ),
+        (new.refcount_bits(24), "refcounts of 24 bits: not a power of two from 1 to 64".to_owned()),
+        (new.refcount_bits(0), "refcounts of 0 bits: not a power of two from 1 to 64".to_owned()),
+        (
+            new.refcount_bits(128),
+            "refcounts of 128 bits: not a power of two from 1 to 64".to_owned(),
+        ),
         (
             new.cluster_bits(22),
             "header field cluster_bits at byte 20: 22 is outside 9..=21".to_owned(),

@@ -183,6 +183,9 @@ struct Explore {
     /// Only eager or only lazy refcounts.
     #[arg(long)]
     refcounts: Option<Refcounts>,
+    /// Refcounts of these widths in bits; without it, 16, or 64 where the refcounts of the initial image are full or fragmented.
+    #[arg(long, value_delimiter = ',')]
+    refcount_bits: Vec<u32>,
     /// Only these initial images: fresh, refcount-block-one-short, refcount-table-one-short, l1-about-to-grow, leaky,
     /// dirty, fragmented, bitmaps, leftovers.
     #[arg(long, value_delimiter = ',')]
@@ -304,8 +307,23 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
             return Err(misuse(format!("--clusters: {cluster} {why}")));
         }
     }
+    for bits in &args.refcount_bits {
+        if !bits.is_power_of_two() || *bits > 64 {
+            let why = "is not a power of two from 1 to 64";
+            return Err(misuse(format!("--refcount-bits: {bits} {why}")));
+        }
+    }
+    let usual = worlds(&args.clusters, modes, &initials);
+    let of_width = |bits: &u32| {
+        let order = bits.ilog2();
+        usual.iter().map(move |world| world.with_refcount_order(order))
+    };
+    let worlds = match &args.refcount_bits[..] {
+        [] => usual,
+        widths => widths.iter().flat_map(of_width).collect(),
+    };
     let settings = explore::Settings {
-        worlds: worlds(&args.clusters, modes, &initials),
+        worlds,
         operations: args.operations,
         departures: args.pairs,
         depth: args.depth.unwrap_or(u32::MAX),

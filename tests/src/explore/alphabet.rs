@@ -188,16 +188,22 @@ impl World {
     /// few entries is soon full and soon torn.
     pub fn new(cluster_bits: u32, lazy: bool, initial: Initial) -> Self {
         let cluster = 1u64 << cluster_bits;
-        let narrow = matches!(initial, Initial::Fresh | Initial::L1AboutToGrow | Initial::Dirty);
         let geometry = Geometry {
             version: 3,
             cluster_bits,
-            refcount_order: if narrow { 4 } else { 6 },
+            refcount_order: usual_refcount_order(initial),
             virtual_size: (FAR + 2) * cluster - if cluster > 512 { 512 } else { 0 },
             lazy_refcounts: lazy,
         };
         let open = OpenOptions { cache_pages: 4, growth_step: cluster, ..OpenOptions::new("") };
         Self { geometry, initial, session: Session::of(&open) }
+    }
+
+    /// The same world with refcounts of 2^`order` bits.
+    #[must_use]
+    pub const fn with_refcount_order(mut self, order: u32) -> Self {
+        self.geometry.refcount_order = order;
+        self
     }
 
     /// The disk and reference disk to start from.
@@ -207,6 +213,13 @@ impl World {
     pub fn start<Sub: Subject>(&self, subject: &Sub) -> Result<(PossibleDisk, Guest), String> {
         let Self { geometry, initial, session } = self;
         trial::initial(subject, geometry, *initial, session, &Device::default())
+    }
+}
+
+const fn usual_refcount_order(initial: Initial) -> u32 {
+    match initial {
+        Initial::Fresh | Initial::L1AboutToGrow | Initial::Dirty => 4,
+        _ => 6,
     }
 }
 
@@ -251,7 +264,11 @@ impl fmt::Display for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = self.geometry.cluster_size();
         let mode = if self.geometry.lazy_refcounts { "lazy" } else { "eager" };
-        write!(f, "{size:>4} B, {mode:<5}, {}", self.initial.name())
+        write!(f, "{size:>4} B, {mode:<5}, {}", self.initial.name())?;
+        match self.geometry.refcount_order {
+            order if order == usual_refcount_order(self.initial) => Ok(()),
+            order => write!(f, ", refcounts of {} bits", 1u32 << order),
+        }
     }
 }
 
