@@ -124,6 +124,11 @@ impl State {
     /// Takes clusters that are free.
     fn take(&mut self, clusters: Range<u64>) -> Result<Extent, Stop> {
         self.check_free(clusters.clone())?;
+        if self.rules.are_whole() {
+            debug_assert!(clusters.end * self.cluster_size() <= self.length, "past the file");
+            let freed = |cluster| self.freed.contains(cluster);
+            debug_assert!(!clusters.clone().any(freed), "on its way to being free, not there");
+        }
         let counts = self.raise_refcounts(clusters.clone())?;
         let first = mutant!(self.rules, FreshOffByOne => clusters.start + 1; clusters.start);
         let fresh = first >= self.fresh_from;

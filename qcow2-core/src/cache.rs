@@ -242,6 +242,7 @@ impl Cache {
     /// Takes a page out.
     fn remove(&mut self, offset: u64) {
         let Some(slot) = self.index.remove(&offset) else { return };
+        debug_assert_eq!(self.slots[slot].offset, offset, "the index says where each page is");
         self.dirty.remove(&offset);
         self.unlink(slot);
         let bytes = self.slots.swap_remove(slot).bytes;
@@ -320,7 +321,8 @@ impl Cache {
         state.version = version;
         change(&mut state.bytes);
         if !was_dirty {
-            self.dirty.insert(page);
+            let new = self.dirty.insert(page);
+            debug_assert!(new, "a page that is clean is in no set of dirty ones");
         }
         version
     }
@@ -335,9 +337,18 @@ impl Cache {
     /// Lets the newest version of the page at host offset `page` wait for `edge`.
     pub(crate) fn wait_for(&mut self, page: u64, edge: Edge) {
         let rules = self.rules;
+        debug_assert!(self.leads_down(page, edge), "{edge:?} leads from {page:#x} back up");
         let page = self.page_mut(page).expect("only a page in the cache gets an edge");
         mutant!(rules, EdgeReplacesOthers => page.after.clear(); ());
         edge.merge_into(&mut page.after, rules);
+    }
+
+    /// Whether an edge cannot close a circle: it ends at a page of counts, or of the table that leads to them, and does not begin at one
+    /// of counts.
+    fn leads_down(&self, from: u64, edge: Edge) -> bool {
+        let Before::Page { offset, .. } = edge.before else { return true };
+        let kind = |page| self.page(page).map(|page| page.kind);
+        kind(from) != Some(Kind::RefcountBlock) && kind(offset).is_none_or(Kind::is_refcount)
     }
 
     /// What must happen before `before` is durable.
@@ -381,6 +392,8 @@ impl Cache {
     pub(crate) fn written(&mut self, page: u64, version: u64, stamp: Stamp) {
         let rules = self.rules;
         let Some(state) = self.page_mut(page) else { return };
+        debug_assert!(version <= state.version, "nothing newer than the newest was written");
+        debug_assert!(stamp >= state.stamp, "a later write has no earlier stamp");
         state.written = version;
         state.stamp = stamp;
         if mutant!(rules, WrittenClearsNewer => true; state.version == version) {

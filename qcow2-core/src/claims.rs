@@ -112,6 +112,7 @@ impl Claims {
         let at = self.index(id);
         let (earlier, rest) = self.queue.split_at_mut(at);
         let claim = rest.first_mut().expect("index() found it");
+        debug_assert!(matches!(claim.holder, Holder::Waiting(_)), "only who waits has a turn");
         let mut turn = Turn::Granted;
         let rules = self.rules;
         for other in earlier.iter().filter(|other| other.resource.overlaps(&claim.resource, rules))
@@ -136,6 +137,7 @@ impl Claims {
     pub(crate) fn release(&mut self, id: u64) {
         let at = self.index(id);
         let gone = self.queue.remove(at);
+        self.check_orphans();
         for other in &self.queue[at..] {
             if let Holder::Waiting(waker) = &other.holder
                 && other.resource.overlaps(&gone.resource, self.rules)
@@ -149,8 +151,10 @@ impl Claims {
     /// Leaves the claim `id` to whoever sees the storage settle; `sync` says whether a write through is in flight under it.
     pub(crate) fn orphan(&mut self, id: u64, sync: bool) {
         let at = self.index(id);
+        debug_assert!(matches!(self.queue[at].holder, Holder::Held), "only what is held is left");
         self.queue[at].holder = Holder::Orphan { sync };
         self.orphans += 1;
+        self.check_orphans();
         for other in &self.queue[at..] {
             if let Holder::Waiting(waker) = &other.holder {
                 waker.wake_by_ref();
@@ -192,6 +196,15 @@ impl Claims {
                 self.release(id);
             }
         }
+    }
+
+    /// Orphans are counted as they are.
+    fn check_orphans(&self) {
+        let orphans = || {
+            let is_orphan = |record: &&Record| matches!(record.holder, Holder::Orphan { .. });
+            self.queue.iter().filter(is_orphan).count() as u64
+        };
+        debug_assert_eq!(self.orphans, orphans());
     }
 
     fn index(&self, id: u64) -> usize {

@@ -94,6 +94,7 @@ impl Free {
             end = mutant!(self.rules, FreeMergeLosesNext => end; stop);
         }
         self.runs.insert(start, end);
+        self.check_around(start);
         if self.runs.len() > MOST
             && let Some((start, _)) = self.runs.pop_last()
         {
@@ -118,7 +119,19 @@ impl Free {
         {
             let taken = mutant!(self.rules, RunKeepsTakenCluster => count - 1; count);
             self.runs.insert(start + taken, end);
+            self.check_around(start + taken);
         }
+    }
+
+    /// The run that begins at `start` is below what was searched, and does not touch its neighbours.
+    fn check_around(&self, start: u64) {
+        let apart = || {
+            let end = self.runs[&start];
+            let before = self.runs.range(..start).next_back().is_none_or(|(_, &stop)| stop < start);
+            let after = self.runs.range(end..).next().is_none_or(|(&next, _)| next > end);
+            start < end && before && after
+        };
+        debug_assert!(!self.rules.are_whole() || apart(), "runs around {start} touch");
     }
 }
 

@@ -58,7 +58,8 @@ impl Queue {
 
     /// Adds a dropped reference.
     pub(crate) fn insert(&mut self, key: Key, freed: Freed, until: Until) {
-        self.freed.insert(key, freed);
+        let old = self.freed.insert(key, freed);
+        debug_assert!(old.is_none(), "{key:?} is freed twice under one number");
         match until {
             Until::Now => {
                 self.read.insert((freed.ticket, key));
@@ -148,7 +149,9 @@ impl Queue {
 
     /// Takes out one that is ready.
     pub(crate) fn take_ready(&mut self, key: Key) -> Option<Freed> {
-        self.ready.remove(&key).then(|| self.freed.remove(&key)).flatten()
+        let freed = self.ready.remove(&key).then(|| self.freed.remove(&key));
+        debug_assert!(freed != Some(None), "what is ready was freed");
+        freed.flatten()
     }
 }
 

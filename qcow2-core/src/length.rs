@@ -21,6 +21,8 @@ impl State {
 
     /// Records a new length.
     pub(crate) fn set_length(&mut self, length: u64) {
+        debug_assert!(length > self.length, "a file grows only");
+        debug_assert!(self.durable_length <= self.length, "what is durable is there");
         let durable = self.clock.is_durable(self.length_stamp);
         if mutant!(self.rules, EarlierLengthTakenDurable => true; durable) {
             self.durable_length = self.length;

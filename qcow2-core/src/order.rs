@@ -61,11 +61,16 @@ impl FlushClock {
 
     /// Records that the flush `stamp` completed well.
     pub(crate) fn complete(&mut self, stamp: Stamp) {
+        debug_assert!(stamp.0 <= self.submitted, "what completes was submitted");
         self.completed = self.completed.max(stamp.0);
     }
 
     /// Whether what carries `stamp` is durable.
     pub(crate) fn is_durable(&self, stamp: Stamp) -> bool {
+        debug_assert!(
+            stamp.0 <= self.submitted + 1,
+            "nothing waits for a flush after the next one"
+        );
         stamp.0 <= self.completed
     }
 }

@@ -114,6 +114,7 @@ impl State {
                 mutant!(self.rules, LastClusterUncounted => (end - 1).max(place.index + 1); end);
             let version = self.cache.change(place.page, |page| {
                 for index in place.index..end {
+                    debug_assert_eq!(refcount::get(page, order, index), Some(0), "it was free");
                     refcount::set(page, order, index, 1).expect("1 fits in every width");
                 }
             });

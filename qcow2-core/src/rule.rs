@@ -166,6 +166,14 @@ impl Rules {
         false
     }
 
+    /// Whether nothing is taken away and no mistake is put in: what the invariants of this crate need to hold.
+    pub(crate) const fn are_whole(self) -> bool {
+        #[cfg(feature = "sabotage")]
+        return self.broken == 0 && self.skipped == 0 && self.mutants == 0;
+        #[cfg(not(feature = "sabotage"))]
+        true
+    }
+
     /// Whether `rule` is to be obeyed.
     #[cfg(feature = "sabotage")]
     pub const fn hold(self, rule: Rule) -> bool {

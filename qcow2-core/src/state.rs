@@ -47,6 +47,7 @@ struct InFlight(VecDeque<u64>);
 
 impl InFlight {
     fn begin(&mut self, number: u64) {
+        debug_assert!(self.0.back().is_none_or(|&last| last < number), "numbers ascend");
         self.0.push_back(number);
     }
 
@@ -305,6 +306,7 @@ impl State {
     }
 
     pub(crate) fn end_read(&mut self, ticket: u64) {
+        debug_assert!(ticket < self.next_ticket, "a read that ends began");
         self.readers.end(ticket);
     }
 

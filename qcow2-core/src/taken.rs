@@ -20,6 +20,7 @@ pub(crate) struct Taken {
 impl Taken {
     /// Adds a run.
     pub(crate) fn push(&mut self, run: Range<u64>) {
+        debug_assert!(run.start < run.end, "a run has clusters");
         self.runs.push(run);
     }
 
