@@ -157,16 +157,16 @@ impl<S: Storage> Image<S> {
         block_on(self.inner.close())
     }
 
-    /// The whole units around a range: their start and length, and where the range begins in them.
+    /// The whole units around a range: their start and length, and where the range begins in them. Around an empty one there is none.
     fn widen(&self, offset: u64, len: u64) -> Result<(u64, usize, usize), IoError> {
         let unit = UNIT as u64;
         let end = offset
             .checked_add(len)
             .and_then(|end| end.checked_next_multiple_of(unit))
             .ok_or_else(|| self.out_of_range(offset, len))?;
-        let start = offset - offset % unit;
+        let start = if len == 0 { end } else { offset - offset % unit };
         let whole = self.small(offset, end - start)?;
-        Ok((start, whole, self.small(offset, offset - start)?))
+        Ok((start, whole, self.small(offset, offset.saturating_sub(start))?))
     }
 
     /// Where the first whole unit of a range begins and the last one ends, if there is one.

@@ -221,9 +221,11 @@ impl<S: Storage> Image<S> {
         Ok(WriteMap::new(self, self.claim_if(Resource::Guest(clusters), check).await?))
     }
 
-    /// The guest clusters that a range touches.
+    /// The guest clusters that a range touches: none if it is empty, wherever in a cluster that is.
     fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
-        offset / self.cluster_size..offset.saturating_add(len).div_ceil(self.cluster_size)
+        let first = offset / self.cluster_size;
+        let end = offset.saturating_add(len).div_ceil(self.cluster_size);
+        if len == 0 { first..first } else { first..end }
     }
 
     /// Claims a guest range and finds or takes host clusters for it; `offset` and `len` are multiples of 512 bytes.
@@ -420,12 +422,11 @@ impl<'a, S: Storage> WriteMap<'a, S> {
     }
 
     async fn is_mapped_durably(&self, offset: u64, len: u64) -> bool {
-        let size = self.image.cluster_size;
         if !self.links.is_empty() {
             return false;
         }
         mutant!(self.image.options.rules, ThroughThoughUnmapped => return true; ());
-        for cluster in offset / size..(offset + len).div_ceil(size) {
+        for cluster in self.image.clusters(offset, len) {
             let durable = self.image.decide(|state| state.is_mapped_durably(cluster)).await;
             if !durable.unwrap_or(false) {
                 return false;

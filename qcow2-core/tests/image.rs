@@ -2,7 +2,8 @@
 
 use qcow2_core::blocking::{Image, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::{CreateOptions, OpenOptions, Repair, Source, Zeroing};
+use qcow2_core::storage::{Durability, IoBuf};
+use qcow2_core::{CreateOptions, IoError, OpenOptions, Repair, Source, Zeroing};
 
 /// Small numbers for choosing operations; not random, only scattered.
 struct Scatter(u64);
@@ -13,6 +14,16 @@ impl Scatter {
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
     }
+}
+
+/// A new image of 1 MiB without blocking calls.
+fn bare_image(cluster_bits: u32) -> (MemoryStorage, qcow2_core::Image<MemoryStorage>) {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(1 << 20) })
+        .expect("there is room");
+    let image = block_on(qcow2_core::Image::open(storage.clone(), OpenOptions::new()))
+        .expect("it was just made");
+    (storage, image)
 }
 
 fn assert_clean(storage: &MemoryStorage) {
@@ -336,4 +347,69 @@ fn a_cluster_taken_again_shows_nothing_old() {
         data.into_iter().enumerate().partition(|(at, _)| (512..1024).contains(at));
     assert!(new.iter().all(|&(_, byte)| byte == 8));
     assert!(rest.iter().all(|&(_, byte)| byte == 0));
+}
+
+type Request = fn(&Image<MemoryStorage>) -> Result<(), IoError>;
+
+/// Goal: an empty request changes nothing, wherever in a cluster it is, and neither does what a longer request has at an edge that is
+/// empty. Method: requests on a new image, whose disk ends inside a cluster, and every byte of the storage compared.
+#[test]
+fn an_empty_request_changes_nothing() {
+    const SIZE: u64 = (1 << 20) + 512;
+    let requests: [Request; 9] = [
+        |image| image.write(512, &[]),
+        |image| image.write(100, &[]),
+        |image| image.write(SIZE, &[]),
+        |image| image.write_zeroes(100, 0, Zeroing::Keep),
+        |image| image.write_zeroes(512, 1024, Zeroing::Free),
+        |image| image.write_zeroes(512, 128 << 10, Zeroing::Free),
+        |image| image.write_zeroes(SIZE - 512, 512, Zeroing::Keep),
+        |image| image.discard(512, 0),
+        |image| image.read(SIZE, &mut []),
+    ];
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions::new(SIZE)).unwrap();
+    let new = storage.to_vec();
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    for (number, request) in requests.into_iter().enumerate() {
+        request(&image).unwrap();
+        image.flush().unwrap();
+        assert!(storage.to_vec() == new, "request {number}");
+    }
+    image.close().unwrap();
+    let image = block_on(qcow2_core::Image::open(storage.clone(), OpenOptions::new())).unwrap();
+    for at in [0, 512, 65_536, SIZE] {
+        for how in [Durability::Cached, Durability::Through] {
+            block_on(image.write(at, IoBuf::default(), how)).1.unwrap();
+        }
+        let map = block_on(image.map_write(at, 0)).unwrap();
+        assert_eq!(map.extents(), []);
+        block_on(map.commit()).unwrap();
+        block_on(image.write_zeroes(at, 0, Zeroing::Free)).unwrap();
+        block_on(image.discard(at, 0)).unwrap();
+        block_on(image.read(at, IoBuf::default())).1.unwrap();
+        block_on(image.flush()).unwrap();
+        assert!(storage.to_vec() == new, "at {at}");
+    }
+}
+
+/// Goal: an empty request is refused where any other is: past the end of the disk, between units, and where nothing may be changed.
+#[test]
+fn an_empty_request_is_refused_like_any_other() {
+    const SIZE: u64 = 1 << 20;
+    let (storage, image) = bare_image(16);
+    let past_the_end = |error: &IoError| matches!(error, IoError::OutOfRange { .. });
+    let write = |at: u64| block_on(image.write(at, IoBuf::default(), Durability::Cached)).1;
+    assert!(write(SIZE + 512).is_err_and(|error| past_the_end(&error)));
+    assert!(write(100).is_err_and(|error| matches!(error, IoError::Unaligned { .. })));
+    assert!(block_on(image.map_write(SIZE + 512, 0)).is_err_and(|error| past_the_end(&error)));
+    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    for at in [SIZE + 1, SIZE + 512, u64::MAX] {
+        assert!(image.write(at, &[]).is_err_and(|error| past_the_end(&error)), "{at}");
+        assert!(image.read(at, &mut []).is_err_and(|error| past_the_end(&error)), "{at}");
+    }
+    let image = Image::open(storage, OpenOptions::read_only()).unwrap();
+    for at in [0, 100, 512] {
+        assert!(matches!(image.write(at, &[]), Err(IoError::ReadOnly)), "{at}");
+    }
 }
