@@ -571,6 +571,22 @@ mod tests {
     }
 
     #[test]
+    fn a_changed_page_is_durable_after_a_write_and_a_flush() {
+        let mut clock = FlushClock::default();
+        let mut cache = Cache::new(512, 4, 1, Rules::all());
+        cache.insert(0, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
+        assert_eq!(cache.undurable(0, &clock), None);
+        let version = cache.set_entry(0, 1);
+        let newest = Some(Before::Page { offset: 0, version });
+        assert_eq!(cache.undurable(0, &clock), newest);
+        cache.written(0, version, clock.stamp());
+        assert_eq!(cache.undurable(0, &clock), newest, "no flush has covered it");
+        let flush = clock.submit();
+        clock.complete(flush);
+        assert_eq!(cache.undurable(0, &clock), None);
+    }
+
+    #[test]
     fn a_page_goes_when_it_has_not_been_used_for_a_while() {
         let clock = FlushClock::default();
         let mut cache = Cache::new(512, 1, 1, Rules::all());

@@ -89,6 +89,21 @@ fn a_flush_costs_what_is_dirty() {
     assert_flat("a flush, for each dirty table", &costs);
 }
 
+/// Goal: pages that follow each other are one write. Method: a flush of 100 pages of one table, beside a few others.
+#[test]
+fn neighbouring_pages_are_one_write() {
+    let storage = SparseStorage::default();
+    create(&storage, &CreateOptions::new(1 << 30)).expect("there is room");
+    let options = OpenOptions { page_size: 512, ..OpenOptions::new() };
+    let image = Image::open(storage.clone(), options).expect("it was just made");
+    // A page maps 64 clusters of 64 KiB.
+    (0..100u64).for_each(|page| image.write(page << 22, &[1; 512]).expect("there is room"));
+    let before = storage.writes();
+    image.flush().expect("nothing fails");
+    let writes = storage.writes() - before;
+    assert!(writes < 12, "{writes} writes");
+}
+
 /// Goal: a cache that is too small costs what is loaded and written, and holds its limit. Method: writes to tables in a strange order.
 #[test]
 fn a_full_cache_costs_what_goes_through_it() {

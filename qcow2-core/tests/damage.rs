@@ -209,6 +209,27 @@ fn an_l2_table_past_the_end_of_the_file_stays_and_is_counted() {
     assert_writing_keeps_the_rest(&storage, image.cluster, image.disk, &[]);
 }
 
+/// Goal: an L2 table that the file does not reach is replaced when something is to be mapped through it. Method: one that begins where
+/// the file ends, and one far past that.
+#[test]
+fn an_l2_table_past_the_end_of_the_file_is_replaced() {
+    let guest = 3 * 64;
+    for far in [0, 20] {
+        let mut image = Bytes::with(9, 256 << 10, &[0, 1, 70]);
+        let host = image.bytes.len() as u64 + far * image.cluster;
+        image.put(image.l1() + 3 * 8, host | COPIED);
+        image.set_refcount(host, 1);
+        let storage = image.storage();
+        let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+        let opened = Image::open(storage.clone(), options).unwrap();
+        opened.write(guest * image.cluster, &[9; 512]).unwrap();
+        opened.close().unwrap();
+        let after = Bytes { bytes: storage.to_vec(), ..image };
+        assert_ne!(after.get(after.l1() + 3 * 8) & !COPIED, host, "{far}");
+        assert_eq!(after.read()[guest as usize].as_ref().unwrap()[..], [9; 512], "{far}");
+    }
+}
+
 #[test]
 fn a_cluster_that_two_map_is_safe_to_write_once_it_is_counted() {
     for (dirty, counted) in [(true, true), (true, false), (false, true)] {
@@ -381,6 +402,19 @@ fn a_file_may_end_inside_an_entry() {
             }
         }
     }
+}
+
+/// Goal: a rebuild may take more blocks than there are clusters in the file. Method: many entries past the end, each counted in a block of
+/// its own.
+#[test]
+fn a_rebuild_may_be_larger_than_the_file() {
+    let mut image = Bytes::with(16, 64 << 20, &[0]);
+    let per_block = image.cluster / 2;
+    for guest in 1..20 {
+        image.put(image.entry(guest), (guest * 3 * per_block * image.cluster) | COPIED);
+    }
+    let report = check(&image.storage(), Repair::Rebuild).unwrap();
+    assert!(report.rebuilt, "{report:#?}");
 }
 
 /// An image with a bitmap of one table and one cluster of data, and autoclear bits.

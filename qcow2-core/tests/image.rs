@@ -413,3 +413,95 @@ fn an_empty_request_is_refused_like_any_other() {
         assert!(matches!(image.write(at, &[]), Err(IoError::ReadOnly)), "{at}");
     }
 }
+
+/// Goal: the rest of a request that is no whole cluster becomes zeroes in each of the two that it lies in. Method: the first one was never
+/// written, the second one was.
+#[test]
+fn zeroes_reach_into_the_second_of_two_clusters() {
+    const CLUSTER: u64 = 1 << 16;
+    let (_, image) = bare_image(16);
+    let data = IoBuf::copy_of(&[5; CLUSTER as usize], 1);
+    block_on(image.write(CLUSTER, data, Durability::Cached)).1.unwrap();
+    block_on(image.write_zeroes(CLUSTER - 512, 1024, Zeroing::Free)).unwrap();
+    let (back, result) = block_on(image.read(CLUSTER, IoBuf::zeroed(1024, 1)));
+    result.unwrap();
+    assert!(back[..512] == [0; 512] && back[512..] == [5; 512]);
+}
+
+/// Goal: zeroes at any offset reach exactly as far as they are asked to, and a discard takes whole clusters only.
+#[test]
+fn zeroes_and_discards_at_odd_offsets_leave_the_rest() {
+    let zero: Request = |image| image.write_zeroes(100, 1700, Zeroing::Free);
+    let discard: Request = |image| image.discard(100, 1700);
+    for (request, zeroed) in [(zero, 100..1800), (discard, 512..1536)] {
+        let storage = MemoryStorage::default();
+        create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) })
+            .unwrap();
+        let image = Image::open(storage, OpenOptions::new()).unwrap();
+        image.write(0, &[5; 4096]).unwrap();
+        request(&image).unwrap();
+        let mut expected = [5; 4096];
+        expected[zeroed.clone()].fill(0);
+        let mut back = [1; 4096];
+        image.read(0, &mut back).unwrap();
+        assert!(back == expected, "{zeroed:?}");
+    }
+}
+
+/// Goal: zeroes that keep their clusters need none when data comes back. Method: the host cluster before and after.
+#[test]
+fn zeroes_may_keep_their_cluster() {
+    let (_, image) = bare_image(9);
+    let data = IoBuf::copy_of(&[5; 512], 1);
+    block_on(image.write(0, data, Durability::Cached)).1.unwrap();
+    let host = block_on(image.map_read(0, 512)).unwrap().extents()[0].host.unwrap();
+    block_on(image.write_zeroes(0, 512, Zeroing::Keep)).unwrap();
+    assert_eq!(block_on(image.map_read(0, 512)).unwrap().extents()[0].host, None);
+    assert_eq!(block_on(image.map_write(0, 512)).unwrap().extents()[0].host, host);
+}
+
+/// Goal: what a read map shows is not handed to another guest cluster while the map lives, and is when it has gone. Method: a cluster that
+/// is discarded beside a map of it, and many writes that need one.
+#[test]
+fn what_a_read_map_shows_stays_while_it_lives() {
+    let (_, image) = bare_image(9);
+    let write = |at: u64| {
+        block_on(image.write(at, IoBuf::copy_of(&[5; 512], 1), Durability::Cached)).1.unwrap();
+    };
+    let host = |at| block_on(image.map_read(at, 512)).unwrap().extents()[0].host.unwrap();
+    write(0);
+    block_on(image.flush()).unwrap();
+    let map = block_on(image.map_read(0, 512)).unwrap();
+    let shown = map.extents()[0].host.unwrap();
+    block_on(image.discard(0, 512)).unwrap();
+    block_on(image.flush()).unwrap();
+    block_on(image.flush()).unwrap();
+    for at in (1..8).map(|cluster| cluster * 512) {
+        write(at);
+        block_on(image.flush()).unwrap();
+        assert_ne!(host(at), shown, "{at}");
+    }
+    drop(map);
+    block_on(image.flush()).unwrap();
+    write(9 * 512);
+    assert_eq!(host(9 * 512), shown);
+}
+
+/// Goal: a write through is there after a power cut, its mapping included. Method: a cluster that nobody wrote, and one that was written
+/// and not flushed; then what the storage holds is opened.
+#[test]
+fn a_write_through_makes_its_mapping_durable() {
+    for mapped_before in [false, true] {
+        let (storage, image) = bare_image(9);
+        let write = |how| block_on(image.write(0, IoBuf::copy_of(&[5; 512], 1), how)).1.unwrap();
+        if mapped_before {
+            write(Durability::Cached);
+        }
+        write(Durability::Through);
+        let copy = MemoryStorage::new(storage.to_vec());
+        let copy = Image::open(copy, OpenOptions::read_only()).unwrap();
+        let mut back = [0; 512];
+        copy.read(0, &mut back).unwrap();
+        assert_eq!(back, [5; 512], "mapped before: {mapped_before}");
+    }
+}

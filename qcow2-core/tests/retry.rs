@@ -1,9 +1,12 @@
 //! A storage on which things fail for a while: nothing that was acknowledged is lost, what could not be written is written again, and
 //! what failed cannot land over what came later. A sync that failed is final.
 
+use std::future::poll_fn;
 use std::io;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use qcow2_core::blocking::{Image, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
@@ -25,6 +28,8 @@ enum Failing {
     Flushes,
     /// Writes through.
     WritesThrough,
+    /// Nothing yet: a write through has not ended before that is over, and fails if those fail then.
+    WritesThroughLater,
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +67,10 @@ impl Flaky {
             let fails = match trouble.failing {
                 Failing::Updates => true,
                 Failing::Update(failing) => number == failing,
-                Failing::Nothing | Failing::Flushes | Failing::WritesThrough => false,
+                Failing::Nothing
+                | Failing::Flushes
+                | Failing::WritesThrough
+                | Failing::WritesThroughLater => false,
             };
             if fails { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
         })
@@ -113,9 +121,14 @@ impl Storage for Flaky {
     }
 
     async fn write(&self, offset: u64, buf: IoBuf, how: Durability) -> (IoBuf, io::Result<()>) {
-        let failing = self.with(|trouble| trouble.failing);
-        if failing == Failing::WritesThrough && how == Durability::Through {
-            return (buf, Err(io::ErrorKind::StorageFull.into()));
+        if how == Durability::Through {
+            let failing = poll_fn(|_| match self.with(|trouble| trouble.failing) {
+                Failing::WritesThroughLater => Poll::Pending,
+                failing => Poll::Ready(failing),
+            });
+            if failing.await == Failing::WritesThrough {
+                return (buf, Err(io::ErrorKind::StorageFull.into()));
+            }
         }
         if let Err(error) = self.update() {
             self.later(offset, buf.to_vec());
@@ -159,6 +172,16 @@ fn image(options: OpenOptions) -> (Flaky, Image<Flaky>) {
     let storage = Flaky::default();
     create(&storage, &CreateOptions::new(1 << 20).cluster_bits(9)).expect("there is room");
     let image = Image::open(storage.clone(), options).expect("it was just made");
+    (storage, image)
+}
+
+/// The same without blocking calls, with one cluster written and flushed.
+fn bare_image() -> (Flaky, qcow2_core::Image<Flaky>) {
+    let (storage, image) = image(OpenOptions::new());
+    image.write(0, &fill(0, 1)).expect("there is room");
+    image.close().expect("nothing fails");
+    let image = block_on(qcow2_core::Image::open(storage.clone(), OpenOptions::new()))
+        .expect("it was just closed");
     (storage, image)
 }
 
@@ -286,11 +309,7 @@ fn each_update_may_fail_once_and_land_late() {
 #[test]
 fn a_sync_that_failed_is_final() {
     for failing in [Failing::Flushes, Failing::WritesThrough] {
-        let (storage, image) = image(OpenOptions::new());
-        image.write(0, &[1; 4096]).unwrap();
-        image.flush().unwrap();
-        drop(image);
-        let image = block_on(qcow2_core::Image::open(storage.clone(), OpenOptions::new())).unwrap();
+        let (storage, image) = bare_image();
         storage.fail(failing);
         let buf = IoBuf::zeroed(512, 1);
         assert!(
@@ -325,4 +344,95 @@ fn failed_requests_do_not_pile_up() {
     }
     let waiting = storage.with(|trouble| trouble.late.len());
     assert!(waiting < 100, "{waiting} failed operations were never settled");
+}
+
+/// Goal: reads go on where dirty pages fill the cache and cannot be written. Method: more tables than the cache has pages, most of them
+/// changed; then nothing can be written, and those that are not in the cache are read.
+#[test]
+fn reads_go_on_past_a_cache_full_of_changes() {
+    let options = OpenOptions {
+        cache_pages: Some(40),
+        page_size: 512,
+        growth: Some(0),
+        ..OpenOptions::new()
+    };
+    let (storage, image) = image(options);
+    image.grow(4 << 20).unwrap();
+    let at = |table: u64| table * 64 * CLUSTER;
+    (0..63).for_each(|table| image.write(at(table), &fill(table, 1)).unwrap());
+    image.flush().unwrap();
+    (0..45).for_each(|table| image.write_zeroes(at(table), CLUSTER, Zeroing::Keep).unwrap());
+    storage.fail(Failing::Updates);
+    let mut back = vec![0; CLUSTER as usize];
+    for table in 45..63 {
+        image.read(at(table), &mut back).unwrap();
+        assert!(back == fill(table, 1), "table {table}");
+    }
+}
+
+/// Goal: a cluster that was another's is not mapped before a flush of its new data has succeeded. Method: one that is taken again, and
+/// a flush that fails; what the storage holds then is opened. Refcounts are lazy, so that nothing else asks for a flush.
+#[test]
+fn a_cluster_taken_again_is_not_mapped_before_its_data_is_durable() {
+    let options = OpenOptions { growth: Some(0), lazy_refcounts: Some(true), ..OpenOptions::new() };
+    let (storage, image) = image(options);
+    (0..2).for_each(|cluster| image.write(cluster * CLUSTER, &fill(cluster, 1)).unwrap());
+    image.discard(0, CLUSTER).unwrap();
+    image.flush().unwrap();
+    image.flush().unwrap();
+    let length = storage.bytes.to_vec().len();
+    image.write(5 * CLUSTER, &fill(5, 2)).unwrap();
+    assert_eq!(storage.bytes.to_vec().len(), length, "the cluster was taken again");
+    storage.fail(Failing::Flushes);
+    assert!(image.flush().is_err());
+    let copy = MemoryStorage::new(storage.bytes.to_vec());
+    let copy = Image::open(copy, OpenOptions::read_only()).unwrap();
+    let mut back = vec![1; CLUSTER as usize];
+    copy.read(5 * CLUSTER, &mut back).unwrap();
+    assert!(back == [0; CLUSTER as usize]);
+}
+
+/// Goal: a flush ends after every write through that was there before it, and fails if one of those does. Method: a write through that
+/// does not end for a while, the first one or not.
+#[test]
+fn a_flush_hears_of_the_writes_through_beside_it() {
+    let buf = || IoBuf::zeroed(512, 1);
+    for (ending, earlier) in [Failing::Nothing, Failing::WritesThrough]
+        .into_iter()
+        .flat_map(|ending| [(ending, 0), (ending, 1)])
+    {
+        let (storage, image) = bare_image();
+        for _ in 0..earlier {
+            block_on(image.write(0, buf(), Durability::Through)).1.unwrap();
+        }
+        let mut context = Context::from_waker(Waker::noop());
+        storage.fail(Failing::WritesThroughLater);
+        let mut through = pin!(image.write(0, buf(), Durability::Through));
+        assert!(through.as_mut().poll(&mut context).is_pending());
+        block_on(image.write(1024, buf(), Durability::Cached)).1.unwrap();
+        let mut flush = pin!(image.flush());
+        assert!(flush.as_mut().poll(&mut context).is_pending(), "{ending:?} after {earlier}");
+        storage.fail(ending);
+        let good = ending == Failing::Nothing;
+        let Poll::Ready((_, ended)) = through.as_mut().poll(&mut context) else {
+            panic!("nothing holds it any more")
+        };
+        assert_eq!(ended.is_ok(), good);
+        let Poll::Ready(flushed) = flush.as_mut().poll(&mut context) else {
+            panic!("it waits for a write through that has ended")
+        };
+        assert_eq!(flushed.is_ok(), good, "{ending:?} after {earlier}: {flushed:?}");
+    }
+}
+
+/// Goal: a flush waits for no write through that has ended. Method: it is ready when it is asked for the first time.
+#[test]
+fn a_flush_after_a_write_through_does_not_wait() {
+    let (_, image) = bare_image();
+    let buf = || IoBuf::zeroed(512, 1);
+    block_on(image.write(0, buf(), Durability::Through)).1.unwrap();
+    block_on(image.write(1024, buf(), Durability::Cached)).1.unwrap();
+    let mut flush = pin!(image.flush());
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(matches!(flush.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
 }

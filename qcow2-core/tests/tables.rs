@@ -164,13 +164,54 @@ fn a_table_of_two_entries_is_not_changed() {
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
     let error = image.write(10 * CLUSTER, &[1; CLUSTER as usize]).unwrap_err();
     assert!(matches!(error, IoError::SharedTable { host, .. } if host == table), "{error:?}");
-    let error = image.discard(0, CLUSTER).unwrap_err();
-    assert!(matches!(error, IoError::SharedTable { host, .. } if host == table), "{error:?}");
+    for cluster in [0, 2] {
+        let error = image.discard(cluster * CLUSTER, CLUSTER).unwrap_err();
+        assert!(matches!(error, IoError::SharedTable { host, .. } if host == table), "{error:?}");
+    }
     // In place nothing of the table changes.
     image.write(CLUSTER, &[5; CLUSTER as usize]).unwrap();
     image.flush().unwrap();
     let kept = table as usize..(table + CLUSTER) as usize;
     assert!(storage.to_vec()[kept.clone()] == sample.bytes[kept]);
+}
+
+/// Goal: a table that is not COPIED is changed if nothing else is counted for it. Method: one that is counted once and twice, and
+/// requests of all kinds.
+#[test]
+fn a_table_that_is_counted_twice_is_not_changed() {
+    let changes: [Change; 3] = [
+        |image| image.write(10 * CLUSTER, &[1; CLUSTER as usize]),
+        |image| image.discard(2 * CLUSTER, CLUSTER),
+        |image| image.write_zeroes(2 * CLUSTER, CLUSTER, Zeroing::Keep),
+    ];
+    for change in changes {
+        for count in [1, 2] {
+            let mut sample = Sample::new();
+            let (l1, table) = (sample.get(40), sample.table(0));
+            sample.put(l1, table);
+            sample.set_refcount(table, count);
+            let image = Image::open(MemoryStorage::new(sample.bytes), OpenOptions::new()).unwrap();
+            match change(&image) {
+                Ok(()) => assert_eq!(count, 1),
+                Err(IoError::SharedTable { host, refcount }) => {
+                    assert_eq!((host, refcount, count), (table, 2, 2));
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// Goal: a cluster that is a table of two kinds is refused, even to be read. Method: an L1 entry that leads to the L1 table.
+#[test]
+fn a_table_of_two_kinds_is_not_read() {
+    let mut sample = Sample::new();
+    let l1 = sample.get(40);
+    sample.put(l1 + 8, l1 | COPIED);
+    let image = Image::open(MemoryStorage::new(sample.bytes), OpenOptions::read_only()).unwrap();
+    let error = image.read(100 * CLUSTER, &mut [0; CLUSTER as usize]).unwrap_err();
+    let told = matches!(error, IoError::TwoTables { cluster } if cluster == l1 / CLUSTER);
+    assert!(told, "{error:?}");
 }
 
 /// Goal: new tables are known like old ones. Method: fill an image beyond one refcount block and several L2 tables, and let an entry

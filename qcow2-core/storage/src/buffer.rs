@@ -106,6 +106,18 @@ mod tests {
     }
 
     #[test]
+    fn within_its_capacity_a_buffer_stays_where_it_is_aligned() {
+        for alignment in [512, 4096] {
+            let mut buf = IoBuf::with_capacity(5000, alignment);
+            buf.extend_from_slice(&[1]);
+            let address = buf.as_ptr();
+            assert!((address as usize).is_multiple_of(alignment));
+            buf.extend_from_slice(&[1; 4999]);
+            assert_eq!(buf.as_ptr(), address);
+        }
+    }
+
+    #[test]
     fn split_and_unsplit_keep_address_and_content() {
         let mut buf = IoBuf::copy_of(&[1, 2, 3, 4, 5, 6], 512);
         let address = buf.as_ptr();

@@ -15,6 +15,8 @@ struct Content {
     length: u64,
     /// Bytes read and written so far.
     moved: u64,
+    /// Writes so far.
+    writes: u64,
     pieces: BTreeMap<u64, Box<[u8]>>,
 }
 
@@ -41,6 +43,11 @@ impl SparseStorage {
         self.with(|content| content.moved)
     }
 
+    /// Writes so far.
+    pub(crate) fn writes(&self) -> u64 {
+        self.with(|content| content.writes)
+    }
+
     /// Fills `bytes` from an offset.
     pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) {
         self.with(|content| {
@@ -63,6 +70,7 @@ impl SparseStorage {
             let end = offset + bytes.len() as u64;
             content.length = content.length.max(end);
             content.moved += bytes.len() as u64;
+            content.writes += 1;
             let mut rest = bytes;
             for (piece, at, len) in parts(offset..end) {
                 let (from, after) = rest.split_at(len);
