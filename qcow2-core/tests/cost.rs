@@ -94,7 +94,7 @@ fn a_flush_costs_what_is_dirty() {
 fn neighbouring_pages_are_one_write() {
     let storage = SparseStorage::default();
     create(&storage, &CreateOptions::new(1 << 30)).expect("there is room");
-    let options = OpenOptions { page_size: 512, ..OpenOptions::new() };
+    let options = OpenOptions::new().page_size(512);
     let image = Image::open(storage.clone(), options).expect("it was just made");
     // A page maps 64 clusters of 64 KiB.
     (0..100u64).for_each(|page| image.write(page << 22, &[1; 512]).expect("there is room"));

@@ -220,7 +220,7 @@ fn an_l2_table_past_the_end_of_the_file_is_replaced() {
         image.put(image.l1() + 3 * 8, host | COPIED);
         image.set_refcount(host, 1);
         let storage = image.storage();
-        let options = OpenOptions { growth: Some(0), ..OpenOptions::new() };
+        let options = OpenOptions::new().growth(0);
         let opened = Image::open(storage.clone(), options).unwrap();
         opened.write(guest * image.cluster, &[9; 512]).unwrap();
         opened.close().unwrap();

@@ -19,7 +19,7 @@ impl Scatter {
 /// A new image of 1 MiB without blocking calls.
 fn bare_image(cluster_bits: u32) -> (MemoryStorage, qcow2_core::Image<MemoryStorage>) {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(1 << 20) })
+    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(cluster_bits))
         .expect("there is room");
     let image = block_on(qcow2_core::Image::open(storage.clone(), OpenOptions::new()))
         .expect("it was just made");
@@ -435,8 +435,7 @@ fn zeroes_and_discards_at_odd_offsets_leave_the_rest() {
     let discard: Request = |image| image.discard(100, 1700);
     for (request, zeroed) in [(zero, 100..1800), (discard, 512..1536)] {
         let storage = MemoryStorage::default();
-        create(&storage, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(1 << 20) })
-            .unwrap();
+        create(&storage, &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
         let image = Image::open(storage, OpenOptions::new()).unwrap();
         image.write(0, &[5; 4096]).unwrap();
         request(&image).unwrap();
@@ -454,9 +453,9 @@ fn zeroes_may_keep_their_cluster() {
     let (_, image) = bare_image(9);
     let data = IoBuf::copy_of(&[5; 512], 1);
     block_on(image.write(0, data, Durability::Cached)).1.unwrap();
-    let host = block_on(image.map_read(0, 512)).unwrap().extents()[0].host.unwrap();
+    let host = block_on(image.map_read(0, 512)).unwrap().extents()[0].source.host().unwrap();
     block_on(image.write_zeroes(0, 512, Zeroing::Keep)).unwrap();
-    assert_eq!(block_on(image.map_read(0, 512)).unwrap().extents()[0].host, None);
+    assert_eq!(block_on(image.map_read(0, 512)).unwrap().extents()[0].source.host(), None);
     assert_eq!(block_on(image.map_write(0, 512)).unwrap().extents()[0].host, host);
 }
 
@@ -468,11 +467,11 @@ fn what_a_read_map_shows_stays_while_it_lives() {
     let write = |at: u64| {
         block_on(image.write(at, IoBuf::copy_of(&[5; 512], 1), Durability::Cached)).1.unwrap();
     };
-    let host = |at| block_on(image.map_read(at, 512)).unwrap().extents()[0].host.unwrap();
+    let host = |at| block_on(image.map_read(at, 512)).unwrap().extents()[0].source.host().unwrap();
     write(0);
     block_on(image.flush()).unwrap();
     let map = block_on(image.map_read(0, 512)).unwrap();
-    let shown = map.extents()[0].host.unwrap();
+    let shown = map.extents()[0].source.host().unwrap();
     block_on(image.discard(0, 512)).unwrap();
     block_on(image.flush()).unwrap();
     block_on(image.flush()).unwrap();

@@ -286,8 +286,8 @@ fn a_table_is_not_put_into_a_hole_after_another_error() {
 fn a_table_takes_a_hole_that_two_pages_count() {
     const SIZE: u64 = 4096;
     let storage = Limited::new(Vec::new(), 1 << 30);
-    create(&storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(4 << 20) }).unwrap();
-    let options = OpenOptions { growth: Some(0), page_size: 512, ..OpenOptions::new() };
+    create(&storage, &CreateOptions::new(4 << 20).cluster_bits(12)).unwrap();
+    let options = OpenOptions::new().growth(0).page_size(512);
     let image = Image::open(storage.clone(), options).unwrap();
     image.write(0, &vec![7; 300 * SIZE as usize]).unwrap();
     image.discard(240 * SIZE, 20 * SIZE).unwrap();
@@ -627,8 +627,8 @@ fn everything_works_a_unit_at_a_time() {
 fn every_buffer_is_aligned() {
     for cluster_bits in [12, 16] {
         let storage = Limited { alignment: 512, ..Limited::new(Vec::new(), 1 << 30) };
-        create(&storage, &CreateOptions { cluster_bits, ..CreateOptions::new(1 << 30) }).unwrap();
-        let options = OpenOptions { cache_pages: Some(2), ..OpenOptions::new() };
+        create(&storage, &CreateOptions::new(1 << 30).cluster_bits(cluster_bits)).unwrap();
+        let options = OpenOptions::new().cache_pages(2);
         let image = Image::open(storage.clone(), options).unwrap();
         let places = || (0..200).map(|number: u64| number * (5 << 20));
         for place in places() {

@@ -350,12 +350,7 @@ fn failed_requests_do_not_pile_up() {
 /// changed; then nothing can be written, and those that are not in the cache are read.
 #[test]
 fn reads_go_on_past_a_cache_full_of_changes() {
-    let options = OpenOptions {
-        cache_pages: Some(40),
-        page_size: 512,
-        growth: Some(0),
-        ..OpenOptions::new()
-    };
+    let options = OpenOptions::new().cache_pages(40).page_size(512).growth(0);
     let (storage, image) = image(options);
     image.grow(4 << 20).unwrap();
     let at = |table: u64| table * 64 * CLUSTER;
@@ -374,7 +369,7 @@ fn reads_go_on_past_a_cache_full_of_changes() {
 /// a flush that fails; what the storage holds then is opened. Refcounts are lazy, so that nothing else asks for a flush.
 #[test]
 fn a_cluster_taken_again_is_not_mapped_before_its_data_is_durable() {
-    let options = OpenOptions { growth: Some(0), lazy_refcounts: Some(true), ..OpenOptions::new() };
+    let options = OpenOptions::new().growth(0).lazy_refcounts(true);
     let (storage, image) = image(options);
     (0..2).for_each(|cluster| image.write(cluster * CLUSTER, &fill(cluster, 1)).unwrap());
     image.discard(0, CLUSTER).unwrap();
