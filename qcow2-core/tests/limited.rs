@@ -625,7 +625,7 @@ fn everything_works_a_unit_at_a_time() {
 /// the cache holds, written, flushed and read.
 #[test]
 fn every_buffer_is_aligned() {
-    for cluster_bits in [12, 16] {
+    for cluster_bits in [9, 12, 16] {
         let storage = Limited { alignment: 512, ..Limited::new(Vec::new(), 1 << 30) };
         create(&storage, &CreateOptions::new(1 << 30).cluster_bits(cluster_bits)).unwrap();
         let options = OpenOptions::new().cache_pages(2);

@@ -11,6 +11,7 @@ use crate::values::Key;
 impl PossibleDisk {
     /// The latest submission among the writes of a unit that supersede what ended before: those in a state that
     /// `counts`, without discards.
+    #[inline]
     pub(super) fn floor(&self, slot: usize, counts: impl Fn(State) -> bool) -> Option<u64> {
         self.entries_of(slot)
             .find(|(_, write)| !write.discard && counts(write.state))
@@ -60,6 +61,7 @@ impl PossibleDisk {
     }
 
     /// Turns a slot that is one decided value back into a cell.
+    #[inline]
     pub(super) fn simplify(&mut self, slot: usize) {
         let Slot { unit, base, head } = self.slots[slot];
         if head == NONE && base.len == 1 {
@@ -121,11 +123,13 @@ impl PossibleDisk {
         }
     }
 
+    #[inline]
     pub(super) fn release(&mut self, write: u32) {
         self.writes[write as usize].refs -= 1;
         self.free_if_unused(write);
     }
 
+    #[inline]
     pub(super) fn free_if_unused(&mut self, write: u32) {
         let Write { refs, state, .. } = self.writes[write as usize];
         if refs == 0 && !matches!(state, State::InFlight | State::Late) {
@@ -135,6 +139,7 @@ impl PossibleDisk {
         }
     }
 
+    #[inline]
     pub(super) fn entries_of(&self, slot: usize) -> impl Iterator<Item = (Entry, &Write)> {
         let mut at = self.slots[slot].head;
         std::iter::from_fn(move || {
@@ -144,14 +149,17 @@ impl PossibleDisk {
         })
     }
 
+    #[inline]
     pub(super) fn base_keys(&self, base: Base) -> impl Iterator<Item = Key> {
         (0..base.len).map(move |n| self.base_key(base, n))
     }
 
+    #[inline]
     pub(super) fn base_key(&self, base: Base, n: u32) -> Key {
         if base.len == 1 { Key(base.at) } else { self.sets[(base.at + n) as usize] }
     }
 
+    #[inline]
     pub(super) fn cell(&self, unit: u32) -> u32 {
         match self.directory.get(unit as usize / PAGE) {
             Some(&page) => self.pages[page as usize][unit as usize % PAGE],
@@ -159,11 +167,13 @@ impl PossibleDisk {
         }
     }
 
+    #[inline]
     pub(super) fn slot_at(&self, unit: u32) -> Option<usize> {
         let cell = self.cell(unit);
         (cell & SLOT != 0).then_some((cell & !SLOT) as usize)
     }
 
+    #[inline]
     pub(super) fn set_cell(&mut self, unit: u32, cell: u32) {
         let page = &mut self.directory[unit as usize / PAGE];
         if *page == 0 {

@@ -16,12 +16,14 @@ pub(super) struct ChangeLog {
 }
 
 impl ChangeLog {
+    #[inline]
     pub(super) fn changed(&mut self, first: u32, count: u32) {
         if count > 0 {
             self.ranges.push((first, count));
         }
     }
 
+    #[inline]
     pub(super) fn limit(&mut self, units: u32) {
         if self.ranges.len() > units as usize + 256 {
             self.restart();
@@ -34,6 +36,7 @@ impl ChangeLog {
         self.ranges.clear();
     }
 
+    #[inline]
     pub(super) const fn mark(&self) -> u64 {
         self.start + self.ranges.len() as u64
     }

@@ -37,6 +37,9 @@ impl PossibleDisk {
             len: u32,
             must: bool,
         }
+        if self.length.changes.is_empty() {
+            return self.length.base.clone();
+        }
         let (mut sets, mut extends) = (Vec::new(), Vec::new());
         for pending in &self.length.changes {
             let write = &self.writes[pending.write as usize];

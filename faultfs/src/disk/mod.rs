@@ -234,10 +234,12 @@ impl PossibleDisk {
     }
 
     /// No unit from here on was ever anything but zero.
+    #[inline]
     pub const fn extent(&self) -> u32 {
         (self.directory.len() * PAGE) as u32
     }
 
+    #[inline]
     const fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock

@@ -32,6 +32,7 @@ pub(super) struct Base {
 impl Base {
     pub(super) const EMPTY: Self = Self { len: 0, at: 0 };
 
+    #[inline]
     pub(super) const fn one(key: Key) -> Self {
         Self { len: 1, at: key.0 }
     }
@@ -80,10 +81,12 @@ pub(super) enum State {
 }
 
 impl State {
+    #[inline]
     pub(super) const fn is_completed(self) -> bool {
         matches!(self, Self::Done | Self::Settled)
     }
 
+    #[inline]
     pub(super) const fn is_left_by_crash(self) -> bool {
         matches!(self, Self::Undecided | Self::Landed | Self::Lost)
     }
@@ -91,11 +94,13 @@ impl State {
 
 impl Write {
     /// Whether it ended before what happened at `time`. The clock ticks at every event, so nothing else happened at its end.
+    #[inline]
     pub(super) const fn ended_before(&self, time: u64) -> bool {
         self.ended < time
     }
 
     /// Whether it is part of what is on the medium, not of what is pending above it.
+    #[inline]
     pub(super) const fn is_medium(&self) -> bool {
         self.state.is_left_by_crash() || (self.discard && matches!(self.state, State::Settled))
     }
@@ -128,6 +133,7 @@ impl Length {
         Self { base: vec![len], changes: Vec::new(), firm: NONE }
     }
 
+    #[inline]
     pub(super) fn shortest_base(&self) -> u32 {
         self.base.last().copied().unwrap_or(0)
     }
@@ -147,6 +153,7 @@ pub(super) enum Change {
     Extend(u32),
 }
 
+#[inline]
 pub(super) fn push_unique(keys: &mut Vec<Key>, key: Key) {
     if !keys.contains(&key) {
         keys.push(key);

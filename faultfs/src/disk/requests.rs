@@ -258,6 +258,7 @@ impl PossibleDisk {
         }
     }
 
+    #[inline]
     pub(super) fn begin<C: Chooser + ?Sized>(
         &mut self,
         first: u32,

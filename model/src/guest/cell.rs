@@ -10,6 +10,7 @@ pub struct Token(pub(super) u32);
 
 impl Token {
     /// No two moments are the same: each beginning and each answer has its own.
+    #[inline]
     pub(super) fn is_before(self, other: Self) -> bool {
         self < other
     }
@@ -58,11 +59,13 @@ impl<T: Copy + Ord> Cell<T> {
         }
     }
 
+    #[inline]
     pub(super) fn begin(&mut self, value: T, token: Token) {
         let entry = Entry { value, begin: token, end: NEVER, sure: false, settled: false };
         self.entries().push(entry);
     }
 
+    #[inline]
     pub(super) fn answer(&mut self, token: Token, now: Token, sure: bool) {
         for entry in self.entries().iter_mut().filter(|entry| entry.begin == token) {
             (entry.end, entry.sure) = (now, sure);
@@ -99,6 +102,7 @@ impl<T: Copy + Ord> Cell<T> {
     }
 
     /// Everything that is not before a write that completed.
+    #[inline]
     pub(super) fn live(&self) -> impl Iterator<Item = T> {
         let (one, many) = self.parts();
         let horizon = many.iter().filter(|entry| entry.sure).map(|entry| entry.begin).max();
@@ -108,11 +112,13 @@ impl<T: Copy + Ord> Cell<T> {
     }
 
     /// Everything; a value may come twice.
+    #[inline]
     pub(super) fn values(&self) -> impl Iterator<Item = T> {
         let (one, many) = self.parts();
         one.into_iter().chain(many.iter().map(|entry| entry.value))
     }
 
+    #[inline]
     fn parts(&self) -> (Option<T>, &[Entry<T>]) {
         match self {
             Self::One(value) => (Some(*value), &[]),
@@ -120,6 +126,7 @@ impl<T: Copy + Ord> Cell<T> {
         }
     }
 
+    #[inline]
     pub(super) fn sorted(&self) -> Vec<T> {
         let mut values: Vec<T> = self.values().collect();
         values.sort_unstable();
@@ -128,6 +135,7 @@ impl<T: Copy + Ord> Cell<T> {
     }
 
     /// Everything that may be there becomes what the unit holds, in no order.
+    #[inline]
     pub(super) fn crash(&mut self, forget_in_flight: bool) {
         if let Self::Many(entries) = self {
             if forget_in_flight {

@@ -34,6 +34,7 @@ pub enum Mapping {
 
 /// Whether an entry, of which the bits `reserved` should not be there, refers to a cluster: `offset` is not 0, and where one
 /// begins.
+#[inline]
 pub(super) fn is_cluster(
     at: Region,
     entry: u64,
@@ -53,6 +54,7 @@ pub(super) fn is_cluster(
 }
 
 /// What an L2 entry says, whether or not it is valid.
+#[inline]
 pub(crate) fn decode_l2(entry: u64, header: &Header) -> Mapping {
     if entry & COMPRESSED != 0 {
         Mapping::Compressed(compressed_extent(entry, header).0)
@@ -66,6 +68,7 @@ pub(crate) fn decode_l2(entry: u64, header: &Header) -> Mapping {
 }
 
 /// First byte and longest possible length of a compressed cluster's data.
+#[inline]
 pub(super) fn compressed_extent(entry: u64, header: &Header) -> (u64, u64) {
     // 62 - (cluster_bits - 8) bits of offset, then the sectors that follow the one in which the data begins.
     let offset_bits = 70u32.saturating_sub(header.cluster_bits);

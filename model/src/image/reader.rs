@@ -74,6 +74,7 @@ impl Image {
     }
 
     /// Up to where tables are read.
+    #[inline]
     pub(super) fn readable(&self) -> u64 {
         self.defect.readable(self.length)
     }
@@ -222,6 +223,7 @@ impl Image {
 
     /// Counts a reference to every cluster of a range. Whether the range is this structure's alone and inside the file, so
     /// that it may be walked.
+    #[inline]
     pub(super) fn claim(
         &mut self,
         region: Region,
@@ -264,6 +266,7 @@ impl Image {
     }
 }
 
+#[inline]
 fn indices(clusters: &Range<u32>) -> Range<usize> {
     clusters.start as usize..clusters.end as usize
 }

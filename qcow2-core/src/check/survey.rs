@@ -217,7 +217,13 @@ impl Survey {
         while read < len {
             let piece = (len - read).min(PIECE);
             let bytes = usize::try_from(piece).expect("a piece fits in memory");
-            table = table.split_to(bytes.next_multiple_of(UNIT));
+            let whole = bytes.next_multiple_of(UNIT);
+            // Another one than the storage was given may lie anywhere.
+            let fits = table.len() >= whole && table.is_aligned(disk.limits.alignment);
+            table = match fits {
+                true => table.split_to(whole),
+                false => IoBuf::zeroed(whole, disk.limits.alignment),
+            };
             table = disk.read_into(offset + read, table).await?;
             for (index, entry) in entries(&table).take_while(|&(index, _)| index < piece / 8) {
                 let at = offset + read + index * 8;
