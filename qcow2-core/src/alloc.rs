@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use crate::barrier::Barrier;
 use crate::cache::Kind;
+use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::feature::Incompatible;
 use crate::format::refcount;
-use crate::image::{Claim, Image};
+use crate::image::Image;
 use crate::mutant::mutant;
 use crate::order::Before;
 use crate::refcounts::Counts;

@@ -114,7 +114,7 @@ mutants! {
         MergeKeepsEarlier = "mutant:merge-keeps-earlier";
         /// A page that was asked for before its table was given up is put into the cache after.
         StalePageLoaded = "mutant:stale-page-loaded", argued "it takes a read that waits for room in a full cache for as long as its \
-            table takes to move, and one more table in the same clusters before that page is evicted: qcow2-core/src/image.rs, \
+            table takes to move, and one more table in the same clusters before that page is evicted: qcow2-core/src/pages.rs, \
             a_page_of_a_table_that_moved_meanwhile_is_not_kept, notices";
         /// Of a table that is given up only the first page is forgotten.
         ForgetsFirstPageOnly = "mutant:forgets-first-page-only";

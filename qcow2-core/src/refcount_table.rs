@@ -5,11 +5,12 @@
 
 use crate::barrier::Barrier;
 use crate::cache::Kind;
+use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::entry::RefcountTableEntry;
 use crate::format::{limits, refcount};
-use crate::image::{Claim, Image};
+use crate::image::Image;
 use crate::metadata::Table;
 use crate::mutant::mutant;
 use crate::order::Before;

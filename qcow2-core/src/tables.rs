@@ -1,8 +1,9 @@
 //! Whole tables on their way to another place: copied from the cache, written past it.
 
 use crate::cache::Kind;
+use crate::claim::Claim;
 use crate::error::IoError;
-use crate::image::{Claim, Image};
+use crate::image::Image;
 use storage::{Durability, IoBuf, Storage};
 
 impl<S: Storage> Image<S> {

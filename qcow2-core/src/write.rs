@@ -15,10 +15,11 @@ use smallvec::SmallVec;
 
 use crate::alloc::Extent;
 use crate::cache::Kind;
+use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::entry::{L1Entry, Mapping};
-use crate::image::{Claim, Image};
+use crate::image::Image;
 use crate::map::{EntryPlace, Link};
 use crate::metadata::Table;
 use crate::mutant::mutant;

@@ -10,8 +10,10 @@ use clap::Args;
 use model::case::Case;
 
 use super::output::{check, write};
+use super::output::{complain, say, shown};
 use super::shorten::{minimise, verdict};
-use super::{Status, after, complain, listen, say, shown, written};
+use super::status::{Status, after, listen};
+use super::tell::written;
 use crate::corpus::{self, CorpusError};
 use crate::minimise::Minimised;
 use crate::replay::{self, is_expected};

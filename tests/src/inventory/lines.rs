@@ -1,15 +1,4 @@
-//! Everything that qcow2-core can be told or asked, and that a storage can answer: which classes of values there are, what draws each,
-//! and which property would be violated if it were treated wrongly.
-//!
-//! ```text
-//!   of                           class            drawn                                        noticed
-//!   OpenOptions.page_size        one unit         Plans(500, |plan| plan.open.page_size ..)    P1 P2 P4
-//!   Storage::flush()             fails for good   Fault(FlushSticky)                           P1 P8
-//!   OpenError::Option            told             Test(REFUSED, "options_of_opening_..")       (the test itself)
-//! ```
-//!
-//! `tests/suite/inventory.rs` reads the names from the sources of qcow2-core: a field, variant, method or constant without a line here
-//! fails there, and so does a line about something that is gone, a test that is not there, and a class that plans seldom draw.
+//! All lines, by what they are about.
 
 use faultfs::profile::{DiscardMode, Robustness};
 use model::build::Initial;
@@ -23,52 +12,7 @@ use crate::probe::Probe;
 use crate::sabotage::Target;
 use crate::workload::{FaultKind, Plan, Shape};
 
-/// One class of values of one thing.
-#[derive(Clone, Copy, Debug)]
-pub struct Line {
-    /// What has the value: `Type.field`, `Type::Variant`, `Type::method()`, `module::CONSTANT` or `module::function()`.
-    pub of: &'static str,
-    /// Which values.
-    pub class: &'static str,
-    /// What draws them.
-    pub drawn: &'static [By],
-    /// What would be violated if they were treated wrongly. Where only tests draw them, the test itself notices.
-    pub noticed: &'static [Property],
-}
-
-/// What draws a class of values.
-#[derive(Clone, Copy, Debug)]
-pub enum By {
-    /// A campaign that has met this has drawn it.
-    Probe(Probe),
-    /// Cases of this shape.
-    Shape(Shape),
-    /// Lives in which this fails.
-    Fault(FaultKind),
-    /// Cases that begin with this image.
-    Initial(Initial),
-    /// At least so many of a thousand random plans, by this test.
-    Plans(u32, fn(&Plan) -> bool),
-    /// This step of recovery in a campaign.
-    Step(Step),
-    /// A campaign on images that are damaged so.
-    Damage(Robustness),
-    /// Exploration, by this request.
-    Explored(Symbol),
-    /// The attack on this order or flush.
-    Attack(Target),
-    /// A test: its file and its name.
-    Test(&'static str, &'static str),
-    /// Nothing, and why.
-    Nothing(&'static str),
-}
-
-impl By {
-    /// Whether a campaign, an exploration or an attack judges what it draws by the properties.
-    pub const fn is_judged(&self) -> bool {
-        !matches!(self, Self::Test(..) | Self::Nothing(_))
-    }
-}
+use super::line::{By, Line};
 
 /// Names that have no lines here, and why. A `*` stands for anything.
 pub const OUTSIDE: &[(&str, &str)] = &[

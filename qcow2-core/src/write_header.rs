@@ -1,0 +1,89 @@
+//! The header of an open image, changed by one write of 512 bytes.
+//!
+//! **Invariant.** After a write that failed or was dropped the storage may hold either header: nothing that only one of them reaches is
+//! written before one of them is durable.
+
+use crate::barrier::Barrier;
+use crate::claim::Claim;
+use crate::claims::Resource;
+use crate::error::IoError;
+use crate::format::feature::Incompatible;
+use crate::format::header::Header;
+use crate::image::Image;
+use crate::order::{Before, Stamp};
+use crate::rule::Rule;
+use crate::state::State;
+use storage::{Durability, IoBuf, Storage, UNIT};
+
+impl<S: Storage> Image<S> {
+    /// Writes the header with `change` in one 512-byte write; the claim must be on the header. Once it is written the state
+    /// follows, in one step with `then`, which gets the stamp of the write: a dropped request leaves both or neither.
+    ///
+    /// After a write that failed or was dropped the storage may hold either header. Whatever either of them names stays allocated
+    /// until [`restore_header`](Self::restore_header) has made one of them durable.
+    pub(crate) async fn write_header(
+        &self,
+        claim: &mut Claim<'_, S>,
+        change: impl FnOnce(&mut Header),
+        then: impl FnOnce(&mut State, Stamp),
+    ) -> Result<Stamp, IoError> {
+        let alignment = self.limits.alignment;
+        let (header, buf, known) = self
+            .with(|state| {
+                state.accepts_changes()?;
+                let mut header = state.header.clone();
+                change(&mut header);
+                let mut buf = IoBuf::copy_of(&*state.sector, alignment);
+                header.patch_sector(&mut buf)?;
+                let known = std::mem::replace(&mut state.header_known, false);
+                Ok::<_, IoError>((header, buf, known))
+            })
+            .await?;
+        let (buf, result) = claim.write(0, buf, Durability::Cached).await;
+        self.with(|state| {
+            let action = "writing the header";
+            result.map_err(|source| IoError::Storage { action, offset: 0, source })?;
+            state.header = header;
+            state.sector.copy_from_slice(&buf[..UNIT]);
+            // One that was in doubt before stays so until it is durable.
+            state.header_known = known;
+            let stamp = state.clock.stamp();
+            then(state, stamp);
+            Ok(stamp)
+        })
+        .await
+    }
+
+    /// If a dropped or failed request left the header in doubt, writes it as the state knows it and makes it durable.
+    pub(crate) async fn restore_header(&self) -> Result<(), IoError> {
+        if self.now(|state| state.header_known) {
+            return Ok(());
+        }
+        let mut claim = self.claim(Resource::Header).await?;
+        if self.with(|state| state.header_known).await {
+            return Ok(());
+        }
+        let stamp = self.write_header(&mut claim, |_| {}, |_, _| {}).await?;
+        self.flush_storage(Barrier::HeaderRestored, stamp).await?;
+        self.with(|state| state.header_known = true).await;
+        Ok(())
+    }
+
+    /// Marks the image corrupt, durably, so that nobody writes to it before it is repaired; whatever comes of that, no request
+    /// changes it any more. What was written so far can be flushed.
+    pub(crate) async fn mark_corrupt(&self, why: &IoError) {
+        if !self.with(|state| state.found_corrupt(why)).await {
+            return;
+        }
+        let marked = async {
+            self.restore_header().await?;
+            let mut claim = self.claim(Resource::Header).await?;
+            let mark = |header: &mut Header| header.incompatible |= Incompatible::CORRUPT;
+            let stamp = self.write_header(&mut claim, mark, |_, _| {}).await?;
+            let before = [Before::Written(stamp)];
+            self.ensure(Rule::CorruptBeforeError, Barrier::CorruptBit, &before).await
+        };
+        // The request fails with what it found, not with what came of saying so.
+        let _: Result<(), IoError> = marked.await;
+    }
+}

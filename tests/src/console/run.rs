@@ -1,0 +1,214 @@
+//! A campaign as a person sees it: progress while it runs, the figures, and a violation minimised, told and kept.
+
+use std::io::{IsTerminal, Write as _};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use model::case::Status as CaseStatus;
+
+use super::keep::Keep;
+use super::output::{check, say, write};
+use super::shorten::{self, MINIMISE_FOR, verdict};
+use super::status::{Status, after};
+use super::tell::{as_found, tell_and_keep, written};
+use crate::campaign::{self, Budget, Found, Settings};
+use crate::corpus::CorpusError;
+use crate::ended::Ended;
+use crate::figures::{Figures, Summary};
+use crate::interrupt;
+use crate::ledger::{self, Cited};
+use crate::probe::Probe;
+use crate::recover::Failure;
+use crate::robust;
+use crate::subject::Subject;
+
+/// Where the results of a campaign go.
+#[derive(Clone, Debug, Default)]
+pub struct Outputs {
+    /// A file for one JSON object with the figures.
+    pub json: Option<PathBuf>,
+    /// The folder for case files; none: the violation is told and not kept.
+    pub corpus: Option<PathBuf>,
+    /// The folder of the certificates that may be cited; one that is not there has none.
+    pub certificates: Option<PathBuf>,
+    /// The name of the rules that the subject does without, for the case file.
+    pub witness: Option<String>,
+    /// Whether every probe must have been reached.
+    pub all_probes: bool,
+    /// How long minimising may take; none: [`MINIMISE_FOR`].
+    pub minimise: Option<Duration>,
+}
+
+/// Runs a campaign with live progress on standard error and the results on standard output.
+///
+/// # Errors
+/// If a result cannot be written. Where that is known before the first case, none is run.
+pub fn run<Sub: Subject>(
+    subject: &Sub,
+    settings: &Settings,
+    outputs: &Outputs,
+) -> Result<Status, CorpusError> {
+    check(outputs.json.as_deref(), outputs.corpus.as_deref())?;
+    let progress = Progress::new(settings);
+    let report = campaign::run(subject, settings, |figures| progress.show(figures));
+    progress.finish();
+    say(&format!(
+        "{}, profile {}, seed {}: {:.1} s\n{}",
+        subject.name(),
+        settings.profile_name(),
+        settings.seed,
+        report.figures.seconds,
+        match settings.damage {
+            Some(_) => report.figures.damaged_table(),
+            None => report.figures.table(),
+        }
+    ));
+    let mut titles = Vec::new();
+    let mut status = Status::Passed;
+    if let Some(found) = &report.found {
+        status = Status::Violation;
+        titles.push(tell(subject, settings, outputs, found));
+    } else if let Some(why) = report.broken.clone() {
+        say(&format!("This run proves nothing: {why}.\n"));
+        status = Status::Broken;
+    } else if let (Ended::Interrupted, Some(signal)) = (report.ended, interrupt::signal()) {
+        say(&format!("interrupted ({signal}); no violation in the cases until then\n"));
+        status = Status::Interrupted(signal);
+    } else if let Some(why) = vacuous(settings, &report.figures) {
+        say(&format!("This run proves nothing: {why}.\n"));
+        status = Status::Broken;
+    } else {
+        let expected = match settings.damage {
+            Some(_) => Probe::DAMAGED,
+            None => Probe::GUARANTEED,
+        };
+        let missed = report.figures.probes.missed(expected);
+        let missed: Vec<&str> = missed.map(|probe| probe.name()).collect();
+        if !missed.is_empty() {
+            say(&format!("probes missed: {}\n", missed.join(", ")));
+            if outputs.all_probes {
+                status = Status::Broken;
+            }
+        }
+        if settings.damage.is_none() {
+            let kept = outputs.certificates.as_deref().map(ledger::certificates).transpose()?;
+            let cited = Cited::of(kept.unwrap_or_default(), subject, settings.profile_name());
+            say(&ledger::table(&report.figures, &cited));
+        }
+        say("no violation\n");
+    }
+    if let Some(path) = &outputs.json {
+        let summary = Summary::new(
+            &report.figures,
+            subject.name(),
+            settings.profile_name().to_owned(),
+            settings.seed,
+            titles,
+            report.ended,
+        );
+        let mut text = serde_json::to_string_pretty(&summary).expect("figures are plain numbers");
+        text.push('\n');
+        return after(status, write(path, text));
+    }
+    Ok(status)
+}
+
+/// Why a run could not have failed, if it could not.
+fn vacuous(settings: &Settings, figures: &Figures) -> Option<String> {
+    match settings.damage {
+        None => figures.vacuous(),
+        Some(_) if figures.states == 0 => Some("no damaged image was judged".to_owned()),
+        Some(_) => None,
+    }
+}
+
+/// Keeps what was found, minimises it, tells it and keeps what is left; returns its title.
+fn tell<Sub: Subject>(
+    subject: &Sub,
+    settings: &Settings,
+    outputs: &Outputs,
+    found: &Found,
+) -> String {
+    say(&format!(
+        "violation in case {} after {} crash states of that worker\n",
+        found.case, found.states
+    ));
+    let (folder, limit) = (outputs.corpus.as_deref(), outputs.minimise.unwrap_or(MINIMISE_FOR));
+    if let (Some(image), Some(how)) = (&found.image, settings.damage) {
+        let mut whole =
+            robust::case_of(&found.trial, how, image.clone(), &found.failure, settings.seed);
+        subject.key().clone_into(&mut whole.open.subject);
+        if let Some(witness) = &outputs.witness {
+            (whole.witness, whole.status) = (Some(witness.clone()), CaseStatus::Sabotage);
+        }
+        let keep = Keep::raw(folder, &whole);
+        let mut progress = shorten::Progress::new(limit);
+        let show = &mut |step| progress.show(step);
+        let (case, ended) = robust::minimise(subject, &whole, &found.failure, limit, show);
+        progress.finish();
+        let Failure { violation, moment } = &found.failure;
+        say(&format!("\n{violation}\nseen {moment}, on an image with damage ({how})\n\n"));
+        say(&format!("{}\n", verdict(ended, limit)));
+        if let Some(path) = keep.shortened(&case, ended) {
+            let shown = path.display();
+            say(&format!("kept as {shown}\nreplay it:   cargo campaign replay {shown}\n"));
+        }
+        return case.title;
+    }
+    let raw = as_found(&found.trial, &found.failure);
+    let keep = Keep::raw(folder, &written(subject, &raw, settings.seed, outputs.witness.clone()));
+    tell_and_keep(subject, &raw, settings.seed, outputs.witness.clone(), keep, limit)
+}
+
+/// A bar on a terminal, a line every five seconds elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+    budget: Budget,
+    last: Mutex<f64>,
+}
+
+impl Progress {
+    fn new(settings: &Settings) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let length = match settings.budget {
+                Budget::Time(limit) => limit.as_secs(),
+                Budget::Cases(count) | Budget::States(count, _) => count,
+            };
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(length).with_style(style)
+        });
+        Self { bar, budget: settings.budget, last: Mutex::new(0.0) }
+    }
+
+    fn show(&self, figures: &Figures) {
+        let message = format!(
+            "{} cases, {} states, {:.0} states/s a worker (this worker's)",
+            figures.cases,
+            figures.states,
+            figures.states_per_second()
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_position(match self.budget {
+                Budget::Time(_) => figures.seconds as u64,
+                Budget::Cases(_) => figures.cases,
+                Budget::States(..) => figures.states,
+            });
+            bar.set_message(message);
+            return;
+        }
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if figures.seconds - *last >= 5.0 {
+            *last = figures.seconds;
+            let _ = writeln!(std::io::stderr().lock(), "{:6.1} s  {message}", figures.seconds);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
