@@ -120,7 +120,11 @@ impl Storage for Limited {
 
     async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
         assert!(buf.len() <= self.max_transfer, "{} bytes at once", buf.len());
-        assert!(buf.is_aligned(self.alignment), "a buffer at {:?}", buf.as_ptr());
+        assert!(
+            (buf.as_ptr() as usize).is_multiple_of(self.alignment),
+            "a buffer at {:?}",
+            buf.as_ptr()
+        );
         let (mut buf, result) = self.bytes.read(offset, buf).await;
         if self.behind > 0 && offset >= self.length() {
             buf.as_chunks_mut().0.fill(self.behind.to_be_bytes());
@@ -130,7 +134,11 @@ impl Storage for Limited {
 
     async fn write(&self, offset: u64, buf: IoBuf, how: Durability) -> (IoBuf, io::Result<()>) {
         assert!(buf.len() <= self.max_transfer, "{} bytes at once", buf.len());
-        assert!(buf.is_aligned(self.alignment), "a buffer at {:?}", buf.as_ptr());
+        assert!(
+            (buf.as_ptr() as usize).is_multiple_of(self.alignment),
+            "a buffer at {:?}",
+            buf.as_ptr()
+        );
         let (buf, result) = match self.update(offset + buf.len() as u64) {
             Ok(()) => self.bytes.write(offset, buf, how).await,
             Err(full) => (buf, Err(full)),
