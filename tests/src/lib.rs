@@ -22,7 +22,6 @@ pub mod figures;
 pub mod file;
 pub mod guest_trace;
 pub mod interrupt;
-pub mod inventory;
 pub mod leaf;
 pub mod ledger;
 pub mod life;

@@ -1,12 +1,67 @@
-//! The inventory against the sources: everything has its lines, every line is about something, and what it names is there.
+//! Everything that qcow2-core can be told or asked, and that a storage can answer: which classes of values there are, what draws each,
+//! and which property would be violated if it were treated wrongly.
+//!
+//! ```text
+//!   of                           class            drawn                                        noticed
+//!   OpenOptions.page_size        one unit         Plans(500, |plan| plan.open.page_size ..)    P1 P2 P4
+//!   Storage::flush()             fails for good   Fault(FlushSticky)                           P1 P8
+//!   OpenError::Option            told             Test(REFUSED, "options_of_opening_..")       (the test itself)
+//! ```
+//!
+//! The table is in parts, one a file. The tests read the names from the sources of qcow2-core: a field, variant, method or constant
+//! without a line fails, and so does a line about something that is gone, a test that is not there, and a class that plans seldom draw.
+
+mod answers;
+mod blocking;
+mod check;
+mod create;
+mod entries;
+mod errors;
+mod extensions;
+mod features;
+mod files;
+mod header;
+mod image;
+mod line;
+mod numbers;
+mod open;
+mod outside;
+mod plans;
+mod storage;
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use qcow2_crashtest::campaign::case_seed;
-use qcow2_crashtest::inventory::{By, LINES, Line, OUTSIDE};
 use qcow2_crashtest::workload::{FaultKind, Plan, Scope, plan};
+
+use self::line::{By, Line};
+use self::outside::OUTSIDE;
+
+/// The parts of the table.
+const PARTS: [&[Line]; 14] = [
+    create::LINES,
+    open::LINES,
+    image::LINES,
+    blocking::LINES,
+    check::LINES,
+    errors::LINES,
+    storage::LINES,
+    answers::LINES,
+    files::LINES,
+    header::LINES,
+    features::LINES,
+    extensions::LINES,
+    entries::LINES,
+    numbers::LINES,
+];
+
+/// All lines.
+fn lines() -> Vec<Line> {
+    PARTS.concat()
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -264,7 +319,7 @@ fn faults(lines: &[Line], names: &BTreeSet<String>) -> Vec<String> {
 /// Goal: whatever is added to the library has to be thought of: what values it has, what draws them, what would notice.
 #[test]
 fn everything_has_its_lines() {
-    let faults = faults(LINES, &names());
+    let faults = faults(&lines(), &names());
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
@@ -310,21 +365,22 @@ fn what_is_wrong_with_a_line_is_told() {
         let found: Vec<&str> = found.collect();
         assert!(found.len() == 1 && found[0].contains(what), "{what:?}: {found:?}");
     };
-    let right = LINES.iter().find(|line| line.of == "OpenOptions.page_size").unwrap();
+    let lines = lines();
+    let right = lines.iter().find(|line| line.of == "OpenOptions.page_size").unwrap();
     let others: Vec<Line> =
-        LINES.iter().copied().filter(|line| line.of != "OpenOptions.page_size").collect();
+        lines.iter().copied().filter(|line| line.of != "OpenOptions.page_size").collect();
     assert_eq!(faults(&others, &names), ["OpenOptions.page_size has no line"]);
     told(Line { of: "OpenOptions.pages", ..*right }, "there is no such thing");
     told(Line { drawn: &[], noticed: &[], ..*right }, "nothing draws it");
     told(Line { noticed: &[], ..*right }, "no property would notice");
-    let gone = &[By::Test("tests/suite/inventory.rs", "a_test_that_is_not_there")];
+    let gone = &[By::Test("tests/suite/inventory/mod.rs", "a_test_that_is_not_there")];
     told(Line { drawn: gone, noticed: &[], ..*right }, "there is no test");
-    let helper = &[By::Test("tests/suite/inventory.rs", "modules")];
+    let helper = &[By::Test("tests/suite/inventory/mod.rs", "modules")];
     told(Line { drawn: helper, noticed: &[], ..*right }, "there is no test");
     told(Line { drawn: &[By::Nothing("")], noticed: &[], ..*right }, "no reason");
-    let stale = &[By::Nothing("as tests/suite/inventory.rs::nobody shows")];
+    let stale = &[By::Nothing("as tests/suite/inventory/mod.rs::nobody shows")];
     told(Line { drawn: stale, noticed: &[], ..*right }, "a test that is gone");
-    let sound = &[By::Test("tests/suite/inventory.rs", "what_is_wrong_with_a_line_is_told")];
+    let sound = &[By::Test("tests/suite/inventory/mod.rs", "what_is_wrong_with_a_line_is_told")];
     told(Line { drawn: sound, ..*right }, "no campaign draws it");
     let twice = faults(&[*right, *right], &names);
     assert!(twice.iter().any(|fault| fault.ends_with("it is there twice")));
@@ -347,8 +403,8 @@ fn plans_draw_what_they_are_said_to() {
         })
     };
     let mut seldom = Vec::new();
-    for Line { of, class, drawn, .. } in LINES {
-        for by in *drawn {
+    for Line { of, class, drawn, .. } in lines() {
+        for by in drawn {
             let (least, drawn) = match *by {
                 By::Plans(least, holds) => (least, share(&holds)),
                 // A full refcount table is dear: few are enough.

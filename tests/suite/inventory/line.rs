@@ -4,28 +4,28 @@ use faultfs::profile::Robustness;
 use model::build::Initial;
 use model::case::Step;
 use model::finding::Property;
-
-use crate::explore::alphabet::Symbol;
-use crate::probe::Probe;
-use crate::sabotage::Target;
-use crate::workload::{FaultKind, Plan, Shape};
+use qcow2_crashtest::explore::alphabet::Symbol;
+use qcow2_crashtest::probe::Probe;
+use qcow2_crashtest::sabotage::Target;
+use qcow2_crashtest::workload::{FaultKind, Plan, Shape};
 
 /// One class of values of one thing.
 #[derive(Clone, Copy, Debug)]
-pub struct Line {
+pub(super) struct Line {
     /// What has the value: `Type.field`, `Type::Variant`, `Type::method()`, `module::CONSTANT` or `module::function()`.
-    pub of: &'static str,
+    pub(super) of: &'static str,
     /// Which values.
-    pub class: &'static str,
+    pub(super) class: &'static str,
     /// What draws them.
-    pub drawn: &'static [By],
+    pub(super) drawn: &'static [By],
     /// What would be violated if they were treated wrongly. Where only tests draw them, the test itself notices.
-    pub noticed: &'static [Property],
+    pub(super) noticed: &'static [Property],
 }
 
 /// What draws a class of values.
 #[derive(Clone, Copy, Debug)]
-pub enum By {
+#[expect(dead_code, reason = "that a probe or a step exists is for the compiler to say")]
+pub(super) enum By {
     /// A campaign that has met this has drawn it.
     Probe(Probe),
     /// Cases of this shape.
@@ -52,7 +52,22 @@ pub enum By {
 
 impl By {
     /// Whether a campaign, an exploration or an attack judges what it draws by the properties.
-    pub const fn is_judged(&self) -> bool {
+    pub(super) const fn is_judged(&self) -> bool {
         !matches!(self, Self::Test(..) | Self::Nothing(_))
     }
 }
+
+/// Makes a part of the table of its lines.
+macro_rules! lines {
+    ($($of:literal { $($class:literal [$($by:expr),* $(,)?] $($property:ident)*;)+ })+) => {
+        pub(super) static LINES: &[$crate::inventory::line::Line] = &[
+            $($($crate::inventory::line::Line {
+                of: $of,
+                class: $class,
+                drawn: &[$($by),*],
+                noticed: &[$(::model::finding::Property::$property),*],
+            },)+)+
+        ];
+    };
+}
+pub(super) use lines;

@@ -1,0 +1,33 @@
+//! The files that have the tests which lines name.
+
+pub(super) const BLOCKING: &str = "tests/fuzz/blocking.rs";
+pub(super) const BLOCK_DEVICE: &str = "tests/suite/block_device.rs";
+pub(super) const CACHE: &str = "qcow2-core/src/cache.rs";
+pub(super) const CAMPAIGN: &str = "tests/fuzz/campaign.rs";
+pub(super) const CHECK: &str = "qcow2-core/tests/check.rs";
+pub(super) const CORPUS: &str = "tests/suite/corpus.rs";
+pub(super) const COST: &str = "qcow2-core/tests/cost.rs";
+pub(super) const DAMAGE: &str = "qcow2-core/tests/damage.rs";
+pub(super) const ENTRY: &str = "qcow2-core/src/format/entry.rs";
+pub(super) const EXTENSION: &str = "qcow2-core/src/format/extension.rs";
+pub(super) const FEATURE: &str = "qcow2-core/src/format/feature.rs";
+pub(super) const FILE: &str = "qcow2-core/storage/src/file.rs";
+pub(super) const FREE: &str = "qcow2-core/src/free.rs";
+pub(super) const GROW: &str = "qcow2-core/tests/grow.rs";
+pub(super) const GUEST_TRACE: &str = "tests/suite/guest_trace.rs";
+pub(super) const HEADER: &str = "qcow2-core/src/format/header/tests.rs";
+pub(super) const HEAP: &str = "qcow2-core/tests/heap.rs";
+pub(super) const IMAGE: &str = "qcow2-core/tests/image.rs";
+pub(super) const INTEROP: &str = "tests/suite/interop.rs";
+pub(super) const LIMITED: &str = "qcow2-core/tests/limited.rs";
+pub(super) const MALFORMED: &str = "tests/suite/malformed.rs";
+pub(super) const MUTANTS: &str = "tests/suite/qemu_mutants/mod.rs";
+pub(super) const RARE: &str = "tests/suite/rare.rs";
+pub(super) const REAL_FILE: &str = "tests/suite/real_file.rs";
+pub(super) const REFCOUNT: &str = "qcow2-core/src/format/refcount.rs";
+pub(super) const REFUSED: &str = "tests/suite/refused.rs";
+pub(super) const RETRY: &str = "qcow2-core/tests/retry.rs";
+pub(super) const SHUTTLE: &str = "tests/suite/shuttle/mod.rs";
+pub(super) const SNAPSHOTS: &str = "tests/suite/snapshots.rs";
+pub(super) const TABLES: &str = "qcow2-core/tests/tables.rs";
+pub(super) const WRONG: &str = "tests/fuzz/wrong.rs";
