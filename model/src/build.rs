@@ -44,13 +44,13 @@ pub enum Initial {
     Leaky,
     /// The dirty bit set: refcounts too low, zero and too high.
     Dirty,
-    /// Scattered data, both kinds of zero clusters, several L2 tables, and holes in between, all full of stale bytes.
+    /// Scattered data, both kinds of zero clusters (in version 3), several L2 tables, and holes in between, all full of stale bytes.
     Fragmented,
     /// Some data, and two bitmaps that an autoclear bit vouches for: one with bits, one of ones. With lazy refcounts the dirty
     /// bit is set too, and the refcounts are right.
     Bitmaps,
     /// Some data, and more where no guest sees it: behind the end of the disk in the last cluster, in its L2 table, and in one
-    /// more L2 table. The file ends inside the first L2 table. The header has a compatible feature bit that nobody knows.
+    /// more L2 table. The file ends inside the first L2 table. The header (of version 3) has a compatible feature bit that nobody knows.
     Leftovers,
     /// As many refcount blocks as one cluster of refcount table refers to, all of whose entries but one are in use: by leaked
     /// clusters, so that nothing else is long.
@@ -145,6 +145,10 @@ impl Built {
 /// Lays out an image.
 pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible> {
     if let Some(why) = geometry.fault() {
+        return Err(Infeasible { initial, why });
+    }
+    if !geometry.has_features() && matches!(initial, Initial::Dirty | Initial::Bitmaps) {
+        let why = "version 2 has no feature bits".to_owned();
         return Err(Infeasible { initial, why });
     }
     match initial {
@@ -249,8 +253,8 @@ fn fragmented(geometry: &Geometry) -> Built {
             continue;
         }
         match index % 4 {
-            1 => layout.set_l2(guest, 1),
-            2 => {
+            1 if geometry.has_features() => layout.set_l2(guest, 1),
+            2 if geometry.has_features() => {
                 let host = layout.take_cluster();
                 layout.fill_with_stale(host);
                 layout.set_l2(guest, (host * geometry.cluster_size()) | COPIED | 1);
@@ -543,6 +547,9 @@ impl Layout {
         self.put_u64(40, self.l1 * size);
         self.put_u64(48, REFCOUNT_TABLE * size);
         self.put(56, &1u32.to_be_bytes());
+        if !geometry.has_features() {
+            return;
+        }
         self.put_u64(72, if self.dirty { INCOMPATIBLE_DIRTY } else { 0 });
         let foreign = if self.ends_early { FOREIGN_COMPATIBLE } else { 0 };
         self.put_u64(80, u64::from(geometry.lazy_refcounts) | foreign);

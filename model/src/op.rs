@@ -11,7 +11,7 @@ use crate::payload::UNIT;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Geometry {
-    /// Format version: 3.
+    /// Format version: 2 or 3.
     pub version: u32,
     /// log2 of the cluster size, 9 to 21.
     pub cluster_bits: u32,
@@ -59,10 +59,19 @@ impl Geometry {
         (self.cluster_size() * 8) >> self.refcount_order
     }
 
+    /// Whether the header has feature bits, and L2 entries can say that their cluster reads as zeroes.
+    pub const fn has_features(&self) -> bool {
+        self.version >= 3
+    }
+
     /// What is wrong with these numbers, if anything.
     pub fn fault(&self) -> Option<String> {
-        if self.version != 3 {
-            Some(format!("version {} is not 3", self.version))
+        if !matches!(self.version, 2 | 3) {
+            Some(format!("version {} is neither 2 nor 3", self.version))
+        } else if self.version == 2 && self.refcount_order != 4 {
+            Some(format!("refcount_order {} is not 4, as in version 2", self.refcount_order))
+        } else if self.version == 2 && self.lazy_refcounts {
+            Some("lazy refcounts need version 3".to_owned())
         } else if !(9..=21).contains(&self.cluster_bits) {
             Some(format!("cluster_bits {} is not in 9..=21", self.cluster_bits))
         } else if self.refcount_order > 6 {

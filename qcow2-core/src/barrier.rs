@@ -40,6 +40,10 @@ named! {
         RefcountTableSwitch = "flush:refcount-table-switch",
         /// After the dirty bit is set, before the first write of a repair.
         RepairDirtyBit = "flush:repair-dirty-bit",
+        /// Before a repair that no dirty bit marks lowers refcounts: whoever dropped references may not have flushed that.
+        RepairReferences = "flush:repair-references",
+        /// Between the refcounts and the COPIED bits of a repair that no dirty bit marks.
+        RepairCounts = "flush:repair-counts",
         /// After refcount structures were built anew, before the header points to them.
         RepairSwitch = "flush:repair-switch",
         /// Before new refcount structures go into free clusters of the file.

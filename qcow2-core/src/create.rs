@@ -90,10 +90,10 @@ fn plan(options: &CreateOptions) -> Result<Header, CreateError> {
             "lazy refcounts need version 3 of the format, not version {version}"
         )));
     }
-    if options.version != 3 {
+    if !matches!(options.version, 2 | 3) {
         let version = options.version;
         return Err(CreateError::Option(format!(
-            "version {version} of the format cannot be created, only version 3"
+            "version {version} of the format cannot be created, only 2 and 3"
         )));
     }
     if !options.virtual_size.is_multiple_of(UNIT as u64) {
@@ -106,7 +106,12 @@ fn plan(options: &CreateOptions) -> Result<Header, CreateError> {
             "refcounts of {bits} bits: not a power of two from 1 to 64"
         )));
     }
-    let mut header = Header::new(options.cluster_bits, options.virtual_size)?;
+    if options.version < 3 && bits != 16 {
+        return Err(CreateError::Option(format!(
+            "refcounts of {bits} bits need version 3 of the format; version 2 has 16"
+        )));
+    }
+    let mut header = Header::new(options.version, options.cluster_bits, options.virtual_size)?;
     header.refcount_order = bits.ilog2();
     // A disk of no bytes has an L1 table too: a cluster without an entry would belong to nothing.
     header.l1_size = header.l1_size.max(1);

@@ -124,9 +124,6 @@ async fn read_header_with<S: Storage>(
 /// Refuses, by name, what this implementation cannot do yet.
 pub(crate) fn check_supported(header: &Header) -> Result<(), LoadError> {
     let unsupported = |what: &str| Err(LoadError::Unsupported(what.into()));
-    if header.version != 3 {
-        return unsupported("version 2 of the format");
-    }
     if header.backing_name().is_some() {
         return unsupported("a backing file");
     }

@@ -232,6 +232,8 @@ mutants! {
         DiscardRoundsOut = "mutant:discard-rounds-out";
         /// The last cluster of the disk, cut short, is not a whole one.
         ShortLastClusterKept = "mutant:short-last-cluster-kept";
+        /// A cluster that reads as zeroes and is kept is marked so in version 2 as well.
+        ZeroMarkInVersion2 = "mutant:zero-mark-in-version-2";
         /// Zeroing keeps what is behind the last whole cluster.
         ZeroTailKept = "mutant:zero-tail-kept";
         /// The first cluster behind a table that does not exist is passed over.

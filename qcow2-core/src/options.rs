@@ -25,7 +25,7 @@ macro_rules! setters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CreateOptions {
-    /// Version of the format. Only 3 can be created.
+    /// Version of the format: 3, or 2 for programs that know no other. Version 2 has no lazy refcounts, and refcounts of 16 bits.
     pub version: u32,
     /// log2 of the cluster size: 9 (512 bytes) to 21 (2 MiB).
     pub cluster_bits: u32,

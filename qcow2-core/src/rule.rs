@@ -72,6 +72,11 @@ named! {
         ///
         /// Broken: a crash in the middle of a repair leaves a half-repaired image that nobody repairs again.
         DirtyBeforeRepair = "dirty-before-repair",
+        /// Corrected refcounts, before the COPIED bits that follow from them, in a repair that no dirty bit marks (version 2).
+        ///
+        /// Broken: an entry loses COPIED and its cluster still counts one reference too few, so whoever writes there frees what somebody
+        /// else refers to; or it gets COPIED and its cluster is still counted as shared.
+        CountsBeforeCopied = "counts-before-copied",
         /// Autoclear bits cleared that this crate does not maintain, before anything that they vouch for changes or is freed.
         ///
         /// Broken: a program that trusts the bit takes what is stale, or what belongs to the guest now, for its own.

@@ -70,9 +70,11 @@ impl<S: Storage> Image<S> {
     }
 
     /// Marks the image corrupt, durably, so that nobody writes to it before it is repaired; whatever comes of that, no request
-    /// changes it any more. What was written so far can be flushed.
+    /// changes it any more. What was written so far can be flushed. Version 2 has no such mark: who opens the image next finds the
+    /// damage again.
     pub(crate) async fn mark_corrupt(&self, why: &IoError) {
-        if !self.with(|state| state.found_corrupt(why)).await {
+        let news = self.with(|state| state.found_corrupt(why) && state.header.has_features()).await;
+        if !news {
             return;
         }
         let marked = async {

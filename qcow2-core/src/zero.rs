@@ -17,7 +17,8 @@ const AT_ONCE: u64 = 256;
 /// What becomes of the host clusters of a range that is to read as zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Zeroing {
-    /// They stay with the guest cluster, so that writing it again needs no allocation.
+    /// They stay with the guest cluster, so that writing it again needs no allocation. In version 2 no entry can say so, and they are
+    /// freed.
     Keep,
     /// They are freed.
     Free,
@@ -25,11 +26,11 @@ pub enum Zeroing {
 
 impl State {
     /// What to put in the place of a mapping, so that it reads as zeroes; none where it does.
-    fn zeroed(mapping: Mapping, how: Zeroing) -> Result<Option<L2Entry>, IoError> {
+    fn zeroed(&self, mapping: Mapping, how: Zeroing) -> Result<Option<L2Entry>, IoError> {
         Ok(match (mapping, how) {
             (Mapping::Unallocated | Mapping::ZeroPlain, _)
             | (Mapping::ZeroAllocated { .. }, Zeroing::Keep) => None,
-            (Mapping::Data { host, copied: true }, Zeroing::Keep) => {
+            (Mapping::Data { host, copied: true }, Zeroing::Keep) if mutant!(self.rules, ZeroMarkInVersion2 => true; self.header.has_zero_entries()) => {
                 Some(L2Entry::zero_allocated(host, true))
             }
             (Mapping::Data { .. } | Mapping::ZeroAllocated { .. }, _) => Some(L2Entry(0)),
@@ -60,7 +61,7 @@ impl State {
                     for index in 0..count as u64 {
                         let at = at + 8 * index;
                         let old = self.decode(self.cache.entry(slot, at), at)?;
-                        if let Some(new) = Self::zeroed(old, how)? {
+                        if let Some(new) = self.zeroed(old, how)? {
                             if !owned {
                                 self.check_table_owned(clusters.start)?;
                                 owned = true;

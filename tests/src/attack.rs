@@ -6,10 +6,11 @@
 //! no harm; and some belong to verbs that neither contains, such as creating an image, so every crash state of those is
 //! looked at.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use faultfs::DEFAULT_LIMITS;
-use faultfs::chooser::{Always, Exhaustive};
+use faultfs::chooser::{Always, Chooser, Exhaustive};
 use faultfs::direct::{Direct, DirectOptions};
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::{Fault, FaultAt, FaultPlan, Planned, PlannedFault};
@@ -17,11 +18,11 @@ use faultfs::profile::Profile;
 use faultfs::trace::IoKind;
 use model::audit::Auditor;
 use model::build::{Built, Initial, build};
-use model::finding::{Property, Stage};
+use model::finding::{Finding, Property, Stage};
 use model::image::{COPIED, Mapping};
 use model::op::Geometry;
 use model::payload;
-use qcow2_core::storage::{Durability, IoBuf, Limits, UNIT};
+use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
 use qcow2_core::{Barrier, CreateOptions, Image, Mutant, OpenOptions, Repair, Rule, Rules};
 
 use crate::campaign::{self, Budget, Found, Settings};
@@ -56,6 +57,8 @@ pub enum Attack {
     Create,
     /// By every crash state of repairing a damaged image.
     RepairDamaged,
+    /// By every crash state of repairing damaged images that nothing can mark dirty, those of version 2.
+    RepairUnmarked,
     /// By random workloads, and by every crash state of opening an image that promises what this implementation does not know,
     /// and writing to it.
     OpenPromising,
@@ -84,6 +87,11 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
         Target::Rule(Rule::DirtyBeforeRepair) | Target::Flush(Barrier::RepairDirtyBit) => (
             Attack::RepairDamaged,
             "half a repair of a clean image leaks at most; it matters where refcounts were too low before",
+        ),
+        Target::Rule(Rule::CountsBeforeCopied)
+        | Target::Flush(Barrier::RepairReferences | Barrier::RepairCounts) => (
+            Attack::RepairUnmarked,
+            "it takes an image of version 2 that is damaged, or whose last writer did not flush what it dropped",
         ),
         Target::Rule(Rule::AutoclearFirst) | Target::Flush(Barrier::Autoclear) => (
             Attack::OpenPromising,
@@ -172,6 +180,7 @@ pub fn run(
             let (failure, states) = match verb {
                 Attack::Create => create(rules),
                 Attack::RepairDamaged => repair_damaged(rules),
+                Attack::RepairUnmarked => repair_unmarked(rules),
                 Attack::OpenPromising => open_promising(rules),
                 Attack::RebuildInPlace => rebuild_in_place(rules),
                 Attack::WriteOverTable => write_over_table(rules),
@@ -384,7 +393,6 @@ fn write_over_table(rules: Rules) -> (Option<Failure>, u64) {
     let unit = |built: &Built, number: u64| {
         built.units.iter().position(|(unit, _)| *unit == number).expect("it holds something")
     };
-    let be64 = |bytes: &[u8]| u64::from_be_bytes(bytes[..8].try_into().expect("eight bytes"));
     let l1 = be64(&built.units[unit(&built, 0)].1[40..]);
     let first = unit(&built, l1 / 512);
     let l2 = be64(&built.units[first].1[..]) & !COPIED;
@@ -468,16 +476,16 @@ fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
 }
 
 /// Every crash state of creating an image where something was: that, no image at all, or a valid and empty new one; once creating it
-/// has returned, the last of these. The new one is shorter than what was there, or longer; and what was there is nothing, no image, or
+/// has returned, the last of these. The new one is shorter than what was there, longer, or of version 2; and what was there is nothing, no image, or
 /// one of several; on a file, and on a device that keeps what others left.
 fn create(rules: Rules) -> (Option<Failure>, u64) {
     let mut states = 0;
     for before in predecessors() {
         for stale in [false, true] {
-            for size in [4 << 10, 64 << 20] {
+            for (version, size) in [(3, 4 << 10), (3, 64 << 20), (2, 4 << 10)] {
                 let limits = Limits { unwritten_reads_zero: !stale, ..DEFAULT_LIMITS };
                 let disk = disk_of(&before).with_limits(limits);
-                let (failure, more) = create_over(&disk, size, rules);
+                let (failure, more) = create_over(&disk, version, size, rules);
                 states += more;
                 if failure.is_some() {
                     return (failure, states);
@@ -503,8 +511,13 @@ fn predecessors() -> Vec<Built> {
     [nothing, no_image].into_iter().chain(images).collect()
 }
 
-fn create_over(disk: &PossibleDisk, size: u64, rules: Rules) -> (Option<Failure>, u64) {
-    let options = CreateOptions::new(size).cluster_bits(9).rules(rules);
+fn create_over(
+    disk: &PossibleDisk,
+    version: u32,
+    size: u64,
+    rules: Rules,
+) -> (Option<Failure>, u64) {
+    let options = CreateOptions::new(size).cluster_bits(9).version(version).rules(rules);
     every_crash(
         disk,
         false,
@@ -573,6 +586,172 @@ fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
             Err(seen("repaired-half", "damaged, changed, and not marked dirty".to_owned()))
         },
     )
+}
+
+/// Every crash state of repairing damaged images of version 2, in place and by a rebuild: nothing is wrong that was not wrong before, and
+/// whoever goes on writing to the image harms nobody but those whose clusters were shared before.
+fn repair_unmarked(rules: Rules) -> (Option<Failure>, u64) {
+    let mut states = 0;
+    for (damaged, repair) in [
+        (Unmarked::shared(), Repair::All),
+        (Unmarked::shared(), Repair::Rebuild),
+        (Unmarked::past_the_end(), Repair::ZeroPastEnd),
+        (Unmarked::unflushed(), Repair::Leaks),
+        (Unmarked::unflushed(), Repair::All),
+        (Unmarked::unflushed(), Repair::Rebuild),
+    ] {
+        let before = wrong(&mut damaged.disk.clone(), &mut Always(0));
+        let (failure, more) = every_crash(
+            &damaged.disk,
+            false,
+            |direct| {
+                faultfs::direct::run(
+                    async move { qcow2_core::check(&direct, repair, rules).await.ok() },
+                )
+            },
+            |crashed, chooser, _| {
+                let now = wrong(crashed, chooser);
+                if let Some(news) = now.difference(&before).next() {
+                    return Err(seen("repair-made-worse", format!("{repair:?}: {news}")));
+                }
+                damaged.go_on(crashed)
+            },
+        );
+        states += more;
+        if failure.is_some() {
+            return (failure, states);
+        }
+    }
+    (None, states)
+}
+
+/// What an audit calls wrong in an image that is not marked dirty; counts that are still too low are as wrong as before.
+fn wrong(disk: &mut PossibleDisk, chooser: &mut impl Chooser) -> BTreeSet<String> {
+    let mut auditor = Auditor::default();
+    let report = auditor.audit(&mut DiskEvidence::new(disk, chooser));
+    let wrong = report.violations(Stage::CrashedClean);
+    wrong
+        .map(|(_, finding)| match finding {
+            Finding::RefcountTooLow { cluster, .. } => format!("the count of {cluster} is too low"),
+            other => other.to_string(),
+        })
+        .collect()
+}
+
+/// An image of version 2 with clusters of 512 bytes that needs a repair, and guest clusters to go on with.
+struct Unmarked {
+    disk: PossibleDisk,
+    /// Guest clusters that share a host cluster, if any do.
+    sharing: Option<[u64; 2]>,
+    /// Guest clusters that have none.
+    free: [u64; 2],
+}
+
+impl Unmarked {
+    const SIZE: u64 = 16 << 10;
+
+    /// The host offset of the first L2 table's unit, and the entries of the guest clusters that have data.
+    fn entries(built: &Built) -> (usize, Vec<usize>) {
+        let find = |offset: u64| {
+            let number = offset / UNIT as u64;
+            built.units.iter().position(|(unit, _)| *unit == number).expect("it is in use")
+        };
+        let l1 = be64(&built.units[find(0)].1[40..]);
+        let table = find(be64(&built.units[find(l1)].1[..]) & !COPIED);
+        let entries = built.units[table].1.as_chunks::<8>().0;
+        let used = (0..).zip(entries).filter(|(_, entry)| **entry != [0; 8]);
+        (table, used.map(|(index, _)| index).collect())
+    }
+
+    fn of(built: &Built, sharing: Option<[u64; 2]>) -> Self {
+        let (_, used) = Self::entries(built);
+        let mut free = (0..Self::SIZE / 512).filter(|guest| !used.contains(&(*guest as usize)));
+        let mut next = || free.next().expect("much of the disk is unmapped");
+        Self { disk: disk_of(built), sharing, free: [next(), next()] }
+    }
+
+    fn built() -> Built {
+        let geometry = Geometry {
+            version: 2,
+            cluster_bits: 9,
+            refcount_order: 4,
+            virtual_size: Self::SIZE,
+            lazy_refcounts: false,
+        };
+        build(&geometry, Initial::Leaky).expect("the geometry is a small one")
+    }
+
+    /// Two guest clusters with one host cluster, which is counted once. (What the second had is leaked, as are others.)
+    fn shared() -> Self {
+        let mut built = Self::built();
+        let (table, used) = Self::entries(&built);
+        let unit = &mut built.units[table].1;
+        let [one, other] = [used[1], used[3]];
+        unit.copy_within(one * 8..one * 8 + 8, other * 8);
+        assert!(unit[one * 8] & 0x80 != 0, "it says COPIED");
+        Self::of(&built, Some([one as u64, other as u64]))
+    }
+
+    /// The file ends before a cluster that an entry refers to and that is counted.
+    fn past_the_end() -> Self {
+        let mut built = Self::built();
+        let (table, used) = Self::entries(&built);
+        let last = *used.last().expect("some clusters are mapped");
+        let unit = &mut built.units[table].1;
+        let host = built.length - 512;
+        unit[last * 8..last * 8 + 8].copy_from_slice(&(host | COPIED).to_be_bytes());
+        built.length = host;
+        built.units.retain(|(unit, _)| unit * 512 < host);
+        Self::of(&built, None)
+    }
+
+    /// The last writer discarded a guest cluster and did not flush it.
+    fn unflushed() -> Self {
+        let built = Self::built();
+        let (table, used) = Self::entries(&built);
+        let (unit, mut bytes) = built.units[table];
+        bytes[used[1] * 8..used[1] * 8 + 8].fill(0);
+        let direct = Direct::new(disk_of(&built), Always(0));
+        let writer = direct.clone();
+        faultfs::direct::run(async move {
+            let buf = IoBuf::copy_of(&bytes, UNIT);
+            writer.write(unit * UNIT as u64, buf, Durability::Cached).await.1.ok()
+        })
+        .expect("nothing fails");
+        Self { disk: direct.power_off().disk, ..Self::of(&built, None) }
+    }
+
+    /// Writes to those who share and, in between, to two that have nothing: what the first of these holds is its own.
+    fn go_on(&self, crashed: &PossibleDisk) -> Result<(), Failure> {
+        const OWN: u8 = 3;
+        let Some([one, other]) = self.sharing else { return Ok(()) };
+        let [bystander, last] = self.free;
+        let direct = Direct::new(crashed.clone(), Always(0));
+        let read = faultfs::direct::run(async move {
+            let options = OpenOptions::new().growth(0).page_size(512).pass_discard(false);
+            let image = Image::open(direct, options).await.ok()?;
+            for (guest, byte) in [(one, 1), (bystander, OWN), (other, 2), (last, 4)] {
+                let mut data = IoBuf::zeroed(UNIT, UNIT);
+                data.fill(byte);
+                let _: Option<()> = image.write(guest * 512, data, Durability::Cached).await.1.ok();
+                image.flush().await.ok()?;
+            }
+            let (data, read) = image.read(bystander * 512, IoBuf::zeroed(UNIT, UNIT)).await;
+            read.ok().map(|()| data)
+        });
+        match read.flatten() {
+            Some(read) if *read == [OWN; UNIT] => Ok(()),
+            Some(_) => {
+                let story = "a guest cluster that had shared nothing lost its data afterwards";
+                Err(seen("half-repaired-harms-others", story.to_owned()))
+            }
+            None => Err(seen("half-repaired-harms-others", "it cannot be used".to_owned())),
+        }
+    }
+}
+
+fn be64(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes[..8].try_into().expect("eight bytes"))
 }
 
 fn seen(kind: &'static str, story: String) -> Failure {

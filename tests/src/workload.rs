@@ -16,7 +16,7 @@ use model::case::{Device, Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 8;
+pub const GENERATOR: u32 = 9;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub enum Shape {
     Widths,
     /// The disk has many MiB, few of them in use, under many L2 tables, and grows by many.
     Sparse,
+    /// The image is of version 2 of the format.
+    Version2,
     /// Requests are long: up to the whole disk.
     Long,
     /// The disk grows again and again, and its L1 table is longer than a page.
@@ -64,7 +66,7 @@ pub enum Shape {
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -73,6 +75,7 @@ impl Shape {
         Self::Stale,
         Self::Widths,
         Self::Sparse,
+        Self::Version2,
         Self::Long,
         Self::Growing,
     ];
@@ -88,6 +91,7 @@ impl Shape {
             Self::Stale => "stale",
             Self::Widths => "widths",
             Self::Sparse => "sparse",
+            Self::Version2 => "version-2",
             Self::Long => "long",
             Self::Growing => "growing",
         }
@@ -282,6 +286,7 @@ impl Plan {
             Shape::Stale => self.device.stale_units > 0,
             Shape::Widths => self.geometry.refcount_order != 4,
             Shape::Sparse => self.geometry.virtual_size >= SPARSE,
+            Shape::Version2 => self.geometry.version == 2,
             Shape::Long => {
                 let ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
                 ops.clone().any(|op| op.length() >= LONG * self.geometry.cluster_size())
@@ -309,9 +314,15 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let growing = shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction);
     let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing;
     let sparse = shaped(&mut rng, Shape::Sparse, 40) || eviction || growing;
+    let version = match shaped(&mut rng, Shape::Version2, 8) && scope.lazy != Some(true) {
+        true => 2,
+        false => 3,
+    };
     let initial = match rng.below(24) {
         0..=4 => Initial::Fresh,
         5..=8 => Initial::Leaky,
+        // Neither has feature bits to be marked with.
+        9..=11 | 20 if version == 2 => Initial::Leaky,
         9..=11 => Initial::Dirty,
         12..=15 => Initial::Fragmented,
         16..=17 => Initial::L1AboutToGrow,
@@ -351,6 +362,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let cluster = 1u64 << cluster_bits;
     let short = if cluster_bits > 9 && rng.below(4) == 0 { 512 } else { 0 };
     let refcount_order = match (shaped(&mut rng, Shape::Widths, 4), initial) {
+        _ if version == 2 => 4,
         // Leaks are many there, and many more with narrow counts.
         (_, Initial::FullOfLeaks) => 6,
         // What a growth needs first is in several pages.
@@ -363,13 +375,13 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         (true, _) => [0, 1, 2, 3, 5, 6][rng.below(6) as usize],
     };
     let geometry = Geometry {
-        version: 3,
+        version,
         cluster_bits,
         refcount_order,
         virtual_size: u64::from(clusters) * cluster - short,
-        lazy_refcounts: scope.lazy.unwrap_or_else(|| rng.below(2) == 0),
+        lazy_refcounts: scope.lazy.unwrap_or_else(|| rng.below(2) == 0) && version == 3,
     };
-    let overridden = scope.lazy.is_none() && rng.below(12) == 0;
+    let overridden = scope.lazy.is_none() && rng.below(12) == 0 && version == 3;
     let open = OpenOptions {
         cache_pages: if eviction { 1 } else { [1, 4, 1024][rng.below(3) as usize] },
         growth_step: cluster * [1, 1, 4, 16][rng.below(4) as usize],

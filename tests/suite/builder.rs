@@ -21,9 +21,10 @@ fn qemu_img_agrees_on_every_image() {
     let file = folder.path().join("image.qcow2");
     let sizes = [512, 64 << 10, (256 << 10) + 512, 3 << 20];
     let geometries = (9..=16).flat_map(|cluster_bits| {
-        (0..=6).flat_map(move |refcount_order| {
+        let shapes = (0..=6).map(|order| (3, order)).chain([(2, 4)]);
+        shapes.flat_map(move |(version, refcount_order)| {
             sizes.map(|virtual_size| Geometry {
-                version: 3,
+                version,
                 cluster_bits,
                 refcount_order,
                 virtual_size,

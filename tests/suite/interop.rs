@@ -267,6 +267,48 @@ fn refcounts_of_every_width_are_understood() {
     }
 }
 
+/// Goal: images of version 2 go both ways, whoever made them.
+/// Method: as for refcounts of every width. Neither side may leave anything where version 3 has its feature bits.
+#[test]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
+fn version_2_goes_both_ways() {
+    for cluster_bits in [9, 12, 16] {
+        let (cluster, size) = (1u64 << cluster_bits, 600 << cluster_bits);
+        for by_us in [true, false] {
+            let bench = Bench::new();
+            if by_us {
+                let options = CreateOptions::new(size).cluster_bits(cluster_bits).version(2);
+                drop(bench.create(&options));
+            } else {
+                let options = format!("cluster_size={cluster},compat=0.10");
+                qemu::create(bench.path(), size, &options).unwrap();
+            }
+            assert_eq!(bench.header().version, 2);
+            let mut expected = Expected::zeroes(size, cluster);
+            let theirs = steps(u64::from(cluster_bits), 30, size, 8 * cluster);
+            let ours = steps(100 + u64::from(cluster_bits), 30, size, 8 * cluster);
+            for session in [by_us, !by_us, by_us] {
+                if session {
+                    let image = bench.open(OpenOptions::new());
+                    ours.iter().for_each(|step| step.apply(&image));
+                    image.close().unwrap();
+                } else {
+                    qemu::io(bench.path(), &commands(&theirs)).unwrap().success().unwrap();
+                }
+                let done = if session { &ours } else { &theirs };
+                done.iter().for_each(|&step| expected.apply(step));
+                bench.assert_sound(&expected);
+            }
+            assert!(bench.check(Repair::Rebuild).rebuilt);
+            bench.assert_sound(&expected);
+            assert_eq!(bench.header().version, 2);
+        }
+    }
+}
+
 /// Goal: growing a disk of QEMU's past its L1 table leaves an image that QEMU accepts.
 #[test]
 #[cfg_attr(
@@ -516,7 +558,7 @@ impl Opinions {
 }
 
 /// Goal: the three checks agree on every image that the model can build.
-/// Method: all kinds, cluster sizes and three widths of refcounts; all figures are compared. One difference is explained:
+/// Method: all kinds, cluster sizes and three widths of refcounts, and version 2; all figures are compared. One difference is explained:
 /// we judge COPIED by the *references* that we counted, QEMU and the model by the *refcount* in the image.
 #[test]
 #[cfg_attr(
@@ -527,9 +569,9 @@ fn three_checks_agree_on_initial_images() {
     let mut images = 0;
     for initial in Initial::ALL {
         for cluster_bits in [9, 10, 12, 16] {
-            for refcount_order in [0, 4, 6] {
+            for (version, refcount_order) in [(3, 0), (3, 4), (3, 6), (2, 4)] {
                 let geometry = Geometry {
-                    version: 3,
+                    version,
                     cluster_bits,
                     refcount_order,
                     virtual_size: (200 << cluster_bits) + 512,
@@ -538,7 +580,7 @@ fn three_checks_agree_on_initial_images() {
                 let Ok(built) = build(&geometry, initial) else { continue };
                 images += 1;
                 let opinions = Opinions::of(&built.to_bytes());
-                let what = format!("{initial:?} {cluster_bits} {refcount_order}");
+                let what = format!("{initial:?} {version} {cluster_bits} {refcount_order}");
                 opinions.assert_same_figures(&what);
                 let [ours, theirs, model] = opinions.verdicts();
                 assert_eq!(theirs, model, "{what}: QEMU's and the model's");

@@ -25,7 +25,6 @@ const BAD_HEADERS: &[(usize, &[u8], &str)] = &[
     (3, &[0xfa], "not a qcow2 image: it begins with 0x514649fa instead of 0x514649fb"),
     (7, &[1], "header field version at byte 4: 1 is neither 2 nor 3"),
     (7, &[4], "header field version at byte 4: 4 is neither 2 nor 3"),
-    (7, &[2], "version 2 of the format is not supported"),
     (
         14,
         &[0x10, 1],

@@ -275,11 +275,15 @@ fn every_repair_may_be_cut_short() {
     let word =
         |image: &[u8], at: u64| u64::from_be_bytes(image[at as usize..][..8].try_into().unwrap());
     let mut states = 0;
-    for (initial, lazy) in
-        [(Initial::Fragmented, false), (Initial::Leaky, false), (Initial::Dirty, true)]
-    {
+    for (version, initial, lazy) in [
+        (3, Initial::Fragmented, false),
+        (3, Initial::Leaky, false),
+        (3, Initial::Dirty, true),
+        (2, Initial::Fragmented, false),
+        (2, Initial::Leaky, false),
+    ] {
         let geometry = Geometry {
-            version: 3,
+            version,
             cluster_bits: 9,
             refcount_order: 4,
             virtual_size: 16 << 10,
@@ -310,7 +314,7 @@ fn every_repair_may_be_cut_short() {
                     let mut crashed = remains.disk.crash(Profile::TornLength, &mut chooser);
                     let left = crashed.image(&mut chooser);
                     states += 1;
-                    let what = format!("{initial:?}, {repair:?}, cut at {crash_at}");
+                    let what = format!("{version}, {initial:?}, {repair:?}, cut at {crash_at}");
                     assert!(contents(&left) == before, "{what}");
                     let storage = MemoryStorage::new(left);
                     let how = if repair == Repair::Leaks { Repair::All } else { repair };

@@ -25,8 +25,12 @@ fn options_of_a_new_image_are_refused_by_name() {
         )
     };
     for (options, why) in [
-        (new.version(2), "version 2 of the format cannot be created, only version 3".to_owned()),
-        (new.version(4), "version 4 of the format cannot be created, only version 3".to_owned()),
+        (new.version(1), "version 1 of the format cannot be created, only 2 and 3".to_owned()),
+        (new.version(4), "version 4 of the format cannot be created, only 2 and 3".to_owned()),
+        (
+            new.version(2).refcount_bits(32),
+            "refcounts of 32 bits need version 3 of the format; version 2 has 16".to_owned(),
+        ),
         (
             new.version(2).lazy_refcounts(true),
             "lazy refcounts need version 3 of the format, not version 2".to_owned(),

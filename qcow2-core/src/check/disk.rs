@@ -97,10 +97,9 @@ impl<'a, S: Storage> Disk<'a, S> {
         Ok(())
     }
 
-    /// Flushes whatever was written by anybody, if `rule` asks for it.
-    pub(super) async fn flush(&mut self, rule: Rule, barrier: Barrier) -> Result<(), CheckError> {
+    /// Takes what others have written for not durable.
+    pub(super) const fn assume_unflushed(&mut self) {
         self.unflushed = true;
-        self.ensure(rule, barrier).await
     }
 
     /// Changes the length of the file.

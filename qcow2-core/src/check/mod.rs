@@ -24,7 +24,8 @@
 //! **Crash safety.** New refcount structures are written where nothing is: past every cluster in use, or, where the storage has no
 //! room there, in free clusters. Until the header points to them nothing has changed, so a repair that finds no room leaves
 //! everything as it was. The dirty bit is durable before any entry or count that is in use changes, and goes last, when all else is
-//! durable: a crash anywhere in between leads to another repair. References, which a repair of a dirty image starts from, are
+//! durable: a crash anywhere in between leads to another repair. Version 2 has no dirty bit; there each part of a repair leaves an image
+//! that is no worse (see `repair`). References, which a repair of a dirty image starts from, are
 //! changed in nothing but their COPIED bit (and by [`Repair::ZeroPastEnd`], which has to be asked for).
 
 mod autoclear;

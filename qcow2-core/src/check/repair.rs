@@ -3,10 +3,17 @@
 //! ```text
 //!   in place      dirty ══ counts, COPIED ══ clean ══
 //!   rebuilt       new blocks and table ══ dirty, switched ══ COPIED ══ clean ══          (══ is a flush)
+//!
+//!   version 2     ══ counts ══ COPIED ══
+//!   rebuilt       new blocks and table ══ switched ══ COPIED ══
 //! ```
 //!
 //! **Invariants.** What needs room is written first, where nothing is, and changes nothing. From the first change of anything that is
 //! in use to the last one the dirty bit is durable.
+//!
+//! Version 2 has no dirty bit, so nobody knows that a repair was under way: whatever part of it a power cut leaves must be no worse than
+//! what was there before. A count that is right harms nobody, whatever the entries say, once every reference that it leaves out is
+//! gone from the medium. A COPIED bit that is right needs its count: without COPIED a writer copies and counts one down.
 
 use std::collections::BTreeMap;
 
@@ -95,6 +102,10 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
                 return Ok(());
             }
         };
+        let marks = self.image.header.has_features();
+        if !marks {
+            self.disk.assume_unflushed();
+        }
         clear_autoclear(self.disk, self.image, keep).await?;
         if !leaks_only {
             self.cover().await?;
@@ -104,8 +115,17 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
             Some(plan) => Some(self.write_somewhere(plan).await?),
             None => None,
         };
+        if !marks {
+            if zeroes {
+                self.zero_past_end().await?;
+            }
+            let rule = Rule::DereferenceBeforeRefcountDown;
+            self.disk.ensure(rule, Barrier::RepairReferences).await?;
+        }
         self.write_header(|header| {
-            header.incompatible |= Incompatible::DIRTY;
+            if marks {
+                header.incompatible |= Incompatible::DIRTY;
+            }
             if let Some(Plan { table, table_clusters, .. }) = switched {
                 header.refcount_table_offset = table * header.cluster_size();
                 header.refcount_table_clusters =
@@ -113,7 +133,12 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
             }
         })
         .await?;
-        self.disk.ensure(Rule::DirtyBeforeRepair, Barrier::RepairDirtyBit).await?;
+        if marks {
+            self.disk.ensure(Rule::DirtyBeforeRepair, Barrier::RepairDirtyBit).await?;
+            if zeroes {
+                self.zero_past_end().await?;
+            }
+        }
         match switched {
             Some(plan) => {
                 self.survey.references = plan.references;
@@ -123,25 +148,35 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
             }
             None => self.correct_refcounts(leaks_only).await?,
         }
+        if !marks {
+            self.disk.ensure(Rule::CountsBeforeCopied, Barrier::RepairCounts).await?;
+        }
         if leaks_only {
             self.report.leaks_repaired();
         } else {
-            if self.survey.copied_wrong || self.report.rebuilt || zeroes {
-                self.correct_entries(zeroes).await?;
+            if self.survey.copied_wrong || self.report.rebuilt {
+                self.correct_copied().await?;
             }
             self.report.all_repaired();
         }
-        self.disk.ensure(Rule::AllBeforeClean, Barrier::RepairBeforeClean).await?;
+        if marks {
+            self.disk.ensure(Rule::AllBeforeClean, Barrier::RepairBeforeClean).await?;
+            self.take_marks(was_dirty).await?;
+        }
+        self.disk.ensure(Rule::DurableBeforeAcknowledge, Barrier::Repair).await
+    }
+
+    /// Clears the marks that have nothing left to say.
+    async fn take_marks(&mut self, was_dirty: bool) -> Result<(), CheckError> {
         // With every reference counted the dirty bit has nothing left to say, whatever else is wrong.
         let done = if self.report.is_consistent() {
-            flags
+            Incompatible::DIRTY | Incompatible::CORRUPT
         } else if self.report.is_writable() || !was_dirty {
             Incompatible::DIRTY
         } else {
             Incompatible::empty()
         };
-        self.write_header(|header| header.incompatible -= done).await?;
-        self.disk.ensure(Rule::DurableBeforeAcknowledge, Barrier::Repair).await
+        self.write_header(|header| header.incompatible -= done).await
     }
 
     async fn write_header(&mut self, change: impl FnOnce(&mut Header)) -> Result<(), CheckError> {
@@ -198,46 +233,61 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         Ok(())
     }
 
-    /// Sets COPIED in every entry as the references say; if `zeroes`, entries that point past the end of the file become zeroes.
-    async fn correct_entries(&mut self, zeroes: bool) -> Result<(), CheckError> {
-        let header = &self.image.header;
+    /// Lets entries that point past the end of the file read as zeroes and refer to nothing.
+    async fn zero_past_end(&mut self) -> Result<(), CheckError> {
+        let Header { version, cluster_bits, .. } = self.image.header;
         let length = self.image.length;
-        let size = header.cluster_size();
+        let zero = match self.image.header.has_zero_entries() {
+            true => L2Entry::ZERO_PLAIN,
+            false => L2Entry(0),
+        };
+        let past_end = |entry: L2Entry| match entry.decode(cluster_bits, version, 0) {
+            Ok(
+                Mapping::Data { host, .. }
+                | Mapping::ZeroAllocated { host, .. }
+                | Mapping::Compressed { offset: host, .. },
+            ) => host >= length,
+            Ok(Mapping::Unallocated | Mapping::ZeroPlain) | Err(_) => false,
+        };
+        self.change_entries(
+            |_, entry| if entry.host() >= length { L1Entry(0) } else { entry },
+            |_, entry| if past_end(entry) { zero } else { entry },
+        )
+        .await
+    }
+
+    /// Sets COPIED in every entry as the references say.
+    async fn correct_copied(&mut self) -> Result<(), CheckError> {
+        let header = self.image.header.clone();
+        let rules = self.disk.rules;
+        self.change_entries(
+            |references, entry| entry.with_copied(references.to(entry.host(), &header) == 1),
+            |references, entry| references.with_right_copied(&header, entry, rules),
+        )
+        .await
+    }
+
+    /// Changes entries of the L1 table and of the L2 tables that are not zero.
+    async fn change_entries(
+        &mut self,
+        l1: impl Fn(&References, L1Entry) -> L1Entry,
+        l2: impl Fn(&References, L2Entry) -> L2Entry,
+    ) -> Result<(), CheckError> {
+        let header = &self.image.header;
         let references = &self.survey.references;
         let l1_len = (u64::from(header.l1_size) * 8).next_multiple_of(UNIT as u64);
-        let l1_offset = header.l1_table_offset;
-        let old = self.disk.read(l1_offset, l1_len).await?;
+        let old = self.disk.read(header.l1_table_offset, l1_len).await?;
         let mut new = old.to_vec();
         let l1_size = u64::from(header.l1_size);
         for (index, entry) in entries(&old).take_while(|&(index, _)| index < l1_size) {
-            let entry = L1Entry(entry);
-            let right = if zeroes && entry.host() >= length {
-                L1Entry(0)
-            } else {
-                entry.with_copied(references.to(entry.host(), header) == 1)
-            };
-            set_entry(&mut new, index, right.0);
+            set_entry(&mut new, index, l1(references, L1Entry(entry)).0);
         }
-        self.disk.write_changes(l1_offset, &old, &new).await?;
+        self.disk.write_changes(header.l1_table_offset, &old, &new).await?;
         for &offset in &self.survey.tables {
-            let old = self.disk.read(offset, size).await?;
+            let old = self.disk.read(offset, header.cluster_size()).await?;
             let mut new = old.to_vec();
             for (index, entry) in entries(&old) {
-                let entry = L2Entry(entry);
-                let past_end = || match entry.decode(header.cluster_bits, header.version, 0) {
-                    Ok(
-                        Mapping::Data { host, .. }
-                        | Mapping::ZeroAllocated { host, .. }
-                        | Mapping::Compressed { offset: host, .. },
-                    ) => host >= length,
-                    Ok(Mapping::Unallocated | Mapping::ZeroPlain) | Err(_) => false,
-                };
-                let right = if zeroes && past_end() {
-                    L2Entry::ZERO_PLAIN
-                } else {
-                    references.with_right_copied(header, entry, self.disk.rules)
-                };
-                set_entry(&mut new, index, right.0);
+                set_entry(&mut new, index, l2(references, L2Entry(entry)).0);
             }
             self.disk.write_changes(offset, &old, &new).await?;
         }
@@ -370,7 +420,8 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         let order = self.image.header.refcount_order;
         if plan.start * size < self.image.length {
             // Whoever wrote before may have dropped the references to these clusters without flushing that.
-            self.disk.flush(Rule::DereferenceBeforeReuse, Barrier::RepairReuse).await?;
+            self.disk.assume_unflushed();
+            self.disk.ensure(Rule::DereferenceBeforeReuse, Barrier::RepairReuse).await?;
         }
         if plan.end * size > self.image.length {
             self.disk.set_len(plan.end * size).await.map_err(|source| CheckError::Storage {

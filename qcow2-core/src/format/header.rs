@@ -204,11 +204,16 @@ pub fn peek_cluster_bits(bytes: &[u8]) -> Result<u32, FormatError> {
 }
 
 impl Header {
-    /// A version 3 header for a new image: its tables still have to be placed, after which it can be encoded.
-    pub fn new(cluster_bits: u32, size: u64) -> Result<Self, FormatError> {
+    /// A header of version 2 or 3 for a new image: its tables still have to be placed, after which it can be encoded.
+    pub fn new(version: u32, cluster_bits: u32, size: u64) -> Result<Self, FormatError> {
+        ensure(matches!(version, 2 | 3), || FormatError::UnsupportedVersion(version))?;
         check_cluster_bits(cluster_bits)?;
+        let header_length = match version {
+            2 => limits::HEADER_BYTES_V2,
+            _ => limits::HEADER_BYTES,
+        };
         let mut header = Self {
-            version: 3,
+            version,
             backing: None,
             cluster_bits,
             size,
@@ -223,7 +228,7 @@ impl Header {
             compatible: Compatible::empty(),
             autoclear: Autoclear::empty(),
             refcount_order: limits::REFCOUNT_ORDER_V2,
-            header_length: limits::HEADER_BYTES,
+            header_length,
             compression_type: CompressionType::Deflate,
             padding: [0; 7],
             unknown: Vec::new(),
@@ -231,6 +236,16 @@ impl Header {
         };
         header.l1_size = header.l1_entries_for(size)?;
         Ok(header)
+    }
+
+    /// Whether it has feature bits, and so a dirty bit, a corrupt bit and promises. Version 2 has none.
+    pub const fn has_features(&self) -> bool {
+        self.version >= 3
+    }
+
+    /// Whether an L2 entry can say that its cluster reads as zeroes. In version 2 only one without a cluster does.
+    pub const fn has_zero_entries(&self) -> bool {
+        self.version >= 3
     }
 
     /// Parses cluster 0. `bytes` is the whole cluster, or less if the file ends inside it.

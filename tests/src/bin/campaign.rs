@@ -19,7 +19,7 @@ use qcow2_crashtest::console::shorten::{Minimising, minimise, verdict};
 use qcow2_crashtest::console::{self, Outputs, Status, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::explore;
-use qcow2_crashtest::explore::alphabet::{self, worlds};
+use qcow2_crashtest::explore::alphabet::{self, World, worlds};
 use qcow2_crashtest::explore::certificate::{MergeError, Part};
 use qcow2_crashtest::file;
 use qcow2_crashtest::interrupt;
@@ -186,6 +186,9 @@ struct Explore {
     /// Refcounts of these widths in bits; without it, 16, or 64 where the refcounts of the initial image are full or fragmented.
     #[arg(long, value_delimiter = ',')]
     refcount_bits: Vec<u32>,
+    /// Images of this version of the format, 2 or 3.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=3))]
+    format_version: u32,
     /// Only these initial images: fresh, refcount-block-one-short, refcount-table-one-short, l1-about-to-grow, leaky,
     /// dirty, fragmented, bitmaps, leftovers.
     #[arg(long, value_delimiter = ',')]
@@ -239,7 +242,7 @@ fn device(name: &str) -> Result<Device, UnknownProfile> {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Refcounts {
     Eager,
     Lazy,
@@ -263,6 +266,10 @@ fn main() -> ExitCode {
 fn run_campaign(run: Run) -> Result<Status, CorpusError> {
     let subject = Qcow2Core::without(run.broken.iter().map(String::as_str))
         .map_err(|error| CorpusError::Case(format!("--without: {error}")))?;
+    if run.shape == Some(Shape::Version2) && matches!(run.refcounts, Some(Refcounts::Lazy)) {
+        let why = "images of version 2 have eager refcounts only";
+        return Err(CorpusError::Case(format!("--shape version-2: {why}")));
+    }
     let scope = Scope {
         lazy: run.refcounts.map(|refcounts| matches!(refcounts, Refcounts::Lazy)),
         fault: run.fault,
@@ -313,7 +320,18 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
             return Err(misuse(format!("--refcount-bits: {bits} {why}")));
         }
     }
-    let usual = worlds(&args.clusters, modes, &initials);
+    let old = args.format_version == 2;
+    if old && (args.refcounts == Some(Refcounts::Lazy) || !args.refcount_bits.is_empty()) {
+        let why = "version 2 has eager refcounts of 16 bits only";
+        return Err(misuse(format!("--format-version: {why}")));
+    }
+    let usual = match old {
+        true => worlds(&args.clusters, &[false], &initials)
+            .into_iter()
+            .map(World::in_version_2)
+            .collect(),
+        false => worlds(&args.clusters, modes, &initials),
+    };
     let of_width = |bits: &u32| {
         let order = bits.ilog2();
         usual.iter().map(move |world| world.with_refcount_order(order))

@@ -206,6 +206,15 @@ impl World {
         self
     }
 
+    /// The same world in version 2 of the format, which has eager refcounts of 16 bits only.
+    #[must_use]
+    pub const fn in_version_2(mut self) -> Self {
+        self.geometry.version = 2;
+        self.geometry.refcount_order = 4;
+        self.geometry.lazy_refcounts = false;
+        self
+    }
+
     /// The disk and reference disk to start from.
     ///
     /// # Errors
@@ -266,6 +275,7 @@ impl fmt::Display for World {
         let mode = if self.geometry.lazy_refcounts { "lazy" } else { "eager" };
         write!(f, "{size:>4} B, {mode:<5}, {}", self.initial.name())?;
         match self.geometry.refcount_order {
+            _ if self.geometry.version == 2 => write!(f, ", version 2"),
             order if order == usual_refcount_order(self.initial) => Ok(()),
             order => write!(f, ", refcounts of {} bits", 1u32 << order),
         }

@@ -8,7 +8,7 @@ use qcow2_crashtest::sabotage::Target;
 
 use super::line::By::{Attack, Damage, Probe as Met, Step as Recovery, Test};
 use super::line::lines;
-use super::tests::{CHECK, DAMAGE, INTEROP, LIMITED, MUTANTS, RARE, REAL_FILE};
+use super::tests::{CHECK, DAMAGE, INTEROP, LIMITED, MUTANTS, RARE, REAL_FILE, VERSION_2};
 
 lines! {
     "check::check()" {
@@ -48,6 +48,10 @@ lines! {
             Attack(Target::Rule(Rule::DirtyBeforeRepair)),
             Damage(Robustness::Misdirected),
         ] P4 P8;
+        "of damage, and no dirty bit says so" [
+            Attack(Target::Rule(Rule::CountsBeforeCopied)),
+            Test(VERSION_2, "a_repair_marks_nothing"),
+        ] P4;
     }
     "Repair::Rebuild" {
         "where there is room" [
@@ -61,6 +65,10 @@ lines! {
         "near and far past the end" [
             Test(DAMAGE, "entries_past_the_end_become_zeroes_only_on_request"),
         ];
+        "in version 2, where no entry is marked as zeroes" [
+            Attack(Target::Flush(Barrier::RepairReferences)),
+            Test(VERSION_2, "what_points_past_the_end_becomes_unallocated"),
+        ] P4;
     }
     "Problem::Leak" {
         "told" [Test(CHECK, "a_leak_is_told_where_nothing_is_in_use")];

@@ -6,18 +6,23 @@ use qcow2_crashtest::sabotage::Target;
 use super::line::By::{Attack, Nothing, Test};
 use super::line::lines;
 use super::tests::{
-    BLOCK_DEVICE, CAMPAIGN, CHECK, GUEST_TRACE, IMAGE, INTEROP, LIMITED, RARE, REFUSED,
+    BLOCK_DEVICE, CAMPAIGN, CHECK, GUEST_TRACE, IMAGE, INTEROP, LIMITED, RARE, REFUSED, VERSION_2,
 };
 
 lines! {
     "CreateOptions.version" {
         "3" [Attack(Target::Rule(Rule::HeaderLast)), Test(IMAGE, "reads_back_what_was_written")] P4;
+        "2" [
+            Attack(Target::Rule(Rule::HeaderLast)),
+            Test(INTEROP, "version_2_goes_both_ways"),
+            Test(VERSION_2, "the_header_ends_at_byte_72"),
+        ] P4;
         "any other" [Test(REFUSED, "options_of_a_new_image_are_refused_by_name")];
     }
     "CreateOptions.refcount_bits" {
         "1, 2, 4, 8, 16, 32, 64" [Test(INTEROP, "refcounts_of_every_width_are_understood")];
         "16, under power cuts" [Attack(Target::Rule(Rule::HeaderLast))] P4;
-        "another number" [Test(REFUSED, "options_of_a_new_image_are_refused_by_name")];
+        "another number, and another than 16 in version 2" [Test(REFUSED, "options_of_a_new_image_are_refused_by_name")];
     }
     "CreateOptions.cluster_bits" {
         "9, under power cuts" [Attack(Target::Rule(Rule::HeaderLast))] P4;
@@ -47,6 +52,7 @@ lines! {
     }
     "CreateOptions.lazy_refcounts" {
         "off" [Attack(Target::Rule(Rule::HeaderLast))] P4;
+        "on, for version 2" [Test(REFUSED, "options_of_a_new_image_are_refused_by_name")];
         "on" [
             Test(IMAGE, "an_abandoned_lazy_image_is_repaired_when_opened"),
             Test(GUEST_TRACE, "a_real_guest_survives_power_cuts"),

@@ -19,9 +19,10 @@ lines! {
     "Header.version" {
         "3" [Met(Probe::CleanClose)] P4;
         "2" [
-            Test(MALFORMED, "bad_headers_are_refused_by_name"),
+            Shaped(Shape::Version2),
+            Test(INTEROP, "version_2_goes_both_ways"),
             Test(HEADER, "version_2_is_recognised"),
-        ];
+        ] P1 P4 P6;
         "any other" [Test(MALFORMED, "bad_headers_are_refused_by_name")];
     }
     "Header.backing" {

@@ -11,7 +11,7 @@ use super::line::By::{
 };
 use super::line::lines;
 use super::plans::page;
-use super::tests::{CAMPAIGN, GUEST_TRACE, IMAGE, LIMITED, RARE, REFUSED};
+use super::tests::{CAMPAIGN, GUEST_TRACE, IMAGE, LIMITED, RARE, REFUSED, VERSION_2};
 
 lines! {
     "OpenOptions.writable" {
@@ -30,9 +30,7 @@ lines! {
         "the same as the image" [
             Plans(16, |plan| plan.open.lazy_refcounts == Some(plan.geometry.lazy_refcounts)),
         ] P1 P4 P6;
-        "on, for version 2" [
-            Nothing("version 2 is refused before: tests/suite/malformed.rs::bad_headers_are_refused_by_name"),
-        ];
+        "on, for version 2" [Test(VERSION_2, "lazy_refcounts_are_refused")];
     }
     "OpenOptions.write_through" {
         "off" [Plans(800, |plan| !plan.open.write_through)] P1;

@@ -43,7 +43,7 @@ const OLD: [u8; 80] = [
 
 /// A header for an image of `size` bytes whose tables lie one behind the other.
 fn header(cluster_bits: u32, size: u64) -> Header {
-    let mut header = Header::new(cluster_bits, size).unwrap();
+    let mut header = Header::new(3, cluster_bits, size).unwrap();
     let cluster_size = header.cluster_size();
     header.refcount_table_offset = cluster_size;
     header.refcount_table_clusters = 1;
@@ -202,7 +202,7 @@ fn cluster_bits_limits() {
     let bytes = cluster(&header(16, 1 << 20));
     for bits in [0, 8, 22, 40, u32::MAX] {
         assert!(!accepted(&bytes, &[(CLUSTER_BITS, bits.into())], CLUSTER_BITS));
-        assert!(Header::new(bits, 0).is_err());
+        assert!(Header::new(3, bits, 0).is_err());
     }
     let mut bytes = bytes;
     poke(&mut bytes, CLUSTER_BITS, 40);
@@ -235,9 +235,9 @@ fn size_and_l1_limits() {
         assert_eq!(Header::parse(&cluster(&largest)), Ok(largest.clone()));
         limits_of(&largest, SIZE, &[(most - 1, true), (most, true), (most + 1, false)]);
         limits_of(&largest, L1_SIZE, &[((1 << 22) + 1, false), ((1 << 22) - 1, false)]);
-        assert!(Header::new(bits, most + 1).is_err());
+        assert!(Header::new(3, bits, most + 1).is_err());
     }
-    assert!(Header::new(21, u64::MAX).is_err());
+    assert!(Header::new(3, 21, u64::MAX).is_err());
     let per_l2 = limits::l2_coverage(16, false);
     let one = header(16, per_l2);
     assert_eq!(one.l1_size, 1);
