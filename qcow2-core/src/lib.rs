@@ -27,6 +27,7 @@ mod cache;
 mod check;
 mod claim;
 mod claims;
+mod content;
 mod create;
 mod error;
 mod flush;

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use crate::alloc::Extent;
 use crate::cache::{Kind, Slot};
+use crate::content::Content;
 use crate::error::IoError;
 use crate::format::entry::{L1Entry, L2Entry, Mapping};
 use crate::mutant::mutant;
@@ -123,12 +124,9 @@ impl State {
             return Err(IoError::Lost(format!("guest cluster {cluster} lost its L2 table")).into());
         };
         let old = self.mapping_at(at)?;
+        let reads_zero = Content::of(old)? == Content::Zero;
         let page = self.cache.page_of(at);
         let version = self.cache.set_entry(at, L2Entry::data(link.host, true).0);
-        let reads_zero = matches!(
-            old,
-            Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. }
-        );
         // Space that was never written reads as zeroes, which is what the guest may still see here.
         let fresh = link.extent.is_some_and(|extent| extent.fresh);
         let harmless = reads_zero && mutant!(self.rules, ZeroesTakenForHarmless => true; fresh);
@@ -158,8 +156,13 @@ impl State {
                 return;
             }
         }; ());
-        if let Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. } = old {
-            self.dereference(host / self.cluster_size(), before, discard);
+        match old {
+            Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. } => {
+                self.dereference(host / self.cluster_size(), before, discard);
+            }
+            Mapping::Unallocated | Mapping::ZeroPlain => {}
+            // Its content was asked for before, and refused.
+            Mapping::Compressed { .. } => unreachable!("nothing takes the place of one"),
         }
     }
 }

@@ -86,22 +86,16 @@ fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
 fn check_tables(header: &Header, length: u64) -> Result<(), OpenError> {
     let cluster_size = header.cluster_size();
     let end = length.div_ceil(cluster_size) * cluster_size;
-    let l1_end = header.l1_table_offset.saturating_add(u64::from(header.l1_size) * 8);
-    let refcount_end = header
-        .refcount_table_offset
-        .saturating_add(u64::from(header.refcount_table_clusters) * cluster_size);
-    let tables = [
-        ("l1_table_offset", 40, header.l1_table_offset, l1_end),
-        ("refcount_table_offset", 48, header.refcount_table_offset, refcount_end),
-    ];
-    for (field, offset, value, table_end) in tables {
-        if table_end > end {
+    for (root, bytes) in header.roots() {
+        let Some((field, offset)) = root.field() else { continue };
+        if bytes.end > end {
             return Err(OpenError::Format(FormatError::BadField {
                 field,
                 offset,
-                value,
+                value: bytes.start,
                 rule: format!(
-                    "puts the table's end at {table_end}, past the end of the file, {length}"
+                    "puts the table's end at {}, past the end of the file, {length}",
+                    bytes.end
                 )
                 .into(),
             }));

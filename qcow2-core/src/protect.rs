@@ -18,27 +18,14 @@ use storage::{IoBuf, Storage, UNIT};
 const PIECE: u64 = 32 << 10;
 
 impl State {
-    /// The tables that the header names, with their bytes.
-    fn fixed_tables(&self) -> [(Range<u64>, &'static str); 3] {
-        let size = self.cluster_size();
-        let l1 = self.header.l1_table_offset;
-        let refcounts = self.header.refcount_table_offset;
-        let refcount_bytes = u64::from(self.header.refcount_table_clusters) * size;
-        [
-            (0..size, "the header"),
-            (l1..l1 + u64::from(self.header.l1_size) * 8, "the L1 table"),
-            (refcounts..refcounts + refcount_bytes, "the refcount table"),
-        ]
-    }
-
     /// Refuses an image of whose tables one lies in another: whatever is written to the one changes the other.
     fn check_apart(&self, metadata: &Metadata) -> Result<(), IoError> {
         let size = self.cluster_size();
-        for (range, what) in self.fixed_tables() {
+        for (root, range) in self.header.roots() {
             if let Some((cluster, _)) =
                 metadata.first_in(range.start / size..range.end.div_ceil(size))
             {
-                return Err(IoError::InUse { cluster, what });
+                return Err(IoError::InUse { cluster, what: root.name() });
             }
         }
         match metadata.of_two_kinds() {
@@ -50,10 +37,10 @@ impl State {
     /// Refuses clusters that hold metadata, whatever their refcounts or an L2 entry say.
     pub(crate) fn check_unused(&self, clusters: Range<u64>) -> Result<(), IoError> {
         let size = self.cluster_size();
-        for (range, what) in self.fixed_tables() {
+        for (root, range) in self.header.roots() {
             let cluster = clusters.start.max(range.start / size);
             if cluster < clusters.end.min(range.end.div_ceil(size)) {
-                return Err(IoError::InUse { cluster, what });
+                return Err(IoError::InUse { cluster, what: root.name() });
             }
         }
         let metadata = self.metadata.as_ref().expect("it is learnt before the first change");
@@ -106,8 +93,7 @@ impl<S: Storage> Image<S> {
         let header = self.now(|state| state.header.clone());
         let bits = header.cluster_bits;
         let (mut found, mut doubtful) = (Vec::new(), BTreeSet::new());
-        let l1 = header.l1_table_offset..header.l1_table_offset + u64::from(header.l1_size) * 8;
-        self.each_entry(l1, |at, entry| match L1Entry(entry).decode(bits, at) {
+        self.each_entry(header.l1_table(), |at, entry| match L1Entry(entry).decode(bits, at) {
             Ok(Some(table)) => found.push(packed(table.host >> bits, Table::L2)),
             Ok(None) => {}
             Err(_) => {
@@ -115,9 +101,7 @@ impl<S: Storage> Image<S> {
             }
         })
         .await?;
-        let table = header.refcount_table_offset;
-        let bytes = u64::from(header.refcount_table_clusters) << bits;
-        self.each_entry(table..table + bytes, |at, entry| {
+        self.each_entry(header.refcount_table(), |at, entry| {
             if let Ok(Some(host)) = RefcountTableEntry(entry).decode(bits, at) {
                 found.push(packed(host >> bits, Table::RefcountBlock));
             }

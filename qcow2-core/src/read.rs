@@ -2,8 +2,8 @@
 
 use smallvec::SmallVec;
 
+use crate::content::Content;
 use crate::error::IoError;
-use crate::format::entry::Mapping;
 use crate::image::Image;
 use crate::map::Entries;
 use crate::state::{State, Stop};
@@ -97,15 +97,9 @@ impl State {
                 Ok(Entries::At { slot, at: place, count }) => {
                     let places = (place..).step_by(8);
                     for (entry, place) in self.cache.entries(slot, place, count).zip(places) {
-                        let source = match self.decode(entry, place)? {
-                            Mapping::Data { host, .. } => Source::Host(host),
-                            Mapping::Unallocated
-                            | Mapping::ZeroPlain
-                            | Mapping::ZeroAllocated { .. } => Source::Zeroes,
-                            Mapping::Compressed { .. } => {
-                                let what = "a compressed cluster".into();
-                                return Err(IoError::Unsupported(what).into());
-                            }
+                        let source = match Content::of(self.decode(entry, place)?)? {
+                            Content::Zero => Source::Zeroes,
+                            Content::Host(host) => Source::Host(host),
                         };
                         add(&mut at, 1, source);
                     }

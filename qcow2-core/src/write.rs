@@ -17,6 +17,7 @@ use crate::alloc::Extent;
 use crate::cache::Kind;
 use crate::claim::Claim;
 use crate::claims::Resource;
+use crate::content::Content;
 use crate::error::IoError;
 use crate::format::entry::{L1Entry, Mapping};
 use crate::image::Image;
@@ -72,8 +73,8 @@ enum Target {
     InPlace(u64),
     /// It has one of its own whose content nobody reads.
     Revive(u64),
-    /// It needs a new one; what a partial write leaves comes from here, or is zero.
-    New { source: Option<u64> },
+    /// It needs a new one; a partial write leaves this of it.
+    New { rest: Content },
 }
 
 /// The first of a range of guest clusters, and how they get host clusters.
@@ -110,23 +111,21 @@ impl State {
             Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. }
                 if host >= self.length =>
             {
-                Target::New { source: None }
+                Target::New { rest: Content::Zero }
             }
             Mapping::Data { host, copied: true } => {
                 self.check_data(host)?;
                 Target::InPlace(host)
             }
-            Mapping::Data { host, copied: false } => Target::New { source: Some(host) },
             Mapping::ZeroAllocated { host, copied: true } => {
                 self.check_data(host)?;
                 Target::Revive(host)
             }
-            Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => {
-                Target::New { source: None }
-            }
-            Mapping::Compressed { .. } => {
-                return Err(IoError::Unsupported("a compressed cluster".into()));
-            }
+            Mapping::Data { copied: false, .. }
+            | Mapping::ZeroAllocated { copied: false, .. }
+            | Mapping::Unallocated
+            | Mapping::ZeroPlain
+            | Mapping::Compressed { .. } => Target::New { rest: Content::of(mapping)? },
         })
     }
 
@@ -326,7 +325,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                     }
                     Target::Revive(host) => {
                         mutant!(image.options.rules, ReviveNotPadded => (); {
-                            self.pad(cluster, host, None, offset, end, size).await?;
+                            self.pad(cluster, host, Content::Zero, offset, end, size).await?;
                         });
                         self.links.push(NewLink { guest_cluster: cluster, host, run: None });
                         self.add_extent(cluster, host, offset, end, size);
@@ -334,18 +333,16 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                         rest = others;
                     }
                     Target::New { .. } => {
-                        let source = |target: &Target| match target {
-                            Target::New { source } => Some(*source),
+                        let new = |target: &Target| match target {
+                            Target::New { rest } => Some(*rest),
                             _ => None,
                         };
-                        let wanted = rest.iter().map_while(source).count() as u64;
+                        let wanted = rest.iter().map_while(new).count() as u64;
                         let run = image.allocate(&mut self.claim, wanted).await?;
-                        for (host, source) in
-                            run.clusters.clone().zip(rest.iter().map_while(source))
-                        {
+                        for (host, left) in run.clusters.clone().zip(rest.iter().map_while(new)) {
                             let host = host * size;
-                            if !run.fresh || source.is_some() {
-                                self.pad(cluster, host, source, offset, end, size).await?;
+                            if !run.fresh || left != Content::Zero {
+                                self.pad(cluster, host, left, offset, end, size).await?;
                             }
                             let run = Some(self.runs.len());
                             self.links.push(NewLink { guest_cluster: cluster, host, run });
@@ -446,12 +443,12 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         }
     }
 
-    /// Fills what the request leaves of a cluster: from `source`, or with zeroes.
+    /// Fills what the request leaves of a cluster with `content`, which is that of the whole cluster.
     async fn pad(
         &mut self,
         cluster: u64,
         host: u64,
-        source: Option<u64>,
+        content: Content,
         offset: u64,
         end: u64,
         size: u64,
@@ -461,9 +458,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let tail = end.saturating_sub(start).min(size)..size;
         for range in [head, tail].into_iter().filter(|range| !range.is_empty()) {
             let to = host + range.start;
-            let result = match source {
-                None => self.claim.write_zeroes(to..host + range.end).await,
-                Some(source) => self.copy(source + range.start, to, range.end - range.start).await,
+            let result = match content.after(range.start) {
+                Content::Zero => self.claim.write_zeroes(to..host + range.end).await,
+                Content::Host(from) => self.copy(from, to, range.end - range.start).await,
             };
             let action = "filling the rest of a cluster";
             result.map_err(|source| IoError::Storage { action, offset: to, source })?;

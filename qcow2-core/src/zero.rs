@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::claims::Resource;
+use crate::content::Content;
 use crate::error::IoError;
 use crate::format::entry::{L2Entry, Mapping};
 use crate::image::Image;
@@ -33,9 +34,12 @@ impl State {
             (Mapping::Data { host, copied: true }, Zeroing::Keep) if mutant!(self.rules, ZeroMarkInVersion2 => true; self.header.has_zero_entries()) => {
                 Some(L2Entry::zero_allocated(host, true))
             }
-            (Mapping::Data { .. } | Mapping::ZeroAllocated { .. }, _) => Some(L2Entry(0)),
-            (Mapping::Compressed { .. }, _) => {
-                return Err(IoError::Unsupported("a compressed cluster".into()));
+            (
+                Mapping::Data { .. } | Mapping::ZeroAllocated { .. } | Mapping::Compressed { .. },
+                _,
+            ) => {
+                Content::of(mapping)?;
+                Some(L2Entry(0))
             }
         })
     }
@@ -79,10 +83,7 @@ impl State {
 
     /// Whether any part of a guest cluster may read as something else than zeroes.
     pub(crate) fn has_data(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
-        Ok(matches!(
-            self.mapping(guest_cluster)?,
-            Mapping::Data { .. } | Mapping::Compressed { .. }
-        ))
+        Ok(Content::of(self.mapping(guest_cluster)?)? != Content::Zero)
     }
 }
 

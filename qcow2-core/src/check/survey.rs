@@ -86,14 +86,14 @@ impl Survey {
                 ..CheckReport::default()
             },
         };
-        let l1_end = header.l1_table_offset + u64::from(header.l1_size) * 8;
+        let Range { start: l1_start, end: l1_end } = header.l1_table();
         if l1_end > end {
             let host = header.l1_table_offset;
             survey.report.add_hopeless(Problem::BeyondEnd { at: 40, host, length });
         }
         survey.references.add(0, 1);
         let l1_end = mutant!(disk.rules, L1TailUncounted => l1_end / size; l1_end.div_ceil(size));
-        let l1 = header.l1_table_offset / size..l1_end;
+        let l1 = l1_start / size..l1_end;
         for cluster in l1.clone() {
             survey.references.add(cluster, 1);
         }
@@ -158,18 +158,17 @@ impl Survey {
         metadata: &mut Metadata,
     ) -> Result<(), CheckError> {
         let size = header.cluster_size();
-        let offset = header.refcount_table_offset;
-        let len = u64::from(header.refcount_table_clusters) * size;
-        for cluster in offset / size..(offset + len) / size {
+        let Range { start: offset, end } = header.refcount_table();
+        for cluster in offset / size..end / size {
             self.references.add(cluster, 1);
             self.structure.push(cluster);
             metadata.insert(cluster);
         }
-        if offset + len > length.div_ceil(size) * size {
+        if end > length.div_ceil(size) * size {
             self.report.add(Problem::BeyondEnd { at: 48, host: offset, length });
             self.sound = false;
         }
-        let table = disk.read(offset, len).await?;
+        let table = disk.read(offset, end - offset).await?;
         for (index, entry) in entries(&table) {
             let at = offset + index * 8;
             match RefcountTableEntry(entry).decode(header.cluster_bits, at) {
@@ -327,9 +326,7 @@ impl Survey {
         }
         let at = length - length % 8;
         let size = header.cluster_size();
-        let l1 = header.l1_table_offset..header.l1_table_offset + u64::from(header.l1_size) * 8;
-        let table = header.refcount_table_offset;
-        let table = table..table + u64::from(header.refcount_table_clusters) * size;
+        let (l1, table) = (header.l1_table(), header.refcount_table());
         let is_l2 = self.tables.contains(&(at - at % size));
         if !is_l2 && !l1.contains(&at) && !table.contains(&at) {
             return Ok(());
