@@ -314,10 +314,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let growing = shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction);
     let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing;
     let sparse = shaped(&mut rng, Shape::Sparse, 40) || eviction || growing;
-    let version = match shaped(&mut rng, Shape::Version2, 8) && scope.lazy != Some(true) {
-        true => 2,
-        false => 3,
-    };
+    let three = scope.lazy == Some(true) || scope.shape == Some(Shape::Widths);
+    let version = if shaped(&mut rng, Shape::Version2, 8) && !three { 2 } else { 3 };
     let initial = match rng.below(24) {
         0..=4 => Initial::Fresh,
         5..=8 => Initial::Leaky,
