@@ -54,6 +54,7 @@ mod rule;
 mod state;
 mod tables;
 mod taken;
+mod widen;
 mod work;
 mod write;
 mod write_header;

@@ -204,7 +204,7 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         let length = self.image.length;
         let size = header.cluster_size();
         let references = &self.survey.references;
-        let l1_len = (u64::from(header.l1_size) * 8).next_multiple_of(UNIT as u64);
+        let l1_len = u64::from(header.l1_size) * 8;
         let l1_offset = header.l1_table_offset;
         let old = self.disk.read(l1_offset, l1_len).await?;
         let mut new = old.to_vec();

@@ -1,5 +1,6 @@
 //! The files that have the tests which lines name.
 
+pub(super) const ALIGNED: &str = "qcow2-core/tests/aligned.rs";
 pub(super) const BLOCKING: &str = "tests/fuzz/blocking.rs";
 pub(super) const BLOCK_DEVICE: &str = "tests/suite/block_device.rs";
 pub(super) const CACHE: &str = "qcow2-core/src/cache.rs";
