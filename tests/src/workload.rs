@@ -341,7 +341,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
             _,
         ) => 9,
         _ if eviction || growing => 9,
-        _ if wide => 12 + rng.below(2),
+        _ if wide => 12 + rng.below(3),
         (_, 0..=5) if sparse => 9,
         (_, 0..=1) if !scope.tiny => 9,
         (_, 0..=7) => 10,

@@ -6,7 +6,7 @@ use qcow2_crashtest::workload::Shape;
 use super::line::By::{Nothing, Plans, Probe as Met, Shape as Shaped, Test};
 use super::line::lines;
 use super::plans::page;
-use super::tests::{ALIGNED, IMAGE, LIMITED, REAL_FILE, REFUSED};
+use super::tests::{ALIGNED, DIRECT_IO, IMAGE, LIMITED, REAL_FILE, REFUSED};
 
 lines! {
     "Limits::fault()" {
@@ -39,6 +39,7 @@ lines! {
             Shaped(Shape::Sectors),
             Plans(20, |plan| plan.device.sector == 4096 && plan.geometry.cluster_size() == 4096),
             Test(ALIGNED, "everything_works_in_whole_units"),
+            Test(DIRECT_IO, "a_disk_of_long_sectors_is_written_directly"),
         ] P0 P1 P2 P4 P8;
         "more than a cluster, no power of two" [
             Test(ALIGNED, "what_does_not_fit_is_refused_by_name"),
