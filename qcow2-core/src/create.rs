@@ -5,7 +5,7 @@
 //!           | header | refcount table   | refcount blocks     | L1 table (zeroes) |
 //! ```
 //!
-//! The header's first sector is written last, when everything else is durable: until then the file is no image. An old image
+//! The header's first 512 bytes are written last, when everything else is durable: until then the file is no image. An old image
 //! stays whole until it is known that the new one is not too long.
 
 use crate::barrier::Barrier;
@@ -35,7 +35,7 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
     if let Some(why) = limits.fault().or_else(|| check_alignment(&limits, header.cluster_bits)) {
         return Err(CreateError::Option(why));
     }
-    let unit = limits.unit();
+    let sector = limits.sector();
     let out = Output { storage, limits };
     let old = out.step("asking for its length", storage.len().await)?;
     if old > 0 {
@@ -58,7 +58,7 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
     let per_block = header.refcounts_per_block();
     let blocks = header.l1_table_offset / size - first_block;
     let index = |at: u64| usize::try_from(at).expect("a cluster fits in memory");
-    let mut table = vec![0; index(blocks * 8).next_multiple_of(unit)];
+    let mut table = vec![0; index(blocks * 8).next_multiple_of(sector)];
     for block in 0..blocks {
         let entry = RefcountTableEntry::new((first_block + block) * size).0;
         table[index(block * 8)..index(block * 8) + 8].copy_from_slice(&entry.to_be_bytes());
@@ -73,12 +73,12 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
 
     let mut bytes = header.encode()?;
     let is_long = bytes.len() > UNIT;
-    bytes.resize(bytes.len().next_multiple_of(unit), 0);
-    let first = bytes[..unit].to_vec();
+    bytes.resize(bytes.len().next_multiple_of(sector), 0);
+    let first = bytes[..sector].to_vec();
     if is_long {
-        // What a longer unit holds besides comes with it, so that the last write changes no more than 512 bytes.
+        // What a longer sector holds behind its first 512 bytes comes before those too.
         bytes[..UNIT].fill(0);
-        let from = UNIT / unit * unit;
+        let from = UNIT / sector * sector;
         out.write(from as u64, &bytes[from..]).await?;
     }
     if options.rules.hold(Rule::HeaderLast) {
@@ -158,11 +158,11 @@ impl<S: Storage> Output<'_, S> {
         self.step("flushing", self.storage.flush().await)
     }
 
-    /// Makes what was there no image. In a longer unit of the storage the rest stays, so that no power cut leaves the header without it.
+    /// Makes what was there no image. What a longer sector holds behind the header stays: no power cut leaves the one without the other.
     async fn erase_header(&self) -> Result<(), CreateError> {
-        let unit = self.limits.unit();
-        let mut bytes = IoBuf::zeroed(unit, self.limits.alignment);
-        if unit > UNIT {
+        let sector = self.limits.sector();
+        let mut bytes = IoBuf::zeroed(sector, self.limits.alignment);
+        if sector > UNIT {
             let result;
             (bytes, result) = self.storage.read(0, bytes).await;
             self.step("reading what is there", result)?;

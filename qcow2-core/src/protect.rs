@@ -147,7 +147,7 @@ impl<S: Storage> Image<S> {
             let piece = (table.end - at).min(most);
             let len = usize::try_from(piece).expect("a piece fits in memory");
             let buf =
-                IoBuf::zeroed(len.next_multiple_of(self.limits.unit()), self.limits.alignment);
+                IoBuf::zeroed(len.next_multiple_of(self.limits.sector()), self.limits.alignment);
             let (buf, result) = self.storage.read(at, buf).await;
             let action = "reading metadata";
             result.map_err(|source| IoError::Storage { action, offset: at, source })?;

@@ -119,8 +119,8 @@ impl State {
 }
 
 impl<S: Storage> Image<S> {
-    /// Resolves a guest range; `offset` and `len` are multiples of 512 bytes. Whoever reads the extents on a storage of longer units
-    /// reads whole units: an extent shares none with another cluster.
+    /// Resolves a guest range; `offset` and `len` are multiples of 512 bytes. Whoever reads the extents on a storage of longer sectors
+    /// reads whole ones: an extent shares none with another cluster.
     ///
     /// # Errors
     /// [`IoError::OutOfRange`], [`IoError::Unaligned`], or what reading or decoding the tables met.

@@ -66,7 +66,7 @@ impl InFlight {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) header: Header,
-    /// The header's first unit of the storage as last written, with whatever this crate does not know.
+    /// The header's first sector of the storage as last written, with whatever this crate does not know.
     pub(crate) sector: Box<[u8]>,
     /// Whether `sector` is what the storage holds: not after a header write that was dropped or failed.
     pub(crate) header_known: bool,
@@ -130,7 +130,7 @@ impl State {
         let HeaderRead { header, sector, length } = read;
         let cluster_size = 1u64 << header.cluster_bits;
         let one_transfer = 1 << limits.max_transfer.ilog2();
-        let least = limits.unit() as u64;
+        let least = limits.sector() as u64;
         let page_size = options.page_size.max(least).min(cluster_size).min(one_transfer);
         let cache_pages = options.cache_pages.unwrap_or_else(|| default_pages(&header, page_size));
         let clusters = length.div_ceil(cluster_size);

@@ -1,13 +1,13 @@
-//! Guest data on a storage whose units are longer than 512 bytes: what is not made of whole units goes there in whole ones.
+//! Guest data on a storage whose sectors are longer than 512 bytes: what is not made of whole sectors goes there in whole ones.
 //!
 //! ```text
-//!   units of the storage   |           |           |           |
-//!   request                      |#################|
-//!   read, or written       |.....|#################|
+//!   sectors of the storage   |           |           |           |
+//!   request                        |#################|
+//!   read, or written         |.....|#################|
 //! ```
 //!
 //! **Invariant.** What is written beside a request is what was read there under the same claim. A claim is on whole clusters, and those
-//! are whole units, so nobody else writes there meanwhile; and on a storage that tears between 512 bytes, what does not change
+//! are whole sectors, so nobody else writes there meanwhile; and on a storage that tears between 512 bytes, what does not change
 //! cannot be torn.
 
 use std::ops::Range;
@@ -19,7 +19,7 @@ use crate::read::{ReadExtent, Source};
 use crate::write::WriteExtent;
 use storage::{Durability, IoBuf, Storage};
 
-/// A part of an extent, and the units around it in one transfer.
+/// A part of an extent, and the sectors around it in one transfer.
 struct Piece {
     part: Range<u64>,
     whole: Range<u64>,
@@ -47,20 +47,20 @@ fn index(bytes: u64) -> usize {
 impl<S: Storage> Image<S> {
     /// Whether the storage takes `buf` as it is, for or from an extent that begins `offset` bytes after some cluster does.
     pub(crate) fn takes(&self, offset: u64, buf: &IoBuf) -> bool {
-        let unit = self.limits.unit();
-        offset.is_multiple_of(unit as u64)
-            && buf.len().is_multiple_of(unit)
+        let sector = self.limits.sector();
+        offset.is_multiple_of(sector as u64)
+            && buf.len().is_multiple_of(sector)
             && buf.is_aligned(self.limits.alignment)
     }
 
     /// The pieces of a range of the file, in order.
     fn pieces(&self, range: Range<u64>) -> impl Iterator<Item = Piece> + use<S> {
-        let (unit, most) = (self.limits.unit() as u64, self.limits.max_transfer as u64);
+        let (sector, most) = (self.limits.sector() as u64, self.limits.max_transfer as u64);
         let mut rest = range;
         std::iter::from_fn(move || {
             (!rest.is_empty()).then(|| {
-                let from = rest.start - rest.start % unit;
-                let to = rest.end.next_multiple_of(unit).min(from + most);
+                let from = rest.start - rest.start % sector;
+                let to = rest.end.next_multiple_of(sector).min(from + most);
                 let part = rest.start..to.min(rest.end);
                 rest.start = part.end;
                 Piece { part, whole: from..to }
@@ -127,14 +127,14 @@ impl<S: Storage> Image<S> {
         data: &[u8],
         how: Durability,
     ) -> Result<(), IoError> {
-        let (unit, alignment) = (self.limits.unit() as u64, self.limits.alignment);
+        let (sector, alignment) = (self.limits.sector() as u64, self.limits.alignment);
         let Piece { part, whole } = piece;
         let mut buf = IoBuf::zeroed(piece.whole_len(), alignment);
-        let (first, last) = (whole.start, whole.end - unit);
+        let (first, last) = (whole.start, whole.end - sector);
         let is_first = part.start > whole.start;
         let is_last = part.end < whole.end && !(is_first && last == first);
         for (offset, _) in [(first, is_first), (last, is_last)].into_iter().filter(|(_, is)| *is) {
-            let edge = IoBuf::zeroed(index(unit), alignment);
+            let edge = IoBuf::zeroed(index(sector), alignment);
             let (edge, read) = self.storage.read(offset, edge).await;
             let action = "reading what is beside the data";
             read.map_err(|source| IoError::Storage { action, offset, source })?;

@@ -230,8 +230,8 @@ impl<S: Storage> Image<S> {
     }
 
     /// Claims a guest range and finds or takes host clusters for it; `offset` and `len` are multiples of 512 bytes. Whoever writes the
-    /// extents on a storage of longer units writes whole units, with what they hold beside the extent: the clusters that the range
-    /// touches are claimed, and share no unit with another.
+    /// extents on a storage of longer sectors writes whole ones, with what they hold beside the extent: the clusters that the range
+    /// touches are claimed, and share no sector with another.
     ///
     /// # Errors
     /// As [`Image::write`].
@@ -459,10 +459,10 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         size: u64,
     ) -> Result<(), IoError> {
         let start = cluster * size;
-        // In whole units of the storage; what the request has of them is written over this.
-        let unit = self.image.limits.unit() as u64;
-        let head = 0..offset.saturating_sub(start).min(size).next_multiple_of(unit);
-        let tail = end.saturating_sub(start).min(size) / unit * unit..size;
+        // In whole sectors of the storage; what the request has of them is written over this.
+        let sector = self.image.limits.sector() as u64;
+        let head = 0..offset.saturating_sub(start).min(size).next_multiple_of(sector);
+        let tail = end.saturating_sub(start).min(size) / sector * sector..size;
         for range in [head, tail].into_iter().filter(|range| !range.is_empty()) {
             let to = host + range.start;
             let result = match source {

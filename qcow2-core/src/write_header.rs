@@ -1,5 +1,5 @@
-//! The header of an open image, changed by one write of the smallest unit that the storage takes. All that changes is in its first 512
-//! bytes, so the write is whole on a storage that tears between those.
+//! The header of an open image, changed by one write of its first sector. All that changes is in the first 512 bytes of that,
+//! so the write is whole on a storage that tears between those.
 //!
 //! **Invariant.** After a write that failed or was dropped the storage may hold either header: nothing that only one of them reaches is
 //! written before one of them is durable.

@@ -1,5 +1,5 @@
-//! Storages whose units are longer than 512 bytes: a disk of 4,096-byte sectors, or a file that is opened for direct I/O. Every access is
-//! in whole units, and nothing changes beside what was asked for.
+//! Storages whose sectors are longer than 512 bytes: a disk of 4,096-byte ones, or a file that is opened for direct I/O. Every access
+//! is in whole sectors, and nothing changes beside what was asked for.
 
 use std::io;
 use std::ops::Range;
@@ -13,8 +13,8 @@ use qcow2_core::{CreateError, CreateOptions, OpenError, OpenOptions, Repair, Zer
 const SECTOR: usize = 4096;
 const MAGIC: &[u8] = b"QFI\xfb";
 
-/// A storage in memory that takes nothing but whole units, in buffers that lie at one. A header that is there changes in its first 512
-/// bytes only: a storage that tears between those tears no header.
+/// A storage in memory that takes nothing but whole sectors, in buffers whose address is a multiple of one. A header that is there
+/// changes in its first 512 bytes only: a storage that tears between those tears no header.
 #[derive(Clone, Debug)]
 struct Aligned {
     bytes: MemoryStorage,
@@ -112,31 +112,31 @@ fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
 
 #[track_caller]
 fn assert_sound(storage: &Aligned) {
-    let report = check(storage, Repair::None).unwrap();
+    let report = check(storage, Repair::None).expect("an image");
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
 }
 
 /// Changes an image at random, and `expected` alike.
-fn change(image: &Image<Aligned>, expected: &mut Vec<u8>, next: &mut impl FnMut(u64) -> u64) {
+fn change(image: &Image<Aligned>, expected: &mut [u8], next: &mut impl FnMut(u64) -> u64) {
     for _ in 0..60 {
         let size = expected.len() as u64;
-        let unit = [1, 512, 512, SECTOR as u64][next(4) as usize];
-        let offset = next(size / unit) * unit;
+        let step = [1, 512, 512, SECTOR as u64][next(4) as usize];
+        let offset = next(size / step) * step;
         let most = (size - offset).min([3 * SECTOR as u64, 200_000][next(2) as usize]);
-        let len = (next(most / unit + 1) * unit).max(unit.min(most));
+        let len = (next(most / step + 1) * step).max(step.min(most));
         let range = offset as usize..(offset + len) as usize;
         match next(8) {
             0 => {
-                image.write_zeroes(offset, len, Zeroing::Keep).unwrap();
+                image.write_zeroes(offset, len, Zeroing::Keep).expect("nothing fails");
                 expected[range].fill(0);
             }
             1 => {
-                image.write_zeroes(offset, len, Zeroing::Free).unwrap();
+                image.write_zeroes(offset, len, Zeroing::Free).expect("nothing fails");
                 expected[range].fill(0);
             }
             2 => {
                 let cluster = image.info().cluster_size;
-                image.discard(offset, len).unwrap();
+                image.discard(offset, len).expect("nothing fails");
                 let end = offset + len;
                 let last = if end == size { end } else { end - end % cluster };
                 let first = offset.next_multiple_of(cluster);
@@ -144,25 +144,25 @@ fn change(image: &Image<Aligned>, expected: &mut Vec<u8>, next: &mut impl FnMut(
                     expected[first as usize..last as usize].fill(0);
                 }
             }
-            3 => image.flush().unwrap(),
+            3 => image.flush().expect("nothing fails"),
             4 => {
                 let mut back = vec![0xee; range.len()];
-                image.read(offset, &mut back).unwrap();
+                image.read(offset, &mut back).expect("nothing fails");
                 assert!(back == expected[range.clone()], "{range:?}");
             }
             _ => {
                 let byte = next(255) as u8 + 1;
-                image.write(offset, &vec![byte; range.len()]).unwrap();
+                image.write(offset, &vec![byte; range.len()]).expect("nothing fails");
                 expected[range].fill(byte);
             }
         }
     }
 }
 
-/// Goal: everything works in whole units: create, open, requests wherever they begin and end, growth, check, and repair of what was not
-/// closed. Method: random requests on a disk whose size is no whole number of units, on storages of several kinds.
+/// Goal: everything works in whole sectors: create, open, requests wherever they begin and end, growth, check, and repair of what was not
+/// closed. Method: random requests on a disk whose size is no whole number of sectors, on storages of several kinds.
 #[test]
-fn everything_works_in_whole_units() {
+fn everything_works_in_whole_sectors() {
     for (number, (cluster_bits, lazy_refcounts, max_transfer, fixed)) in [
         (12, false, 1 << 30, false),
         (12, true, SECTOR, false),
@@ -208,9 +208,9 @@ fn everything_works_in_whole_units() {
     }
 }
 
-/// Goal: a repair that corrects counts and entries in place goes in whole units too. Method: counts and COPIED bits that are wrong.
+/// Goal: a repair that corrects counts and entries in place goes in whole sectors too. Method: counts and COPIED bits that are wrong.
 #[test]
-fn a_repair_in_place_goes_in_whole_units() {
+fn a_repair_in_place_goes_in_whole_sectors() {
     let storage = Aligned::new(Vec::new());
     create(&storage, &CreateOptions::new(8 << 20).cluster_bits(14)).unwrap();
     let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
@@ -228,7 +228,7 @@ fn a_repair_in_place_goes_in_whole_units() {
     assert_sound(&storage);
 }
 
-/// Goal: a request may bring a buffer that lies anywhere. Method: each multiple of 512 in a unit.
+/// Goal: a request may bring a buffer that lies anywhere. Method: each multiple of 512 in a sector.
 #[test]
 fn buffers_may_lie_anywhere() {
     let storage = Aligned::new(Vec::new());
@@ -250,7 +250,7 @@ fn buffers_may_lie_anywhere() {
     }
 }
 
-/// Goal: of two requests to one unit none loses the other's bytes. Method: threads, each with 512 bytes of every unit.
+/// Goal: of two requests to one sector none loses the other's bytes. Method: threads, each with 512 bytes of every sector.
 #[test]
 fn neighbours_in_a_unit_do_not_meet() {
     let storage = Aligned::new(Vec::new());
@@ -272,8 +272,8 @@ fn neighbours_in_a_unit_do_not_meet() {
     });
 }
 
-/// Goal: a file whose length is no whole number of units is an image like any other: what its last unit misses reads as zeroes, and is
-/// there once that unit is written. Method: the end of the L1 table and of the last data cluster are missing.
+/// Goal: a file whose length is no whole number of sectors is an image like any other: what its last sector misses reads as zeroes, and is
+/// there once that sector is written. Method: the end of the L1 table and of the last data cluster are missing.
 #[test]
 fn a_file_may_end_inside_a_unit() {
     let whole = Aligned::new(Vec::new());

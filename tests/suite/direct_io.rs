@@ -153,6 +153,6 @@ fn a_disk_of_long_sectors_is_written_directly() {
     let device = Device::new(&[0xff; LENGTH as usize], "4096");
     let storage = DirectFile::open(&device.path, Some(LENGTH)).unwrap();
     let short = storage.file.read_at(&mut IoBuf::zeroed(512, 4096), 512);
-    assert_eq!(short.unwrap_err().kind(), io::ErrorKind::InvalidInput, "the device takes units");
+    assert_eq!(short.unwrap_err().kind(), io::ErrorKind::InvalidInput, "the device takes sectors");
     works(&storage);
 }

@@ -48,8 +48,8 @@ pub enum Durability {
 /// What a storage can do and what it asks of its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Offsets, lengths and buffer addresses must be multiples of this many bytes (a power of two). It says nothing about what tears:
-    /// the atom of a write is [`UNIT`], or more.
+    /// Offsets, lengths and buffer addresses must be multiples of this many bytes (a power of two). It says nothing about what
+    /// tears: the atom of a write is [`UNIT`], or more.
     pub alignment: usize,
     /// Longest single transfer in bytes: a multiple of 512 and of the alignment, and not 0.
     pub max_transfer: usize,
@@ -66,16 +66,16 @@ impl Limits {
         let Self { alignment, max_transfer, .. } = *self;
         if alignment > UNIT && (alignment > MOST_ALIGNMENT || !alignment.is_power_of_two()) {
             Some(format!("a storage with alignment {alignment}"))
-        } else if max_transfer == 0 || !max_transfer.is_multiple_of(self.unit()) {
+        } else if max_transfer == 0 || !max_transfer.is_multiple_of(self.sector()) {
             Some(format!("a storage that transfers {max_transfer} bytes at once"))
         } else {
             None
         }
     }
 
-    /// What every transfer of an image is a multiple of: 512 bytes, or the alignment if that is more.
+    /// Bytes of a sector, of which every transfer has whole ones: 512, or the alignment if that is more.
     #[inline]
-    pub const fn unit(&self) -> usize {
+    pub const fn sector(&self) -> usize {
         if self.alignment > UNIT { self.alignment } else { UNIT }
     }
 }

@@ -16,9 +16,9 @@ lines! {
     "storage::is_no_space()" {
         "it is, or another error" [Test(LIMITED, "a_full_storage_is_asked_once")];
     }
-    "Limits::unit()" {
-        "a unit of 512 bytes" [Met(Probe::CleanClose)] P8;
-        "a sector" [Shaped(Shape::Sectors)] P8;
+    "Limits::sector()" {
+        "512 bytes" [Met(Probe::CleanClose)] P8;
+        "4,096 bytes" [Shaped(Shape::Sectors)] P8;
     }
     "storage::MOST_ALIGNMENT" {
         "more than that" [
@@ -38,7 +38,7 @@ lines! {
         "a sector of 4,096 bytes" [
             Shaped(Shape::Sectors),
             Plans(20, |plan| plan.device.sector == 4096 && plan.geometry.cluster_size() == 4096),
-            Test(ALIGNED, "everything_works_in_whole_units"),
+            Test(ALIGNED, "everything_works_in_whole_sectors"),
             Test(DIRECT_IO, "a_disk_of_long_sectors_is_written_directly"),
         ] P0 P1 P2 P4 P8;
         "more than a cluster, no power of two" [
