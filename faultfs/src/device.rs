@@ -38,6 +38,9 @@ pub enum Breach {
     /// Offset or length are not multiples of the alignment. The I/O was refused.
     #[error("not aligned: {0:?}")]
     Misaligned(Io),
+    /// The buffer does not lie at a multiple of an alignment above 512. The I/O was refused.
+    #[error("its buffer is not aligned: {0:?}")]
+    Unplaced(Io),
     /// More than the longest transfer. The I/O was refused.
     #[error("longer than the longest transfer: {0:?}")]
     TooLong(Io),
@@ -97,12 +100,13 @@ impl Device {
         self.by_kind[kind as usize]
     }
 
-    /// Numbers and traces an I/O, and refuses what no storage would do.
+    /// Numbers and traces an I/O, and refuses what no storage would do. `buf` is what it transfers from or to.
     pub(crate) fn describe(
         &mut self,
         kind: IoKind,
         range: Range<u64>,
         data: &[u8],
+        buf: &[u8],
         task: Option<u32>,
     ) -> io::Result<Io> {
         let len = range.end.saturating_sub(range.start);
@@ -118,6 +122,11 @@ impl Device {
         let align = limits.alignment as u64;
         let breach = if !io.offset.is_multiple_of(align) || !len.is_multiple_of(align) {
             Breach::Misaligned(io)
+        } else if limits.alignment > UNIT
+            && !buf.is_empty()
+            && !buf.as_ptr().addr().is_multiple_of(limits.alignment)
+        {
+            Breach::Unplaced(io)
         } else if len > limits.max_transfer as u64
             && matches!(kind, IoKind::Read | IoKind::Write | IoKind::WriteThrough)
         {

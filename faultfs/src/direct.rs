@@ -161,7 +161,7 @@ impl<C: Chooser + Send + 'static> Direct<C> {
             return None;
         }
         self.idle.store(0, Ordering::Relaxed);
-        let io = match device.describe(kind, range, data, None) {
+        let io = match device.describe(kind, range, data, data, None) {
             Ok(io) => io,
             Err(refused) => return Some(Err(refused)),
         };
@@ -185,7 +185,7 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         }
         self.idle.store(0, Ordering::Relaxed);
         let range = span(offset, buf);
-        let io = match device.describe(IoKind::Read, range, &[], None) {
+        let io = match device.describe(IoKind::Read, range, &[], buf, None) {
             Ok(io) => io,
             Err(refused) => return Some(Err(refused)),
         };
@@ -495,6 +495,50 @@ mod tests {
                 Breach::Misaligned(_),
                 Breach::NoDiscard(_),
                 Breach::TooLong(_)
+            ]
+        ));
+    }
+
+    #[test]
+    fn long_sectors_are_taken_whole() {
+        let limits = storage::Limits { alignment: 4096, ..crate::DEFAULT_LIMITS };
+        let disk = PossibleDisk::new(&Values::new(), 16).with_limits(limits);
+        let storage = Direct::new(disk, Always(0));
+        let at = |skip: usize| {
+            let mut buf = IoBuf::zeroed(2 * 4096, 4096);
+            drop(buf.split_to(skip));
+            buf.split_to(4096)
+        };
+        run(async {
+            let refused = [
+                storage.write(512, at(0), Durability::Cached).await.1,
+                storage.write(0, at(512), Durability::Through).await.1,
+                storage.read(4096, at(512)).await.1,
+                storage.read(0, at(0).split_to(512)).await.1,
+                storage.set_len(512).await,
+                storage.discard(0..512).await,
+                storage.write_zeroes(512..4096).await,
+            ];
+            assert!(refused.iter().all(Result::is_err), "{refused:?}");
+            storage.write(4096, at(0), Durability::Cached).await.1.unwrap();
+            storage.read(0, at(0)).await.1.unwrap();
+            storage.write_zeroes(0..8192).await.unwrap();
+            storage.set_len(12288).await.unwrap();
+            storage.flush().await.unwrap();
+        })
+        .unwrap();
+        use Breach::{Misaligned, Unplaced};
+        let breaches = storage.power_off().breaches;
+        assert!(matches!(
+            breaches[..],
+            [
+                Misaligned(_),
+                Unplaced(_),
+                Unplaced(_),
+                Misaligned(_),
+                Misaligned(_),
+                Misaligned(_),
+                Misaligned(_)
             ]
         ));
     }

@@ -412,10 +412,11 @@ impl World {
         kind: IoKind,
         range: Range<u64>,
         data: &[u8],
+        buf: &[u8],
         waker: &Waker,
     ) -> io::Result<u64> {
         let task = self.current.map(|TaskId(number)| number);
-        let io = self.device.describe(kind, range, data, task)?;
+        let io = self.device.describe(kind, range, data, buf, task)?;
         self.submitted += 1;
         let mut seen = Vec::new();
         for at in 0..self.in_flight.len() {
@@ -582,7 +583,8 @@ impl InFlight<'_> {
         poll_fn(|context| {
             let mut world = lock(&self.storage.world);
             let Some(index) = self.index else {
-                return match world.submit(kind, range.clone(), data, context.waker()) {
+                let buf = into.as_deref().unwrap_or(data);
+                return match world.submit(kind, range.clone(), data, buf, context.waker()) {
                     Ok(index) => {
                         self.index = Some(index);
                         Poll::Pending

@@ -96,7 +96,10 @@ impl Discard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Device {
-    /// Longest transfer in bytes, a multiple of 512.
+    /// Bytes of a sector: every access is in whole ones. A power of two from 512 on, and no more than a cluster.
+    #[serde(skip_serializing_if = "is_smallest_sector")]
+    pub sector: u32,
+    /// Longest transfer in bytes, a multiple of a sector.
     pub max_transfer: u32,
     /// Whether it takes discards at all.
     pub can_discard: bool,
@@ -107,8 +110,13 @@ pub struct Device {
 
 impl Default for Device {
     fn default() -> Self {
-        Self { max_transfer: 1 << 30, can_discard: true, stale_units: 0 }
+        Self { sector: 512, max_transfer: 1 << 30, can_discard: true, stale_units: 0 }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this signature")]
+const fn is_smallest_sector(bytes: &u32) -> bool {
+    *bytes == 512
 }
 
 impl Device {

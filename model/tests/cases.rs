@@ -43,7 +43,7 @@ fn everything() -> Case {
             virtual_size: 65536,
             lazy_refcounts: true,
         },
-        device: Device { max_transfer: 4096, ..Device::default() },
+        device: Device { sector: 4096, max_transfer: 4096, ..Device::default() },
         open: OpenOptions {
             subject: "qcow2-core".to_owned(),
             cache_pages: 4,
@@ -100,6 +100,9 @@ fn a_case_reads_back() {
     let text = case.to_json();
     assert_eq!(Case::from_json("a.json", &text).unwrap(), case);
     assert_eq!(Case::from_json("a.json", &text).unwrap().to_json(), text);
+    let plain = Case { device: Device { sector: 512, ..case.device }, ..case.clone() };
+    assert!(text.contains("sector") && !plain.to_json().contains("sector"));
+    assert_eq!(Case::from_json("a.json", &plain.to_json()).unwrap(), plain);
     // What is as usual is left out.
     for (field, times) in [("landed", 1), ("\"io\"", 1), ("durability", 1), ("exact", 2)] {
         assert_eq!(text.matches(field).count(), times, "{field}");

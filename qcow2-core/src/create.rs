@@ -5,7 +5,7 @@
 //!           | header | refcount table   | refcount blocks     | L1 table (zeroes) |
 //! ```
 //!
-//! The header's first sector is written last, when everything else is durable: until then the file is no image. An old image
+//! The header's first 512 bytes are written last, when everything else is durable: until then the file is no image. An old image
 //! stays whole until it is known that the new one is not too long.
 
 use crate::barrier::Barrier;
@@ -14,6 +14,7 @@ use crate::format::entry::RefcountTableEntry;
 use crate::format::feature::Compatible;
 use crate::format::header::Header;
 use crate::format::{limits, refcount};
+use crate::load::check_alignment;
 use crate::options::CreateOptions;
 use crate::rule::{Rule, Rules};
 use storage::{Durability, IoBuf, Limits, Storage, UNIT};
@@ -31,16 +32,17 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
     let end = clusters * size;
 
     let limits = storage.limits();
-    if let Some(why) = limits.fault() {
+    if let Some(why) = limits.fault().or_else(|| check_alignment(&limits, header.cluster_bits)) {
         return Err(CreateError::Option(why));
     }
+    let sector = limits.sector();
     let out = Output { storage, limits };
     let old = out.step("asking for its length", storage.len().await)?;
     if old > 0 {
         if old < end {
             out.step("growing the file", storage.set_len(end).await)?;
         }
-        out.write(0, &[0; UNIT]).await?;
+        out.erase_header().await?;
         if options.rules.hold(Rule::OldHeaderFirst) {
             out.flush(Barrier::CreateOverOld, options.rules).await?;
         }
@@ -56,7 +58,7 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
     let per_block = header.refcounts_per_block();
     let blocks = header.l1_table_offset / size - first_block;
     let index = |at: u64| usize::try_from(at).expect("a cluster fits in memory");
-    let mut table = vec![0; index(blocks * 8).next_multiple_of(UNIT)];
+    let mut table = vec![0; index(blocks * 8).next_multiple_of(sector)];
     for block in 0..blocks {
         let entry = RefcountTableEntry::new((first_block + block) * size).0;
         table[index(block * 8)..index(block * 8) + 8].copy_from_slice(&entry.to_be_bytes());
@@ -70,15 +72,19 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
     out.write(table_offset, &table).await?;
 
     let mut bytes = header.encode()?;
-    bytes.resize(bytes.len().next_multiple_of(UNIT), 0);
-    let (first, rest) = bytes.split_at(UNIT);
-    if !rest.is_empty() {
-        out.write(UNIT as u64, rest).await?;
+    let is_long = bytes.len() > UNIT;
+    bytes.resize(bytes.len().next_multiple_of(sector), 0);
+    let first = bytes[..sector].to_vec();
+    if is_long {
+        // What a longer sector holds behind its first 512 bytes comes before those too.
+        bytes[..UNIT].fill(0);
+        let from = UNIT / sector * sector;
+        out.write(from as u64, &bytes[from..]).await?;
     }
     if options.rules.hold(Rule::HeaderLast) {
         out.flush(Barrier::CreateBeforeHeader, options.rules).await?;
     }
-    out.write(0, first).await?;
+    out.write(0, &first).await?;
     out.flush(Barrier::Create, options.rules).await
 }
 
@@ -155,6 +161,19 @@ impl<S: Storage> Output<'_, S> {
             return Ok(());
         }
         self.step("flushing", self.storage.flush().await)
+    }
+
+    /// Makes what was there no image. What a longer sector holds behind the header stays: no power cut leaves the one without the other.
+    async fn erase_header(&self) -> Result<(), CreateError> {
+        let sector = self.limits.sector();
+        let mut bytes = IoBuf::zeroed(sector, self.limits.alignment);
+        if sector > UNIT {
+            let result;
+            (bytes, result) = self.storage.read(0, bytes).await;
+            self.step("reading what is there", result)?;
+            bytes[..UNIT].fill(0);
+        }
+        self.write(0, &bytes).await
     }
 
     async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), CreateError> {

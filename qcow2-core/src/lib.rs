@@ -55,6 +55,7 @@ mod rule;
 mod state;
 mod tables;
 mod taken;
+mod widen;
 mod work;
 mod write;
 mod write_header;

@@ -7,14 +7,14 @@ use crate::error::{CheckError, IoError, OpenError};
 use crate::format::FormatError;
 use crate::format::feature::Incompatible;
 use crate::format::header::{CryptMethod, Header, peek_cluster_bits};
-use storage::{IoBuf, Storage, UNIT};
+use storage::{IoBuf, Limits, Storage, UNIT};
 
 /// A header as it was read.
 #[derive(Debug)]
 pub(crate) struct HeaderRead {
     pub(crate) header: Header,
-    /// The first 512 bytes, which it was parsed from.
-    pub(crate) sector: Box<[u8; UNIT]>,
+    /// The first sector of the storage, in whose first 512 bytes is what it was parsed from and what changes.
+    pub(crate) sector: Box<[u8]>,
     /// Length of the file.
     pub(crate) length: u64,
 }
@@ -106,19 +106,31 @@ async fn read_header_with<S: Storage>(
         }
         Ok::<_, LoadError>(done)
     };
-    let first = read(UNIT).await?;
+    let sector = limits.sector();
+    let first = read(sector).await?;
     let in_file = |len: u64| usize::try_from(len.min(length)).expect("it fits in a cluster");
     let cluster_bits = peek_cluster_bits(&first[..in_file(UNIT as u64)])?;
+    if let Some(why) = check_alignment(&limits, cluster_bits) {
+        return Err(LoadError::Unsupported(why));
+    }
     let cluster_size = 1u64 << cluster_bits;
-    let whole = if cluster_size == UNIT as u64 {
+    let whole = if cluster_size == sector as u64 {
         first
     } else {
         read(usize::try_from(cluster_size).expect("a cluster fits in memory")).await?
     };
     let header = parse(&whole[..in_file(cluster_size)])?;
-    let mut sector = Box::new([0; UNIT]);
-    sector.copy_from_slice(&whole[..UNIT]);
+    let sector = whole[..sector].into();
     Ok(HeaderRead { header, sector, length })
+}
+
+/// Why an image with such clusters cannot be kept on a storage, if it cannot: what shares a sector would be written by two requests at
+/// once.
+pub(crate) fn check_alignment(limits: &Limits, cluster_bits: u32) -> Option<String> {
+    let (size, alignment) = (1u64 << cluster_bits, limits.alignment);
+    (alignment as u64 > size).then(|| {
+        format!("an image with clusters of {size} bytes (cluster_bits {cluster_bits}) on a storage with alignment {alignment}")
+    })
 }
 
 /// Refuses, by name, what this implementation cannot do yet.

@@ -12,7 +12,7 @@ use crate::image::Image;
 use crate::metadata::{Metadata, Table, packed};
 use crate::order::Before;
 use crate::state::State;
-use storage::{IoBuf, Storage, UNIT};
+use storage::{IoBuf, Storage};
 
 /// Bytes of a table that are read at once.
 const PIECE: u64 = 32 << 10;
@@ -130,7 +130,8 @@ impl<S: Storage> Image<S> {
         while at < table.end {
             let piece = (table.end - at).min(most);
             let len = usize::try_from(piece).expect("a piece fits in memory");
-            let buf = IoBuf::zeroed(len.next_multiple_of(UNIT), self.limits.alignment);
+            let buf =
+                IoBuf::zeroed(len.next_multiple_of(self.limits.sector()), self.limits.alignment);
             let (buf, result) = self.storage.read(at, buf).await;
             let action = "reading metadata";
             result.map_err(|source| IoError::Storage { action, offset: at, source })?;

@@ -7,7 +7,7 @@ use crate::error::IoError;
 use crate::image::Image;
 use crate::map::Entries;
 use crate::state::{State, Stop};
-use storage::{IoBuf, Storage};
+use storage::{IoBuf, Storage, UNIT};
 
 /// Most guest clusters that are looked at in one step.
 const AT_ONCE: u64 = 1024;
@@ -113,7 +113,8 @@ impl State {
 }
 
 impl<S: Storage> Image<S> {
-    /// Resolves a guest range; `offset` and `len` are multiples of 512 bytes.
+    /// Resolves a guest range; `offset` and `len` are multiples of 512 bytes. Whoever reads the extents on a storage of longer sectors
+    /// reads whole ones: an extent shares none with another cluster.
     ///
     /// # Errors
     /// [`IoError::OutOfRange`], [`IoError::Unaligned`], or what reading or decoding the tables met.
@@ -144,6 +145,9 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
+        if self.limits.alignment > UNIT && !self.takes(offset, &buf) {
+            return Box::pin(self.read_widened(map.extents(), buf)).await;
+        }
         let mut rest = buf;
         let mut done = IoBuf::default();
         for extent in map.extents() {

@@ -66,8 +66,8 @@ impl InFlight {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) header: Header,
-    /// The header's first 512 bytes as last written, with whatever this crate does not know.
-    pub(crate) sector: Box<[u8; UNIT]>,
+    /// The header's first sector of the storage as last written, with whatever this crate does not know.
+    pub(crate) sector: Box<[u8]>,
     /// Whether `sector` is what the storage holds: not after a header write that was dropped or failed.
     pub(crate) header_known: bool,
     /// Whether the dirty bit is durable, so that refcounts owe nothing to references.
@@ -130,7 +130,8 @@ impl State {
         let HeaderRead { header, sector, length } = read;
         let cluster_size = 1u64 << header.cluster_bits;
         let one_transfer = 1 << limits.max_transfer.ilog2();
-        let page_size = options.page_size.min(cluster_size).min(one_transfer);
+        let least = limits.sector() as u64;
+        let page_size = options.page_size.max(least).min(cluster_size).min(one_transfer);
         let cache_pages = options.cache_pages.unwrap_or_else(|| default_pages(&header, page_size));
         let clusters = length.div_ceil(cluster_size);
         let rules = options.rules;

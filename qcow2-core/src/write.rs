@@ -27,7 +27,7 @@ use crate::mutant::mutant;
 use crate::order::Before;
 use crate::rule::Rule;
 use crate::state::{State, Stop};
-use storage::{Durability, IoBuf, Storage};
+use storage::{Durability, IoBuf, Storage, UNIT};
 
 /// Where a piece of a guest range goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,7 +228,9 @@ impl<S: Storage> Image<S> {
         if len == 0 { first..first } else { first..end }
     }
 
-    /// Claims a guest range and finds or takes host clusters for it; `offset` and `len` are multiples of 512 bytes.
+    /// Claims a guest range and finds or takes host clusters for it; `offset` and `len` are multiples of 512 bytes. Whoever writes the
+    /// extents on a storage of longer sectors writes whole ones, with what they hold beside the extent: the clusters that the range
+    /// touches are claimed, and share no sector with another.
     ///
     /// # Errors
     /// As [`Image::write`].
@@ -454,8 +456,10 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         size: u64,
     ) -> Result<(), IoError> {
         let start = cluster * size;
-        let head = 0..offset.saturating_sub(start).min(size);
-        let tail = end.saturating_sub(start).min(size)..size;
+        // In whole sectors of the storage; what the request has of them is written over this.
+        let sector = self.image.limits.sector() as u64;
+        let head = 0..offset.saturating_sub(start).min(size).next_multiple_of(sector);
+        let tail = end.saturating_sub(start).min(size) / sector * sector..size;
         for range in [head, tail].into_iter().filter(|range| !range.is_empty()) {
             let to = host + range.start;
             let result = match content.after(range.start) {
@@ -488,6 +492,11 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         buf: IoBuf,
         how: Durability,
     ) -> (IoBuf, Result<(), IoError>) {
+        let begin = self.extents.first().map_or(0, |first| first.host);
+        if self.image.limits.alignment > UNIT && !self.image.takes(begin, &buf) {
+            let written = self.image.write_widened(&mut self.claim, &self.extents, buf, how);
+            return Box::pin(written).await;
+        }
         let mut rest = buf;
         let mut done = IoBuf::default();
         for extent in &self.extents {

@@ -1,4 +1,5 @@
-//! The header of an open image, changed by one write of 512 bytes.
+//! The header of an open image, changed by one write of its first sector. All that changes is in the first 512 bytes of that,
+//! so the write is whole on a storage that tears between those.
 //!
 //! **Invariant.** After a write that failed or was dropped the storage may hold either header: nothing that only one of them reaches is
 //! written before one of them is durable.
@@ -13,10 +14,10 @@ use crate::image::Image;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::State;
-use storage::{Durability, IoBuf, Storage, UNIT};
+use storage::{Durability, IoBuf, Storage};
 
 impl<S: Storage> Image<S> {
-    /// Writes the header with `change` in one 512-byte write; the claim must be on the header. Once it is written the state
+    /// Writes the header with `change` in one write; the claim must be on the header. Once it is written the state
     /// follows, in one step with `then`, which gets the stamp of the write: a dropped request leaves both or neither.
     ///
     /// After a write that failed or was dropped the storage may hold either header. Whatever either of them names stays allocated
@@ -33,7 +34,7 @@ impl<S: Storage> Image<S> {
                 state.accepts_changes()?;
                 let mut header = state.header.clone();
                 change(&mut header);
-                let mut buf = IoBuf::copy_of(&*state.sector, alignment);
+                let mut buf = IoBuf::copy_of(&state.sector, alignment);
                 header.patch_sector(&mut buf)?;
                 let known = std::mem::replace(&mut state.header_known, false);
                 Ok::<_, IoError>((header, buf, known))
@@ -44,7 +45,7 @@ impl<S: Storage> Image<S> {
             let action = "writing the header";
             result.map_err(|source| IoError::Storage { action, offset: 0, source })?;
             state.header = header;
-            state.sector.copy_from_slice(&buf[..UNIT]);
+            state.sector.copy_from_slice(&buf);
             // One that was in doubt before stays so until it is durable.
             state.header_known = known;
             let stamp = state.clock.stamp();

@@ -272,6 +272,7 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
     with(&|trial| trial.initial = Initial::Fresh);
     with(&|trial| trial.device = Device::default());
     with(&|trial| trial.device.stale_units = 0);
+    with(&|trial| trial.device.sector = Device::default().sector);
     with(&|trial| trial.geometry.refcount_order = 4);
     with(&|trial| trial.open.page_size = 512);
     with(&|trial| trial.open.pass_discard = true);

@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use faultfs::DEFAULT_LIMITS;
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
@@ -212,10 +211,10 @@ fn leave_stale(built: &mut Built, geometry: &Geometry, units: u32) {
 /// What a storage on this device says of itself.
 pub(crate) fn limits_of(device: &Device) -> Limits {
     Limits {
+        alignment: device.sector as usize,
         max_transfer: device.max_transfer as usize,
         can_discard: device.can_discard,
         unwritten_reads_zero: device.stale_units == 0,
-        ..DEFAULT_LIMITS
     }
 }
 

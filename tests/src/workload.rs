@@ -62,11 +62,13 @@ pub enum Shape {
     Long,
     /// The disk grows again and again, and its L1 table is longer than a page.
     Growing,
+    /// The device takes whole sectors of 4,096 bytes only.
+    Sectors,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -78,6 +80,7 @@ impl Shape {
         Self::Version2,
         Self::Long,
         Self::Growing,
+        Self::Sectors,
     ];
 
     /// The name in reports and on the command line.
@@ -94,6 +97,7 @@ impl Shape {
             Self::Version2 => "version-2",
             Self::Long => "long",
             Self::Growing => "growing",
+            Self::Sectors => "sectors",
         }
     }
 }
@@ -292,6 +296,7 @@ impl Plan {
                 ops.clone().any(|op| op.length() >= LONG * self.geometry.cluster_size())
             }
             Shape::Growing => self.geometry.l1_entries() > L1_PAGE,
+            Shape::Sectors => self.device.sector == SECTOR,
         })
     }
 }
@@ -302,6 +307,8 @@ const MANY: usize = 40;
 const SPARSE: u64 = 1 << 19;
 /// So many entries are a page of L1 table.
 const L1_PAGE: u64 = 512 / 8;
+/// So many bytes of a sector are many.
+const SECTOR: u32 = 4096;
 /// So many clusters of a request are long.
 const LONG: u64 = 16;
 
@@ -311,8 +318,11 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     // Of so many cases one has this shape, unless all have.
     let shaped =
         |rng: &mut Rng, shape, one_in| scope.shape == Some(shape) || rng.below(one_in) == 0;
-    let growing = shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction);
-    let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing;
+    // Sectors ask for clusters that hold whole ones, those two for many small clusters.
+    let wide = scope.shape == Some(Shape::Sectors);
+    let growing =
+        shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction) && !wide;
+    let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing && !wide;
     let sparse = shaped(&mut rng, Shape::Sparse, 40) || eviction || growing;
     let three = scope.lazy == Some(true) || scope.shape == Some(Shape::Widths);
     let version = if shaped(&mut rng, Shape::Version2, 8) && !three { 2 } else { 3 };
@@ -326,7 +336,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         16..=17 => Initial::L1AboutToGrow,
         20 => Initial::Bitmaps,
         21..=22 => Initial::Leftovers,
-        _ if scope.tiny || sparse => Initial::Fresh,
+        _ if scope.tiny || sparse || wide => Initial::Fresh,
         18 => Initial::RefcountBlockOneShort,
         23 => Initial::FullOfLeaks,
         _ => {
@@ -340,6 +350,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
             _,
         ) => 9,
         _ if eviction || growing => 9,
+        _ if wide => 12 + rng.below(3),
         (_, 0..=5) if sparse => 9,
         (_, 0..=1) if !scope.tiny => 9,
         (_, 0..=7) => 10,
@@ -395,7 +406,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     };
     let plain = Device::default();
     let transfers = shaped(&mut rng, Shape::Transfers, 8);
-    let device = Device {
+    let mut device = Device {
+        sector: plain.sector,
         max_transfer: match transfers {
             true => [512, 1024, 1536, 4096, 65536][rng.below(5) as usize],
             false => plain.max_transfer,
@@ -427,6 +439,13 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     }
     let lives: Vec<LifePlan> =
         (0..lives).map(|_| LifePlan { unrecovered: working, ..draw.life(scope) }).collect();
+    if wide || (cluster >= u64::from(SECTOR) && rng.below(2) == 0) {
+        device.sector = SECTOR;
+        if !device.max_transfer.is_multiple_of(SECTOR) {
+            device.max_transfer *= SECTOR / 512;
+        }
+        device.stale_units = device.stale_units.next_multiple_of(SECTOR / 512);
+    }
     Plan { geometry, initial, open, discard, device, lives }
 }
 

@@ -15,9 +15,9 @@ use tempfile::TempDir;
 use crate::common::assert_clean;
 
 /// A block device for as long as this lives.
-struct Device {
+pub(crate) struct Device {
     directory: TempDir,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 fn losetup(arguments: &[&str]) -> String {
@@ -28,7 +28,7 @@ fn losetup(arguments: &[&str]) -> String {
 }
 
 impl Device {
-    fn new(bytes: &[u8], sector_size: &str) -> Self {
+    pub(crate) fn new(bytes: &[u8], sector_size: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("device");
         fs::write(&file, bytes).unwrap();

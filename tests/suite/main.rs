@@ -8,6 +8,7 @@ mod circles;
 mod common;
 mod console;
 mod corpus;
+mod direct_io;
 mod economy;
 mod exploration;
 mod guest_trace;

@@ -7,7 +7,7 @@ use faultfs::disk::PossibleDisk;
 use faultfs::values::Values;
 use qcow2_core::blocking::{self, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Durability, IoBuf, Limits};
+use qcow2_core::storage::{Durability, IoBuf, Limits, MOST_ALIGNMENT};
 use qcow2_core::{CreateOptions, Image, IoError, OpenOptions, Repair, Zeroing};
 
 use crate::common::{assert_clean, four_clusters};
@@ -77,13 +77,13 @@ fn options_of_opening_are_refused_by_name() {
     }
 }
 
-/// Goal: a storage that asks for more than a unit knows it from the start.
+/// Goal: a storage that asks for more than is supported is refused from the start.
 #[test]
 fn a_storage_of_large_sectors_is_refused() {
-    let limits = Limits { alignment: 1024, ..DEFAULT_LIMITS };
+    let limits = Limits { alignment: 2 * MOST_ALIGNMENT, ..DEFAULT_LIMITS };
     let disk = PossibleDisk::new(&Values::new(), 0).with_limits(limits);
     let storage = Direct::new(disk, Always(0));
-    let why = "a storage with alignment 1024";
+    let why = "a storage with alignment 65536";
     let error = create(&storage, &CreateOptions::new(SIZE)).unwrap_err().to_string();
     assert_eq!(error, format!("cannot create the image: {why}"));
     let error = check(&storage, Repair::All).unwrap_err().to_string();

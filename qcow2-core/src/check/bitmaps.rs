@@ -54,7 +54,7 @@ impl Survey {
         if !self.take_bitmap_range(header, length, metadata, at, at, bytes) {
             return Ok(());
         }
-        let directory = disk.read(at, bytes.next_multiple_of(512)).await?;
+        let directory = disk.read(at, bytes).await?;
         let directory = &directory[..usize::try_from(bytes).expect("limited by the format")];
         let tables = match parse_directory(at, directory, bitmaps.count) {
             Ok(tables) => tables,
@@ -84,7 +84,7 @@ impl Survey {
         let mut read = 0;
         while read < table.bytes {
             let piece = (table.bytes - read).min(PIECE);
-            let bytes = disk.read(table.offset + read, piece.next_multiple_of(512)).await?;
+            let bytes = disk.read(table.offset + read, piece).await?;
             for (index, entry) in entries(&bytes).take_while(|&(index, _)| index < piece / 8) {
                 let at = table.offset + read + index * 8;
                 if entry == ALL_ONES {

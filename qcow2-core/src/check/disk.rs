@@ -7,7 +7,7 @@ use crate::barrier::Barrier;
 use crate::error::CheckError;
 use crate::mutant::mutant;
 use crate::rule::{Rule, Rules};
-use storage::{Durability, IoBuf, Limits, Storage, UNIT};
+use storage::{Durability, IoBuf, Limits, Storage};
 
 /// Reads and writes for check and repair.
 pub(super) struct Disk<'a, S> {
@@ -22,8 +22,10 @@ impl<'a, S: Storage> Disk<'a, S> {
         Self { storage, limits: storage.limits(), rules, unflushed: false }
     }
 
+    /// Reads so many bytes, and what follows them in their last sector.
     pub(super) async fn read(&self, offset: u64, len: u64) -> Result<IoBuf, CheckError> {
         let len = usize::try_from(len).expect("limited by the format");
+        let len = len.next_multiple_of(self.limits.sector());
         self.read_into(offset, IoBuf::zeroed(len, self.limits.alignment)).await
     }
 
@@ -66,7 +68,7 @@ impl<'a, S: Storage> Disk<'a, S> {
         zeroed.map_err(|source| CheckError::Storage { action, offset, source })
     }
 
-    /// Writes those 512-byte units of `new` that differ from `old`.
+    /// Writes those sectors of `new` that differ from `old`.
     pub(super) async fn write_changes(
         &mut self,
         offset: u64,
@@ -74,12 +76,13 @@ impl<'a, S: Storage> Disk<'a, S> {
         new: &[u8],
     ) -> Result<(), CheckError> {
         let mut at = offset;
-        for (old, new) in old.chunks(UNIT).zip(new.chunks(UNIT)) {
+        let sector = self.limits.sector();
+        for (old, new) in old.chunks(sector).zip(new.chunks(sector)) {
             if old != new {
                 self.write(at, new).await?;
                 mutant!(self.rules, OnlyFirstUnitCorrected => break; ());
             }
-            at += UNIT as u64;
+            at += sector as u64;
         }
         Ok(())
     }

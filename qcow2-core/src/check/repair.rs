@@ -275,7 +275,7 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
     ) -> Result<(), CheckError> {
         let header = &self.image.header;
         let references = &self.survey.references;
-        let l1_len = (u64::from(header.l1_size) * 8).next_multiple_of(UNIT as u64);
+        let l1_len = u64::from(header.l1_size) * 8;
         let old = self.disk.read(header.l1_table_offset, l1_len).await?;
         let mut new = old.to_vec();
         let l1_size = u64::from(header.l1_size);

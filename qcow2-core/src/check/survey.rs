@@ -210,13 +210,14 @@ impl Survey {
         let len = (u64::from(header.l1_size) * 8).min(in_file);
         let mut found = Vec::new();
         let mut read = 0;
-        let most = len.min(PIECE).next_multiple_of(UNIT as u64);
-        let most = usize::try_from(most).expect("a piece fits in memory");
+        let sector = disk.limits.sector();
+        let most = usize::try_from(len.min(PIECE)).expect("a piece fits in memory");
+        let most = most.next_multiple_of(sector);
         let mut table = IoBuf::zeroed(most, disk.limits.alignment);
         while read < len {
             let piece = (len - read).min(PIECE);
             let bytes = usize::try_from(piece).expect("a piece fits in memory");
-            let whole = bytes.next_multiple_of(UNIT);
+            let whole = bytes.next_multiple_of(sector);
             // Another one than the storage was given may lie anywhere.
             let fits = table.len() >= whole && table.is_aligned(disk.limits.alignment);
             table = match fits {
@@ -331,9 +332,10 @@ impl Survey {
         if !is_l2 && !l1.contains(&at) && !table.contains(&at) {
             return Ok(());
         }
-        let unit = disk.read(at - at % UNIT as u64, UNIT as u64).await?;
-        let within = usize::try_from(at % UNIT as u64).expect("less than a unit");
-        let entry = unit[within..within + 8].try_into().expect("eight bytes");
+        let sector = disk.limits.sector() as u64;
+        let bytes = disk.read(at - at % sector, sector).await?;
+        let within = usize::try_from(at % sector).expect("less than a sector");
+        let entry = bytes[within..within + 8].try_into().expect("eight bytes");
         let compressed = is_l2 && L2Entry(u64::from_be_bytes(entry)).is_compressed();
         if compressed || missing * 8 > u64::from(header.cluster_bits) {
             if table.contains(&at) {

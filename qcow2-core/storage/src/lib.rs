@@ -33,6 +33,9 @@ use std::ops::Range;
 /// The atom of a write in bytes: a power cut leaves each such unit wholly old or wholly new.
 pub const UNIT: usize = 512;
 
+/// The largest alignment that a storage may ask for: tables are read and written in pieces of whole multiples of it.
+pub const MOST_ALIGNMENT: usize = 32 << 10;
+
 /// When a write is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -45,9 +48,10 @@ pub enum Durability {
 /// What a storage can do and what it asks of its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Offsets, lengths and buffer addresses must be multiples of this many bytes (a power of two).
+    /// Offsets, lengths and buffer addresses must be multiples of this many bytes (a power of two). It says nothing about what
+    /// tears: the atom of a write is [`UNIT`], or more.
     pub alignment: usize,
-    /// Longest single transfer in bytes: a multiple of 512, and not 0.
+    /// Longest single transfer in bytes: a multiple of 512 and of the alignment, and not 0.
     pub max_transfer: usize,
     /// Whether `discard` may be called at all.
     pub can_discard: bool,
@@ -60,13 +64,19 @@ impl Limits {
     /// Why an image cannot be kept there, if it cannot.
     pub fn fault(&self) -> Option<String> {
         let Self { alignment, max_transfer, .. } = *self;
-        if alignment > UNIT {
+        if alignment > UNIT && (alignment > MOST_ALIGNMENT || !alignment.is_power_of_two()) {
             Some(format!("a storage with alignment {alignment}"))
-        } else if max_transfer == 0 || !max_transfer.is_multiple_of(UNIT) {
+        } else if max_transfer == 0 || !max_transfer.is_multiple_of(self.sector()) {
             Some(format!("a storage that transfers {max_transfer} bytes at once"))
         } else {
             None
         }
+    }
+
+    /// Bytes of a sector, of which every transfer has whole ones: 512, or the alignment if that is more.
+    #[inline]
+    pub const fn sector(&self) -> usize {
+        if self.alignment > UNIT { self.alignment } else { UNIT }
     }
 }
 

@@ -146,7 +146,8 @@ struct Run {
     /// flush-retry-safe, flush-clean-marked, flush-sticky, late, write-through-failed, full-device or dropped.
     #[arg(long)]
     fault: Option<FaultKind>,
-    /// Every case has this shape: write-through, pages, eviction, working, transfers, stale, widths, sparse or long.
+    /// Every case has this shape: write-through, pages, eviction, working, transfers, stale, widths, sparse, long, growing or
+    /// sectors.
     #[arg(long)]
     shape: Option<Shape>,
     /// Break this write order (repeatable): the run must then find something.

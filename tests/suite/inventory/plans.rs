@@ -62,9 +62,10 @@ pub(super) fn beside_others(plan: &Plan, is: fn(&Op) -> bool) -> bool {
 }
 
 /// Bytes of a metadata page, its own choice included.
-pub(super) const fn page(plan: &Plan) -> u64 {
-    match plan.open.page_size {
+pub(super) fn page(plan: &Plan) -> u64 {
+    let bytes = match plan.open.page_size {
         0 => 4096,
-        bytes => bytes as u64,
-    }
+        bytes => bytes,
+    };
+    bytes.max(plan.device.sector).into()
 }

@@ -6,7 +6,7 @@ use qcow2_crashtest::workload::Shape;
 use super::line::By::{Nothing, Plans, Probe as Met, Shape as Shaped, Test};
 use super::line::lines;
 use super::plans::page;
-use super::tests::{IMAGE, LIMITED, REAL_FILE, REFUSED};
+use super::tests::{ALIGNED, DIRECT_IO, IMAGE, LIMITED, REAL_FILE, REFUSED};
 
 lines! {
     "Limits::fault()" {
@@ -15,6 +15,16 @@ lines! {
     }
     "storage::is_no_space()" {
         "it is, or another error" [Test(LIMITED, "a_full_storage_is_asked_once")];
+    }
+    "Limits::sector()" {
+        "512 bytes" [Met(Probe::CleanClose)] P8;
+        "4,096 bytes" [Shaped(Shape::Sectors)] P8;
+    }
+    "storage::MOST_ALIGNMENT" {
+        "more than that" [
+            Test(REFUSED, "a_storage_of_large_sectors_is_refused"),
+            Test(ALIGNED, "what_does_not_fit_is_refused_by_name"),
+        ];
     }
     "Limits.alignment" {
         "a unit" [Met(Probe::CleanClose)] P8;
@@ -25,7 +35,16 @@ lines! {
         "between the two" [
             Nothing("every offset, length and buffer is a multiple of 512 anyhow, as a storage of units checks"),
         ];
-        "more than a unit" [Test(REFUSED, "a_storage_of_large_sectors_is_refused")];
+        "a sector of 4,096 bytes" [
+            Shaped(Shape::Sectors),
+            Plans(20, |plan| plan.device.sector == 4096 && plan.geometry.cluster_size() == 4096),
+            Test(ALIGNED, "everything_works_in_whole_sectors"),
+            Test(DIRECT_IO, "a_disk_of_long_sectors_is_written_directly"),
+        ] P0 P1 P2 P4 P8;
+        "more than a cluster, no power of two" [
+            Test(ALIGNED, "what_does_not_fit_is_refused_by_name"),
+        ];
+        "buffers of the caller that lie elsewhere" [Test(ALIGNED, "buffers_may_lie_anywhere")];
     }
     "Limits.max_transfer" {
         "one unit" [

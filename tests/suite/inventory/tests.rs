@@ -1,5 +1,6 @@
 //! The files that have the tests which lines name.
 
+pub(super) const ALIGNED: &str = "qcow2-core/tests/aligned.rs";
 pub(super) const BLOCKING: &str = "tests/fuzz/blocking.rs";
 pub(super) const BLOCK_DEVICE: &str = "tests/suite/block_device.rs";
 pub(super) const CACHE: &str = "qcow2-core/src/cache.rs";
@@ -8,6 +9,7 @@ pub(super) const CHECK: &str = "qcow2-core/tests/check.rs";
 pub(super) const CORPUS: &str = "tests/suite/corpus.rs";
 pub(super) const COST: &str = "qcow2-core/tests/cost.rs";
 pub(super) const DAMAGE: &str = "qcow2-core/tests/damage.rs";
+pub(super) const DIRECT_IO: &str = "tests/suite/direct_io.rs";
 pub(super) const ENTRY: &str = "qcow2-core/src/format/entry.rs";
 pub(super) const EXTENSION: &str = "qcow2-core/src/format/extension.rs";
 pub(super) const FEATURE: &str = "qcow2-core/src/format/feature.rs";
