@@ -90,6 +90,24 @@ impl Device {
         }
     }
 
+    /// A device in the same state that goes its own way from here.
+    ///
+    /// # Panics
+    /// If it has a fault plan: that has one future.
+    pub(crate) fn fork(&self) -> Self {
+        assert!(self.faults.is_none(), "a fault plan has one future");
+        Self {
+            disk: self.disk.clone(),
+            faults: None,
+            trace: self.trace.clone(),
+            breaches: self.breaches.clone(),
+            late: self.late.clone(),
+            submitted: self.submitted,
+            by_kind: self.by_kind,
+            keys: Vec::new(),
+        }
+    }
+
     /// How many I/Os were submitted.
     pub(crate) const fn submitted(&self) -> u64 {
         self.submitted

@@ -109,6 +109,30 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         Self { shared: Arc::new(Mutex::new(Some(powered))), limits, idle }
     }
 
+    /// A storage in the same state that shares nothing with this one but the store of values: each goes its own way from
+    /// here. It keeps no forks of the disk yet.
+    ///
+    /// # Panics
+    /// If the power is off, or if there is a fault plan: that has one future.
+    #[must_use]
+    pub fn fork(&self) -> Self
+    where
+        C: Clone,
+    {
+        let shared = self.lock();
+        let Powered { device, chooser, crash_at, crashed, .. } =
+            shared.as_ref().expect("the power is on");
+        let powered = Powered {
+            device: device.fork(),
+            chooser: chooser.clone(),
+            crash_at: *crash_at,
+            crashed: *crashed,
+            forks: None,
+        };
+        let idle = Arc::new(AtomicU32::new(self.idle.load(Ordering::Relaxed)));
+        Self { shared: Arc::new(Mutex::new(Some(powered))), limits: self.limits, idle }
+    }
+
     /// Takes the disk away from the storage, whoever still holds it: nothing they call ever ends.
     ///
     /// # Panics
@@ -433,6 +457,39 @@ mod tests {
         assert_eq!(storage.take_forks(true).len(), 0);
         run(steps()).unwrap();
         assert_eq!(storage.power_off().forks.len(), 3);
+    }
+
+    #[test]
+    fn a_fork_of_the_storage_goes_its_own_way() {
+        let options = DirectOptions { trace: true, forks: true, ..DirectOptions::default() };
+        let storage =
+            Direct::with_options(PossibleDisk::new(&Values::new(), 2), Always(0), options);
+        let write = |storage: &Direct<Always>, byte| {
+            run(storage.write(0, buf(byte, 1), Durability::Cached)).unwrap().1.unwrap();
+        };
+        write(&storage, 1);
+        let fork = storage.fork();
+        write(&storage, 2);
+        write(&fork, 3);
+        run(fork.flush()).unwrap().unwrap();
+        let [one, other] = [&storage, &fork].map(|storage| run(read(storage, 0, 512)).unwrap());
+        assert_eq!((one[0], other[0]), (2, 3));
+        let [one, other] = [storage, fork].map(|storage| storage.power_off());
+        assert_eq!((one.counts.updates, other.counts.updates), (2, 2));
+        assert_eq!((one.counts.flushes, other.counts.flushes), (0, 1));
+        assert_eq!((one.forks.len(), other.forks.len()), (2, 0));
+        let [one, other] = [one, other].map(|remains| remains.trace.unwrap().events().to_vec());
+        assert_eq!(one[..2], other[..2], "what was before the fork");
+        assert_eq!((one.len(), other.len()), (6, 8));
+    }
+
+    #[test]
+    #[should_panic(expected = "one future")]
+    fn a_storage_that_is_to_fail_has_no_fork() {
+        let faults = Some(Box::new(Planned(Vec::new())) as Box<dyn FaultPlan + Send>);
+        let options = DirectOptions { faults, ..DirectOptions::default() };
+        let disk = PossibleDisk::new(&Values::new(), 1);
+        let _ = Direct::with_options(disk, Always(0), options).fork();
     }
 
     #[test]

@@ -63,6 +63,12 @@ impl Page {
     fn is_dirty(&self) -> bool {
         self.version != self.written
     }
+
+    /// A copy whose memory may be given to the storage as the memory of this one may.
+    fn copy(&self, alignment: usize) -> Self {
+        let Self { ref bytes, ref after, .. } = *self;
+        Self { bytes: IoBuf::copy_of(bytes, alignment), after: after.clone(), ..*self }
+    }
 }
 
 /// Where a page is, until one is added or removed.
@@ -88,7 +94,7 @@ pub(crate) enum Room {
 }
 
 /// Stamps of evicted pages that are not durable yet.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Evicted {
     pages: BTreeMap<u64, Stamp>,
     by_stamp: BTreeSet<(Stamp, u64)>,
@@ -138,6 +144,28 @@ pub(crate) struct Cache {
     /// Pages looked up or at since somebody asked.
     looked_at: u64,
     rules: Rules,
+}
+
+impl Clone for Cache {
+    fn clone(&self) -> Self {
+        let alignment = self.alignment;
+        Self {
+            page_size: self.page_size,
+            limit: self.limit,
+            alignment,
+            spare: self.spare.as_ref().map(|bytes| IoBuf::copy_of(bytes, alignment)),
+            index: self.index.clone(),
+            slots: self.slots.iter().map(|page| page.copy(alignment)).collect(),
+            oldest: self.oldest,
+            newest: self.newest,
+            dirty: self.dirty.clone(),
+            evicted: self.evicted.clone(),
+            next_version: self.next_version,
+            tick: self.tick,
+            looked_at: self.looked_at,
+            rules: self.rules,
+        }
+    }
 }
 
 impl Cache {

@@ -59,7 +59,7 @@ impl Resource {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Holder {
     Waiting(Waker),
     Held,
@@ -69,7 +69,7 @@ enum Holder {
     },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Record {
     id: u64,
     resource: Resource,
@@ -86,7 +86,7 @@ pub(crate) enum Turn {
     Settle,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Claims {
     queue: Vec<Record>,
     next_id: u64,
@@ -196,6 +196,12 @@ impl Claims {
                 self.release(id);
             }
         }
+    }
+
+    /// Whether nobody holds a claim, waits for one or has left one behind.
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn are_none(&self) -> bool {
+        self.queue.is_empty()
     }
 
     /// Orphans are counted as they are.

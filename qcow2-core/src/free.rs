@@ -17,7 +17,7 @@ use crate::rule::Rules;
 /// Most runs kept: some 3 MiB.
 const MOST: usize = 1 << 16;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Free {
     /// Start to end.
     runs: BTreeMap<u64, u64>,

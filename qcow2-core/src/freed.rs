@@ -41,7 +41,7 @@ pub(crate) enum Until {
     Written { page: u64, version: u64 },
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Queue {
     freed: BTreeMap<Key, Freed>,
     unwritten: BTreeSet<(u64, u64, Key)>,

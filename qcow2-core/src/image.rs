@@ -79,6 +79,19 @@ impl<S: Storage> Image<S> {
         self.storage
     }
 
+    /// A copy of the image on `storage`, which holds a copy of what this one's storage holds. From then on each goes its own way.
+    /// None while a request is in flight, or while one that was dropped or failed has left something that must settle first: what
+    /// is in flight is in the storage too, and has no copy.
+    #[cfg(feature = "sabotage")]
+    pub fn fork<T: Storage>(&self, storage: T) -> Option<Image<T>> {
+        let state = self.now(|state| state.is_idle().then(|| state.clone()))?;
+        assert_eq!(storage.limits(), self.limits, "the storage is a copy");
+        let fork = Image::new(storage, self.options, state);
+        let knows_metadata = self.knows_metadata.load(Ordering::Acquire);
+        fork.knows_metadata.store(knows_metadata, Ordering::Release);
+        Some(fork)
+    }
+
     /// The one way into the state: a scheduling point, then a step without I/O.
     pub(crate) async fn with<R>(&self, step: impl FnOnce(&mut State) -> R) -> R {
         self.storage.pause().await;

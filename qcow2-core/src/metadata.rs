@@ -23,7 +23,7 @@ pub(crate) enum Table {
 }
 
 /// The clusters of L2 tables and refcount blocks.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Metadata {
     /// Those that there were, sorted.
     old: Vec<u64>,

@@ -28,7 +28,7 @@ impl Stamp {
 }
 
 /// Counts flushes and what they cover.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct FlushClock {
     submitted: u64,
     completed: u64,

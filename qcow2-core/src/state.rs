@@ -42,7 +42,7 @@ impl<E: Into<IoError>> From<E> for Stop {
 }
 
 /// Operations in flight, by numbers that ascend.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct InFlight(VecDeque<u64>);
 
 impl InFlight {
@@ -63,7 +63,7 @@ impl InFlight {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct State {
     pub(crate) header: Header,
     /// The header's first sector of the storage as last written, with whatever this crate does not know.
@@ -296,6 +296,13 @@ impl State {
         let news = self.corrupt.is_none();
         self.corrupt.get_or_insert_with(|| why.to_string());
         news
+    }
+
+    /// Whether no request is in flight, and none that ended has left something that must settle first.
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn is_idle(&self) -> bool {
+        let quiet = self.readers.first().is_none() && self.throughs.first().is_none();
+        quiet && self.claims.are_none() && self.orphaned.is_empty()
     }
 
     /// Starts a read: what it resolves to stays until [`end_read`](Self::end_read).

@@ -10,7 +10,7 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 /// Clusters taken; what refers to them takes them out, from the front.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Taken {
     runs: SmallVec<[Range<u64>; 1]>,
     /// The runs before this one are used up.

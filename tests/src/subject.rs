@@ -141,6 +141,14 @@ pub trait Subject: Clone + Send + Sync + 'static {
         session: Session,
     ) -> impl Future<Output = Result<Self::Image<S>, Refusal>> + Send;
 
+    /// A copy of an open image on `storage`, which holds a copy of what is under it, while no request is in flight. Both then do
+    /// what the image would have done. None: it cannot, and what led to the image is done once more.
+    fn fork<S: Storage>(&self, image: &Self::Image<S>, storage: S) -> Option<Self::Image<S>> {
+        drop(storage);
+        let _ = image;
+        None
+    }
+
     /// Checks and repairs an image that is not open, and says what it is afterwards.
     fn repair<S: Storage>(&self, storage: S)
     -> impl Future<Output = Result<Claim, Refusal>> + Send;
@@ -276,6 +284,10 @@ impl Subject for Qcow2Core {
         }
         let opened = Image::open(storage, options).await;
         opened.map_err(|error| refusal(error.kind(), error.to_string()))
+    }
+
+    fn fork<S: Storage>(&self, image: &Image<S>, storage: S) -> Option<Image<S>> {
+        image.fork(storage)
     }
 
     async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {

@@ -11,13 +11,17 @@ use faultfs::direct::{Direct, DirectOptions, run};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use model::build::Initial;
-use model::op::{Durability, Op};
+use model::guest::Promises;
+use model::judge::Claim;
+use model::op::{Durability, Geometry, Op};
+use qcow2_core::Image;
+use qcow2_core::storage::Storage;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, initials, operations, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
 use qcow2_crashtest::explore::{self, Settings};
 use qcow2_crashtest::life::{Request, perform};
-use qcow2_crashtest::subject::{Qcow2Core, Session, Subject};
+use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject};
 use qcow2_crashtest::trial;
 use qcow2_crashtest::{corpus, probe::Probe};
 
@@ -179,6 +183,79 @@ fn what_earlier_workloads_left_changes_no_count() {
             let ops = operations(&symbols, &world.geometry);
             let [known, afresh] = [&mut old, &mut new()].map(|walk| walk.workload(&ops).unwrap());
             assert_eq!(known, afresh, "{symbols:?} on {world:?}");
+        }
+    }
+}
+
+/// The implementation as a subject of which there are no forks.
+#[derive(Clone, Copy, Debug)]
+struct Unforked(Qcow2Core);
+
+impl Subject for Unforked {
+    type Image<S: Storage> = Image<S>;
+
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn key(&self) -> &'static str {
+        self.0.key()
+    }
+
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
+        self.0.promises(geometry, session)
+    }
+
+    async fn open<S: Storage>(&self, storage: S, session: Session) -> Result<Image<S>, Refusal> {
+        self.0.open(storage, session).await
+    }
+
+    async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
+        self.0.repair(storage).await
+    }
+}
+
+/// Goal: going on from a fork is going there again. Method: a subject with forks and one without, in shards so that neighbours are
+/// not explored one after the other only, with one worker and with several; all that a report has but times is the same.
+#[test]
+fn forks_are_explored_as_what_leads_to_them_is() {
+    let subject = Qcow2Core::default();
+    let kinds = [Initial::Fresh, Initial::RefcountBlockOneShort, Initial::Fragmented];
+    for (operations, shard, workers) in [(2, (0, 1), 2), (3, (1, 16), 1), (4, (5, 640), 1)] {
+        let worlds = worlds(&[512, 1024], &[false, true], &kinds);
+        let settings = Settings { shard, workers, ..exploring(operations, worlds) };
+        let forked = explore::run(&subject, &settings, |_, _, _, _| {});
+        let again = explore::run(&Unforked(subject), &settings, |_, _, _, _| {});
+        assert!(forked.complete && again.complete, "{:?} {:?}", forked.found, again.found);
+        assert_eq!(forked.probes(), again.probes());
+        for (forked, again) in forked.worlds.iter().zip(&again.worlds) {
+            assert_eq!((forked.workloads, forked.hash), (again.workloads, again.hash));
+            assert_eq!(forked.counts, again.counts, "{}", forked.world);
+            assert_eq!(forked.distinct, again.distinct, "{}", forked.world);
+        }
+    }
+}
+
+/// Goal: the violation that is told is the one with the lowest number, whoever finds another one first. Method: rules whose absence
+/// many workloads show, with forks and without, with one worker and with several.
+#[test]
+fn the_first_violation_is_the_one_with_the_lowest_number() {
+    for (rule, lazy) in [("dereference-before-reuse", false), ("all-before-clean", true)] {
+        let subject = Qcow2Core::without([rule]).unwrap();
+        let found = |forks: bool, workers| {
+            let settings =
+                Settings { workers, ..exploring(2, worlds(&[1024], &[lazy], &[Initial::Leaky])) };
+            let report = if forks {
+                explore::run(&subject, &settings, |_, _, _, _| {})
+            } else {
+                explore::run(&Unforked(subject), &settings, |_, _, _, _| {})
+            };
+            report.found.map(|found| (found.index, found.workload, found.failure))
+        };
+        let first = found(false, 1);
+        assert!(first.is_some(), "{rule}");
+        for (forks, workers) in [(false, 3), (true, 1), (true, 3)] {
+            assert_eq!(found(forks, workers), first, "{rule}");
         }
     }
 }

@@ -1,19 +1,25 @@
 //! What no campaign draws, because no plan can say it: options and images that are rare, and requests of an unusual caller.
 
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Waker};
 use std::thread;
 
-use faultfs::chooser::Exhaustive;
-use faultfs::direct::{Direct, DirectOptions};
+use faultfs::chooser::{Always, Exhaustive};
+use faultfs::direct::{Direct, DirectOptions, run};
+use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
+use faultfs::values::Values;
 use model::build::{Initial, build};
-use model::op::Geometry;
+use model::op::{Geometry, Op};
 use qcow2_core::blocking::{self, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Storage};
 use qcow2_core::{CreateOptions, Image, IoError, OpenOptions, Repair, Rules, WriteMap};
 use qcow2_crashtest::explore;
-use qcow2_crashtest::explore::alphabet::{initials, worlds};
-use qcow2_crashtest::subject::{Qcow2Core, Session};
+use qcow2_crashtest::explore::alphabet::{Symbol, initials, operations, worlds};
+use qcow2_crashtest::life::{Request, perform};
+use qcow2_crashtest::subject::{Qcow2Core, Session, Subject};
 use qcow2_crashtest::trial::disk_of;
 
 use crate::common::{Expected, assert_clean, exploring, four_clusters, steps};
@@ -227,6 +233,73 @@ fn an_abandoned_image_holds_what_was_flushed() {
         assert_eq!(back, [7; 512]);
         image.close().unwrap();
         assert_eq!(check(&storage, Repair::None).unwrap().corruptions, 0);
+    }
+}
+
+/// Goal: a fork is in the state of the image, to the last thing that bears on what it does next, and shares nothing with it.
+/// Method: after each request of some, a fork; it does the other requests, as the image does after it, and every I/O is the same.
+/// Pages are few and short, so that all kinds of them are dirty, waiting and evicted at every moment.
+#[test]
+fn a_fork_is_the_image_that_the_same_requests_lead_to() {
+    let subject = Qcow2Core::default();
+    for world in worlds(&[512, 4096], &[false, true], &[Initial::Fresh, Initial::Fragmented]) {
+        let symbols = [Symbol::ALL.as_slice(), &Symbol::ALL].concat();
+        let ops = operations(&symbols, &world.geometry);
+        let (disk, _) = world.start(&subject).unwrap();
+        let perform = |image: &Image<Direct<Always>>, op: &Op| {
+            let size = image.info().virtual_size;
+            let request = op.clip(size).filter(|op| *op != Op::Reopen).map(Request::Op);
+            run(perform(image, request.as_ref())).unwrap().unwrap();
+        };
+        let end = |image: &Image<Direct<Always>>| {
+            let remains = image.storage().power_off();
+            let events = remains.trace.unwrap().events().to_vec();
+            (events, remains.disk.state_hash(), image.info())
+        };
+        let options = DirectOptions { trace: true, ..DirectOptions::default() };
+        let direct = Direct::with_options(disk, Always(0), options);
+        let image = run(subject.open(direct, world.session)).unwrap().unwrap();
+        let mut forks = Vec::new();
+        for op in &ops {
+            perform(&image, op);
+            forks.iter().for_each(|fork| perform(fork, op));
+            forks.push(image.fork(image.storage().fork()).expect("nothing is in flight"));
+        }
+        let expected = end(&image);
+        assert!(expected.0.len() > 100, "{} events", expected.0.len());
+        for (at, fork) in forks.iter().enumerate() {
+            assert_eq!(end(fork), expected, "after {:?} of {symbols:?}", symbols[at]);
+        }
+    }
+}
+
+/// Goal: what is in flight has no copy, so there is no fork. Method: a write that never ends, a read in the middle of its I/O, a
+/// write that was dropped there.
+#[test]
+fn an_image_with_a_request_in_flight_has_no_fork() {
+    let subject = Qcow2Core::default();
+    let world = worlds(&[512], &[false], &[Initial::Fresh])[0];
+    for crash_at in [None, Some(0)] {
+        let (disk, _) = world.start(&subject).unwrap();
+        let options = DirectOptions { crash_at, ..DirectOptions::default() };
+        let direct = Direct::with_options(disk, Always(0), options);
+        let image = run(subject.open(direct, world.session)).unwrap().unwrap();
+        assert!(image.fork(image.storage().fork()).is_some());
+        let ended = {
+            let mut write = pin!(image.write(0, IoBuf::zeroed(512, 512), Durability::Cached));
+            let ended = write.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+            assert_eq!(image.fork(image.storage().fork()).is_some(), ended);
+            ended
+        };
+        assert_eq!(ended, crash_at.is_none());
+        assert_eq!(image.fork(image.storage().fork()).is_some(), ended, "it was dropped");
+        if ended {
+            image.storage().power_off();
+            let mut read = pin!(image.read(0, IoBuf::zeroed(512, 512)));
+            assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            let other = Direct::new(PossibleDisk::new(&Values::new(), 1), Always(0));
+            assert!(image.fork(other).is_none());
+        }
     }
 }
 

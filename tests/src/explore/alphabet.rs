@@ -11,6 +11,7 @@
 //! ```
 
 use std::fmt;
+use std::ops::Range;
 
 use faultfs::disk::PossibleDisk;
 use model::build::Initial;
@@ -156,6 +157,12 @@ pub fn workload(mut index: u64) -> Vec<Symbol> {
     (0..length).rev().map(|place| Symbol::ALL[digit(place)]).collect()
 }
 
+/// The numbers of the workloads that have one request more than workload number `index` and begin as it does.
+pub const fn continuations(index: u64) -> Range<u64> {
+    let letters = Symbol::ALL.len() as u64;
+    letters * index + 1..letters * (index + 1) + 1
+}
+
 /// How many pairs of requests there are that two tasks can make at once. Their order does not matter, because every
 /// schedule is run; closing the image takes it alone; and of two growths at once one may be a request to shrink.
 pub fn pairs() -> Vec<[Symbol; 2]> {
@@ -294,6 +301,10 @@ mod tests {
         assert_eq!(workload(1), [Symbol::WriteA]);
         assert_eq!(workload(12), [Symbol::Reopen]);
         assert_eq!(workload(13), [Symbol::WriteA, Symbol::WriteA]);
+        for index in 0..count(2) {
+            let longer = continuations(index).map(workload);
+            assert!(longer.eq(Symbol::ALL.map(|last| [workload(index), vec![last]].concat())));
+        }
         let mut all: Vec<_> = (0..count(3)).map(workload).collect();
         assert!(all.is_sorted_by_key(Vec::len));
         all.sort();

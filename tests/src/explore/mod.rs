@@ -228,6 +228,11 @@ pub fn run<Sub: Subject>(
         None => alphabet::count(settings.operations),
         Some(_) => pairs.len() as u64,
     };
+    // Workloads that share all but their last request are neighbours, and so cheapest in one hand.
+    let block = |number: u64| match (settings.departures, number) {
+        (Some(_), _) | (None, 0) => number..number + 1,
+        (None, _) => alphabet::continuations(number - 1),
+    };
     let todo = all / shards + u64::from(all % shards > shard);
     report.todo = todo;
     let interrupted = AtomicBool::new(false);
@@ -251,24 +256,27 @@ pub fn run<Sub: Subject>(
             continue;
         }
         let next = AtomicU64::new(0);
-        let stop = AtomicBool::new(false);
+        // Whoever has a workload before this one goes on: the first violation is the one with the lowest number.
+        let end = AtomicU64::new(all);
         let shared = Mutex::new((explored, None::<Found>, None::<String>));
         let work = || {
             let began = now();
             let initial = world.start(subject).expect("it was feasible just before");
             let Settings { profile, depth, .. } = *settings;
             let mut walk = Walk::new(subject.clone(), world.session, profile, depth, initial);
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
+            let blocks = std::iter::from_fn(|| {
+                let block = block(next.fetch_add(1, Ordering::Relaxed));
+                (block.start < all).then_some(block)
+            });
+            for index in blocks.flatten().filter(|index| index % shards == shard) {
                 let late = settings.limit.is_some_and(|limit| start.elapsed() >= limit);
-                if number >= todo || late || stop.load(Ordering::Relaxed) {
+                if late || index >= end.load(Ordering::Relaxed) {
                     break;
                 }
                 if interrupt::asked() {
                     interrupted.store(true, Ordering::Relaxed);
                     break;
                 }
-                let index = number * shards + shard;
                 let workload = match settings.departures {
                     None => alphabet::workload(index),
                     Some(_) => pairs[index as usize].to_vec(),
@@ -291,17 +299,17 @@ pub fn run<Sub: Subject>(
                         }
                     }
                     Err(Stop::Failed(failure)) => {
+                        end.fetch_min(index, Ordering::Relaxed);
                         if found.as_ref().is_none_or(|found| index < found.index) {
                             let leaves = explored.counts.leaves;
                             let schedule = walk.schedule.clone();
                             *found =
                                 Some(Found { world, index, workload, schedule, failure, leaves });
                         }
-                        stop.store(true, Ordering::Relaxed);
                     }
                     Err(Stop::Broken(why)) => {
+                        end.store(0, Ordering::Relaxed);
                         *broken = Some(why);
-                        stop.store(true, Ordering::Relaxed);
                     }
                 }
             }

@@ -20,6 +20,11 @@
 //! For the same reason a leaf need not run what ran for another workload: a third memory, kept from workload to workload,
 //! holds what recovery made of a disk if it asked nothing of it. It changes no number.
 //!
+//! A request is judged in the workload that ends with it; the ones before it only have to have happened. So a walk keeps the way to
+//! the last workload as forks, one after opening and one after each request, and a workload that shares some of that way begins
+//! at the last fork of it. In the order of their numbers, workloads share all but their last request with the ones beside them.
+//! A subject that cannot be forked does its requests again.
+//!
 //! Power cuts within recovery enter the same memory, so they are followed to the depth at which no new state appears.
 //! A power cut before the request has submitted anything leaves the disk of the end of the request before it, with more
 //! values allowed: it is judged there.
@@ -127,6 +132,43 @@ const OF_LEAVES: [Probe; 4] =
     [Probe::TornL2, Probe::TornRefcountBlock, Probe::L2WithoutRefcount, Probe::RefcountWithoutL2];
 const OF_TRACES: [Probe; 3] = [Probe::CopiedOnWrite, Probe::PaddedBothSides, Probe::HostDiscard];
 
+/// A workload on its way: what the guest may see, the storage, and the image that is open on it.
+struct Reached<Sub: Subject> {
+    guest: Guest,
+    direct: Direct<Always>,
+    image: Sub::Image<Direct<Always>>,
+}
+
+impl<Sub: Subject> Reached<Sub> {
+    /// The same again, to go another way from here; none if the subject cannot.
+    fn fork(&self, subject: &Sub) -> Option<Self> {
+        let direct = self.direct.fork();
+        let image = subject.fork(&self.image, direct.clone())?;
+        Some(Self { guest: self.guest.clone(), direct, image })
+    }
+}
+
+/// The requests that led somewhere, and where that is.
+struct Way<Sub: Subject> {
+    /// Where opening led, and then each request. One more than requests, or none at all.
+    forks: Vec<Reached<Sub>>,
+    ops: Vec<Op>,
+}
+
+impl<Sub: Subject> Way<Sub> {
+    const fn new() -> Self {
+        Self { forks: Vec::new(), ops: Vec::new() }
+    }
+
+    /// Goes back to the last fork that lies on the way to `ops`, and says how many of them that is. None: to begin with.
+    fn back_to(&mut self, ops: &[Op], subject: &Sub) -> Option<(Reached<Sub>, usize)> {
+        let shared = self.ops.iter().zip(ops).take_while(|(old, new)| old == new).count();
+        self.ops.truncate(shared);
+        self.forks.truncate(shared + 1);
+        Some((self.forks.last()?.fork(subject)?, shared))
+    }
+}
+
 /// A crash disk that is still to be entered.
 struct Crashed {
     disk: PossibleDisk,
@@ -162,6 +204,8 @@ pub struct Walk<Sub: Subject> {
     /// By hash of the disk that recovery began on, of all workloads.
     outcomes: BTreeMap<u64, Arc<Outcome>>,
     waiting: Vec<Crashed>,
+    /// The way to the last request of the last workload.
+    way: Way<Sub>,
     /// A disk that nobody needs, for its memory.
     spare: Option<PossibleDisk>,
     contents: Contents,
@@ -200,6 +244,7 @@ impl<Sub: Subject> Walk<Sub> {
             recovered: BTreeSet::new(),
             outcomes: BTreeMap::new(),
             waiting: Vec::new(),
+            way: Way::new(),
             spare: None,
             contents: Contents::default(),
             probes: Probes::default(),
@@ -301,36 +346,88 @@ impl<Sub: Subject> Walk<Sub> {
     }
 
     fn run(&mut self, ops: &[Op]) -> Result<(), Stop> {
-        let session = self.bench.session;
-        let subject = self.bench.subject.clone();
-        let mut guest = self.guest.clone();
-        let trace = !self.reached(&OF_TRACES);
-        let options = DirectOptions { forks: ops.is_empty(), trace, ..DirectOptions::default() };
+        match ops.split_last() {
+            None => {
+                let opened = self.open(true)?;
+                self.end(opened)
+            }
+            Some((last, before)) => {
+                let before = self.reach(before)?;
+                let reached = self.request(before, last, true)?;
+                self.end(reached)
+            }
+        }
+    }
+
+    /// Opens the image; `judged` says whether every power cut in that is explored.
+    fn open(&mut self, judged: bool) -> Result<Reached<Sub>, Stop> {
+        let guest = self.guest.clone();
+        let trace = !self.has_met(&OF_TRACES);
+        let options = DirectOptions { forks: judged, trace, ..DirectOptions::default() };
         let direct = Direct::with_options(self.disk.clone(), Always(0), options);
-        if ops.is_empty() {
+        if judged {
             self.crash(&self.disk.clone(), &guest)?;
         }
-        let mut image = opened(run(subject.open(direct.clone(), session)))?;
-        self.after(&direct, &guest, ops.is_empty())?;
-        for (number, op) in ops.iter().enumerate() {
-            let last = number + 1 == ops.len();
-            direct.take_forks(last);
-            let token = self.begin(&mut guest, op);
-            if *op == Op::Reopen {
-                finished(run(image.close()), "closing it")?;
-                self.forks_of(&direct, &guest, last)?;
-                guest.complete(token);
-                self.closed(&direct, &guest)?;
-                self.after(&direct, &guest, last)?;
-                image = opened(run(subject.open(direct.clone(), session)))?;
-            } else {
-                let request = op.clip(guest.size()).map(Request::Op);
-                finished(run(perform(&image, request.as_ref())), "a request")?;
-                self.forks_of(&direct, &guest, last)?;
-                guest.complete(token);
+        let image = opened(run(self.bench.subject.open(direct.clone(), self.bench.session)))?;
+        self.after(&direct, &guest, judged)?;
+        Ok(Reached { guest, direct, image })
+    }
+
+    /// Does `ops`, from the last fork on the way there if there is one, and leaves forks behind. No power cut is explored.
+    fn reach(&mut self, ops: &[Op]) -> Result<Reached<Sub>, Stop> {
+        let subject = self.bench.subject.clone();
+        let (mut reached, shared) = match self.way.back_to(ops, &subject) {
+            Some(there) => there,
+            None => {
+                self.way = Way::new();
+                let opened = self.open(false)?;
+                self.way.forks.extend(opened.fork(&subject));
+                (opened, 0)
             }
-            self.after(&direct, &guest, last)?;
+        };
+        for (before, op) in ops.iter().enumerate().skip(shared) {
+            reached = self.request(reached, op, false)?;
+            // A fork after a request that has none before it would not say which requests led there.
+            if self.way.forks.len() == before + 1
+                && let Some(fork) = reached.fork(&subject)
+            {
+                self.way.forks.push(fork);
+                self.way.ops.push(*op);
+            }
         }
+        Ok(reached)
+    }
+
+    /// Does one request; `judged` says whether every power cut in it is explored.
+    fn request(
+        &mut self,
+        reached: Reached<Sub>,
+        op: &Op,
+        judged: bool,
+    ) -> Result<Reached<Sub>, Stop> {
+        let Reached { mut guest, direct, mut image } = reached;
+        direct.take_forks(judged);
+        let token = self.begin(&mut guest, op);
+        if *op == Op::Reopen {
+            finished(run(image.close()), "closing it")?;
+            self.forks_of(&direct, &guest, judged)?;
+            guest.complete(token);
+            self.closed(&direct, &guest)?;
+            self.after(&direct, &guest, judged)?;
+            image = opened(run(self.bench.subject.open(direct.clone(), self.bench.session)))?;
+        } else {
+            let request = op.clip(guest.size()).map(Request::Op);
+            finished(run(perform(&image, request.as_ref())), "a request")?;
+            self.forks_of(&direct, &guest, judged)?;
+            guest.complete(token);
+        }
+        self.after(&direct, &guest, judged)?;
+        Ok(Reached { guest, direct, image })
+    }
+
+    /// The end of every workload: everything is read, and the image is closed and audited.
+    fn end(&mut self, reached: Reached<Sub>) -> Result<(), Stop> {
+        let Reached { mut guest, direct, image } = reached;
         direct.take_forks(false);
         self.read_all(&image, &mut guest)?;
         let token = guest.begin_flush();
@@ -349,7 +446,7 @@ impl<Sub: Subject> Walk<Sub> {
         Ok(())
     }
 
-    fn reached(&self, probes: &[Probe]) -> bool {
+    fn has_met(&self, probes: &[Probe]) -> bool {
         probes.iter().all(|&probe| self.probes.count(probe) > 0)
     }
 
@@ -503,7 +600,7 @@ impl<Sub: Subject> Walk<Sub> {
             }
             *running = Some((decided, self.turn(|odometer| odometer.wheels.taken().to_vec())));
         }
-        if !self.reached(&OF_LEAVES) {
+        if !self.has_met(&OF_LEAVES) {
             let odometer = self.odometer.lock().unwrap_or_else(PoisonError::into_inner);
             probe_answers(&odometer.answers, &self.bench, &mut self.probes);
         }

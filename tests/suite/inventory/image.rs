@@ -60,6 +60,13 @@ lines! {
             Test(RARE, "an_abandoned_image_holds_what_was_flushed"),
         ];
     }
+    "Image::fork()" {
+        "in every explored workload" [Explored(Symbol::WriteA)] P0;
+        "as going there again" [Test(RARE, "a_fork_is_the_image_that_the_same_requests_lead_to")];
+        "with a request in flight, or something that must settle" [
+            Test(RARE, "an_image_with_a_request_in_flight_has_no_fork"),
+        ];
+    }
     "Image::read()" {
         "of zeroes, data, both" [Plans(500, |plan| some(plan, |op, _| is_read(op)))] P0;
         "a part of a cluster" [
