@@ -105,6 +105,46 @@ impl Schedule for Pct {
     }
 }
 
+/// The plain order, but for steps that a chooser puts off: each waits until nothing else can go on. What a task has to be late for (an
+/// answer, a discard, a write of its own) may take many steps of another; putting off says that in one choice, where
+/// [`Choices::with_departures`] needs one for each of those steps.
+#[derive(Clone, Debug)]
+pub struct PutOff<C> {
+    chooser: C,
+    /// How many steps may still be put off.
+    delays: u32,
+    /// Those that are, the first one first.
+    late: Vec<Candidate>,
+}
+
+impl<C: Chooser> PutOff<C> {
+    /// With at most so many steps put off.
+    pub const fn new(chooser: C, delays: u32) -> Self {
+        Self { chooser, delays, late: Vec::new() }
+    }
+}
+
+impl<C: Chooser> Schedule for PutOff<C> {
+    fn pick(&mut self, candidates: &[Candidate]) -> usize {
+        let at = |wanted: &Candidate| candidates.iter().position(|offered| offered == wanted);
+        let prompt: Vec<usize> =
+            (0..candidates.len()).filter(|&at| !self.late.contains(&candidates[at])).collect();
+        let Some(last) = prompt.len().checked_sub(1) else {
+            let first = self.late.iter().position(|late| at(late).is_some());
+            let late = self.late.remove(first.expect("all that is offered is late"));
+            return at(&late).expect("it was just found");
+        };
+        let most = last.min(self.delays as usize);
+        let put_off = match most {
+            0 => 0,
+            _ => ask(&mut self.chooser, most + 1, Choice::Step { candidates }) as usize,
+        };
+        self.delays -= put_off as u32;
+        self.late.extend(prompt[..put_off].iter().map(|&at| candidates[at]));
+        prompt[put_off]
+    }
+}
+
 /// The order is what a chooser says: with `Replay` a recorded one, with `Exhaustive` all of them.
 #[derive(Clone, Debug)]
 pub struct Choices<C> {
@@ -143,7 +183,7 @@ impl<C: Chooser> Schedule for Choices<C> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Candidate, Choices, Pct, Random, Schedule, TaskId};
+    use super::{Candidate, Choices, Pct, PutOff, Random, Schedule, TaskId};
     use crate::chooser::{Always, Exhaustive};
     use crate::rng::Ratio;
     use std::sync::{Arc, Mutex};
@@ -213,6 +253,22 @@ mod tests {
         // Where there is one candidate nothing is departed from.
         let mut schedule = Choices::new(Always(1)).with_departures(1);
         assert_eq!([&RUN[..1], &RUN, &RUN].map(|offered| schedule.pick(offered)), [0, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_put_off_waits_until_nothing_else_can_go_on() {
+        let [one, other, end] = RUN;
+        let mut schedule = PutOff::new(Always(1), 1);
+        assert_eq!(schedule.pick(&RUN), 1);
+        // However often it is offered, and wherever; the second choice is not asked for any more.
+        assert_eq!(schedule.pick(&[one, end]), 1);
+        assert_eq!(schedule.pick(&[end, one]), 0);
+        assert_eq!(schedule.pick(&[one]), 0);
+        // Then it is over.
+        assert_eq!(schedule.pick(&[one, end]), 0);
+        let mut schedule = PutOff::new(Always(2), 2);
+        assert_eq!(schedule.pick(&RUN), 2);
+        assert_eq!([[other, one], [one, other]].map(|offered| schedule.pick(&offered)), [1, 0]);
     }
 
     #[test]

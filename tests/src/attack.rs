@@ -28,7 +28,7 @@ use qcow2_core::{Barrier, CreateOptions, Image, Mutant, OpenOptions, Repair, Rul
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::evidence::DiskEvidence;
 use crate::explore::{
-    self,
+    self, AtOnce,
     alphabet::{initials, worlds},
 };
 use crate::recover::{Failure, whole_image};
@@ -208,16 +208,17 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
         (worlds(&[1024, 512], &both, &cheap), 1, None),
         (worlds(&[512], &both, &full), 1, None),
         (worlds(&[1024, 512], &both, &cheap), 2, None),
-        (worlds(&[1024], &both, &cheap), 2, Some(2)),
+        (worlds(&[1024], &both, &cheap), 2, Some(AtOnce::Pairs { departures: 2 })),
+        (worlds(&[512], &both, &[Initial::Fragmented]), 3, Some(AtOnce::Races { delays: 1 })),
         (worlds(&[1024, 4096], &both, &cheap), 3, None),
         (worlds(&[512], &both, &full), 2, None),
     ];
     let mut states = 0;
-    for (worlds, operations, departures) in stages {
+    for (worlds, operations, at_once) in stages {
         let settings = explore::Settings {
             worlds,
             operations,
-            departures,
+            at_once,
             depth: u32::MAX,
             profile,
             shard: (0, 1),

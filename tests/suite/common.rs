@@ -169,7 +169,7 @@ pub(crate) fn exploring(operations: u32, worlds: Vec<World>) -> Settings {
     Settings {
         worlds,
         operations,
-        departures: None,
+        at_once: None,
         depth: u32::MAX,
         profile: Profile::TornLength,
         shard: (0, 1),

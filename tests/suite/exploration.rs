@@ -250,7 +250,7 @@ fn the_first_violation_is_the_one_with_the_lowest_number() {
             } else {
                 explore::run(&Unforked(subject), &settings, |_, _, _, _| {})
             };
-            report.found.map(|found| (found.index, found.workload, found.failure))
+            report.found.map(|found| (found.index, found.tasks, found.failure))
         };
         let first = found(false, 1);
         assert!(first.is_some(), "{rule}");
@@ -313,7 +313,7 @@ fn a_broken_rule_is_found_and_the_workload_is_the_shortest() {
     let worlds = worlds(&[1024], &[false], &[Initial::Fresh]);
     let report = explore::run(&subject, &exploring(2, worlds), |_, _, _, _| {});
     let found = report.found.expect("counts may lag behind references");
-    assert_eq!(found.workload.len(), 1, "{:?}", found.workload);
+    assert_eq!(found.tasks.concat().len(), 1, "{:?}", found.tasks);
     assert_eq!(found.failure.violation.kind, "refcount-too-low");
     let trial = found.trial(&subject, Profile::TornLength).expect("it is one way through a case");
     let outcome = trial::run(&subject, &trial.trial).unwrap();

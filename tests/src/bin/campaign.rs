@@ -18,9 +18,9 @@ use qcow2_crashtest::console::sample::Sample;
 use qcow2_crashtest::console::shorten::{Minimising, minimise, verdict};
 use qcow2_crashtest::console::{self, Outputs, Status, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
-use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::alphabet::{self, World, worlds};
 use qcow2_crashtest::explore::certificate::{MergeError, Part};
+use qcow2_crashtest::explore::{self, AtOnce};
 use qcow2_crashtest::file;
 use qcow2_crashtest::interrupt;
 use qcow2_crashtest::minimise::Minimised;
@@ -175,6 +175,10 @@ struct Explore {
     /// in the place of requests one after the other.
     #[arg(long, value_name = "DEPARTURES", num_args = 0..=1, default_missing_value = "2")]
     pairs: Option<u32>,
+    /// Two tasks that read, write, discard and flush two clusters, up to OPERATIONS requests beside one, with at most this many steps
+    /// put off until nothing else can go on.
+    #[arg(long, value_name = "DELAYS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "pairs")]
+    races: Option<u32>,
     /// Follow power cuts in recovery this deep; without it, until no new state appears.
     #[arg(long)]
     depth: Option<u32>,
@@ -344,7 +348,11 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
     let settings = explore::Settings {
         worlds,
         operations: args.operations,
-        departures: args.pairs,
+        at_once: match (args.pairs, args.races) {
+            (Some(departures), _) => Some(AtOnce::Pairs { departures }),
+            (None, Some(delays)) => Some(AtOnce::Races { delays }),
+            (None, None) => None,
+        },
         depth: args.depth.unwrap_or(u32::MAX),
         profile: args.profile,
         shard: args.shard,

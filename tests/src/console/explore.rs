@@ -13,8 +13,9 @@ use super::status::{Status, after};
 use super::tell::{as_found, tell_and_keep, written};
 use crate::corpus::CorpusError;
 use crate::ended::Ended;
-use crate::explore;
+use crate::explore::alphabet::Symbol;
 use crate::explore::certificate::{Certificate, Part};
+use crate::explore::{self, AtOnce};
 use crate::interrupt;
 use crate::subject::Subject;
 
@@ -66,13 +67,10 @@ pub fn explore<Sub: Subject>(
         bar.finish_and_clear();
     }
     say(&format!(
-        "{}, profile {}, {}, {}: {:.1} s\n",
+        "{}, profile {}, all {}, {}: {:.1} s\n",
         subject.name(),
         settings.profile,
-        match settings.departures {
-            None => format!("all workloads of up to {} requests", settings.operations),
-            Some(most) => format!("all pairs of requests at once, up to {most} departures"),
-        },
+        AtOnce::covers(settings.at_once, settings.operations),
         match settings.depth {
             u32::MAX => "power cuts in recovery to a fixed point".to_owned(),
             depth => format!("power cuts in recovery to depth {depth}"),
@@ -177,11 +175,15 @@ fn tell_explored<Sub: Subject>(
     outputs: &Exploration,
     found: &explore::Found,
 ) -> String {
-    let names: Vec<&str> = found.workload.iter().map(|symbol| symbol.name()).collect();
+    let names = |task: &Vec<_>| {
+        let names: Vec<&str> = task.iter().map(|symbol: &Symbol| symbol.name()).collect();
+        names.join(", ")
+    };
+    let tasks: Vec<String> = found.tasks.iter().map(names).collect();
     say(&format!(
         "violation in workload {} ({}) of {} after {} leaves\n  {} {}\n",
         found.index,
-        names.join(", "),
+        tasks.join(" beside "),
         found.world,
         found.leaves,
         found.failure.violation,

@@ -156,7 +156,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
             let settings = explore::Settings {
                 worlds: worlds(&[1024], &[false], &initials()),
                 operations: args.operations,
-                departures: None,
+                at_once: None,
                 depth: u32::MAX,
                 profile: args.profile,
                 shard: (0, 1),

@@ -53,10 +53,12 @@ pub enum Symbol {
     Grow,
     /// A clean close, and the image opened again.
     Reopen,
+    /// All of A is read.
+    ReadA,
 }
 
 impl Symbol {
-    /// The alphabet.
+    /// The alphabet of requests one after the other, and of pairs at once.
     pub const ALL: [Self; 12] = [
         Self::WriteA,
         Self::WritePartOfB,
@@ -71,6 +73,10 @@ impl Symbol {
         Self::Grow,
         Self::Reopen,
     ];
+
+    /// The alphabet of races: who still uses a cluster, who gives it up, and who gets it next.
+    pub const RACING: [Self; 5] =
+        [Self::ReadA, Self::WriteA, Self::WritePartOfB, Self::DiscardA, Self::Flush];
 
     /// Its name in certificates.
     pub const fn name(self) -> &'static str {
@@ -87,6 +93,7 @@ impl Symbol {
             Self::Flush => "flush",
             Self::Grow => "grow",
             Self::Reopen => "reopen",
+            Self::ReadA => "read-a",
         }
     }
 
@@ -115,6 +122,7 @@ impl Symbol {
             Self::Flush => Op::Flush,
             Self::Grow => Op::Grow { to: size + geometry.l2_entries() * cluster },
             Self::Reopen => Op::Reopen,
+            Self::ReadA => Op::Read { offset: 0, length: cluster },
         }
     }
 }
@@ -171,6 +179,23 @@ pub fn pairs() -> Vec<[Symbol; 2]> {
         .flat_map(|first| with_others().map(move |second| [first, second]))
         .filter(|[first, second]| first <= second && [*first, *second] != [Symbol::Grow; 2])
         .collect()
+}
+
+/// What two tasks do at once in races: up to `most` requests of [`Symbol::RACING`] beside one.
+pub fn races(most: u32) -> Vec<[Vec<Symbol>; 2]> {
+    let letters = Symbol::RACING;
+    let mut longest = vec![Vec::new()];
+    let mut tasks = Vec::new();
+    for _ in 0..most {
+        let longer = |task: &Vec<Symbol>| {
+            let task = task.clone();
+            letters.map(move |next| [task.clone(), vec![next]].concat())
+        };
+        longest = longest.iter().flat_map(longer).collect();
+        tasks.extend(longest.iter().cloned());
+    }
+    let beside = |task: Vec<Symbol>| letters.map(move |other| [task.clone(), vec![other]]);
+    tasks.into_iter().flat_map(beside).collect()
 }
 
 /// The initial images that are explored: all but one, of which every state that an exploration remembers would list thousands of leaks.
@@ -313,11 +338,24 @@ mod tests {
     }
 
     #[test]
+    fn races_are_all_different() {
+        let mut all = races(3);
+        assert_eq!(all.len(), (5 + 25 + 125) * 5);
+        assert!(all.contains(&[
+            vec![Symbol::DiscardA, Symbol::Flush, Symbol::WritePartOfB],
+            vec![Symbol::ReadA]
+        ]));
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), (5 + 25 + 125) * 5);
+    }
+
+    #[test]
     fn every_request_lies_on_the_disk_and_each_growth_is_one() {
         for bits in [9, 10, 12] {
             let geometry = World::new(bits, false, Initial::Fresh).geometry;
             assert_eq!(geometry.fault(), None);
-            for op in operations(&Symbol::ALL, &geometry) {
+            for op in operations(&[&Symbol::ALL[..], &Symbol::RACING].concat(), &geometry) {
                 assert_eq!(op.fault(), None, "{op:?}");
                 assert_eq!(op.clip(geometry.virtual_size), Some(op), "{op:?}");
             }

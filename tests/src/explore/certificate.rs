@@ -11,6 +11,7 @@ use model::finding::Property;
 use model::op::{Geometry, Op};
 use serde::{Deserialize, Serialize};
 
+use super::AtOnce;
 use super::alphabet::{Symbol, World, operations};
 use super::walk::Counts;
 use super::{Explored, Report, Settings};
@@ -40,6 +41,9 @@ pub struct Certificate {
     /// makes them all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub departures: Option<u32>,
+    /// Workloads are that many requests at most beside one, and at most this many steps of the plain order are put off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delays: Option<u32>,
     /// Power cuts in recovery follow each other at most this often; none: until no new state appears.
     pub depth: Option<u32>,
     /// The requests, by name.
@@ -190,23 +194,31 @@ impl Totals {
 impl Certificate {
     /// The certificate of a complete and clean exploration of all shards, or of the one in `settings`.
     pub fn new<Sub: Subject>(subject: &Sub, settings: &Settings, report: &Report) -> Self {
+        let alphabet = AtOnce::alphabet(settings.at_once);
         let mut sizes: Vec<Geometry> = settings.worlds.iter().map(|world| world.geometry).collect();
         sizes.sort_by_key(|geometry| geometry.cluster_bits);
         sizes.dedup_by_key(|geometry| geometry.cluster_bits);
         let requests = sizes
             .iter()
-            .map(|geometry| (geometry.cluster_size(), operations(&Symbol::ALL, geometry)))
+            .map(|geometry| (geometry.cluster_size(), operations(alphabet, geometry)))
             .collect();
         let mut certificate = Self {
             schema: SCHEMA.to_owned(),
             subject: subject.name(),
             source: source_of(subject).unwrap_or_else(harness),
-            properties: judged(&subject.duties(), &Symbol::ALL, settings.departures.is_some()),
+            properties: judged(&subject.duties(), alphabet, settings.at_once.is_some()),
             profile: settings.profile.to_string(),
             operations: settings.operations,
-            departures: settings.departures,
+            departures: match settings.at_once {
+                Some(AtOnce::Pairs { departures }) => Some(departures),
+                _ => None,
+            },
+            delays: match settings.at_once {
+                Some(AtOnce::Races { delays }) => Some(delays),
+                _ => None,
+            },
             depth: (settings.depth != u32::MAX).then_some(settings.depth),
-            alphabet: Symbol::ALL.iter().map(|symbol| symbol.name().to_owned()).collect(),
+            alphabet: alphabet.iter().map(|symbol| symbol.name().to_owned()).collect(),
             requests,
             probes: report
                 .probes()
@@ -232,15 +244,16 @@ impl Certificate {
     pub fn covers(&self) -> String {
         let sizes: Vec<String> = self.requests.iter().map(|(size, _)| size.to_string()).collect();
         let explored = self.worlds.iter().filter(|world| world.infeasible.is_none()).count();
-        let what = match self.departures {
-            None => format!("workloads of up to {} requests", self.operations),
-            Some(most) => format!("pairs of requests at once, {most} departures"),
-        };
+        let pairs = self.departures.map(|departures| AtOnce::Pairs { departures });
+        let at_once = pairs.or(self.delays.map(|delays| AtOnce::Races { delays }));
+        let what = AtOnce::covers(at_once, self.operations);
+        let old = self.worlds.iter().all(|world| world.geometry.version == 2);
+        let images = if old { "images of version 2" } else { "images" };
         let depth =
             self.depth.map_or_else(|| "a fixed point".to_owned(), |depth| format!("depth {depth}"));
         let Totals { workloads, leaves, memo_hits, distinct_states, .. } = self.totals;
         format!(
-            "{what}, {} B clusters, {explored} images, {}, nested to {depth}: {workloads} workloads, {leaves} leaves, \
+            "{what}, {} B clusters, {explored} {images}, {}, nested to {depth}: {workloads} workloads, {leaves} leaves, \
              {memo_hits} memo hits, {distinct_states} distinct",
             sizes.join("/"),
             self.profile,
@@ -308,6 +321,7 @@ impl Part {
         same(ours.profile == theirs.profile, "profile")?;
         same(ours.operations == theirs.operations, "operations")?;
         same(ours.departures == theirs.departures, "departures")?;
+        same(ours.delays == theirs.delays, "delays")?;
         same(ours.depth == theirs.depth, "depth")?;
         same(ours.alphabet == theirs.alphabet && ours.requests == theirs.requests, "alphabet")?;
         let world = |world: &CertifiedWorld| {
@@ -387,8 +401,8 @@ pub fn source_of<Sub: Subject>(subject: &Sub) -> Option<Vec<(String, String)>> {
 /// The properties that exploring judges a subject by: those that a power cut, what is found after it, and one recovery after another can
 /// show, as far as the subject is held to them and the requests lead there. P7 takes whole runs to their end, and P9 compares what
 /// several power cuts leaked.
-pub fn judged(duties: &Duties, alphabet: &[Symbol], pairs: bool) -> Vec<Property> {
-    let closes = alphabet.contains(&Symbol::Reopen) && !pairs;
+pub fn judged(duties: &Duties, alphabet: &[Symbol], at_once: bool) -> Vec<Property> {
+    let closes = alphabet.contains(&Symbol::Reopen) && !at_once;
     let grows = alphabet.contains(&Symbol::Grow);
     let all = [
         (Property::P0, true),

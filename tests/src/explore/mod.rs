@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use faultfs::fault::Planned;
 use faultfs::profile::Profile;
 use model::case::{Device, Step};
-use model::op::Op;
+use model::op::{Geometry, Op};
 
 use crate::ended::Ended;
 use crate::interrupt;
@@ -36,9 +36,8 @@ pub struct Settings {
     pub worlds: Vec<World>,
     /// Workloads have at most this many requests.
     pub operations: u32,
-    /// Workloads are two requests at once in the place of up to [`operations`](Self::operations) one after the other, and
-    /// their order departs at most this often from the plain one.
-    pub departures: Option<u32>,
+    /// Workloads are requests of two tasks at once, in the place of requests one after the other.
+    pub at_once: Option<AtOnce>,
     /// Power cuts in recovery are followed this deep.
     pub depth: u32,
     /// How the power fails.
@@ -49,6 +48,45 @@ pub struct Settings {
     pub limit: Option<Duration>,
     /// Worker threads; 0 for one a core.
     pub workers: usize,
+}
+
+/// What two tasks do at once, and in which orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtOnce {
+    /// One request each, in every order that departs at most so often from the plain one.
+    Pairs {
+        /// How often.
+        departures: u32,
+    },
+    /// Up to [`Settings::operations`] requests beside one, of the alphabet of races, in the plain order with at most so many steps put
+    /// off until nothing else can go on.
+    Races {
+        /// How many.
+        delays: u32,
+    },
+}
+
+impl AtOnce {
+    /// The requests that tasks are made of.
+    pub const fn alphabet(at_once: Option<Self>) -> &'static [Symbol] {
+        match at_once {
+            None | Some(Self::Pairs { .. }) => &Symbol::ALL,
+            Some(Self::Races { .. }) => &Symbol::RACING,
+        }
+    }
+
+    /// What is explored, in a few words.
+    pub fn covers(at_once: Option<Self>, operations: u32) -> String {
+        match at_once {
+            None => format!("workloads of up to {operations} requests"),
+            Some(Self::Pairs { departures }) => {
+                format!("pairs of requests at once, {departures} departures")
+            }
+            Some(Self::Races { delays }) => {
+                format!("up to {operations} requests beside one, {delays} steps put off")
+            }
+        }
+    }
 }
 
 /// What exploring one world came to.
@@ -79,9 +117,9 @@ pub struct Found {
     pub world: World,
     /// Number of the workload.
     pub index: u64,
-    /// Its requests.
-    pub workload: Vec<Symbol>,
-    /// The order of the steps, if it was two requests at once.
+    /// The requests of each task.
+    pub tasks: Vec<Vec<Symbol>>,
+    /// The order of the steps, if it was two tasks at once.
     pub schedule: Vec<u32>,
     /// What went wrong.
     pub failure: Failure,
@@ -138,13 +176,8 @@ impl Found {
         let none = std::iter::once(Vec::new());
         let all: Vec<Vec<StepPlan>> = none.chain(once.iter().cloned()).chain(twice).collect();
         all.into_iter().map(move |steps| {
-            let ops = operations(&self.workload, &geometry);
-            let tasks = match self.schedule[..] {
-                [] => vec![ops],
-                _ => ops.into_iter().map(|op| vec![op]).collect(),
-            };
             let life = TrialLife {
-                tasks,
+                tasks: tasks_of(&self.tasks, &geometry),
                 order: Order::Choices(self.schedule.clone()),
                 faults: Planned::default(),
                 dropped: None,
@@ -164,6 +197,12 @@ impl Found {
             }
         })
     }
+}
+
+/// Tasks as operations, numbered through.
+fn tasks_of(tasks: &[Vec<Symbol>], geometry: &Geometry) -> Vec<Vec<Op>> {
+    let mut ops = operations(&tasks.concat(), geometry).into_iter();
+    tasks.iter().map(|task| ops.by_ref().take(task.len()).collect()).collect()
 }
 
 /// What an exploration came to.
@@ -223,13 +262,19 @@ pub fn run<Sub: Subject>(
         workers => workers,
     };
     let (shard, shards) = settings.shard;
-    let pairs = alphabet::pairs();
-    let all = match settings.departures {
+    let at_once: Vec<[Vec<Symbol>; 2]> = match settings.at_once {
+        None => Vec::new(),
+        Some(AtOnce::Pairs { .. }) => {
+            alphabet::pairs().into_iter().map(|pair| pair.map(|symbol| vec![symbol])).collect()
+        }
+        Some(AtOnce::Races { .. }) => alphabet::races(settings.operations),
+    };
+    let all = match settings.at_once {
         None => alphabet::count(settings.operations),
-        Some(_) => pairs.len() as u64,
+        Some(_) => at_once.len() as u64,
     };
     // Workloads that share all but their last request are neighbours, and so cheapest in one hand.
-    let block = |number: u64| match (settings.departures, number) {
+    let block = |number: u64| match (settings.at_once, number) {
         (Some(_), _) | (None, 0) => number..number + 1,
         (None, _) => alphabet::continuations(number - 1),
     };
@@ -277,14 +322,14 @@ pub fn run<Sub: Subject>(
                     interrupted.store(true, Ordering::Relaxed);
                     break;
                 }
-                let workload = match settings.departures {
-                    None => alphabet::workload(index),
-                    Some(_) => pairs[index as usize].to_vec(),
+                let tasks = match settings.at_once {
+                    None => vec![alphabet::workload(index)],
+                    Some(_) => at_once[index as usize].to_vec(),
                 };
-                let ops: Vec<Op> = operations(&workload, &world.geometry);
-                let outcome = match (settings.departures, &ops[..]) {
-                    (Some(departures), &[first, second]) => walk.pair([first, second], departures),
-                    _ => walk.workload(&ops),
+                let ops = tasks_of(&tasks, &world.geometry);
+                let outcome = match settings.at_once {
+                    None => walk.workload(&ops[0]),
+                    Some(how) => walk.at_once(&ops, how),
                 };
                 let counts = walk.counts();
                 let mut shared = shared.lock().expect("no worker panics with the lock");
@@ -303,8 +348,7 @@ pub fn run<Sub: Subject>(
                         if found.as_ref().is_none_or(|found| index < found.index) {
                             let leaves = explored.counts.leaves;
                             let schedule = walk.schedule.clone();
-                            *found =
-                                Some(Found { world, index, workload, schedule, failure, leaves });
+                            *found = Some(Found { world, index, tasks, schedule, failure, leaves });
                         }
                     }
                     Err(Stop::Broken(why)) => {

@@ -38,7 +38,7 @@ use faultfs::direct::{Direct, DirectOptions, run};
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
 use faultfs::profile::Profile;
-use faultfs::schedule::{Choices, Schedule};
+use faultfs::schedule::{Choices, PutOff, Schedule};
 use faultfs::values::Values;
 use model::evidence::ValueKey;
 use model::finding::Property;
@@ -48,6 +48,7 @@ use model::op::Op;
 use model::payload::{self, UNIT};
 use qcow2_core::storage::IoBuf;
 
+use super::AtOnce;
 use crate::evidence::DiskEvidence;
 use crate::leaf::Answer;
 use crate::life::{Order, Request, Script, perform, probe_trace, run_scheduled};
@@ -266,15 +267,15 @@ impl<Sub: Subject> Walk<Sub> {
         Ok(self.counts)
     }
 
-    /// Runs two tasks of one request each in every order that departs at most `departures` times from the plain
-    /// one, and explores every power cut in all of them.
+    /// Runs two tasks in every order that `how` allows, and explores every power cut in all of them.
     ///
     /// # Errors
     /// The first violation, with the schedule that led to it in [`Walk::schedule`], or why nothing is proved.
-    pub fn pair(&mut self, ops: [Op; 2], departures: u32) -> Result<Counts, Stop> {
+    pub fn at_once(&mut self, tasks: &[Vec<Op>], how: AtOnce) -> Result<Counts, Stop> {
         self.forget();
+        let requests = |ops: &Vec<Op>| ops.iter().map(|op| Request::Op(*op)).collect();
         let script = Script {
-            tasks: ops.iter().map(|op| vec![Request::Op(*op)]).collect(),
+            tasks: tasks.iter().map(requests).collect(),
             order: Order::Choices(Vec::new()),
             faults: Planned::default(),
             dropped: None,
@@ -282,8 +283,14 @@ impl<Sub: Subject> Walk<Sub> {
         };
         let wheels = Arc::new(Mutex::new(Exhaustive::new()));
         loop {
-            let schedule = Choices::new(Arc::clone(&wheels)).with_departures(departures);
-            self.scheduled(&script, Box::new(schedule))?;
+            let chooser = Arc::clone(&wheels);
+            let schedule: Box<dyn Schedule + Send> = match how {
+                AtOnce::Pairs { departures } => {
+                    Box::new(Choices::new(chooser).with_departures(departures))
+                }
+                AtOnce::Races { delays } => Box::new(PutOff::new(chooser, delays)),
+            };
+            self.scheduled(&script, schedule)?;
             self.counts.schedules += 1;
             let mut wheels = wheels.lock().unwrap_or_else(PoisonError::into_inner);
             let more = wheels.advance();
