@@ -33,6 +33,16 @@ use crate::trial::{Trial, cluster_units};
 /// Crash states tried at each moment: this many in the order of enumeration, and where there are more, as many at random.
 const STATES: usize = 32;
 
+/// So many units of disk are gone through at most, each state being all of them. Where that is not enough for every moment, it is every
+/// second one, or third, and so on.
+const UNITS: usize = 1 << 25;
+
+/// Which of so many moments on `disk` there is time for: every how manyth.
+fn every(moments: usize, disk: &PossibleDisk) -> usize {
+    let states = UNITS / disk.extent().max(1) as usize;
+    (moments * 2 * STATES).div_ceil(states.max(1)).max(1)
+}
+
 /// What the search showed.
 pub(super) struct Searched {
     /// Crash states judged.
@@ -86,7 +96,8 @@ pub(super) struct Search<'a> {
 pub(super) fn in_life<Sub: Subject>(bench: &mut Bench<Sub>, search: &Search<'_>) -> Searched {
     let Search { trial, played, steps, choices, failure } = *search;
     let mut found = Found::new(failure, played.cut);
-    let points = played.moments.iter().map(|seen| (seen.at, &seen.guest));
+    let every = every(played.moments.len(), &played.live);
+    let points = played.moments.iter().step_by(every).map(|seen| (seen.at, &seen.guest));
     let own = (played.cut, &played.guest);
     let mut done = BTreeSet::new();
     for (at, guest) in std::iter::once(own).chain(points).filter(|(at, _)| done.insert(*at)) {
@@ -111,7 +122,11 @@ pub(super) fn in_step<Sub: Subject>(
     let given = &choices[..scene.chosen.min(choices.len())];
     let counted: Vec<usize> = (0..tape.events.len()).filter(|at| matters(tape, *at)).collect();
     let mut found = Found::new(failure, counted.last()? + 1);
-    for (crash_at, at) in counted.iter().enumerate() {
+    let every = every(counted.len(), &played.live);
+    let last = counted.len() - 1;
+    // The last one is the failure's own.
+    let moments = counted.iter().enumerate().filter(|(at, _)| at % every == 0 || *at == last);
+    for (crash_at, at) in moments {
         let mut steps = steps[..number].to_vec();
         steps[number - 1].crash_at = Some(crash_at as u64);
         let at = at + 1;
