@@ -25,7 +25,7 @@ use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject};
 use qcow2_crashtest::trial;
 use qcow2_crashtest::{corpus, probe::Probe};
 
-use crate::common::exploring;
+use crate::common::{Scatter, exploring};
 
 /// More combinations than this of one crash disk are left out, and counted.
 const MOST: u64 = 1 << 13;
@@ -167,22 +167,37 @@ fn branching_where_recovery_reads_finds_what_writing_out_every_image_finds() {
 }
 
 /// Goal: what a walk remembers of earlier workloads stands for running it again. Method: workloads explored one after
-/// the other by one walk, and each by a new one; the counts, a digest of all that recovery left among them, are the same.
+/// the other by one walk, short ones and scattered long ones, and each by a new one without memory; the counts, a digest of all
+/// that recovery left among them, are the same, and so are all states that were left.
 #[test]
 fn what_earlier_workloads_left_changes_no_count() {
     let kinds = [Initial::RefcountBlockOneShort, Initial::Leaky, Initial::Fragmented];
     for world in worlds(&[512, 1024], &[false, true], &kinds) {
-        let new = || {
-            let subject = Qcow2Core::default();
-            let initial = world.start(&subject).unwrap();
-            Walk::new(subject, world.session, Profile::TornLength, u32::MAX, initial)
-        };
-        let mut old = new();
-        for index in (0..explore::alphabet::count(2)).step_by(5) {
-            let symbols = explore::alphabet::workload(index);
-            let ops = operations(&symbols, &world.geometry);
-            let [known, afresh] = [&mut old, &mut new()].map(|walk| walk.workload(&ops).unwrap());
-            assert_eq!(known, afresh, "{symbols:?} on {world:?}");
+        for depth in [1, u32::MAX] {
+            let new = || {
+                let subject = Qcow2Core::default();
+                let initial = world.start(&subject).unwrap();
+                Walk::new(subject, world.session, Profile::TornLength, depth, initial)
+            };
+            let (mut old, mut distinct, mut leaves) = (new(), BTreeSet::new(), 0);
+            let mut scatter = Scatter::new(u64::from(depth));
+            let longer = explore::alphabet::count(2)..explore::alphabet::count(4);
+            let scattered =
+                (0..40).map(|_| longer.start + scatter.below(longer.end - longer.start));
+            for index in (0..longer.start).step_by(5).chain(scattered) {
+                let symbols = explore::alphabet::workload(index);
+                let ops = operations(&symbols, &world.geometry);
+                let mut forgetful = new();
+                forgetful.remembers = false;
+                let [known, afresh] =
+                    [&mut old, &mut forgetful].map(|walk| walk.workload(&ops).unwrap());
+                assert_eq!(known, afresh, "{symbols:?} on {world:?}");
+                assert_eq!(forgetful.executed, afresh.leaves, "nothing was known");
+                distinct.append(&mut forgetful.distinct);
+                leaves += known.leaves;
+            }
+            assert_eq!(old.distinct, distinct, "{world:?}");
+            assert!(old.executed < leaves, "{} of {leaves} leaves were run", old.executed);
         }
     }
 }

@@ -77,7 +77,9 @@ pub fn explore<Sub: Subject>(
         },
         report.seconds
     ));
-    say("  workloads  crash disks      leaves   memo hits  distinct  deepest  leaves/s\n");
+    say(
+        "  workloads  crash disks      leaves  executed  remembered   memo hits  distinct  deepest  leaves/s\n",
+    );
     for explored in &report.worlds {
         say(&format!("  {}\n", explored.row()));
     }

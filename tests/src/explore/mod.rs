@@ -100,6 +100,8 @@ pub struct Explored {
     pub workloads: u64,
     /// What was done.
     pub counts: Counts,
+    /// Of the leaves, those that were run; the others a worker had met before. It depends on who explored what.
+    pub executed: u64,
     /// Hash of it all.
     pub hash: u64,
     /// Hashes of everything that recovery left.
@@ -137,10 +139,12 @@ impl Explored {
         let counts = &self.counts;
         let speed = counts.leaves as f64 / self.worker_seconds.max(1e-9);
         format!(
-            "{:>9}  {:>11}  {:>10}  {:>10}  {:>8}  {:>7}  {speed:>8.0}  {world}",
+            "{:>9}  {:>11}  {:>10}  {:>8}  {:>10}  {:>10}  {:>8}  {:>7}  {speed:>8.0}  {world}",
             self.workloads,
             counts.crash_disks,
             counts.leaves,
+            self.executed,
+            counts.leaves - self.executed.min(counts.leaves),
             counts.memo_hits,
             self.distinct.len(),
             counts.deepest,
@@ -287,6 +291,7 @@ pub fn run<Sub: Subject>(
             infeasible: None,
             workloads: 0,
             counts: Counts::default(),
+            executed: 0,
             hash: 0,
             distinct: BTreeSet::new(),
             probes: Probes::default(),
@@ -360,6 +365,7 @@ pub fn run<Sub: Subject>(
             let mut shared = shared.lock().expect("no worker panics with the lock");
             shared.0.distinct.append(&mut walk.distinct);
             shared.0.probes.add(walk.probes());
+            shared.0.executed += walk.executed;
             shared.0.worker_seconds += began.elapsed().as_secs_f64();
         };
         std::thread::scope(|scope| {

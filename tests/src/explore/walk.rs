@@ -17,8 +17,12 @@
 //! - recovery from a disk whose metadata the audit has decided is a leaf once, whatever led there. Its outcome depends on
 //!   that disk alone, and what the guest may see was judged before it: recovery may not change contents (P3).
 //!
-//! For the same reason a leaf need not run what ran for another workload: a third memory, kept from workload to workload,
-//! holds what recovery made of a disk if it asked nothing of it. It changes no number.
+//! For the same reason a leaf need not run what ran for another workload. Two more memories are kept from workload to workload,
+//! and change no number:
+//!
+//! - what recovery made of a disk, if it asked nothing of it;
+//! - the ways through a crash disk, with what the guest may see there. Both lead to the same leaves, and to the same power cuts in
+//!   their recovery, whenever they are met; which of them are new is asked again each time.
 //!
 //! A request is judged in the workload that ends with it; the ones before it only have to have happened. So a walk keeps the way to
 //! the last workload as forks, one after opening and one after each request, and a workload that shares some of that way begins
@@ -43,7 +47,7 @@ use faultfs::values::Values;
 use model::evidence::ValueKey;
 use model::finding::Property;
 use model::guest::Guest;
-use model::judge::{Contents, Inherited, p0_misread};
+use model::judge::{Inherited, p0_misread};
 use model::op::Op;
 use model::payload::{self, UNIT};
 use qcow2_core::storage::IoBuf;
@@ -170,10 +174,37 @@ impl<Sub: Subject> Way<Sub> {
     }
 }
 
+/// What the guest may see after a power cut.
+#[derive(Clone)]
+struct Ground {
+    guest: Arc<Guest>,
+    hash: u64,
+}
+
+impl Ground {
+    fn new(guest: Guest) -> Self {
+        Self { hash: guest.allowed_hash(), guest: Arc::new(guest) }
+    }
+
+    /// What there is when the power fails now.
+    fn after(guest: &Guest) -> Self {
+        let mut seen = guest.clone();
+        seen.crash();
+        Self::new(seen)
+    }
+}
+
+/// What a power cut left, and its hash.
+#[derive(Clone)]
+struct Cut {
+    disk: Arc<PossibleDisk>,
+    hash: u64,
+}
+
 /// A crash disk that is still to be entered.
 struct Crashed {
-    disk: PossibleDisk,
-    guest: Arc<Guest>,
+    cut: Cut,
+    ground: Ground,
     depth: u32,
 }
 
@@ -183,12 +214,32 @@ struct Outcome {
     left: u64,
     /// Whether opening left leaks behind.
     leaks: bool,
-    /// What a power cut in it could find.
-    forks: Vec<PossibleDisk>,
+    /// How many power cuts in it there could be.
+    nested: u64,
+    /// What these leave.
+    cuts: Vec<Cut>,
 }
+
+/// One way through a crash disk, to its end.
+struct Leaf {
+    /// Hash of the disk that the audit decided it to be.
+    decided: u64,
+    outcome: Arc<Outcome>,
+    /// What the guest may see after a power cut in recovery, if there can be one and it is followed.
+    ground: Option<Ground>,
+    /// What the decisions show, if anything.
+    met: Option<Box<Probes>>,
+}
+
+/// What tells one crash disk from another: its hash, that of what the guest may see there, and whether power cuts in its recovery
+/// are followed.
+type CrashKey = (u64, u64, bool);
 
 /// How many outcomes are remembered, at 5 to 15 KB each. Then all are forgotten: the next workloads are alike again.
 const MAX_OUTCOMES: usize = 1 << 14;
+
+/// How many crash disks are remembered with their leaves, which share their outcomes.
+const MAX_CRASHES: usize = 1 << 16;
 
 /// Explores the workloads of one world, one after the other.
 pub struct Walk<Sub: Subject> {
@@ -204,18 +255,25 @@ pub struct Walk<Sub: Subject> {
     recovered: BTreeSet<u64>,
     /// By hash of the disk that recovery began on, of all workloads.
     outcomes: BTreeMap<u64, Arc<Outcome>>,
+    /// The leaves of crash disks, of all workloads.
+    leaves: BTreeMap<CrashKey, Arc<[Leaf]>>,
+    /// What the guest may see in them, by hash: few of them differ.
+    grounds: BTreeMap<u64, Ground>,
     waiting: Vec<Crashed>,
     /// The way to the last request of the last workload.
     way: Way<Sub>,
     /// A disk that nobody needs, for its memory.
     spare: Option<PossibleDisk>,
-    contents: Contents,
     probes: Probes,
     counts: Counts,
     /// Hashes of everything that recovery left, of all workloads.
     pub distinct: BTreeSet<u64>,
     /// What the last schedule of a pair picked.
     pub schedule: Vec<u32>,
+    /// Of the leaves of all workloads, those that were run: the others were known.
+    pub executed: u64,
+    /// Whether what earlier workloads showed may stand for running it again.
+    pub remembers: bool,
     /// What recovery left, leaf by leaf, where somebody wants to see it all.
     pub kept: Option<Vec<PossibleDisk>>,
 }
@@ -244,14 +302,17 @@ impl<Sub: Subject> Walk<Sub> {
             entered: BTreeSet::new(),
             recovered: BTreeSet::new(),
             outcomes: BTreeMap::new(),
+            leaves: BTreeMap::new(),
+            grounds: BTreeMap::new(),
             waiting: Vec::new(),
             way: Way::new(),
             spare: None,
-            contents: Contents::default(),
             probes: Probes::default(),
             counts: Counts::default(),
             distinct: BTreeSet::new(),
             schedule: Vec::new(),
+            executed: 0,
+            remembers: true,
             kept: None,
         }
     }
@@ -517,8 +578,10 @@ impl<Sub: Subject> Walk<Sub> {
     }
 
     fn forks_of(&mut self, direct: &Direct<Always>, guest: &Guest, keep: bool) -> Result<(), Stop> {
-        for fork in direct.take_forks(keep) {
-            self.crash(&fork, guest)?;
+        let forks = direct.take_forks(keep);
+        if !forks.is_empty() {
+            let ground = Ground::after(guest);
+            forks.iter().try_for_each(|fork| self.power_cut(fork, &ground))?;
         }
         Ok(())
     }
@@ -528,39 +591,51 @@ impl<Sub: Subject> Walk<Sub> {
     /// # Errors
     /// The first violation, or why nothing is proved.
     pub fn crash(&mut self, live: &PossibleDisk, guest: &Guest) -> Result<(), Stop> {
+        self.power_cut(live, &Ground::after(guest))
+    }
+
+    fn power_cut(&mut self, live: &PossibleDisk, ground: &Ground) -> Result<(), Stop> {
         self.counts.crash_points += 1;
-        let mut seen = guest.clone();
-        seen.crash();
-        self.enter(live, &Arc::new(seen), 0);
+        let cuts = cuts(live, self.bench.profile);
+        self.enter(&cuts, ground, 0);
+        drop(cuts);
         while let Some(crashed) = self.waiting.pop() {
             self.explore(&crashed)?;
+            if let Some(disk) = Arc::into_inner(crashed.cut.disk) {
+                self.spare = Some(disk);
+            }
         }
         Ok(())
     }
 
-    /// Every disk that the power cut may leave before anybody has looked: one, if writes are torn unit by unit.
-    fn enter(&mut self, live: &PossibleDisk, guest: &Arc<Guest>, depth: u32) {
-        let mut cut = Exhaustive::new();
-        loop {
-            let disk = live.crash(self.bench.profile, &mut cut);
-            if self.entered.insert((disk.state_hash(), guest.allowed_hash())) {
+    /// Leaves what power cuts left to be explored, as far as it is new.
+    fn enter(&mut self, cuts: &[Cut], ground: &Ground, depth: u32) {
+        for cut in cuts {
+            if self.entered.insert((cut.hash, ground.hash)) {
                 self.counts.crash_disks += 1;
                 self.counts.deepest = self.counts.deepest.max(depth);
-                self.waiting.push(Crashed { disk, guest: Arc::clone(guest), depth });
-            }
-            if !cut.advance() {
-                return;
+                self.waiting.push(Crashed { cut: cut.clone(), ground: ground.clone(), depth });
             }
         }
     }
 
     fn explore(&mut self, crashed: &Crashed) -> Result<(), Stop> {
+        let key = (crashed.cut.hash, crashed.ground.hash, crashed.depth < self.depth);
+        if let Some(leaves) = self.leaves.get(&key) {
+            for leaf in &*Arc::clone(leaves) {
+                if self.is_new(leaf.decided) {
+                    self.count(leaf, crashed.depth);
+                }
+            }
+            return Ok(());
+        }
         self.turn(|odometer| *odometer = Odometer::default());
         // The disk that recovery last ran on, and the answers that the audit before it had: the same once more is not met
         // again but gone on with, because recovery has asked something too.
         let mut running: Option<(u64, Vec<Taken>)> = None;
+        let mut leaves = (self.remembers && self.kept.is_none()).then(Vec::new);
         loop {
-            self.leaf(crashed, &mut running)?;
+            self.leaf(crashed, &mut running, &mut leaves)?;
             let (more, diverged) = self.turn(|odometer| {
                 odometer.answers.clear();
                 (odometer.wheels.advance(), odometer.wheels.diverged())
@@ -570,57 +645,106 @@ impl<Sub: Subject> Walk<Sub> {
                 return Err(Stop::Broken(why.to_owned()));
             }
             if !more {
-                return Ok(());
+                break;
             }
         }
+        if let Some(leaves) = leaves {
+            if self.leaves.len() == MAX_CRASHES {
+                self.leaves.clear();
+                self.grounds.clear();
+            }
+            self.leaves.insert(key, leaves.into());
+        }
+        Ok(())
     }
 
-    /// One way through a crash disk.
+    /// Whether this workload has not recovered from that disk yet. If it has, that is counted.
+    fn is_new(&mut self, decided: u64) -> bool {
+        let new = self.recovered.insert(decided);
+        self.counts.memo_hits += u64::from(!new);
+        new
+    }
+
+    /// One way through a crash disk. It is added to `known`, unless its end is not known; then there are none.
     fn leaf(
         &mut self,
         crashed: &Crashed,
         running: &mut Option<(u64, Vec<Taken>)>,
+        known: &mut Option<Vec<Leaf>>,
     ) -> Result<(), Stop> {
         let mut disk = match self.spare.take() {
             Some(mut spare) => {
-                spare.clone_from(&crashed.disk);
+                spare.clone_from(&crashed.cut.disk);
                 spare
             }
-            None => crashed.disk.clone(),
+            None => PossibleDisk::clone(&crashed.cut.disk),
         };
+        let guest = &crashed.ground.guest;
         let mut odometer = Arc::clone(&self.odometer);
         let moment = if crashed.depth == 0 {
             "after the power cut"
         } else {
             "after a power cut in recovery"
         };
-        self.bench.state(&mut disk, &crashed.guest, &mut odometer, None, moment)?;
+        self.bench.state(&mut disk, guest, &mut odometer, None, moment)?;
         let decided = disk.state_hash();
         let same = running.as_ref().is_some_and(|(hash, taken)| {
             *hash == decided && self.turn(|odometer| odometer.wheels.taken() == taken)
         });
-        if !same {
-            if !self.recovered.insert(decided) {
-                self.counts.memo_hits += 1;
-                self.spare = Some(disk);
-                return Ok(());
-            }
+        let new = same || self.is_new(decided);
+        if new && !same {
             *running = Some((decided, self.turn(|odometer| odometer.wheels.taken().to_vec())));
         }
+        let outcome = self.outcomes.get(&decided).filter(|_| self.kept.is_none()).cloned();
+        if !new && (known.is_none() || outcome.is_none()) {
+            *known = None;
+            self.spare = Some(disk);
+            return Ok(());
+        }
+        let mut met = Probes::default();
         if !self.has_met(&OF_LEAVES) {
             let odometer = self.odometer.lock().unwrap_or_else(PoisonError::into_inner);
-            probe_answers(&odometer.answers, &self.bench, &mut self.probes);
+            probe_answers(&odometer.answers, &self.bench, &mut met);
         }
-        self.contents.clone_from(self.bench.contents(&mut disk, &mut odometer));
-        let outcome = match self.outcomes.get(&decided) {
-            Some(known) if self.kept.is_none() => {
-                self.spare = Some(disk);
-                Arc::clone(known)
-            }
-            _ => self.recover(disk, decided, &crashed.guest, &odometer)?,
+        let follows = crashed.depth < self.depth;
+        let wanted = match &outcome {
+            None => true,
+            Some(outcome) => follows && !outcome.cuts.is_empty(),
         };
+        let contents = wanted.then(|| self.bench.contents(&mut disk, &mut odometer).clone());
+        let outcome = match outcome {
+            Some(outcome) => {
+                self.spare = Some(disk);
+                outcome
+            }
+            None => self.recover(disk, decided, guest, &odometer)?,
+        };
+        let followed = follows && !outcome.cuts.is_empty();
+        let ground = contents.filter(|_| followed).map(|contents| {
+            let mut ground = Guest::clone(guest);
+            collapse(&mut ground, &contents);
+            let ground = Ground::new(ground);
+            self.grounds.entry(ground.hash).or_insert(ground).clone()
+        });
+        let met = (met != Probes::default()).then(|| Box::new(met));
+        let leaf = Leaf { decided, outcome, ground, met };
+        if new {
+            self.count(&leaf, crashed.depth);
+        }
+        if !self.outcomes.contains_key(&decided) {
+            *known = None;
+        }
+        if let Some(known) = known {
+            known.push(leaf);
+        }
+        Ok(())
+    }
+
+    /// Counts a leaf that is new to the workload, and leaves the power cuts in its recovery to be explored.
+    fn count(&mut self, leaf: &Leaf, depth: u32) {
+        let Leaf { outcome, ground, met, .. } = leaf;
         self.counts.leaves += 1;
-        match crashed.depth {
+        match depth {
             0 => {}
             1 => self.probes.hit(Probe::CrashInRepair),
             _ => self.probes.hit(Probe::NestedTwice),
@@ -628,18 +752,15 @@ impl<Sub: Subject> Walk<Sub> {
         if outcome.leaks {
             self.probes.hit(Probe::LeakRepaired);
         }
+        if let Some(met) = met {
+            self.probes.add(met);
+        }
         self.counts.digest = self.counts.digest.wrapping_add(outcome.left);
         self.distinct.insert(outcome.left);
-        self.counts.nested += outcome.forks.len() as u64;
-        if crashed.depth < self.depth && !outcome.forks.is_empty() {
-            let mut ground = Guest::clone(&crashed.guest);
-            collapse(&mut ground, &self.contents);
-            let ground = Arc::new(ground);
-            for fork in &outcome.forks {
-                self.enter(fork, &ground, crashed.depth + 1);
-            }
+        self.counts.nested += outcome.nested;
+        if let Some(ground) = ground {
+            self.enter(&outcome.cuts, ground, depth + 1);
         }
-        Ok(())
     }
 
     /// Recovers from `disk`, whose state hash is `decided` and which was judged just before.
@@ -659,9 +780,15 @@ impl<Sub: Subject> Walk<Sub> {
             Some(kept) => kept.push(recovered.disk),
             None => self.spare = Some(recovered.disk),
         }
-        forks.shrink_to_fit();
-        let outcome = Arc::new(Outcome { left, leaks: recovered.leaks > 0, forks });
-        if asked == self.turn(|odometer| odometer.answers.len()) {
+        self.executed += 1;
+        let profile = self.bench.profile;
+        let outcome = Arc::new(Outcome {
+            left,
+            leaks: recovered.leaks > 0,
+            nested: forks.len() as u64,
+            cuts: forks.iter().flat_map(|fork| cuts(fork, profile)).collect(),
+        });
+        if self.remembers && asked == self.turn(|odometer| odometer.answers.len()) {
             if self.outcomes.len() == MAX_OUTCOMES {
                 self.outcomes.clear();
             }
@@ -672,6 +799,19 @@ impl<Sub: Subject> Walk<Sub> {
 
     fn turn<R>(&self, step: impl FnOnce(&mut Odometer) -> R) -> R {
         step(&mut self.odometer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Every disk that a power cut may leave before anybody has looked: one, if writes are torn unit by unit.
+fn cuts(live: &PossibleDisk, profile: Profile) -> Vec<Cut> {
+    let mut all = Vec::new();
+    let mut cut = Exhaustive::new();
+    loop {
+        let disk = live.crash(profile, &mut cut);
+        all.push(Cut { hash: disk.state_hash(), disk: Arc::new(disk) });
+        if !cut.advance() {
+            return all;
+        }
     }
 }
 
@@ -694,4 +834,71 @@ fn finished<T>(done: Option<Result<T, String>>, what: &str) -> Result<T, Failure
 
 fn opened<T>(done: Option<Result<T, Refusal>>) -> Result<T, Failure> {
     finished(done.map(|image| image.map_err(|refusal| format!("{refusal:?}"))), "opening it")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use faultfs::profile::Profile;
+    use model::build::Initial;
+    use model::evidence::ValueKey;
+    use model::op::Durability;
+    use model::payload::UNIT;
+
+    use super::{CrashKey, Leaf, Stop, Walk};
+    use crate::explore::alphabet::{World, count, operations, workload};
+    use crate::subject::Qcow2Core;
+
+    /// Goal: what tells one crash disk from another in the memory of them, beside what the guest may see, is needed. Method: without
+    /// any one part of it, crash disks that lead elsewhere would be taken for the same.
+    #[test]
+    fn each_part_of_the_key_of_a_crash_disk_tells_some_apart() {
+        type Known = BTreeMap<CrashKey, Vec<(u64, u64, Option<u64>)>>;
+        let subject = Qcow2Core::default();
+        let world = World::new(10, false, Initial::Leaky);
+        let initial = world.start(&subject).expect("the geometry allows it");
+        let mut walk = Walk::new(subject, world.session, Profile::TornLength, 1, initial);
+        for index in 0..count(2) {
+            let ops = operations(&workload(index), &world.geometry);
+            walk.workload(&ops).expect("nothing is wrong");
+        }
+        let end = |leaf: &Leaf| {
+            let ground = leaf.ground.as_ref().map(|ground| ground.hash);
+            (leaf.decided, leaf.outcome.left, ground)
+        };
+        let all: Known = walk
+            .leaves
+            .iter()
+            .map(|(key, leaves)| (*key, leaves.iter().map(end).collect()))
+            .collect();
+        let parts: [(&str, fn(CrashKey) -> CrashKey); 2] = [
+            ("disk", |(_, ground, follows)| (0, ground, follows)),
+            ("whether power cuts are followed", |(disk, ground, _)| (disk, ground, false)),
+        ];
+        for (part, without) in parts {
+            let mut shorter = BTreeMap::new();
+            let confused = all.iter().any(|(key, ends)| {
+                shorter.insert(without(*key), ends).is_some_and(|others| others != ends)
+            });
+            assert!(confused, "{part}");
+        }
+    }
+
+    /// Goal: a crash disk that was judged by what one guest may see is judged again by what another may.
+    #[test]
+    fn what_the_guest_may_see_is_part_of_the_key_of_a_crash_disk() {
+        let subject = Qcow2Core::default();
+        let world = World::new(10, false, Initial::Leaky);
+        let (disk, guest) = world.start(&subject).expect("the geometry allows it");
+        let start = (disk.clone(), guest.clone());
+        let mut walk = Walk::new(subject, world.session, Profile::TornLength, 1, start);
+        walk.crash(&disk, &guest).expect("nothing is wrong");
+        let mut other = guest.clone();
+        let lost = ValueKey(walk.values.intern(&[7; UNIT]).0);
+        let write = other.begin_write(0, &[lost], Durability::Through);
+        other.complete(write);
+        walk.forget();
+        assert!(matches!(walk.crash(&disk, &other), Err(Stop::Failed(_))));
+    }
 }
