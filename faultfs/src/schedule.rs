@@ -126,22 +126,22 @@ impl<C: Chooser> PutOff<C> {
 
 impl<C: Chooser> Schedule for PutOff<C> {
     fn pick(&mut self, candidates: &[Candidate]) -> usize {
-        let at = |wanted: &Candidate| candidates.iter().position(|offered| offered == wanted);
-        let prompt: Vec<usize> =
-            (0..candidates.len()).filter(|&at| !self.late.contains(&candidates[at])).collect();
-        let Some(last) = prompt.len().checked_sub(1) else {
-            let first = self.late.iter().position(|late| at(late).is_some());
-            let late = self.late.remove(first.expect("all that is offered is late"));
-            return at(&late).expect("it was just found");
-        };
-        let most = last.min(self.delays as usize);
+        let (late, prompt): (Vec<Candidate>, Vec<Candidate>) =
+            candidates.iter().partition(|candidate| self.late.contains(candidate));
+        // Something has to go on.
+        let most = if late.is_empty() { prompt.len() - 1 } else { prompt.len() };
+        let most = most.min(self.delays as usize);
         let put_off = match most {
             0 => 0,
             _ => ask(&mut self.chooser, most + 1, Choice::Step { candidates }) as usize,
         };
         self.delays -= put_off as u32;
-        self.late.extend(prompt[..put_off].iter().map(|&at| candidates[at]));
-        prompt[put_off]
+        self.late.extend(&prompt[..put_off]);
+        let first_late = || self.late.iter().copied().find(|late| candidates.contains(late));
+        let next = prompt.get(put_off).copied().or_else(first_late);
+        let next = next.expect("what is not prompt is late");
+        self.late.retain(|late| *late != next);
+        candidates.iter().position(|offered| *offered == next).expect("it is one of them")
     }
 }
 
@@ -269,6 +269,9 @@ mod tests {
         let mut schedule = PutOff::new(Always(2), 2);
         assert_eq!(schedule.pick(&RUN), 2);
         assert_eq!([[other, one], [one, other]].map(|offered| schedule.pick(&offered)), [1, 0]);
+        // The only one that is not late may be put off behind those that are.
+        let mut schedule = PutOff::new(Always(1), 2);
+        assert_eq!([&RUN[..2], &[one, end], &[end]].map(|offered| schedule.pick(offered)), [1, 0, 0]);
     }
 
     #[test]

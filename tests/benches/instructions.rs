@@ -88,7 +88,7 @@ const PIECES: [Piece; 8] = [
         let settings = explore::Settings {
             worlds: worlds(&[1024], &[true], &[Initial::Fragmented]),
             operations: 1,
-            departures: None,
+            at_once: None,
             depth: u32::MAX,
             profile: Profile::TornLength,
             shard: (0, 1),

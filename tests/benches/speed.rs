@@ -214,7 +214,7 @@ fn explore_leaves(criterion: &mut Criterion) {
     let settings = explore::Settings {
         worlds,
         operations: 2,
-        departures: None,
+        at_once: None,
         depth: u32::MAX,
         profile: Profile::TornLength,
         shard: (0, 1),
