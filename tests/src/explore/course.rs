@@ -166,7 +166,7 @@ mod tests {
                 assert_eq!(differs, is_metadata(image, unit), "unit {unit} of {world}");
                 of_metadata += u64::from(differs);
             }
-            assert!((1..image.file_units()).contains(&of_metadata), "{of_metadata} of {world}");
+            assert!((1..=image.file_units()).contains(&of_metadata), "{of_metadata} of {world}");
             let mut longer = disk.clone();
             let length = u32::try_from(image.file_units()).expect("the image is small") + 8;
             let grown = longer.submit_set_len(length, &mut Always(0));
