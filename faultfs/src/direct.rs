@@ -36,6 +36,19 @@ pub struct DirectOptions {
     /// Whether to keep a fork of the disk after the submission of each operation that changes something: what a power
     /// cut there would find. See [`Direct::take_forks`].
     pub forks: bool,
+    /// Whether to keep what was done, so that it can be done [once more](Direct::again) elsewhere.
+    pub record: bool,
+}
+
+/// One operation that was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// What it was.
+    pub kind: IoKind,
+    /// The bytes that it covered; of a length change, the new length twice.
+    pub range: Range<u64>,
+    /// What it wrote.
+    pub data: Box<[u8]>,
 }
 
 /// How many operations were submitted.
@@ -70,6 +83,8 @@ struct Powered<C> {
     crashed: bool,
     /// Forks kept so far, if they are kept.
     forks: Option<Vec<PossibleDisk>>,
+    /// What was done so far, if it is kept.
+    record: Option<Vec<Done>>,
 }
 
 /// What is left when the power is off.
@@ -88,6 +103,8 @@ pub struct Remains<C> {
     pub crashed: bool,
     /// The forks that nobody has taken, oldest first.
     pub forks: Vec<PossibleDisk>,
+    /// What was done, if it was recorded, oldest first.
+    pub record: Vec<Done>,
 }
 
 impl<C: Chooser + Send + 'static> Direct<C> {
@@ -104,7 +121,8 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         device.trace = options.trace.then(Trace::new);
         let crash_at = options.crash_at.unwrap_or(u64::MAX);
         let forks = options.forks.then(Vec::new);
-        let powered = Powered { device, chooser, crash_at, crashed: false, forks };
+        let record = options.record.then(Vec::new);
+        let powered = Powered { device, chooser, crash_at, crashed: false, forks, record };
         let idle = Arc::new(AtomicU32::new(0));
         Self { shared: Arc::new(Mutex::new(Some(powered))), limits, idle }
     }
@@ -128,6 +146,7 @@ impl<C: Chooser + Send + 'static> Direct<C> {
             crash_at: *crash_at,
             crashed: *crashed,
             forks: None,
+            record: None,
         };
         let idle = Arc::new(AtomicU32::new(self.idle.load(Ordering::Relaxed)));
         Self { shared: Arc::new(Mutex::new(Some(powered))), limits: self.limits, idle }
@@ -138,12 +157,23 @@ impl<C: Chooser + Send + 'static> Direct<C> {
     /// # Panics
     /// If the power is off already.
     pub fn power_off(&self) -> Remains<C> {
-        let Powered { device, chooser, crashed, forks, .. } =
+        let Powered { device, chooser, crashed, forks, record, .. } =
             self.lock().take().expect("the power is switched off once");
         let counts = counts(&device);
         let Device { disk, breaches, trace, .. } = device;
-        let forks = forks.unwrap_or_default();
-        Remains { disk, chooser, breaches, trace, counts, crashed, forks }
+        let (forks, record) = (forks.unwrap_or_default(), record.unwrap_or_default());
+        Remains { disk, chooser, breaches, trace, counts, crashed, forks, record }
+    }
+
+    /// Does once more what was recorded on another disk, without whoever did it there. Reads are left out.
+    ///
+    /// # Panics
+    /// If something fails that did not fail there.
+    pub fn again(&self, record: &[Done]) {
+        for Done { kind, range, data } in record.iter().filter(|done| done.kind != IoKind::Read) {
+            let done = self.update(*kind, range.clone(), data);
+            assert!(matches!(done, Some(Ok(()))), "{kind:?} at {range:?} failed: {done:?}");
+        }
     }
 
     /// Looks at the disk, with the chooser at hand.
@@ -180,15 +210,18 @@ impl<C: Chooser + Send + 'static> Direct<C> {
     /// Does one operation that changes something; none if the power fails at it.
     fn update(&self, kind: IoKind, range: Range<u64>, data: &[u8]) -> Option<io::Result<()>> {
         let mut shared = self.lock();
-        let Powered { device, chooser, crash_at, crashed, forks } = shared.as_mut()?;
+        let Powered { device, chooser, crash_at, crashed, forks, record } = shared.as_mut()?;
         if *crashed {
             return None;
         }
         self.idle.store(0, Ordering::Relaxed);
-        let io = match device.describe(kind, range, data, data, None) {
+        let io = match device.describe(kind, range.clone(), data, data, None) {
             Ok(io) => io,
             Err(refused) => return Some(Err(refused)),
         };
+        if let Some(record) = record {
+            record.push(Done { kind, range, data: data.into() });
+        }
         let started = device.start(io, data, chooser);
         if let Some(forks) = forks.as_mut().filter(|_| kind != IoKind::Flush) {
             forks.push(device.disk.clone());
@@ -203,12 +236,15 @@ impl<C: Chooser + Send + 'static> Direct<C> {
 
     fn fill(&self, offset: u64, buf: &mut IoBuf) -> Option<io::Result<()>> {
         let mut shared = self.lock();
-        let Powered { device, chooser, crashed, .. } = shared.as_mut()?;
+        let Powered { device, chooser, crashed, record, .. } = shared.as_mut()?;
         if *crashed {
             return None;
         }
         self.idle.store(0, Ordering::Relaxed);
         let range = span(offset, buf);
+        if let Some(record) = record {
+            record.push(Done { kind: IoKind::Read, range: range.clone(), data: Box::default() });
+        }
         let io = match device.describe(IoKind::Read, range, &[], buf, None) {
             Ok(io) => io,
             Err(refused) => return Some(Err(refused)),
@@ -490,6 +526,37 @@ mod tests {
         let options = DirectOptions { faults, ..DirectOptions::default() };
         let disk = PossibleDisk::new(&Values::new(), 1);
         let _ = Direct::with_options(disk, Always(0), options).fork();
+    }
+
+    #[test]
+    fn what_was_recorded_is_done_again_elsewhere() {
+        let disk = PossibleDisk::new(&Values::new(), 4);
+        let options = || DirectOptions { forks: true, record: true, ..DirectOptions::default() };
+        let storage = Direct::with_options(disk.clone(), Always(0), options());
+        run(async {
+            storage.write(0, buf(1, 2), Durability::Cached).await.1.unwrap();
+            read(&storage, 512, 1024).await;
+            storage.flush().await.unwrap();
+            storage.write(1024, buf(2, 1), Durability::Through).await.1.unwrap();
+            storage.write_zeroes(0..512).await.unwrap();
+            storage.discard(512..1024).await.unwrap();
+            storage.set_len(4096).await.unwrap();
+        })
+        .unwrap();
+        let first = storage.power_off();
+        assert_eq!(first.record.len(), 7);
+        assert_eq!(
+            (first.record[1].kind, first.record[1].range.clone()),
+            (IoKind::Read, 512..1536)
+        );
+        let storage = Direct::with_options(disk, Always(0), options());
+        storage.again(&first.record);
+        let second = storage.power_off();
+        assert_eq!(second.disk.state_hash(), first.disk.state_hash());
+        let hashes =
+            |forks: &[PossibleDisk]| forks.iter().map(PossibleDisk::state_hash).collect::<Vec<_>>();
+        assert_eq!(hashes(&second.forks), hashes(&first.forks));
+        assert_eq!(second.record.len(), 6, "all but the read");
     }
 
     #[test]

@@ -271,7 +271,10 @@ mod tests {
         assert_eq!([[other, one], [one, other]].map(|offered| schedule.pick(&offered)), [1, 0]);
         // The only one that is not late may be put off behind those that are.
         let mut schedule = PutOff::new(Always(1), 2);
-        assert_eq!([&RUN[..2], &[one, end], &[end]].map(|offered| schedule.pick(offered)), [1, 0, 0]);
+        assert_eq!(
+            [&RUN[..2], &[one, end], &[end]].map(|offered| schedule.pick(offered)),
+            [1, 0, 0]
+        );
     }
 
     #[test]

@@ -209,7 +209,7 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
         (worlds(&[512], &both, &full), 1, None),
         (worlds(&[1024, 512], &both, &cheap), 2, None),
         (worlds(&[1024], &both, &cheap), 2, Some(AtOnce::Pairs { departures: 2 })),
-        (worlds(&[512], &both, &[Initial::Fragmented]), 3, Some(AtOnce::Races { delays: 1 })),
+        (worlds(&[512], &both, &[Initial::Fragmented]), 3, Some(AtOnce::Races { delays: 2 })),
         (worlds(&[1024, 4096], &both, &cheap), 3, None),
         (worlds(&[512], &both, &full), 2, None),
     ];

@@ -9,12 +9,13 @@
 //! What a state must hold at each of these moments is the judge's business (`model`); here is only the order of looking.
 
 use faultfs::chooser::{Always, Chooser};
-use faultfs::direct::{Counts, Direct, DirectOptions};
+use faultfs::direct::{Counts, Direct, DirectOptions, Done as Io};
 use faultfs::disk::{Mark, PossibleDisk};
 use faultfs::profile::Profile;
 use model::case::Step;
 use model::finding::{Finding, Property, Stage};
 use model::guest::Guest;
+use model::image::Image;
 use model::judge::{Claim, Contents, Extent, Judge, Place, Violation};
 
 use crate::evidence::DiskEvidence;
@@ -50,6 +51,37 @@ pub struct Recovered {
     /// Leaked clusters in the image that was opened.
     pub leaks: u64,
 }
+
+/// What recovery did, for whoever wants to know it in full.
+#[derive(Debug, Default)]
+pub struct Watched {
+    /// Every disk that a power cut in the middle could find.
+    pub forks: Vec<PossibleDisk>,
+    /// What opening did, what the repair after it did, and the one after that.
+    pub records: [Vec<Io>; 3],
+    /// The image as it was after each of these that changed something, and after a power cut right after a repair.
+    pub images: Vec<Image>,
+}
+
+impl Watched {
+    /// Adds what a step left behind and did.
+    fn add(watched: &mut Option<&mut Self>, step: usize, (forks, record): Left) {
+        if let Some(watched) = watched {
+            watched.forks.extend(forks);
+            watched.records[step] = record;
+        }
+    }
+
+    /// Adds the image that was judged last.
+    fn look(watched: &mut Option<&mut Self>, judge: &Judge) {
+        if let Some(watched) = watched {
+            watched.images.push(judge.auditor().image().clone());
+        }
+    }
+}
+
+/// The forks that a step of recovery left behind, and what it did.
+type Left = (Vec<PossibleDisk>, Vec<Io>);
 
 /// What a power cut left, on its way through recovery.
 #[derive(Debug)]
@@ -157,7 +189,7 @@ impl<Sub: Subject> Bench<Sub> {
     }
 
     /// The closing sequence on the disk that was judged last: open it for writing and, if the subject repairs, repair it,
-    /// repair it again. Where `forks` are wanted, every disk that a power cut in the middle could find is added to them.
+    /// repair it again. What it did is added to `watched`, if somebody watches.
     ///
     /// # Errors
     /// The first violation.
@@ -167,20 +199,16 @@ impl<Sub: Subject> Bench<Sub> {
         guest: &Guest,
         chooser: &C,
         probes: &mut Probes,
-        mut forks: Option<&mut Vec<PossibleDisk>>,
+        mut watched: Option<&mut Watched>,
     ) -> Result<Recovered, Failure> {
-        let keep_forks = forks.is_some();
-        let with_forks = || DirectOptions { forks: keep_forks, ..DirectOptions::default() };
-        let mut keep = |kept: Vec<PossibleDisk>| {
-            if let Some(forks) = &mut forks {
-                forks.extend(kept);
-            }
-        };
+        let record = watched.is_some();
+        let with_forks = || DirectOptions { forks: record, record, ..DirectOptions::default() };
         let crashed = Crashed { disk, guest, chooser: chooser.clone() };
-        let (mut opened, taken, kept) = self.take(crashed, Step::Open, with_forks());
-        keep(kept);
+        let (mut opened, taken, left) = self.take(crashed, Step::Open, with_forks());
+        Watched::add(&mut watched, 0, left);
         let taken = taken.ok_or_else(|| stuck(Step::Open))??;
         self.accept(&mut opened, &taken, "after opening it for writing")?;
+        Watched::look(&mut watched, &self.judge);
         let was_dirty = taken.was_dirty;
         let report = self.judge.auditor().report();
         let leaks =
@@ -191,26 +219,30 @@ impl<Sub: Subject> Bench<Sub> {
         }
         let chooser = opened.chooser.clone();
         let again = Crashed { disk: opened.disk.clone(), guest, chooser };
-        let (mut repaired, taken, kept) = self.take(again, Step::Repair, with_forks());
-        keep(kept);
+        let (mut repaired, taken, left) = self.take(again, Step::Repair, with_forks());
+        Watched::add(&mut watched, 1, left);
         let taken = taken.ok_or_else(|| stuck(Step::Repair))??;
         self.accept(&mut repaired, &taken, "after an explicit repair")?;
+        Watched::look(&mut watched, &self.judge);
         if taken.io.updates > 0 {
             let mut least = Always(u32::MAX);
             let disk = repaired.disk.crash(self.profile, &mut least);
             let mut cut = Crashed { disk, guest, chooser: least };
             let moment = "after a power cut after an explicit repair";
             self.look(&mut cut, Some(Stage::Repaired), moment)?;
+            Watched::look(&mut watched, &self.judge);
             if was_dirty {
                 return Err(not_idempotent("a repair after the repair by opening wrote again"));
             }
             if leaks > 0 {
                 probes.hit(Probe::LeakRepaired);
             }
-            let direct = Direct::new(repaired.disk, repaired.chooser);
+            let options = DirectOptions { record, ..DirectOptions::default() };
+            let direct = Direct::with_options(repaired.disk, repaired.chooser, options);
             let done = self.run_step(&direct, Step::Repair).ok_or_else(|| stuck(Step::Repair))?;
             let remains = direct.power_off();
             done?;
+            Watched::add(&mut watched, 2, (remains.forks, remains.record));
             if remains.counts.updates > 0 {
                 return Err(not_idempotent("a second repair wrote again"));
             }
@@ -355,7 +387,7 @@ impl<Sub: Subject> Bench<Sub> {
         crashed: Crashed<'a, C>,
         step: Step,
         options: DirectOptions,
-    ) -> (Crashed<'a, C>, Option<Result<Taken, Failure>>, Vec<PossibleDisk>) {
+    ) -> (Crashed<'a, C>, Option<Result<Taken, Failure>>, Left) {
         let Crashed { mut disk, guest, mut chooser } = crashed;
         let was_dirty = self.is_dirty();
         self.keep_contents(&mut disk, &mut chooser);
@@ -364,7 +396,7 @@ impl<Sub: Subject> Bench<Sub> {
         let remains = direct.power_off();
         let (disk, io) = (remains.disk, remains.counts);
         let taken = done.map(|done| done.map(|done| Taken { step, was_dirty, done, io }));
-        (Crashed { disk, guest, chooser }, taken, remains.forks)
+        (Crashed { disk, guest, chooser }, taken, (remains.forks, remains.record))
     }
 
     /// Judges what a completed step left and said.

@@ -4,7 +4,7 @@
 
 use super::PossibleDisk;
 use super::changes::Mark;
-use super::hash::{mix, set_hash};
+use super::hash::{cell_hash, mix, set_hash};
 use super::length::Fate;
 use super::record::{Change, NEVER, NONE, PAGE, SLOT, State, Write, push_unique};
 use crate::chooser::Chooser;
@@ -196,6 +196,19 @@ impl PossibleDisk {
         hash
     }
 
+    /// A hash of what these units hold and of the length: equal for forks of one value store that hold the same there, whatever
+    /// they hold elsewhere. None if one of these units or the length is not decided, or if any write is pending.
+    pub fn decided_hash(&self, units: impl IntoIterator<Item = u32>) -> Option<u64> {
+        let &[len] = &self.length.base[..] else { return None };
+        let pending = self.writes.iter().any(|write| write.refs > 0);
+        if pending || !self.barriers.is_empty() || self.stuck || self.length_is_open() {
+            return None;
+        }
+        units.into_iter().try_fold(mix((1 << 62) + u64::from(len)), |hash, unit| {
+            Some(hash.wrapping_add(cell_hash(unit, self.single(unit)?.0)))
+        })
+    }
+
     /// A hash of everything that can bear on what this disk does next: sets, pending writes with their order in time
     /// (not its dates), lengths, flushes in flight. For forks of one value store.
     pub fn state_hash(&self) -> u64 {
@@ -352,6 +365,38 @@ mod tests {
             stuck.fail_flush(flush, FlushFailure::Sticky);
             assert_ne!(stuck.state_hash(), disk.state_hash());
         }
+    }
+
+    #[test]
+    fn the_hash_of_some_units_is_of_what_is_decided_there_and_of_the_length() {
+        let values = Values::new();
+        let keys = keys(&values);
+        let old = [0xee; 4 * UNIT];
+        let disk = PossibleDisk::from_extents(&values, old.len() as u64, [(0, &old[..])]);
+        let chooser = &mut Always(0);
+        let mut other = disk.clone();
+        let write = other.submit_write(2, &keys[..1], Durability::Through, chooser);
+        other.complete(write);
+        assert_eq!(disk.decided_hash([0, 1]), other.decided_hash([0, 1]));
+        assert_ne!(disk.decided_hash([0, 2]), other.decided_hash([0, 2]));
+        assert!(disk.decided_hash([0]).is_some());
+        let mut longer = disk.clone();
+        let grown = longer.submit_set_len(5, chooser);
+        longer.complete(grown);
+        assert_eq!(longer.decided_hash([0]), None, "it is not durable");
+        let open = longer.crash(Profile::TornLength, chooser);
+        assert_eq!(open.decided_hash([0]), None, "nobody has looked");
+        let flush = longer.submit_flush();
+        assert_eq!(longer.decided_hash([0]), None, "it is in flight");
+        assert!(longer.complete_flush(flush));
+        assert_ne!(longer.decided_hash([0]), disk.decided_hash([0]));
+        let mut torn = disk.clone();
+        let write = torn.submit_write(2, &keys[..1], Durability::Cached, chooser);
+        torn.complete(write);
+        assert_eq!(torn.decided_hash([0]), None, "a write is pending");
+        torn.crash_in_place(Profile::TornLength, chooser);
+        assert_eq!(torn.decided_hash([0]), disk.decided_hash([0]));
+        assert_eq!(torn.decided_hash([2]), None);
     }
 
     /// A state is known by what is in it, not by what was.

@@ -73,6 +73,11 @@ impl Image {
         self.length
     }
 
+    /// Units of the file that was read last, the last of them cut short or not.
+    pub fn file_units(&self) -> u64 {
+        self.length.div_ceil(UNIT_BYTES)
+    }
+
     /// Up to where tables are read.
     #[inline]
     pub(super) fn readable(&self) -> u64 {

@@ -177,7 +177,7 @@ struct Explore {
     pairs: Option<u32>,
     /// Two tasks that read, write, discard and flush two clusters, up to OPERATIONS requests beside one, with at most this many steps
     /// put off until nothing else can go on.
-    #[arg(long, value_name = "DELAYS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "pairs")]
+    #[arg(long, value_name = "DELAYS", num_args = 0..=1, default_missing_value = "2", conflicts_with = "pairs")]
     races: Option<u32>,
     /// Follow power cuts in recovery this deep; without it, until no new state appears.
     #[arg(long)]

@@ -6,6 +6,7 @@
 
 pub mod alphabet;
 pub mod certificate;
+pub mod course;
 pub mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};

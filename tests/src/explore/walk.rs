@@ -17,10 +17,11 @@
 //! - recovery from a disk whose metadata the audit has decided is a leaf once, whatever led there. Its outcome depends on
 //!   that disk alone, and what the guest may see was judged before it: recovery may not change contents (P3).
 //!
-//! For the same reason a leaf need not run what ran for another workload. Two more memories are kept from workload to workload,
-//! and change no number:
+//! For the same reason a leaf need not run what ran for another workload. More memories are kept from workload to workload, and
+//! change no number:
 //!
 //! - what recovery made of a disk, if it asked nothing of it;
+//! - what recovery did to a disk, if that follows from its metadata (see [`course`](super::course));
 //! - the ways through a crash disk, with what the guest may see there. Both lead to the same leaves, and to the same power cuts in
 //!   their recovery, whenever they are met; which of them are new is asked again each time.
 //!
@@ -38,7 +39,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use faultfs::chooser::{Always, Choice, Chooser, Exhaustive, Taken};
-use faultfs::direct::{Direct, DirectOptions, run};
+use faultfs::direct::{Direct, DirectOptions, Done, run};
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
 use faultfs::profile::Profile;
@@ -54,10 +55,11 @@ use qcow2_core::storage::IoBuf;
 
 use super::AtOnce;
 use crate::evidence::DiskEvidence;
+use crate::explore::course::Course;
 use crate::leaf::Answer;
 use crate::life::{Order, Request, Script, perform, probe_trace, run_scheduled};
 use crate::probe::{Probe, Probes};
-use crate::recover::{Bench, Failure, collapse, whole_image};
+use crate::recover::{Bench, Failure, Watched, collapse, whole_image};
 use crate::situations::{Shape, probe_answers};
 use crate::subject::{Refusal, Session, Subject, SubjectImage};
 
@@ -255,6 +257,8 @@ pub struct Walk<Sub: Subject> {
     recovered: BTreeSet<u64>,
     /// By hash of the disk that recovery began on, of all workloads.
     outcomes: BTreeMap<u64, Arc<Outcome>>,
+    /// What recovery does, by key of the course.
+    courses: BTreeMap<u64, Arc<Course>>,
     /// The leaves of crash disks, of all workloads.
     leaves: BTreeMap<CrashKey, Arc<[Leaf]>>,
     /// What the guest may see in them, by hash: few of them differ.
@@ -302,6 +306,7 @@ impl<Sub: Subject> Walk<Sub> {
             entered: BTreeSet::new(),
             recovered: BTreeSet::new(),
             outcomes: BTreeMap::new(),
+            courses: BTreeMap::new(),
             leaves: BTreeMap::new(),
             grounds: BTreeMap::new(),
             waiting: Vec::new(),
@@ -771,30 +776,74 @@ impl<Sub: Subject> Walk<Sub> {
         guest: &Guest,
         odometer: &Arc<Mutex<Odometer>>,
     ) -> Result<Arc<Outcome>, Failure> {
+        let image = self.bench.judge.auditor().image();
+        let key = self.courses_hold().then(|| Course::key(&disk, image)).flatten();
+        if let Some(course) = key.and_then(|key| self.courses.get(&key)) {
+            let course = Arc::clone(course);
+            let outcome = self.follow(disk, &course);
+            self.remember(decided, &outcome);
+            return Ok(outcome);
+        }
+        let image = key.map(|_| image.clone());
         let asked = self.turn(|odometer| odometer.answers.len());
-        let mut forks = Vec::new();
+        let mut watched = Watched::default();
         let recovered =
-            self.bench.recover(disk, guest, odometer, &mut self.probes, Some(&mut forks))?;
+            self.bench.recover(disk, guest, odometer, &mut self.probes, Some(&mut watched))?;
         let left = recovered.disk.content_hash();
         match &mut self.kept {
             Some(kept) => kept.push(recovered.disk),
             None => self.spare = Some(recovered.disk),
         }
         self.executed += 1;
-        let profile = self.bench.profile;
-        let outcome = Arc::new(Outcome {
-            left,
-            leaks: recovered.leaks > 0,
-            nested: forks.len() as u64,
-            cuts: forks.iter().flat_map(|fork| cuts(fork, profile)).collect(),
-        });
-        if self.remembers && asked == self.turn(|odometer| odometer.answers.len()) {
+        let leaks = recovered.leaks > 0;
+        let outcome = Arc::new(self.outcome(left, leaks, &watched.forks));
+        if asked == self.turn(|odometer| odometer.answers.len()) {
+            self.remember(decided, &outcome);
+            let course = image.and_then(|image| Course::of(&image, &watched, leaks));
+            if let (Some(key), Some(course)) = (key, course) {
+                if self.courses.len() == MAX_OUTCOMES {
+                    self.courses.clear();
+                }
+                self.courses.insert(key, Arc::new(course));
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Whether what recovery did to one disk may stand for what it does to another that differs in guest data only.
+    fn courses_hold(&self) -> bool {
+        self.remembers && self.kept.is_none() && self.bench.subject.duties().structure
+    }
+
+    /// What recovery makes of `disk`, whose course is known.
+    fn follow(&mut self, disk: PossibleDisk, course: &Course) -> Arc<Outcome> {
+        let mut forks = Vec::new();
+        let mut step = |disk, record: &[Done]| {
+            let options = DirectOptions { forks: true, ..DirectOptions::default() };
+            let direct = Direct::with_options(disk, Always(0), options);
+            direct.again(record);
+            let remains = direct.power_off();
+            forks.extend(remains.forks);
+            remains.disk
+        };
+        let opened = step(disk, &course.opening);
+        let left = opened.content_hash();
+        self.spare = Some(step(opened, &course.repair));
+        Arc::new(self.outcome(left, course.leaks, &forks))
+    }
+
+    fn outcome(&self, left: u64, leaks: bool, forks: &[PossibleDisk]) -> Outcome {
+        let cuts = forks.iter().flat_map(|fork| cuts(fork, self.bench.profile)).collect();
+        Outcome { left, leaks, nested: forks.len() as u64, cuts }
+    }
+
+    fn remember(&mut self, decided: u64, outcome: &Arc<Outcome>) {
+        if self.remembers {
             if self.outcomes.len() == MAX_OUTCOMES {
                 self.outcomes.clear();
             }
-            self.outcomes.insert(decided, Arc::clone(&outcome));
+            self.outcomes.insert(decided, Arc::clone(outcome));
         }
-        Ok(outcome)
     }
 
     fn turn<R>(&self, step: impl FnOnce(&mut Odometer) -> R) -> R {
