@@ -133,7 +133,7 @@ impl<C: Chooser> Schedule for PutOff<C> {
         let most = most.min(self.delays as usize);
         let put_off = match most {
             0 => 0,
-            _ => ask(&mut self.chooser, most + 1, Choice::Step { candidates }) as usize,
+            _ => ask(&mut self.chooser, most + 1, Choice::Step { candidates }),
         };
         self.delays -= put_off as u32;
         self.late.extend(&prompt[..put_off]);

@@ -245,7 +245,7 @@ impl Certificate {
         let sizes: Vec<String> = self.requests.iter().map(|(size, _)| size.to_string()).collect();
         let explored = self.worlds.iter().filter(|world| world.infeasible.is_none()).count();
         let pairs = self.departures.map(|departures| AtOnce::Pairs { departures });
-        let at_once = pairs.or(self.delays.map(|delays| AtOnce::Races { delays }));
+        let at_once = pairs.or_else(|| self.delays.map(|delays| AtOnce::Races { delays }));
         let what = AtOnce::covers(at_once, self.operations);
         let old = self.worlds.iter().all(|world| world.geometry.version == 2);
         let images = if old { "images of version 2" } else { "images" };
