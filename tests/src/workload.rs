@@ -439,7 +439,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     }
     let lives: Vec<LifePlan> =
         (0..lives).map(|_| LifePlan { unrecovered: working, ..draw.life(scope) }).collect();
-    if wide || (cluster >= u64::from(SECTOR) && rng.below(2) == 0) {
+    if wide || (cluster >= u64::from(SECTOR) && rng.below(3) == 0) {
         device.sector = SECTOR;
         if !device.max_transfer.is_multiple_of(SECTOR) {
             device.max_transfer *= SECTOR / 512;

@@ -28,7 +28,7 @@ pub mod feature;
 pub mod header;
 pub mod limits;
 pub mod refcount;
-pub mod roots;
+mod roots;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -37,7 +37,6 @@ pub use entry::{EntryError, L1Entry, L2Entry, Mapping, RefcountTableEntry, Table
 pub use extension::Extension;
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{BackingName, CompressionType, CryptMethod, Header, peek_cluster_bits};
-pub use roots::Root;
 
 /// Why bytes are not a header that this crate can work with, or why a header cannot be encoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

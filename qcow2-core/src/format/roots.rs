@@ -14,8 +14,7 @@ use super::header::Header;
 
 /// What begins where the header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Root {
+pub(crate) enum Root {
     /// The header itself, with its extensions: cluster 0.
     Header,
     /// The active L1 table.
@@ -26,7 +25,7 @@ pub enum Root {
 
 impl Root {
     /// The header field that holds its offset, and where that is in the file; none for the header.
-    pub const fn field(self) -> Option<(&'static str, u64)> {
+    pub(crate) const fn field(self) -> Option<(&'static str, u64)> {
         match self {
             Self::Header => None,
             Self::L1Table => Some(("l1_table_offset", 40)),
@@ -35,7 +34,7 @@ impl Root {
     }
 
     /// What errors call it.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Header => "the header",
             Self::L1Table => "the L1 table",
@@ -46,20 +45,20 @@ impl Root {
 
 impl Header {
     /// The bytes of the active L1 table.
-    pub const fn l1_table(&self) -> Range<u64> {
+    pub(crate) const fn l1_table(&self) -> Range<u64> {
         let start = self.l1_table_offset;
         start..start.saturating_add((self.l1_size as u64).saturating_mul(8))
     }
 
     /// The bytes of the refcount table.
-    pub fn refcount_table(&self) -> Range<u64> {
+    pub(crate) fn refcount_table(&self) -> Range<u64> {
         let start = self.refcount_table_offset;
         let clusters = u64::from(self.refcount_table_clusters);
         start..start.saturating_add(clusters.saturating_mul(self.cluster_size()))
     }
 
     /// Everything that the header leads to, itself first, with its bytes.
-    pub fn roots(&self) -> [(Root, Range<u64>); 3] {
+    pub(crate) fn roots(&self) -> [(Root, Range<u64>); 3] {
         [
             (Root::Header, 0..self.cluster_size()),
             (Root::L1Table, self.l1_table()),

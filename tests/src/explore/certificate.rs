@@ -11,8 +11,8 @@ use model::finding::Property;
 use model::op::{Geometry, Op};
 use serde::{Deserialize, Serialize};
 
-use super::AtOnce;
 use super::alphabet::{Symbol, World, operations};
+use super::at_once::AtOnce;
 use super::walk::Counts;
 use super::{Explored, Report, Settings};
 use crate::subject::{Duties, Subject};

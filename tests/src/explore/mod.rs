@@ -5,6 +5,7 @@
 //! [`certificate`] lists what was covered and is the same bit for bit whoever runs it.
 
 pub mod alphabet;
+mod at_once;
 pub mod certificate;
 pub mod course;
 pub mod walk;
@@ -28,6 +29,7 @@ use crate::recover::{Failure, StepPlan};
 use crate::subject::Subject;
 use crate::trial::{At, Leaf, Trial, TrialLife};
 use alphabet::{Symbol, World, operations};
+pub use at_once::AtOnce;
 use walk::{Counts, Stop, Walk};
 
 /// What is explored.
@@ -49,45 +51,6 @@ pub struct Settings {
     pub limit: Option<Duration>,
     /// Worker threads; 0 for one a core.
     pub workers: usize,
-}
-
-/// What two tasks do at once, and in which orders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AtOnce {
-    /// One request each, in every order that departs at most so often from the plain one.
-    Pairs {
-        /// How often.
-        departures: u32,
-    },
-    /// Up to [`Settings::operations`] requests beside one, of the alphabet of races, in the plain order with at most so many steps put
-    /// off until nothing else can go on.
-    Races {
-        /// How many.
-        delays: u32,
-    },
-}
-
-impl AtOnce {
-    /// The requests that tasks are made of.
-    pub const fn alphabet(at_once: Option<Self>) -> &'static [Symbol] {
-        match at_once {
-            None | Some(Self::Pairs { .. }) => &Symbol::ALL,
-            Some(Self::Races { .. }) => &Symbol::RACING,
-        }
-    }
-
-    /// What is explored, in a few words.
-    pub fn covers(at_once: Option<Self>, operations: u32) -> String {
-        match at_once {
-            None => format!("workloads of up to {operations} requests"),
-            Some(Self::Pairs { departures }) => {
-                format!("pairs of requests at once, {departures} departures")
-            }
-            Some(Self::Races { delays }) => {
-                format!("up to {operations} requests beside one, {delays} steps put off")
-            }
-        }
-    }
 }
 
 /// What exploring one world came to.

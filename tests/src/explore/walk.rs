@@ -53,7 +53,7 @@ use model::op::Op;
 use model::payload::{self, UNIT};
 use qcow2_core::storage::IoBuf;
 
-use super::AtOnce;
+use super::at_once::AtOnce;
 use crate::evidence::DiskEvidence;
 use crate::explore::course::Course;
 use crate::leaf::Answer;
