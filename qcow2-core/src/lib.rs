@@ -17,7 +17,7 @@
 //! - [`check()`]: check and repair of an image that nobody has open.
 //! - [`blocking`]: the same with plain calls.
 //!
-//! Version 3 images with standard entries are complete here. Backing files, internal snapshots, compression, encryption,
+//! Images of version 2 and 3 with standard entries are complete here. Backing files, internal snapshots, compression, encryption,
 //! external data files, extended L2 entries and persistent bitmaps are refused by name.
 
 mod alloc;

@@ -1,7 +1,7 @@
 //! Breaking one write order, or leaving out one flush, on purpose: to see whether the harness notices.
 //!
 //! Each is attacked in two ways. *Random*: a campaign. *Exhaustive*: every power cut in every workload of one request, then of
-//! two, then of three, from every initial image, and every pair of requests at once. Some need more than that, and say why:
+//! two, then of three, from every initial image, every pair of requests at once, and races. Some need more than that, and say why:
 //! one that others cover up is broken together with these, under a profile of the device in which *their* absence alone does
 //! no harm; and some belong to verbs that neither contains, such as creating an image, so every crash state of those is
 //! looked at.
