@@ -193,7 +193,7 @@ pub fn run(
     Some(Outcome { failure, found, states, seconds: start.elapsed().as_secs_f64() })
 }
 
-/// Explores workloads of one request, of two, pairs at once, races, and workloads of three, until something is found.
+/// Explores workloads of one request, of two, races, pairs at once, and workloads of three, until something is found.
 pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Option<Failure>, u64) {
     #[expect(clippy::disallowed_methods, reason = "seconds to kill are a figure, not an input")]
     let start = Instant::now();
@@ -208,9 +208,9 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
         (worlds(&[1024, 512], &both, &cheap), 1, None),
         (worlds(&[512], &both, &full), 1, None),
         (worlds(&[1024, 512], &both, &cheap), 2, None),
-        (worlds(&[1024], &both, &cheap), 2, Some(AtOnce::Pairs { departures: 2 })),
         (worlds(&[512], &both, &[Initial::Fragmented]), 2, Some(AtOnce::Races { delays: 2 })),
         (worlds(&[512], &both, &[Initial::Fragmented]), 3, Some(AtOnce::Races { delays: 1 })),
+        (worlds(&[1024], &both, &cheap), 2, Some(AtOnce::Pairs { departures: 2 })),
         (worlds(&[1024, 4096], &both, &cheap), 3, None),
         (worlds(&[512], &both, &full), 2, None),
     ];
