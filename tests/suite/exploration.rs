@@ -183,7 +183,7 @@ fn what_earlier_workloads_left_changes_no_count() {
             let mut scatter = Scatter::new(u64::from(depth));
             let longer = explore::alphabet::count(2)..explore::alphabet::count(4);
             let scattered = (0..8).map(|_| longer.start + scatter.below(longer.end - longer.start));
-            for index in (0..longer.start).step_by(9).chain(scattered) {
+            for index in (0..longer.start).step_by(5).chain(scattered) {
                 let symbols = explore::alphabet::workload(index);
                 let ops = operations(&symbols, &world.geometry);
                 let mut forgetful = new();
