@@ -8,6 +8,7 @@ mod circles;
 mod common;
 mod console;
 mod corpus;
+mod course;
 mod direct_io;
 mod economy;
 mod exploration;
