@@ -21,6 +21,7 @@ fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence,
         refcount_order: 4,
         virtual_size: 128 << 10,
         lazy_refcounts: false,
+        below: None,
     };
     let built = build(&geometry, initial).expect("the geometry allows it");
     let mut evidence = built.evidence();

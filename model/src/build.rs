@@ -20,10 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::evidence::{BytesEvidence, ValueKey, Values};
 use crate::image::{
-    AUTOCLEAR_BITMAPS, BITMAPS_BYTES, COPIED, EXTENSION_BITMAPS, INCOMPATIBLE_DIRTY, MAX_L1_BYTES,
+    AUTOCLEAR_BITMAPS, BITMAPS_BYTES, COPIED, EXTENSION_BITMAPS, EXTENSION_LAYER_FORMAT,
+    INCOMPATIBLE_DIRTY, MAX_L1_BYTES,
 };
 use crate::op::Geometry;
-use crate::payload::{self, UNIT, Unit, Value, ZEROES};
+use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value, ZEROES};
 
 /// What a life starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -253,11 +254,11 @@ fn fragmented(geometry: &Geometry) -> Built {
             continue;
         }
         match index % 4 {
-            1 if geometry.has_features() => layout.set_l2(guest, 1),
+            1 if geometry.has_features() => layout.set_zero(guest, 0),
             2 if geometry.has_features() => {
                 let host = layout.take_cluster();
                 layout.fill_with_stale(host);
-                layout.set_l2(guest, (host * geometry.cluster_size()) | COPIED | 1);
+                layout.set_zero(guest, (host * geometry.cluster_size()) | COPIED);
             }
             _ => {
                 layout.map_data(guest);
@@ -349,6 +350,11 @@ const MOST_LEAKS: u64 = 1 << 15;
 /// At most 32 clusters of data, twice as many holes or leaks, and their L2 tables.
 const SOME_DATA: u64 = 4 * 32 + 1;
 
+/// What a guest unit reads as that is mapped nowhere.
+fn below(geometry: &Geometry, unit: u64) -> Value {
+    if unit < geometry.below_units() { payload::below(unit) } else { Value::Zero }
+}
+
 struct Layout {
     geometry: Geometry,
     units: BTreeMap<u64, Unit>,
@@ -384,7 +390,7 @@ impl Layout {
             l1_entries: 0,
             l1: 0,
             tables: BTreeMap::new(),
-            guest: (0..geometry.units()).map(|_| Value::Zero).collect(),
+            guest: (0..geometry.units()).map(|unit| below(geometry, unit)).collect(),
             dirty: false,
             bitmaps: None,
             ends_early: false,
@@ -464,6 +470,14 @@ impl Layout {
         }
         let at = self.l2_offset(guest).expect("the table was just made sure of");
         self.put_u64(at, entry);
+    }
+
+    /// Marks a guest cluster as reading as zeroes, whatever else its entry says.
+    fn set_zero(&mut self, guest: u64, entry: u64) {
+        self.set_l2(guest, entry | 1);
+        let units = self.geometry.cluster_units();
+        let first = usize::try_from(guest * units).expect("MAX_VIRTUAL_SIZE keeps it small");
+        self.guest.iter_mut().skip(first).take(units as usize).for_each(|it| *it = Value::Zero);
     }
 
     /// Maps a guest cluster to a new host cluster full of its own data.
@@ -547,6 +561,21 @@ impl Layout {
         self.put_u64(40, self.l1 * size);
         self.put_u64(48, REFCOUNT_TABLE * size);
         self.put(56, &1u32.to_be_bytes());
+        let extensions = match (geometry.has_features(), self.bitmaps) {
+            (false, _) => 72,
+            (true, None) => 112,
+            (true, Some(_)) => 112 + 8 + u64::from(BITMAPS_BYTES),
+        };
+        if geometry.below.is_some() {
+            self.put(extensions, &EXTENSION_LAYER_FORMAT.to_be_bytes());
+            self.put(extensions + 4, &(LAYER_FORMAT.len() as u32).to_be_bytes());
+            self.put(extensions + 8, LAYER_FORMAT);
+            // Behind the end of the extensions, and in a unit of its own where there is one.
+            let name = if size > UNIT as u64 { UNIT as u64 } else { extensions + 24 };
+            self.put_u64(8, name);
+            self.put(16, &(LAYER_NAME.len() as u32).to_be_bytes());
+            self.put(name, LAYER_NAME);
+        }
         if !geometry.has_features() {
             return;
         }

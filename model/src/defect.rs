@@ -36,6 +36,8 @@ pub enum Defect {
     DiscardZeroesPartialClusters,
     /// Guest: a discard does nothing.
     DiscardForgotten,
+    /// Guest: a discard zeroes what shows a layer, though the implementation says that it does not.
+    DiscardHidesLayer,
     /// Guest: what recovery chose does not bind later reads.
     CollapseForgotten,
     /// Guest: a completed read may return anything.
@@ -134,6 +136,12 @@ pub enum Defect {
     MappingUncompared,
     /// Judge: guest data under any L2 table but the first is taken for granted.
     SecondTableUnjudged,
+    /// Judge: what shows the layer below is taken for granted.
+    LayerUnjudged,
+    /// Judge: that an image names another layer, or none, is not noticed.
+    LayerNameIgnored,
+    /// Judge: what shows the layer below counts as zeroes where contents are compared.
+    LayerComparedAsZeroes,
     /// Judge: only the first unit of a cluster is looked at.
     FirstUnitOnly,
     /// Judge: only the first two units of a cluster are looked at.
@@ -158,7 +166,7 @@ pub enum Defect {
 
 impl Defect {
     /// Every mistake.
-    pub const ALL: [Self; 70] = [
+    pub const ALL: [Self; 74] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -171,6 +179,7 @@ impl Defect {
         Self::CrashForgetsInFlight,
         Self::DiscardZeroesPartialClusters,
         Self::DiscardForgotten,
+        Self::DiscardHidesLayer,
         Self::CollapseForgotten,
         Self::ReadsUnchecked,
         Self::StaleReadsAllowed,
@@ -219,6 +228,9 @@ impl Defect {
         Self::ClaimsBelieved,
         Self::MappingUncompared,
         Self::SecondTableUnjudged,
+        Self::LayerUnjudged,
+        Self::LayerNameIgnored,
+        Self::LayerComparedAsZeroes,
         Self::FirstUnitOnly,
         Self::TwoUnitsOnly,
         Self::CutDataUnjudged,

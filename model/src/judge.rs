@@ -20,10 +20,10 @@ use crate::audit::{Auditor, Report};
 use crate::defect::Defect;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::{Finding, Property, Stage};
-use crate::guest::{Guest, Misread};
+use crate::guest::{Guest, LowerDisk, Misread};
 use crate::image::{Bit, Header, Image, Mapping, Recording, decode_l2};
 use crate::op::MAX_VIRTUAL_SIZE;
-use crate::payload::{self, UNIT, Value};
+use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
 
 /// Violations that a verdict keeps; there may be more.
 pub const MAX_VIOLATIONS: usize = 64;
@@ -218,6 +218,8 @@ pub struct Judge {
     auditor: Auditor,
     violations: Vec<Violation>,
     contents_only: bool,
+    /// The one below the image that was judged last.
+    lower: LowerDisk,
     defect: Defect,
 }
 
@@ -247,6 +249,7 @@ impl Judge {
         stage: Option<Stage>,
     ) -> &[Violation] {
         self.violations.clear();
+        self.lower.clone_from(guest.lower());
         let report = self.auditor.audit(evidence);
         let stage = stage.unwrap_or_else(|| report.crashed_stage());
         if !(self.contents_only && report.header.is_some()) {
@@ -254,6 +257,9 @@ impl Judge {
         }
         if let Some(header) = report.header {
             p10_size(&header, guest, &mut self.violations);
+            if self.defect != Defect::LayerNameIgnored {
+                p10_layer(self.auditor.image(), guest, &mut self.violations);
+            }
             self.contents_allowed(evidence, guest, &header);
             self.p4_changes_recorded(evidence, &header);
         }
@@ -318,11 +324,14 @@ impl Judge {
         into.size = header.size;
         // A larger disk is no reference disk's: its size is a violation already.
         let units = header.size.min(MAX_VIRTUAL_SIZE) / UNIT as u64;
-        each_guest_cluster(image, header, units, self.defect, |units, host| match host {
-            Some(offset) => units.zip(offset / UNIT as u64..).for_each(|(unit, at)| {
+        each_guest_cluster(image, header, units, self.defect, |units, shown| match shown {
+            Shown::Host(offset) => units.zip(offset / UNIT as u64..).for_each(|(unit, at)| {
                 evidence.peek(at, |key| into.add(unit, key));
             }),
-            None => into.one.extend(units.map(|_| ValueKey::ZERO)),
+            Shown::Below if self.defect != Defect::LayerComparedAsZeroes => {
+                into.one.extend(units.map(|unit| self.lower.value(unit)));
+            }
+            Shown::Below | Shown::Zero => into.one.extend(units.map(|_| ValueKey::ZERO)),
         });
     }
 
@@ -357,6 +366,7 @@ impl Judge {
 
     /// P3: the subject maps the guest's disk as the judge does. `extents` must cover the disk, in order.
     pub fn p3_mapping_agrees(&self, extents: &[Extent]) -> Option<Violation> {
+        let below = self.lower.units() * UNIT as u64;
         let image = self.auditor.image();
         let (Some(header), false) = (image.header(), self.defect == Defect::MappingUncompared)
         else {
@@ -376,22 +386,34 @@ impl Judge {
                     format!("the subject maps {:#x}..{end:#x} after {next:#x}", extent.guest);
                 return disagrees(next / UNIT as u64, None, story);
             }
+            // Behind the end of the layer below it makes no difference which of them is said.
+            let shows = |at: u64| header.has_layer() && at < below;
             while next < end {
                 let ours = match image.mapping(next / cluster) {
-                    Mapping::Host(offset) => Some(offset + next % cluster),
-                    _ => None,
+                    Mapping::Host(offset) => Shown::Host(offset + next % cluster),
+                    Mapping::Unallocated if shows(next) => Shown::Below,
+                    _ => Shown::Zero,
                 };
                 let theirs = match extent.to {
-                    Mapping::Host(offset) => Some(offset.saturating_add(next - extent.guest)),
-                    _ => None,
+                    Mapping::Host(offset) => {
+                        Shown::Host(offset.saturating_add(next - extent.guest))
+                    }
+                    Mapping::Unallocated if shows(next) => Shown::Below,
+                    _ => Shown::Zero,
                 };
                 if ours != theirs {
-                    let place = |host: Option<u64>| {
-                        host.map_or_else(|| "nowhere".to_owned(), |at| format!("{at:#x}"))
+                    let place = |shown| match shown {
+                        Shown::Host(at) => format!("{at:#x}"),
+                        Shown::Below => "the layer below".to_owned(),
+                        Shown::Zero => "nowhere".to_owned(),
                     };
                     let story =
                         format!("the subject maps it to {}, not {}", place(theirs), place(ours));
-                    return disagrees(next / UNIT as u64, ours, story);
+                    let host = match ours {
+                        Shown::Host(at) => Some(at),
+                        Shown::Below | Shown::Zero => None,
+                    };
+                    return disagrees(next / UNIT as u64, host, story);
                 }
                 next = (next - next % cluster + cluster).min(end);
             }
@@ -463,29 +485,33 @@ impl Judge {
         let Self { auditor, violations, defect, .. } = self;
         let units = guest.units().min(header.size / UNIT as u64);
         let image = auditor.image();
-        each_guest_cluster(image, header, units, *defect, |units, host| {
+        each_guest_cluster(image, header, units, *defect, |units, shown| {
             let mut judge = |unit: u64, host: Option<u64>, key: ValueKey| {
                 if !guest.permits(unit, key) && violations.len() < MAX_VIOLATIONS {
                     violations.extend(p1_p2_content(unit, host, key, evidence, guest, *defect));
                 }
             };
-            match host {
-                None if *defect == Defect::UnmappedUnjudged => {}
-                None if guest.permits_zeroes(units.clone()) => {}
-                None => units.for_each(|unit| judge(unit, None, ValueKey::ZERO)),
-                Some(offset) => units.zip((offset..).step_by(UNIT)).for_each(|(unit, host)| {
-                    let at = host / UNIT as u64;
-                    if defect.passes_over_unit(host, offset, image.length()) {
-                        return;
-                    }
-                    let mut fine = false;
-                    if *defect == Defect::OneOfTheSetIsEnough {
-                        evidence.peek(at, |key| fine |= guest.permits(unit, key));
-                    }
-                    if !fine {
-                        evidence.peek(at, |key| judge(unit, Some(host), key));
-                    }
-                }),
+            match shown {
+                Shown::Below | Shown::Zero if *defect == Defect::UnmappedUnjudged => {}
+                Shown::Below if *defect == Defect::LayerUnjudged => {}
+                Shown::Zero if guest.permits_zeroes(units.clone()) => {}
+                Shown::Zero => units.for_each(|unit| judge(unit, None, ValueKey::ZERO)),
+                Shown::Below => units.for_each(|unit| judge(unit, None, guest.lower().value(unit))),
+                Shown::Host(offset) => {
+                    units.zip((offset..).step_by(UNIT)).for_each(|(unit, host)| {
+                        let at = host / UNIT as u64;
+                        if defect.passes_over_unit(host, offset, image.length()) {
+                            return;
+                        }
+                        let mut fine = false;
+                        if *defect == Defect::OneOfTheSetIsEnough {
+                            evidence.peek(at, |key| fine |= guest.permits(unit, key));
+                        }
+                        if !fine {
+                            evidence.peek(at, |key| judge(unit, Some(host), key));
+                        }
+                    })
+                }
             }
         });
     }
@@ -509,12 +535,15 @@ impl Judge {
             }
         };
         let units = (header.size / UNIT as u64).min(MAX_VIRTUAL_SIZE / UNIT as u64);
-        each_guest_cluster(image, header, units, *defect, |units, host| {
-            let Some(host) = host else { return };
+        each_guest_cluster(image, header, units, *defect, |units, shown| {
+            let Shown::Host(host) = shown else { return };
             for (unit, at) in units.zip(host / UNIT as u64..) {
                 let mut written = None;
                 evidence.peek(at, |key| match payload::decode(evidence.bytes(key)) {
-                    Value::Tag { id: payload::INITIAL | payload::STALE, .. } | Value::Zero => {}
+                    Value::Tag {
+                        id: payload::INITIAL | payload::STALE | payload::BELOW, ..
+                    }
+                    | Value::Zero => {}
                     value => written = Some(value),
                 });
                 let missed = |recording: &Recording| {
@@ -576,6 +605,23 @@ pub fn p10_size(header: &Header, guest: &Guest, violations: &mut Vec<Violation>)
     }
 }
 
+/// P10: the image names the layer that it was made over, whole, or none if it was made over none.
+pub fn p10_layer(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) {
+    let found = image.layer().map(|layer| (&layer.name[..], layer.format.as_deref()));
+    let right = guest.lower().is_there().then_some((LAYER_NAME, Some(LAYER_FORMAT)));
+    if found != right {
+        let text = |layer: Option<(&[u8], Option<&[u8]>)>| match layer {
+            None => "nothing".to_owned(),
+            Some((name, format)) => {
+                let text = String::from_utf8_lossy;
+                format!("{:?} of format {:?}", text(name), format.map(text))
+            }
+        };
+        let story = format!("it is over {}, not over {}", text(found), text(right));
+        violations.push(whole_image(Property::P10, "layer", story));
+    }
+}
+
 /// P1 if the value was ever put into this unit, P2 if it was not.
 fn p1_p2_content<E: Evidence>(
     unit: u64,
@@ -594,6 +640,7 @@ fn p1_p2_content<E: Evidence>(
         _ if guest.was_written(unit, key) => (Property::P1, "lost-write"),
         Value::Zero => (Property::P2, "invented-zero"),
         Value::Tag { id: payload::STALE, .. } => (Property::P2, "stale-bytes"),
+        Value::Tag { unit: of, id: payload::BELOW } if of == unit => (Property::P2, "layer-shows"),
         Value::Tag { unit: of, .. } if of != unit => (Property::P2, "other-unit"),
         Value::Tag { .. } | Value::Foreign(_) => (Property::P2, "invented"),
     };
@@ -607,13 +654,23 @@ fn p1_p2_content<E: Evidence>(
     })
 }
 
-/// Shows every guest cluster, as its units, with the offset that it is mapped to; zeroes and nothing are mapped nowhere.
+/// What a guest cluster reads as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    /// What is in the file from this byte on.
+    Host(u64),
+    Zero,
+    /// What the layer below holds.
+    Below,
+}
+
+/// Shows every guest cluster, as its units, with what it reads as.
 fn each_guest_cluster(
     image: &Image,
     header: &Header,
     units: u64,
     defect: Defect,
-    mut show: impl FnMut(Range<u64>, Option<u64>),
+    mut show: impl FnMut(Range<u64>, Shown),
 ) {
     let in_cluster = header.cluster_size() / UNIT as u64;
     let in_table = header.l2_entries();
@@ -630,8 +687,9 @@ fn each_guest_cluster(
         let entry = table.get(within as usize).copied().unwrap_or(0);
         let end = (unit + in_cluster).min(units);
         match decode_l2(entry, header) {
-            Mapping::Host(offset) => show(unit..end, Some(offset)),
-            Mapping::Unallocated | Mapping::Zero => show(unit..end, None),
+            Mapping::Host(offset) => show(unit..end, Shown::Host(offset)),
+            Mapping::Unallocated if header.has_layer() => show(unit..end, Shown::Below),
+            Mapping::Unallocated | Mapping::Zero => show(unit..end, Shown::Zero),
             Mapping::Compressed(_) => {}
         }
         (unit, cluster) = (end, cluster + 1);

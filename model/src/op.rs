@@ -21,6 +21,9 @@ pub struct Geometry {
     pub virtual_size: u64,
     /// Whether refcounts may lag behind under the dirty bit.
     pub lazy_refcounts: bool,
+    /// Bytes of the raw layer below that the image names, a multiple of 512, if it names one. It holds what [`below`](crate::payload::below) says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below: Option<u64>,
 }
 
 impl Geometry {
@@ -64,6 +67,11 @@ impl Geometry {
         self.version >= 3
     }
 
+    /// Units of the layer below; 0 without one.
+    pub fn below_units(&self) -> u64 {
+        self.below.unwrap_or(0) / UNIT as u64
+    }
+
     /// What is wrong with these numbers, if anything.
     pub fn fault(&self) -> Option<String> {
         if !matches!(self.version, 2 | 3) {
@@ -80,6 +88,10 @@ impl Geometry {
             Some(format!("virtual_size {} is not a multiple of 512", self.virtual_size))
         } else if self.virtual_size > MAX_VIRTUAL_SIZE {
             Some(format!("virtual_size {} is above {MAX_VIRTUAL_SIZE}", self.virtual_size))
+        } else if let Some(below) = self.below
+            && (!below.is_multiple_of(UNIT as u64) || below > MAX_VIRTUAL_SIZE)
+        {
+            Some(format!("below {below} is not a multiple of 512 up to {MAX_VIRTUAL_SIZE}"))
         } else {
             None
         }
@@ -254,6 +266,7 @@ mod tests {
             refcount_order: 4,
             virtual_size,
             lazy_refcounts: false,
+            below: None,
         };
         let faults = |size| (of(size).fault().is_some(), Op::Grow { to: size }.fault().is_some());
         assert_eq!(faults(4 << 30), (false, false));

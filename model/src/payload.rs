@@ -27,6 +27,15 @@ pub const INITIAL: u32 = 0;
 /// The write id of bytes that lie in free, leaked or preallocated clusters, where no guest may ever see them.
 pub const STALE: u32 = u32::MAX;
 
+/// The write id of what the layer below an image holds.
+pub const BELOW: u32 = u32::MAX - 2;
+
+/// What an image over a layer calls it.
+pub const LAYER_NAME: &[u8] = b"below.raw";
+
+/// What such an image says of its format.
+pub const LAYER_FORMAT: &[u8] = b"raw";
+
 /// A unit of zeroes.
 pub const ZEROES: Unit = [0; UNIT];
 
@@ -54,6 +63,7 @@ impl fmt::Display for Value {
             Self::Zero => f.write_str("zero"),
             Self::Tag { unit, id: INITIAL } => write!(f, "initial data of unit {unit}"),
             Self::Tag { unit, id: STALE } => write!(f, "stale bytes ({unit}) of no guest"),
+            Self::Tag { unit, id: BELOW } => write!(f, "unit {unit} of the layer below"),
             Self::Tag { unit, id } => write!(f, "unit {unit} of write {id}"),
             Self::Foreign(hash) => write!(f, "foreign bytes {hash:016x}"),
         }
@@ -79,6 +89,11 @@ pub fn unit(unit: u64, id: u32) -> Unit {
         *word = (mixed ^ (mixed >> 31)).to_be_bytes();
     }
     bytes
+}
+
+/// What unit `of` of the layer below an image holds: some of them zeroes, so that clusters are mixed.
+pub const fn below(of: u64) -> Value {
+    if of % 5 == 3 { Value::Zero } else { Value::Tag { unit: of, id: BELOW } }
 }
 
 /// What `bytes` are; all of them are verified.

@@ -42,6 +42,7 @@ fn everything() -> Case {
             refcount_order: 4,
             virtual_size: 65536,
             lazy_refcounts: true,
+            below: None,
         },
         device: Device { sector: 4096, max_transfer: 4096, ..Device::default() },
         open: OpenOptions {

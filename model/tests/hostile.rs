@@ -51,6 +51,7 @@ proptest! {
             refcount_order: order,
             virtual_size: 64 << 10,
             lazy_refcounts: false,
+            below: None,
         };
         let built = build(&geometry, initial).unwrap();
         let mut evidence = built.evidence();
@@ -124,6 +125,7 @@ fn a_table_that_everything_points_to_is_walked_once() {
         refcount_order: 4,
         virtual_size: 4 << 20,
         lazy_refcounts: false,
+        below: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut disk = built.evidence();
@@ -151,6 +153,7 @@ fn a_file_of_too_many_clusters_is_refused() {
         refcount_order: 4,
         virtual_size: 4096,
         lazy_refcounts: false,
+        below: None,
     };
     let built = build(&geometry, Initial::Fresh).unwrap();
     struct Long(BytesEvidence, u64);

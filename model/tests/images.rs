@@ -16,7 +16,14 @@ use model::payload::{self, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 fn geometry(cluster_bits: u32, refcount_order: u32, virtual_size: u64) -> Geometry {
-    Geometry { version: 3, cluster_bits, refcount_order, virtual_size, lazy_refcounts: false }
+    Geometry {
+        version: 3,
+        cluster_bits,
+        refcount_order,
+        virtual_size,
+        lazy_refcounts: false,
+        below: None,
+    }
 }
 
 fn geometries() -> impl Iterator<Item = Geometry> {
@@ -24,6 +31,19 @@ fn geometries() -> impl Iterator<Item = Geometry> {
     (9..=16).flat_map(move |bits| {
         let old = sizes.map(|size| Geometry { version: 2, ..geometry(bits, 4, size) });
         (0..=6).flat_map(move |order| sizes.map(|size| geometry(bits, order, size))).chain(old)
+    })
+}
+
+/// Over layers: none of theirs, a part, all, and more than the disk.
+fn layered() -> impl Iterator<Item = Geometry> {
+    let lengths = [0, 3 << 10, 64 << 10, (90 << 10) + 512];
+    let old = [2, 3].into_iter().flat_map(|version| [9, 10, 12, 16].map(|bits| (version, bits)));
+    old.flat_map(move |(version, bits)| {
+        lengths.map(|length| Geometry {
+            version,
+            below: Some(length),
+            ..geometry(bits, 4, (64 << 10) - 512)
+        })
     })
 }
 
@@ -35,13 +55,14 @@ fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Gu
         changes: Durability::Cached,
     };
     Guest::new(&built.guest_keys(|bytes| evidence.values.intern(bytes)), promises)
+        .over(geometry, |bytes| evidence.values.intern(bytes))
 }
 
 #[test]
 fn every_image_is_what_it_says() {
     let mut judge = Judge::default();
     let mut built_of_kind = [0; Initial::ALL.len()];
-    for geometry in geometries() {
+    for geometry in geometries().chain(layered()) {
         for (kind, initial) in Initial::ALL.into_iter().enumerate() {
             let Ok(built) = build(&geometry, initial) else { continue };
             built_of_kind[kind] += 1;
@@ -62,8 +83,8 @@ fn every_image_is_what_it_says() {
         }
     }
     // Filling refcounts up is not feasible in every geometry, and marks take version 3; everything else is.
-    let all = geometries().count();
-    let marked = geometries().filter(Geometry::has_features).count();
+    let all = geometries().chain(layered()).count();
+    let marked = geometries().chain(layered()).filter(Geometry::has_features).count();
     println!("{built_of_kind:?} of {all}");
     assert!(built_of_kind.iter().all(|count| *count > 0), "{built_of_kind:?}");
     for kind in [0, 3, 4, 5, 6, 7, 8] {

@@ -3,11 +3,14 @@
 //! Requests that are not multiples of 512 bytes are completed by reading what surrounds them; those are serialised, so that
 //! two of them in one unit do not lose each other's bytes.
 
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use crate::backing::Backing;
+use crate::chain::Layers;
 use crate::check::CheckReport;
 use crate::error::{CheckError, CreateError, IoError, OpenError};
 use crate::image::ImageInfo;
+use crate::layer::Layer;
 use crate::options::{CreateOptions, OpenOptions, Repair};
 use crate::rule::Rules;
 use crate::work::Work;
@@ -22,6 +25,18 @@ pub use storage::block_on;
 /// See [`CreateError`].
 pub fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<(), CreateError> {
     block_on(crate::create(storage, options))
+}
+
+/// As [`crate::create_over`].
+///
+/// # Errors
+/// See [`CreateError`].
+pub fn create_over<S: Storage>(
+    storage: &S,
+    options: &CreateOptions,
+    backing: &Backing,
+) -> Result<(), CreateError> {
+    block_on(crate::create_over(storage, options, backing))
 }
 
 /// As [`crate::check()`].
@@ -53,8 +68,38 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(storage: S, options: OpenOptions) -> Result<Self, OpenError> {
-        let inner = block_on(crate::Image::open(storage, options))?;
-        Ok(Self { inner, partial: RwLock::new(()), spare: Mutex::default() })
+        Ok(Self::new(block_on(crate::Image::open(storage, options))?))
+    }
+
+    /// As [`crate::Image::open_over`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_over(
+        storage: S,
+        layer: Arc<dyn Layer>,
+        options: OpenOptions,
+    ) -> Result<Self, OpenError> {
+        Ok(Self::new(block_on(crate::Image::open_over(storage, layer, options))?))
+    }
+
+    /// As [`crate::open_chain()`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_chain(
+        storage: S,
+        layers: &mut impl Layers<S>,
+        options: OpenOptions,
+    ) -> Result<Self, OpenError>
+    where
+        S: std::fmt::Debug,
+    {
+        Ok(Self::new(block_on(crate::open_chain(storage, layers, options))?))
+    }
+
+    fn new(inner: crate::Image<S>) -> Self {
+        Self { inner, partial: RwLock::new(()), spare: Mutex::default() }
     }
 
     /// Geometry and flags as of now.

@@ -1,15 +1,18 @@
 //! What a guest cluster reads as: the one place where a mapping turns into content.
 //!
 //! ```text
-//!   entry ──decode──> mapping   unallocated, zero plain, zero allocated   ──> Zero
-//!                               data                                      ──> Host
-//!                               compressed                                ──> refused by name
+//!   entry ──decode──> mapping   unallocated                       ──> Below, Zero where no layer is below or it has ended
+//!                               zero plain, zero allocated        ──> Zero
+//!                               data                              ──> Host
+//!                               compressed                        ──> refused by name
 //! ```
 //!
 //! **Invariant.** Reading, what a partial write leaves of a cluster, zeroing, and whether an entry may overtake its data all ask here.
 
 use crate::error::IoError;
 use crate::format::entry::Mapping;
+use crate::mutant::mutant;
+use crate::state::State;
 
 /// What a guest cluster reads as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,24 +21,44 @@ pub(crate) enum Content {
     Zero,
     /// What the file holds from this byte on.
     Host(u64),
+    /// What the layer below holds from this byte on, which is the guest's own offset.
+    Below(u64),
 }
 
-impl Content {
-    pub(crate) fn of(mapping: Mapping) -> Result<Self, IoError> {
+impl State {
+    /// What a guest cluster with this mapping reads as.
+    pub(crate) fn content(&self, guest_cluster: u64, mapping: Mapping) -> Result<Content, IoError> {
         match mapping {
-            Mapping::Unallocated | Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => {
-                Ok(Self::Zero)
-            }
-            Mapping::Data { host, .. } => Ok(Self::Host(host)),
+            Mapping::Unallocated => Ok(self.unallocated(guest_cluster)),
+            Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => Ok(Content::Zero),
+            Mapping::Data { host, .. } => Ok(Content::Host(host)),
             Mapping::Compressed { .. } => Err(IoError::Unsupported("a compressed cluster".into())),
         }
     }
 
+    /// What a guest cluster reads as that the image says nothing about.
+    pub(crate) fn unallocated(&self, guest_cluster: u64) -> Content {
+        if guest_cluster < self.shown() {
+            Content::Below(guest_cluster * self.cluster_size())
+        } else {
+            Content::Zero
+        }
+    }
+
+    /// Guest clusters before this one show the layer below where the image says nothing about them.
+    pub(crate) fn shown(&self) -> u64 {
+        let size = self.cluster_size();
+        mutant!(self.rules, LayerEndsEarly => self.below / size; self.below.div_ceil(size))
+    }
+}
+
+impl Content {
     /// The same, so many bytes further into the cluster.
     pub(crate) const fn after(self, bytes: u64) -> Self {
         match self {
             Self::Zero => Self::Zero,
             Self::Host(offset) => Self::Host(offset + bytes),
+            Self::Below(offset) => Self::Below(offset + bytes),
         }
     }
 }

@@ -8,12 +8,13 @@
 //! The header's first 512 bytes are written last, when everything else is durable: until then the file is no image. An old image
 //! stays whole until it is known that the new one is not too long.
 
+use crate::backing::Backing;
 use crate::barrier::Barrier;
 use crate::error::CreateError;
 use crate::format::entry::RefcountTableEntry;
 use crate::format::feature::Compatible;
 use crate::format::header::Header;
-use crate::format::{limits, refcount};
+use crate::format::{extension, limits, refcount};
 use crate::load::check_alignment;
 use crate::options::CreateOptions;
 use crate::rule::{Rule, Rules};
@@ -25,7 +26,27 @@ use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 /// # Errors
 /// [`CreateError::Option`] if an option is outside what the format allows; [`CreateError::Storage`] if the storage failed.
 pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<(), CreateError> {
-    let header = plan(options)?;
+    write_image(storage, options, &plan(options, None)?).await
+}
+
+/// The same for an image over a layer that it names. What the guest has not written reads as that layer, and as zeroes past its end.
+/// Whether there is such a file, and how long it is, is the caller's to know.
+///
+/// # Errors
+/// As [`create`]; also if the name is too long for the format or for the first cluster.
+pub async fn create_over<S: Storage>(
+    storage: &S,
+    options: &CreateOptions,
+    backing: &Backing,
+) -> Result<(), CreateError> {
+    write_image(storage, options, &plan(options, Some(backing))?).await
+}
+
+async fn write_image<S: Storage>(
+    storage: &S,
+    options: &CreateOptions,
+    header: &Header,
+) -> Result<(), CreateError> {
     let size = header.cluster_size();
     let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size);
     let clusters = header.l1_table_offset / size + l1_clusters;
@@ -89,7 +110,7 @@ pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<
 }
 
 /// Checks the options and places the tables.
-fn plan(options: &CreateOptions) -> Result<Header, CreateError> {
+fn plan(options: &CreateOptions, backing: Option<&Backing>) -> Result<Header, CreateError> {
     if options.lazy_refcounts && options.version < 3 {
         let version = options.version;
         return Err(CreateError::Option(format!(
@@ -124,8 +145,17 @@ fn plan(options: &CreateOptions) -> Result<Header, CreateError> {
     if options.lazy_refcounts {
         header.compatible |= Compatible::LAZY_REFCOUNTS;
     }
+    if let Some(Backing { format: Some(format), .. }) = backing {
+        header.set_extension(extension::BACKING_FORMAT, format.clone());
+    }
     if options.cluster_bits > 12 {
         header.name_features();
+    }
+    if let Some(Backing { name, .. }) = backing {
+        if name.is_empty() {
+            return Err(CreateError::Option("a backing file without a name".into()));
+        }
+        header.set_backing(name);
     }
     let size = header.cluster_size();
     let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size);

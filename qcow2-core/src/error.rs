@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::backing::Backing;
 use crate::check::{CheckReport, Problem};
 use crate::format::{EntryError, FormatError};
 
@@ -109,6 +110,22 @@ pub enum OpenError {
     /// The storage failed.
     #[error("cannot open the image: {0}")]
     Io(#[from] IoError),
+    /// What opens layers did not open one.
+    #[error("cannot open the backing file {backing:?}: {source}")]
+    Layer {
+        /// What the image says about it.
+        backing: Backing,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An image below could not be opened.
+    #[error("in the backing file {backing:?}: {error}")]
+    Below {
+        /// What the image above says about it.
+        backing: Backing,
+        /// Why not.
+        error: Box<OpenError>,
+    },
 }
 
 impl OpenError {
@@ -121,6 +138,8 @@ impl OpenError {
             Self::MarkedCorrupt | Self::Unrepairable(_) | Self::CutShort(_) => ErrorKind::Damaged,
             Self::Repair(error) => error.kind(),
             Self::Io(error) => error.kind(),
+            Self::Layer { .. } => ErrorKind::Storage,
+            Self::Below { error, .. } => error.kind(),
         }
     }
 }
@@ -214,6 +233,9 @@ pub enum IoError {
     /// The new virtual size is not acceptable.
     #[error("cannot resize the image: {0}")]
     Resize(String),
+    /// Reading the layer below the image failed.
+    #[error("in the layer below: {0}")]
+    Below(Box<IoError>),
 }
 
 impl IoError {
@@ -234,6 +256,7 @@ impl IoError {
             | Self::Lost(_) => ErrorKind::Damaged,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Full(_) => ErrorKind::NoSpace,
+            Self::Below(error) => error.kind(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::IoError;
 use crate::format::feature::Incompatible;
+use crate::layer::{Below, Layer};
 use crate::options::OpenOptions;
 use crate::state::{State, Stop};
 use crate::work::Work;
@@ -22,6 +23,8 @@ use storage::{Limits, Storage};
 #[derive(Debug)]
 pub struct Image<S> {
     pub(crate) storage: S,
+    /// What its guest reads where the image says nothing.
+    pub(crate) below: Option<Below>,
     pub(crate) limits: Limits,
     pub(crate) options: OpenOptions,
     /// Bytes of a cluster and of a metadata page.
@@ -46,12 +49,17 @@ pub struct ImageInfo {
 }
 
 impl<S: Storage> Image<S> {
-    pub(crate) fn new(storage: S, options: OpenOptions, state: State) -> Self {
+    pub(crate) fn new(
+        storage: S,
+        below: Option<Below>,
+        options: OpenOptions,
+        state: State,
+    ) -> Self {
         let limits = storage.limits();
         let (cluster_size, page_size) = (state.cluster_size(), state.cache.page_size());
         let knows_metadata = AtomicBool::new(false);
         let state = Mutex::new(state);
-        Self { storage, limits, options, cluster_size, page_size, knows_metadata, state }
+        Self { storage, below, limits, options, cluster_size, page_size, knows_metadata, state }
     }
 
     /// Geometry and flags as of now.
@@ -74,6 +82,11 @@ impl<S: Storage> Image<S> {
         &self.storage
     }
 
+    /// The layer below, if there is one.
+    pub fn below(&self) -> Option<&dyn Layer> {
+        self.below.as_ref().map(|below| &*below.layer)
+    }
+
     /// Gives the storage back without any I/O, as a crash would.
     pub fn abandon(self) -> S {
         self.storage
@@ -86,7 +99,7 @@ impl<S: Storage> Image<S> {
     pub fn fork<T: Storage>(&self, storage: T) -> Option<Image<T>> {
         let state = self.now(|state| state.is_idle().then(|| state.clone()))?;
         assert_eq!(storage.limits(), self.limits, "the storage is a copy");
-        let fork = Image::new(storage, self.options, state);
+        let fork = Image::new(storage, self.below.clone(), self.options, state);
         let knows_metadata = self.knows_metadata.load(Ordering::Acquire);
         fork.knows_metadata.store(knows_metadata, Ordering::Release);
         Some(fork)

@@ -17,24 +17,28 @@
 //! - [`check()`]: check and repair of an image that nobody has open.
 //! - [`blocking`]: the same with plain calls.
 //!
-//! Images of version 2 and 3 with standard entries are complete here. Backing files, internal snapshots, compression, encryption,
-//! external data files, extended L2 entries and persistent bitmaps are refused by name.
+//! Images of version 2 and 3 with standard entries are complete here. So are layers below an image: [`open_chain()`]. Internal
+//! snapshots, compression, encryption, external data files, extended L2 entries and persistent bitmaps are refused by name.
 
 mod alloc;
+mod backing;
 mod barrier;
 pub mod blocking;
 mod cache;
+mod chain;
 mod check;
 mod claim;
 mod claims;
 mod content;
 mod create;
 mod error;
+mod file_layers;
 mod flush;
 pub mod format;
 mod free;
 mod freed;
 mod image;
+mod layer;
 mod length;
 mod load;
 mod map;
@@ -62,11 +66,15 @@ mod write_header;
 mod zero;
 
 pub use ::storage;
+pub use backing::{Backing, Format};
 pub use barrier::Barrier;
+pub use chain::{Layers, open_chain};
 pub use check::{CheckReport, Finding, MAX_FINDINGS, Problem, check};
-pub use create::create;
+pub use create::{create, create_over};
 pub use error::{CheckError, CreateError, ErrorKind, IoError, OpenError};
+pub use file_layers::FileLayers;
 pub use image::{Image, ImageInfo};
+pub use layer::{Layer, LayerRead, Raw};
 #[cfg(feature = "sabotage")]
 pub use mutant::{Area, Mutant};
 pub use options::{CreateOptions, OpenOptions, Repair};

@@ -136,9 +136,6 @@ pub(crate) fn check_alignment(limits: &Limits, cluster_bits: u32) -> Option<Stri
 /// Refuses, by name, what this implementation cannot do yet.
 pub(crate) fn check_supported(header: &Header) -> Result<(), LoadError> {
     let unsupported = |what: &str| Err(LoadError::Unsupported(what.into()));
-    if header.backing_name().is_some() {
-        return unsupported("a backing file");
-    }
     if header.crypt_method != CryptMethod::None {
         return unsupported("encryption");
     }

@@ -60,6 +60,17 @@ impl State {
         Ok(EntryPlace::At(table.host + guest_cluster % self.l2_entries() * 8))
     }
 
+    /// The same for an entry that is to change. A table past the end of the file holds nothing, and nobody knows what will be there, so
+    /// there is none. One that the file ends inside goes on in zeroes.
+    pub(crate) fn entry_place_to_change(&mut self, guest_cluster: u64) -> Result<EntryPlace, Stop> {
+        Ok(match self.entry_place(guest_cluster)? {
+            EntryPlace::At(at) if at - at % self.cluster_size() >= self.length => {
+                EntryPlace::NoTable(guest_cluster / self.l2_entries())
+            }
+            place => place,
+        })
+    }
+
     /// The host offset of the L1 entry `index`, and the entry if it is not empty.
     pub(crate) fn l1_entry(
         &mut self,
@@ -124,7 +135,8 @@ impl State {
             return Err(IoError::Lost(format!("guest cluster {cluster} lost its L2 table")).into());
         };
         let old = self.mapping_at(at)?;
-        let reads_zero = Content::of(old)? == Content::Zero;
+        let content = self.content(link.guest_cluster, old)?;
+        let reads_zero = mutant!(self.rules, LayerOvertaken => !matches!(content, Content::Host(_)); content == Content::Zero);
         let page = self.cache.page_of(at);
         let version = self.cache.set_entry(at, L2Entry::data(link.host, true).0);
         // Space that was never written reads as zeroes, which is what the guest may still see here.

@@ -250,6 +250,26 @@ mutants! {
         /// Zeroing parts of two clusters looks only whether the first one holds data.
         ZeroLooksAtFirstCluster = "mutant:zero-looks-at-first-cluster";
     }
+    Layers, "layers below": {
+        /// A cluster that shows a layer counts as reading as zeroes: its new mapping does not wait for its data.
+        LayerOvertaken = "mutant:layer-overtaken";
+        /// What a write leaves of a cluster that showed a layer is filled with zeroes.
+        LayerNotCopied = "mutant:layer-not-copied";
+        /// What a write leaves of a cluster that showed a layer is copied from the beginning of that cluster.
+        LayerCopiedFromStart = "mutant:layer-copied-from-start";
+        /// A cluster that is zeroed or discarded becomes one about which nothing is said.
+        ZeroesShowLayer = "mutant:zeroes-show-layer";
+        /// Where there is no L2 table, nothing hides a layer.
+        NoTableHidesNothing = "mutant:no-table-hides-nothing";
+        /// The cluster in which a layer ends does not show it.
+        LayerEndsEarly = "mutant:layer-ends-early";
+        /// A growth over a longer layer does not hide it.
+        GrowthShowsLayer = "mutant:growth-shows-layer";
+        /// A growth does not wait for the tables that it made to hide a layer.
+        HidingTableNotAwaited = "mutant:hiding-table-not-awaited";
+        /// In version 2 zeroes over a layer are not written.
+        ZeroesNotWrittenOverLayer = "mutant:zeroes-not-written-over-layer";
+    }
     Flush, "write through and flush": {
         /// A write in place goes through though its mapping is not durable.
         ThroughThoughUnmapped = "mutant:through-though-unmapped";

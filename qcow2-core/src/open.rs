@@ -1,11 +1,14 @@
 //! Opening an image, in the order in which its fields can be trusted: header, features, then repair where it is due.
 
+use std::sync::Arc;
+
 use crate::check;
 use crate::error::OpenError;
 use crate::format::FormatError;
 use crate::format::feature::{Compatible, Incompatible};
 use crate::format::header::Header;
 use crate::image::Image;
+use crate::layer::{Below, Layer};
 use crate::load::{HeaderRead, check_supported, read_header};
 use crate::mutant::mutant;
 use crate::options::{OpenOptions, Repair};
@@ -15,12 +18,47 @@ use storage::Storage;
 impl<S: Storage> Image<S> {
     /// Opens the image on `storage`. For writing, a dirty image is repaired first; read-only, nothing is ever written.
     ///
+    /// An image that names a backing file is refused: what a file says is no reason to open another one. See [`Image::open_over`] and
+    /// [`open_chain`](crate::open_chain()).
+    ///
     /// # Errors
     /// See [`OpenError`]. The storage is dropped with the error; keep a clone or reference where that matters.
     pub async fn open(storage: S, options: OpenOptions) -> Result<Self, OpenError> {
+        Self::open_with(storage, None, options).await
+    }
+
+    /// The same for an image that names a backing file, which is `layer`.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; [`OpenError::Option`] if the image names none.
+    pub async fn open_over(
+        storage: S,
+        layer: Arc<dyn Layer>,
+        options: OpenOptions,
+    ) -> Result<Self, OpenError> {
+        Self::open_with(storage, Some(Below::new(layer)), options).await
+    }
+
+    async fn open_with(
+        storage: S,
+        below: Option<Below>,
+        options: OpenOptions,
+    ) -> Result<Self, OpenError> {
         check_options(&options)?;
         let mut read = read_header(&storage).await?;
         check_supported(&read.header)?;
+        match (read.header.backing_name(), &below) {
+            (Some(name), None) => {
+                let name = String::from_utf8_lossy(name);
+                return Err(OpenError::Option(format!(
+                    "it is over the backing file {name:?}, which has to be opened first"
+                )));
+            }
+            (None, Some(_)) => {
+                return Err(OpenError::Option("it names no backing file to be over".into()));
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
         let lazy = match options.lazy_refcounts {
             Some(true) if read.header.version < 3 => {
                 let version = read.header.version;
@@ -36,8 +74,9 @@ impl<S: Storage> Image<S> {
             prepare(&storage, &options, &mut read).await?;
         }
         let limits = storage.limits();
-        let state = State::new(read, &options, &limits, lazy);
-        Ok(Self::new(storage, options, state))
+        let shown = below.as_ref().map_or(0, |below| below.size);
+        let state = State::new(read, &options, &limits, lazy, shown);
+        Ok(Self::new(storage, below, options, state))
     }
 }
 

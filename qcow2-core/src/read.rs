@@ -1,10 +1,13 @@
 //! Reading: resolve a guest range to host extents, then move the bytes.
 
+use std::fmt;
+
 use smallvec::SmallVec;
 
 use crate::content::Content;
 use crate::error::IoError;
 use crate::image::Image;
+use crate::layer::{Layer, LayerRead};
 use crate::map::Entries;
 use crate::state::{State, Stop};
 use storage::{IoBuf, Storage, UNIT};
@@ -30,6 +33,8 @@ pub enum Source {
     Zeroes,
     /// The file, from this byte on.
     Host(u64),
+    /// The layer below, at the guest's own offset; past its end it reads as zeroes. [`Image::below`] has it.
+    Below,
 }
 
 impl Source {
@@ -37,7 +42,7 @@ impl Source {
     pub const fn host(self) -> Option<u64> {
         match self {
             Self::Host(offset) => Some(offset),
-            Self::Zeroes => None,
+            Self::Zeroes | Self::Below => None,
         }
     }
 
@@ -46,6 +51,17 @@ impl Source {
         match self {
             Self::Host(offset) => Self::Host(offset + len),
             Self::Zeroes => Self::Zeroes,
+            Self::Below => Self::Below,
+        }
+    }
+}
+
+impl From<Content> for Source {
+    fn from(content: Content) -> Self {
+        match content {
+            Content::Zero => Self::Zeroes,
+            Content::Host(host) => Self::Host(host),
+            Content::Below(_) => Self::Below,
         }
     }
 }
@@ -93,15 +109,22 @@ impl State {
         };
         while at < end {
             match self.entries(at / size..end.div_ceil(size), AT_ONCE) {
-                Ok(Entries::NoTable { clusters }) => add(&mut at, clusters, Source::Zeroes),
+                Ok(Entries::NoTable { clusters }) => {
+                    let first = at / size;
+                    let shown = self.shown().saturating_sub(first).min(clusters);
+                    for (clusters, source) in
+                        [(shown, Source::Below), (clusters - shown, Source::Zeroes)]
+                    {
+                        if clusters > 0 {
+                            add(&mut at, clusters, source);
+                        }
+                    }
+                }
                 Ok(Entries::At { slot, at: place, count }) => {
                     let places = (place..).step_by(8);
                     for (entry, place) in self.cache.entries(slot, place, count).zip(places) {
-                        let source = match Content::of(self.decode(entry, place)?)? {
-                            Content::Zero => Source::Zeroes,
-                            Content::Host(host) => Source::Host(host),
-                        };
-                        add(&mut at, 1, source);
+                        let content = self.content(at / size, self.decode(entry, place)?)?;
+                        add(&mut at, 1, content.into());
                     }
                 }
                 Err(Stop::Load { .. }) if at > start => break,
@@ -136,6 +159,14 @@ impl<S: Storage> Image<S> {
         }
     }
 
+    /// Fills `buf` from guest offset `offset` of the layer below.
+    pub(crate) async fn read_below(&self, offset: u64, buf: IoBuf) -> (IoBuf, Result<(), IoError>) {
+        match &self.below {
+            Some(below) => below.read(offset, buf).await,
+            None => unreachable!("only where there is a layer below does anything read as it does"),
+        }
+    }
+
     /// Reads `buf.len()` bytes at guest offset `offset`, both multiples of 512 bytes. The buffer comes back in every case.
     ///
     /// # Errors
@@ -146,12 +177,22 @@ impl<S: Storage> Image<S> {
             Err(error) => return (buf, Err(error)),
         };
         if self.limits.alignment > UNIT && !self.takes(offset, &buf) {
-            return Box::pin(self.read_widened(map.extents(), buf)).await;
+            return Box::pin(self.read_widened(offset, map.extents(), buf)).await;
         }
         let mut rest = buf;
         let mut done = IoBuf::default();
         for extent in map.extents() {
             let mut len = usize::try_from(extent.len).expect("it is part of a buffer");
+            if extent.source == Source::Below {
+                let at = offset + done.len() as u64;
+                let (piece, read) = self.read_below(at, rest.split_to(len)).await;
+                done.unsplit(piece);
+                if read.is_err() {
+                    done.unsplit(rest);
+                    return (done, read);
+                }
+                continue;
+            }
             let mut host = extent.source.host();
             while len > 0 {
                 let mut piece = rest.split_to(len.min(self.limits.max_transfer));
@@ -174,5 +215,15 @@ impl<S: Storage> Image<S> {
         }
         done.unsplit(rest);
         (done, Ok(()))
+    }
+}
+
+impl<S: Storage + fmt::Debug> Layer for Image<S> {
+    fn size(&self) -> u64 {
+        self.info().virtual_size
+    }
+
+    fn read(&self, offset: u64, buf: IoBuf) -> LayerRead<'_> {
+        Box::pin(Self::read(self, offset, buf))
     }
 }

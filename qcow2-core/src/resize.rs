@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::barrier::Barrier;
 use crate::cache::Kind;
@@ -30,6 +31,19 @@ impl State {
             EntryPlace::NoTable(_) => None,
         })
     }
+
+    /// The pages of the L1 table that lead to these guest clusters.
+    fn l1_pages(&self, clusters: Range<u64>) -> impl Iterator<Item = u64> + use<> {
+        let per_table = self.l2_entries();
+        let at = |index: u64| self.header.l1_table_offset + 8 * index;
+        let indexes = clusters.start / per_table..clusters.end.div_ceil(per_table);
+        let pages = match indexes.is_empty() {
+            true => 0..0,
+            false => self.cache.page_of(at(indexes.start))..at(indexes.end),
+        };
+        let page_size = usize::try_from(self.cache.page_size()).expect("a page fits in memory");
+        pages.step_by(page_size)
+    }
 }
 
 impl<S: Storage> Image<S> {
@@ -46,7 +60,7 @@ impl<S: Storage> Image<S> {
         }
         self.restore_header().await?;
         let _one = self.claim(Resource::Size).await?;
-        let header = self.with(|state| state.header.clone()).await;
+        let mut header = self.with(|state| state.header.clone()).await;
         if size < header.size {
             let now = header.size;
             return Err(IoError::Resize(format!(
@@ -58,16 +72,27 @@ impl<S: Storage> Image<S> {
         if size == header.size {
             return Ok(());
         }
-        self.clear_past_end(&header, size).await?;
-        let mut claim = self.claim(Resource::Tables(0..u64::MAX)).await?;
+        let shows = self.below.as_ref().is_some_and(|below| below.size > header.size);
         let missing = mutant!(self.options.rules, L1OneEntryShort => entries - 1; entries);
+        if shows && missing > header.l1_size {
+            // What hides the layer below in the new space has to be somewhere before there is new space.
+            self.enlarge_l1(&header, entries, header.size).await?;
+            header = self.with(|state| state.header.clone()).await;
+        }
+        self.clear_past_end(&header, size).await?;
         if missing <= header.l1_size {
+            let _tables = self.claim(Resource::Tables(0..u64::MAX)).await?;
             let mut header = self.claim(Resource::Header).await?;
             self.write_header(&mut header, |header| header.size = size, |_, _| {}).await?;
-            drop(header);
-            return self.flush().await;
+        } else {
+            self.enlarge_l1(&header, entries, size).await?;
         }
+        self.flush().await
+    }
 
+    /// Switches to an L1 table of so many entries and to a disk of `size` bytes, in one write of the header.
+    async fn enlarge_l1(&self, header: &Header, entries: u32, size: u64) -> Result<(), IoError> {
+        let mut claim = self.claim(Resource::Tables(0..u64::MAX)).await?;
         let cluster_size = header.cluster_size();
         let clusters = (u64::from(entries) * 8).div_ceil(cluster_size);
         let (taken, mut counts) = self.allocate_run(&mut claim, clusters).await?;
@@ -115,9 +140,21 @@ impl<S: Storage> Image<S> {
             },
         )
         .await?;
-        drop(switch);
-        drop(claim);
-        self.flush().await
+        Ok(())
+    }
+
+    /// Writes zeroes over what a guest cluster past the end of the disk shows; returns what makes that durable, or `durable` if there was
+    /// nothing to do.
+    async fn write_zeroes_past_end(&self, cluster: u64, durable: Stamp) -> Result<Stamp, IoError> {
+        if !self.decide(|state| state.has_data(cluster)).await? {
+            return Ok(durable);
+        }
+        let len = usize::try_from(self.cluster_size).expect("a cluster fits in memory");
+        let mut map = self.map_range(cluster * self.cluster_size, self.cluster_size).await?;
+        let buf = IoBuf::zeroed(len, self.limits.alignment);
+        map.write_data(buf, Durability::Cached).await.1?;
+        map.commit().await?;
+        Ok(self.with(|state| state.clock.newest()).await)
     }
 
     /// Makes everything between the end of the guest disk and `size` read as zeroes, durably: the rest of its last cluster, and
@@ -144,16 +181,31 @@ impl<S: Storage> Image<S> {
             pages.extend(self.decide(|state| state.page_of_entry(whole - 1)).await?);
         }
         let mut cluster = mutant!(self.options.rules, FirstLeftoverStays => whole + 1; whole);
+        let shown = self.now(|state| state.shown());
         while cluster < end && cluster / per_table < u64::from(header.l1_size) {
             let next = (cluster / per_table + 1) * per_table;
-            if self.decide(|state| Ok(state.l1_entry(cluster / per_table)?.1)).await?.is_some() {
+            let table = self.decide(|state| Ok(state.l1_entry(cluster / per_table)?.1)).await?;
+            let shows = mutant!(self.options.rules, GrowthShowsLayer => false; cluster < shown);
+            if table.is_some() || shows {
                 let mut rest = cluster..next.min(end);
+                if !header.has_zero_entries() {
+                    for cluster in rest.start..shown.min(rest.end) {
+                        data = self.write_zeroes_past_end(cluster, data).await?;
+                        pages.extend(self.decide(|state| state.page_of_entry(cluster)).await?);
+                    }
+                }
                 while !rest.is_empty() {
                     pages.extend(self.decide(|state| state.page_of_entry(rest.start)).await?);
-                    self.decide(|state| state.zero_some(&mut rest, Zeroing::Free)).await?;
+                    self.zero_step(&mut rest, Zeroing::Free).await?;
                 }
             }
             cluster = next;
+        }
+        if self.below.is_some() {
+            // A table that was made on the way hides nothing while nothing leads to it.
+            let (first, last) = (header.size / cluster_size, end.min(shown.max(whole)));
+            let l1_pages = self.with(|state| state.l1_pages(first..last)).await;
+            mutant!(self.options.rules, HidingTableNotAwaited => drop(l1_pages); pages.extend(l1_pages));
         }
         let mut before = vec![Before::Written(data)];
         self.with(|state| {

@@ -73,6 +73,8 @@ pub(crate) struct State {
     /// Whether the dirty bit is durable, so that refcounts owe nothing to references.
     pub(crate) dirty_durable: bool,
     pub(crate) lazy: bool,
+    /// Length of the layer below in bytes; 0 if there is none.
+    pub(crate) below: u64,
     pub(crate) rules: Rules,
     pub(crate) cache: Cache,
     pub(crate) clock: FlushClock,
@@ -126,6 +128,7 @@ impl State {
         options: &OpenOptions,
         limits: &Limits,
         lazy: bool,
+        below: u64,
     ) -> Self {
         let HeaderRead { header, sector, length } = read;
         let cluster_size = 1u64 << header.cluster_bits;
@@ -145,6 +148,7 @@ impl State {
             header_known: true,
             dirty_durable: false,
             lazy,
+            below,
             rules,
             cache: Cache::new(page_size, cache_pages, limits.alignment, rules),
             clock: FlushClock::new(rules),

@@ -68,19 +68,36 @@ impl<S: Storage> Image<S> {
         })
     }
 
-    /// Reads extents into `buf`.
+    /// Reads extents into `buf`, the first of which is at guest offset `offset`.
     pub(crate) async fn read_widened(
         &self,
+        offset: u64,
         extents: &[ReadExtent],
         mut buf: IoBuf,
     ) -> (IoBuf, Result<(), IoError>) {
         let mut done = 0;
         for extent in extents {
-            let Source::Host(host) = extent.source else {
-                let end = done + index(extent.len);
-                buf[done..end].fill(0);
-                done = end;
-                continue;
+            let end = done + index(extent.len);
+            let host = match extent.source {
+                Source::Host(host) => host,
+                Source::Zeroes => {
+                    buf[done..end].fill(0);
+                    done = end;
+                    continue;
+                }
+                Source::Below => {
+                    let mut whole = buf.split_to(done);
+                    let piece = buf.split_to(end - done);
+                    let (piece, read) = self.read_below(offset + done as u64, piece).await;
+                    whole.unsplit(piece);
+                    whole.unsplit(buf);
+                    buf = whole;
+                    if read.is_err() {
+                        return (buf, read);
+                    }
+                    done = end;
+                    continue;
+                }
             };
             for piece in self.pieces(host..host + extent.len) {
                 let whole = IoBuf::zeroed(piece.whole_len(), self.limits.alignment);

@@ -86,26 +86,25 @@ impl State {
     fn write_targets(&mut self, clusters: Range<u64>, targets: &mut Targets) -> Result<(), Stop> {
         targets.clear();
         let first = clusters.start;
-        let at = match self.entry_place(first)? {
-            // A table past the end of the file holds nothing, and nobody knows what will be there. One that the file ends inside goes on
-            // in zeroes.
-            EntryPlace::At(at) if at - at % self.cluster_size() < self.length => at,
-            EntryPlace::At(_) | EntryPlace::NoTable(_) => {
-                targets.push(Target::NoTable(first / self.l2_entries()));
+        let at = match self.entry_place_to_change(first)? {
+            EntryPlace::At(at) => at,
+            EntryPlace::NoTable(index) => {
+                targets.push(Target::NoTable(index));
                 return Ok(());
             }
         };
         let (slot, count) = self.entries_at(at, AT_ONCE.min(clusters.end - first))?;
         let mut changes_table = false;
-        for (entry, at) in self.cache.entries(slot, at, count).zip((at..).step_by(8)) {
-            let target = self.write_target(self.decode(entry, at)?)?;
+        let places = (at..).step_by(8).zip(first..);
+        for (entry, (at, cluster)) in self.cache.entries(slot, at, count).zip(places) {
+            let target = self.write_target(cluster, self.decode(entry, at)?)?;
             changes_table |= !matches!(target, Target::InPlace(_));
             targets.push(target);
         }
         if changes_table { self.check_table_owned(first) } else { Ok(()) }
     }
 
-    fn write_target(&self, mapping: Mapping) -> Result<Target, IoError> {
+    fn write_target(&self, cluster: u64, mapping: Mapping) -> Result<Target, IoError> {
         Ok(match mapping {
             // What is past the end of the file holds nothing.
             Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. }
@@ -125,7 +124,7 @@ impl State {
             | Mapping::ZeroAllocated { copied: false, .. }
             | Mapping::Unallocated
             | Mapping::ZeroPlain
-            | Mapping::Compressed { .. } => Target::New { rest: Content::of(mapping)? },
+            | Mapping::Compressed { .. } => Target::New { rest: self.content(cluster, mapping)? },
         })
     }
 
@@ -253,7 +252,7 @@ impl<S: Storage> Image<S> {
     }
 
     /// Adds an empty L2 table.
-    async fn add_l2_table(&self, index: u64) -> Result<(), IoError> {
+    pub(crate) async fn add_l2_table(&self, index: u64) -> Result<(), IoError> {
         let mut claim = self.claim(Resource::Tables(index..index + 1)).await?;
         let there = self
             .decide(|state| {
@@ -294,6 +293,10 @@ impl<S: Storage> Image<S> {
         })
         .await
     }
+}
+
+fn not_filled(offset: u64, source: std::io::Error) -> IoError {
+    IoError::Storage { action: "filling the rest of a cluster", offset, source }
 }
 
 impl<'a, S: Storage> WriteMap<'a, S> {
@@ -462,26 +465,47 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let tail = end.saturating_sub(start).min(size) / sector * sector..size;
         for range in [head, tail].into_iter().filter(|range| !range.is_empty()) {
             let to = host + range.start;
-            let result = match content.after(range.start) {
-                Content::Zero => self.claim.write_zeroes(to..host + range.end).await,
-                Content::Host(from) => self.copy(from, to, range.end - range.start).await,
-            };
-            let action = "filling the rest of a cluster";
-            result.map_err(|source| IoError::Storage { action, offset: to, source })?;
+            let content = mutant!(self.image.options.rules, LayerNotCopied => match content {
+                Content::Below(_) => Content::Zero,
+                content => content,
+            }; content);
+            let at = mutant!(self.image.options.rules, LayerCopiedFromStart => match content {
+                Content::Below(_) => 0,
+                _ => range.start,
+            }; range.start);
+            match content.after(at) {
+                Content::Zero => {
+                    let filled = self.claim.write_zeroes(to..host + range.end).await;
+                    filled.map_err(|source| not_filled(to, source))?;
+                }
+                content => self.copy(content, to, range.end - range.start).await?,
+            }
         }
         Ok(())
     }
 
-    async fn copy(&mut self, from: u64, to: u64, len: u64) -> std::io::Result<()> {
+    /// Copies what is not zeroes to host offset `to`.
+    async fn copy(&mut self, from: Content, to: u64, len: u64) -> Result<(), IoError> {
         let limits = self.image.limits;
         let mut done = 0;
         while done < len {
             let piece = usize::try_from(len - done).expect("a cluster fits in memory");
-            let buf = IoBuf::zeroed(piece.min(limits.max_transfer), limits.alignment);
-            let (buf, read) = self.image.storage.read(from + done, buf).await;
-            read?;
+            let mut buf = IoBuf::zeroed(piece.min(limits.max_transfer), limits.alignment);
+            match from.after(done) {
+                Content::Zero => {}
+                Content::Host(from) => {
+                    let read;
+                    (buf, read) = self.image.storage.read(from, buf).await;
+                    read.map_err(|source| not_filled(to, source))?;
+                }
+                Content::Below(from) => {
+                    let read;
+                    (buf, read) = self.image.read_below(from, buf).await;
+                    read?;
+                }
+            }
             let (buf, written) = self.claim.write(to + done, buf, Durability::Cached).await;
-            written?;
+            written.map_err(|source| not_filled(to, source))?;
             done += buf.len() as u64;
         }
         Ok(())

@@ -7,7 +7,7 @@ use crate::content::Content;
 use crate::error::IoError;
 use crate::format::entry::{L2Entry, Mapping};
 use crate::image::Image;
-use crate::map::Entries;
+use crate::map::{Entries, EntryPlace};
 use crate::mutant::mutant;
 use crate::state::{State, Stop};
 use storage::{Durability, IoBuf, Storage};
@@ -25,10 +25,31 @@ pub enum Zeroing {
     Free,
 }
 
+/// How far a step has come that lets guest clusters read as zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Done,
+    /// The L2 table of this L1 index has to be made first: without it a layer below shows.
+    NeedsTable(u64),
+}
+
 impl State {
-    /// What to put in the place of a mapping, so that it reads as zeroes; none where it does.
-    fn zeroed(&self, mapping: Mapping, how: Zeroing) -> Result<Option<L2Entry>, IoError> {
+    /// What to put in the place of a guest cluster's mapping, so that it reads as zeroes; none where it does, or where nothing can say so.
+    fn zeroed(
+        &self,
+        guest_cluster: u64,
+        mapping: Mapping,
+        how: Zeroing,
+    ) -> Result<Option<L2Entry>, IoError> {
+        let is_shown = self.unallocated(guest_cluster) != Content::Zero;
+        let is_shown = mutant!(self.rules, ZeroesShowLayer => is_shown && !self.header.has_zero_entries(); is_shown);
+        let empty = match (is_shown, self.header.has_zero_entries()) {
+            (false, _) => L2Entry(0),
+            (true, true) => L2Entry::ZERO_PLAIN,
+            (true, false) => return Ok(None),
+        };
         Ok(match (mapping, how) {
+            (Mapping::Unallocated, _) if is_shown => Some(empty),
             (Mapping::Unallocated | Mapping::ZeroPlain, _)
             | (Mapping::ZeroAllocated { .. }, Zeroing::Keep) => None,
             (Mapping::Data { host, copied: true }, Zeroing::Keep) if mutant!(self.rules, ZeroMarkInVersion2 => true; self.header.has_zero_entries()) => {
@@ -38,21 +59,30 @@ impl State {
                 Mapping::Data { .. } | Mapping::ZeroAllocated { .. } | Mapping::Compressed { .. },
                 _,
             ) => {
-                Content::of(mapping)?;
-                Some(L2Entry(0))
+                self.content(guest_cluster, mapping)?;
+                Some(empty)
             }
         })
     }
 
     /// Lets the first of these guest clusters read as zeroes, as far as the cache knows them, and takes them out of the range.
+    ///
+    /// In version 2, what a layer below shows stays as it is: no entry can hide it.
     pub(crate) fn zero_some(
         &mut self,
         clusters: &mut Range<u64>,
         how: Zeroing,
-    ) -> Result<(), Stop> {
+    ) -> Result<Step, Stop> {
         for _ in 0..AT_ONCE {
             if clusters.is_empty() {
                 break;
+            }
+            let hides = clusters.start < self.shown() && self.header.has_zero_entries();
+            let hides = mutant!(self.rules, NoTableHidesNothing => false; hides);
+            if hides
+                && let EntryPlace::NoTable(index) = self.entry_place_to_change(clusters.start)?
+            {
+                return Ok(Step::NeedsTable(index));
             }
             match self.entries(clusters.clone(), AT_ONCE)? {
                 Entries::NoTable { clusters: unmapped } => {
@@ -65,7 +95,7 @@ impl State {
                     for index in 0..count as u64 {
                         let at = at + 8 * index;
                         let old = self.decode(self.cache.entry(slot, at), at)?;
-                        if let Some(new) = self.zeroed(old, how)? {
+                        if let Some(new) = self.zeroed(clusters.start, old, how)? {
                             if !owned {
                                 self.check_table_owned(clusters.start)?;
                                 owned = true;
@@ -74,16 +104,17 @@ impl State {
                         }
                         clusters.start += 1;
                     }
-                    return Ok(());
+                    return Ok(Step::Done);
                 }
             }
         }
-        Ok(())
+        Ok(Step::Done)
     }
 
     /// Whether any part of a guest cluster may read as something else than zeroes.
     pub(crate) fn has_data(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
-        Ok(Content::of(self.mapping(guest_cluster)?)? != Content::Zero)
+        let mapping = self.mapping(guest_cluster)?;
+        Ok(self.content(guest_cluster, mapping)? != Content::Zero)
     }
 }
 
@@ -99,7 +130,15 @@ impl<S: Storage> Image<S> {
             self.zero_part(offset, end, size).await?;
         } else {
             self.zero_part(offset, whole.start * size, size).await?;
-            self.zero_clusters(whole.clone(), how).await?;
+            // Where no entry can hide a layer below, zeroes are written over it.
+            let written = self.now(|state| match state.header.has_zero_entries() {
+                true => whole.start,
+                false => state.shown().clamp(whole.start, whole.end),
+            });
+            let written =
+                mutant!(self.options.rules, ZeroesNotWrittenOverLayer => whole.start; written);
+            self.zero_part(whole.start * size, (written * size).min(end), size).await?;
+            self.zero_clusters(written..whole.end, how).await?;
             mutant!(self.options.rules, ZeroTailKept => (); {
                 self.zero_part(whole.end * size, end, size).await?;
             });
@@ -109,7 +148,8 @@ impl<S: Storage> Image<S> {
         if through { self.flush().await } else { Ok(()) }
     }
 
-    /// Frees the whole clusters in a guest range, which then read as zeroes, and leaves the rest as it is.
+    /// Frees the whole clusters in a guest range, which then read as zeroes, and leaves the rest as it is; in version 2 also those
+    /// where a layer is below, which would show then.
     ///
     /// # Errors
     /// As [`Image::write`].
@@ -144,9 +184,21 @@ impl<S: Storage> Image<S> {
         }
         let _claim = self.claim(Resource::Guest(clusters.clone())).await?;
         while !clusters.is_empty() {
-            self.decide(|state| state.zero_some(&mut clusters, how)).await?;
+            self.zero_step(&mut clusters, how).await?;
         }
         Ok(())
+    }
+
+    /// One step of that under a claim.
+    pub(crate) async fn zero_step(
+        &self,
+        clusters: &mut Range<u64>,
+        how: Zeroing,
+    ) -> Result<(), IoError> {
+        match self.decide(|state| state.zero_some(clusters, how)).await? {
+            Step::Done => Ok(()),
+            Step::NeedsTable(index) => Box::pin(self.add_l2_table(index)).await,
+        }
     }
 
     /// Writes zeroes to a part of one or two clusters.

@@ -4,6 +4,8 @@
 mod blocking;
 #[path = "../examples/front_end.rs"]
 mod front_end;
+#[path = "../examples/layers.rs"]
+mod layers;
 #[path = "../examples/many_at_once.rs"]
 mod many_at_once;
 #[path = "../examples/own_storage.rs"]
@@ -21,6 +23,11 @@ fn blocking() -> Result<(), Box<dyn Error>> {
 #[test]
 fn front_end() -> Result<(), Box<dyn Error>> {
     front_end::main()
+}
+
+#[test]
+fn layers() -> Result<(), Box<dyn Error>> {
+    layers::main()
 }
 
 #[test]
@@ -47,7 +54,14 @@ fn every_example_is_run() -> Result<(), Box<dyn Error>> {
         names.push(entry?.file_name().into_string().expect("file names are text"));
     }
     names.sort();
-    let run = ["blocking.rs", "front_end.rs", "many_at_once.rs", "own_storage.rs", "recover.rs"];
+    let run = [
+        "blocking.rs",
+        "front_end.rs",
+        "layers.rs",
+        "many_at_once.rs",
+        "own_storage.rs",
+        "recover.rs",
+    ];
     assert_eq!(names, run);
     Ok(())
 }

@@ -24,6 +24,7 @@ use model::payload::UNIT;
 use qcow2_core::blocking::Image;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 use qcow2_core::{Repair, Zeroing, blocking};
+use qcow2_crashtest::layer::Base;
 use qcow2_crashtest::leaf::LeafChooser;
 use qcow2_crashtest::probe::Probes;
 use qcow2_crashtest::recover::Bench;
@@ -116,7 +117,12 @@ fn live(direct: &Direct<Always>, session: &Session, owner: &mut Owner<'_>, rng: 
         .page_size(512)
         .growth(session.growth)
         .cache_pages(session.cache_pages as usize);
-    let image = Image::open(Cut(direct.clone()), options).expect("nothing fails");
+    let storage = Cut(direct.clone());
+    let image = match session.below {
+        Some(below) => Image::open_over(storage, Base::new(below).shared(), options),
+        None => Image::open(storage, options),
+    };
+    let image = image.expect("nothing fails");
     let size = owner.bytes.len();
     for _ in 0..2 + rng.below(12) {
         let any =
@@ -181,8 +187,10 @@ fn blocking_calls_survive_power_cuts() {
             continue;
         }
         let open = OpenOptions { page_size: 512, ..plan.open.clone() };
-        let session =
-            Session::of(&OpenOptions { pass_discard: true, lazy_refcounts: None, ..open });
+        let session = Session::of(
+            &OpenOptions { pass_discard: true, lazy_refcounts: None, ..open },
+            plan.geometry.below,
+        );
         let subject = Qcow2Core::default();
         let start = trial::initial(&subject, &plan.geometry, plan.initial, &session, &plan.device);
         let (disk, mut guest) = start.expect("these images are feasible");

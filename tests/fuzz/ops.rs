@@ -44,6 +44,7 @@ fn geometry() -> impl Strategy<Value = Geometry> {
             refcount_order: 4,
             virtual_size: UNITS * 512,
             lazy_refcounts: lazy,
+            below: None,
         }
     })
 }

@@ -123,8 +123,9 @@ fn a_check_that_is_wrong_is_found() {
         refcount_order: 4,
         virtual_size: 8 << 10,
         lazy_refcounts: false,
+        below: None,
     };
-    let session = Session::of(&OpenOptions::new("wrong"));
+    let session = Session::of(&OpenOptions::new("wrong"), None);
     let judged = |how, initial, run| {
         let device = Device::default();
         let start = trial::initial(&Wrong(how), &geometry, initial, &session, &device);
@@ -271,9 +272,10 @@ fn who_does_not_go_on_is_found() {
         refcount_order: 4,
         virtual_size: 64 << 10,
         lazy_refcounts: false,
+        below: None,
     };
     let open = OpenOptions { cache_pages: 1, growth_step: 1 << 10, ..OpenOptions::new("wrong") };
-    let session = Session::of(&open);
+    let session = Session::of(&open, None);
     let goes_on = |how| -> Result<WentOn, Failure> {
         let (disk, _) =
             trial::initial(&Wrong(how), &geometry, Initial::Leaky, &session, &Device::default())
@@ -300,6 +302,7 @@ fn long_requests_are_told_from_endless_ones() {
         refcount_order: 4,
         virtual_size: 32 << 20,
         lazy_refcounts: true,
+        below: None,
     };
     let write =
         |id, offset, length| Op::Write { offset, length, id, durability: Durability::Cached };

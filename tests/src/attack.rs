@@ -280,8 +280,14 @@ fn every_crash<T>(
 
 /// An image of clusters of 512 bytes, eager or lazy, with a disk of `virtual_size` bytes.
 fn small(initial: Initial, virtual_size: u64, lazy_refcounts: bool) -> Built {
-    let geometry =
-        Geometry { version: 3, cluster_bits: 9, refcount_order: 4, virtual_size, lazy_refcounts };
+    let geometry = Geometry {
+        version: 3,
+        cluster_bits: 9,
+        refcount_order: 4,
+        virtual_size,
+        lazy_refcounts,
+        below: None,
+    };
     build(&geometry, initial).expect("the geometry is a small one")
 }
 
@@ -438,6 +444,7 @@ fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
         refcount_order: 4,
         virtual_size: NEW,
         lazy_refcounts: false,
+        below: None,
     };
     let mut built = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
     let (_, header) = built.units.first_mut().expect("an image has a header");
@@ -679,6 +686,7 @@ impl Unmarked {
             refcount_order: 4,
             virtual_size: Self::SIZE,
             lazy_refcounts: false,
+            below: None,
         };
         build(&geometry, Initial::Leaky).expect("the geometry is a small one")
     }

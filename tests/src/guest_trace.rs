@@ -285,13 +285,14 @@ pub fn run<Sub: Subject>(
         refcount_order: 4,
         virtual_size: trace.size(),
         lazy_refcounts: lazy,
+        below: None,
     };
     let mut disk = create(&geometry)?;
     let units = trial::cluster_units(&geometry);
     let guest_units = usize::try_from(geometry.units()).expect("MAX_VIRTUAL_SIZE is far below");
     let zeroes = vec![ValueKey::ZERO; guest_units];
     let open = OpenOptions { growth_step: growth, ..OpenOptions::new(subject.key()) };
-    let session = Session::of(&open);
+    let session = Session::of(&open, geometry.below);
     let mut guest = Guest::new(&zeroes, subject.promises(&geometry, &session));
     let mut bench = Bench::new(subject.clone(), session, profile);
     let mut rng = Rng::new(seed);

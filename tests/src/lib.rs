@@ -22,6 +22,7 @@ pub mod figures;
 pub mod file;
 pub mod guest_trace;
 pub mod interrupt;
+pub mod layer;
 pub mod leaf;
 pub mod ledger;
 pub mod life;

@@ -188,7 +188,8 @@ fn audit_closed<Sub: Subject>(
     let values = disk.values().clone();
     let key = |unit| ValueKey(values.intern(&payload::unit(unit, EVERYWHERE)).0);
     let keys: Vec<ValueKey> = (0..size / UNIT as u64).map(key).collect();
-    let guest = Guest::new(&keys, subject.promises(geometry, &session));
+    let guest = Guest::new(&keys, subject.promises(geometry, &session))
+        .over(geometry, |unit| ValueKey(values.intern(unit).0));
     let mut bench = Bench::new(subject.clone(), session, Profile::TornLength);
     let mut oldest = Always(u32::MAX);
     let mut crashed = disk.crash(Profile::TornLength, &mut oldest);
@@ -273,6 +274,16 @@ impl Exposure {
         let mut taken = 0;
         let mut moved = 0;
         let settled = self.settled();
+        // What a growth over a longer layer needs to hide it: tables of marks, or zeroes in version 2.
+        let hides = |to: u64| {
+            let old = geometry.virtual_size;
+            let shown = to.min(geometry.below.unwrap_or(0)).saturating_sub(old);
+            match shown {
+                0 => 0,
+                _ if geometry.has_features() => 2 + shown.div_ceil(covered),
+                _ => 3 + shown.div_ceil(covered) + shown.div_ceil(cluster),
+            }
+        };
         let is_settled = |exposed: &&Exposed| {
             exposed.well && exposed.returned.is_some_and(|returned| returned < settled)
         };
@@ -285,7 +296,10 @@ impl Exposure {
                     taken += 2 * touched(cluster) + touched(covered);
                 }
                 // The new table has room for the disk that was asked for.
-                Op::Grow { to } => moved += l1 + (to.div_ceil(covered) * 8).div_ceil(cluster),
+                Op::Grow { to } => {
+                    moved += l1 + (to.div_ceil(covered) * 8).div_ceil(cluster);
+                    taken += hides(to);
+                }
                 Op::Read { .. } | Op::Flush | Op::Reopen => {}
             }
         }
@@ -361,6 +375,7 @@ mod tests {
         refcount_order: 4,
         virtual_size: 1 << 16,
         lazy_refcounts: false,
+        below: None,
     };
 
     fn write(length: u64) -> Op {

@@ -26,11 +26,13 @@ use faultfs::rng::Rng;
 use faultfs::trace::Io;
 use faultfs::values::{Key, Values};
 use model::case::{Case, Content, CrashImage, Origin, SCHEMA, Status};
+use model::evidence::ValueKey;
 use model::finding::{Finding, Property, Stage};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::judge::{Claim, Contents, Judge, Place, Violation};
 use model::label::Region;
 use model::op::Durability;
+use model::payload::Unit;
 use qcow2_core::storage::{IoBuf, UNIT};
 
 use crate::corpus::CorpusError;
@@ -66,7 +68,7 @@ pub fn run_case<Sub: Subject>(
     seed: u64,
     figures: &mut Figures,
 ) -> (Option<(Failure, CrashImage)>, u64) {
-    let session = Session::of(&plan.open);
+    let session = Session::of(&plan.open, plan.geometry.below);
     let script = TrialLife::of(&plan.lives[0]).script(session);
     let units = cluster_units(&plan.geometry);
     let mut rng = Rng::new(seed ^ 0x6461_6d61_6765);
@@ -468,14 +470,15 @@ pub fn judge_image<Sub: Subject>(
     let extents = bytes.iter().map(|(offset, bytes)| (*offset, &bytes[..]));
     let disk = PossibleDisk::from_extents(&values, image.length, extents);
     let disk = disk.with_limits(crate::trial::limits_of(&case.device));
-    let session = Session::of(&case.open);
+    let session = Session::of(&case.open, case.geometry.below);
     let promises = Promises {
         cluster_units: case.geometry.cluster_units(),
         discard: DiscardReads::Zeroes,
         grow: Durability::Through,
         changes: Durability::Cached,
     };
-    let guest = Guest::new(&[], promises);
+    let intern = |unit: &Unit| ValueKey(values.intern(unit).0);
+    let guest = Guest::new(&[], promises).over(&case.geometry, intern);
     let mut roads = Roads::new(subject, session);
     roads.judge(&disk, &guest, &mut Probes::default())
 }

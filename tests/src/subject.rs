@@ -13,9 +13,10 @@ use model::op::{Durability, Geometry};
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
     Barrier, CheckError, CheckReport, ErrorKind, Image, IoError, Mutant, OpenOptions, Repair, Rule,
-    Rules, Zeroing,
+    Rules, Source, Zeroing,
 };
 
+use crate::layer::Base;
 use crate::sabotage::Target;
 
 /// How an image is opened for one session.
@@ -35,11 +36,13 @@ pub struct Session {
     pub pass_discard: bool,
     /// Lazy refcounts on or off, whatever the image says.
     pub lazy_refcounts: Option<bool>,
+    /// Bytes of the layer below, a [`Base`], if the image names one.
+    pub below: Option<u64>,
 }
 
 impl Session {
-    /// A session for writing with the options of a case.
-    pub const fn of(open: &model::case::OpenOptions) -> Self {
+    /// A session for writing with the options of a case on an image over a layer of so many bytes, or over none.
+    pub const fn of(open: &model::case::OpenOptions, below: Option<u64>) -> Self {
         Self {
             writable: true,
             cache_pages: open.cache_pages,
@@ -48,6 +51,7 @@ impl Session {
             page_size: open.page_size,
             pass_discard: open.pass_discard,
             lazy_refcounts: open.lazy_refcounts,
+            below,
         }
     }
 
@@ -128,6 +132,11 @@ pub trait Subject: Clone + Send + Sync + 'static {
 
     /// What it promises of an image that is opened so.
     fn promises(&self, geometry: &Geometry, session: &Session) -> Promises;
+
+    /// Whether it opens images over a layer, which [`Session::below`] describes. One that does not is given none.
+    fn opens_layers(&self) -> bool {
+        false
+    }
 
     /// What it is held to.
     fn duties(&self) -> Duties {
@@ -257,10 +266,18 @@ impl Subject for Qcow2Core {
         Some(Vec::new())
     }
 
+    fn opens_layers(&self) -> bool {
+        true
+    }
+
     fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
         Promises {
             cluster_units: geometry.cluster_units(),
-            discard: DiscardReads::Zeroes,
+            discard: match geometry.below {
+                // No entry of version 2 hides a layer.
+                Some(_) if !geometry.has_features() => DiscardReads::ZeroesBesideLayer,
+                _ => DiscardReads::Zeroes,
+            },
             grow: Durability::Through,
             changes: if session.write_through { Durability::Through } else { Durability::Cached },
         }
@@ -282,7 +299,10 @@ impl Subject for Qcow2Core {
         if session.page_size > 0 {
             options = options.page_size(session.page_size.into());
         }
-        let opened = Image::open(storage, options).await;
+        let opened = match session.below {
+            Some(below) => Image::open_over(storage, Base::new(below).shared(), options).await,
+            None => Image::open(storage, options).await,
+        };
         opened.map_err(|error| refusal(error.kind(), error.to_string()))
     }
 
@@ -367,7 +387,11 @@ impl<S: Storage> SubjectImage for Image<S> {
             .extents()
             .iter()
             .map(|extent| {
-                let to = extent.source.host().map_or(Mapping::Zero, Mapping::Host);
+                let to = match extent.source {
+                    Source::Host(host) => Mapping::Host(host),
+                    Source::Below => Mapping::Unallocated,
+                    _ => Mapping::Zero,
+                };
                 let this = Extent { guest, length: extent.len, to };
                 guest += extent.len;
                 this

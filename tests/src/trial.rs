@@ -14,7 +14,7 @@ use model::guest::Guest;
 use model::judge::Inherited;
 use model::label::Label;
 use model::op::{Geometry, Op};
-use model::payload::{self, UNIT};
+use model::payload::{self, UNIT, Unit};
 use qcow2_core::storage::Limits;
 
 use crate::evidence::DiskEvidence;
@@ -127,7 +127,7 @@ pub enum Leaf {
 impl Trial {
     /// How its images are opened.
     pub fn session(&self) -> Session {
-        Session::of(&self.open)
+        Session::of(&self.open, self.geometry.below)
     }
 
     /// The disk and reference disk that its first life begins with.
@@ -193,8 +193,10 @@ pub fn initial<Sub: Subject>(
     let mut built = build(geometry, initial).map_err(|error| error.to_string())?;
     leave_stale(&mut built, geometry, device.stale_units);
     let disk = disk_of(&built).with_limits(limits_of(device));
-    let keys = built.guest_keys(|bytes| ValueKey(disk.values().intern(bytes).0));
-    Ok((disk, Guest::new(&keys, subject.promises(geometry, session))))
+    let intern = |bytes: &Unit| ValueKey(disk.values().intern(bytes).0);
+    let guest = Guest::new(&built.guest_keys(intern), subject.promises(geometry, session));
+    let guest = guest.over(geometry, intern);
+    Ok((disk, guest))
 }
 
 /// Lets somebody else have left so many units behind the last cluster of an image.

@@ -16,7 +16,7 @@ use model::case::{Device, Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 9;
+pub const GENERATOR: u32 = 10;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,11 +64,13 @@ pub enum Shape {
     Growing,
     /// The device takes whole sectors of 4,096 bytes only.
     Sectors,
+    /// The image is over a layer, shorter or longer than the disk.
+    Layered,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -81,6 +83,7 @@ impl Shape {
         Self::Long,
         Self::Growing,
         Self::Sectors,
+        Self::Layered,
     ];
 
     /// The name in reports and on the command line.
@@ -98,6 +101,7 @@ impl Shape {
             Self::Long => "long",
             Self::Growing => "growing",
             Self::Sectors => "sectors",
+            Self::Layered => "layered",
         }
     }
 }
@@ -297,6 +301,7 @@ impl Plan {
             }
             Shape::Growing => self.geometry.l1_entries() > L1_PAGE,
             Shape::Sectors => self.device.sector == SECTOR,
+            Shape::Layered => self.geometry.below.is_some(),
         })
     }
 }
@@ -383,12 +388,22 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         }
         (true, _) => [0, 1, 2, 3, 5, 6][rng.below(6) as usize],
     };
+    let virtual_size = u64::from(clusters) * cluster - short;
     let geometry = Geometry {
         version,
         cluster_bits,
         refcount_order,
-        virtual_size: u64::from(clusters) * cluster - short,
+        virtual_size,
         lazy_refcounts: scope.lazy.unwrap_or_else(|| rng.below(2) == 0) && version == 3,
+        below: shaped(&mut rng, Shape::Layered, 6).then(|| match rng.below(4) {
+            // Somewhere inside the disk, in a cluster or at its end; and longer by what a growth or two bring.
+            0 => u64::from(rng.below(clusters)) * cluster,
+            1 => {
+                512 * u64::from(rng.below(u32::try_from(virtual_size / 512).expect("it is small")))
+            }
+            2 => virtual_size,
+            _ => virtual_size + 512 * u64::from(rng.below(40 * cluster as u32 / 512)),
+        }),
     };
     let overridden = scope.lazy.is_none() && rng.below(12) == 0 && version == 3;
     let open = OpenOptions {

@@ -29,6 +29,7 @@ fn qemu_img_agrees_on_every_image() {
                 refcount_order,
                 virtual_size,
                 lazy_refcounts: false,
+                below: None,
             })
         })
     });

@@ -21,6 +21,7 @@ fn what_guest_data_may_bear_on_is_not_done_again() {
         refcount_order: 4,
         virtual_size: 16 << 10,
         lazy_refcounts: false,
+        below: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut auditor = Auditor::default();

@@ -217,7 +217,7 @@ impl GuestDisk {
 
 async fn copy<C: Chooser + Send + 'static>(storage: Direct<C>, file: &File, size: u64) {
     const STEP: usize = 1 << 20;
-    let session = Session { writable: false, ..Session::of(&OpenOptions::new("qcow2-core")) };
+    let session = Session { writable: false, ..Session::of(&OpenOptions::new("qcow2-core"), None) };
     let image = Qcow2Core::default().open(storage, session).await.unwrap();
     assert_eq!(image.size(), size);
     for offset in (0..size).step_by(STEP) {

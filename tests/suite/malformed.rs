@@ -40,7 +40,6 @@ const BAD_HEADERS: &[(usize, &[u8], &str)] = &[
         &[0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 4, 0],
         "header field backing_file_size at byte 16: 1024 is more than the 1023 allowed here",
     ),
-    (8, &[0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 3], "a backing file is not supported"),
     (23, &[8], "header field cluster_bits at byte 20: 8 is outside 9..=21"),
     (23, &[22], "header field cluster_bits at byte 20: 22 is outside 9..=21"),
     (20, &[255], "header field cluster_bits at byte 20: 4278190092 is outside 9..=21"),
@@ -382,6 +381,7 @@ static BASES: LazyLock<Vec<(u32, Vec<u8>)>> = LazyLock::new(|| {
             refcount_order,
             virtual_size,
             lazy_refcounts: false,
+            below: None,
         };
         bases.push((cluster_bits, build(&geometry, initial).unwrap().to_bytes()));
     }

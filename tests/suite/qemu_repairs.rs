@@ -24,11 +24,12 @@ use model::finding::{Finding, Stage};
 use model::guest::Guest;
 use model::image::Header;
 use model::judge::{Contents, Judge, Place, Violation};
-use model::payload::UNIT;
+use model::payload::{self, UNIT};
 use qcow2_core::Repair;
 use qcow2_core::blocking::check;
 use qcow2_core::storage::file::{Access, FileStorage};
 use qcow2_crashtest::evidence::DiskEvidence;
+use qcow2_crashtest::layer::Base;
 use qcow2_crashtest::leaf::LeafChooser;
 use qcow2_crashtest::life;
 use qcow2_crashtest::probe::Probes;
@@ -44,6 +45,8 @@ struct Wreck {
     bytes: Vec<u8>,
     values: Values,
     guest: Guest,
+    /// What is below it.
+    layer: Option<Base>,
 }
 
 impl Wreck {
@@ -60,12 +63,12 @@ impl Wreck {
             &subject,
             &plan.geometry,
             plan.initial,
-            &Session::of(&plan.open),
+            &Session::of(&plan.open, plan.geometry.below),
             &Device::default(),
         )
         .ok()?;
         let values = disk.values().clone();
-        let session = Session::of(&plan.open);
+        let session = Session::of(&plan.open, plan.geometry.below);
         let script = TrialLife::of(&plan.lives[0]).script(session);
         let mut rng = Rng::new(seed);
         let mut cut = None;
@@ -85,7 +88,8 @@ impl Wreck {
         let bytes = live.crash(Profile::TornLength, &mut chooser).image(&mut chooser);
         let kind = if lazy { "lazy" } else { "eager" };
         let what = format!("seed {seed}, {kind}, {:?}, event {event}", plan.initial);
-        Some(Self { what, bytes, values, guest })
+        let layer = Base::of(&plan.geometry);
+        Some(Self { what, bytes, values, guest, layer })
     }
 
     /// Writes it to a file of its own.
@@ -93,6 +97,10 @@ impl Wreck {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image.qcow2");
         std::fs::write(&path, &self.bytes).unwrap();
+        if let Some(layer) = self.layer {
+            let name = std::str::from_utf8(payload::LAYER_NAME).unwrap();
+            std::fs::write(directory.path().join(name), layer.to_bytes()).unwrap();
+        }
         (directory, path)
     }
 

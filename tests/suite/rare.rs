@@ -361,6 +361,7 @@ fn every_repair_may_be_cut_short() {
             refcount_order: 4,
             virtual_size: 16 << 10,
             lazy_refcounts: lazy,
+            below: None,
         };
         let mut built = build(&geometry, initial).unwrap();
         let image = built.to_bytes();

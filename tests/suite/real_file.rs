@@ -74,8 +74,9 @@ impl Disk {
         fs::write(&path, built.to_bytes()).unwrap();
         let mut evidence = built.evidence();
         let keys = built.guest_keys(|unit| evidence.values.intern(unit));
-        let session = Session::of(&plan.open);
-        let guest = Guest::new(&keys, subject.promises(&plan.geometry, &session));
+        let session = Session::of(&plan.open, plan.geometry.below);
+        let guest = Guest::new(&keys, subject.promises(&plan.geometry, &session))
+            .over(&plan.geometry, |unit| evidence.values.intern(unit));
         Self {
             subject,
             _directory: directory,

@@ -117,6 +117,7 @@ fn a_repair_that_is_not_a_fixed_point() {
             refcount_order: 4,
             virtual_size: 4096,
             lazy_refcounts: true,
+            below: None,
         },
         initial: Initial::Dirty,
         device: Device::default(),

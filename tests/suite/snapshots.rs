@@ -59,6 +59,7 @@ fn a_scattered_image() {
         refcount_order: 3,
         virtual_size: 96 << 9,
         lazy_refcounts: false,
+        below: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     insta::assert_snapshot!(dump(&built.to_bytes()));

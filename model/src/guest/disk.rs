@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::cell::{Cell, Token};
 use super::history::{Answer, Event, History, What};
+use super::lower::LowerDisk;
 use super::promises::{DiscardReads, Promises};
 use crate::defect::Defect;
 use crate::evidence::ValueKey;
-use crate::op::{Durability, Op};
-use crate::payload::UNIT;
+use crate::op::{Durability, Geometry, Op};
+use crate::payload::{UNIT, Unit};
 
 /// A read that returned what it must not (P0).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,7 @@ pub struct Guest {
     in_flight: Vec<(Token, Flight)>,
     now: u32,
     initial: Arc<[ValueKey]>,
+    lower: LowerDisk,
     history: History,
     defect: Defect,
 }
@@ -78,9 +80,21 @@ impl Guest {
             in_flight: Vec::new(),
             now: 0,
             initial: initial.into(),
+            lower: LowerDisk::default(),
             history: History::default(),
             defect: Defect::None,
         }
+    }
+
+    /// The same disk on an image over the layer that a geometry says, if it says one, with the keys that `intern` gives.
+    pub fn over(mut self, geometry: &Geometry, mut intern: impl FnMut(&Unit) -> ValueKey) -> Self {
+        self.lower = LowerDisk::of(geometry, &mut intern);
+        self
+    }
+
+    /// The layer below the image.
+    pub fn lower(&self) -> &LowerDisk {
+        &self.lower
     }
 
     /// The same disk with a deliberate mistake.
@@ -243,11 +257,24 @@ impl Guest {
         if first >= end || self.defect == Defect::DiscardForgotten {
             return self.start(What::Nothing, Flight::Nothing);
         }
+        let first = match self.promises.discard {
+            DiscardReads::ZeroesBesideLayer if self.defect != Defect::DiscardHidesLayer => {
+                first.max(self.lower.units().next_multiple_of(cluster))
+            }
+            _ => first,
+        };
+        if first >= end {
+            return self.start(What::Nothing, Flight::Nothing);
+        }
         let size_is_sure = self.size.live().all(|units| units == end);
         let sure = match self.promises.discard {
             DiscardReads::Either => first,
-            DiscardReads::Zeroes if to_the_end && !size_is_sure => whole_end,
-            DiscardReads::Zeroes => end,
+            DiscardReads::Zeroes | DiscardReads::ZeroesBesideLayer
+                if to_the_end && !size_is_sure =>
+            {
+                whole_end
+            }
+            DiscardReads::Zeroes | DiscardReads::ZeroesBesideLayer => end,
         };
         self.begin_change(first, end - first, None, Durability::Cached, sure, to_the_end)
     }

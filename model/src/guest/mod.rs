@@ -21,13 +21,16 @@
 //! | `disk` | the disk: operations, answers, flushes, power cuts |
 //! | `cell` | one unit: its writes, and what is before what |
 //! | `history` | what was done, for a story |
+//! | `lower` | the layer below, which never changes |
 //! | `promises` | what an implementation promises |
 
 mod cell;
 mod disk;
 mod history;
+mod lower;
 mod promises;
 
 pub use cell::Token;
 pub use disk::{Figures, Guest, Misread};
+pub use lower::LowerDisk;
 pub use promises::{DiscardReads, Promises};

@@ -23,4 +23,6 @@ pub enum DiscardReads {
     Zeroes,
     /// What it held, or zeroes.
     Either,
+    /// What it held where a layer is below, and zeroes elsewhere.
+    ZeroesBesideLayer,
 }

@@ -1,5 +1,7 @@
 //! The extension area of the header.
 
+use std::ops::Range;
+
 use super::bytes::{UNIT_BYTES, be32, to_usize};
 use super::header::{AUTOCLEAR_BITMAPS, Header};
 use crate::evidence::Evidence;
@@ -9,16 +11,24 @@ use crate::finding::Finding;
 pub const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 /// Bytes of its data.
 pub const BITMAPS_BYTES: u32 = 24;
+/// Type of the header extension that says of what format the layer below is.
+pub const EXTENSION_LAYER_FORMAT: u32 = 0xe279_2aca;
 const EXTENSION_LUKS: u32 = 0x0537_be77;
 
-/// The extension area: type, length, data padded to 8 bytes, until type 0 or the backing file's name. Returns where the data is
-/// that leads to bitmaps.
+/// Where the data of the extensions is that the judge knows.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Extensions {
+    pub(super) bitmaps: Option<u64>,
+    pub(super) layer_format: Option<Range<u64>>,
+}
+
+/// The extension area: type, length, data padded to 8 bytes, until type 0 or the backing file's name.
 pub(super) fn find_extensions<E: Evidence>(
     evidence: &mut E,
     header: &Header,
     findings: &mut Vec<Finding>,
-) -> Option<u64> {
-    let mut bitmaps = None;
+) -> Extensions {
+    let mut found = Extensions::default();
     let end = match header.backing_file_offset {
         0 => header.cluster_size(),
         name => name.min(header.cluster_size()),
@@ -42,15 +52,18 @@ pub(super) fn find_extensions<E: Evidence>(
         match kind {
             // Without the bit nobody vouches for what the extension says.
             EXTENSION_BITMAPS if header.autoclear_features & AUTOCLEAR_BITMAPS == 0 => {}
-            EXTENSION_BITMAPS if length == BITMAPS_BYTES => bitmaps = Some(data),
+            EXTENSION_BITMAPS if length == BITMAPS_BYTES => found.bitmaps = Some(data),
             EXTENSION_BITMAPS => {
                 let (field, why) = ("bitmaps extension length", "is not 24");
                 findings.push(Finding::Header { field, offset: at, value: length.into(), why });
+            }
+            EXTENSION_LAYER_FORMAT => {
+                found.layer_format = Some(data..data.saturating_add(length.into()));
             }
             EXTENSION_LUKS => findings.push(Finding::Unsupported { what: "LUKS", value: at }),
             _ => {}
         }
         at = next;
     }
-    bitmaps
+    found
 }

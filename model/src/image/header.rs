@@ -96,6 +96,11 @@ impl Header {
         header.find_faults(be32(unit, 0), findings).then_some(header)
     }
 
+    /// Whether it names a layer below. A place for a name without a name is none.
+    pub fn has_layer(&self) -> bool {
+        self.backing_file_offset != 0 && self.backing_file_size != 0
+    }
+
     /// Bytes in a cluster.
     pub fn cluster_size(&self) -> u64 {
         1u64.wrapping_shl(self.cluster_bits)
@@ -209,8 +214,6 @@ impl Header {
         unsupported(lacks(INCOMPATIBLE_EXTENDED_L2), true, "extended L2 entries", bits);
         unsupported(self.crypt_method == 0, false, "encryption", self.crypt_method.into());
         unsupported(self.nb_snapshots == 0, false, "internal snapshots", self.nb_snapshots.into());
-        // A place for a name without a name is no backing file.
-        unsupported(name == 0, false, "backing file", self.backing_file_offset);
 
         if self.is_dirty() {
             findings.push(Finding::Dirty);

@@ -43,10 +43,10 @@ mod tables;
 
 pub(crate) use entry::decode_l2;
 pub use entry::{COPIED, Mapping};
-pub use extensions::{BITMAPS_BYTES, EXTENSION_BITMAPS};
+pub use extensions::{BITMAPS_BYTES, EXTENSION_BITMAPS, EXTENSION_LAYER_FORMAT};
 pub use header::{
     AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, MAX_BACKING_NAME,
     MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES,
 };
-pub use reader::{Image, MAX_CLUSTERS};
+pub use reader::{Image, LayerName, MAX_CLUSTERS};
 pub(crate) use recording::{Bit, Recording};

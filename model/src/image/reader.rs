@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::bytes::{UNIT_BYTES, to_usize};
 use super::entry::{Mapping, decode_l2};
 use super::extensions::find_extensions;
-use super::header::Header;
+use super::header::{Header, MAX_BACKING_NAME};
 use super::recording::Recording;
 use crate::defect::Defect;
 use crate::evidence::Evidence;
@@ -41,6 +41,15 @@ pub(crate) struct Mapped {
     pub(crate) compressed: u64,
 }
 
+/// What a header says of the layer below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerName {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Its format, if the header says it.
+    pub format: Option<Vec<u8>>,
+}
+
 /// An image that was read. Reading another one reuses the buffers.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
@@ -59,6 +68,7 @@ pub struct Image {
     pub(super) table_entries: Vec<(u64, u64)>,
     pub(super) recordings: Vec<Recording>,
     pub(super) mapped: Mapped,
+    layer: Option<LayerName>,
     pub(super) defect: Defect,
 }
 
@@ -101,12 +111,47 @@ impl Image {
         let slots = to_usize(clusters.saturating_add(1));
         self.slots.resize(self.slots.len().max(slots), Slot::default());
         self.claim(Region::Header, 0, header.cluster_size(), 0, findings);
-        let bitmaps = find_extensions(evidence, &header, findings);
+        let extensions = find_extensions(evidence, &header, findings);
+        self.read_layer(evidence, &header, extensions.layer_format);
         self.read_refcounts(evidence, &header, findings);
         self.read_tables(evidence, &header, findings);
-        if let Some(at) = bitmaps {
+        if let Some(at) = extensions.bitmaps {
             self.read_bitmaps(evidence, &header, at, findings);
         }
+    }
+
+    /// Reads what the header says of the layer below, as far as it lies in the first cluster and the file.
+    fn read_layer<E: Evidence>(
+        &mut self,
+        evidence: &mut E,
+        header: &Header,
+        format: Option<Range<u64>>,
+    ) {
+        if !header.has_layer() {
+            return;
+        }
+        let last = header.cluster_size().min(self.length);
+        let mut text = |bytes: Range<u64>| -> Vec<u8> {
+            let bytes = bytes.start..bytes.end.min(last);
+            bytes
+                .map(|at| {
+                    let unit = evidence.resolve(at.checked_div(UNIT_BYTES).unwrap_or(0));
+                    let byte = evidence.bytes(unit).get(to_usize(at % UNIT_BYTES));
+                    byte.copied().unwrap_or(0)
+                })
+                .collect()
+        };
+        let name = header.backing_file_offset;
+        let length = header.backing_file_size.min(MAX_BACKING_NAME);
+        self.layer = Some(LayerName {
+            name: text(name..name.saturating_add(length.into())),
+            format: format.map(text),
+        });
+    }
+
+    /// What the header says of the layer below, if it names one.
+    pub fn layer(&self) -> Option<&LayerName> {
+        self.layer.as_ref()
     }
 
     /// The header, unless it was unusable.
@@ -218,6 +263,7 @@ impl Image {
         self.l2_tables.clear();
         self.recordings.clear();
         self.mapped = Mapped::default();
+        self.layer = None;
         self.header = None;
     }
 

@@ -21,7 +21,8 @@ use crate::guest::{
 };
 use crate::histories::brute_force;
 use crate::shapes::{
-    behind_the_disk, cut_short, every_unit, second_table, tables_past_the_end, widths,
+    behind_the_disk, cut_short, discard_beside_layer, every_unit, layers, second_table,
+    tables_past_the_end, widths,
 };
 use crate::states::{
     changes_recorded, claims, clean_close, contents_kept, copied_flags_inherited, dirty_and_lost,
@@ -32,7 +33,7 @@ use crate::states::{
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Defect) -> Outcome);
 
-const EXAMS: [Exam; 43] = [
+const EXAMS: [Exam; 45] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -76,6 +77,8 @@ const EXAMS: [Exam; 43] = [
     ("every unit of a cluster is judged", every_unit),
     ("what is behind the disk is counted", behind_the_disk),
     ("tables past the end are not there", tables_past_the_end),
+    ("what the image does not say is the layer's", layers),
+    ("a discard may leave what a layer shows", discard_beside_layer),
 ];
 
 #[test]

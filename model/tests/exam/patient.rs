@@ -17,6 +17,7 @@ pub(crate) const KIB: Geometry = Geometry {
     refcount_order: 4,
     virtual_size: 64 << 10,
     lazy_refcounts: false,
+    below: None,
 };
 
 /// An image under the knife. With 1 KiB clusters: header 0, refcount table 1, its only block 2, L1 3, then `Fragmented` puts
@@ -157,7 +158,8 @@ impl Patient {
     pub(crate) fn guest(&mut self, defect: Defect) -> Guest {
         let values = &mut self.disk.values;
         let keys = self.built.guest_keys(|bytes| values.intern(bytes));
-        Guest::new(&keys, PROMISES).with_defect(defect)
+        let guest = Guest::new(&keys, PROMISES).over(&self.geometry, |unit| values.intern(unit));
+        guest.with_defect(defect)
     }
 
     /// The same with data in one more cluster, as [`Patient::append`] puts it there.

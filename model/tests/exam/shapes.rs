@@ -6,7 +6,7 @@ use model::build::Initial;
 use model::defect::Defect;
 use model::evidence::{BytesEvidence, Evidence};
 use model::finding::{Property, Stage};
-use model::guest::Guest;
+use model::guest::{DiscardReads, Guest, Promises};
 use model::image::{COPIED, Mapping};
 use model::judge::{Contents, Inherited, Judge, Place, Violation};
 use model::op::Geometry;
@@ -322,4 +322,82 @@ pub(crate) fn tables_past_the_end(defect: Defect) -> Outcome {
     let mut judge = Judge::with_defect(defect);
     expect("an empty disk", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
     expect("nothing is there", patient.disk.resolve(u64::MAX), ZERO)
+}
+
+/// 64 KiB over a layer that ends 512 bytes into guest cluster 40.
+const LAYERED: Geometry = Geometry { below: Some((40 << 10) + 512), ..KIB };
+
+/// Goal: where the image says nothing its layer is read, zeroes behind the end of that, and a mark hides it; and the image names it.
+pub(crate) fn layers(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::of(&LAYERED, Initial::Fragmented);
+    let guest = patient.guest(defect);
+    expect("as built", closed(&mut judge, &mut patient.disk, &guest), vec![])?;
+    let mut before = Contents::default();
+    judge.contents(&patient.disk, &mut before);
+
+    // Guest cluster 1 shows the layer; a mark over it is a loss, of every unit that is not zero there.
+    let shown = |judge: &mut Judge, patient: &mut Patient, guest: &Guest| {
+        let found = judge.state(&mut patient.disk, guest, Some(Stage::Closed));
+        found.iter().map(|violation| (violation.kind, violation.place)).collect::<Vec<_>>()
+    };
+    let place = |unit| Place::Guest { unit, host: None };
+    expect("nothing is said", patient.l2(1), 0)?;
+    patient.set_l2(1, 1);
+    let found = shown(&mut judge, &mut patient, &guest);
+    expect("hidden", found, vec![("invented-zero", place(2))])?;
+    let mut after = Contents::default();
+    judge.contents(&patient.disk, &mut after);
+    let changed = judge.p3_same_contents(&before, &after, &patient.disk).map(|v| v.place);
+    expect("hidden by a repair", changed, Some(place(2)))?;
+    patient.set_l2(1, 0);
+
+    // The other way round: what was written or zeroed comes to light.
+    let mapped = patient.mapped()[0];
+    let entry = patient.l2(mapped);
+    patient.set_l2(mapped, 0);
+    let found = shown(&mut judge, &mut patient, &guest);
+    let leak = |found: Vec<(&'static str, Place)>| -> Vec<_> {
+        found.into_iter().filter(|(_, place)| matches!(place, Place::Guest { .. })).collect()
+    };
+    let units = [mapped * 2, mapped * 2 + 1].map(|unit| match payload::below(unit) {
+        payload::Value::Zero => ("invented-zero", place(unit)),
+        _ => ("layer-shows", place(unit)),
+    });
+    expect("comes to light", leak(found), units.to_vec())?;
+    patient.set_l2(mapped, entry);
+
+    // Behind its end a layer reads as zeroes, in the same cluster too.
+    let key = patient.disk.values.intern(&payload::unit(81, payload::BELOW));
+    expect("behind its end", guest.permits(81, key), false)?;
+
+    for (at, bytes) in [(16, &8u32.to_be_bytes()[..]), (512, b"B"), (120, b"q"), (8, &[0; 12])] {
+        let mut renamed = patient.disk.clone();
+        renamed.patch(at, bytes);
+        let found = kinds(judge.state(&mut renamed, &guest, Some(Stage::Closed)));
+        expect("another layer", found.first().copied(), Some((Property::P10, "layer")))?;
+    }
+    let mut plain = Patient::new(Initial::Fresh);
+    let keys = vec![ZERO; 128];
+    let guest = Guest::new(&keys, PROMISES).with_defect(defect);
+    expect("no layer", kinds(judge.state(&mut plain.disk, &guest, None)), vec![])
+}
+
+/// Goal: an implementation that says so may leave what a layer shows, and nothing behind its end. Method: a discard of the whole disk.
+pub(crate) fn discard_beside_layer(defect: Defect) -> Outcome {
+    let mut patient = Patient::of(&LAYERED, Initial::Fresh);
+    let promises = Promises { discard: DiscardReads::ZeroesBesideLayer, ..PROMISES };
+    let values = &mut patient.disk.values;
+    let written = values.intern(&payload::unit(0, 1));
+    let mut guest = Guest::new(&vec![written; 128], promises)
+        .over(&LAYERED, |unit| values.intern(unit))
+        .with_defect(defect);
+    let discard = guest.begin_discard(0, 128);
+    guest.complete(discard);
+    flush(&mut guest);
+    // The cluster in which the layer ends is one of those that it shows in.
+    for (unit, wanted) in [(0, written), (81, written), (82, ZERO), (127, ZERO)] {
+        expect(&format!("unit {unit}"), guest.allowed(unit), vec![wanted])?;
+    }
+    Ok(())
 }

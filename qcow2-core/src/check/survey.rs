@@ -78,7 +78,9 @@ impl Survey {
                 bound: end + limits::COVERED_PAST_END,
                 near: 0,
                 near_end: 0,
-                zeroes: zero_past_end,
+                // Where a layer is below, no entry of version 2 reads as zeroes unless it has a cluster.
+                zeroes: zero_past_end
+                    && (header.has_zero_entries() || header.backing_name().is_none()),
                 zeroed: 0,
             },
             report: CheckReport {

@@ -111,3 +111,6 @@ const _: () = assert!(REFCOUNT_TABLE_BYTES.is_multiple_of(cluster_size(*CLUSTER_
 /// Most bytes of refcount blocks that a repair writes anew, unless the file is longer than that. Our own: each reference far past the
 /// end of the file needs a block of its own, and eight bytes must not make it write a cluster without bound.
 pub const REBUILT_BYTES: u64 = 64 << 20;
+
+/// Most layers below an image that are opened: a chain that has no end is refused, whoever opens its layers.
+pub const LAYERS: usize = 200;

@@ -194,6 +194,9 @@ struct Explore {
     /// Images of this version of the format, 2 or 3.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=3))]
     format_version: u32,
+    /// Images over a layer that is longer than the disk.
+    #[arg(long)]
+    over_layer: bool,
     /// Only these initial images: fresh, refcount-block-one-short, refcount-table-one-short, l1-about-to-grow, leaky,
     /// dirty, fragmented, bitmaps, leftovers.
     #[arg(long, value_delimiter = ',')]
@@ -336,6 +339,10 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
             .map(World::in_version_2)
             .collect(),
         false => worlds(&args.clusters, modes, &initials),
+    };
+    let usual = match args.over_layer {
+        true => usual.into_iter().map(World::over_layer).collect(),
+        false => usual,
     };
     let of_width = |bits: &u32| {
         let order = bits.ilog2();

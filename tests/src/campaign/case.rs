@@ -122,7 +122,10 @@ pub(super) fn run_case<Sub: Subject>(
     if build(&plan.geometry, plan.initial).is_err() {
         plan.initial = Initial::Fresh;
     }
-    let session = Session::of(&plan.open);
+    if !subject.opens_layers() {
+        plan.geometry.below = None;
+    }
+    let session = Session::of(&plan.open, plan.geometry.below);
     let mut trial = Trial {
         geometry: plan.geometry,
         initial: plan.initial,

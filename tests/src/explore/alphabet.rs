@@ -226,9 +226,10 @@ impl World {
             refcount_order: usual_refcount_order(initial),
             virtual_size: (FAR + 2) * cluster - if cluster > 512 { 512 } else { 0 },
             lazy_refcounts: lazy,
+            below: None,
         };
         let open = OpenOptions { cache_pages: 4, growth_step: cluster, ..OpenOptions::new("") };
-        Self { geometry, initial, session: Session::of(&open) }
+        Self { geometry, initial, session: Session::of(&open, geometry.below) }
     }
 
     /// The same world with refcounts of 2^`order` bits.
@@ -244,6 +245,16 @@ impl World {
         self.geometry.version = 2;
         self.geometry.refcount_order = 4;
         self.geometry.lazy_refcounts = false;
+        self
+    }
+
+    /// The same world over a layer that is longer than the disk, and ends inside a cluster.
+    #[must_use]
+    pub fn over_layer(mut self) -> Self {
+        let cluster = self.geometry.cluster_size();
+        let end = self.geometry.virtual_size + 2 * cluster;
+        let below = Some(end - end % cluster + 512);
+        (self.geometry.below, self.session.below) = (below, below);
         self
     }
 
@@ -306,6 +317,9 @@ impl fmt::Display for World {
         let size = self.geometry.cluster_size();
         let mode = if self.geometry.lazy_refcounts { "lazy" } else { "eager" };
         write!(f, "{size:>4} B, {mode:<5}, {}", self.initial.name())?;
+        if self.geometry.below.is_some() {
+            f.write_str(", over a layer")?;
+        }
         match self.geometry.refcount_order {
             _ if self.geometry.version == 2 => write!(f, ", version 2"),
             order if order == usual_refcount_order(self.initial) => Ok(()),

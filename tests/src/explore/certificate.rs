@@ -248,7 +248,10 @@ impl Certificate {
         let at_once = pairs.or_else(|| self.delays.map(|delays| AtOnce::Races { delays }));
         let what = AtOnce::covers(at_once, self.operations);
         let old = self.worlds.iter().all(|world| world.geometry.version == 2);
-        let images = if old { "images of version 2" } else { "images" };
+        let layered = self.worlds.iter().all(|world| world.geometry.below.is_some());
+        let of = if old { " of version 2" } else { "" };
+        let over = if layered { " over a layer" } else { "" };
+        let images = format!("images{of}{over}");
         let depth =
             self.depth.map_or_else(|| "a fixed point".to_owned(), |depth| format!("depth {depth}"));
         let Totals { workloads, leaves, memo_hits, distinct_states, .. } = self.totals;

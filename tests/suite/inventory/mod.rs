@@ -22,6 +22,7 @@ mod features;
 mod files;
 mod header;
 mod image;
+mod layers;
 mod line;
 mod numbers;
 mod open;
@@ -41,10 +42,11 @@ use self::line::{By, Line};
 use self::outside::OUTSIDE;
 
 /// The parts of the table.
-const PARTS: [&[Line]; 14] = [
+const PARTS: [&[Line]; 15] = [
     create::LINES,
     open::LINES,
     image::LINES,
+    layers::LINES,
     blocking::LINES,
     check::LINES,
     errors::LINES,

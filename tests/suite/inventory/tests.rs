@@ -21,6 +21,7 @@ pub(super) const HEADER: &str = "qcow2-core/src/format/header/tests.rs";
 pub(super) const HEAP: &str = "qcow2-core/tests/heap.rs";
 pub(super) const IMAGE: &str = "qcow2-core/tests/image.rs";
 pub(super) const INTEROP: &str = "tests/suite/interop.rs";
+pub(super) const LAYERS: &str = "qcow2-core/tests/layers.rs";
 pub(super) const LIMITED: &str = "qcow2-core/tests/limited.rs";
 pub(super) const MALFORMED: &str = "tests/suite/malformed.rs";
 pub(super) const MUTANTS: &str = "tests/suite/qemu_mutants/mod.rs";

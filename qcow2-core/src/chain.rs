@@ -1,0 +1,114 @@
+//! An image and all layers below it, each named by the one above.
+//!
+//! ```text
+//!   top image ──names──> image ──names──> image or raw disk
+//!   as asked for         read-only        read-only             opened from the top down, put together from the bottom up
+//! ```
+//!
+//! **Invariant.** Nothing is opened because an image says so: every name goes through [`Layers`], which is the caller's.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use crate::backing::{Backing, Format};
+use crate::error::OpenError;
+use crate::format::limits;
+use crate::image::Image;
+use crate::layer::{Layer, Raw};
+use crate::load::read_header;
+use crate::options::OpenOptions;
+use storage::Storage;
+
+impl Backing {
+    /// What the image on `storage` says, if it says anything.
+    ///
+    /// # Errors
+    /// [`OpenError`] if its header cannot be read.
+    pub async fn of<S: Storage>(storage: &S) -> Result<Option<Self>, OpenError> {
+        let header = read_header(storage).await?.header;
+        Ok(header.backing_name().map(|name| Self {
+            name: name.to_vec(),
+            format: header.backing_format().map(<[u8]>::to_vec),
+        }))
+    }
+
+    fn known_format(&self) -> Result<Format, OpenError> {
+        match self.format.as_deref() {
+            Some(b"raw") => Ok(Format::Raw),
+            Some(b"qcow2") => Ok(Format::Qcow2),
+            Some(_) => Err(OpenError::Unsupported(format!("the backing file {self:?}"))),
+            None => Err(OpenError::Option(format!(
+                "it is over the backing file {self:?} and does not say of what format that is"
+            ))),
+        }
+    }
+}
+
+/// Opens what images name: the caller's policy.
+pub trait Layers<S: Storage> {
+    /// Opens a layer for reading, or refuses to. `above` are the storages of the images above it, from the top down; the last one names
+    /// it.
+    fn open(
+        &mut self,
+        backing: &Backing,
+        above: &[S],
+    ) -> impl Future<Output = io::Result<S>> + Send;
+}
+
+/// Opens the image on `storage` over the layers that it and they name, each opened by `layers` and read-only. A layer may be dirty or
+/// marked corrupt: what can be read of it is read.
+///
+/// # Errors
+/// See [`OpenError`]; [`OpenError::Layer`] and [`OpenError::Below`] say which layer it was.
+pub async fn open_chain<S: Storage + fmt::Debug>(
+    storage: S,
+    layers: &mut impl Layers<S>,
+    options: OpenOptions,
+) -> Result<Image<S>, OpenError> {
+    let mut names: Vec<Backing> = Vec::new();
+    let mut chain = vec![storage];
+    let mut bottom = Format::Qcow2;
+    while bottom == Format::Qcow2 {
+        let last = chain.last().expect("the top image is there");
+        let Some(backing) = Backing::of(last).await.map_err(below(names.last()))? else { break };
+        if chain.len() > limits::LAYERS {
+            let most = limits::LAYERS;
+            return Err(OpenError::Unsupported(format!("a chain of more than {most} layers")));
+        }
+        bottom = backing.known_format().map_err(below(names.last()))?;
+        let opened = layers.open(&backing, &chain).await;
+        let opened = opened.map_err(|source| OpenError::Layer { backing: backing.clone(), source });
+        chain.push(opened.map_err(below(names.last()))?);
+        names.push(backing);
+    }
+    let mut layer: Option<Arc<dyn Layer>> = None;
+    loop {
+        let storage = chain.pop().expect("the loop ends with the top image");
+        let name = names.pop();
+        if layer.is_none() && bottom == Format::Raw {
+            let raw = Raw::new(storage).await.map_err(OpenError::Io);
+            layer = Some(Arc::new(raw.map_err(below(name.as_ref()))?));
+            continue;
+        }
+        let options = if name.is_some() { OpenOptions::read_only() } else { options };
+        let image = match layer {
+            Some(layer) => Image::open_over(storage, layer, options).await,
+            None => Image::open(storage, options).await,
+        };
+        let image = image.map_err(below(name.as_ref()))?;
+        if name.is_none() {
+            return Ok(image);
+        }
+        layer = Some(Arc::new(image));
+    }
+}
+
+/// Says in which layer an error was, if it was not in the top image.
+fn below(name: Option<&Backing>) -> impl FnOnce(OpenError) -> OpenError + use<> {
+    let name = name.cloned();
+    move |error| match name {
+        Some(backing) => OpenError::Below { backing, error: Box::new(error) },
+        None => error,
+    }
+}

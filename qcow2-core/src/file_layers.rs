@@ -1,0 +1,60 @@
+//! Layers that are files: which of them an image may name.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::backing::Backing;
+use crate::chain::Layers;
+use storage::file::{Access, FileStorage};
+
+/// Files in one directory and those below it. A name is looked up from where the file lies that says it, with symbolic links resolved.
+///
+/// What is outside the directory is refused, and so is a file that is in the chain already, and a name that is no path: one with a
+/// protocol in front (`nbd:..`, `json:..`), as QEMU knows them.
+#[derive(Clone, Debug)]
+pub struct FileLayers {
+    directory: PathBuf,
+}
+
+impl FileLayers {
+    /// Those in `directory`.
+    ///
+    /// # Errors
+    /// What looking for it met.
+    pub fn within(directory: impl AsRef<Path>) -> io::Result<Self> {
+        Ok(Self { directory: directory.as_ref().canonicalize()? })
+    }
+
+    fn resolve(&self, backing: &Backing, above: &[FileStorage]) -> io::Result<PathBuf> {
+        let refused = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        let name = Path::new(OsStr::from_bytes(&backing.name));
+        let first = name.as_os_str().as_bytes().split(|&byte| byte == b'/').next();
+        if first.is_some_and(|first| first.contains(&b':')) {
+            return refused(format!("the name {backing:?} has a protocol in front"));
+        }
+        let from = above.last().expect("somebody names it").path().canonicalize()?;
+        let path = from.parent().unwrap_or(&from).join(name).canonicalize()?;
+        if !path.starts_with(&self.directory) {
+            let (path, directory) = (path.display(), self.directory.display());
+            return refused(format!("{path} is not in {directory}"));
+        }
+        let identity = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino()));
+        let wanted = identity(&path)?;
+        for storage in above {
+            if identity(storage.path())? == wanted {
+                return refused(format!("{} is below itself", path.display()));
+            }
+        }
+        Ok(path)
+    }
+}
+
+impl Layers<FileStorage> for FileLayers {
+    async fn open(&mut self, backing: &Backing, above: &[FileStorage]) -> io::Result<FileStorage> {
+        let path = self.resolve(backing, above)?;
+        FileStorage::open(path, Access::ReadOnly).map_err(io::Error::other)
+    }
+}

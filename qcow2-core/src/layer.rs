@@ -1,0 +1,128 @@
+//! The layer below an image: what its guest reads where the image itself says nothing.
+//!
+//! ```text
+//!   guest disk         |  image  | below | image |  zero  | below  |  zero            |
+//!                           │        ▲                        ▲       past the end of the layer below
+//!                           └────────┴──── nothing allocated ─┘
+//! ```
+//!
+//! **Invariant.** Nobody changes a layer while an image is open over it. It is only read here, whatever state it is in: of a dirty
+//! image only refcounts may be wrong, and reading asks for none.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::error::IoError;
+use storage::{IoBuf, Storage, UNIT};
+
+/// What a read from a layer becomes: the buffer, and whether it is filled.
+pub type LayerRead<'a> = Pin<Box<dyn Future<Output = (IoBuf, Result<(), IoError>)> + Send + 'a>>;
+
+/// A disk that is read through an image above it: a raw one ([`Raw`]), another [`Image`](crate::Image), or anything else that has bytes.
+pub trait Layer: fmt::Debug + Send + Sync + 'static {
+    /// Length in bytes; constant. What lies behind it reads as zeroes.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from `offset`, both multiples of 512 bytes, with what is inside the length, and zeroes from the end to the end of
+    /// its unit; no unit behind that one is asked for. The buffer comes back in every case.
+    fn read(&self, offset: u64, buf: IoBuf) -> LayerRead<'_>;
+}
+
+/// A layer whose bytes are the guest's, one to one.
+#[derive(Debug)]
+pub struct Raw<S> {
+    storage: S,
+    size: u64,
+}
+
+impl<S: Storage> Raw<S> {
+    /// All of `storage` as a layer, as long as it is now.
+    ///
+    /// # Errors
+    /// What asking for its length met, or that it has limits that nothing can be read under.
+    pub async fn new(storage: S) -> Result<Self, IoError> {
+        if let Some(why) = storage.limits().fault() {
+            return Err(IoError::Unsupported(why));
+        }
+        let size = storage.len().await.map_err(|source| IoError::Storage {
+            action: "asking for the length of a layer",
+            offset: 0,
+            source,
+        })?;
+        Ok(Self { storage, size })
+    }
+
+    async fn read_whole(&self, offset: u64, buf: IoBuf) -> (IoBuf, Result<(), IoError>) {
+        let limits = self.storage.limits();
+        let sector = limits.sector();
+        let fits = offset.is_multiple_of(sector as u64)
+            && buf.len().is_multiple_of(sector)
+            && buf.is_aligned(limits.alignment);
+        let (mut rest, mut wanted) = (buf, IoBuf::default());
+        let from = offset - offset % sector as u64;
+        let skip = usize::try_from(offset - from).expect("less than a sector");
+        if !fits {
+            let whole = (skip + rest.len()).next_multiple_of(sector);
+            wanted = std::mem::replace(&mut rest, IoBuf::zeroed(whole, limits.alignment));
+        }
+        let mut done = IoBuf::default();
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(limits.max_transfer));
+            let offset = from + done.len() as u64;
+            let (piece, read) = self.storage.read(offset, piece).await;
+            done.unsplit(piece);
+            if let Err(source) = read {
+                done.unsplit(rest);
+                let buf = if fits { done } else { wanted };
+                return (buf, Err(IoError::Storage { action: "reading data", offset, source }));
+            }
+        }
+        if fits {
+            return (done, Ok(()));
+        }
+        let len = wanted.len();
+        wanted.copy_from_slice(&done[skip..skip + len]);
+        (wanted, Ok(()))
+    }
+}
+
+impl<S: Storage + fmt::Debug> Layer for Raw<S> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, offset: u64, buf: IoBuf) -> LayerRead<'_> {
+        Box::pin(self.read_whole(offset, buf))
+    }
+}
+
+/// What an open image keeps of the layer below it.
+#[derive(Clone, Debug)]
+pub(crate) struct Below {
+    pub(crate) layer: Arc<dyn Layer>,
+    /// Its length in bytes.
+    pub(crate) size: u64,
+}
+
+impl Below {
+    pub(crate) fn new(layer: Arc<dyn Layer>) -> Self {
+        let size = layer.size();
+        Self { layer, size }
+    }
+
+    /// Fills `buf` from `offset`; past the end reads as zeroes.
+    pub(crate) async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, Result<(), IoError>) {
+        let within = self.size.saturating_sub(offset).next_multiple_of(UNIT as u64);
+        let within = usize::try_from(within).unwrap_or(usize::MAX).min(buf.len());
+        let mut behind = buf;
+        let mut inside = behind.split_to(within);
+        behind.fill(0);
+        let mut result = Ok(());
+        if within > 0 {
+            (inside, result) = self.layer.read(offset, inside).await;
+        }
+        inside.unsplit(behind);
+        (inside, result.map_err(|error| IoError::Below(Box::new(error))))
+    }
+}

@@ -1,0 +1,464 @@
+//! Images over layers: what the guest reads is the image's, or else the layer's, or else zeroes; whatever is written, zeroed, discarded or
+//! grown, and however the layer ends.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use qcow2_core::blocking::{self, Image, block_on, check, create, create_over};
+use qcow2_core::storage::file::{Access, Existing, FileStorage};
+use qcow2_core::storage::memory::MemoryStorage;
+use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
+use qcow2_core::{
+    Backing, CreateOptions, ErrorKind, FileLayers, Format, IoError, Layer, LayerRead, OpenError,
+    OpenOptions, Raw, Repair, Source, Zeroing,
+};
+
+const NAME: &str = "base.raw";
+const SIZE: u64 = 24 << 10;
+
+fn over() -> Backing {
+    Backing::new(NAME, Format::Raw)
+}
+
+fn raw(bytes: Vec<u8>) -> Arc<dyn Layer> {
+    Arc::new(block_on(Raw::new(MemoryStorage::new(bytes))).expect("memory does not fail"))
+}
+
+/// Bytes that differ from unit to unit and are never zero.
+fn base(len: usize) -> Vec<u8> {
+    (0..len).map(|at| 1 + (at / 512 * 7 + at % 5) as u8 % 250).collect()
+}
+
+fn draws(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed;
+    move |below| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below
+    }
+}
+
+fn read(image: &Image<MemoryStorage>, len: usize) -> Vec<u8> {
+    let mut found = vec![0xee; len];
+    image.read(0, &mut found).expect("nothing fails");
+    found
+}
+
+fn same(found: &[u8], wanted: &[u8], what: &str) {
+    let differs = found.iter().zip(wanted).position(|(found, wanted)| found != wanted);
+    if let Some(at) = differs {
+        panic!("{what}: byte {at:#x} reads {:#x} and not {:#x}", found[at], wanted[at]);
+    }
+    assert_eq!(found.len(), wanted.len(), "{what}");
+}
+
+/// One life of an image over a raw layer of `below` bytes, against a disk that is an array.
+fn live(seed: u64, options: CreateOptions, below: usize) {
+    let what = format!("seed {seed}, {options:?}, a layer of {below} bytes");
+    let layer = raw(base(below));
+    let storage = MemoryStorage::default();
+    create_over(&storage, &options, &over()).expect("there is room");
+    let mut size = options.virtual_size as usize;
+    let mut disk = base(below);
+    disk.resize(below.max(4 * SIZE as usize), 0);
+    disk[size.min(below)..].fill(0);
+    let cluster = 1usize << options.cluster_bits;
+    let mut draw = draws(seed);
+    for _ in 0..4 {
+        let open = OpenOptions::new().growth(0);
+        let image = Image::open_over(storage.clone(), layer.clone(), open).expect("in order");
+        same(&read(&image, size), &disk[..size], &what);
+        for step in 0..40 {
+            let at = draw(size as u64 / 512) as usize * 512;
+            let len = (draw(3 * cluster as u64 / 512) as usize + 1) * 512;
+            let end = (at + len).min(size);
+            let (from, count) = (at as u64, (end - at) as u64);
+            match draw(12) {
+                0..=4 => {
+                    let byte = 100 + step as u8;
+                    image.write(from, &vec![byte; end - at]).expect("there is room");
+                    disk[at..end].fill(byte);
+                }
+                5 | 6 => {
+                    image.write_zeroes(from, count, Zeroing::Keep).expect("there is room");
+                    disk[at..end].fill(0);
+                }
+                7 | 8 => {
+                    image.write_zeroes(from, count, Zeroing::Free).expect("there is room");
+                    disk[at..end].fill(0);
+                }
+                9 => {
+                    image.discard(from, count).expect("there is room");
+                    let last = if end == size { end.div_ceil(cluster) } else { end / cluster };
+                    for whole in at.div_ceil(cluster)..last {
+                        let start = whole * cluster;
+                        // In version 2 nothing can hide the layer, so it stays as it is.
+                        if options.version == 3 || start >= below {
+                            disk[start..(start + cluster).min(size)].fill(0);
+                        }
+                    }
+                }
+                10 => image.flush().expect("nothing fails"),
+                _ if size < 4 * SIZE as usize => {
+                    size += 512 * (1 + draw(9) as usize);
+                    size = size.min(4 * SIZE as usize);
+                    image.grow(size as u64).expect("there is room");
+                }
+                _ => {}
+            }
+            same(&read(&image, size), &disk[..size], &format!("{what}, step {step}"));
+        }
+        if draw(2) == 0 {
+            image.close().expect("nothing fails");
+        } else {
+            image.flush().expect("nothing fails");
+            drop(image);
+            check(&storage, Repair::All).expect("an image");
+        }
+        let report = check(&storage, Repair::None).expect("an image");
+        assert!(report.findings.is_empty(), "{what}: {report:?}");
+    }
+}
+
+#[test]
+fn the_guest_reads_the_layer_where_the_image_says_nothing() {
+    let mut seed = 0;
+    for version in [2, 3] {
+        for bits in [9, 10, 12] {
+            for lazy in [false, version == 3] {
+                // Shorter, longer, empty, not made of units, and ending inside the last cluster of the disk.
+                let ends = [0, 700, 8 << 10, 20_000, SIZE as usize, 60_001, 4 * SIZE as usize];
+                for below in ends {
+                    seed += 1;
+                    let options = CreateOptions::new(SIZE - 512 * (seed % 3));
+                    let options = options.version(version).cluster_bits(bits).lazy_refcounts(lazy);
+                    live(seed, options, below);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_read_map_says_where_the_layer_shows() {
+    let storage = MemoryStorage::default();
+    let options = CreateOptions::new(8192).cluster_bits(9);
+    create_over(&storage, &options, &over()).expect("there is room");
+    let layer = raw(base(3 * 512 + 100));
+    let image = block_on(qcow2_core::Image::open_over(storage, layer, OpenOptions::new()))
+        .expect("in order");
+    assert_eq!(image.below().expect("it is there").size(), 3 * 512 + 100);
+    let sources = |offset, len| {
+        let map = block_on(image.map_read(offset, len)).expect("nothing fails");
+        map.extents().iter().map(|extent| (extent.len, extent.source)).collect::<Vec<_>>()
+    };
+    // The cluster in which the layer ends is the layer's, and what follows is zeroes: without a table and with one.
+    let before = [(2048, Source::Below), (6144, Source::Zeroes)];
+    assert_eq!(sources(0, 8192), before);
+    block_on(image.write_zeroes(512, 512, Zeroing::Free)).expect("there is room");
+    let after = [
+        (512, Source::Below),
+        (512, Source::Zeroes),
+        (1024, Source::Below),
+        (6144, Source::Zeroes),
+    ];
+    assert_eq!(sources(0, 8192), after);
+}
+
+/// A layer that cannot be read.
+#[derive(Debug)]
+struct Broken;
+
+impl Layer for Broken {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+
+    fn read(&self, offset: u64, buf: IoBuf) -> LayerRead<'_> {
+        let source = std::io::Error::other("gone");
+        let error = IoError::Storage { action: "reading data", offset, source };
+        Box::pin(std::future::ready((buf, Err(error))))
+    }
+}
+
+#[test]
+fn a_layer_that_fails_fails_what_needs_it() {
+    let storage = MemoryStorage::default();
+    create_over(&storage, &CreateOptions::new(SIZE).cluster_bits(10), &over()).expect("room");
+    let image = Image::open_over(storage.clone(), Arc::new(Broken), OpenOptions::new());
+    let image = image.expect("nothing is read yet");
+    let error = image.read(0, &mut [0; 512]).expect_err("it is the layer's");
+    assert_eq!(error.kind(), ErrorKind::Storage);
+    let text = "in the layer below: reading data at host offset 0x0 failed: gone";
+    assert_eq!(error.to_string(), text);
+    // A part of a cluster needs the rest of it, a whole one nothing; and the failed write has taken nothing for good.
+    let error = image.write(512, &[1; 512]).expect_err("the rest is the layer's");
+    assert_eq!(error.to_string(), text);
+    image.write(1024, &[2; 1024]).expect("all of it is new");
+    let mut found = [0; 1024];
+    image.read(1024, &mut found).expect("it is the image's");
+    assert_eq!(found, [2; 1024]);
+    image.close().expect("nothing fails");
+    assert!(check(&storage, Repair::None).expect("an image").findings.is_empty());
+}
+
+#[test]
+fn an_image_over_a_layer_is_not_opened_without_it_and_no_other_one_with_it() {
+    let storage = MemoryStorage::default();
+    create_over(&storage, &CreateOptions::new(SIZE), &over()).expect("there is room");
+    let error = Image::open(storage.clone(), OpenOptions::new()).expect_err("no layer");
+    assert_eq!(
+        error.to_string(),
+        "cannot open the image: it is over the backing file \"base.raw\", which has to be opened first"
+    );
+    let plain = MemoryStorage::default();
+    create(&plain, &CreateOptions::new(SIZE)).expect("there is room");
+    let error = Image::open_over(plain, raw(vec![]), OpenOptions::new()).expect_err("no name");
+    assert_eq!(error.to_string(), "cannot open the image: it names no backing file to be over");
+    assert!(check(&storage, Repair::None).expect("a check needs no layer").findings.is_empty());
+}
+
+#[test]
+fn a_layer_has_a_name() {
+    let storage = MemoryStorage::default();
+    let nameless = Backing::new("", Format::Raw);
+    let error = create_over(&storage, &CreateOptions::new(SIZE), &nameless).expect_err("no name");
+    assert_eq!(error.to_string(), "cannot create the image: a backing file without a name");
+    assert_eq!(storage.to_vec(), []);
+}
+
+/// A storage of sectors of 4,096 bytes, which takes nothing else.
+#[derive(Debug)]
+struct Sectors(MemoryStorage);
+
+const SECTOR: usize = 4096;
+
+impl Storage for Sectors {
+    fn limits(&self) -> Limits {
+        Limits { alignment: SECTOR, max_transfer: 2 * SECTOR, ..self.0.limits() }
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        self.0.len().await
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len).await
+    }
+
+    async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
+        let whole = offset.is_multiple_of(SECTOR as u64) && buf.len().is_multiple_of(SECTOR);
+        assert!(whole && buf.len() <= 2 * SECTOR, "{} bytes at {offset}", buf.len());
+        assert!(buf.is_aligned(SECTOR), "a buffer at {:?}", buf.as_ptr());
+        self.0.read(offset, buf).await
+    }
+
+    async fn write(&self, offset: u64, buf: IoBuf, how: Durability) -> (IoBuf, io::Result<()>) {
+        self.0.write(offset, buf, how).await
+    }
+
+    async fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.write_zeroes(range).await
+    }
+
+    async fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.discard(range).await
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        self.0.flush().await
+    }
+
+    async fn settle(&self) -> io::Result<()> {
+        self.0.settle().await
+    }
+}
+
+/// Goal: the sectors of an image and of its layer have nothing to do with each other. Method: each of the two, both, and neither, on
+/// long ones; reads of every place and length by half sectors, and a write of a part of a cluster.
+#[test]
+fn a_layer_has_sectors_of_its_own() {
+    const LEN: usize = 5 * SECTOR + 700;
+    let sectors = |bytes| MemoryStorage::new(bytes);
+    for (above, below) in [(false, true), (true, false), (true, true)] {
+        let layer: Arc<dyn Layer> = if below {
+            Arc::new(block_on(Raw::new(Sectors(sectors(base(LEN))))).expect("nothing fails"))
+        } else {
+            raw(base(LEN))
+        };
+        let storage = MemoryStorage::default();
+        let options = CreateOptions::new(8 * SECTOR as u64).cluster_bits(13);
+        create_over(&storage, &options, &over()).expect("there is room");
+        let mut wanted = base(LEN);
+        wanted.resize(8 * SECTOR, 0);
+        let check = |read: &dyn Fn(u64, &mut [u8]), write: &dyn Fn(u64, &[u8])| {
+            let compare = |wanted: &[u8]| {
+                for first in (0..16).map(|half| half * SECTOR / 2) {
+                    for len in (1..=16 - first / 2048).map(|half| half * SECTOR / 2) {
+                        let mut found = vec![0xee; len];
+                        read(first as u64, &mut found);
+                        same(&found, &wanted[first..first + len], &format!("{above}, {below}"));
+                    }
+                }
+            };
+            compare(&wanted);
+            let mut wanted = wanted.clone();
+            write(8192 + 512, &[77; 1024]);
+            write(16_384 + 1536, &[78; 512]);
+            wanted[8704..9728].fill(77);
+            wanted[17_920..18_432].fill(78);
+            compare(&wanted);
+        };
+        if above {
+            let image = Image::open_over(Sectors(storage), layer, OpenOptions::new());
+            let image = image.expect("in order");
+            check(&|at, data| image.read(at, data).expect("nothing fails"), &|at, data| {
+                image.write(at, data).expect("there is room")
+            });
+        } else {
+            let image = Image::open_over(storage, layer, OpenOptions::new()).expect("in order");
+            check(&|at, data| image.read(at, data).expect("nothing fails"), &|at, data| {
+                image.write(at, data).expect("there is room")
+            });
+        }
+    }
+}
+
+/// Entries past the end of the file read as zeroes, and go on doing so when a repair takes them away.
+#[test]
+fn a_repair_hides_the_layer_where_the_file_was_cut() {
+    for version in [2, 3] {
+        let storage = MemoryStorage::default();
+        let options = CreateOptions::new(SIZE).cluster_bits(9).version(version);
+        create_over(&storage, &options, &over()).expect("there is room");
+        let layer = raw(base(SIZE as usize));
+        let open = || {
+            let options = OpenOptions::new().growth(0);
+            Image::open_over(storage.clone(), layer.clone(), options).expect("in order")
+        };
+        let image = open();
+        image.write(0, &[9; 512]).expect("there is room");
+        image.write(4096, &[9; 512]).expect("there is room");
+        image.close().expect("nothing fails");
+        storage.with(|bytes| bytes.truncate(bytes.len() - 512));
+        let report = check(&storage, Repair::ZeroPastEnd).expect("an image");
+        let mut found = [1; 512];
+        open().read(4096, &mut found).expect("nothing fails");
+        assert_eq!(found, [0; 512], "version {version}: {report:?}");
+        // In version 2 no entry says that, so the file is made longer instead.
+        let left = check(&storage, Repair::None).expect("an image");
+        assert!(left.findings.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn a_chain_is_read_from_the_top_down() {
+    let directory = tempfile::tempdir().expect("there is room");
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("base.raw"), base(10_000)).expect("there is room");
+    let new = |name: &str, backing: &Backing| {
+        let storage = FileStorage::create(path(name), Existing::Refuse).expect("there is room");
+        let options = CreateOptions::new(SIZE).cluster_bits(12);
+        create_over(&storage, &options, backing).expect("there is room");
+    };
+    let mut layers = FileLayers::within(directory.path()).expect("it is there");
+    let mut open = |name: &str| {
+        let storage = FileStorage::open(path(name), Access::ReadWrite).expect("it is there");
+        Image::open_chain(storage, &mut layers, OpenOptions::new())
+    };
+    new("middle.qcow2", &over());
+    let image = open("middle.qcow2").expect("in order");
+    image.write(4096, &[7; 4096]).expect("there is room");
+    image.write_zeroes(8192, 4096, Zeroing::Free).expect("there is room");
+    image.flush().expect("nothing fails");
+    // Left as it is, as if the power had failed: a layer may be dirty.
+    drop(image);
+    new("top.qcow2", &Backing::new("middle.qcow2", Format::Qcow2));
+    let image = open("top.qcow2").expect("in order");
+    image.write(512, &[8; 512]).expect("there is room");
+    let mut found = vec![1; SIZE as usize];
+    image.read(0, &mut found).expect("nothing fails");
+    let mut wanted = base(10_000);
+    wanted.resize(SIZE as usize, 0);
+    wanted[512..1024].fill(8);
+    wanted[4096..8192].fill(7);
+    wanted[8192..12_288].fill(0);
+    same(&found, &wanted, "three layers");
+    // The layers are locked for reading while it is open.
+    let error = FileStorage::open(path("middle.qcow2"), Access::ReadWrite).expect_err("in use");
+    assert!(error.to_string().contains("in use"), "{error}");
+    image.close().expect("nothing fails");
+    FileStorage::open(path("middle.qcow2"), Access::ReadWrite).expect("nobody has it open");
+}
+
+#[test]
+fn what_a_policy_does_not_allow_is_not_opened() {
+    let directory = tempfile::tempdir().expect("there is room");
+    let inner = directory.path().join("images");
+    std::fs::create_dir(&inner).expect("there is room");
+    std::fs::write(directory.path().join("secret"), base(512)).expect("there is room");
+    std::fs::write(inner.join("base.raw"), base(512)).expect("there is room");
+    std::os::unix::fs::symlink("../secret", inner.join("link")).expect("there is room");
+    let path = inner.join("top.qcow2");
+    let refused = |backing: Backing| {
+        let _ = std::fs::remove_file(&path);
+        let storage = FileStorage::create(&path, Existing::Refuse).expect("there is room");
+        create_over(&storage, &CreateOptions::new(SIZE), &backing).expect("there is room");
+        drop(storage);
+        let storage = FileStorage::open(&path, Access::ReadOnly).expect("it is there");
+        let mut layers = FileLayers::within(&inner).expect("it is there");
+        let options = OpenOptions::read_only();
+        let opened = Image::open_chain(storage, &mut layers, options);
+        opened.expect_err("the policy does not allow it").to_string()
+    };
+    let says = |backing: Backing, what: &str| {
+        let error = refused(backing);
+        assert!(error.contains(what), "{error:?} does not say {what:?}");
+    };
+    says(Backing::new("../secret", Format::Raw), "is not in");
+    says(Backing::new("link", Format::Raw), "is not in");
+    says(Backing::new("/etc/hostname", Format::Raw), "is not in");
+    says(Backing::new("nbd://host/disk", Format::Raw), "has a protocol in front");
+    says(Backing::new("missing", Format::Raw), "No such file");
+    says(Backing::new("top.qcow2", Format::Qcow2), "is below itself");
+    says(Backing::new("base.raw", Format::Qcow2), "not a qcow2 image");
+    let of = |format: Option<&str>| Backing {
+        name: NAME.into(),
+        format: format.map(|format| format.into()),
+    };
+    says(of(None), "does not say of what format");
+    says(of(Some("vmdk")), "of format \"vmdk\" is not supported");
+    let error = create_over(
+        &MemoryStorage::default(),
+        &CreateOptions::new(SIZE).cluster_bits(9),
+        &Backing::new("x".repeat(600), Format::Raw),
+    );
+    let error = error.expect_err("it does not fit in the first cluster").to_string();
+    assert!(error.contains("backing_file"), "{error}");
+}
+
+#[test]
+fn a_chain_without_an_end_is_refused() {
+    /// Opens the same image again and again.
+    struct Again(MemoryStorage);
+    impl qcow2_core::Layers<MemoryStorage> for Again {
+        async fn open(
+            &mut self,
+            _: &Backing,
+            _: &[MemoryStorage],
+        ) -> std::io::Result<MemoryStorage> {
+            Ok(self.0.clone())
+        }
+    }
+    let storage = MemoryStorage::default();
+    let itself = Backing::new("itself", Format::Qcow2);
+    create_over(&storage, &CreateOptions::new(SIZE).cluster_bits(9), &itself).expect("room");
+    let mut layers = Again(storage.clone());
+    let opened = blocking::Image::open_chain(storage, &mut layers, OpenOptions::new());
+    let error = opened.expect_err("it has no end");
+    assert!(matches!(error, OpenError::Unsupported(_)), "{error}");
+    assert!(error.to_string().contains("more than 200 layers"), "{error}");
+}
