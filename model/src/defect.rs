@@ -38,6 +38,8 @@ pub enum Defect {
     DiscardForgotten,
     /// Guest: a discard zeroes what shows a layer, though the implementation says that it does not.
     DiscardHidesLayer,
+    /// Guest: what a shrink cut off is still there when the disk grows again.
+    CutOffStays,
     /// Guest: what recovery chose does not bind later reads.
     CollapseForgotten,
     /// Guest: a completed read may return anything.
@@ -166,7 +168,7 @@ pub enum Defect {
 
 impl Defect {
     /// Every mistake.
-    pub const ALL: [Self; 74] = [
+    pub const ALL: [Self; 75] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -180,6 +182,7 @@ impl Defect {
         Self::DiscardZeroesPartialClusters,
         Self::DiscardForgotten,
         Self::DiscardHidesLayer,
+        Self::CutOffStays,
         Self::CollapseForgotten,
         Self::ReadsUnchecked,
         Self::StaleReadsAllowed,

@@ -165,6 +165,11 @@ pub enum Op {
         /// New virtual size in bytes.
         to: u64,
     },
+    /// Makes the disk smaller; nothing happens if it is that small already.
+    Shrink {
+        /// New virtual size in bytes.
+        to: u64,
+    },
     /// Closes the image cleanly and opens it again.
     Reopen,
 }
@@ -188,7 +193,8 @@ impl Op {
             }
             Self::Read { offset, length } => Self::Read { offset, length: cut(offset, length)? },
             Self::Grow { to } if to <= size => return None,
-            Self::Flush | Self::Grow { .. } | Self::Reopen => self,
+            Self::Shrink { to } if to >= size => return None,
+            Self::Flush | Self::Grow { .. } | Self::Shrink { .. } | Self::Reopen => self,
         })
     }
 
@@ -199,7 +205,7 @@ impl Op {
             | Self::WriteZeroes { length, .. }
             | Self::Discard { length, .. }
             | Self::Read { length, .. } => length,
-            Self::Flush | Self::Grow { .. } | Self::Reopen => 0,
+            Self::Flush | Self::Grow { .. } | Self::Shrink { .. } | Self::Reopen => 0,
         }
     }
 
@@ -224,7 +230,7 @@ impl Op {
                         .then(|| ("length", format!("{offset} + {length} overflows")))
                 })
             }
-            Self::Grow { to } => aligned("to", to).or_else(|| {
+            Self::Grow { to } | Self::Shrink { to } => aligned("to", to).or_else(|| {
                 (to > MAX_VIRTUAL_SIZE).then(|| ("to", format!("{to} is above {MAX_VIRTUAL_SIZE}")))
             }),
             Self::Flush | Self::Reopen => None,

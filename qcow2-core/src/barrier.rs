@@ -32,6 +32,8 @@ named! {
         CorruptBit = "flush:corrupt-bit",
         /// After everything past the end of the guest disk is gone, before the disk is larger.
         GrowthCleared = "flush:growth-cleared",
+        /// After the size of a guest disk that becomes smaller, before anything past its new end is cleared.
+        ShrinkSize = "flush:shrink-size",
         /// After the counts of a new L1 table, before the header points to it.
         L1Counts = "flush:l1-counts",
         /// After a new L1 table, before the header points to it.

@@ -186,6 +186,14 @@ impl<S: Storage> Image<S> {
         block_on(self.inner.grow(size))
     }
 
+    /// As [`crate::Image::shrink`].
+    ///
+    /// # Errors
+    /// As [`crate::Image::shrink`].
+    pub fn shrink(&self, size: u64) -> Result<(), IoError> {
+        block_on(self.inner.shrink(size))
+    }
+
     /// As [`crate::Image::flush`].
     ///
     /// # Errors

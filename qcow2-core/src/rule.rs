@@ -105,6 +105,10 @@ named! {
         ///
         /// Broken: what was there once, data or entries, comes to light in the new space.
         NothingBeforeSize = "nothing-before-size",
+        /// The smaller size of the guest disk, before anything past its new end is cleared.
+        ///
+        /// Broken: the old size survives the crash, and what was to be cut off is gone or was not, cluster by cluster.
+        SizeBeforeCleared = "size-before-cleared",
     }
 }
 

@@ -189,7 +189,7 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
-        if let Err(error) = map.resolve(offset, len).await {
+        if let Err(error) = map.resolve(offset, len, true).await {
             return (buf, Err(error));
         }
         let direct = through && map.is_mapped_durably(offset, len).await;
@@ -235,7 +235,7 @@ impl<S: Storage> Image<S> {
     /// As [`Image::write`].
     pub async fn map_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
         let mut map = self.claim_to_write(offset, len).await?;
-        map.resolve(offset, len).await?;
+        map.resolve(offset, len, true).await?;
         Ok(map)
     }
 
@@ -247,7 +247,7 @@ impl<S: Storage> Image<S> {
     ) -> Result<WriteMap<'_, S>, IoError> {
         let claim = self.claim(Resource::Guest(self.clusters(offset, len))).await?;
         let mut map = WriteMap::new(self, claim);
-        map.resolve(offset, len).await?;
+        map.resolve(offset, len, false).await?;
         Ok(map)
     }
 
@@ -305,8 +305,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         Self { image, claim, extents, links, runs }
     }
 
-    /// Finds or takes host clusters for the range that was claimed.
-    async fn resolve(&mut self, offset: u64, len: u64) -> Result<(), IoError> {
+    /// Finds or takes host clusters for the range that was claimed; `inside` the disk, which may have become smaller while the claim
+    /// was waited for.
+    async fn resolve(&mut self, offset: u64, len: u64, inside: bool) -> Result<(), IoError> {
         let image = self.image;
         let size = image.cluster_size;
         let end = offset.saturating_add(len);
@@ -315,7 +316,13 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let mut cluster = clusters.start;
         while cluster < clusters.end {
             let some = cluster..clusters.end;
-            image.decide(|state| state.write_targets(some.clone(), &mut targets)).await?;
+            let find = |state: &mut State| {
+                if inside {
+                    state.check_range(offset, len)?;
+                }
+                state.write_targets(some.clone(), &mut targets)
+            };
+            image.decide(find).await?;
             let mut rest = &targets[..];
             while let [target, others @ ..] = rest {
                 match *target {

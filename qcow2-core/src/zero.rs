@@ -10,7 +10,7 @@ use crate::image::Image;
 use crate::map::{Entries, EntryPlace};
 use crate::mutant::mutant;
 use crate::state::{State, Stop};
-use storage::{Durability, IoBuf, Storage};
+use storage::{Durability, IoBuf, Storage, UNIT};
 
 /// Most guest clusters, or tables that do not exist, that are looked at in one step.
 const AT_ONCE: u64 = 256;
@@ -183,6 +183,9 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         let _claim = self.claim(Resource::Guest(clusters.clone())).await?;
+        // The disk may have become smaller while the claim was waited for.
+        let last = (clusters.end - 1) * self.cluster_size;
+        self.now(|state| state.check_range(last, UNIT as u64))?;
         while !clusters.is_empty() {
             self.zero_step(&mut clusters, how).await?;
         }

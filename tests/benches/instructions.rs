@@ -25,7 +25,7 @@ use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf};
 use qcow2_core::{CreateOptions, Image, OpenOptions, Repair};
 use qcow2_crashtest::explore;
-use qcow2_crashtest::explore::alphabet::worlds;
+use qcow2_crashtest::explore::alphabet::{Symbol, worlds};
 use qcow2_crashtest::subject::Qcow2Core;
 use tempfile::TempDir;
 
@@ -87,6 +87,7 @@ const PIECES: [Piece; 8] = [
     ("explore every power cut in one request", 2, |times| {
         let settings = explore::Settings {
             worlds: worlds(&[1024], &[true], &[Initial::Fragmented]),
+            alphabet: &Symbol::ALL,
             operations: 1,
             at_once: None,
             depth: u32::MAX,

@@ -213,6 +213,7 @@ fn explore_leaves(criterion: &mut Criterion) {
     let images: Vec<Vec<u8>> = worlds.iter().flat_map(crash_images).collect();
     let settings = explore::Settings {
         worlds,
+        alphabet: &Symbol::ALL,
         operations: 2,
         at_once: None,
         depth: u32::MAX,

@@ -29,7 +29,7 @@ use crate::campaign::{self, Budget, Found, Settings};
 use crate::evidence::DiskEvidence;
 use crate::explore::{
     self, AtOnce,
-    alphabet::{initials, worlds},
+    alphabet::{Symbol, initials, worlds},
 };
 use crate::recover::{Failure, whole_image};
 use crate::sabotage::Target;
@@ -204,20 +204,23 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
     // A full refcount table costs thirty times as much to audit: there, two requests have to do.
     let full = [Initial::RefcountTableOneShort];
     let both = [false, true];
+    let all: &[Symbol] = &Symbol::ALL;
     let stages = [
-        (worlds(&[1024, 512], &both, &cheap), 1, None),
-        (worlds(&[512], &both, &full), 1, None),
-        (worlds(&[1024, 512], &both, &cheap), 2, None),
-        (worlds(&[512], &both, &[Initial::Fragmented]), 2, Some(AtOnce::Races { delays: 2 })),
-        (worlds(&[512], &both, &[Initial::Fragmented]), 3, Some(AtOnce::Races { delays: 1 })),
-        (worlds(&[1024], &both, &cheap), 2, Some(AtOnce::Pairs { departures: 2 })),
-        (worlds(&[1024, 4096], &both, &cheap), 3, None),
-        (worlds(&[512], &both, &full), 2, None),
+        (worlds(&[1024, 512], &both, &cheap), all, 1, None),
+        (worlds(&[512], &both, &full), all, 1, None),
+        (worlds(&[1024, 512], &both, &cheap), all, 2, None),
+        (worlds(&[1024, 512], &both, &cheap), &Symbol::RESIZING, 2, None),
+        (worlds(&[512], &both, &[Initial::Fragmented]), all, 2, Some(AtOnce::Races { delays: 2 })),
+        (worlds(&[512], &both, &[Initial::Fragmented]), all, 3, Some(AtOnce::Races { delays: 1 })),
+        (worlds(&[1024], &both, &cheap), all, 2, Some(AtOnce::Pairs { departures: 2 })),
+        (worlds(&[1024, 4096], &both, &cheap), all, 3, None),
+        (worlds(&[512], &both, &full), all, 2, None),
     ];
     let mut states = 0;
-    for (worlds, operations, at_once) in stages {
+    for (worlds, alphabet, operations, at_once) in stages {
         let settings = explore::Settings {
             worlds,
+            alphabet,
             operations,
             at_once,
             depth: u32::MAX,

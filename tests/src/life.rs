@@ -483,7 +483,7 @@ impl<Sub: Subject> Task<Sub> {
             let (token, clipped) = {
                 let mut book = lock(&self.book);
                 let clipped = match request {
-                    Request::Op(op) => op.clip(book.guest.size()).map(Request::Op),
+                    Request::Op(op) => book.guest.clip(op).map(Request::Op),
                     raw @ Request::Raw(..) => Some(raw.clone()),
                 };
                 (book.begin(self.number, index, request), clipped)
@@ -607,6 +607,7 @@ pub async fn perform<I: SubjectImage>(
                 return image.read(offset, buffer(length)).await.map(Some);
             }
             Op::Grow { to } => image.grow(to).await?,
+            Op::Shrink { to } => image.shrink(to).await?,
             Op::Flush | Op::Reopen => image.flush().await?,
         },
     }

@@ -210,6 +210,9 @@ fn as_index(bytes: u64) -> usize {
 #[derive(Clone, Debug, Default)]
 pub struct Exposure {
     clock: u64,
+    /// Bytes of the largest and of the smallest disk that were asked for.
+    largest: u64,
+    smallest: Option<u64>,
     /// By task and operation.
     requests: BTreeMap<(usize, usize), Exposed>,
 }
@@ -236,6 +239,11 @@ impl Exposure {
     /// A request begins.
     pub fn begin(&mut self, task: usize, index: usize, op: Op) {
         self.clock += 1;
+        match op {
+            Op::Grow { to } => self.largest = self.largest.max(to),
+            Op::Shrink { to } => self.smallest = Some(self.smallest.map_or(to, |it| it.min(to))),
+            _ => {}
+        }
         let exposed = Exposed { op, began: self.clock, returned: None, well: false };
         self.requests.insert((task, index), exposed);
     }
@@ -267,8 +275,9 @@ impl Exposure {
             .fold(0, |latest, (began, _)| latest.max(began))
     }
 
-    /// P9: how many clusters a power cut now may leak, in an image whose refcount table and L1 table have this many clusters.
-    fn may_leak(&self, geometry: &Geometry, refcount_table: u64, l1: u64) -> u64 {
+    /// P9: how many clusters a power cut now may leak, in an image that was like this when the life began.
+    fn may_leak(&self, before: &Before) -> u64 {
+        let Before { geometry, size, refcount_table, l1, .. } = *before;
         let cluster = geometry.cluster_size();
         let covered = cluster / 8 * cluster;
         let mut taken = 0;
@@ -276,7 +285,7 @@ impl Exposure {
         let settled = self.settled();
         // What a growth over a longer layer needs to hide it: tables of marks, or zeroes in version 2.
         let hides = |to: u64| {
-            let old = geometry.virtual_size;
+            let old = self.smallest.map_or(size, |it| it.min(size));
             let shown = to.min(geometry.below.unwrap_or(0)).saturating_sub(old);
             match shown {
                 0 => 0,
@@ -300,6 +309,13 @@ impl Exposure {
                     moved += l1 + (to.div_ceil(covered) * 8).div_ceil(cluster);
                     taken += hides(to);
                 }
+                // All that is cut off, and its tables.
+                Op::Shrink { to } => {
+                    let most = self.largest.max(size);
+                    let cut =
+                        |unit: u64| most.div_ceil(unit) - (to / unit).min(most.div_ceil(unit));
+                    taken += 1 + cut(cluster) + cut(covered);
+                }
                 Op::Read { .. } | Op::Flush | Op::Reopen => {}
             }
         }
@@ -318,6 +334,8 @@ impl Exposure {
 pub struct Before {
     geometry: Geometry,
     leaks: u64,
+    /// Of the disk, in bytes.
+    size: u64,
     /// In clusters.
     refcount_table: u64,
     l1: u64,
@@ -328,21 +346,22 @@ impl Before {
     pub fn of<Sub: Subject>(bench: &Bench<Sub>, geometry: &Geometry) -> Self {
         let auditor = bench.judge.auditor();
         let leak = |finding: &&Finding| matches!(finding, Finding::Leak { .. });
-        let (refcount_table, l1) = auditor.image().header().map_or((0, 0), |header| {
+        let header = auditor.image().header();
+        let (size, refcount_table, l1) = header.map_or((0, 0, 0), |header| {
             let l1 = (u64::from(header.l1_size) * 8).div_ceil(header.cluster_size());
-            (u64::from(header.refcount_table_clusters), l1)
+            (header.size, u64::from(header.refcount_table_clusters), l1)
         });
         let leaks = auditor.report().findings.iter().filter(leak).count();
         // What nobody vouches for any more is leaked too, and by no crash.
         // Opening it repairs the first kind; and the second, unless somebody has repaired it before.
         let leaks = if bench.will_repair() { 0 } else { leaks };
         let leaks = (leaks + auditor.image().vouched_for().count()) as u64;
-        Self { geometry: *geometry, leaks, refcount_table, l1 }
+        Self { geometry: *geometry, leaks, size, refcount_table, l1 }
     }
 
     /// How many clusters a power cut may leak after these requests.
     pub fn may_leak(&self, exposure: &Exposure) -> u64 {
-        exposure.may_leak(&self.geometry, self.refcount_table, self.l1)
+        exposure.may_leak(self)
     }
 
     /// How many of the leaks that a recovery met are of this life.
@@ -366,7 +385,7 @@ pub fn p9_bounded_waste(leaked: u64, may_leak: u64) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Exposure, p9_bounded_waste};
+    use super::{Before, Exposure, p9_bounded_waste};
     use model::op::{Durability, Geometry, Op};
 
     const GEOMETRY: Geometry = Geometry {
@@ -383,7 +402,8 @@ mod tests {
     }
 
     fn leak(exposure: &Exposure) -> u64 {
-        exposure.may_leak(&GEOMETRY, 1, 1)
+        let size = GEOMETRY.virtual_size;
+        exposure.may_leak(&Before { geometry: GEOMETRY, leaks: 0, size, refcount_table: 1, l1: 1 })
     }
 
     fn flush(exposure: &mut Exposure, index: usize) {

@@ -366,6 +366,9 @@ fn simpler(op: Op, geometry: &Geometry) -> Vec<Op> {
         Op::Grow { to } => units(to.saturating_sub(geometry.virtual_size) + UNIT)
             .map(|less| Op::Grow { to: to - less })
             .collect(),
+        Op::Shrink { to } => units(geometry.virtual_size.saturating_sub(to))
+            .map(|less| Op::Shrink { to: to + less })
+            .collect(),
         Op::Flush | Op::Reopen => Vec::new(),
     }
 }

@@ -138,6 +138,11 @@ pub trait Subject: Clone + Send + Sync + 'static {
         false
     }
 
+    /// Whether it makes disks smaller. A subject that does not is not asked to.
+    fn shrinks(&self) -> bool {
+        false
+    }
+
     /// What it is held to.
     fn duties(&self) -> Duties {
         Duties::default()
@@ -207,6 +212,13 @@ pub trait SubjectImage: Send + Sync + 'static {
     /// Enlarges the disk.
     fn grow(&self, size: u64) -> impl Future<Output = Result<(), String>> + Send;
 
+    /// Makes the disk smaller; asked only of a subject that [`shrinks`](Subject::shrinks).
+    fn shrink(&self, size: u64) -> impl Future<Output = Result<(), String>> + Send {
+        std::future::ready(Err(format!(
+            "no subject that does not shrink is asked for {size} bytes"
+        )))
+    }
+
     /// Where every part of the disk is, in order, as the subject itself sees it.
     fn map(&self) -> impl Future<Output = Result<Vec<Extent>, String>> + Send;
 
@@ -267,6 +279,10 @@ impl Subject for Qcow2Core {
     }
 
     fn opens_layers(&self) -> bool {
+        true
+    }
+
+    fn shrinks(&self) -> bool {
         true
     }
 
@@ -377,6 +393,10 @@ impl<S: Storage> SubjectImage for Image<S> {
 
     async fn grow(&self, size: u64) -> Result<(), String> {
         plain(Self::grow(self, size).await)
+    }
+
+    async fn shrink(&self, size: u64) -> Result<(), String> {
+        plain(Self::shrink(self, size).await)
     }
 
     async fn map(&self) -> Result<Vec<Extent>, String> {

@@ -66,11 +66,13 @@ pub enum Shape {
     Sectors,
     /// The image is over a layer, shorter or longer than the disk.
     Layered,
+    /// The disk becomes smaller, and larger again.
+    Shrinking,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -84,6 +86,7 @@ impl Shape {
         Self::Growing,
         Self::Sectors,
         Self::Layered,
+        Self::Shrinking,
     ];
 
     /// The name in reports and on the command line.
@@ -102,6 +105,7 @@ impl Shape {
             Self::Growing => "growing",
             Self::Sectors => "sectors",
             Self::Layered => "layered",
+            Self::Shrinking => "shrinking",
         }
     }
 }
@@ -302,7 +306,22 @@ impl Plan {
             Shape::Growing => self.geometry.l1_entries() > L1_PAGE,
             Shape::Sectors => self.device.sector == SECTOR,
             Shape::Layered => self.geometry.below.is_some(),
+            Shape::Shrinking => {
+                let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
+                ops.any(|op| matches!(op, Op::Shrink { .. }))
+            }
         })
+    }
+}
+
+impl Plan {
+    /// The same without a request to shrink: a flush in its place.
+    pub fn never_shrinks(&mut self) {
+        for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
+            if matches!(op, Op::Shrink { .. }) {
+                *op = Op::Flush;
+            }
+        }
     }
 }
 
@@ -437,9 +456,14 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let working = shaped(&mut rng, Shape::Working, 3);
     let lives = if rng.below(3) == 0 && !working { 1 } else { 2 + rng.below(2) };
     let long = shaped(&mut rng, Shape::Long, 12);
-    let contended = scope.contended || (rng.below(8) == 0 && !eviction);
+    let shrinking = shaped(&mut rng, Shape::Shrinking, 8);
+    let contended = !shrinking && (scope.contended || (rng.below(8) == 0 && !eviction));
     let mut draw = Draw::new(&mut rng, geometry, contended);
     draw.long = long;
+    if shrinking {
+        draw.shrinking = true;
+        draw.weights[6] = 14;
+    }
     if sparse && !contended {
         draw.weights[6] = 12;
     }
@@ -478,6 +502,8 @@ struct Draw<'a> {
     spread: bool,
     /// Growth is by L2 tables.
     growing: bool,
+    /// Every other growth is a shrink.
+    shrinking: bool,
     next_id: u32,
 }
 
@@ -499,6 +525,7 @@ impl<'a> Draw<'a> {
             long: false,
             spread: false,
             growing: false,
+            shrinking: false,
             next_id: 1,
         };
         if contended {
@@ -530,6 +557,8 @@ impl<'a> Draw<'a> {
 
     fn life(&mut self, scope: &Scope) -> LifePlan {
         let tasks = scope.tasks.unwrap_or_else(|| match self.rng.below(5) {
+            // Of several tasks only one may change the size.
+            _ if self.shrinking => 1,
             few @ 0..=3 if !self.contended => [1, 1, 2, 3][few as usize],
             _ => 4,
         });
@@ -652,6 +681,18 @@ impl<'a> Draw<'a> {
                 let (offset, length) = self.range();
                 Op::Read { offset, length }
             }
+            6 if self.shrinking && tasks == 1 && self.rng.below(2) == 0 => {
+                // By a little, or to any size; a disk of one cluster stays.
+                let clusters = u32::try_from(self.size / self.cluster).expect("plans are small");
+                let by = match self.rng.below(2) {
+                    0 => 1 + self.rng.below(4),
+                    _ => self.rng.below(clusters.max(1)),
+                };
+                let halves = 1 + u64::from(self.rng.below(2));
+                let to = self.size.saturating_sub(u64::from(by) * self.cluster / halves);
+                self.size = to.max(self.cluster).next_multiple_of(512).min(self.size);
+                Op::Shrink { to: self.size }
+            }
             6 => {
                 let most = if self.rng.below(3) == 0 { 90 } else { 4 };
                 let mut by = u64::from(1 + self.rng.below(most)) * self.cluster;
@@ -738,7 +779,7 @@ mod tests {
             let scope = Scope { shape: Some(shape), ..Scope::default() };
             let drawn = |seed: &u64| plan(*seed, &scope).shapes().any(|drawn| drawn == shape);
             let cases = (0..40).filter(drawn).count();
-            let least = if shape == Shape::Long { 20 } else { 40 };
+            let least = if matches!(shape, Shape::Long | Shape::Shrinking) { 20 } else { 40 };
             assert!(cases >= least, "{shape}: {cases} of 40");
         }
         assert!("x".parse::<Shape>().unwrap_err().to_string().contains("sparse"));

@@ -6,7 +6,7 @@ use qcow2_core::storage::Storage;
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Zeroing};
 use qcow2_crashtest::explore::Settings;
-use qcow2_crashtest::explore::alphabet::World;
+use qcow2_crashtest::explore::alphabet::{Symbol, World};
 
 /// Small numbers for choosing operations: not random, only scattered, and the same every time.
 #[derive(Clone, Debug)]
@@ -168,6 +168,7 @@ pub(crate) fn four_clusters() -> Vec<u8> {
 pub(crate) fn exploring(operations: u32, worlds: Vec<World>) -> Settings {
     Settings {
         worlds,
+        alphabet: &Symbol::ALL,
         operations,
         at_once: None,
         depth: u32::MAX,

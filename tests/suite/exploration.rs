@@ -148,8 +148,10 @@ fn branching_where_recovery_reads_finds_what_writing_out_every_image_finds() {
     let sizes = [512, 1024];
     let kinds = [Initial::Fresh, Initial::Leaky, Initial::Dirty, Initial::Fragmented];
     for world in worlds(&sizes, &[false, true], &kinds) {
-        for index in (0..explore::alphabet::count(1)).chain([20, 40, 75, 100, 120, 148]) {
-            let workload = explore::alphabet::workload(index);
+        for index in
+            (0..explore::alphabet::count(&Symbol::ALL, 1)).chain([20, 40, 75, 100, 120, 148])
+        {
+            let workload = explore::alphabet::workload(&Symbol::ALL, index);
             let Some((lazy, brute, twice)) = both_ways(&world, &workload) else {
                 left_out += 1;
                 continue;
@@ -181,10 +183,11 @@ fn what_earlier_workloads_left_changes_no_count() {
             };
             let (mut old, mut distinct, mut leaves) = (new(), BTreeSet::new(), 0);
             let mut scatter = Scatter::new(u64::from(depth));
-            let longer = explore::alphabet::count(2)..explore::alphabet::count(4);
+            let longer = explore::alphabet::count(&Symbol::ALL, 2)
+                ..explore::alphabet::count(&Symbol::ALL, 4);
             let scattered = (0..8).map(|_| longer.start + scatter.below(longer.end - longer.start));
             for index in (0..longer.start).step_by(5).chain(scattered) {
-                let symbols = explore::alphabet::workload(index);
+                let symbols = explore::alphabet::workload(&Symbol::ALL, index);
                 let ops = operations(&symbols, &world.geometry);
                 let mut forgetful = new();
                 forgetful.remembers = false;

@@ -406,6 +406,45 @@ fn a_disk_of_qemu_grows_under_us() {
     bench.assert_sound(&expected);
 }
 
+/// Goal: what either side cuts off is gone for the other. Method: each shrinks a disk that both have filled, the other grows it again.
+#[test]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
+fn disks_shrink_both_ways() {
+    for (bits, by_us) in [(9, true), (9, false), (12, true), (12, false), (16, true), (16, false)] {
+        let cluster = 1u64 << bits;
+        let (size, small) = (300 * cluster, 37 * cluster + 512);
+        let bench = Bench::new();
+        drop(bench.create(&CreateOptions::new(size).cluster_bits(bits)));
+        let mut expected = Expected::zeroes(size, cluster);
+        let done = steps(u64::from(bits), 60, size, 8 * cluster);
+        qemu::io(bench.path(), &commands(&done)).unwrap().success().unwrap();
+        done.iter().for_each(|&step| expected.apply(step));
+        let resize = |options: &[&str], to: u64| {
+            let path = bench.path().to_str().unwrap();
+            let to = to.to_string();
+            let args = ["resize", "-q", "-f", "qcow2"].iter().chain(options).copied();
+            qemu::img(args.chain([path, to.as_str()])).unwrap().success().unwrap();
+        };
+        if by_us {
+            let image = bench.open(OpenOptions::new());
+            image.shrink(small).unwrap();
+            image.close().unwrap();
+        } else {
+            resize(&["--shrink"], small);
+        }
+        expected.bytes.truncate(small as usize);
+        bench.assert_sound(&expected);
+        let image = bench.open(OpenOptions::new());
+        image.grow(size).unwrap();
+        image.close().unwrap();
+        expected.bytes.resize(size as usize, 0);
+        bench.assert_sound(&expected);
+    }
+}
+
 /// Goal: an image that a killed QEMU left dirty is repaired when we open it, and what was flushed is there.
 /// Method: lazy refcounts; the process kills itself, or aborts, after a flush.
 #[test]

@@ -74,7 +74,7 @@ fn shorter(op: Op, skip: u64) -> Option<Op> {
             *length = length.checked_sub(512).filter(|&left| left > 0)?;
             Some(shorter)
         }
-        Op::Grow { .. } | Op::Flush | Op::Reopen => None,
+        Op::Grow { .. } | Op::Shrink { .. } | Op::Flush | Op::Reopen => None,
     }
 }
 

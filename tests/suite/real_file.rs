@@ -176,6 +176,7 @@ impl Disk {
                 block_on(SubjectImage::discard(image, offset, length))
             }
             Some(Op::Grow { to }) => block_on(SubjectImage::grow(image, to)),
+            Some(Op::Shrink { to }) => block_on(SubjectImage::shrink(image, to)),
             Some(Op::Flush | Op::Reopen) => block_on(SubjectImage::flush(image)),
             Some(Op::Read { offset, length }) => match read(image, offset, length) {
                 Ok(found) => {

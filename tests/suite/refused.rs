@@ -144,7 +144,7 @@ fn requests_that_do_not_fit_are_refused_by_name() {
         (
             SIZE - 512,
             format!(
-                "{} bytes is less than the {SIZE} of now, and shrinking is not supported",
+                "{} bytes is less than the {SIZE} of now, and growing makes no disk smaller",
                 SIZE - 512
             ),
         ),

@@ -59,7 +59,9 @@ enum Flight {
         /// It is a discard up to the end of the disk: if that cuts its last cluster short, it takes it for whole.
         to_the_end: bool,
     },
-    Grow,
+    Resize {
+        smaller: bool,
+    },
     Flush,
     Read {
         first: usize,
@@ -116,6 +118,12 @@ impl Guest {
     /// Bytes that operations may address: the smallest size that the disk may have now.
     pub fn size(&self) -> u64 {
         self.size.live().min().unwrap_or(0) * UNIT as u64
+    }
+
+    /// The operation as it applies to the disk, whichever size that has now; `None` if nothing is left of it.
+    pub fn clip(&self, op: &Op) -> Option<Op> {
+        let largest = || self.size.live().max().unwrap_or(0) * UNIT as u64;
+        op.clip(if matches!(op, Op::Grow { .. }) { largest() } else { self.size() })
     }
 
     /// Whether the image may come back with this many bytes.
@@ -202,7 +210,7 @@ impl Guest {
     /// Begins `op` as far as it lies on the disk; `key_of(unit, id)` names the payload of a write.
     pub fn begin(&mut self, op: &Op, mut key_of: impl FnMut(u64, u32) -> ValueKey) -> Token {
         let units = |bytes: u64| bytes / UNIT as u64;
-        match op.clip(self.size()) {
+        match self.clip(op) {
             None => self.start(What::Nothing, Flight::Nothing),
             Some(Op::Write { offset, length, id, durability }) => {
                 let first = units(offset);
@@ -219,6 +227,7 @@ impl Guest {
             Some(Op::Read { offset, length }) => self.begin_read(units(offset), units(length)),
             Some(Op::Flush | Op::Reopen) => self.begin_flush(),
             Some(Op::Grow { to }) => self.begin_grow(units(to)),
+            Some(Op::Shrink { to }) => self.begin_shrink(units(to)),
         }
     }
 
@@ -281,7 +290,15 @@ impl Guest {
 
     /// Begins to enlarge the disk to `units`.
     pub fn begin_grow(&mut self, units: u64) -> Token {
-        let token = self.start(What::Grow(units), Flight::Grow);
+        let token = self.start(What::Resize(units), Flight::Resize { smaller: false });
+        // Units of a disk that may have been smaller meanwhile are zeroes where it was.
+        let least = self.size.values().min().unwrap_or(0);
+        for cell in self.units.iter_mut().skip(index(least)) {
+            if !matches!(cell, Cell::One(ValueKey::ZERO)) {
+                cell.begin(ValueKey::ZERO, token);
+                cell.answer(token, token, false);
+            }
+        }
         self.size.begin(units, token);
         let cluster = index(self.promises.cluster_units);
         for (_, flight) in &mut self.in_flight {
@@ -292,6 +309,13 @@ impl Guest {
         }
         let count = index(units).max(self.units.len());
         self.units.resize(count, Cell::One(ValueKey::ZERO));
+        token
+    }
+
+    /// Begins to make the disk smaller, to `units`. Until it is, it holds all that it held.
+    pub fn begin_shrink(&mut self, units: u64) -> Token {
+        let token = self.start(What::Resize(units), Flight::Resize { smaller: true });
+        self.size.begin(units, token);
         token
     }
 
@@ -412,7 +436,7 @@ impl Guest {
                     continue;
                 }
                 (What::Change { .. }, Some(key)) => format!("puts {}", name(key)),
-                (What::Grow(units), _) => format!("grow to {} bytes", units * UNIT as u64),
+                (What::Resize(units), _) => format!("resize to {} bytes", units * UNIT as u64),
                 (What::Flush, _) => "flush".to_owned(),
                 (What::Crash, _) => "power cut".to_owned(),
             };
@@ -508,7 +532,8 @@ impl Guest {
                 let through = completed
                     && durability == Durability::Through
                     && self.defect != Defect::ThroughForgotten;
-                for (unit, cell) in (first..).zip(&mut self.units[first..first + count]) {
+                // A shrink beside it may have cut some of them off.
+                for (unit, cell) in (first..).zip(self.units.iter_mut().skip(first).take(count)) {
                     if forget {
                         cell.forget(token);
                         continue;
@@ -526,11 +551,16 @@ impl Guest {
                     }
                 }
             }
-            Flight::Grow => {
+            Flight::Resize { smaller } => {
                 let completed = completed || self.defect == Defect::FailedGrowthCounts;
                 self.size.answer(token, now, completed);
-                if completed && self.promises.grow == Durability::Through {
+                if completed && (smaller || self.promises.grow == Durability::Through) {
                     self.size.settle(|entry| entry.begin == token);
+                }
+                if smaller && self.defect != Defect::CutOffStays {
+                    // What no disk that it may be has is gone: units that come back are zeroes.
+                    let most = self.size.values().max().unwrap_or(0);
+                    self.units.truncate(index(most));
                 }
             }
             Flight::Flush if completed || self.defect == Defect::FailedFlushSettles => {

@@ -38,7 +38,8 @@ pub(super) enum What {
         count: u64,
         values: Option<Arc<[ValueKey]>>,
     },
-    Grow(u64),
+    /// Makes the disk larger or smaller, to so many units.
+    Resize(u64),
     Flush,
     Answer(Token, Answer),
     Crash,

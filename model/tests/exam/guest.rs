@@ -234,6 +234,34 @@ pub(crate) fn sizes(defect: Defect) -> Outcome {
     }
 }
 
+/// Goal: a disk that becomes smaller holds all of what it held or has the new size, and what was cut off does not come back. Where it
+/// is not known whether it did become smaller, either may come to light.
+pub(crate) fn shrinks(defect: Defect) -> Outcome {
+    let mut guest = Guest::new(&[A; 6], PROMISES).with_defect(defect);
+    let shrink = guest.begin_shrink(2);
+    expect("usable while it shrinks", guest.size(), 1024)?;
+    expect("sizes", guest.allowed_sizes(), vec![1024, 3072])?;
+    expect("still there", guest.allowed(5), vec![A])?;
+    let mut crashed = guest.clone();
+    crashed.crash();
+    crashed.collapse_size(3072);
+    expect("before", crashed.allowed(5), vec![A])?;
+    let mut failed = guest.clone();
+    failed.fail(shrink);
+    expect("perhaps", failed.allowed_sizes(), vec![1024, 3072])?;
+    expect("smaller than it may be", failed.clip(&Op::Grow { to: 2048 }), None)?;
+    let grow = failed.begin_grow(8);
+    failed.complete(grow);
+    expect("either", failed.allowed(5), vec![ZERO, A])?;
+    expect("new", failed.allowed(7), vec![ZERO])?;
+    expect("never in doubt", failed.allowed(1), vec![A])?;
+    guest.complete(shrink);
+    expect("after", (guest.units(), guest.allowed_sizes()), (2, vec![1024]))?;
+    let grow = guest.begin_grow(6);
+    guest.complete(grow);
+    expect("gone", guest.allowed(5), vec![ZERO])
+}
+
 /// An image that writes everything through owes what it answered: writes, zeroes and discards.
 pub(crate) fn everything_through(defect: Defect) -> Outcome {
     let promises = Promises { changes: Durability::Through, ..PROMISES };

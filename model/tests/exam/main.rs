@@ -17,7 +17,7 @@ use crate::findings::{findings_by_stage, findings_seen};
 use crate::guest::{
     collapse_binds, crash_folds, discard, dropped_write, everything_through, failed_flush,
     failed_write, flush_covers_completed_only, flush_settles, growths, overlapping_writes, reads,
-    several_units, sizes, through, weak_discard, without_zero, zeroes,
+    several_units, shrinks, sizes, through, weak_discard, without_zero, zeroes,
 };
 use crate::histories::brute_force;
 use crate::shapes::{
@@ -33,7 +33,7 @@ use crate::states::{
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Defect) -> Outcome);
 
-const EXAMS: [Exam; 45] = [
+const EXAMS: [Exam; 46] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -48,6 +48,7 @@ const EXAMS: [Exam; 45] = [
     ("what recovery chose binds", collapse_binds),
     ("reads return live values", reads),
     ("sizes are before or after", sizes),
+    ("a disk becomes smaller as a whole", shrinks),
     ("zeroes are a write", zeroes),
     ("each unit of a write and a read is by itself", several_units),
     ("several values need not have zero among them", without_zero),

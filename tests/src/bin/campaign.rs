@@ -18,7 +18,7 @@ use qcow2_crashtest::console::sample::Sample;
 use qcow2_crashtest::console::shorten::{Minimising, minimise, verdict};
 use qcow2_crashtest::console::{self, Outputs, Status, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
-use qcow2_crashtest::explore::alphabet::{self, World, worlds};
+use qcow2_crashtest::explore::alphabet::{self, Symbol, World, worlds};
 use qcow2_crashtest::explore::certificate::{MergeError, Part};
 use qcow2_crashtest::explore::{self, AtOnce};
 use qcow2_crashtest::file;
@@ -194,6 +194,9 @@ struct Explore {
     /// Images of this version of the format, 2 or 3.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=3))]
     format_version: u32,
+    /// Requests of the alphabet of disks that become smaller and larger.
+    #[arg(long, conflicts_with_all = ["pairs", "races"])]
+    resizing: bool,
     /// Images over a layer that is longer than the disk.
     #[arg(long)]
     over_layer: bool,
@@ -354,6 +357,7 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
     };
     let settings = explore::Settings {
         worlds,
+        alphabet: if args.resizing { &Symbol::RESIZING } else { &Symbol::ALL },
         operations: args.operations,
         at_once: match (args.pairs, args.races) {
             (Some(departures), _) => Some(AtOnce::Pairs { departures }),

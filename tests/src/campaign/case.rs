@@ -122,6 +122,9 @@ pub(super) fn run_case<Sub: Subject>(
     if build(&plan.geometry, plan.initial).is_err() {
         plan.initial = Initial::Fresh;
     }
+    if !subject.shrinks() {
+        plan.never_shrinks();
+    }
     if !subject.opens_layers() {
         plan.geometry.below = None;
     }

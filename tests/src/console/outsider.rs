@@ -17,7 +17,7 @@ use super::{EXIT_STATUS, Exploration, Outputs};
 use crate::corpus::CorpusError;
 use crate::explore::{
     self,
-    alphabet::{initials, worlds},
+    alphabet::{Symbol, initials, worlds},
 };
 use crate::subject::Subject;
 use crate::workload::Scope;
@@ -155,6 +155,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
         Verb::Explore(args) => {
             let settings = explore::Settings {
                 worlds: worlds(&[1024], &[false], &initials()),
+                alphabet: &Symbol::ALL,
                 operations: args.operations,
                 at_once: None,
                 depth: u32::MAX,

@@ -55,6 +55,10 @@ pub enum Symbol {
     Reopen,
     /// All of A is read.
     ReadA,
+    /// The disk ends before F.
+    ShrinkBeforeF,
+    /// The disk ends behind the first unit of B.
+    ShrinkInB,
 }
 
 impl Symbol {
@@ -71,6 +75,19 @@ impl Symbol {
         Self::DiscardAll,
         Self::Flush,
         Self::Grow,
+        Self::Reopen,
+    ];
+
+    /// The alphabet of disks that become smaller and larger.
+    pub const RESIZING: [Self; 9] = [
+        Self::WriteA,
+        Self::WritePartOfB,
+        Self::WriteFar,
+        Self::ZeroB,
+        Self::Flush,
+        Self::Grow,
+        Self::ShrinkBeforeF,
+        Self::ShrinkInB,
         Self::Reopen,
     ];
 
@@ -94,6 +111,8 @@ impl Symbol {
             Self::Grow => "grow",
             Self::Reopen => "reopen",
             Self::ReadA => "read-a",
+            Self::ShrinkBeforeF => "shrink-before-f",
+            Self::ShrinkInB => "shrink-in-b",
         }
     }
 
@@ -123,6 +142,8 @@ impl Symbol {
             Self::Grow => Op::Grow { to: size + geometry.l2_entries() * cluster },
             Self::Reopen => Op::Reopen,
             Self::ReadA => Op::Read { offset: 0, length: cluster },
+            Self::ShrinkBeforeF => Op::Shrink { to: FAR * cluster },
+            Self::ShrinkInB => Op::Shrink { to: cluster + 512 },
         }
     }
 }
@@ -140,34 +161,36 @@ pub fn operations(workload: &[Symbol], geometry: &Geometry) -> Vec<Op> {
         .zip(workload)
         .map(|(id, symbol)| {
             let op = symbol.op(geometry, id, size);
-            if let Op::Grow { to } = op {
-                size = to;
+            match op {
+                Op::Grow { to } => size = to,
+                Op::Shrink { to } => size = size.min(to),
+                _ => {}
             }
             op
         })
         .collect()
 }
 
-/// How many workloads have at most `most` requests.
-pub fn count(most: u32) -> u64 {
-    (0..=most).map(|length| (Symbol::ALL.len() as u64).pow(length)).sum()
+/// How many workloads of an alphabet have at most `most` requests.
+pub fn count(alphabet: &[Symbol], most: u32) -> u64 {
+    (0..=most).map(|length| (alphabet.len() as u64).pow(length)).sum()
 }
 
 /// Workload number `index`: shorter ones first, then in the order of the alphabet.
-pub fn workload(mut index: u64) -> Vec<Symbol> {
-    let letters = Symbol::ALL.len() as u64;
+pub fn workload(alphabet: &[Symbol], mut index: u64) -> Vec<Symbol> {
+    let letters = alphabet.len() as u64;
     let mut length = 0;
     while index >= letters.pow(length) {
         index -= letters.pow(length);
         length += 1;
     }
     let digit = |place| (index / letters.pow(place) % letters) as usize;
-    (0..length).rev().map(|place| Symbol::ALL[digit(place)]).collect()
+    (0..length).rev().map(|place| alphabet[digit(place)]).collect()
 }
 
 /// The numbers of the workloads that have one request more than workload number `index` and begin as it does.
-pub const fn continuations(index: u64) -> Range<u64> {
-    let letters = Symbol::ALL.len() as u64;
+pub const fn continuations(alphabet: &[Symbol], index: u64) -> Range<u64> {
+    let letters = alphabet.len() as u64;
     letters * index + 1..letters * (index + 1) + 1
 }
 
@@ -334,21 +357,27 @@ mod tests {
 
     #[test]
     fn workloads_are_numbered_shorter_ones_first_and_all_different() {
-        assert_eq!(count(0), 1);
-        assert_eq!(count(2), 1 + 12 + 144);
-        assert_eq!(workload(0), []);
-        assert_eq!(workload(1), [Symbol::WriteA]);
-        assert_eq!(workload(12), [Symbol::Reopen]);
-        assert_eq!(workload(13), [Symbol::WriteA, Symbol::WriteA]);
-        for index in 0..count(2) {
-            let longer = continuations(index).map(workload);
-            assert!(longer.eq(Symbol::ALL.map(|last| [workload(index), vec![last]].concat())));
+        assert_eq!(count(&Symbol::ALL, 0), 1);
+        assert_eq!(count(&Symbol::ALL, 2), 1 + 12 + 144);
+        assert_eq!(workload(&Symbol::ALL, 0), []);
+        assert_eq!(workload(&Symbol::ALL, 1), [Symbol::WriteA]);
+        assert_eq!(workload(&Symbol::ALL, 12), [Symbol::Reopen]);
+        assert_eq!(workload(&Symbol::ALL, 13), [Symbol::WriteA, Symbol::WriteA]);
+        for index in 0..count(&Symbol::ALL, 2) {
+            let longer =
+                continuations(&Symbol::ALL, index).map(|index| workload(&Symbol::ALL, index));
+            assert!(
+                longer
+                    .eq(Symbol::ALL
+                        .map(|last| [workload(&Symbol::ALL, index), vec![last]].concat()))
+            );
         }
-        let mut all: Vec<_> = (0..count(3)).map(workload).collect();
+        let mut all: Vec<_> =
+            (0..count(&Symbol::ALL, 3)).map(|index| workload(&Symbol::ALL, index)).collect();
         assert!(all.is_sorted_by_key(Vec::len));
         all.sort();
         all.dedup();
-        assert_eq!(all.len() as u64, count(3));
+        assert_eq!(all.len() as u64, count(&Symbol::ALL, 3));
     }
 
     #[test]
@@ -372,6 +401,13 @@ mod tests {
             for op in operations(&[&Symbol::ALL[..], &Symbol::RACING].concat(), &geometry) {
                 assert_eq!(op.fault(), None, "{op:?}");
                 assert_eq!(op.clip(geometry.virtual_size), Some(op), "{op:?}");
+            }
+            let resized = [Symbol::Grow, Symbol::ShrinkBeforeF, Symbol::ShrinkInB, Symbol::Grow];
+            let mut size = geometry.virtual_size;
+            for op in operations(&resized, &geometry) {
+                assert_eq!((op.fault(), op.clip(size)), (None, Some(op)), "{op:?}");
+                let (Op::Grow { to } | Op::Shrink { to }) = op else { panic!("{op:?}") };
+                size = to;
             }
             let twice = operations(&[Symbol::Grow, Symbol::Grow], &geometry);
             assert_ne!(twice[0], twice[1]);

@@ -20,10 +20,10 @@ pub enum AtOnce {
 
 impl AtOnce {
     /// The requests that tasks are made of.
-    pub const fn alphabet(at_once: Option<Self>) -> &'static [Symbol] {
-        match at_once {
-            None | Some(Self::Pairs { .. }) => &Symbol::ALL,
-            Some(Self::Races { .. }) => &Symbol::RACING,
+    pub const fn alphabet(self) -> &'static [Symbol] {
+        match self {
+            Self::Pairs { .. } => &Symbol::ALL,
+            Self::Races { .. } => &Symbol::RACING,
         }
     }
 

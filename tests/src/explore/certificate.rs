@@ -194,7 +194,7 @@ impl Totals {
 impl Certificate {
     /// The certificate of a complete and clean exploration of all shards, or of the one in `settings`.
     pub fn new<Sub: Subject>(subject: &Sub, settings: &Settings, report: &Report) -> Self {
-        let alphabet = AtOnce::alphabet(settings.at_once);
+        let alphabet = settings.at_once.map_or(settings.alphabet, AtOnce::alphabet);
         let mut sizes: Vec<Geometry> = settings.worlds.iter().map(|world| world.geometry).collect();
         sizes.sort_by_key(|geometry| geometry.cluster_bits);
         sizes.dedup_by_key(|geometry| geometry.cluster_bits);
@@ -246,7 +246,9 @@ impl Certificate {
         let explored = self.worlds.iter().filter(|world| world.infeasible.is_none()).count();
         let pairs = self.departures.map(|departures| AtOnce::Pairs { departures });
         let at_once = pairs.or_else(|| self.delays.map(|delays| AtOnce::Races { delays }));
-        let what = AtOnce::covers(at_once, self.operations);
+        let resizes = self.alphabet.iter().any(|name| name == Symbol::ShrinkInB.name());
+        let resizing = if resizes { ", of those that resize" } else { "" };
+        let what = AtOnce::covers(at_once, self.operations) + resizing;
         let old = self.worlds.iter().all(|world| world.geometry.version == 2);
         let layered = self.worlds.iter().all(|world| world.geometry.below.is_some());
         let of = if old { " of version 2" } else { "" };

@@ -37,6 +37,8 @@ use walk::{Counts, Stop, Walk};
 pub struct Settings {
     /// Images to start from.
     pub worlds: Vec<World>,
+    /// Requests one after the other are of this alphabet.
+    pub alphabet: &'static [Symbol],
     /// Workloads have at most this many requests.
     pub operations: u32,
     /// Workloads are requests of two tasks at once, in the place of requests one after the other.
@@ -238,13 +240,13 @@ pub fn run<Sub: Subject>(
         Some(AtOnce::Races { .. }) => alphabet::races(settings.operations),
     };
     let all = match settings.at_once {
-        None => alphabet::count(settings.operations),
+        None => alphabet::count(settings.alphabet, settings.operations),
         Some(_) => at_once.len() as u64,
     };
     // Workloads that share all but their last request are neighbours, and so cheapest in one hand.
     let block = |number: u64| match (settings.at_once, number) {
         (Some(_), _) | (None, 0) => number..number + 1,
-        (None, _) => alphabet::continuations(number - 1),
+        (None, _) => alphabet::continuations(settings.alphabet, number - 1),
     };
     let todo = all / shards + u64::from(all % shards > shard);
     report.todo = todo;
@@ -292,7 +294,7 @@ pub fn run<Sub: Subject>(
                     break;
                 }
                 let tasks = match settings.at_once {
-                    None => vec![alphabet::workload(index)],
+                    None => vec![alphabet::workload(settings.alphabet, index)],
                     Some(_) => at_once[index as usize].to_vec(),
                 };
                 let ops = tasks_of(&tasks, &world.geometry);

@@ -480,6 +480,7 @@ impl<Sub: Subject> Walk<Sub> {
     ) -> Result<Reached<Sub>, Stop> {
         let Reached { mut guest, direct, mut image } = reached;
         direct.take_forks(judged);
+        let request = guest.clip(op).map(Request::Op);
         let token = self.begin(&mut guest, op);
         if *op == Op::Reopen {
             finished(run(image.close()), "closing it")?;
@@ -489,7 +490,6 @@ impl<Sub: Subject> Walk<Sub> {
             self.after(&direct, &guest, judged)?;
             image = opened(run(self.bench.subject.open(direct.clone(), self.bench.session)))?;
         } else {
-            let request = op.clip(guest.size()).map(Request::Op);
             finished(run(perform(&image, request.as_ref())), "a request")?;
             self.forks_of(&direct, &guest, judged)?;
             guest.complete(token);
@@ -898,7 +898,7 @@ mod tests {
     use model::payload::UNIT;
 
     use super::{Ground, Stop, Walk, cuts};
-    use crate::explore::alphabet::{World, count, operations, workload};
+    use crate::explore::alphabet::{Symbol, World, count, operations, workload};
     use crate::subject::Qcow2Core;
 
     fn walk(world: World) -> (Walk<Qcow2Core>, PossibleDisk, Guest) {
@@ -914,8 +914,8 @@ mod tests {
     fn the_disk_is_part_of_the_key_of_a_crash_disk() {
         let world = World::new(10, false, Initial::Leaky);
         let (mut walk, ..) = walk(world);
-        for index in 0..count(1) {
-            let ops = operations(&workload(index), &world.geometry);
+        for index in 0..count(&Symbol::ALL, 1) {
+            let ops = operations(&workload(&Symbol::ALL, index), &world.geometry);
             walk.workload(&ops).expect("nothing is wrong");
         }
         let mut by_ground = BTreeMap::new();

@@ -181,12 +181,16 @@ impl Story {
         writeln!(out, "\nWORKLOAD, the shortest known")?;
         writeln!(
             out,
-            "  image: {}, {} bytes in clusters of {}, {} refcounts of {} bits",
+            "  image: {}, {} bytes in clusters of {}, {} refcounts of {} bits{}{}",
             initial.name(),
             geometry.virtual_size,
             geometry.cluster_size(),
             if geometry.lazy_refcounts { "lazy" } else { "eager" },
             1u32 << geometry.refcount_order,
+            if geometry.has_features() { "" } else { ", version 2" },
+            geometry
+                .below
+                .map_or_else(String::new, |bytes| format!(", over a layer of {bytes} bytes")),
         )?;
         let pages = match open.cache_pages {
             0 => "its own choice of metadata cache".to_owned(),
@@ -840,6 +844,7 @@ fn describe(op: &Op) -> String {
         Op::Read { offset, length } => format!("read {length} bytes at {offset:#x}"),
         Op::Flush => "flush".to_owned(),
         Op::Grow { to } => format!("grow the disk to {to} bytes"),
+        Op::Shrink { to } => format!("shrink the disk to {to} bytes"),
         Op::Reopen => "close and reopen".to_owned(),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::line::By::{Nothing, Test};
 use super::line::lines;
-use super::tests::{BLOCKING, COST, HEAP, IMAGE, RARE, REFUSED};
+use super::tests::{BLOCKING, COST, HEAP, IMAGE, RARE, REFUSED, SHRINK};
 
 lines! {
     "storage::block_on::block_on()" {
@@ -45,6 +45,12 @@ lines! {
         "with requests before and after" [Test(IMAGE, "reads_back_what_was_written")];
         "under power cuts" [
             Nothing("it is one call of Image::grow, which exploration cuts everywhere"),
+        ];
+    }
+    "blocking::Image::shrink()" {
+        "with requests before and after" [Test(SHRINK, "what_is_cut_off_does_not_come_back")];
+        "under power cuts" [
+            Nothing("it is one call of Image::shrink, which exploration cuts everywhere"),
         ];
     }
     "blocking::Image::flush()" {

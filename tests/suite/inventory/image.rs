@@ -20,7 +20,8 @@ use super::plans::{
     some, takes_a_short_last_cluster,
 };
 use super::tests::{
-    BLOCKING, CORPUS, COST, GROW, IMAGE, RARE, REAL_FILE, REFUSED, RETRY, SHUTTLE, TABLES, WRONG,
+    BLOCKING, CORPUS, COST, GROW, IMAGE, RARE, REAL_FILE, REFUSED, RETRY, SHRINK, SHUTTLE, TABLES,
+    WRONG,
 };
 
 lines! {
@@ -244,6 +245,23 @@ lines! {
             Fault(FaultKind::FullDevice),
             Test(RETRY, "room_comes_back_and_nothing_is_lost"),
         ] P10 P8;
+    }
+    "Image::shrink()" {
+        "within a cluster, and by many" [Plans(20, |plan| {
+            some(plan, |op, _| matches!(op, Op::Shrink { .. }))
+        }), Shaped(Shape::Shrinking)] P10 P1 P4;
+        "and larger again" [Plans(15, |plan| {
+            some(plan, |op, _| matches!(op, Op::Shrink { .. }))
+                && some(plan, |op, _| matches!(op, Op::Grow { .. }))
+        })] P2 P10;
+        "over a layer" [Plans(2, |plan| {
+            plan.geometry.below.is_some() && some(plan, |op, _| matches!(op, Op::Shrink { .. }))
+        })] P2;
+        "beside requests that wait" [Test(SHRINK, "who_waited_finds_the_disk_smaller")];
+        "tables that are empty then" [Test(SHRINK, "what_is_cut_off_is_free")];
+        "to what it is, larger, not in units, nothing" [
+            Test(SHRINK, "sizes_that_do_not_fit_are_refused"),
+        ];
     }
     "Image::flush()" {
         "of what has completed" [Explored(Symbol::Flush)] P1;

@@ -30,6 +30,7 @@ pub(super) const REAL_FILE: &str = "tests/suite/real_file.rs";
 pub(super) const REFCOUNT: &str = "qcow2-core/src/format/refcount.rs";
 pub(super) const REFUSED: &str = "tests/suite/refused.rs";
 pub(super) const RETRY: &str = "qcow2-core/tests/retry.rs";
+pub(super) const SHRINK: &str = "qcow2-core/tests/shrink.rs";
 pub(super) const SHUTTLE: &str = "tests/suite/shuttle/mod.rs";
 pub(super) const SNAPSHOTS: &str = "tests/suite/snapshots.rs";
 pub(super) const TABLES: &str = "qcow2-core/tests/tables.rs";

@@ -64,7 +64,7 @@ impl<S: Storage> Image<S> {
         if size < header.size {
             let now = header.size;
             return Err(IoError::Resize(format!(
-                "{size} bytes is less than the {now} of now, and shrinking is not supported"
+                "{size} bytes is less than the {now} of now, and growing makes no disk smaller"
             )));
         }
         let entries =

@@ -1,0 +1,138 @@
+//! Making the guest disk smaller. What lies past the new end goes only when nobody can see it any more.
+//!
+//! ```text
+//!   requests there end ──> header: size ──> L2 entries past it ──> L2 tables past it      each durable before the next
+//!                              │                  └─ their clusters are freed       └─ and so are they
+//!                              └ a power cut before: all of the old disk; after: none of what was cut off
+//! ```
+//!
+//! A power cut after the size leaves entries past the end of the disk. They are legal, counted and read by nobody, and a disk that grows
+//! clears them first. The file keeps its length, and gives the freed space back by discards.
+
+use std::ops::Range;
+
+use crate::barrier::Barrier;
+use crate::claims::Resource;
+use crate::error::IoError;
+use crate::format::entry::{L1Entry, L2Entry, Mapping};
+use crate::image::Image;
+use crate::map::EntryPlace;
+use crate::order::Before;
+use crate::rule::Rule;
+use crate::state::{State, Stop};
+use storage::{Storage, UNIT};
+
+/// Most guest clusters, or tables that do not exist, that are looked at in one step.
+const AT_ONCE: u64 = 256;
+
+impl State {
+    /// Drops the entries of the first of these guest clusters, as far as the cache knows them, and takes them out of the range.
+    fn drop_some(&mut self, clusters: &mut Range<u64>) -> Result<(), Stop> {
+        for _ in 0..AT_ONCE {
+            if clusters.is_empty() {
+                break;
+            }
+            let at = match self.entry_place_to_change(clusters.start)? {
+                EntryPlace::At(at) => at,
+                EntryPlace::NoTable(index) => {
+                    clusters.start = ((index + 1) * self.l2_entries()).min(clusters.end);
+                    continue;
+                }
+            };
+            let (slot, count) = self.entries_at(at, AT_ONCE.min(clusters.end - clusters.start))?;
+            self.check_table_owned(clusters.start)?;
+            for index in 0..count as u64 {
+                let at = at + 8 * index;
+                match self.decode(self.cache.entry(slot, at), at)? {
+                    // What this crate does not write it does not free.
+                    Mapping::Unallocated | Mapping::Compressed { .. } => {}
+                    old => self.clear(at, old, L2Entry(0), true),
+                }
+                clusters.start += 1;
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// Whether the entries of an L2 table in the page of one of them are all zero; and where the next page begins.
+    fn is_empty_page(&mut self, at: u64) -> Result<(bool, u64), Stop> {
+        let (slot, count) = self.entries_at(at, self.l2_entries())?;
+        let is_empty = self.cache.entries(slot, at, count).all(|entry| entry == 0);
+        Ok((is_empty, at + 8 * count as u64))
+    }
+
+    /// Gives up the L2 table of this L1 index, which is empty, durably.
+    fn drop_empty_table(&mut self, index: u64) -> Result<(), Stop> {
+        let (at, table) = self.l1_entry(index)?;
+        let Some(table) = table else { return Ok(()) };
+        let page = self.cache.page_of(at);
+        let version = self.cache.set_entry(at, L1Entry(0).0);
+        let size = self.cluster_size();
+        self.forget(table.host..table.host + size);
+        self.drop_table(table.host / size, Before::Page { offset: page, version });
+        Ok(())
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// Makes the guest disk smaller, to `size` bytes, a multiple of 512; what it held past that is gone. Waits for requests there, and
+    /// later ones are refused. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`IoError::Resize`] if `size` is larger than now; else as [`Image::write`]. After an error the disk has the old size and all
+    /// that it held, or the new one.
+    pub async fn shrink(&self, size: u64) -> Result<(), IoError> {
+        self.begin_change().await?;
+        self.now(|state| state.accepts_requests())?;
+        if !size.is_multiple_of(UNIT as u64) {
+            return Err(IoError::Resize(format!("{size} bytes is not a multiple of 512")));
+        }
+        self.restore_header().await?;
+        let _one = self.claim(Resource::Size).await?;
+        let header = self.with(|state| state.header.clone()).await;
+        if size > header.size {
+            let now = header.size;
+            return Err(IoError::Resize(format!(
+                "{size} bytes is more than the {now} of now, and shrinking makes no disk larger"
+            )));
+        }
+        if size == header.size {
+            return Ok(());
+        }
+        let cluster_size = header.cluster_size();
+        let _guest = self.claim(Resource::Guest(size / cluster_size..u64::MAX)).await?;
+        let mut claim = self.claim(Resource::Header).await?;
+        let stamp = self.write_header(&mut claim, |header| header.size = size, |_, _| {}).await?;
+        drop(claim);
+        let before = [Before::Written(stamp)];
+        self.ensure(Rule::SizeBeforeCleared, Barrier::ShrinkSize, &before).await?;
+        let mut rest = size.div_ceil(cluster_size)..header.size.div_ceil(cluster_size);
+        let per_table = header.l2_entries();
+        let tables = rest.start.div_ceil(per_table)..rest.end.div_ceil(per_table);
+        while !rest.is_empty() {
+            self.decide(|state| state.drop_some(&mut rest)).await?;
+        }
+        self.flush().await?;
+        self.drop_empty_tables(tables).await?;
+        self.flush().await
+    }
+
+    /// Gives up the L2 tables of these L1 indices that have no entries. What they had is durably gone.
+    async fn drop_empty_tables(&self, tables: Range<u64>) -> Result<(), IoError> {
+        let _claim = self.claim(Resource::Tables(tables.clone())).await?;
+        for index in tables {
+            let table = self.decide(|state| Ok(state.l1_entry(index)?.1)).await?;
+            let inside = |host: u64| self.now(|state| host < state.length);
+            let Some(table) = table.filter(|table| inside(table.host)) else { continue };
+            let (mut at, mut is_empty) = (table.host, true);
+            while is_empty && at < table.host + self.cluster_size {
+                (is_empty, at) = self.decide(|state| state.is_empty_page(at)).await?;
+            }
+            if is_empty {
+                self.decide(|state| state.drop_empty_table(index)).await?;
+            }
+        }
+        Ok(())
+    }
+}
