@@ -1,7 +1,7 @@
 //! Who decides what the disk leaves open, and how decisions are recorded, replayed and enumerated.
 //!
 //! Invariant: a run is a function of the answers that its [`Chooser`] gave. So one mechanism serves random campaigns
-//! ([`Random`]), replay ([`Replay`], [`Prefix`]), minimising ([`Steer`]) and proof by enumeration ([`Exhaustive`]). A
+//! ([`Random`]), replay ([`Playback`], [`Prefix`]), minimising ([`Steer`]) and proof by enumeration ([`Exhaustive`]). A
 //! chooser is asked only where there are at least two options, and option 0 is always the one that loses least: the
 //! newest value, the write that landed, no cut. All zeroes is thus a crash that lost nothing.
 
@@ -250,13 +250,13 @@ pub enum Drift {
 
 /// Gives recorded answers. Where the run has drifted from the record it takes option 0 and says so.
 #[derive(Clone, Debug)]
-pub struct Replay {
+pub struct Playback {
     recorded: Vec<Taken>,
     position: usize,
     drift: Option<Drift>,
 }
 
-impl Replay {
+impl Playback {
     /// The answers of a [`Recording`].
     pub const fn new(recorded: Vec<Taken>) -> Self {
         Self { recorded, position: 0, drift: None }
@@ -273,7 +273,7 @@ impl Replay {
     }
 }
 
-impl Chooser for Replay {
+impl Chooser for Playback {
     fn choose(&mut self, options: u32, _: Choice<'_>) -> u32 {
         let index = self.position;
         self.position += 1;
@@ -355,7 +355,7 @@ impl Chooser for Exhaustive {
 #[cfg(test)]
 mod tests {
     use super::{
-        Always, Choice, Chooser, Drift, Exhaustive, Prefix, Random, Recording, Replay, Steer,
+        Always, Choice, Chooser, Drift, Exhaustive, Playback, Prefix, Random, Recording, Steer,
         Taken, ask,
     };
 
@@ -438,19 +438,19 @@ mod tests {
         let mut recording = Recording::new(Random::new(1));
         let answers: Vec<usize> = (2..9).map(|options| pick(&mut recording, options)).collect();
         let (taken, _) = recording.into_parts();
-        let mut replay = Replay::new(taken.clone());
+        let mut replay = Playback::new(taken.clone());
         let again: Vec<usize> = (2..9).map(|options| pick(&mut replay, options)).collect();
         assert_eq!((again, replay.drift(), replay.left_over()), (answers, None, 0));
         pick(&mut replay, 2);
         assert_eq!(replay.drift(), Some(Drift::Exhausted { index: 7, options: 2 }));
 
-        let mut other = Replay::new(taken);
+        let mut other = Playback::new(taken);
         pick(&mut other, 3);
         assert_eq!(other.drift(), Some(Drift::Different { index: 0, options: 3, recorded: 2 }));
         assert_eq!(other.left_over(), 6);
 
         // No recording holds such an answer; a file written by hand may.
-        let mut impossible = Replay::new(vec![Taken { options: 2, taken: 2 }]);
+        let mut impossible = Playback::new(vec![Taken { options: 2, taken: 2 }]);
         assert_eq!(pick(&mut impossible, 2), 0);
         assert_eq!(
             impossible.drift(),

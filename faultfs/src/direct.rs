@@ -53,7 +53,7 @@ pub struct Done {
 
 /// How many operations were submitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct Submitted {
     /// Reads.
     pub reads: u64,
     /// Writes, zeroings, discards, length changes.
@@ -98,7 +98,7 @@ pub struct Remains<C> {
     /// What happened, if it was traced.
     pub trace: Option<Trace>,
     /// How many operations there were.
-    pub counts: Counts,
+    pub counts: Submitted,
     /// Whether the power failed at the operation that the options named.
     pub crashed: bool,
     /// The forks that nobody has taken, oldest first.
@@ -199,8 +199,8 @@ impl<C: Chooser + Send + 'static> Direct<C> {
     }
 
     /// How many operations were submitted so far; none once the power is off.
-    pub fn counts(&self) -> Counts {
-        self.lock().as_ref().map_or_else(Counts::default, |powered| counts(&powered.device))
+    pub fn counts(&self) -> Submitted {
+        self.lock().as_ref().map_or_else(Submitted::default, |powered| counts(&powered.device))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Powered<C>>> {
@@ -254,11 +254,11 @@ impl<C: Chooser + Send + 'static> Direct<C> {
     }
 }
 
-fn counts(device: &Device) -> Counts {
+fn counts(device: &Device) -> Submitted {
     let count = |kinds: &[IoKind]| kinds.iter().map(|&kind| device.count(kind)).sum();
     let updates =
         [IoKind::Write, IoKind::WriteThrough, IoKind::WriteZeroes, IoKind::Discard, IoKind::SetLen];
-    Counts {
+    Submitted {
         reads: count(&[IoKind::Read]),
         updates: count(&updates),
         flushes: count(&[IoKind::Flush]),
@@ -364,7 +364,7 @@ mod tests {
 
     use storage::{Durability, IoBuf, Storage, UNIT};
 
-    use super::{Counts, Direct, DirectOptions, MAX_IDLE, run};
+    use super::{Direct, DirectOptions, MAX_IDLE, Submitted, run};
     use crate::chooser::{Always, Random};
     use crate::device::Breach;
     use crate::disk::{MAX_UNITS, PossibleDisk};
@@ -419,11 +419,11 @@ mod tests {
             assert_eq!(read(&storage, u64::MAX - 1023, 512).await, vec![0; 512]);
         });
         assert_eq!(done, Some(()));
-        let counts = Counts { reads: 4, updates: 5, flushes: 1 };
+        let counts = Submitted { reads: 4, updates: 5, flushes: 1 };
         assert_eq!(storage.counts(), counts);
         let remains = storage.power_off();
         assert_eq!(remains.counts, counts);
-        assert_eq!(storage.counts(), Counts::default());
+        assert_eq!(storage.counts(), Submitted::default());
         assert_eq!(remains.breaches, []);
         assert!(!remains.crashed);
         assert_eq!(run(storage.flush()).map(|_| ()), None);

@@ -73,7 +73,7 @@ impl SimOptions {
 
 /// What a step did.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum StepResult {
     /// A task was polled.
     Ran {
         /// Which.
@@ -193,13 +193,17 @@ impl Sim {
     }
 
     /// Lets one thing happen.
-    pub fn step(&mut self) -> Step {
+    pub fn step(&mut self) -> StepResult {
         self.steps += 1;
         let overdue = self.offer();
         if self.candidates.is_empty() {
             let left = self.tasks.iter().filter(|task| task.future.is_some());
             let tasks: Vec<String> = left.map(|task| task.name.clone()).collect();
-            return if tasks.is_empty() { Step::Done } else { Step::Deadlock { tasks } };
+            return if tasks.is_empty() {
+                StepResult::Done
+            } else {
+                StepResult::Deadlock { tasks }
+            };
         }
         let picked = match overdue {
             Some(candidate) => candidate,
@@ -218,21 +222,21 @@ impl Sim {
             Candidate::Run(task) => self.run_task(task),
             Candidate::Complete(index) => {
                 let (io, ok) = self.lock().complete(index);
-                Step::Completed { io, ok }
+                StepResult::Completed { io, ok }
             }
             Candidate::Cancel(task) => {
                 self.cancellations -= 1;
                 self.cancel(task);
-                Step::Cancelled(task)
+                StepResult::Cancelled(task)
             }
         }
     }
 
     /// Steps until nothing is left to do: `Done`, or `Deadlock`.
-    pub fn run(&mut self) -> Step {
+    pub fn run(&mut self) -> StepResult {
         loop {
             let step = self.step();
-            if matches!(step, Step::Done | Step::Deadlock { .. }) {
+            if matches!(step, StepResult::Done | StepResult::Deadlock { .. }) {
                 return step;
             }
         }
@@ -276,7 +280,7 @@ impl Sim {
         oldest.filter(|(since, _)| self.steps - since > PATIENCE).map(|(_, candidate)| candidate)
     }
 
-    fn run_task(&mut self, id: TaskId) -> Step {
+    fn run_task(&mut self, id: TaskId) -> StepResult {
         {
             let mut world = self.lock();
             world.trace(|trace| trace.record(Event::Run(id)));
@@ -295,7 +299,7 @@ impl Sim {
         self.last = Some(id);
         let mut world = self.lock();
         world.current = None;
-        Step::Ran { task: id, finished, submitted: world.submitted }
+        StepResult::Ran { task: id, finished, submitted: world.submitted }
     }
 
     /// The disk as it is now: crash it, look at it.
@@ -333,7 +337,7 @@ impl Sim {
         self.lock().device.trace.as_ref().map_or(0, Trace::hash)
     }
 
-    /// The decisions of the schedule so far: `Choices(Replay)` repeats them.
+    /// The decisions of the schedule so far: `Choices(Playback)` repeats them.
     pub fn decisions(&self) -> &[Taken] {
         &self.decisions
     }

@@ -14,7 +14,7 @@
 //!   PossibleDisk  -------------------------->  PossibleDisk  -------------------------->  ...
 //!         |                                           |
 //!         +-- what is left open: Chooser              +-- what a judge sees: peek, visible, possible_lengths
-//!             Random, Replay, Exhaustive, ...             (decides nothing)
+//!             Random, Playback, Exhaustive, ...             (decides nothing)
 //! ```
 //!
 //! # Exploring every crash state

@@ -24,12 +24,12 @@ impl<S: Schedule + ?Sized> Schedule for Box<S> {
 
 /// Any candidate with the same probability; cancellations rarely.
 #[derive(Clone, Debug)]
-pub struct Random {
+pub struct RandomOrder {
     rng: Rng,
     cancel: Ratio,
 }
 
-impl Random {
+impl RandomOrder {
     /// The order of `seed`.
     pub fn new(seed: u64) -> Self {
         Self { rng: Rng::new(seed), cancel: Ratio::new(1, 16) }
@@ -43,7 +43,7 @@ impl Random {
     }
 }
 
-impl Schedule for Random {
+impl Schedule for RandomOrder {
     fn pick(&mut self, candidates: &[Candidate]) -> usize {
         let useful = useful(candidates);
         if useful < candidates.len() && self.rng.chance(self.cancel) {
@@ -145,7 +145,7 @@ impl<C: Chooser> Schedule for PutOff<C> {
     }
 }
 
-/// The order is what a chooser says: with `Replay` a recorded one, with `Exhaustive` all of them.
+/// The order is what a chooser says: with `Playback` a recorded one, with `Exhaustive` all of them.
 #[derive(Clone, Debug)]
 pub struct Choices<C> {
     chooser: C,
@@ -183,7 +183,7 @@ impl<C: Chooser> Schedule for Choices<C> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Candidate, Choices, Pct, PutOff, Random, Schedule, TaskId};
+    use super::{Candidate, Choices, Pct, PutOff, RandomOrder, Schedule, TaskId};
     use crate::chooser::{Always, Exhaustive};
     use crate::rng::Ratio;
     use std::sync::{Arc, Mutex};
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn random_reaches_everything_and_cancels_at_its_ratio() {
         let offered = [RUN[0], RUN[2], Candidate::Cancel(TaskId(0)), Candidate::Cancel(TaskId(1))];
-        let mut schedule = Random::new(1).cancelling(Ratio::new(1, 4));
+        let mut schedule = RandomOrder::new(1).cancelling(Ratio::new(1, 4));
         let mut picked = [0; 4];
         for _ in 0..4000 {
             picked[schedule.pick(&offered)] += 1;

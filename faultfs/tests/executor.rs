@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use faultfs::Breach;
-use faultfs::chooser::{Always, Exhaustive, Random, Replay};
+use faultfs::chooser::{Always, Exhaustive, Playback, Random};
 use faultfs::disk::PossibleDisk;
-use faultfs::exec::{PATIENCE, Sim, SimOptions, SimStorage, Step};
+use faultfs::exec::{PATIENCE, Sim, SimOptions, SimStorage, StepResult};
 use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
 use faultfs::profile::{FlushFailure, Profile};
 use faultfs::rng::Ratio;
@@ -91,7 +91,7 @@ fn lost_update(schedule: impl Schedule + Send + 'static) -> (u8, Sim) {
             write(&storage, 0, count + 1, 1).await.unwrap();
         });
     }
-    assert_eq!(sim.run(), Step::Done);
+    assert_eq!(sim.run(), StepResult::Done);
     let count = sim.disk().image(&mut Always(0))[0];
     (count, sim)
 }
@@ -113,7 +113,8 @@ fn every_schedule(mut leaf: impl FnMut(Choices<Shared<Exhaustive>>)) -> u32 {
 #[test]
 fn a_lost_update_is_found_by_every_schedule() {
     let lost = |counts: &[u8]| counts.iter().filter(|&&count| count == 1).count();
-    let random: Vec<u8> = (0..200).map(|seed| lost_update(schedule::Random::new(seed)).0).collect();
+    let random: Vec<u8> =
+        (0..200).map(|seed| lost_update(schedule::RandomOrder::new(seed)).0).collect();
     let pct: Vec<u8> = (0..200).map(|seed| lost_update(Pct::new(seed, 2, 10)).0).collect();
     let mut every = Vec::new();
     every_schedule(|schedule| every.push(lost_update(schedule).0));
@@ -136,7 +137,7 @@ fn a_lost_update_is_found_by_every_schedule() {
 
 #[test]
 fn the_same_seed_is_the_same_run_and_another_seed_another() {
-    let hash = |seed| lost_update(schedule::Random::new(seed)).1.trace_hash();
+    let hash = |seed| lost_update(schedule::RandomOrder::new(seed)).1.trace_hash();
     let hashes: BTreeSet<u64> = (0..50).map(hash).collect();
     assert!(hashes.len() > 10, "{}", hashes.len());
     assert!((0..50).all(|seed| hashes.contains(&hash(seed))));
@@ -156,12 +157,12 @@ fn the_decisions_of_a_run_repeat_it() {
                     read(&storage, 1, 3).await;
                 });
             }
-            assert_eq!(sim.run(), Step::Done);
+            assert_eq!(sim.run(), StepResult::Done);
             sim
         };
-        let first = race(SimOptions::new(schedule::Random::new(seed), Random::new(seed)));
-        let order = shared(Replay::new(first.decisions().to_vec()));
-        let choices = shared(Replay::new(first.choices()));
+        let first = race(SimOptions::new(schedule::RandomOrder::new(seed), Random::new(seed)));
+        let order = shared(Playback::new(first.decisions().to_vec()));
+        let choices = shared(Playback::new(first.choices()));
         let again = race(SimOptions::new(Choices::new(Arc::clone(&order)), Arc::clone(&choices)));
         assert_eq!(again.trace_hash(), first.trace_hash());
         for replay in [order, choices] {
@@ -184,9 +185,9 @@ fn completions_come_in_any_order() {
         let mut order = Vec::new();
         loop {
             match sim.step() {
-                Step::Completed { io, ok: true } => order.push(io.index),
-                Step::Ran { submitted: 2 | 0, .. } => {}
-                Step::Done => break,
+                StepResult::Completed { io, ok: true } => order.push(io.index),
+                StepResult::Ran { submitted: 2 | 0, .. } => {}
+                StepResult::Done => break,
                 other => panic!("{other:?}"),
             }
         }
@@ -197,14 +198,14 @@ fn completions_come_in_any_order() {
 
 #[test]
 fn a_crash_may_fall_after_every_submission_and_completion() {
-    let mut sim = sim(schedule::Random::new(1));
+    let mut sim = sim(schedule::RandomOrder::new(1));
     let storage = sim.storage();
     sim.spawn("writer", async move {
         write(&storage, 0, 1, 1).await.unwrap();
         storage.flush().await.unwrap();
     });
     let mut undecided = Vec::new();
-    while sim.step() != Step::Done {
+    while sim.step() != StepResult::Done {
         let crashed = sim.disk().crash(Profile::TornLength, &mut Always(0));
         undecided.push(crashed.undecided().len());
     }
@@ -230,16 +231,16 @@ fn a_flush_covers_what_had_completed_when_it_was_submitted() {
 
 #[test]
 fn a_dropped_future_leaves_its_write_in_flight() {
-    let mut sim = sim(schedule::Random::new(1));
+    let mut sim = sim(schedule::RandomOrder::new(1));
     let storage = sim.storage();
     let task = sim.spawn("writer", async move { write(&storage, 0, 1, 1).await.unwrap() });
-    assert_eq!(sim.step(), Step::Ran { task, finished: false, submitted: 1 });
+    assert_eq!(sim.step(), StepResult::Ran { task, finished: false, submitted: 1 });
     sim.cancel(task);
     assert!(!sim.is_alive(task));
     assert_eq!(sim.in_flight().len(), 1);
     assert_eq!(sim.disk().crash(Profile::TornLength, &mut Always(0)).undecided(), [0]);
-    assert!(matches!(sim.step(), Step::Completed { ok: true, .. }));
-    assert_eq!(sim.step(), Step::Done);
+    assert!(matches!(sim.step(), StepResult::Completed { ok: true, .. }));
+    assert_eq!(sim.step(), StepResult::Done);
     assert_eq!(sim.disk().image(&mut Always(0))[0], 1);
 }
 
@@ -263,12 +264,12 @@ fn settle_waits_for_orphans_and_for_nothing_else() {
         loop {
             let orphan = sim.in_flight().iter().any(|io| io.offset == 0);
             match sim.step() {
-                Step::Ran { task, finished: true, .. } if task == settles => {
+                StepResult::Ran { task, finished: true, .. } if task == settles => {
                     assert!(!orphan, "settled while the orphan could still land");
                     orders |= if sim.is_alive(slow) { 1 } else { 2 };
                 }
-                Step::Done => break,
-                Step::Deadlock { tasks } => panic!("{tasks:?} wait for ever"),
+                StepResult::Done => break,
+                StepResult::Deadlock { tasks } => panic!("{tasks:?} wait for ever"),
                 _ => {}
             }
         }
@@ -278,18 +279,18 @@ fn settle_waits_for_orphans_and_for_nothing_else() {
 
 #[test]
 fn a_deadlock_is_reported_by_name() {
-    let mut sim = sim(schedule::Random::new(1));
+    let mut sim = sim(schedule::RandomOrder::new(1));
     let storage = sim.storage();
     sim.spawn("finishes", async move { write(&storage, 0, 1, 1).await.unwrap() });
     sim.spawn("hangs", pending());
-    assert_eq!(sim.run(), Step::Deadlock { tasks: vec!["hangs".to_owned()] });
+    assert_eq!(sim.run(), StepResult::Deadlock { tasks: vec!["hangs".to_owned()] });
 }
 
 #[test]
 fn the_schedule_may_cancel_as_often_as_it_is_allowed_to() {
     let mut cancelled = BTreeSet::new();
     for seed in 0..50 {
-        let schedule = schedule::Random::new(seed).cancelling(Ratio::new(1, 4));
+        let schedule = schedule::RandomOrder::new(seed).cancelling(Ratio::new(1, 4));
         let mut options = SimOptions::new(schedule, Always(0));
         options.cancellations = 1;
         let mut sim = Sim::new(disk(8), options);
@@ -300,11 +301,11 @@ fn the_schedule_may_cancel_as_often_as_it_is_allowed_to() {
         let mut count = 0;
         loop {
             match sim.step() {
-                Step::Cancelled(task) => {
+                StepResult::Cancelled(task) => {
                     count += 1;
                     cancelled.insert(task.0);
                 }
-                Step::Done => break,
+                StepResult::Done => break,
                 _ => {}
             }
         }
@@ -338,7 +339,7 @@ fn nothing_starves_beside_a_task_that_spins() {
         *done.lock().unwrap() = true;
     });
     let mut steps = 0;
-    while sim.step() != Step::Done {
+    while sim.step() != StepResult::Done {
         steps += 1;
         assert!(steps < 4 * PATIENCE, "starved");
     }
@@ -364,8 +365,8 @@ fn what_was_passed_over_goes_in_the_order_in_which_it_was_offered() {
     let mut submitted_at = 0;
     for step in 1..=3 * PATIENCE {
         match sim.step() {
-            Step::Ran { submitted: 2, .. } => submitted_at = step,
-            Step::Completed { io, .. } => ended.push((step - submitted_at, io.index)),
+            StepResult::Ran { submitted: 2, .. } => submitted_at = step,
+            StepResult::Completed { io, .. } => ended.push((step - submitted_at, io.index)),
             _ => {}
         }
     }
@@ -452,7 +453,7 @@ fn a_read_that_overlaps_a_write_returns_either_per_unit() {
             let new = (vec![1, 2], Durability::Through);
             let (mut sim, found) =
                 read_beside_write(disk, &choices, (read_first, write), 0..3, new);
-            assert_eq!(sim.run(), Step::Done);
+            assert_eq!(sim.run(), StepResult::Done);
             assert_eq!(sim.breaches(), []);
             seen.insert(found.lock().unwrap().take().unwrap());
             if !choices.lock().unwrap().advance() {
@@ -521,7 +522,7 @@ fn overlapping_writes_in_flight_are_a_breach_that_names_both() {
         }
         // Tasks stand before completions, so both are submitted before either ends.
         for _ in 0..2 {
-            assert!(matches!(sim.step(), Step::Ran { submitted: 1, .. }));
+            assert!(matches!(sim.step(), StepResult::Ran { submitted: 1, .. }));
         }
         sim.breaches()
     };
@@ -552,7 +553,7 @@ fn faults_reach_the_task_and_the_disk() {
         at: FaultAt::Nth { kind: IoKind::Write, nth: 1 },
         fault: Fault::Enospc { landed: 1 },
     };
-    let mut options = SimOptions::new(schedule::Random::new(1), Always(0));
+    let mut options = SimOptions::new(schedule::RandomOrder::new(1), Always(0));
     options.faults = Box::new(Planned(vec![fault]));
     let mut sim = Sim::new(disk(4), options);
     let storage = sim.storage();
@@ -567,7 +568,7 @@ fn faults_reach_the_task_and_the_disk() {
         assert_eq!(storage.len().await.unwrap(), unit(6));
         storage.flush().await.unwrap();
     });
-    assert_eq!(sim.run(), Step::Done);
+    assert_eq!(sim.run(), StepResult::Done);
     let dump = sim.trace().dump(|offset| format!("unit {}", offset / 512));
     assert!(dump.contains("fail     #1    errno 28"), "{dump}");
     assert!(
@@ -589,7 +590,7 @@ fn short_transfers_and_full_devices_move_a_part() {
         at: FaultAt::Span { first: 3, count: 2 },
         fault: Fault::Enospc { landed: 0 },
     };
-    let mut options = SimOptions::new(schedule::Random::new(1), Always(0));
+    let mut options = SimOptions::new(schedule::RandomOrder::new(1), Always(0));
     options.faults = Box::new(Planned(vec![short(IoKind::Write), short(IoKind::Read), full]));
     let mut sim = Sim::new(disk(0), options);
     let storage = sim.storage();
@@ -608,7 +609,7 @@ fn short_transfers_and_full_devices_move_a_part() {
         write(&storage, 4, 8, 1).await.unwrap();
         assert_eq!(read(&storage, 3, 2).await, [0, 8]);
     });
-    assert_eq!(sim.run(), Step::Done);
+    assert_eq!(sim.run(), StepResult::Done);
     let mut keys = Vec::new();
     sim.with_disk(|disk| (1..3).for_each(|unit| disk.peek(unit, &mut keys)));
     assert_eq!(keys, [Key::ZERO; 2], "no unit past the cut can land");
@@ -620,7 +621,7 @@ fn short_transfers_and_full_devices_move_a_part() {
 fn a_late_write_lands_until_it_is_settled() {
     for (settles, values, breaches) in [(false, vec![1, 2], 1), (true, vec![2], 0)] {
         let at = FaultAt::Nth { kind: IoKind::Write, nth: 0 };
-        let mut options = SimOptions::new(schedule::Random::new(1), Always(0));
+        let mut options = SimOptions::new(schedule::RandomOrder::new(1), Always(0));
         options.faults = Box::new(Planned(vec![PlannedFault { at, fault: Fault::Late }]));
         let mut sim = Sim::new(disk(2), options);
         let storage = sim.storage();
@@ -635,7 +636,7 @@ fn a_late_write_lands_until_it_is_settled() {
             write(&storage, 1, 3, 1).await.unwrap();
             storage.settle().await.unwrap();
         });
-        assert_eq!(sim.run(), Step::Done);
+        assert_eq!(sim.run(), StepResult::Done);
         assert_eq!(sim.breaches().len(), breaches);
         assert!(matches!(
             sim.breaches().first(),
@@ -664,11 +665,11 @@ fn others_may_get_ahead_of_a_settle() {
         let mut sim = Sim::new(disk(1), options);
         let failed = sim.storage();
         sim.spawn("first", async move { drop(write(&failed, 0, 1, 1).await) });
-        assert_eq!(sim.run(), Step::Done);
+        assert_eq!(sim.run(), StepResult::Done);
         let (settler, writer) = (sim.storage(), sim.storage());
         sim.spawn("settler", async move { settler.settle().await.unwrap() });
         sim.spawn("writer", async move { write(&writer, 0, 2, 1).await.unwrap() });
-        assert_eq!(sim.run(), Step::Done);
+        assert_eq!(sim.run(), StepResult::Done);
         seen.insert(sim.breaches().len());
     });
     assert_eq!(seen, BTreeSet::from([0, 1]));
@@ -685,7 +686,7 @@ fn a_write_through_write_fails_in_its_sync() {
     ] {
         let at = FaultAt::Nth { kind: IoKind::WriteThrough, nth: 0 };
         let fault = Fault::Through(failure);
-        let mut options = SimOptions::new(schedule::Random::new(1), Always(0));
+        let mut options = SimOptions::new(schedule::RandomOrder::new(1), Always(0));
         options.faults = Box::new(Planned(vec![PlannedFault { at, fault }]));
         let mut sim = Sim::new(disk(3), options);
         let storage = sim.storage();
@@ -699,7 +700,7 @@ fn a_write_through_write_fails_in_its_sync() {
             assert_eq!(storage.flush().await.is_ok(), goes_on);
             assert_eq!(through(2).await.is_ok(), goes_on);
         });
-        assert_eq!(sim.run(), Step::Done);
+        assert_eq!(sim.run(), StepResult::Done);
         let crashed = sim.disk().crash(Profile::TornLength, &mut Always(0));
         assert_eq!(crashed.undecided(), left, "{failure:?}");
     }
@@ -740,9 +741,9 @@ fn settle_reports_the_failure_of_a_dropped_sync() {
                     _ => write(&storage, 0, 1, 1).await,
                 });
             });
-            assert!(matches!(sim.step(), Step::Ran { submitted: 1, .. }));
+            assert!(matches!(sim.step(), StepResult::Ran { submitted: 1, .. }));
             if ends_first {
-                assert!(matches!(sim.step(), Step::Completed { ok, .. } if ok != fails));
+                assert!(matches!(sim.step(), StepResult::Completed { ok, .. } if ok != fails));
             }
             sim.cancel(dropped);
             let heard = shared(Vec::new());
@@ -753,7 +754,7 @@ fn settle_reports_the_failure_of_a_dropped_sync() {
                     told.lock().unwrap().push(result);
                 }
             });
-            assert_eq!(sim.run(), Step::Done);
+            assert_eq!(sim.run(), StepResult::Done);
             let heard = heard.lock().unwrap();
             assert_eq!(*heard, [reported, Ok(())], "{kind:?} {fault:?}, {ends_first}");
         }

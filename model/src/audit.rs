@@ -24,19 +24,19 @@ pub const MAX_FINDINGS: usize = 1 << 16;
 
 /// What an audit found.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub struct AuditReport {
     /// The header, unless it was unusable.
     pub header: Option<Header>,
     /// Everything that is not as it should be, whether or not it is a violation.
     pub findings: Vec<Finding>,
     /// Figures in the shape of `qemu-img check --output=json`.
-    pub totals: Totals,
+    pub totals: CheckTotals,
 }
 
 /// The figures that `qemu-img check --output=json` gives, under its keys. Those that are 0 are left out, as there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Totals {
+pub struct CheckTotals {
     /// Where the last cluster in use ends.
     pub image_end_offset: u64,
     /// Guest clusters.
@@ -64,7 +64,7 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-impl Report {
+impl AuditReport {
     /// The findings that are violations in an image at `stage`.
     pub fn violations(&self, stage: Stage) -> impl Iterator<Item = (Property, &Finding)> {
         self.findings.iter().filter_map(move |f| Some((f.violates(stage)?, f)))
@@ -86,7 +86,7 @@ impl Report {
 #[derive(Clone, Debug, Default)]
 pub struct Auditor {
     image: Image,
-    report: Report,
+    report: AuditReport,
     defect: Defect,
 }
 
@@ -97,7 +97,7 @@ impl Auditor {
     }
 
     /// Reads and audits an image. Resolves its metadata and nothing else.
-    pub fn audit<E: Evidence>(&mut self, evidence: &mut E) -> &Report {
+    pub fn audit<E: Evidence>(&mut self, evidence: &mut E) -> &AuditReport {
         self.report.findings.clear();
         self.image.read(evidence, &mut self.report.findings);
         self.compare_refcounts();
@@ -115,7 +115,7 @@ impl Auditor {
     }
 
     /// The report on the image that was audited last.
-    pub fn report(&self) -> &Report {
+    pub fn report(&self) -> &AuditReport {
         &self.report
     }
 
@@ -161,21 +161,21 @@ impl Auditor {
         }
     }
 
-    fn totals(&self) -> Totals {
+    fn totals(&self) -> CheckTotals {
         let Some(header) = self.image.header() else {
-            return Totals { check_errors: 1, ..Totals::default() };
+            return CheckTotals { check_errors: 1, ..CheckTotals::default() };
         };
         let mapped = self.image.mapped();
         let used = self.image.stored().iter().max().map_or(0, |last| last.saturating_add(1));
         let referenced = self.image.claims().iter().map(|claim| claim.clusters.end).max();
         let end = u64::from(referenced.unwrap_or(0).max(used));
-        let mut totals = Totals {
+        let mut totals = CheckTotals {
             image_end_offset: end.saturating_mul(header.cluster_size()),
             total_clusters: header.size.div_ceil(header.cluster_size()),
             allocated_clusters: mapped.allocated,
             fragmented_clusters: mapped.fragmented,
             compressed_clusters: mapped.compressed,
-            ..Totals::default()
+            ..CheckTotals::default()
         };
         for finding in &self.report.findings {
             let count = match finding {

@@ -16,7 +16,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::audit::{Auditor, Report};
+use crate::audit::{AuditReport, Auditor};
 use crate::defect::Defect;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::{Finding, Property, Stage};
@@ -90,7 +90,7 @@ impl fmt::Display for Violation {
 
 /// What a subject says about an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub enum Statement {
     /// It is in order, leaks aside.
     Clean,
     /// It was repaired and is in order.
@@ -101,7 +101,7 @@ pub enum Claim {
     Writable,
 }
 
-impl Claim {
+impl Statement {
     /// What the image has to be like for the claim to be true, if it claims anything.
     pub const fn stage(self) -> Option<Stage> {
         match self {
@@ -463,10 +463,10 @@ impl Judge {
     }
 
     /// P8: what the subject says about the image that was judged last is so.
-    pub fn p8_claim(&self, claim: Claim) -> Option<Violation> {
+    pub fn p8_claim(&self, claim: Statement) -> Option<Violation> {
         let stage = match claim {
             _ if self.defect == Defect::ClaimsBelieved => return None,
-            Claim::Writable if self.defect == Defect::WritableBelieved => return None,
+            Statement::Writable if self.defect == Defect::WritableBelieved => return None,
             _ => claim.stage()?,
         };
         let (_, finding) = self.auditor.report().violations(stage).next()?;
@@ -581,7 +581,7 @@ pub fn p0_misread<E: Evidence>(misread: &Misread, evidence: &E, guest: &Guest) -
 }
 
 /// P4, and the structural part of P6: what is illegal at this stage.
-pub fn p4_structure(report: &Report, stage: Stage, violations: &mut Vec<Violation>) {
+pub fn p4_structure(report: &AuditReport, stage: Stage, violations: &mut Vec<Violation>) {
     let found = report.violations(stage).take(MAX_VIOLATIONS);
     violations.extend(found.map(|(property, finding)| Violation {
         property,

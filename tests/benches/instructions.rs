@@ -85,7 +85,7 @@ const PIECES: [Piece; 8] = [
         }
     }),
     ("explore every power cut in one request", 2, |times| {
-        let settings = explore::Settings {
+        let settings = explore::ExploreSettings {
             worlds: worlds(&[1024], &[true], &[Initial::Fragmented]),
             alphabet: &Symbol::ALL,
             operations: 1,

@@ -211,7 +211,7 @@ fn explore_leaves(criterion: &mut Criterion) {
     let kinds = [Initial::Fresh, Initial::Fragmented, Initial::Leaky, Initial::L1AboutToGrow];
     let worlds = worlds(&[1024], &[false, true], &kinds);
     let images: Vec<Vec<u8>> = worlds.iter().flat_map(crash_images).collect();
-    let settings = explore::Settings {
+    let settings = explore::ExploreSettings {
         worlds,
         alphabet: &Symbol::ALL,
         operations: 2,

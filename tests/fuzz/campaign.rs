@@ -8,7 +8,7 @@ use model::finding::Property;
 use qcow2_core::Rule;
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
-use qcow2_crashtest::console::{self, Outputs, Status};
+use qcow2_crashtest::console::{self, ExitStatus, Outputs};
 use qcow2_crashtest::corpus;
 use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::subject::Qcow2Core;
@@ -56,7 +56,7 @@ fn no_power_cut_loses_anything() {
     };
     let status =
         console::run(&Qcow2Core::default(), &settings, &outputs).expect("results can be written");
-    assert_eq!(status, Status::Passed);
+    assert_eq!(status, ExitStatus::Passed);
 }
 
 /// Goal: the harness can fail. Method: the same campaign on code that maps clusters before their data is durable.

@@ -14,7 +14,7 @@ use qcow2_crashtest::life::{self, Order};
 use qcow2_crashtest::probe::Probes;
 use qcow2_crashtest::recover::Bench;
 use qcow2_crashtest::subject::{Qcow2Core, Session};
-use qcow2_crashtest::trial::{self, At, Leaf, Trial, TrialLife, cluster_units};
+use qcow2_crashtest::trial::{self, At, Survivors, Trial, TrialLife, cluster_units};
 
 const UNITS: u64 = 96;
 
@@ -67,7 +67,7 @@ fn trial(geometry: Geometry, ops: Vec<Op>, initial: Initial, order: u64, leaf: u
             faults: Planned::default(),
             dropped: None,
             at: At::End,
-            leaf: Leaf::Seed(leaf),
+            leaf: Survivors::Seed(leaf),
             steps: Vec::new(),
             unrecovered: false,
         }],

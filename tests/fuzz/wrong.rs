@@ -9,7 +9,7 @@ use model::build::Initial;
 use model::case::{Device, OpenOptions, Status, Step};
 use model::finding::Property;
 use model::guest::Promises;
-use model::judge::{Claim, Extent};
+use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry, Op};
 use qcow2_core::Image;
 use qcow2_core::storage::{IoBuf, Storage};
@@ -21,7 +21,7 @@ use qcow2_crashtest::probe::{Probe, Probes};
 use qcow2_crashtest::recover::{Bench, Failure, StepPlan};
 use qcow2_crashtest::replay::{Verdict, replay};
 use qcow2_crashtest::subject::{Mend, Qcow2Core, Refusal, Session, Subject, SubjectImage};
-use qcow2_crashtest::trial::{At, Leaf, Trial, TrialLife};
+use qcow2_crashtest::trial::{At, Survivors, Trial, TrialLife};
 use qcow2_crashtest::workload::Scope;
 use qcow2_crashtest::{corpus, robust, trial};
 
@@ -84,21 +84,25 @@ impl Subject for Wrong {
         Ok(WrongImage { image, how: self.0 })
     }
 
-    async fn check<S: Storage>(&self, storage: S, mend: Mend) -> Option<Result<Claim, Refusal>> {
+    async fn check<S: Storage>(
+        &self,
+        storage: S,
+        mend: Mend,
+    ) -> Option<Result<Statement, Refusal>> {
         match self.0 {
-            How::Alarms => Some(Ok(Claim::GaveUp)),
-            How::Praises => Some(Ok(Claim::Clean)),
+            How::Alarms => Some(Ok(Statement::GaveUp)),
+            How::Praises => Some(Ok(Statement::Clean)),
             _ => Qcow2Core::default().check(storage, mend).await,
         }
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
+    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
         let core = Qcow2Core { rules: qcow2_core::Rules::all() };
         let report = qcow2_core::check(&storage, qcow2_core::Repair::All, core.rules).await;
         let gave_up = !report.as_ref().is_ok_and(qcow2_core::CheckReport::is_consistent);
         match (self.0, gave_up) {
-            (_, false) => Ok(Claim::Repaired),
-            (How::Lies, true) => Ok(Claim::Repaired),
+            (_, false) => Ok(Statement::Repaired),
+            (How::Lies, true) => Ok(Statement::Repaired),
             (How::Panics, true) => panic!("a subject that panics on purpose"),
             (How::NeverEnds, true) => loop {
                 let _ = storage.read(0, IoBuf::zeroed(512, 512)).await;
@@ -106,9 +110,9 @@ impl Subject for Wrong {
             (How::Spoils, true) => {
                 let length = storage.len().await.map_err(|e| Refusal::Failed(e.to_string()))?;
                 let _ = storage.write_zeroes(length / 1024 * 512..length).await;
-                Ok(Claim::GaveUp)
+                Ok(Statement::GaveUp)
             }
-            _ => Ok(Claim::GaveUp),
+            _ => Ok(Statement::GaveUp),
         }
     }
 }
@@ -313,7 +317,7 @@ fn long_requests_are_told_from_endless_ones() {
         faults: Planned::default(),
         dropped: None,
         at: At::End,
-        leaf: Leaf::Choices(Vec::new()),
+        leaf: Survivors::Choices(Vec::new()),
         steps: Vec::new(),
         unrecovered: false,
     };

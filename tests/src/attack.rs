@@ -119,7 +119,7 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
 
 /// What an attack led to.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct AttackOutcome {
     /// What was seen, if anything.
     pub failure: Option<Failure>,
     /// The way to it, where a campaign found it.
@@ -138,7 +138,7 @@ pub fn run(
     strategy: Strategy,
     seed: u64,
     limit: Duration,
-) -> Option<Outcome> {
+) -> Option<AttackOutcome> {
     #[expect(clippy::disallowed_methods, reason = "seconds to kill are a figure, not an input")]
     let start = Instant::now();
     let (attack, _) = attack_on(target);
@@ -190,7 +190,7 @@ pub fn run(
             (failure, None, states)
         }
     };
-    Some(Outcome { failure, found, states, seconds: start.elapsed().as_secs_f64() })
+    Some(AttackOutcome { failure, found, states, seconds: start.elapsed().as_secs_f64() })
 }
 
 /// Explores workloads of one request, of two, races, pairs at once, and workloads of three, until something is found.
@@ -218,7 +218,7 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
     ];
     let mut states = 0;
     for (worlds, alphabet, operations, at_once) in stages {
-        let settings = explore::Settings {
+        let settings = explore::ExploreSettings {
             worlds,
             alphabet,
             operations,

@@ -27,7 +27,7 @@ use crate::leaf::LeafChooser;
 use crate::life::{Cause, Order};
 use crate::recover::{Failure, StepPlan};
 use crate::subject::Subject;
-use crate::trial::{At, Leaf, LifeRecord, Outcome, Trial, TrialLife};
+use crate::trial::{At, LifeRecord, Outcome, Survivors, Trial, TrialLife};
 use crate::workload::GENERATOR;
 
 /// The largest case file that is read, in bytes: a case whose image and lists are as large as they may be is far below.
@@ -401,9 +401,9 @@ fn trial_life(life: &Life) -> TrialLife {
             _ => At::End,
         },
         leaf: match (&life.crash, exact) {
-            (_, Some(exact)) => Leaf::Choices(exact.choices.clone()),
+            (_, Some(exact)) => Survivors::Choices(exact.choices.clone()),
             (Some(crash), None) => labels_of(crash),
-            (None, None) => Leaf::Choices(Vec::new()),
+            (None, None) => Survivors::Choices(Vec::new()),
         },
         steps: life
             .recovery
@@ -433,9 +433,9 @@ pub fn is_end(life: &Life, anchor: &Anchor) -> bool {
 }
 
 /// What survives, by label.
-pub fn labels_of(crash: &Crash) -> Leaf {
+pub fn labels_of(crash: &Crash) -> Survivors {
     let (keep, lose): (Vec<Label>, Vec<Label>) = (crash.keep.clone(), crash.lose.clone());
-    Leaf::Labels { keep, lose, default: crash.default }
+    Survivors::Labels { keep, lose, default: crash.default }
 }
 
 fn planned(fault: &Fault) -> PlannedFault {

@@ -3,7 +3,7 @@
 //!
 //! The invariant: the image is asked for exactly what the log says, in the log's order, and the reference disk is told of
 //! every request. A log holds requests in the order in which they completed, and nothing of what ran side by side, so one
-//! task does one request at a time. What else happens is a function of the log and the [`Settings`].
+//! task does one request at a time. What else happens is a function of the log and the [`TraceSettings`].
 //!
 //! ```text
 //!   log       w  w  F  w  w  w  F  w  F  w  w  F
@@ -38,7 +38,7 @@ use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
 use crate::leaf::{self, LeafChooser, SharedLeaf};
 use crate::life::{self, Cause, Moment, Order, Request, Script};
-use crate::logwrites::{Content, Log, LogError};
+use crate::logwrites::{Action, Log, LogError};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure};
 use crate::situations::{probe_answers, probe_data};
@@ -114,9 +114,9 @@ impl GuestTrace {
         for (number, entry) in (0..).zip(Log::parse(&bytes).map_err(log)?.entries()) {
             let entry = entry.map_err(log)?;
             let (offset, length) = match entry.content {
-                Content::Data(data) => (entry.offset, data.len() as u64),
-                Content::Discard(length) => (entry.offset, length),
-                Content::Mark(_) => continue,
+                Action::Data(data) => (entry.offset, data.len() as u64),
+                Action::Discard(length) => (entry.offset, length),
+                Action::Mark(_) => continue,
             };
             let end = offset.saturating_add(length);
             if length > 0 && end > MAX_VIRTUAL_SIZE {
@@ -130,7 +130,7 @@ impl GuestTrace {
             }
             trace.size = trace.size.max(end.next_multiple_of(SIZE_STEP));
             trace.requests.push(match entry.content {
-                Content::Data(data) => Request::Raw(offset, Arc::from(data)),
+                Action::Data(data) => Request::Raw(offset, Arc::from(data)),
                 _ => Request::Op(Op::Discard { offset, length }),
             });
             // Durable when it returns: as a host does it whose storage knows no such writes.
@@ -166,7 +166,7 @@ impl GuestTrace {
 
 /// How a trace is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct TraceSettings {
     /// log2 of the cluster size of the image.
     pub cluster_bits: u32,
     /// Whether its refcounts are lazy.
@@ -188,7 +188,7 @@ pub struct Settings {
 
 /// What running a trace did.
 #[derive(Debug)]
-pub struct Report {
+pub struct TraceReport {
     /// The figures, times left out.
     pub figures: Figures,
     /// The image after the last life was closed.
@@ -275,10 +275,10 @@ impl Place {
 pub fn run<Sub: Subject>(
     subject: &Sub,
     trace: &GuestTrace,
-    settings: &Settings,
+    settings: &TraceSettings,
     mut look: impl FnMut(&PossibleDisk, usize),
-) -> Result<Report, RunError> {
-    let Settings { cluster_bits, lazy, growth, profile, seed, .. } = *settings;
+) -> Result<TraceReport, RunError> {
+    let TraceSettings { cluster_bits, lazy, growth, profile, seed, .. } = *settings;
     let geometry = Geometry {
         version: 3,
         cluster_bits,
@@ -393,7 +393,7 @@ pub fn run<Sub: Subject>(
         figures.by_initial.insert("fresh", figures.states);
         figures.by_cluster.insert(geometry.cluster_size(), figures.states);
         figures.probes = probes;
-        return Ok(Report { figures, disk: recovered.disk, guest });
+        return Ok(TraceReport { figures, disk: recovered.disk, guest });
     }
 }
 
@@ -412,7 +412,7 @@ fn one_in(rng: &mut Rng, odds: u32) -> bool {
 }
 
 /// When the power fails, in order: half of the time around a flush, because that is when metadata is written.
-fn draw_cuts(rng: &mut Rng, trace: &GuestTrace, settings: &Settings) -> Vec<Cut> {
+fn draw_cuts(rng: &mut Rng, trace: &GuestTrace, settings: &TraceSettings) -> Vec<Cut> {
     let requests = trace.requests();
     let is_flush = |number: &usize| matches!(requests[*number], Request::Op(Op::Flush));
     let flushes: Vec<usize> = (0..requests.len()).filter(is_flush).collect();

@@ -60,7 +60,7 @@ impl Cited {
 
 /// One line of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
+pub struct LedgerLine {
     /// What is claimed to hold.
     pub property: Property,
     /// Whether all small workloads were judged by it.
@@ -72,8 +72,8 @@ pub struct Claim {
 }
 
 /// The ledger of a random run.
-pub fn claims(figures: &Figures, cited: &Cited) -> Vec<Claim> {
-    let claim = |property, random, of| Claim {
+pub fn claims(figures: &Figures, cited: &Cited) -> Vec<LedgerLine> {
+    let claim = |property, random, of| LedgerLine {
         property,
         exhaustive: cited.is_exhaustive(property),
         random,

@@ -16,10 +16,10 @@ use std::task::Poll;
 use faultfs::Breach;
 use faultfs::chooser::Always;
 use faultfs::disk::PossibleDisk;
-use faultfs::exec::{Sim, SimOptions, SimStorage, Step};
+use faultfs::exec::{Sim, SimOptions, SimStorage, StepResult};
 use faultfs::fault::Planned;
 use faultfs::rng::Rng;
-use faultfs::schedule::{Candidate, Pct, Random, Schedule};
+use faultfs::schedule::{Candidate, Pct, RandomOrder, Schedule};
 use faultfs::trace::{Event, Io, IoKind};
 use faultfs::values::{Key, Values};
 use model::case::Dropped;
@@ -379,13 +379,13 @@ impl Watch {
             }
             let step = sim.step();
             let cause = match &step {
-                Step::Done => return None,
-                Step::Deadlock { tasks } => {
+                StepResult::Done => return None,
+                StepResult::Deadlock { tasks } => {
                     return Some(failed(Property::P7, "deadlock", tasks.join(", ")));
                 }
-                Step::Ran { submitted: 0, .. } | Step::Cancelled(_) => None,
-                Step::Ran { .. } => sim.in_flight().last().copied().map(Cause::Submitted),
-                Step::Completed { io, ok } => {
+                StepResult::Ran { submitted: 0, .. } | StepResult::Cancelled(_) => None,
+                StepResult::Ran { .. } => sim.in_flight().last().copied().map(Cause::Submitted),
+                StepResult::Completed { io, ok } => {
                     self.faults += u64::from(!ok);
                     Some(Cause::Completed(*io))
                 }
@@ -435,7 +435,7 @@ fn order(order: &Order) -> Box<dyn Schedule + Send> {
             let mut rng = Rng::new(*seed);
             match rng.below(3) {
                 0 => Box::new(Pct::new(rng.next_u64(), 3, 400)),
-                _ => Box::new(Random::new(rng.next_u64())),
+                _ => Box::new(RandomOrder::new(rng.next_u64())),
             }
         }
         Order::Choices(choices) => Box::new(Written { choices: choices.clone(), next: 0 }),

@@ -35,7 +35,7 @@ use faultfs::profile::Profile;
 use model::evidence::ValueKey;
 use model::finding::{Finding, Property};
 use model::guest::Guest;
-use model::judge::{Claim, Inherited};
+use model::judge::{Inherited, Statement};
 use model::op::{Durability, Geometry, Op};
 use model::payload::{self, UNIT};
 use qcow2_core::storage::{IoBuf, Storage};
@@ -98,7 +98,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     let done = faultfs::direct::run(async move {
         if this.duties().repair {
             let claim = this.repair(storage.clone()).await;
-            if !matches!(claim, Ok(Claim::Clean | Claim::Repaired)) {
+            if !matches!(claim, Ok(Statement::Clean | Statement::Repaired)) {
                 return Err(fail("repair-gave-up", format!("{claim:?}")));
             }
         }

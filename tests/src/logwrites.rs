@@ -45,7 +45,7 @@ pub struct Entry<'a> {
     /// First byte on the device, a multiple of the sector size.
     pub offset: u64,
     /// What was done there.
-    pub content: Content<'a>,
+    pub content: Action<'a>,
     /// Everything before it is durable.
     pub flush: bool,
     /// Its own data is durable.
@@ -56,7 +56,7 @@ pub struct Entry<'a> {
 
 /// What an entry did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content<'a> {
+pub enum Action<'a> {
     /// Wrote this: whole sectors, perhaps none, as with a mere flush.
     Data(&'a [u8]),
     /// Discarded so many bytes.
@@ -66,28 +66,28 @@ pub enum Content<'a> {
 }
 
 impl<'a> Entry<'a> {
-    const fn new(offset: u64, content: Content<'a>) -> Self {
+    const fn new(offset: u64, content: Action<'a>) -> Self {
         Self { offset, content, flush: false, fua: false, metadata: false }
     }
 
     /// A write.
     pub const fn write(offset: u64, data: &'a [u8]) -> Self {
-        Self::new(offset, Content::Data(data))
+        Self::new(offset, Action::Data(data))
     }
 
     /// A flush without data.
     pub const fn flush() -> Self {
-        Self { flush: true, ..Self::new(0, Content::Data(&[])) }
+        Self { flush: true, ..Self::new(0, Action::Data(&[])) }
     }
 
     /// A discard.
     pub const fn discard(offset: u64, length: u64) -> Self {
-        Self::new(offset, Content::Discard(length))
+        Self::new(offset, Action::Discard(length))
     }
 
     /// A note.
     pub const fn mark(text: &'a [u8]) -> Self {
-        Self::new(0, Content::Mark(text))
+        Self::new(0, Action::Mark(text))
     }
 }
 
@@ -100,7 +100,7 @@ pub enum LogError {
         /// Where.
         offset: u64,
         /// What.
-        problem: Problem,
+        problem: LogProblem,
     },
     /// An entry is bad.
     #[error("log entry {index}, byte {offset}: {problem}")]
@@ -110,13 +110,13 @@ pub enum LogError {
         /// Where it begins, or what in it is bad.
         offset: u64,
         /// What.
-        problem: Problem,
+        problem: LogProblem,
     },
 }
 
 /// What is wrong with a place in a log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub enum LogProblem {
     /// The log ends too early.
     #[error("{needed} bytes are needed and {left} are left")]
     Truncated {
@@ -184,24 +184,24 @@ impl<'a> Log<'a> {
         let bad = |offset, problem| Err(LogError::Superblock { offset, problem });
         let left = bytes.len() as u64;
         if bytes.len() < SUPERBLOCK_BYTES {
-            return bad(0, Problem::Truncated { needed: SUPERBLOCK_BYTES as u64, left });
+            return bad(0, LogProblem::Truncated { needed: SUPERBLOCK_BYTES as u64, left });
         }
         let (magic, version, entries) = (u64_at(bytes, 0), u64_at(bytes, 8), u64_at(bytes, 16));
         let sector_size = u64_at(bytes, 20).wrapping_shr(32) as u32;
         if magic != MAGIC {
-            return bad(0, Problem::Magic(magic));
+            return bad(0, LogProblem::Magic(magic));
         }
         if version != VERSION {
-            return bad(8, Problem::Version(version));
+            return bad(8, LogProblem::Version(version));
         }
         if !is_sector_size(sector_size) {
-            return bad(24, Problem::SectorSize(sector_size));
+            return bad(24, LogProblem::SectorSize(sector_size));
         }
         if left < u64::from(sector_size) {
-            return bad(0, Problem::Truncated { needed: sector_size.into(), left });
+            return bad(0, LogProblem::Truncated { needed: sector_size.into(), left });
         }
         if bytes[SUPERBLOCK_BYTES..sector_size as usize].iter().any(|&byte| byte != 0) {
-            return bad(SUPERBLOCK_BYTES as u64, Problem::Padding);
+            return bad(SUPERBLOCK_BYTES as u64, LogProblem::Padding);
         }
         Ok(Self { bytes, sector_size, entries })
     }
@@ -240,49 +240,49 @@ impl<'a> Entries<'a> {
         let rest = &self.log.bytes[start..];
         let Some((block, rest)) = rest.split_at_checked(sector_size) else {
             let (needed, left) = (sector_size as u64, rest.len() as u64);
-            return bad(0, Problem::Truncated { needed, left });
+            return bad(0, LogProblem::Truncated { needed, left });
         };
         let (sector, sectors) = (u64_at(block, 0), u64_at(block, 8));
         let (flags, text) = (u64_at(block, 16), u64_at(block, 24));
         if flags & !KNOWN != 0 {
-            return bad(16, Problem::Flags(flags & !KNOWN));
+            return bad(16, LogProblem::Flags(flags & !KNOWN));
         }
         let mark = flags & MARK != 0;
         if mark && flags & DISCARD != 0 {
-            return bad(16, Problem::DiscardAndMark);
+            return bad(16, LogProblem::DiscardAndMark);
         }
         let most = if mark { longest_text(self.log.sector_size) } else { 0 };
         let text = match usize::try_from(text) {
             Ok(length) if length as u64 <= most => length,
-            _ => return bad(24, Problem::Text { length: text, most }),
+            _ => return bad(24, LogProblem::Text { length: text, most }),
         };
         let (text, padding) = block[ENTRY_BYTES..].split_at(text);
         if padding.iter().any(|&byte| byte != 0) {
-            return bad(ENTRY_BYTES + text.len(), Problem::Padding);
+            return bad(ENTRY_BYTES + text.len(), LogProblem::Padding);
         }
         if mark && sectors != 0 {
-            return bad(8, Problem::MarkWithSectors(sectors));
+            return bad(8, LogProblem::MarkWithSectors(sectors));
         }
         let scale = |count: u64| count.checked_mul(sector_size as u64);
         let (Some(offset), Some(length)) = (scale(sector), scale(sectors)) else {
-            return bad(0, Problem::TooFar { sector, sectors });
+            return bad(0, LogProblem::TooFar { sector, sectors });
         };
         if offset.checked_add(length).is_none() {
-            return bad(0, Problem::TooFar { sector, sectors });
+            return bad(0, LogProblem::TooFar { sector, sectors });
         }
         self.at += sector_size;
         let content = if mark {
-            Content::Mark(text)
+            Action::Mark(text)
         } else if flags & DISCARD != 0 {
-            Content::Discard(length)
+            Action::Discard(length)
         } else {
             let data = usize::try_from(length).ok().and_then(|length| rest.get(..length));
             let Some(data) = data else {
                 let left = rest.len() as u64;
-                return bad(sector_size, Problem::Truncated { needed: length, left });
+                return bad(sector_size, LogProblem::Truncated { needed: length, left });
             };
             self.at += data.len();
-            Content::Data(data)
+            Action::Data(data)
         };
         let is = |flag| flags & flag != 0;
         Ok(Entry { offset, content, flush: is(FLUSH), fua: is(FUA), metadata: is(METADATA) })
@@ -311,7 +311,7 @@ pub fn encode<'a>(
     entries: impl IntoIterator<Item = Entry<'a>>,
 ) -> Result<Vec<u8>, LogError> {
     if !is_sector_size(sector_size) {
-        let problem = Problem::SectorSize(sector_size);
+        let problem = LogProblem::SectorSize(sector_size);
         return Err(LogError::Superblock { offset: 24, problem });
     }
     let sector = u64::from(sector_size);
@@ -321,20 +321,20 @@ pub fn encode<'a>(
         let offset = bytes.len() as u64;
         let bad = |problem| Err(LogError::Entry { index: count, offset, problem });
         let (kind, length, text, data): (u64, u64, &[u8], &[u8]) = match entry.content {
-            Content::Data(data) => (0, data.len() as u64, &[], data),
-            Content::Discard(length) => (DISCARD, length, &[], &[]),
-            Content::Mark(text) => (MARK, 0, text, &[]),
+            Action::Data(data) => (0, data.len() as u64, &[], data),
+            Action::Discard(length) => (DISCARD, length, &[], &[]),
+            Action::Mark(text) => (MARK, 0, text, &[]),
         };
         if let Some(&odd) = [entry.offset, length].iter().find(|at| !at.is_multiple_of(sector)) {
-            return bad(Problem::Unaligned(odd));
+            return bad(LogProblem::Unaligned(odd));
         }
         let (sector_at, sectors) = (entry.offset / sector, length / sector);
         if entry.offset.checked_add(length).is_none() {
-            return bad(Problem::TooFar { sector: sector_at, sectors });
+            return bad(LogProblem::TooFar { sector: sector_at, sectors });
         }
         let (text_length, most) = (text.len() as u64, longest_text(sector_size));
         if text_length > most {
-            return bad(Problem::Text { length: text_length, most });
+            return bad(LogProblem::Text { length: text_length, most });
         }
         let set = |flag, is: bool| if is { flag } else { 0 };
         let flags =

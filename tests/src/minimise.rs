@@ -24,7 +24,7 @@ use crate::liveness::{Before, p7_goes_on, p9_bounded_waste};
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure};
 use crate::subject::Subject;
-use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units};
+use crate::trial::{self, At, Survivors, Trial, TrialLife, cluster_units};
 
 /// Bytes in a unit.
 const UNIT: u64 = model::payload::UNIT as u64;
@@ -54,7 +54,7 @@ pub struct Shrunk {
 
 /// How far minimising is.
 #[derive(Clone, Copy, Debug)]
-pub struct Step {
+pub struct MinimiseProgress {
     /// What could still be taken away: see [`elements`].
     pub elements: usize,
     /// How many smaller trials were tried.
@@ -68,11 +68,11 @@ pub(crate) struct Watch<'a> {
     start: Instant,
     limit: Duration,
     tries: u64,
-    progress: &'a mut dyn FnMut(Step),
+    progress: &'a mut dyn FnMut(MinimiseProgress),
 }
 
 impl<'a> Watch<'a> {
-    pub(crate) fn new(limit: Duration, progress: &'a mut dyn FnMut(Step)) -> Self {
+    pub(crate) fn new(limit: Duration, progress: &'a mut dyn FnMut(MinimiseProgress)) -> Self {
         #[expect(
             clippy::disallowed_methods,
             reason = "minimising stops by the clock; its result is replayed, not its way"
@@ -95,7 +95,11 @@ impl<'a> Watch<'a> {
     /// Counts a try on something of so many elements.
     pub(crate) fn trying(&mut self, elements: usize) {
         self.tries += 1;
-        (self.progress)(Step { elements, tries: self.tries, elapsed: self.start.elapsed() });
+        (self.progress)(MinimiseProgress {
+            elements,
+            tries: self.tries,
+            elapsed: self.start.elapsed(),
+        });
     }
 
     pub(crate) const fn tries(&self) -> u64 {
@@ -113,7 +117,7 @@ pub fn minimise<Sub: Subject>(
     found: &Trial,
     failure: &Failure,
     limit: Duration,
-    progress: &mut dyn FnMut(Step),
+    progress: &mut dyn FnMut(MinimiseProgress),
 ) -> Shrunk {
     let wanted = Signature::of(failure);
     let mut best = Minimised { trial: found.clone(), failure: failure.clone() };
@@ -191,9 +195,9 @@ fn exactly<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) -> Op
 pub fn elements(trial: &Trial) -> usize {
     let of = |life: &TrialLife| {
         let losses = match &life.leaf {
-            Leaf::Choices(choices) => choices.iter().filter(|&&choice| choice != 0).count(),
-            Leaf::Labels { keep, lose, .. } => keep.len() + lose.len(),
-            Leaf::Seed(_) => 0,
+            Survivors::Choices(choices) => choices.iter().filter(|&&choice| choice != 0).count(),
+            Survivors::Labels { keep, lose, .. } => keep.len() + lose.len(),
+            Survivors::Seed(_) => 0,
         };
         let requests: usize = life.tasks.iter().map(Vec::len).sum();
         let dropped = usize::from(life.dropped.is_some());
@@ -403,9 +407,9 @@ fn search_until<Sub: Subject>(
     let choosers = || {
         let plain = [vec![], vec![u32::MAX; 256]].into_iter().map(LeafChooser::written);
         let known = match &life.leaf {
-            Leaf::Choices(choices) => Some(LeafChooser::written(choices.clone())),
-            Leaf::Seed(seed) => Some(LeafChooser::random(*seed, units)),
-            Leaf::Labels { .. } => None,
+            Survivors::Choices(choices) => Some(LeafChooser::written(choices.clone())),
+            Survivors::Seed(seed) => Some(LeafChooser::random(*seed, units)),
+            Survivors::Labels { .. } => None,
         };
         plain.chain(known).chain((0..SEEDS).map(|seed| LeafChooser::random(seed, units)))
     };
@@ -469,7 +473,7 @@ fn search_until<Sub: Subject>(
     let (at, choices, failure) = found?;
     let mut trial = trial.clone();
     trial.lives[last].at = at;
-    trial.lives[last].leaf = Leaf::Choices(choices);
+    trial.lives[last].leaf = Survivors::Choices(choices);
     Some(Minimised { trial, failure })
 }
 
@@ -482,7 +486,7 @@ fn written<Sub: Subject>(subject: &Sub, found: Minimised) -> Minimised {
     trial.lives.truncate(last + 1);
     for (life, record) in trial.lives.iter_mut().zip(&outcome.lives) {
         life.order = Order::Choices(trimmed(&record.decisions));
-        life.leaf = Leaf::Choices(trimmed(&record.choices));
+        life.leaf = Survivors::Choices(trimmed(&record.choices));
     }
     exactly(subject, &trial, &wanted).unwrap_or(found)
 }
@@ -503,10 +507,10 @@ fn fewest_losses<Sub: Subject>(
     let mut again = true;
     while std::mem::take(&mut again) {
         for life in 0..best.trial.lives.len() {
-            let Leaf::Choices(choices) = &best.trial.lives[life].leaf else { continue };
+            let Survivors::Choices(choices) = &best.trial.lives[life].leaf else { continue };
             for at in (0..choices.len()).rev() {
                 // What was kept may have cut the list, or the lives.
-                let Some(TrialLife { leaf: Leaf::Choices(choices), .. }) =
+                let Some(TrialLife { leaf: Survivors::Choices(choices), .. }) =
                     best.trial.lives.get(life)
                 else {
                     break;
@@ -521,7 +525,7 @@ fn fewest_losses<Sub: Subject>(
                 let mut fewer = choices.clone();
                 fewer[at] = 0;
                 let mut trial = best.trial.clone();
-                trial.lives[life].leaf = Leaf::Choices(trimmed(&fewer));
+                trial.lives[life].leaf = Survivors::Choices(trimmed(&fewer));
                 if let Some(smaller) = exactly(subject, &trial, wanted) {
                     *best = smaller;
                     again = true;

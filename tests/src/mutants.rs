@@ -43,7 +43,7 @@ pub struct Noticed {
 
 /// What came of looking for one mutant.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct MutantOutcome {
     /// Who noticed it, if anybody.
     pub noticed: Option<Noticed>,
     /// Crash states until then, the median of all campaigns; without that, all that were judged.
@@ -76,7 +76,7 @@ fn scope_for(mutant: Mutant) -> Scope {
 }
 
 /// Looks for `mutant`.
-pub fn look_for(mutant: Mutant, effort: &Effort) -> Outcome {
+pub fn look_for(mutant: Mutant, effort: &Effort) -> MutantOutcome {
     #[expect(clippy::disallowed_methods, reason = "seconds to kill are a figure, not an input")]
     let start = Instant::now();
     let (profile, others): (_, &[Target]) = match attack_on(Target::Mutant(mutant)).0 {
@@ -115,7 +115,7 @@ pub fn look_for(mutant: Mutant, effort: &Effort) -> Outcome {
         by.extend(killer);
     }
     let noticed = (!by.is_empty()).then_some(Noticed { by, strategy });
-    Outcome { noticed, states, seconds: start.elapsed().as_secs_f64() }
+    MutantOutcome { noticed, states, seconds: start.elapsed().as_secs_f64() }
 }
 
 const PANIC: &str = "panic";
@@ -171,7 +171,7 @@ pub struct Line {
 
 impl Line {
     /// What to keep of an outcome.
-    pub fn of(mutant: Mutant, outcome: &Outcome) -> Self {
+    pub fn of(mutant: Mutant, outcome: &MutantOutcome) -> Self {
         let noticed = outcome.noticed.as_ref();
         Self {
             area: mutant.area().name().to_owned(),

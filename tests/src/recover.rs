@@ -9,14 +9,14 @@
 //! What a state must hold at each of these moments is the judge's business (`model`); here is only the order of looking.
 
 use faultfs::chooser::{Always, Chooser};
-use faultfs::direct::{Counts, Direct, DirectOptions, Done as Io};
+use faultfs::direct::{Direct, DirectOptions, Done as Io, Submitted};
 use faultfs::disk::{Mark, PossibleDisk};
 use faultfs::profile::Profile;
 use model::case::Step;
 use model::finding::{Finding, Property, Stage};
 use model::guest::Guest;
 use model::image::Image;
-use model::judge::{Claim, Contents, Extent, Judge, Place, Violation};
+use model::judge::{Contents, Extent, Judge, Place, Statement, Violation};
 
 use crate::evidence::DiskEvidence;
 use crate::probe::{Probe, Probes};
@@ -99,7 +99,7 @@ struct Taken {
     /// Whether the image was marked dirty before.
     was_dirty: bool,
     done: Done,
-    io: Counts,
+    io: Submitted,
 }
 
 /// Everything that judging needs and that outlives one state.
@@ -263,8 +263,8 @@ impl<Sub: Subject> Bench<Sub> {
 
     /// P8: what a check says of the image that was judged last is so: that it is sound, that it is not, and that nothing is leaked
     /// any more. (Whether the refcounts of a dirty image are right is nothing that it has to say.)
-    fn p8_check(&self, step: Step, claim: Claim) -> Option<Violation> {
-        if claim != Claim::GaveUp {
+    fn p8_check(&self, step: Step, claim: Statement) -> Option<Violation> {
+        if claim != Statement::GaveUp {
             // Nothing at all is wrong with it, leaks included; but that it is marked dirty says nothing about its counts.
             let mut wrong = self.judge.auditor().report().violations(Stage::Repaired);
             let wrong = wrong.any(|(_, finding)| !matches!(finding, Finding::Dirty));
@@ -429,7 +429,7 @@ impl<Sub: Subject> Bench<Sub> {
         }
         let violation = match done {
             Done::Opened(map) => self.judge.p3_mapping_agrees(map),
-            Done::Repaired(Claim::GaveUp) => Some(whole_image(Property::P4, "repair-gave-up")),
+            Done::Repaired(Statement::GaveUp) => Some(whole_image(Property::P4, "repair-gave-up")),
             Done::Checked(Some(claim)) => self.p8_check(*step, *claim),
             Done::Checked(None) => None,
             Done::Repaired(claim) => self.judge.p8_claim(*claim),
@@ -455,12 +455,12 @@ pub fn collapse(guest: &mut Guest, contents: &Contents) {
 #[derive(Debug)]
 enum Done {
     Opened(Vec<Extent>),
-    Repaired(Claim),
+    Repaired(Statement),
     /// Nothing, if the subject has no such check.
-    Checked(Option<Claim>),
+    Checked(Option<Statement>),
 }
 
-fn checked(claim: Option<Result<Claim, Refusal>>) -> Result<Done, Failure> {
+fn checked(claim: Option<Result<Statement, Refusal>>) -> Result<Done, Failure> {
     claim.transpose().map(Done::Checked).map_err(refused)
 }
 

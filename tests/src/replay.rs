@@ -13,7 +13,7 @@ use crate::recover::{Failure, whole_image};
 use crate::robust;
 use crate::subject::{Qcow2Core, Subject};
 use crate::trial::{self, At, Outcome, Trial};
-pub use crate::verdict::{Layer, Replay, Verdict};
+pub use crate::verdict::{Basis, Replay, Verdict};
 
 /// The subject of a case, without its witness if `broken`.
 ///
@@ -46,7 +46,7 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
             let mut violation = whole_image(Property::P7, "not-feasible");
             violation.story = why;
             let failure = Failure { violation, moment: "before it began".to_owned() };
-            let (verdict, layer) = (Verdict::NotMeasured, Layer::Exact);
+            let (verdict, layer) = (Verdict::NotMeasured, Basis::Exact);
             return Ok(Replay { verdict, layer, failure: Some(failure), trial: None });
         }
     };
@@ -54,14 +54,14 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
     // What another trace shows besides is not what the case is about, as long as that can be found.
     let mut besides = None;
     if let Some((_, failure)) = outcome.failure {
-        let layer = if same_trace { Layer::Exact } else { Layer::Semantic };
+        let layer = if same_trace { Basis::Exact } else { Basis::Semantic };
         let replay = verdict_of(case, failure, layer, exact.clone());
         if same_trace || replay.verdict == Verdict::Reproduced {
             return Ok(replay);
         }
         besides = Some(replay);
     } else if same_trace {
-        let (verdict, layer) = (Verdict::Fixed, Layer::Exact);
+        let (verdict, layer) = (Verdict::Fixed, Basis::Exact);
         return Ok(Replay { verdict, layer, failure: None, trial: None });
     }
 
@@ -70,7 +70,7 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
         && let Ok(outcome) = trial::run(subject, &semantic)
         && let Some((_, failure)) = outcome.failure
     {
-        let replay = verdict_of(case, failure, Layer::Semantic, semantic.clone());
+        let replay = verdict_of(case, failure, Basis::Semantic, semantic.clone());
         if replay.verdict == Verdict::Reproduced {
             return Ok(replay);
         }
@@ -79,17 +79,17 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
     let kind = case.title.split(':').next().unwrap_or_default().to_owned();
     let wanted = Signature { property: case.property, kind };
     if let Some(hit) = minimise::search(subject, &semantic, &wanted) {
-        return Ok(verdict_of(case, hit.failure, Layer::Searched, hit.trial));
+        return Ok(verdict_of(case, hit.failure, Basis::Searched, hit.trial));
     }
     if let Some(besides) = besides {
         return Ok(besides);
     }
     let (verdict, layer) =
-        if found { (Verdict::Fixed, Layer::Semantic) } else { (Verdict::Drifted, Layer::Searched) };
+        if found { (Verdict::Fixed, Basis::Semantic) } else { (Verdict::Drifted, Basis::Searched) };
     Ok(Replay { verdict, layer, failure: None, trial: None })
 }
 
-fn verdict_of(case: &Case, failure: Failure, layer: Layer, trial: Trial) -> Replay {
+fn verdict_of(case: &Case, failure: Failure, layer: Basis, trial: Trial) -> Replay {
     let same = failure.violation.property == case.property;
     let verdict = if same { Verdict::Reproduced } else { Verdict::HarnessBroken };
     Replay { verdict, layer, failure: Some(failure), trial: Some(trial) }

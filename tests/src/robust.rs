@@ -29,7 +29,7 @@ use model::case::{Case, Content, CrashImage, Origin, SCHEMA, Status};
 use model::evidence::ValueKey;
 use model::finding::{Finding, Property, Stage};
 use model::guest::{DiscardReads, Guest, Promises};
-use model::judge::{Claim, Contents, Judge, Place, Violation};
+use model::judge::{Contents, Judge, Place, Statement, Violation};
 use model::label::Region;
 use model::op::Durability;
 use model::payload::Unit;
@@ -41,12 +41,12 @@ use crate::evidence::DiskEvidence;
 use crate::figures::{Figures, commit};
 use crate::leaf::{LeafChooser, SharedLeaf};
 use crate::life;
-use crate::minimise::{Step, Watch};
+use crate::minimise::{MinimiseProgress, Watch};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, whole_image};
 use crate::subject::{Refusal, Session, Subject, SubjectImage};
 use crate::trial::{self, Trial, TrialLife, cluster_units};
-use crate::verdict::{Layer, Replay, Verdict};
+use crate::verdict::{Basis, Replay, Verdict};
 use crate::workload::{GENERATOR, Plan};
 
 /// Of so many moments of a life one is looked at.
@@ -195,7 +195,7 @@ struct Roads<'a, Sub> {
 
 /// What the subject said at the end of a road.
 enum Said {
-    Claim(Claim),
+    Statement(Statement),
     Refused,
     /// It let the image be used, and claimed nothing.
     Used,
@@ -250,14 +250,16 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             let subject = subject.clone();
             async move {
                 match subject.repair(storage).await {
-                    Ok(claim) => Said::Claim(claim),
-                    Err(Refusal::GaveUp(_) | Refusal::Failed(_)) => Said::Claim(Claim::GaveUp),
+                    Ok(claim) => Said::Statement(claim),
+                    Err(Refusal::GaveUp(_) | Refusal::Failed(_)) => {
+                        Said::Statement(Statement::GaveUp)
+                    }
                 }
             }
         });
         match result {
             Err(failure) => return Some(failure),
-            Ok(Said::Claim(Claim::GaveUp)) => probes.hit(Probe::RepairGaveUp),
+            Ok(Said::Statement(Statement::GaveUp)) => probes.hit(Probe::RepairGaveUp),
             Ok(_) if sound => probes.hit(Probe::DamageUnseen),
             Ok(_) => probes.hit(Probe::RepairRepaired),
         }
@@ -266,15 +268,15 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             let subject = subject.clone();
             async move {
                 match subject.open(storage, session).await {
-                    Ok(_) if was_dirty => Said::Claim(Claim::Writable),
+                    Ok(_) if was_dirty => Said::Statement(Statement::Writable),
                     Ok(_) => Said::Used,
-                    Err(_) => Said::Claim(Claim::GaveUp),
+                    Err(_) => Said::Statement(Statement::GaveUp),
                 }
             }
         };
         match self.travel(disk, guest, "opening it for writing", None, opened) {
             Err(failure) => return Some(failure),
-            Ok(Said::Claim(Claim::GaveUp)) => probes.hit(Probe::OpenRefused),
+            Ok(Said::Statement(Statement::GaveUp)) => probes.hit(Probe::OpenRefused),
             Ok(_) => probes.hit(Probe::OpenedDamaged),
         }
 
@@ -326,17 +328,17 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             Ok(Some(said)) => said,
         };
         let remains = direct.power_off();
-        let (Said::Claim(claim), None) = (&said, used) else { return Ok(said) };
+        let (Said::Statement(claim), None) = (&said, used) else { return Ok(said) };
         let mut after = remains.disk;
         let mut sure = Always(0);
-        if *claim == Claim::GaveUp && remains.counts.updates == 0 {
+        if *claim == Statement::GaveUp && remains.counts.updates == 0 {
             return Ok(said);
         }
         let evidence = &mut DiskEvidence::new(&mut after, &mut sure);
         self.judge.state(evidence, guest, Some(Stage::Repaired));
-        let violation = if *claim == Claim::GaveUp && !self.all_read {
+        let violation = if *claim == Statement::GaveUp && !self.all_read {
             None
-        } else if *claim == Claim::GaveUp {
+        } else if *claim == Statement::GaveUp {
             let mut now = Contents::default();
             self.judge.contents(evidence, &mut now);
             self.judge.p3_same_contents(&self.before, &now, evidence)
@@ -452,7 +454,7 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
         Some(failure) if failure.violation.property == case.property => Verdict::Reproduced,
         Some(_) => Verdict::HarnessBroken,
     };
-    Ok(Replay { verdict, layer: Layer::Exact, failure, trial: None })
+    Ok(Replay { verdict, layer: Basis::Exact, failure, trial: None })
 }
 
 /// The first failure of a subject on a damaged image.
@@ -490,7 +492,7 @@ pub fn minimise<Sub: Subject>(
     case: &Case,
     failure: &Failure,
     limit: Duration,
-    progress: &mut dyn FnMut(Step),
+    progress: &mut dyn FnMut(MinimiseProgress),
 ) -> (Case, Ended) {
     let mut best = case.clone();
     let mut watch = Watch::new(limit, progress);

@@ -8,7 +8,7 @@ use std::future::Future;
 
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
-use model::judge::{Claim, Extent};
+use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
@@ -164,16 +164,18 @@ pub trait Subject: Clone + Send + Sync + 'static {
     }
 
     /// Checks and repairs an image that is not open, and says what it is afterwards.
-    fn repair<S: Storage>(&self, storage: S)
-    -> impl Future<Output = Result<Claim, Refusal>> + Send;
+    fn repair<S: Storage>(
+        &self,
+        storage: S,
+    ) -> impl Future<Output = Result<Statement, Refusal>> + Send;
 
-    /// Checks an image that is not open, changes no more than `mend` says, and says what it is afterwards: [`Claim::GaveUp`] if
+    /// Checks an image that is not open, changes no more than `mend` says, and says what it is afterwards: [`Statement::GaveUp`] if
     /// something is wrong with it. None: it has no such call.
     fn check<S: Storage>(
         &self,
         storage: S,
         mend: Mend,
-    ) -> impl Future<Output = Option<Result<Claim, Refusal>>> + Send {
+    ) -> impl Future<Output = Option<Result<Statement, Refusal>>> + Send {
         drop((storage, mend));
         std::future::ready(None)
     }
@@ -326,16 +328,20 @@ impl Subject for Qcow2Core {
         image.fork(storage)
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
-        claim(qcow2_core::check(&storage, Repair::All, self.rules).await, Claim::Repaired)
+    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
+        claim(qcow2_core::check(&storage, Repair::All, self.rules).await, Statement::Repaired)
     }
 
-    async fn check<S: Storage>(&self, storage: S, mend: Mend) -> Option<Result<Claim, Refusal>> {
+    async fn check<S: Storage>(
+        &self,
+        storage: S,
+        mend: Mend,
+    ) -> Option<Result<Statement, Refusal>> {
         let repair = match mend {
             Mend::Nothing => Repair::None,
             Mend::Leaks => Repair::Leaks,
         };
-        Some(claim(qcow2_core::check(&storage, repair, self.rules).await, Claim::Clean))
+        Some(claim(qcow2_core::check(&storage, repair, self.rules).await, Statement::Clean))
     }
 }
 
@@ -348,10 +354,10 @@ fn refusal(kind: ErrorKind, text: String) -> Refusal {
 }
 
 /// What a check claims of the image; `sound` if it finds nothing wrong any more.
-fn claim(report: Result<CheckReport, CheckError>, sound: Claim) -> Result<Claim, Refusal> {
+fn claim(report: Result<CheckReport, CheckError>, sound: Statement) -> Result<Statement, Refusal> {
     match report {
         Ok(report) if report.is_consistent() => Ok(sound),
-        Ok(_) => Ok(Claim::GaveUp),
+        Ok(_) => Ok(Statement::GaveUp),
         Err(error) => Err(refusal(error.kind(), error.to_string())),
     }
 }

@@ -59,7 +59,7 @@ pub struct TrialLife {
     /// When the power fails.
     pub at: At,
     /// What survives.
-    pub leaf: Leaf,
+    pub leaf: Survivors,
     /// What recovery does before the image is opened for good.
     pub steps: Vec<StepPlan>,
     /// The next life starts from what the power cut left: its own session recovers the image, and works on in it.
@@ -75,7 +75,7 @@ impl TrialLife {
             faults: Planned(plan.faults.clone()),
             dropped: plan.dropped,
             at: At::End,
-            leaf: Leaf::Choices(Vec::new()),
+            leaf: Survivors::Choices(Vec::new()),
             steps: Vec::new(),
             unrecovered: plan.unrecovered,
         }
@@ -108,7 +108,7 @@ pub enum At {
 
 /// What survives a power cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Leaf {
+pub enum Survivors {
     /// What this seed chooses.
     Seed(u64),
     /// One answer for each choice; the newest when they run out.
@@ -375,16 +375,16 @@ fn note<Sub: Subject>(record: &mut LifeRecord, bench: &Bench<Sub>, chooser: &Sha
 
 /// The chooser of a leaf. Labels are those of the image with all its pending writes.
 fn chooser<Sub: Subject>(
-    leaf: &Leaf,
+    leaf: &Survivors,
     bench: &mut Bench<Sub>,
     live: &PossibleDisk,
     guest: &Guest,
     trial: &Trial,
 ) -> LeafChooser {
     match leaf {
-        Leaf::Seed(seed) => LeafChooser::random(*seed, cluster_units(&trial.geometry)),
-        Leaf::Choices(choices) => LeafChooser::written(choices.clone()),
-        Leaf::Labels { keep, lose, default } => {
+        Survivors::Seed(seed) => LeafChooser::random(*seed, cluster_units(&trial.geometry)),
+        Survivors::Choices(choices) => LeafChooser::written(choices.clone()),
+        Survivors::Labels { keep, lose, default } => {
             LeafChooser::labelled(keep.clone(), lose.clone(), *default, labels(bench, live, guest))
         }
     }

@@ -39,9 +39,9 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Which layer of a case the verdict rests on.
+/// Which way of finding a case again the verdict rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layer {
+pub enum Basis {
     /// Event numbers and choices; the trace is the one in the file.
     Exact,
     /// Operations and labels.
@@ -50,7 +50,7 @@ pub enum Layer {
     Searched,
 }
 
-impl Layer {
+impl Basis {
     /// The name in tables and JSON.
     pub const fn name(self) -> &'static str {
         match self {
@@ -67,7 +67,7 @@ pub struct Replay {
     /// The verdict.
     pub verdict: Verdict,
     /// What it rests on.
-    pub layer: Layer,
+    pub layer: Basis,
     /// What was seen.
     pub failure: Option<Failure>,
     /// The trial in which it was seen; none if that was no trial.

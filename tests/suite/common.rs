@@ -5,7 +5,7 @@ use qcow2_core::blocking::{Image, create};
 use qcow2_core::storage::Storage;
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Zeroing};
-use qcow2_crashtest::explore::Settings;
+use qcow2_crashtest::explore::ExploreSettings;
 use qcow2_crashtest::explore::alphabet::{Symbol, World};
 
 /// Small numbers for choosing operations: not random, only scattered, and the same every time.
@@ -165,8 +165,8 @@ pub(crate) fn four_clusters() -> Vec<u8> {
 }
 
 /// Every power cut in all workloads of up to so many requests, one after another.
-pub(crate) fn exploring(operations: u32, worlds: Vec<World>) -> Settings {
-    Settings {
+pub(crate) fn exploring(operations: u32, worlds: Vec<World>) -> ExploreSettings {
+    ExploreSettings {
         worlds,
         alphabet: &Symbol::ALL,
         operations,

@@ -3,7 +3,7 @@
 use model::case::{Case, Discard, Life, Origin, SCHEMA, Schedule, Status};
 use model::finding::Property;
 use qcow2_crashtest::corpus::{self, text_of};
-use qcow2_crashtest::replay::{Layer, Verdict, is_expected, replay, subject_of};
+use qcow2_crashtest::replay::{Basis, Verdict, is_expected, replay, subject_of};
 use qcow2_crashtest::workload::{self, LifePlan, Scope, Shape};
 
 /// Replays a case on whole code and, if it has a witness, on code without it.
@@ -88,11 +88,11 @@ fn the_meaning_of_a_case_survives_another_trace() {
     exact.event = 0;
     let whole = subject_of(&case, name, false).expect("it exists");
     let found = replay(&whole, &case, name).expect("it can be run");
-    assert_eq!((found.verdict, found.layer), (Verdict::Fixed, Layer::Semantic));
+    assert_eq!((found.verdict, found.layer), (Verdict::Fixed, Basis::Semantic));
     let broken = subject_of(&case, name, true).expect("it exists");
     let found = replay(&broken, &case, name).expect("it can be run");
     assert_eq!(found.verdict, Verdict::Reproduced);
-    assert_ne!(found.layer, Layer::Exact);
+    assert_ne!(found.layer, Basis::Exact);
 }
 
 /// Goal: a case whose moment is gone is never a silent pass. Method: an anchor that nothing matches.

@@ -9,7 +9,7 @@ use qcow2_core::blocking::{Image, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CreateOptions, OpenOptions};
 use qcow2_crashtest::count::Counted;
-use qcow2_crashtest::logwrites::{Content, Log};
+use qcow2_crashtest::logwrites::{Action, Log};
 use qcow2_crashtest::qemu;
 
 use crate::common::memory_directory;
@@ -129,7 +129,7 @@ fn qemus(lazy_refcounts: bool, pattern: Pattern) -> [Cost; 2] {
     let mut next = 0;
     for entry in Log::parse(&bytes).unwrap().entries() {
         let entry = entry.unwrap();
-        let Content::Data(data) = entry.content else { panic!("{entry:?}") };
+        let Action::Data(data) = entry.content else { panic!("{entry:?}") };
         if MARKS.get(next).is_some_and(|mark| data.starts_with(&[*mark; 512])) {
             next += 1;
         }

@@ -12,14 +12,14 @@ use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use model::build::Initial;
 use model::guest::Promises;
-use model::judge::Claim;
+use model::judge::Statement;
 use model::op::{Durability, Geometry, Op};
 use qcow2_core::Image;
 use qcow2_core::storage::Storage;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, initials, operations, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
-use qcow2_crashtest::explore::{self, Settings};
+use qcow2_crashtest::explore::{self, ExploreSettings};
 use qcow2_crashtest::life::{Request, perform};
 use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject};
 use qcow2_crashtest::trial;
@@ -227,7 +227,7 @@ impl Subject for Unforked {
         self.0.open(storage, session).await
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
+    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
         self.0.repair(storage).await
     }
 }
@@ -240,7 +240,7 @@ fn forks_are_explored_as_what_leads_to_them_is() {
     let kinds = [Initial::Fresh, Initial::RefcountBlockOneShort, Initial::Fragmented];
     for (operations, shard, workers) in [(2, (0, 1), 2), (3, (1, 16), 1), (4, (5, 640), 1)] {
         let worlds = worlds(&[512, 1024], &[false, true], &kinds);
-        let settings = Settings { shard, workers, ..exploring(operations, worlds) };
+        let settings = ExploreSettings { shard, workers, ..exploring(operations, worlds) };
         let forked = explore::run(&subject, &settings, |_, _, _, _| {});
         let again = explore::run(&Unforked(subject), &settings, |_, _, _, _| {});
         assert!(forked.complete && again.complete, "{:?} {:?}", forked.found, again.found);
@@ -260,8 +260,10 @@ fn the_first_violation_is_the_one_with_the_lowest_number() {
     for (rule, lazy) in [("dereference-before-reuse", false), ("all-before-clean", true)] {
         let subject = Qcow2Core::without([rule]).unwrap();
         let found = |forks: bool, workers| {
-            let settings =
-                Settings { workers, ..exploring(2, worlds(&[1024], &[lazy], &[Initial::Leaky])) };
+            let settings = ExploreSettings {
+                workers,
+                ..exploring(2, worlds(&[1024], &[lazy], &[Initial::Leaky]))
+            };
             let report = if forks {
                 explore::run(&subject, &settings, |_, _, _, _| {})
             } else {
@@ -308,7 +310,7 @@ fn shards_merge_into_the_certificate_of_the_whole_in_any_order() {
     };
     let parts: Vec<Part> = (0..3)
         .map(|shard| {
-            let settings = Settings { shard: (shard, 3), workers: 1, ..whole.clone() };
+            let settings = ExploreSettings { shard: (shard, 3), workers: 1, ..whole.clone() };
             let report = explore::run(&subject, &settings, |_, _, _, _| {});
             Part::new(&subject, &settings, &report)
         })

@@ -11,7 +11,9 @@ use faultfs::profile::Profile;
 use model::case::OpenOptions;
 use model::finding::Property;
 use qcow2_core::storage::IoBuf;
-use qcow2_crashtest::guest_trace::{GuestTrace, Report, RunError, Settings, TraceError, run};
+use qcow2_crashtest::guest_trace::{
+    GuestTrace, RunError, TraceError, TraceReport, TraceSettings, run,
+};
 use qcow2_crashtest::leaf::LeafChooser;
 use qcow2_crashtest::logwrites::{self, Entry};
 use qcow2_crashtest::probe::Probe;
@@ -26,9 +28,9 @@ fn trace() -> GuestTrace {
 }
 
 /// 64 KiB clusters as everybody has them, and 4 KiB clusters in a file that grows cluster by cluster.
-fn settings(cluster_bits: u32, lazy: bool) -> Settings {
+fn settings(cluster_bits: u32, lazy: bool) -> TraceSettings {
     let (growth, busy_one_in) = if cluster_bits == 16 { (0, 2) } else { (1 << cluster_bits, 8) };
-    Settings {
+    TraceSettings {
         cluster_bits,
         lazy,
         growth,
@@ -90,7 +92,7 @@ fn a_real_guest_survives_power_cuts() {
     let trace = trace();
     for (cluster_bits, lazy) in KINDS {
         let what = format!("{cluster_bits} {lazy}");
-        let Report { figures, .. } =
+        let TraceReport { figures, .. } =
             run(&Qcow2Core::default(), &trace, &settings(cluster_bits, lazy), |_, _| {})
                 .unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(figures.vacuous(), None, "{what}");
@@ -115,9 +117,9 @@ fn a_real_guest_notices_broken_orders() {
         ("all-before-clean", true, Property::P4),
     ] {
         let subject = Qcow2Core::without([rule]).unwrap();
-        let settings = Settings { busy_one_in: 1, ..settings(16, lazy) };
+        let settings = TraceSettings { busy_one_in: 1, ..settings(16, lazy) };
         let found = (1..=5).find_map(|seed| {
-            run(&subject, &trace, &Settings { seed, ..settings }, |_, _| {}).err()
+            run(&subject, &trace, &TraceSettings { seed, ..settings }, |_, _| {}).err()
         });
         let Some(RunError::Violation { failure, .. }) = found else {
             panic!("nobody misses {rule}");
@@ -130,7 +132,7 @@ fn a_real_guest_notices_broken_orders() {
 #[test]
 fn a_run_is_a_function_of_its_settings() {
     let trace = trace();
-    let settings = Settings { crash_points: 5, busy_one_in: 0, ..settings(12, true) };
+    let settings = TraceSettings { crash_points: 5, busy_one_in: 0, ..settings(12, true) };
     let digest = || {
         let mut states = Vec::new();
         let report = run(&Qcow2Core::default(), &trace, &settings, |disk, request| {
@@ -147,8 +149,12 @@ fn a_run_is_a_function_of_its_settings() {
 fn the_guests_file_system_is_clean_after_the_whole_trace() {
     let trace = trace();
     for (cluster_bits, lazy) in KINDS {
-        let calm =
-            Settings { crash_points: 0, busy_one_in: 0, lives: 1, ..settings(cluster_bits, lazy) };
+        let calm = TraceSettings {
+            crash_points: 0,
+            busy_one_in: 0,
+            lives: 1,
+            ..settings(cluster_bits, lazy)
+        };
         let report = run(&Qcow2Core::default(), &trace, &calm, |_, _| {}).unwrap();
         let disk = GuestDisk::export(&report.disk, trace.size(), 0);
         let (code, text) = disk.e2fsck("-fn");
@@ -164,7 +170,8 @@ fn the_guests_file_system_is_clean_after_the_whole_trace() {
 fn the_guests_file_system_recovers_from_power_cuts() {
     let trace = trace();
     for (cluster_bits, lazy) in [KINDS[0], KINDS[3]] {
-        let settings = Settings { crash_points: 8, busy_one_in: 0, ..settings(cluster_bits, lazy) };
+        let settings =
+            TraceSettings { crash_points: 8, busy_one_in: 0, ..settings(cluster_bits, lazy) };
         let mut replayed = 0;
         run(&Qcow2Core::default(), &trace, &settings, |disk, request| {
             if request < MKFS_REQUESTS {

@@ -184,3 +184,55 @@ fn every_mutant_has_an_outcome() {
         assert!(explained, "{} was noticed by nothing, and nobody says why", mutant.name());
     }
 }
+
+/// Names that more than one public type has, and why nobody can take one for another.
+const SHARED_NAMES: [(&str, &str); 10] = [
+    ("Defect", "what is put into the disk or into the judge on purpose, one list each"),
+    ("Durability", "when a write is durable, as the guest asks and as the storage is asked"),
+    ("Fault", "what goes wrong with an I/O: on the disk, and written down in a case"),
+    ("Finding", "what a check found: the library's and the judge's"),
+    ("Header", "the header of an image: the library's and the judge's"),
+    (
+        "Image",
+        "an image: the library's with futures and with plain calls, and as the judge reads it",
+    ),
+    ("Mapping", "where a guest cluster is: the library's and the judge's"),
+    ("OpenOptions", "how an image is opened, and the same written down in a case"),
+    ("Schedule", "which task goes on: the one who picks, and the picks written down in a case"),
+    ("Values", "interned contents of units: the disk's and the judge's"),
+];
+
+/// Goal: a name means one thing in the whole workspace. Method: the declarations of public types in all `src` folders.
+#[test]
+fn public_types_have_names_of_their_own() {
+    let paths: BTreeSet<PathBuf> = arrows().keys().flat_map(|krate| sources(krate)).collect();
+    let mut declared: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for path in
+        paths.into_iter().filter(|path| path.components().any(|part| part.as_os_str() == "src"))
+    {
+        // `subjects` holds packages outside the workspace.
+        if path.starts_with(root().join("tests/subjects")) {
+            continue;
+        }
+        for line in text(&path).lines() {
+            let Some(("struct" | "enum" | "trait" | "type", rest)) =
+                line.trim_start().strip_prefix("pub ").and_then(|line| line.split_once(' '))
+            else {
+                continue;
+            };
+            let name = rest.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+            // A macro declares what its argument says.
+            if !name.is_empty() {
+                declared.entry(name.to_owned()).or_default().push(path.clone());
+            }
+        }
+    }
+    assert!(declared.len() > 100, "declarations were not understood: {declared:?}");
+    declared.retain(|_, places| places.len() > 1);
+    let shared: BTreeSet<&str> = SHARED_NAMES.iter().map(|(name, _)| *name).collect();
+    let unexplained: Vec<_> =
+        declared.iter().filter(|(name, _)| !shared.contains(name.as_str())).collect();
+    assert!(unexplained.is_empty(), "one name, several types: {unexplained:#?}");
+    let found: BTreeSet<&str> = declared.keys().map(String::as_str).collect();
+    assert_eq!(found, shared, "a name on the list that no two types share");
+}

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::audit::{Auditor, Report};
+use model::audit::{AuditReport, Auditor};
 use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
 use model::finding::Finding;
@@ -616,7 +616,7 @@ fn locks_keep_the_two_apart() {
 struct Opinions {
     ours: CheckReport,
     theirs: qemu::Check,
-    model: Report,
+    model: AuditReport,
 }
 
 impl Opinions {

@@ -4,13 +4,13 @@ use model::build::Initial;
 use model::finding::Property;
 use model::guest::Promises;
 use model::image::Mapping;
-use model::judge::{Claim, Extent};
+use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::Image;
 use qcow2_core::storage::{self, IoBuf, Storage};
 use qcow2_crashtest::explore::alphabet::{Symbol, World, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, judged};
-use qcow2_crashtest::explore::{self, Report, Settings};
+use qcow2_crashtest::explore::{self, ExploreReport, ExploreSettings};
 use qcow2_crashtest::figures::Figures;
 use qcow2_crashtest::ledger::{Cited, table};
 use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
@@ -65,7 +65,7 @@ impl Subject for Second {
         Ok(SecondImage { image, how: *self })
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
+    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
         if *self == Self::Restless {
             let failed = |error: std::io::Error| Refusal::Failed(error.to_string());
             let (header, read) = storage.read(0, IoBuf::zeroed(512, 512)).await;
@@ -121,7 +121,7 @@ impl<S: Storage> SubjectImage for SecondImage<S> {
     }
 }
 
-fn explored<Sub: Subject>(subject: &Sub, worlds: Vec<World>) -> (Settings, Report) {
+fn explored<Sub: Subject>(subject: &Sub, worlds: Vec<World>) -> (ExploreSettings, ExploreReport) {
     let settings = exploring(1, worlds);
     let report = explore::run(subject, &settings, |_, _, _, _| {});
     (settings, report)
@@ -210,7 +210,8 @@ fn a_certificate_is_cited_for_what_it_is_of() {
 #[test]
 fn what_a_certificate_says_was_judged_can_be_found() {
     let images = [Initial::Fresh, Initial::Dirty, Initial::Fragmented, Initial::L1AboutToGrow];
-    let found = |report: Report| report.found.expect("it is wrong").failure.violation.property;
+    let found =
+        |report: ExploreReport| report.found.expect("it is wrong").failure.violation.property;
     let mut seen = Vec::new();
     for mutant in [
         "mutant:fresh-off-by-one",

@@ -9,7 +9,7 @@ use qcow2_crashtest::life::Order;
 use qcow2_crashtest::minimise::{Signature, minimise, search};
 use qcow2_crashtest::replay::{replay, subject_of};
 use qcow2_crashtest::subject::Qcow2Core;
-use qcow2_crashtest::trial::{self, Leaf, Trial};
+use qcow2_crashtest::trial::{self, Survivors, Trial};
 
 /// The trial with one thing less, for each thing; not what `minimise` tries, but written from what it promises.
 fn one_less(trial: &Trial) -> Vec<(String, Trial)> {
@@ -49,12 +49,12 @@ fn one_less(trial: &Trial) -> Vec<(String, Trial)> {
         if life.dropped.is_some() {
             less("dropped".to_owned(), &|trial| trial.lives[l].dropped = None);
         }
-        if let Leaf::Choices(choices) = &life.leaf {
+        if let Survivors::Choices(choices) = &life.leaf {
             for at in (0..choices.len()).filter(|&at| choices[at] != 0) {
                 let mut fewer = choices.clone();
                 fewer[at] = 0;
                 less(format!("choice {at}"), &|trial| {
-                    trial.lives[l].leaf = Leaf::Choices(fewer.clone());
+                    trial.lives[l].leaf = Survivors::Choices(fewer.clone());
                 });
             }
         }

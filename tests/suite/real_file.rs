@@ -18,7 +18,7 @@ use model::case::Step;
 use model::evidence::{BytesEvidence, ValueKey};
 use model::finding::Stage;
 use model::guest::Guest;
-use model::judge::{Claim, Contents, Inherited, Judge, Violation};
+use model::judge::{Contents, Inherited, Judge, Statement, Violation};
 use model::op::Op;
 use model::payload::{self, UNIT, Unit};
 use qcow2_core::blocking::block_on;
@@ -116,7 +116,7 @@ impl Disk {
 
     fn repair(&self) {
         let claim = block_on(self.subject.repair(self.storage(Access::ReadWrite, FOREVER)));
-        assert_eq!(claim, Ok(Claim::Repaired), "{}", self.what);
+        assert_eq!(claim, Ok(Statement::Repaired), "{}", self.what);
     }
 
     fn bytes(&self) -> Vec<u8> {

@@ -9,7 +9,7 @@ use model::evidence::BytesEvidence;
 use model::finding::Stage;
 use model::guest::Promises;
 use model::image::Mapping;
-use model::judge::{Claim, Place};
+use model::judge::{Place, Statement};
 use model::op::{Geometry, Op};
 use model::payload::{self, Value};
 use qcow2_core::storage::{Durability, IoBuf, Storage};
@@ -17,7 +17,7 @@ use qcow2_crashtest::life::Order;
 use qcow2_crashtest::recover::Failure;
 use qcow2_crashtest::replay::{self, subject_of};
 use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject};
-use qcow2_crashtest::trial::{self, At, Leaf, Trial, TrialLife};
+use qcow2_crashtest::trial::{self, At, Survivors, Trial, TrialLife};
 use qcow2_crashtest::{corpus, report};
 
 /// Columns of a line of a report, the first line and the commands aside.
@@ -96,7 +96,7 @@ impl Subject for Restless {
         self.0.open(storage, session).await
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Claim, Refusal> {
+    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
         let failed = |error: std::io::Error| Refusal::Failed(error.to_string());
         let (header, read) = storage.read(0, IoBuf::zeroed(512, 512)).await;
         read.map_err(failed)?;
@@ -130,7 +130,7 @@ fn a_repair_that_is_not_a_fixed_point() {
             faults: Planned::default(),
             dropped: None,
             at: At::Event(4),
-            leaf: Leaf::Choices(vec![u32::MAX; 8]),
+            leaf: Survivors::Choices(vec![u32::MAX; 8]),
             steps: Vec::new(),
             unrecovered: false,
         }],

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use qcow2_crashtest::logwrites::{Content, Entry, Log};
+use qcow2_crashtest::logwrites::{Action, Entry, Log};
 
 /// Goal: the trace can be read to its end by the strict reader, and its figures are those of the README.
 #[test]
@@ -16,7 +16,7 @@ fn the_ext4_trace_is_whole() {
     let writes: Vec<&[u8]> = entries
         .iter()
         .filter_map(|entry| match entry.content {
-            Content::Data(data) if !data.is_empty() => Some(data),
+            Action::Data(data) if !data.is_empty() => Some(data),
             _ => None,
         })
         .collect();
@@ -24,9 +24,9 @@ fn the_ext4_trace_is_whole() {
     assert_eq!(entries.iter().filter(|entry| entry.flush).count(), 216);
     assert_eq!(writes.iter().map(|data| data.len()).sum::<usize>(), 7_133_184);
     let end = |entry: &Entry<'_>| match entry.content {
-        Content::Data(data) => entry.offset + data.len() as u64,
-        Content::Discard(length) => entry.offset + length,
-        Content::Mark(_) => 0,
+        Action::Data(data) => entry.offset + data.len() as u64,
+        Action::Discard(length) => entry.offset + length,
+        Action::Mark(_) => 0,
     };
     assert!(entries.iter().all(|entry| end(entry) <= 64 << 20), "past the end of the disk");
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use faultfs::Defect;
 use faultfs::chooser::{Choice, Chooser, Exhaustive, ask};
-use faultfs::exec::{Sim, SimOptions, SimStorage, Step};
+use faultfs::exec::{Sim, SimOptions, SimStorage, StepResult};
 use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
 use faultfs::profile::DiscardMode::{self, Either, Zeroes};
 use faultfs::profile::Profile::{self, Cache, Epoch, Kill, Prefix, Torn, TornLength};
@@ -272,7 +272,7 @@ fn run(
                     Some(Event::Drop(..)) => {
                         step_until(
                             sim,
-                            |step, _| matches!(step, Step::Ran { task: ran, submitted: 1, .. } if *ran == task),
+                            |step, _| matches!(step, StepResult::Ran { task: ran, submitted: 1, .. } if *ran == task),
                         )?;
                         sim.cancel(task);
                     }
@@ -304,13 +304,13 @@ fn finish(sim: &mut Sim, task: TaskId) -> Result<(), String> {
     step_until(sim, |_, sim| !sim.is_alive(task))
 }
 
-fn step_until(sim: &mut Sim, done: impl Fn(&Step, &Sim) -> bool) -> Result<(), String> {
+fn step_until(sim: &mut Sim, done: impl Fn(&StepResult, &Sim) -> bool) -> Result<(), String> {
     loop {
         let step = sim.step();
         if done(&step, sim) {
             return Ok(());
         }
-        if matches!(step, Step::Deadlock { .. } | Step::Done) {
+        if matches!(step, StepResult::Deadlock { .. } | StepResult::Done) {
             return Err("hangs".to_owned());
         }
     }

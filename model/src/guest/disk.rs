@@ -25,7 +25,7 @@ pub struct Misread {
 
 /// How much a state could have failed: with one allowed value per unit, every bit is checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct Leeway {
     /// Guest units.
     pub units: u64,
     /// Units with exactly one allowed value.
@@ -194,8 +194,8 @@ impl Guest {
     }
 
     /// The figures of this state.
-    pub fn figures(&self) -> Figures {
-        let mut figures = Figures { units: self.units(), ..Figures::default() };
+    pub fn figures(&self) -> Leeway {
+        let mut figures = Leeway { units: self.units(), ..Leeway::default() };
         for cell in &self.units {
             let members = match cell {
                 Cell::One(_) => 1,

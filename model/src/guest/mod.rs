@@ -31,6 +31,6 @@ mod lower;
 mod promises;
 
 pub use cell::Token;
-pub use disk::{Figures, Guest, Misread};
+pub use disk::{Guest, Leeway, Misread};
 pub use lower::LowerDisk;
 pub use promises::{DiscardReads, Promises};

@@ -17,7 +17,7 @@ pub const MAX_CLUSTERS: u64 = 1 << 24;
 
 /// One reference to each of some host clusters that follow each other.
 #[derive(Clone, Debug)]
-pub(crate) struct Claim {
+pub(crate) struct Reference {
     pub(crate) clusters: Range<u32>,
     pub(crate) region: Region,
     /// The entry that refers to it; 0 for what the header refers to.
@@ -56,7 +56,7 @@ pub struct Image {
     pub(super) header: Option<Header>,
     pub(super) length: u64,
     pub(super) slots: Vec<Slot>,
-    pub(super) claims: Vec<Claim>,
+    pub(super) claims: Vec<Reference>,
     /// Clusters within `slots` whose refcount is not 0, ascending.
     pub(super) stored: Vec<u32>,
     /// Clusters past `slots` whose refcount is not 0.
@@ -229,7 +229,7 @@ impl Image {
         clusters.clone().zip(self.slots.get(indices(clusters)).unwrap_or_default())
     }
 
-    pub(crate) fn claims(&self) -> &[Claim] {
+    pub(crate) fn claims(&self) -> &[Reference] {
         &self.claims
     }
 
@@ -267,7 +267,7 @@ impl Image {
         self.header = None;
     }
 
-    fn first_claim(&self, cluster: u64) -> Option<&Claim> {
+    fn first_claim(&self, cluster: u64) -> Option<&Reference> {
         let slot = self.slots.get(to_usize(cluster)).filter(|slot| slot.counted > 0)?;
         self.claims.get(slot.first_claim as usize)
     }
@@ -311,7 +311,7 @@ impl Image {
             slot.counted = slot.counted.saturating_add(1);
         }
         if !clusters.is_empty() {
-            self.claims.push(Claim { clusters, region, entry });
+            self.claims.push(Reference { clusters, region, entry });
         }
         good
     }

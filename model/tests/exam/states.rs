@@ -9,7 +9,7 @@ use model::finding::{Property, Stage};
 use model::guest::Guest;
 use model::image::{COPIED, Mapping};
 use model::judge::{
-    Claim, Contents, Extent, Inherited, Judge, MAX_VIOLATIONS, Place, Violation, p0_misread,
+    Contents, Extent, Inherited, Judge, MAX_VIOLATIONS, Place, Statement, Violation, p0_misread,
 };
 use model::op::Op;
 use model::payload::{self, UNIT, Unit};
@@ -441,13 +441,13 @@ pub(crate) fn claims(defect: Defect) -> Outcome {
     let kind = |violation: Option<Violation>| violation.map(|v| (v.property, v.kind));
     judge.state(&mut patient.disk, &guest, None);
     let lie = Some((Property::P8, "false-claim"));
-    expect("leaks aside", kind(judge.p8_claim(Claim::Clean)), None)?;
-    expect("leaks remain", kind(judge.p8_claim(Claim::Repaired)), lie)?;
+    expect("leaks aside", kind(judge.p8_claim(Statement::Clean)), None)?;
+    expect("leaks remain", kind(judge.p8_claim(Statement::Repaired)), lie)?;
     patient.put_refcount(3, 0);
     judge.state(&mut patient.disk, &guest, None);
-    expect("too low", kind(judge.p8_claim(Claim::Clean)), lie)?;
-    expect("it gave up", kind(judge.p8_claim(Claim::GaveUp)), None)?;
-    expect("safe to write", kind(judge.p8_claim(Claim::Writable)), lie)?;
+    expect("too low", kind(judge.p8_claim(Statement::Clean)), lie)?;
+    expect("it gave up", kind(judge.p8_claim(Statement::GaveUp)), None)?;
+    expect("safe to write", kind(judge.p8_claim(Statement::Writable)), lie)?;
     // A leak loses nothing, and two guest clusters in one host cluster no more than they have.
     let mut patient = Patient::new(Initial::Fragmented);
     let guest = patient.guest(defect);
@@ -457,10 +457,10 @@ pub(crate) fn claims(defect: Defect) -> Outcome {
     patient.set_l2(two, entry);
     patient.put_refcount(entry / 1024, 2);
     judge.state(&mut patient.disk, &guest, None);
-    expect("shared and counted", kind(judge.p8_claim(Claim::Writable)), None)?;
+    expect("shared and counted", kind(judge.p8_claim(Statement::Writable)), None)?;
     patient.set_l2(two, entry | COPIED);
     judge.state(&mut patient.disk, &guest, None);
-    expect("and written in place", kind(judge.p8_claim(Claim::Writable)), lie)
+    expect("and written in place", kind(judge.p8_claim(Statement::Writable)), lie)
 }
 
 pub(crate) fn mappings(defect: Defect) -> Outcome {

@@ -12,11 +12,11 @@ use model::case::Case;
 use qcow2_core::{Area, Mutant};
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::Found;
-use qcow2_crashtest::console::cases::{Cases, Dump, Explain, Minimise, Replay};
+use qcow2_crashtest::console::cases::{Cases, Dump, Explain, Minimise, ReplayCommand};
 use qcow2_crashtest::console::keep::Keep;
 use qcow2_crashtest::console::sample::Sample;
 use qcow2_crashtest::console::shorten::{Minimising, minimise, verdict};
-use qcow2_crashtest::console::{self, Outputs, Status, say, shown};
+use qcow2_crashtest::console::{self, ExitStatus, Outputs, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::explore::alphabet::{self, Symbol, World, worlds};
 use qcow2_crashtest::explore::certificate::{MergeError, Part};
@@ -63,7 +63,7 @@ enum Verb {
     #[command(
         after_help = "Example: cargo campaign replay corpus/without-data-before-mapping.json"
     )]
-    Replay(Replay),
+    Replay(ReplayCommand),
     /// Shrink a case and print the smaller one.
     #[command(after_help = "Example: cargo campaign minimise found.json > smaller.json")]
     Minimise(Minimise),
@@ -274,7 +274,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn run_campaign(run: Run) -> Result<Status, CorpusError> {
+fn run_campaign(run: Run) -> Result<ExitStatus, CorpusError> {
     let subject = Qcow2Core::without(run.broken.iter().map(String::as_str))
         .map_err(|error| CorpusError::Case(format!("--without: {error}")))?;
     if run.shape == Some(Shape::Version2) && matches!(run.refcounts, Some(Refcounts::Lazy)) {
@@ -301,7 +301,7 @@ fn run_campaign(run: Run) -> Result<Status, CorpusError> {
     console::run(&subject, &settings, &outputs)
 }
 
-fn explore_all(args: Explore) -> Result<Status, CorpusError> {
+fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
     let misuse = |error: String| CorpusError::Case(error);
     let subject = Qcow2Core::without(args.broken.iter().map(String::as_str))
         .map_err(|error| misuse(format!("--without: {error}")))?;
@@ -355,7 +355,7 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
         [] => usual,
         widths => widths.iter().flat_map(of_width).collect(),
     };
-    let settings = explore::Settings {
+    let settings = explore::ExploreSettings {
         worlds,
         alphabet: if args.resizing { &Symbol::RESIZING } else { &Symbol::ALL },
         operations: args.operations,
@@ -382,7 +382,7 @@ fn explore_all(args: Explore) -> Result<Status, CorpusError> {
     console::explore(&subject, &settings, &outputs)
 }
 
-fn merge(paths: &[PathBuf]) -> Result<Status, CorpusError> {
+fn merge(paths: &[PathBuf]) -> Result<ExitStatus, CorpusError> {
     let mut merged: Option<Part> = None;
     for path in paths {
         let text = std::fs::read_to_string(path)
@@ -396,7 +396,7 @@ fn merge(paths: &[PathBuf]) -> Result<Status, CorpusError> {
     }
     let whole = merged.ok_or(MergeError::None).and_then(Part::whole);
     say(&whole.map_err(|error| CorpusError::Case(error.to_string()))?.to_json());
-    Ok(Status::Passed)
+    Ok(ExitStatus::Passed)
 }
 
 /// The corpus of the workspace's own library.
@@ -420,7 +420,7 @@ impl Cases for Corpus {
 fn sensitivity(
     targets: impl Iterator<Item = Target>,
     args: &Sensitivity,
-) -> Result<Status, CorpusError> {
+) -> Result<ExitStatus, CorpusError> {
     if let Some(name) = args.rule.as_ref().filter(|name| Target::from_name(name).is_none()) {
         return Err(CorpusError::Case(format!("--rule: no rule and no flush is called {name}")));
     }
@@ -493,14 +493,14 @@ fn sensitivity(
         say(&format!("interrupted ({signal}): what stands above is all that was tried\n"));
     }
     if survived.is_empty() {
-        return Ok(interrupt::signal().map_or(Status::Passed, Status::Interrupted));
+        return Ok(interrupt::signal().map_or(ExitStatus::Passed, ExitStatus::Interrupted));
     }
     say(&format!("survived: {}\n", survived.join(", ")));
-    Ok(Status::Violation)
+    Ok(ExitStatus::Violation)
 }
 
 /// Puts in each mutant and looks for it.
-fn put_in_mutants(all: &Sensitivity, args: &Mutants) -> Result<Status, CorpusError> {
+fn put_in_mutants(all: &Sensitivity, args: &Mutants) -> Result<ExitStatus, CorpusError> {
     let named = |mutant: &Mutant| all.rule.as_ref().is_none_or(|name| name == mutant.name());
     let mutants: Vec<Mutant> = Mutant::ALL.iter().copied().filter(named).collect();
     if mutants.is_empty() {
@@ -549,10 +549,10 @@ fn put_in_mutants(all: &Sensitivity, args: &Mutants) -> Result<Status, CorpusErr
             .map_err(|source| CorpusError::Io { path: path.clone(), source })?;
     }
     if survived.is_empty() {
-        return Ok(Status::Passed);
+        return Ok(ExitStatus::Passed);
     }
     say(&format!("survived: {}\n", survived.join(", ")));
-    Ok(Status::Violation)
+    Ok(ExitStatus::Violation)
 }
 
 /// Keeps what a campaign found, minimises it and writes it as the case of what was taken away.

@@ -27,7 +27,7 @@ use crate::situations::{
     Shape, is_discard, probe_answers, probe_data, probe_faults, probe_reloads,
 };
 use crate::subject::{Session, Subject};
-use crate::trial::{self, At, Leaf, Trial, TrialLife, cluster_units};
+use crate::trial::{self, At, Survivors, Trial, TrialLife, cluster_units};
 use crate::workload::{self, Plan};
 
 /// After one recovery in so many, every guest unit is written.
@@ -243,8 +243,12 @@ impl<Sub: Subject> Case<'_, Sub> {
         self.figures.operations += end.operations;
         self.digest = self.digest.rotate_left(5) ^ end.trace_hash;
         if let Some((failure, at, draw)) = seen.failure {
-            *this =
-                TrialLife { at, leaf: Leaf::Seed(draw.leaf), steps: draw.steps, ..this.clone() };
+            *this = TrialLife {
+                at,
+                leaf: Survivors::Seed(draw.leaf),
+                steps: draw.steps,
+                ..this.clone()
+            };
             return Err(failure);
         }
         let dropped = probes.count(Probe::Dropped) > 0;
@@ -264,14 +268,14 @@ impl<Sub: Subject> Case<'_, Sub> {
         }
 
         let draw = Draw::new(&mut self.rng);
-        (this.leaf, this.steps) = (Leaf::Seed(draw.leaf), draw.steps.clone());
+        (this.leaf, this.steps) = (Survivors::Seed(draw.leaf), draw.steps.clone());
         let last = self.look_at_end(end, &beginning, works_on, draw)?;
         let kept = match seen.kept {
             Some(kept) if self.rng.below(4) != 0 => kept,
             _ => last,
         };
         this.at = kept.at;
-        (this.leaf, this.steps) = (Leaf::Seed(kept.draw.leaf), kept.draw.steps.clone());
+        (this.leaf, this.steps) = (Survivors::Seed(kept.draw.leaf), kept.draw.steps.clone());
         Ok(kept)
     }
 

@@ -12,7 +12,7 @@ use model::case::Case;
 use super::output::{check, write};
 use super::output::{complain, say, shown};
 use super::shorten::{minimise, verdict};
-use super::status::{Status, after, listen};
+use super::status::{ExitStatus, after, listen};
 use super::tell::written;
 use crate::corpus::{self, CorpusError};
 use crate::minimise::Minimised;
@@ -45,7 +45,7 @@ pub trait Cases {
 
 /// `replay`
 #[derive(Args)]
-pub struct Replay {
+pub struct ReplayCommand {
     /// Case files; all of the corpus if none is named.
     paths: Vec<PathBuf>,
     /// Write the verdicts as JSON to this file.
@@ -53,12 +53,12 @@ pub struct Replay {
     json: Option<PathBuf>,
 }
 
-impl Replay {
+impl ReplayCommand {
     /// Runs cases again and says the verdict of each.
     ///
     /// # Errors
     /// If a case cannot be run, or the verdicts cannot be written.
-    pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+    pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         check(self.json.as_deref(), None)?;
         let all;
         let paths = if self.paths.is_empty() {
@@ -67,7 +67,7 @@ impl Replay {
         } else {
             &self.paths
         };
-        let mut status = Status::Passed;
+        let mut status = ExitStatus::Passed;
         let mut rows = Vec::new();
         for path in paths {
             let file = shown(path);
@@ -91,7 +91,7 @@ impl Replay {
                     say(&format!("    {} {}\n", failure.violation, failure.moment));
                 }
                 if !expected {
-                    status = Status::Violation;
+                    status = ExitStatus::Violation;
                 }
                 rows.push(serde_json::json!({
                     "case": name, "code": how, "verdict": replay.verdict.name(),
@@ -122,16 +122,16 @@ impl Minimise {
     ///
     /// # Errors
     /// If the case cannot be run.
-    pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+    pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         listen()?;
         let Some(Failing { subject, found, case }) = failing(cases, &self.path)? else {
-            return Ok(Status::Passed);
+            return Ok(ExitStatus::Passed);
         };
         let limit = Duration::from_secs(self.seconds);
         let (small, ended) = minimise(&subject, &found.trial, &found.failure, limit);
         say(&corpus::text_of(&written(&subject, &small, case.origin.seed, case.witness)));
         complain(verdict(ended, limit));
-        Ok(Status::Violation)
+        Ok(ExitStatus::Violation)
     }
 }
 
@@ -150,16 +150,16 @@ impl Explain {
     ///
     /// # Errors
     /// If the case cannot be run.
-    pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+    pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
-            return Ok(Status::Passed);
+            return Ok(ExitStatus::Passed);
         };
         let Minimised { trial, failure } = &found;
         say(&report::text(&subject, trial, failure, Some(&shown(&self.path))));
         if self.verbose {
             say(&format!("\n{}", report::verbose(&subject, trial, failure)));
         }
-        Ok(Status::Violation)
+        Ok(ExitStatus::Violation)
     }
 }
 
@@ -180,9 +180,9 @@ impl Dump {
     ///
     /// # Errors
     /// If the case cannot be run or fails without a power cut, or the image cannot be written.
-    pub fn run<C: Cases>(&self, cases: &C) -> Result<Status, CorpusError> {
+    pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
-            return Ok(Status::Passed);
+            return Ok(ExitStatus::Passed);
         };
         let Minimised { trial, failure } = &found;
         let image = report::image(&subject, trial, failure, self.repaired).ok_or_else(|| {
@@ -190,7 +190,7 @@ impl Dump {
         })?;
         write(&self.file, &image)?;
         say(&format!("{} bytes in {}\n", image.len(), shown(&self.file)));
-        Ok(Status::Passed)
+        Ok(ExitStatus::Passed)
     }
 }
 

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::keep::Keep;
 use super::output::{check, say, write};
 use super::shorten::MINIMISE_FOR;
-use super::status::{Status, after};
+use super::status::{ExitStatus, after};
 use super::tell::{as_found, tell_and_keep, written};
 use crate::corpus::CorpusError;
 use crate::ended::Ended;
@@ -42,9 +42,9 @@ pub struct Exploration {
 /// If a result cannot be written. Where that is known before the first workload, none is run.
 pub fn explore<Sub: Subject>(
     subject: &Sub,
-    settings: &explore::Settings,
+    settings: &explore::ExploreSettings,
     outputs: &Exploration,
-) -> Result<Status, CorpusError> {
+) -> Result<ExitStatus, CorpusError> {
     if outputs.certificate.is_some() && settings.shard.1 != 1 {
         let why = "a shard has no certificate of its own; write its part and merge the parts";
         return Err(CorpusError::Case(format!("--certificate: {why}")));
@@ -86,16 +86,16 @@ pub fn explore<Sub: Subject>(
     let mut titles = Vec::new();
     let status = if let Some(why) = &report.broken {
         say(&format!("This run proves nothing: {why}.\n"));
-        Status::Broken
+        ExitStatus::Broken
     } else if let Some(found) = &report.found {
         titles.push(tell_explored(subject, settings, outputs, found));
-        Status::Violation
+        ExitStatus::Violation
     } else if !report.complete {
         let (why, status) = match interrupt::signal() {
             Some(signal) if report.ended == Ended::Interrupted => {
-                (format!("interrupted ({signal})"), Status::Interrupted(signal))
+                (format!("interrupted ({signal})"), ExitStatus::Interrupted(signal))
             }
-            _ => ("the time was up".to_owned(), Status::Broken),
+            _ => ("the time was up".to_owned(), ExitStatus::Broken),
         };
         say(&format!("{why} {}\nthere is no certificate of this\n", how_far(settings, &report)));
         status
@@ -125,7 +125,7 @@ pub fn explore<Sub: Subject>(
 }
 
 /// How many images an exploration is done with.
-fn images_done(report: &explore::Report) -> usize {
+fn images_done(report: &explore::ExploreReport) -> usize {
     let done = |explored: &&explore::Explored| {
         explored.infeasible.is_some() || explored.workloads == report.todo
     };
@@ -133,7 +133,7 @@ fn images_done(report: &explore::Report) -> usize {
 }
 
 /// How far an exploration came that did not come to its end.
-fn how_far(settings: &explore::Settings, report: &explore::Report) -> String {
+fn how_far(settings: &explore::ExploreSettings, report: &explore::ExploreReport) -> String {
     let (done, all) = (images_done(report), settings.worlds.len());
     let next = report.worlds.last().map_or_else(String::new, |explored| {
         let (some, todo) = (explored.workloads, report.todo);
@@ -145,13 +145,13 @@ fn how_far(settings: &explore::Settings, report: &explore::Report) -> String {
 /// What there is to say and to write of an exploration that came to its end and found nothing.
 fn all_explored<Sub: Subject>(
     subject: &Sub,
-    settings: &explore::Settings,
+    settings: &explore::ExploreSettings,
     outputs: &Exploration,
-    report: &explore::Report,
-) -> Result<Status, CorpusError> {
+    report: &explore::ExploreReport,
+) -> Result<ExitStatus, CorpusError> {
     if report.worlds.iter().all(|explored| explored.counts.leaves == 0) {
         say("This run proves nothing: no leaf was judged.\n");
-        return Ok(Status::Broken);
+        return Ok(ExitStatus::Broken);
     }
     for (size, (_, missed)) in report.probes() {
         if !missed.is_empty() {
@@ -167,15 +167,15 @@ fn all_explored<Sub: Subject>(
         write(path, serde_json::to_string(&part).expect("numbers and names"))?;
     }
     say("no violation\n");
-    Ok(Status::Passed)
+    Ok(ExitStatus::Passed)
 }
 
 /// Tells what an exploration found, as a case if the way there can be written as one; returns its title.
 fn tell_explored<Sub: Subject>(
     subject: &Sub,
-    settings: &explore::Settings,
+    settings: &explore::ExploreSettings,
     outputs: &Exploration,
-    found: &explore::Found,
+    found: &explore::Witness,
 ) -> String {
     let names = |task: &Vec<_>| {
         let names: Vec<&str> = task.iter().map(|symbol: &Symbol| symbol.name()).collect();

@@ -23,5 +23,5 @@ mod tell;
 pub use explore::{Exploration, explore};
 pub use output::{complain, say, shown};
 pub use run::{Outputs, run};
-pub use status::{EXIT_STATUS, Status, exit, listen, parsed};
+pub use status::{EXIT_STATUS, ExitStatus, exit, listen, parsed};
 pub use tell::written;

@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use faultfs::profile::Profile;
 use model::case::Case;
 
-use super::cases::{Cases, Dump, Explain, Minimise, Replay};
+use super::cases::{Cases, Dump, Explain, Minimise, ReplayCommand};
 use super::sample::Sample;
 use super::shorten::Minimising;
 use super::{EXIT_STATUS, Exploration, Outputs};
@@ -39,7 +39,7 @@ enum Verb {
     /// Explore every power cut in every small workload.
     Explore(Explore),
     /// Run kept cases again: verdict per case.
-    Replay(Replay),
+    Replay(ReplayCommand),
     /// Shrink a case and print the smaller one.
     Minimise(Minimise),
     /// Tell the story of one case.
@@ -153,7 +153,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
                 .and_then(|()| super::run(subjects.held_to(run.contents), &settings, &outputs))
         }
         Verb::Explore(args) => {
-            let settings = explore::Settings {
+            let settings = explore::ExploreSettings {
                 worlds: worlds(&[1024], &[false], &initials()),
                 alphabet: &Symbol::ALL,
                 operations: args.operations,

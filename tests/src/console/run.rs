@@ -11,7 +11,7 @@ use model::case::Status as CaseStatus;
 use super::keep::Keep;
 use super::output::{check, say, write};
 use super::shorten::{self, MINIMISE_FOR, verdict};
-use super::status::{Status, after};
+use super::status::{ExitStatus, after};
 use super::tell::{as_found, tell_and_keep, written};
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::corpus::CorpusError;
@@ -49,7 +49,7 @@ pub fn run<Sub: Subject>(
     subject: &Sub,
     settings: &Settings,
     outputs: &Outputs,
-) -> Result<Status, CorpusError> {
+) -> Result<ExitStatus, CorpusError> {
     check(outputs.json.as_deref(), outputs.corpus.as_deref())?;
     let progress = Progress::new(settings);
     let report = campaign::run(subject, settings, |figures| progress.show(figures));
@@ -66,19 +66,19 @@ pub fn run<Sub: Subject>(
         }
     ));
     let mut titles = Vec::new();
-    let mut status = Status::Passed;
+    let mut status = ExitStatus::Passed;
     if let Some(found) = &report.found {
-        status = Status::Violation;
+        status = ExitStatus::Violation;
         titles.push(tell(subject, settings, outputs, found));
     } else if let Some(why) = report.broken.clone() {
         say(&format!("This run proves nothing: {why}.\n"));
-        status = Status::Broken;
+        status = ExitStatus::Broken;
     } else if let (Ended::Interrupted, Some(signal)) = (report.ended, interrupt::signal()) {
         say(&format!("interrupted ({signal}); no violation in the cases until then\n"));
-        status = Status::Interrupted(signal);
+        status = ExitStatus::Interrupted(signal);
     } else if let Some(why) = vacuous(settings, &report.figures) {
         say(&format!("This run proves nothing: {why}.\n"));
-        status = Status::Broken;
+        status = ExitStatus::Broken;
     } else {
         let expected = match settings.damage {
             Some(_) => Probe::DAMAGED,
@@ -89,7 +89,7 @@ pub fn run<Sub: Subject>(
         if !missed.is_empty() {
             say(&format!("probes missed: {}\n", missed.join(", ")));
             if outputs.all_probes {
-                status = Status::Broken;
+                status = ExitStatus::Broken;
             }
         }
         if settings.damage.is_none() {

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::complain;
 use crate::ended::Ended;
-use crate::minimise::{self, Minimised, Shrunk, Step};
+use crate::minimise::{self, MinimiseProgress, Minimised, Shrunk};
 use crate::recover::Failure;
 use crate::subject::Subject;
 use crate::trial::Trial;
@@ -73,8 +73,8 @@ impl Progress {
         Self { bar, due: Self::EVERY }
     }
 
-    pub(super) fn show(&mut self, step: Step) {
-        let Step { elements, tries, elapsed } = step;
+    pub(super) fn show(&mut self, step: MinimiseProgress) {
+        let MinimiseProgress { elements, tries, elapsed } = step;
         let message = format!("{elements} elements left, {tries} tries");
         if let Some(bar) = &self.bar {
             bar.set_position(elapsed.as_secs());

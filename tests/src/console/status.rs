@@ -13,7 +13,7 @@ pub const EXIT_STATUS: &str = "Exit status: 0 nothing found, 1 a violation, 2 mi
 
 /// What a campaign came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum ExitStatus {
     /// Nothing was found.
     Passed,
     /// A violation was found and kept.
@@ -24,7 +24,7 @@ pub enum Status {
     Interrupted(Signal),
 }
 
-impl Status {
+impl ExitStatus {
     /// The exit status that says so.
     pub const fn code(self) -> u8 {
         match self {
@@ -37,12 +37,13 @@ impl Status {
 }
 
 /// The exit status of a command; what went wrong with it goes to standard error.
-pub fn exit(result: Result<Status, CorpusError>) -> ExitCode {
+pub fn exit(result: Result<ExitStatus, CorpusError>) -> ExitCode {
     let status = result.unwrap_or_else(|error| {
         complain(error);
-        Status::Broken
+        ExitStatus::Broken
     });
-    let status = if status == Status::Passed && unheard() { Status::Broken } else { status };
+    let status =
+        if status == ExitStatus::Passed && unheard() { ExitStatus::Broken } else { status };
     ExitCode::from(status.code())
 }
 
@@ -50,7 +51,7 @@ pub fn exit(result: Result<Status, CorpusError>) -> ExitCode {
 pub fn parsed<T>(result: Result<T, clap::Error>) -> T {
     result.unwrap_or_else(|error| {
         let shown = error.print().is_ok();
-        let code = if shown { error.exit_code() } else { i32::from(Status::Broken.code()) };
+        let code = if shown { error.exit_code() } else { i32::from(ExitStatus::Broken.code()) };
         std::process::exit(code)
     })
 }
@@ -65,11 +66,11 @@ pub fn listen() -> Result<(), CorpusError> {
 
 /// The status of a run whose last results were `written`: a violation stays one even if they were not.
 pub(super) fn after(
-    status: Status,
+    status: ExitStatus,
     written: Result<(), CorpusError>,
-) -> Result<Status, CorpusError> {
+) -> Result<ExitStatus, CorpusError> {
     match (status, written) {
-        (Status::Violation, Err(error)) => {
+        (ExitStatus::Violation, Err(error)) => {
             complain(error);
             Ok(status)
         }

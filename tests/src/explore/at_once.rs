@@ -10,7 +10,7 @@ pub enum AtOnce {
         /// How often.
         departures: u32,
     },
-    /// Up to [`operations`](super::Settings::operations) requests beside one, of the alphabet of races, in the plain order with at most so many steps put
+    /// Up to [`operations`](super::ExploreSettings::operations) requests beside one, of the alphabet of races, in the plain order with at most so many steps put
     /// off until nothing else can go on.
     Races {
         /// How many.

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::alphabet::{Symbol, World, operations};
 use super::at_once::AtOnce;
-use super::walk::Counts;
-use super::{Explored, Report, Settings};
+use super::walk::Coverage;
+use super::{ExploreReport, ExploreSettings, Explored};
 use crate::subject::{Duties, Subject};
 
 /// Name and version of the form.
@@ -150,7 +150,7 @@ pub enum MergeError {
     None,
 }
 
-impl Counts {
+impl Coverage {
     /// A hash of what exploring workload number `index` did.
     pub(super) fn hash(&self, index: u64) -> u64 {
         let Self { crash_points, crash_disks, leaves, memo_hits, nested, schedules, .. } = *self;
@@ -193,7 +193,11 @@ impl Totals {
 
 impl Certificate {
     /// The certificate of a complete and clean exploration of all shards, or of the one in `settings`.
-    pub fn new<Sub: Subject>(subject: &Sub, settings: &Settings, report: &Report) -> Self {
+    pub fn new<Sub: Subject>(
+        subject: &Sub,
+        settings: &ExploreSettings,
+        report: &ExploreReport,
+    ) -> Self {
         let alphabet = settings.at_once.map_or(settings.alphabet, AtOnce::alphabet);
         let mut sizes: Vec<Geometry> = settings.worlds.iter().map(|world| world.geometry).collect();
         sizes.sort_by_key(|geometry| geometry.cluster_bits);
@@ -298,7 +302,11 @@ fn certified(explored: &Explored) -> CertifiedWorld {
 
 impl Part {
     /// The part of the shard in `settings`.
-    pub fn new<Sub: Subject>(subject: &Sub, settings: &Settings, report: &Report) -> Self {
+    pub fn new<Sub: Subject>(
+        subject: &Sub,
+        settings: &ExploreSettings,
+        report: &ExploreReport,
+    ) -> Self {
         let digits = |explored: &Explored| {
             explored.distinct.iter().map(|hash| format!("{hash:016x}")).collect()
         };

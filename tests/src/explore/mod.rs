@@ -27,14 +27,14 @@ use crate::minimise::{Minimised, Signature, search};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, StepPlan};
 use crate::subject::Subject;
-use crate::trial::{At, Leaf, Trial, TrialLife};
+use crate::trial::{At, Survivors, Trial, TrialLife};
 use alphabet::{Symbol, World, operations};
 pub use at_once::AtOnce;
-use walk::{Counts, Stop, Walk};
+use walk::{Coverage, Stop, Walk};
 
 /// What is explored.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ExploreSettings {
     /// Images to start from.
     pub worlds: Vec<World>,
     /// Requests one after the other are of this alphabet.
@@ -65,7 +65,7 @@ pub struct Explored {
     /// Workloads explored.
     pub workloads: u64,
     /// What was done.
-    pub counts: Counts,
+    pub counts: Coverage,
     /// Of the leaves, those that were run; the others a worker had met before. It depends on who explored what.
     pub executed: u64,
     /// Hash of it all.
@@ -80,7 +80,7 @@ pub struct Explored {
 
 /// A violation, and the workload that shows it.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct Witness {
     /// Where it starts.
     pub world: World,
     /// Number of the workload.
@@ -118,7 +118,7 @@ impl Explored {
     }
 }
 
-impl Found {
+impl Witness {
     /// One way that leads to the violation, as a trial: the workload again, with what survives searched for, and with up
     /// to two power cuts in recovery. A signal ends the search.
     pub fn trial<Sub: Subject>(&self, subject: &Sub, profile: Profile) -> Option<Minimised> {
@@ -152,7 +152,7 @@ impl Found {
                 faults: Planned::default(),
                 dropped: None,
                 at: At::End,
-                leaf: Leaf::Choices(Vec::new()),
+                leaf: Survivors::Choices(Vec::new()),
                 steps,
                 unrecovered: false,
             };
@@ -177,11 +177,11 @@ fn tasks_of(tasks: &[Vec<Symbol>], geometry: &Geometry) -> Vec<Vec<Op>> {
 
 /// What an exploration came to.
 #[derive(Debug)]
-pub struct Report {
+pub struct ExploreReport {
     /// World by world.
     pub worlds: Vec<Explored>,
     /// The first violation, by world and number of the workload.
-    pub found: Option<Found>,
+    pub found: Option<Witness>,
     /// Why the run proves nothing, if it does not.
     pub broken: Option<String>,
     /// Whether every workload was explored.
@@ -194,7 +194,7 @@ pub struct Report {
     pub seconds: f64,
 }
 
-impl Report {
+impl ExploreReport {
     /// Cluster size by cluster size, the situations that had to be met: those that were, and those that were not.
     pub fn probes(&self) -> BTreeMap<u64, (Vec<Probe>, Vec<Probe>)> {
         let mut met: BTreeMap<u64, Probes> = BTreeMap::new();
@@ -212,13 +212,13 @@ impl Report {
 /// signal ends it after the workloads in hand.
 pub fn run<Sub: Subject>(
     subject: &Sub,
-    settings: &Settings,
-    progress: impl Fn(&World, u64, u64, &Counts) + Sync,
-) -> Report {
+    settings: &ExploreSettings,
+    progress: impl Fn(&World, u64, u64, &Coverage) + Sync,
+) -> ExploreReport {
     #[expect(clippy::disallowed_methods, reason = "the budget is time by the clock")]
     let now = Instant::now;
     let start = now();
-    let mut report = Report {
+    let mut report = ExploreReport {
         worlds: Vec::new(),
         found: None,
         broken: None,
@@ -256,7 +256,7 @@ pub fn run<Sub: Subject>(
             world,
             infeasible: None,
             workloads: 0,
-            counts: Counts::default(),
+            counts: Coverage::default(),
             executed: 0,
             hash: 0,
             distinct: BTreeSet::new(),
@@ -274,11 +274,11 @@ pub fn run<Sub: Subject>(
         let next = AtomicU64::new(0);
         // Whoever has a workload before this one goes on: the first violation is the one with the lowest number.
         let end = AtomicU64::new(all);
-        let shared = Mutex::new((explored, None::<Found>, None::<String>));
+        let shared = Mutex::new((explored, None::<Witness>, None::<String>));
         let work = || {
             let began = now();
             let initial = world.start(subject).expect("it was feasible just before");
-            let Settings { profile, depth, .. } = *settings;
+            let ExploreSettings { profile, depth, .. } = *settings;
             let mut walk = Walk::new(subject.clone(), world.session, profile, depth, initial);
             let blocks = std::iter::from_fn(|| {
                 let block = block(next.fetch_add(1, Ordering::Relaxed));
@@ -319,7 +319,8 @@ pub fn run<Sub: Subject>(
                         if found.as_ref().is_none_or(|found| index < found.index) {
                             let leaves = explored.counts.leaves;
                             let schedule = walk.schedule.clone();
-                            *found = Some(Found { world, index, tasks, schedule, failure, leaves });
+                            *found =
+                                Some(Witness { world, index, tasks, schedule, failure, leaves });
                         }
                     }
                     Err(Stop::Broken(why)) => {

@@ -65,7 +65,7 @@ use crate::subject::{Refusal, Session, Subject, SubjectImage};
 
 /// What exploring has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct Coverage {
     /// Moments at which the power could fail.
     pub crash_points: u64,
     /// Of these, and of the power cuts in recovery, the ones that left a disk or a promise not met before.
@@ -84,7 +84,7 @@ pub struct Counts {
     pub digest: u64,
 }
 
-impl Counts {
+impl Coverage {
     /// Adds what was done elsewhere.
     pub fn add(&mut self, other: &Self) {
         self.crash_points += other.crash_points;
@@ -269,7 +269,7 @@ pub struct Walk<Sub: Subject> {
     /// A disk that nobody needs, for its memory.
     spare: Option<PossibleDisk>,
     probes: Probes,
-    counts: Counts,
+    counts: Coverage,
     /// Hashes of everything that recovery left, of all workloads.
     pub distinct: BTreeSet<u64>,
     /// What the last schedule of a pair picked.
@@ -313,7 +313,7 @@ impl<Sub: Subject> Walk<Sub> {
             way: Way::new(),
             spare: None,
             probes: Probes::default(),
-            counts: Counts::default(),
+            counts: Coverage::default(),
             distinct: BTreeSet::new(),
             schedule: Vec::new(),
             executed: 0,
@@ -327,7 +327,7 @@ impl<Sub: Subject> Walk<Sub> {
     ///
     /// # Errors
     /// The first violation, or why nothing is proved.
-    pub fn workload(&mut self, ops: &[Op]) -> Result<Counts, Stop> {
+    pub fn workload(&mut self, ops: &[Op]) -> Result<Coverage, Stop> {
         self.forget();
         self.run(ops)?;
         Ok(self.counts)
@@ -337,7 +337,7 @@ impl<Sub: Subject> Walk<Sub> {
     ///
     /// # Errors
     /// The first violation, with the schedule that led to it in [`Walk::schedule`], or why nothing is proved.
-    pub fn at_once(&mut self, tasks: &[Vec<Op>], how: AtOnce) -> Result<Counts, Stop> {
+    pub fn at_once(&mut self, tasks: &[Vec<Op>], how: AtOnce) -> Result<Coverage, Stop> {
         self.forget();
         let requests = |ops: &Vec<Op>| ops.iter().map(|op| Request::Op(*op)).collect();
         let script = Script {
@@ -405,11 +405,11 @@ impl<Sub: Subject> Walk<Sub> {
     pub fn forget(&mut self) {
         self.entered.clear();
         self.recovered.clear();
-        self.counts = Counts::default();
+        self.counts = Coverage::default();
     }
 
     /// What has been done since the last [`forget`](Self::forget).
-    pub const fn counts(&self) -> Counts {
+    pub const fn counts(&self) -> Coverage {
         self.counts
     }
 

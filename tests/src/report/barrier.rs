@@ -26,7 +26,7 @@ use crate::minimise::Signature;
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::report::scene::Scene;
-use crate::report::tape::{Played, Tape, unit_of};
+use crate::report::timeline::{Played, Timeline, unit_of};
 use crate::subject::Subject;
 use crate::trial::{Trial, cluster_units};
 
@@ -57,7 +57,7 @@ pub(super) struct Searched {
     pub(super) best: Option<Gap>,
 }
 
-/// A stretch of the tape in which a flush has the same effect everywhere.
+/// A stretch of the timeline in which a flush has the same effect everywhere.
 pub(super) struct Gap {
     /// Events before its first place.
     pub(super) first: usize,
@@ -71,7 +71,7 @@ pub(super) struct Gap {
 
 /// A failing crash state: what somebody read of it.
 struct Failing {
-    /// Events of the tape before the power cut.
+    /// Events of the timeline before the power cut.
     at: usize,
     units: BTreeMap<u32, Key>,
     length: Option<u32>,
@@ -101,12 +101,12 @@ pub(super) fn in_life<Sub: Subject>(bench: &mut Bench<Sub>, search: &Search<'_>)
     let own = (played.cut, &played.guest);
     let mut done = BTreeSet::new();
     for (at, guest) in std::iter::once(own).chain(points).filter(|(at, _)| done.insert(*at)) {
-        let live = &played.tape.disk(at, None);
+        let live = &played.timeline.disk(at, None);
         let own = if at == played.cut { choices } else { &[] };
         let point = Point { live, pending: live, guest, steps, at, given: &[], own };
         found.states(bench, trial, &point);
     }
-    found.search(&played.tape, trial.profile)
+    found.search(&played.timeline, trial.profile)
 }
 
 /// Searches the step of recovery that led to scene `number`, where the power cut that matters is the one in that step.
@@ -118,9 +118,10 @@ pub(super) fn in_step<Sub: Subject>(
 ) -> Option<Searched> {
     let Search { trial, played, steps, choices, failure } = *search;
     let scene = &scenes[number];
-    let tape = scene.tape.as_ref()?;
+    let timeline = scene.timeline.as_ref()?;
     let given = &choices[..scene.chosen.min(choices.len())];
-    let counted: Vec<usize> = (0..tape.events.len()).filter(|at| matters(tape, *at)).collect();
+    let counted: Vec<usize> =
+        (0..timeline.events.len()).filter(|at| matters(timeline, *at)).collect();
     let mut found = Found::new(failure, counted.last()? + 1);
     let every = every(counted.len(), &played.live);
     let last = counted.len() - 1;
@@ -131,12 +132,12 @@ pub(super) fn in_step<Sub: Subject>(
         steps[number - 1].crash_at = Some(crash_at as u64);
         let at = at + 1;
         let own = if at == found.cut { choices } else { &[] };
-        let pending = &tape.disk(at, None);
+        let pending = &timeline.disk(at, None);
         let (live, guest) = (&played.live, &played.guest);
         let point = Point { live, pending, guest, steps: &steps, at, given, own };
         found.states(bench, trial, &point);
     }
-    Some(found.search(tape, trial.profile))
+    Some(found.search(timeline, trial.profile))
 }
 
 /// A moment at which the power may fail.
@@ -147,7 +148,7 @@ struct Point<'a> {
     pending: &'a PossibleDisk,
     guest: &'a Guest,
     steps: &'a [StepPlan],
-    /// Events of the tape before it.
+    /// Events of the timeline before it.
     at: usize,
     /// Answers that lead to it.
     given: &'a [u32],
@@ -156,8 +157,8 @@ struct Point<'a> {
 }
 
 /// Whether an event submits something that a power cut could lose or a flush.
-fn matters(tape: &Tape, at: usize) -> bool {
-    matches!(&tape.events[at], Event::Submit { io, .. } if io.kind != IoKind::Read)
+fn matters(timeline: &Timeline, at: usize) -> bool {
+    matches!(&timeline.events[at], Event::Submit { io, .. } if io.kind != IoKind::Read)
 }
 
 struct Found {
@@ -229,17 +230,17 @@ impl Found {
         }
     }
 
-    fn search(self, tape: &Tape, profile: Profile) -> Searched {
+    fn search(self, timeline: &Timeline, profile: Profile) -> Searched {
         let same = self.failing.iter().filter(|state| state.same).count();
         let others = self.failing.len() - same;
         let mut gaps: Vec<Gap> = Vec::new();
         let mut previous: Option<BTreeSet<usize>> = None;
-        for at in (1..self.cut).filter(|at| is_turn(tape, *at)) {
+        for at in (1..self.cut).filter(|at| is_turn(timeline, *at)) {
             let mut disks: BTreeMap<usize, PossibleDisk> = BTreeMap::new();
             let removed: BTreeSet<usize> = (0..self.failing.len())
                 .filter(|number| {
                     let state = &self.failing[*number];
-                    let disk = || tape.disk(state.at, Some(at));
+                    let disk = || timeline.disk(state.at, Some(at));
                     // Not in the moment of the power cut itself: that would order nothing.
                     state.at > at
                         && !is_possible(state, disks.entry(state.at).or_insert_with(disk), profile)
@@ -283,8 +284,8 @@ fn shown(failure: &Failure, pending: &PossibleDisk) -> Option<(u32, Key)> {
 }
 
 /// Whether an update ends right before event `at`, or something is submitted there: elsewhere a flush does the same.
-fn is_turn(tape: &Tape, at: usize) -> bool {
-    matches!(tape.events[at - 1], Event::Complete { .. }) || matters(tape, at)
+fn is_turn(timeline: &Timeline, at: usize) -> bool {
+    matches!(timeline.events[at - 1], Event::Complete { .. }) || matters(timeline, at)
 }
 
 fn is_possible(state: &Failing, disk: &PossibleDisk, profile: Profile) -> bool {
@@ -333,7 +334,7 @@ mod tests {
 
     use super::{Search, in_life, matters};
     use crate::recover::Bench;
-    use crate::report::tape::play;
+    use crate::report::timeline::play;
     use crate::report::{all_without_witness, without_witness};
     use crate::trial;
 
@@ -345,11 +346,11 @@ mod tests {
         for (name, broken, exact) in all_without_witness() {
             let played = play(&broken, &exact, 0).expect("it is feasible");
             assert!(played.is_faithful(), "{name}");
-            let tape = &played.tape;
-            let ios = (1..played.cut.min(200)).filter(|at| matters(tape, *at));
-            let plain = tape.disk(played.cut, None);
+            let timeline = &played.timeline;
+            let ios = (1..played.cut.min(200)).filter(|at| matters(timeline, *at));
+            let plain = timeline.disk(played.cut, None);
             for at in ios {
-                let flushed = tape.disk(played.cut, Some(at));
+                let flushed = timeline.disk(played.cut, Some(at));
                 for unit in 0..plain.extent() {
                     let (mut before, mut after) = (Vec::new(), Vec::new());
                     plain.peek(unit, &mut before);
@@ -384,7 +385,7 @@ mod tests {
             let gap = found.best.unwrap_or_else(|| panic!("{name}: no flush helps"));
             assert!(gap.removes_this && found.complete, "{name}");
             let labels = trial::labels(&mut bench, &played.last, &played.guest);
-            let next = played.tape.events[gap.last..].iter().find_map(|event| match event {
+            let next = played.timeline.events[gap.last..].iter().find_map(|event| match event {
                 Event::Submit { io, .. } if io.kind.is_update() => Some(io),
                 _ => None,
             });

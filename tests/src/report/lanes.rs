@@ -19,7 +19,7 @@ use faultfs::values::Key;
 use model::label::{Label, Region};
 
 use crate::leaf::Labels;
-use crate::report::tape::{Tape, unit_of};
+use crate::report::timeline::{Timeline, unit_of};
 
 /// Columns of a line.
 pub(super) const WIDTH: usize = 100;
@@ -99,7 +99,7 @@ pub(super) struct Cut<'a> {
 /// I/O to be drawn.
 pub(super) struct Drawing<'a> {
     /// The I/O.
-    pub(super) tape: &'a Tape,
+    pub(super) timeline: &'a Timeline,
     /// From this event to that one.
     pub(super) events: std::ops::Range<usize>,
     /// Who submits: the name of a task.
@@ -208,12 +208,12 @@ impl Drawing<'_> {
             while let Some((_, text)) = notes.next_if(|(before, _)| *before <= at) {
                 rows.push(Row::Note(text.clone()));
             }
-            match &self.tape.events[at] {
+            match &self.timeline.events[at] {
                 Event::Submit { io, .. } if io.kind != IoKind::Read => {
                     let next = (at + 1..self.events.end).find(|at| self.is_shown(*at));
                     let mut undisturbed = |next: usize| {
                         notes.peek().is_none_or(|(before, _)| *before > next)
-                            && matches!(self.tape.events[next],
+                            && matches!(self.timeline.events[next],
                                 Event::Complete { index, .. } if index == io.index)
                     };
                     let ends = next.filter(|next| undisturbed(*next));
@@ -226,7 +226,7 @@ impl Drawing<'_> {
                 Event::Complete { index, .. } | Event::Fail { index, .. } => {
                     if let Some(place) = running.iter().position(|io| io.index == *index) {
                         let io = running.remove(place);
-                        rows.push(self.end(&io, &self.tape.events[at]));
+                        rows.push(self.end(&io, &self.timeline.events[at]));
                     }
                 }
                 Event::Settle => rows.push(Row::Note("settled".to_owned())),
@@ -241,11 +241,11 @@ impl Drawing<'_> {
     /// Whether an event has a row: reads have none.
     fn is_shown(&self, at: usize) -> bool {
         let of_read = |index: &u64| {
-            self.tape.events[..at].iter().any(|event| {
+            self.timeline.events[..at].iter().any(|event| {
                 matches!(event, Event::Submit { io, .. } if io.index == *index && io.kind == IoKind::Read)
             })
         };
-        match &self.tape.events[at] {
+        match &self.timeline.events[at] {
             Event::Submit { io, .. } => io.kind != IoKind::Read,
             Event::Complete { index, .. } | Event::Fail { index, .. } => !of_read(index),
             _ => false,
@@ -264,7 +264,7 @@ impl Drawing<'_> {
 
     fn end(&self, io: &Io, event: &Event) -> Row {
         let how = match event {
-            Event::Fail { errno, .. } if self.tape.is_late(io) => {
+            Event::Fail { errno, .. } if self.timeline.is_late(io) => {
                 format!(" FAILS, errno {errno}, and may land")
             }
             Event::Fail { errno, .. } => format!(" FAILS, errno {errno}"),
@@ -319,7 +319,7 @@ impl Drawing<'_> {
 
     fn fate(&self, cut: &Cut<'_>, io: &Io, nth: u32) -> Fate {
         let unit = unit_of(io.offset) + nth;
-        let own = self.tape.content(io, nth);
+        let own = self.timeline.content(io, nth);
         let mut keys: Vec<Key> = Vec::new();
         cut.live.peek(unit, &mut keys);
         match (keys.contains(&own), &keys[..], cut.crashed.single(unit)) {
@@ -334,13 +334,13 @@ impl Drawing<'_> {
 
     /// Whether an I/O after `io` gave `key` to `unit`.
     fn is_later(&self, io: &Io, unit: u32, key: Key) -> bool {
-        self.tape.events[..self.events.end].iter().any(|event| match event {
+        self.timeline.events[..self.events.end].iter().any(|event| match event {
             Event::Submit { io: other, .. } if other.index > io.index => {
                 let first = unit_of(other.offset);
                 other.kind.is_update()
                     && other.kind != IoKind::SetLen
                     && (first..first + other.units()).contains(&unit)
-                    && self.tape.content(other, unit - first) == key
+                    && self.timeline.content(other, unit - first) == key
             }
             _ => false,
         })

@@ -6,7 +6,7 @@
 use crate::minimise::Signature;
 use crate::recover::Failure;
 use crate::subject::Subject;
-use crate::trial::{self, Leaf, Outcome, Trial};
+use crate::trial::{self, Outcome, Survivors, Trial};
 
 /// A trial that loses no more than it must.
 pub(super) struct Smallest {
@@ -41,7 +41,7 @@ pub(super) fn smallest<Sub: Subject>(
                 let mut fewer = best.trial.clone();
                 let mut choices = choices.clone();
                 choices[at] = 0;
-                fewer.lives[life].leaf = Leaf::Choices(choices);
+                fewer.lives[life].leaf = Survivors::Choices(choices);
                 if let Some(smaller) = fails(&fewer) {
                     best = smaller;
                     continue 'again;
@@ -57,7 +57,7 @@ mod tests {
     use super::smallest;
     use crate::minimise::Signature;
     use crate::report::all_without_witness;
-    use crate::trial::{self, Leaf};
+    use crate::trial::{self, Survivors};
 
     /// Goal: losses that do not matter are kept, and one that does is not. Method: crash states of a failing moment at random,
     /// of which some lose more than they must; of the set that is left, each is kept in turn, and the failure is gone.
@@ -67,7 +67,7 @@ mod tests {
         for (name, broken, exact) in all_without_witness() {
             for seed in 0..40 {
                 let mut wasteful = exact.clone();
-                wasteful.lives[0].leaf = Leaf::Seed(seed);
+                wasteful.lives[0].leaf = Survivors::Seed(seed);
                 let outcome = trial::run(&broken, &wasteful).expect("it is feasible");
                 let Some((0, failure)) = outcome.failure else { continue };
                 let found = smallest(&broken, &wasteful, &failure).expect("it fails again");
@@ -78,7 +78,7 @@ mod tests {
                     let mut fewer = found.trial.clone();
                     let mut choices = choices.clone();
                     choices[at] = 0;
-                    fewer.lives[0].leaf = Leaf::Choices(choices);
+                    fewer.lives[0].leaf = Survivors::Choices(choices);
                     let outcome = trial::run(&broken, &fewer).expect("it is feasible");
                     let other = outcome.failure.map(|(_, other)| other);
                     let same = other.is_some_and(|other| Signature::of(&failure).matches(&other));

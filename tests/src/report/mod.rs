@@ -17,7 +17,7 @@ mod entries;
 mod lanes;
 mod lost;
 mod scene;
-mod tape;
+mod timeline;
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
@@ -42,7 +42,7 @@ use entries::View;
 use lanes::{Cut, Drawing, LEGEND, WIDTH};
 use lost::Smallest;
 use scene::Scene;
-use tape::{Played, Seen, Tape, unit_of};
+use timeline::{Played, Seen, Timeline, unit_of};
 
 /// The report of a trial that fails as `failure` says. `path` is the case file that it is kept in, for the commands.
 pub fn text<Sub: Subject>(
@@ -133,7 +133,7 @@ impl Story {
         let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
         let (mut played, mut all, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..=life {
-            let this = tape::play(subject, &trial, number)?;
+            let this = timeline::play(subject, &trial, number)?;
             let seen = (number == life).then_some(&failure);
             let (steps, choices) = (&trial.lives[number].steps, &outcome.lives[number].choices);
             all.push(scene::scenes(&mut bench, &this.live, &this.guest, steps, choices, seen));
@@ -263,14 +263,14 @@ impl Story {
                 _ => writeln!(out, "\nI/O of life {number}")?,
             }
             let alive = number == self.life && self.fails_alive();
-            let end = if alive { played.tape.events.len() } else { played.cut };
+            let end = if alive { played.timeline.events.len() } else { played.cut };
             let who = |task: Option<u32>| task_name(task, life);
             let notes = notes(played, life, end);
             let units = self.units(number);
             let labels = &self.labels[number];
             let cut = Cut { live: &played.live, crashed: &scenes[0].disk };
             let drawing = Drawing {
-                tape: &played.tape,
+                timeline: &played.timeline,
                 events: 0..end,
                 who: &who,
                 labels,
@@ -279,7 +279,7 @@ impl Story {
                 units: &units,
             };
             let (lines, in_flight) = lanes::draw(&drawing);
-            if played.tape.events[..end].iter().any(is_io) {
+            if played.timeline.events[..end].iter().any(is_io) {
                 out.push_str(&lines);
             } else {
                 writeln!(out, "  nothing but reads")?;
@@ -289,7 +289,7 @@ impl Story {
                 continue;
             }
             rule(out, &format!("power cut{}", flying(&in_flight)))?;
-            let later = later(&played.tape, played.cut);
+            let later = later(&played.timeline, played.cut);
             if !later.is_empty() && number == self.life {
                 let later: Vec<String> = later
                     .iter()
@@ -324,7 +324,7 @@ impl Story {
                 let is_its = |at: &u32| labels(*at).region == Region::Data(cluster);
                 (0..played.live.extent()).filter(is_its).collect()
             }
-            Place::Image if self.fails_alive() => contended(&played.tape),
+            Place::Image if self.fails_alive() => contended(&played.timeline),
             _ => BTreeSet::new(),
         }
     }
@@ -413,7 +413,7 @@ impl Story {
                 let cuts = self.scenes[number].iter().rev();
                 let cut = cuts.filter(|scene| scene.live.is_some()).find(|s| s.chosen <= index);
                 let when = match cut {
-                    Some(scene) if scene.tape.is_some() => format!(", {}", scene.moment),
+                    Some(scene) if scene.timeline.is_some() => format!(", {}", scene.moment),
                     _ => String::new(),
                 };
                 match answer.unit {
@@ -507,19 +507,19 @@ impl Story {
         let mut bench = Bench::new(subject.clone(), self.trial.session(), self.trial.profile);
         let (trial, failure) = (&self.trial, &self.failure);
         let search = Search { trial, played, steps, choices, failure };
-        let (searched, tape, labels, moments) = match &scenes[cut].tape {
+        let (searched, timeline, labels, moments) = match &scenes[cut].timeline {
             None => {
                 let searched = Some(barrier::in_life(&mut bench, &search));
-                (searched, &played.tape, &self.labels[self.life], &played.moments[..])
+                (searched, &played.timeline, &self.labels[self.life], &played.moments[..])
             }
-            Some(tape) => {
+            Some(timeline) => {
                 let searched = barrier::in_step(&mut bench, &search, scenes, cut);
-                (searched, tape, &scenes[cut].labels, &[][..])
+                (searched, timeline, &scenes[cut].labels, &[][..])
             }
         };
         let Some(searched) = searched else { return writeln!(out, "  not searched") };
         let in_order = self.is_recovery_at_fault();
-        advice(out, &searched, &Around { tape, labels, moments, in_order })
+        advice(out, &searched, &Around { timeline, labels, moments, in_order })
     }
 }
 
@@ -530,14 +530,14 @@ fn fails_alive(failure: &Failure) -> bool {
 
 /// The I/O of recovery that led to a scene.
 fn recovery_lanes(out: &mut String, scene: &Scene, units: &BTreeSet<u32>) -> fmt::Result {
-    let Some(tape) = &scene.tape else { return Ok(()) };
-    if !tape.events.iter().any(is_io) {
+    let Some(timeline) = &scene.timeline else { return Ok(()) };
+    if !timeline.events.iter().any(is_io) {
         return writeln!(out, "  {}: it wrote nothing", scene.moment);
     }
     let cut = scene.live.as_ref().map(|live| Cut { live, crashed: &scene.disk });
     let drawing = Drawing {
-        tape,
-        events: 0..tape.events.len(),
+        timeline,
+        events: 0..timeline.events.len(),
         who: &|_| "recovery".to_owned(),
         labels: &scene.labels,
         cut,
@@ -600,7 +600,7 @@ fn advice(out: &mut String, searched: &Searched, around: &Around<'_>) -> fmt::Re
 
 /// What lies around a gap.
 struct Around<'a> {
-    tape: &'a Tape,
+    timeline: &'a Timeline,
     labels: &'a Labels,
     moments: &'a [Seen],
     /// The image was in order after the power cut.
@@ -610,9 +610,9 @@ struct Around<'a> {
 impl Around<'_> {
     /// The last update or flush that ended by event `at`.
     fn before(&self, at: usize) -> String {
-        let ended = self.tape.events[..at].iter().rev().find_map(|event| match event {
+        let ended = self.timeline.events[..at].iter().rev().find_map(|event| match event {
             Event::Complete { index, .. } => {
-                submitted(self.tape, *index).filter(|io| io.kind != IoKind::Read)
+                submitted(self.timeline, *index).filter(|io| io.kind != IoKind::Read)
             }
             _ => None,
         });
@@ -621,12 +621,12 @@ impl Around<'_> {
 
     /// The first update or flush from event `at` on, or the return of a guest operation before that.
     fn after(&self, at: usize) -> String {
-        let next = self.tape.events[at..].iter().position(is_io).map_or(usize::MAX, |n| at + n);
+        let next = self.timeline.events[at..].iter().position(is_io).map_or(usize::MAX, |n| at + n);
         let returned = self
             .moments
             .iter()
             .find(|seen| seen.cause == Cause::Returned && seen.at > at && seen.at <= next);
-        match (returned, later(self.tape, at).first()) {
+        match (returned, later(self.timeline, at).first()) {
             (Some(seen), _) => format!("the return of {}", op_name(seen.concerns)),
             (None, Some(io)) => numbered(io, self.labels),
             (None, None) => "the end".to_owned(),
@@ -639,10 +639,10 @@ fn numbered(io: &Io, labels: &Labels) -> String {
 }
 
 /// Units that two updates in flight both touched, or one over another that had failed late.
-fn contended(tape: &Tape) -> BTreeSet<u32> {
+fn contended(timeline: &Timeline) -> BTreeSet<u32> {
     let mut units = BTreeSet::new();
     let (mut running, mut late): (Vec<Io>, Vec<u64>) = Default::default();
-    for event in &tape.events {
+    for event in &timeline.events {
         match event {
             Event::Submit { io, .. } if io.kind.is_update() => {
                 for other in running.iter().filter(|other| other.overlaps(io)) {
@@ -654,7 +654,7 @@ fn contended(tape: &Tape) -> BTreeSet<u32> {
             }
             Event::Complete { index, .. } => running.retain(|io| io.index != *index),
             Event::Fail { index, .. } => {
-                running.retain(|io| io.index != *index || tape.is_late(io));
+                running.retain(|io| io.index != *index || timeline.is_late(io));
                 late.extend(running.iter().map(|io| io.index).filter(|of| of == index));
             }
             Event::Settle => {
@@ -672,16 +672,16 @@ fn is_io(event: &Event) -> bool {
     matches!(event, Event::Submit { io, .. } if io.kind != IoKind::Read)
 }
 
-fn submitted(tape: &Tape, wanted: u64) -> Option<&Io> {
-    tape.events.iter().find_map(|event| match event {
+fn submitted(timeline: &Timeline, wanted: u64) -> Option<&Io> {
+    timeline.events.iter().find_map(|event| match event {
         Event::Submit { io, .. } if io.index == wanted => Some(io),
         _ => None,
     })
 }
 
 /// The next few updates and flushes from an event on.
-fn later(tape: &Tape, from: usize) -> Vec<&Io> {
-    let ios = tape.events[from..].iter().filter_map(|event| match event {
+fn later(timeline: &Timeline, from: usize) -> Vec<&Io> {
+    let ios = timeline.events[from..].iter().filter_map(|event| match event {
         Event::Submit { io, .. } if io.kind != IoKind::Read => Some(io),
         _ => None,
     });

@@ -18,7 +18,7 @@ use model::payload;
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Labels, LeafChooser, SharedLeaf, look};
 use crate::recover::{Bench, Failure, StepPlan, name};
-use crate::report::tape::{Kept, Tape, unit_of};
+use crate::report::timeline::{Kept, Timeline, unit_of};
 use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
 use crate::trial;
 
@@ -27,7 +27,7 @@ pub(super) struct Scene {
     /// When.
     pub(super) moment: String,
     /// The I/O since the scene before; nothing for the first.
-    pub(super) tape: Option<Tape>,
+    pub(super) timeline: Option<Timeline>,
     /// The same for people.
     pub(super) trace: Trace,
     /// The disk with that I/O still pending, if a power cut ended it.
@@ -72,7 +72,7 @@ pub(super) fn scenes<Sub: Subject>(
         let remains = direct.power_off();
         let trace = remains.trace.unwrap_or_default();
         disk = remains.disk;
-        let tape = Tape::of_step(start, &trace, &written, &disk.values().clone());
+        let timeline = Timeline::of_step(start, &trace, &written, &disk.values().clone());
         let mut live = None;
         let chosen = look(&chooser).answers().len();
         let moment = match &done {
@@ -87,7 +87,7 @@ pub(super) fn scenes<Sub: Subject>(
         };
         looker.look_at(&mut disk, live.is_some() || remains.counts.updates > 0);
         let mut scene = looker.scene(moment, &mut disk, trace);
-        (scene.tape, scene.live, scene.chosen) = (Some(tape), live, chosen);
+        (scene.timeline, scene.live, scene.chosen) = (Some(timeline), live, chosen);
         all.push(scene);
         if !matches!(done, Some(Ok(()))) && crash_at.is_none() {
             break;
@@ -129,8 +129,8 @@ impl<Sub: Subject> Looker<'_, Sub> {
         }
         let labels = trial::labels(self.bench, disk, self.guest);
         let image = disk.clone().image(&mut Always(0));
-        let (tape, live) = (None, None);
-        Scene { moment, tape, trace, live, chosen: 0, disk: disk.clone(), image, labels }
+        let (timeline, live) = (None, None);
+        Scene { moment, timeline, trace, live, chosen: 0, disk: disk.clone(), image, labels }
     }
 
     fn run<S: qcow2_core::storage::Storage>(

@@ -21,7 +21,7 @@ use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping as Mapped};
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
-use model::judge::{Claim, Extent};
+use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
@@ -106,7 +106,7 @@ impl Subject for Imago {
         }
     }
 
-    async fn repair<S: Storage>(&self, _storage: S) -> Result<Claim, Refusal> {
+    async fn repair<S: Storage>(&self, _storage: S) -> Result<Statement, Refusal> {
         Err(Refusal::GaveUp("imago does not repair".to_owned()))
     }
 }

@@ -20,7 +20,7 @@ use qcow2_crashtest::campaign::{self, Budget, Settings};
 use qcow2_crashtest::corpus;
 use qcow2_crashtest::minimise::{Signature, search};
 use qcow2_crashtest::qemu;
-use qcow2_crashtest::replay::{Layer, Verdict, replay};
+use qcow2_crashtest::replay::{Basis, Verdict, replay};
 use qcow2_crashtest::subject::{Qcow2Core, Subject as _};
 use qcow2_crashtest::trial::Trial;
 use qcow2_crashtest::workload::Scope;
@@ -68,7 +68,7 @@ fn check(name: &str) {
     let key = &case.open.subject;
     let subject = [Imago::Full, Imago::Contents].into_iter().find(|it| it.key() == key).unwrap();
     let shown = replay(&subject, &case, name).unwrap();
-    assert_eq!((shown.verdict, shown.layer), (Verdict::Reproduced, Layer::Exact), "{shown:?}");
+    assert_eq!((shown.verdict, shown.layer), (Verdict::Reproduced, Basis::Exact), "{shown:?}");
     let ours = replay(&Qcow2Core::default(), &case, name).unwrap();
     let passes = matches!(ours.verdict, Verdict::Fixed | Verdict::Drifted);
     assert!(passes, "{name} on qcow2-core: {:?}", ours.failure);

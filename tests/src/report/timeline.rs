@@ -29,7 +29,7 @@ use crate::trial::{self, At, Trial};
 
 /// I/O with its contents.
 #[derive(Clone)]
-pub(super) struct Tape {
+pub(super) struct Timeline {
     /// The disk before the first event.
     pub(super) start: PossibleDisk,
     /// What happened.
@@ -41,8 +41,8 @@ pub(super) struct Tape {
     faults: Planned,
 }
 
-impl Tape {
-    /// A tape without faults, of a step of recovery.
+impl Timeline {
+    /// A timeline without faults, of a step of recovery.
     pub(super) fn of_step(
         start: PossibleDisk,
         trace: &Trace,
@@ -181,7 +181,7 @@ pub(super) fn unit_of(offset: u64) -> u32 {
 
 /// A moment of a life.
 pub(super) struct Seen {
-    /// How many events of the tape came before it.
+    /// How many events of the timeline came before it.
     pub(super) at: usize,
     /// What it follows.
     pub(super) cause: Cause,
@@ -194,10 +194,10 @@ pub(super) struct Seen {
 /// A life again, to its end, with everything that is needed to tell it.
 pub(super) struct Played {
     /// Its I/O.
-    pub(super) tape: Tape,
+    pub(super) timeline: Timeline,
     /// Every moment at which the power could fail.
     pub(super) moments: Vec<Seen>,
-    /// Events of the tape before the power failed.
+    /// Events of the timeline before the power failed.
     pub(super) cut: usize,
     /// The disk then, writes pending.
     pub(super) live: PossibleDisk,
@@ -208,9 +208,9 @@ pub(super) struct Played {
 }
 
 impl Played {
-    /// Whether the tape makes the disk again as it was.
+    /// Whether the timeline makes the disk again as it was.
     pub(super) fn is_faithful(&self) -> bool {
-        self.tape.disk(self.cut, None).allowed_hash() == self.live.allowed_hash()
+        self.timeline.disk(self.cut, None).allowed_hash() == self.live.allowed_hash()
     }
 }
 
@@ -260,10 +260,10 @@ pub(super) fn play<Sub: Subject>(subject: &Sub, trial: &Trial, number: usize) ->
     });
     let refused = all.filter(|index| !started.contains(index)).collect();
     let faults = life.faults.clone();
-    let tape = Tape { start, events, contents, refused, faults };
-    let whole = tape.events.len();
+    let timeline = Timeline { start, events, contents, refused, faults };
+    let whole = timeline.events.len();
     let (cut, live, guest) = cut.unwrap_or_else(|| (whole, end.disk.clone(), end.guest.clone()));
-    Some(Played { tape, moments, cut, live, guest, last: end.disk })
+    Some(Played { timeline, moments, cut, live, guest, last: end.disk })
 }
 
 fn newest(disk: &PossibleDisk, unit: u32) -> Key {
@@ -339,7 +339,7 @@ mod tests {
     use crate::trial::{Trial, TrialLife};
     use crate::workload::{FaultKind, Scope, plan};
 
-    /// Goal: the tape makes the disk again whatever failed. Method: lives with each kind of fault, to their ends.
+    /// Goal: the timeline makes the disk again whatever failed. Method: lives with each kind of fault, to their ends.
     #[test]
     fn a_disk_is_made_again_from_io_that_failed() {
         for kind in FaultKind::ALL {
@@ -357,7 +357,7 @@ mod tests {
                     lives: vec![TrialLife::of(&plan.lives[0])],
                 };
                 let Some(played) = play(&Qcow2Core::default(), &trial, 0) else { continue };
-                let events = &played.tape.events;
+                let events = &played.timeline.events;
                 failed += events.iter().filter(|event| matches!(event, Event::Fail { .. })).count();
                 assert!(played.is_faithful(), "{kind}, seed {seed}");
             }
