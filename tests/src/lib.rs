@@ -38,6 +38,7 @@ pub mod robust;
 pub mod sabotage;
 mod situations;
 pub mod subject;
+pub mod transcript;
 pub mod trial;
 pub mod verdict;
 pub mod workload;
