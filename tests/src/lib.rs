@@ -7,7 +7,7 @@
 //!                          └── figures, probes                        └── violation ──> minimise ──> corpus, report
 //! ```
 //!
-//! To test another implementation, implement [`subject::Subject`] for it.
+//! To test another implementation, implement [`subject::Subject`] for it: [`subject`] is the guide.
 
 pub mod attack;
 pub mod campaign;

@@ -11,6 +11,7 @@ mod corpus;
 mod course;
 mod direct_io;
 mod economy;
+mod examples;
 mod exploration;
 mod guest_trace;
 mod house;
