@@ -10,6 +10,7 @@ mod console;
 mod corpus;
 mod course;
 mod direct_io;
+mod documents;
 mod economy;
 mod examples;
 mod exploration;

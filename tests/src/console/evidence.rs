@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::output::{say, shown, write};
+use super::output::{say, write};
 use super::status::Status;
 use crate::corpus::CorpusError;
 use crate::transcript::{run, transcripts};
@@ -26,17 +26,18 @@ impl Evidence {
     /// The first command that failed, a document that has none or cannot be written, a section that does not exist.
     pub fn run(&self, root: &Path) -> Result<Status, CorpusError> {
         let mut unknown: Vec<&String> = self.sections.iter().collect();
-        for path in DOCUMENTS.map(|name| root.join(name)) {
+        for name in DOCUMENTS {
+            let path = root.join(name);
             let read = || {
                 std::fs::read_to_string(&path)
                     .map_err(|source| CorpusError::Io { path: path.clone(), source })
             };
-            let fault = |why: String| CorpusError::Case(format!("{}: {why}", shown(&path)));
+            let fault = |why: String| CorpusError::Case(format!("{name}: {why}"));
             let document = read()?;
             for transcript in transcripts(&document).map_err(fault)? {
-                unknown.retain(|name| *name != transcript.section);
+                unknown.retain(|section| *section != transcript.section);
                 if !self.sections.is_empty()
-                    && !self.sections.iter().any(|name| name == transcript.section)
+                    && !self.sections.iter().any(|section| section == transcript.section)
                 {
                     continue;
                 }
@@ -55,8 +56,8 @@ impl Evidence {
         }
         match unknown.first() {
             None => Ok(Status::Passed),
-            Some(name) => {
-                Err(CorpusError::Case(format!("no transcript is below a heading {name:?}")))
+            Some(section) => {
+                Err(CorpusError::Case(format!("no transcript is below a heading {section:?}")))
             }
         }
     }

@@ -91,7 +91,7 @@ fn joined(numbers: impl Iterator<Item = u64>) -> String {
 }
 
 fn of_mutants(kept: &mutants::Kept) -> String {
-    let mut table = format!("{:<42} {:<26} {:>9}  what noticed\n", "", "area", "states");
+    let mut table = format!("{:<42} {:<26} {:>9}  what noticed\n", "mutant", "area", "states");
     let mut areas: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
     let mut states = Vec::new();
     for (name, line) in kept {
