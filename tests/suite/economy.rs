@@ -111,8 +111,8 @@ fn ours(lazy_refcounts: bool, pattern: Pattern) -> [Cost; 3] {
     ]
 }
 
-/// Costs of allocating and rewriting with QEMU in writethrough mode, below its driver `blklogwrites`. The requests of each kind have their own pattern byte,
-/// so that the log of all writes can be cut where they begin.
+/// Costs of allocating and rewriting with QEMU in writethrough mode, below its driver `blklogwrites`. The requests of each kind have
+/// their own pattern byte, so that the log of all writes can be cut where they begin.
 fn qemus_logged(lazy_refcounts: bool, pattern: Pattern) -> [Cost; 2] {
     const MARKS: [u8; 3] = [0xa1, 0xa2, 0xa3];
     let directory = memory_directory();
