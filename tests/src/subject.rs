@@ -16,13 +16,13 @@
 //! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
 //!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all. Begin with what its documentation
 //!    promises: a duty that is taken away hides a bug, one that is not its own shows bugs that are none.
-//! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there is no matter of
-//!    flushes; then each profile up to `torn-length`, first [faultless](crate::workload::Scope::faultless), without failing I/O and dropped
-//!    requests. [`campaign::run`](crate::campaign::run) ends at the first violation.
-//!    [`console::outsider::main`](crate::console::outsider::main) is the same on a command line, with the subject in two forms, held to
-//!    everything and held to what its guest sees: `run --contents --profile kill --faultless`, then with less of that; `explore
-//!    --operations 2` when random cases are silent; `replay`, `minimise`, `explain` and `dump` for what was kept, in
-//!    `corpus/subjects/KEY` below the working directory.
+//! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
+//!    memory, or was written in an order that is wrong without any cache below; then each profile up to `torn-length`, first
+//!    [faultless](crate::workload::Scope::faultless), without failing I/O and dropped requests. [`campaign::run`](crate::campaign::run)
+//!    ends at the first violation. [`console::outsider::main`](crate::console::outsider::main) is the same on a command line, with the
+//!    subject in two forms, held to everything and held to what its guest sees: `run --contents --profile kill --faultless`, then with
+//!    less of that; `explore --operations 2` when random cases are silent; `replay`, `minimise`, `explain` and `dump` for what was kept,
+//!    in `corpus/subjects/KEY` below the working directory.
 //! 6. Read the report (below), mend, and `replay` the case: it is `fixed` then, and stays as a test.
 //! 7. When a campaign is silent, see whether it could have been loud: take a flush of the implementation away. Its figures say what it met.
 //!
@@ -46,8 +46,8 @@
 //!
 //! *Determinism.* The same case has to do the same I/O: no clock, no random number, no order of a hash map with random keys, no address as
 //! a key, no state from one image to the next. A finding is replayed and minimised by that. One case in a hundred is run twice, and where
-//! the traces differ the run says that it is broken and proves nothing. What cannot be taken out of an implementation may be put in order in
-//! the adapter, if that is an order that it takes (`tests/subjects/imago/src/storage.rs`).
+//! the traces differ the run says that it is broken and proves nothing. What cannot be taken out of an implementation may be put in order
+//! in the adapter, if that is an order that it takes (`tests/subjects/imago/src/storage.rs`).
 //!
 //! *`Send`.* Futures and images have to be, because workers take cases side by side. A case runs on one worker from its beginning to its
 //! end, so what is not `Send` can be wrapped in something that panics elsewhere, as imago is.
@@ -80,9 +80,10 @@
 //! options, the requests of each task, and the I/O at which the power failed. `I/O` has a line for each operation and a column for each
 //! kind of structure. *safe*: a flush covered it. *kept* and *LOST*: it was not covered, and this power cut left it, or did not. `ENTRIES`
 //! are the table entries that disagree: as they would be had everything landed, after the cut, and as recovery left them. `LOST, the
-//! smallest set` is what has to be missing; whatever else was in flight does not matter. `MISSING FLUSH` is what to try first: a flush between those two
-//! operations, and whether it also removes the other crash states that fail. If no flush helps, the order is not the cause. `COMMANDS` shows
-//! it again, and `dump` writes the image for `qemu-img` and other readers: if they see it too, it is no matter of this harness.
+//! smallest set` is what has to be missing; whatever else was in flight does not matter. Where that is nothing, what is missing had not
+//! even been written. `MISSING FLUSH` is what to try first: a flush between those two operations, and whether it also removes the other
+//! crash states that fail. If no flush helps, the order of what was written is not the cause. `COMMANDS` shows it again, and `dump` writes
+//! the image for `qemu-img` and other readers: if they see it too, it is no matter of this harness.
 
 use std::future::Future;
 
