@@ -19,7 +19,7 @@ use storage::{Durability, IoBuf, Storage, UNIT};
 
 pub use storage::block_on;
 
-/// As [`crate::create`].
+/// As [`crate::create()`].
 ///
 /// # Errors
 /// See [`CreateError`].

@@ -10,6 +10,76 @@
 //!                  └── L1, L2, refcount pages (cache) ──edges, each a named Rule──┘ written when nothing is missing
 //! ```
 //!
+//! # From nothing to a checked image
+//!
+//! With plain calls, which [`blocking`] has:
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # std::env::set_current_dir(&folder)?;
+//! use qcow2_core::blocking::{Image, check, create};
+//! use qcow2_core::storage::file::{Access, Existing, FileStorage};
+//! use qcow2_core::{CreateOptions, OpenOptions, Repair};
+//!
+//! let storage = FileStorage::create("disk.qcow2", Existing::Refuse)?;
+//! create(&storage, &CreateOptions::new(1 << 30).lazy_refcounts(true))?;
+//! drop(storage);
+//!
+//! let storage = FileStorage::open("disk.qcow2", Access::ReadWrite)?;
+//! let image = Image::open(storage, OpenOptions::new())?; // a dirty image is repaired first
+//! image.write(123_456, b"any offset, any length")?;
+//! image.flush()?; // from here on a power cut cannot take it back
+//! image.close()?;
+//!
+//! let storage = FileStorage::open("disk.qcow2", Access::ReadOnly)?;
+//! assert!(check(&storage, Repair::None)?.is_consistent());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is promised when
+//!
+//! A power cut leaves each unit of 512 bytes that was written and not flushed as it was or as it was to be, in any combination, and the
+//! file at any length on its way. Whatever of that it leaves, an image that is opened again is sound, and reads
+//!
+//! - what the last [`flush`](Image::flush) that returned had covered, or what was written there later;
+//! - of a request that nothing made durable: the old bytes or the new ones, unit by unit; never bytes of another place, nor what was
+//!   there long ago.
+//!
+//! | call | when it has returned without an error |
+//! |---|---|
+//! | [`create()`] | an empty image is durable; until then there is an old one or none, and never a half of one |
+//! | [`Image::open`] | a dirty image has been repaired, durably |
+//! | [`Image::write`] | the data is there for whoever reads; durable after the next flush |
+//! | the same, [`Through`](storage::Durability::Through) | the data is durable, and so is all that it takes to find it |
+//! | [`Image::write_zeroes`], [`Image::discard`] | as `write`; what was discarded in whole clusters reads as zeroes |
+//! | [`Image::flush`] | every request that had completed when it was called is durable |
+//! | [`Image::grow`] | the new size is durable; after a power cut before that it is the old one or the new one |
+//! | [`Image::close`] | as `flush`; refcounts are written and the image is marked clean, so that the next open has nothing to repair |
+//! | [`check()`] with a repair | the image is as the report says, durably; cut short, it can be done again and comes to the same end |
+//!
+//! With [`OpenOptions::write_through`] every write, zeroing and discard is durable when it returns.
+//!
+//! *Two requests at once* on the same bytes happen in some order. Only one that has returned comes before one that is called then.
+//!
+//! *Dropping an image* does no I/O: it is a power cut without the power cut, and what the last flush covered is there at the next open.
+//! *Dropping a future* of a request leaves what it was to change old, new, or a mixture by units; the image goes on, and whoever comes
+//! to the same place waits until the storage has [settled](storage::Storage::settle).
+//!
+//! *Errors.* A request that failed may have happened, in part or as a whole; the image goes on. A failed flush, or a failed write
+//! through, is final: nobody can tell what it lost, so the image takes no more changes ([`ErrorKind::Poisoned`]) until it is opened
+//! again, and what was acknowledged before it is as safe as it was.
+//!
+//! *Lazy refcounts* ([`CreateOptions::lazy_refcounts`]) change none of this. Of a write to a new cluster that is durable when it returns
+//! they save the write of the refcounts and one flush of two; an image that was not closed is marked dirty, and opening it counts its
+//! references again.
+//!
+//! This holds on a storage that keeps the contract in [`storage`]. Space that rots, and writes that a device puts elsewhere, are outside
+//! it: [`check()`] says what is wrong then, and repairs what can be told from the references.
+//!
+//! # What is where
+//!
 //! - [`storage`]: the contract with whatever holds the bytes; memory and file backends.
 //! - [`mod@format`]: bytes to values and back; no I/O.
 //! - [`Rule`]: every write order by name.

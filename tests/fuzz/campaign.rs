@@ -39,7 +39,7 @@ fn settings(cases: u64) -> Settings {
     }
 }
 
-/// Goal: no violation, and figures that say what that is worth. Method: the campaign of the README.
+/// Goal: no violation, and figures that say what that is worth. Method: the campaign in `EVIDENCE.md`.
 #[test]
 fn no_power_cut_loses_anything() {
     let seconds = setting("CAMPAIGN_SECONDS", if cfg!(debug_assertions) { 5 } else { 60 });

@@ -7,7 +7,7 @@
 //!                          └── figures, probes                        └── violation ──> minimise ──> corpus, report
 //! ```
 //!
-//! To test another implementation, implement [`subject::Subject`] for it.
+//! To test another implementation, implement [`subject::Subject`] for it: [`subject`] is the guide.
 
 pub mod attack;
 pub mod campaign;
@@ -39,6 +39,7 @@ pub mod robust;
 pub mod sabotage;
 mod situations;
 pub mod subject;
+pub mod transcript;
 pub mod trial;
 pub mod verdict;
 pub mod workload;

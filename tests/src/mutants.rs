@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attack::{Attack, Strategy, attack_on, explored};
 use crate::campaign::{self, Budget, Settings};
+use crate::corpus::CorpusError;
 use crate::recover::Failure;
 use crate::sabotage::Target;
 use crate::subject::Qcow2Core;
@@ -154,6 +156,17 @@ fn random(rules: Rules, settings: &Settings) -> (Option<String>, u64) {
 
 /// What is kept of the outcomes: mutant to line.
 pub type Kept = BTreeMap<String, Line>;
+
+/// Reads what is kept.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn load(path: &Path) -> Result<Kept, CorpusError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| CorpusError::Io { path: path.to_owned(), source })?;
+    serde_json::from_str(&text)
+        .map_err(|error| CorpusError::Case(format!("{}: {error}", path.display())))
+}
 
 /// What is kept of one outcome.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]

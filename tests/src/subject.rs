@@ -1,8 +1,89 @@
 //! What is under test: an implementation of qcow2 that runs on a [`Storage`], behind a handful of calls.
 //!
-//! To put another implementation under the harness, implement [`Subject`] and [`SubjectImage`] for it. Every promise
-//! beyond the common rules is declared in [`Subject::promises`], what it does not do at all in [`Subject::duties`], and the
-//! judge holds the subject to exactly that.
+//! This page is the way from an implementation to what the harness finds in it. `tests/examples/own_subject.rs` is all of it in one
+//! file that is compiled and run (`cargo run -p qcow2-crashtest --example own_subject`), with an implementation whose flush does nothing;
+//! `tests/subjects/imago` is another library, in a package of its own.
+//!
+//! # From nothing to the first finding
+//!
+//! 1. A package that depends on `qcow2-crashtest`, `model` and `qcow2-core` by path, outside this workspace if what it needs is to stay out
+//!    of the default build. Of `qcow2-core` a subject needs the contract [`qcow2_core::storage`] only.
+//! 2. Let the implementation do its I/O through that [`Storage`] and through nothing else. Where it has a trait of its own for files, that
+//!    is an adapter: a call becomes an operation with the same range and the same outcome. Keep nothing back, and make nothing up.
+//! 3. Implement [`SubjectImage`] for an open image. An error is a text, for reports only; whether a request failed is what counts. `flush`
+//!    is what a guest gets: where the library parts writing metadata from syncing the file, both. [`map`](SubjectImage::map) is what it
+//!    believes of its mapping, and is compared with what the judge reads.
+//! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
+//!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all. Begin with what its documentation
+//!    promises: a duty that is taken away hides a bug, one that is not its own shows bugs that are none.
+//! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
+//!    memory, or was written in an order that is wrong without any cache below; then each profile up to `torn-length`, first
+//!    [faultless](crate::workload::Scope::faultless), without failing I/O and dropped requests. [`campaign::run`](crate::campaign::run)
+//!    ends at the first violation. [`console::outsider::main`](crate::console::outsider::main) is the same on a command line, with the
+//!    subject in two forms, held to everything and held to what its guest sees: `run --contents --profile kill --faultless`, then with
+//!    less of that; `explore --operations 2` when random cases are silent; `replay`, `minimise`, `explain` and `dump` for what was kept,
+//!    in `corpus/subjects/KEY` below the working directory.
+//! 6. Read the report (below), mend, and `replay` the case: it is `fixed` then, and stays as a test.
+//! 7. When a campaign is silent, see whether it could have been loud: take a flush of the implementation away. Its figures say what it met.
+//!
+//! # What the harness does to a subject
+//!
+//! *A power cut* is not announced. The disk as it was at some I/O is copied with everything that the device may have lost, and a new image
+//! is opened on that; the futures of the old one, and the image, are dropped wherever they are. So `Drop` must not do I/O: after a real
+//! power cut nobody would run it, and here nobody completes what it begins, so that waiting for it never ends.
+//!
+//! *Dropped requests.* In some lives the future of a request is dropped at one of its awaits and the image goes on. The I/O in flight
+//! goes on as well, and may land until [`Storage::settle`] has returned. Nobody waits for an implementation that spawns the work elsewhere.
+//!
+//! *Failing I/O.* In some lives reads, writes and flushes fail, the device is full, transfers are short. A request may fail then. One that
+//! fails where nothing was made to fail is a finding.
+//!
+//! *Requests at once.* Up to four tasks use one image, by `&self`. They are futures of one executor with one thread, which decides at every
+//! await who goes on and which I/O ends. Whatever a subject waits for has to come from the storage or from another of its requests: a
+//! timer, a thread or a runtime of its own wakes nobody, and the run ends in a deadlock. An implementation with locks and threads calls
+//! [`Storage::pause`] before each critical section, so that others can get ahead of it there; without that only awaits of I/O are places
+//! where they can, and work that goes round in circles without I/O is not ended.
+//!
+//! *Determinism.* The same case has to do the same I/O: no clock, no random number, no order of a hash map with random keys, no address as
+//! a key, no state from one image to the next. A finding is replayed and minimised by that. One case in a hundred is run twice, and where
+//! the traces differ the run says that it is broken and proves nothing. What cannot be taken out of an implementation may be put in order
+//! in the adapter, if that is an order that it takes (`tests/subjects/imago/src/storage.rs`).
+//!
+//! *`Send`.* Futures and images have to be, because workers take cases side by side. A case runs on one worker from its beginning to its
+//! end, so what is not `Send` can be wrapped in something that panics elsewhere, as imago is.
+//!
+//! *Recovery* is [`open`](Subject::open) for writing, on what the power cut left, and is cut short itself. Then it is checked,
+//! repaired twice and read; some cases work on in it, fill it, or close it and open it again.
+//!
+//! # What a finding means
+//!
+//! | property | broken | where to look |
+//! |---|---|---|
+//! | P0 | a read returned what could not be there | races; a cluster that was given up while somebody read it |
+//! | P1 | `lost-write`: acknowledged and flushed, and gone | an entry or a length that the flush did not cover; a failed flush that was forgotten |
+//! | P2 | bytes that nobody wrote there: another unit's (`other-unit`), old ones (`stale-bytes`) | an entry that is on the disk before its data, a cluster that is used again too early |
+//! | P3 | looking again, or recovery, changed contents | a read-only open that writes; a repair that drops data |
+//! | P4 | the tables are not sound: `refcount-too-low`, `overlap`, `out-of-range` | a reference before its refcount, a pointer before the table that it leads to |
+//! | P5 | a second repair does something, or one cut short comes to another end | repair in an order of its own |
+//! | P6 | closed, and dirty or leaking | what `close` leaves behind |
+//! | P7 | something hangs, or cannot be written any more | space that is not found again; recovery that does not end |
+//! | P8 | an error without a reason, a false claim, a breach of the storage's contract | overlapping writes in flight, I/O past a limit |
+//! | P9 | one crash leaks too much | allocation far ahead of use |
+//! | P10 | a growth by halves | the size before what it needs |
+//!
+//! P4 on an image that is marked dirty is of references only: its refcounts are counted again. A finding of P4 need not have lost data yet;
+//! it says that the next writer may.
+//!
+//! # How to read a report
+//!
+//! The first lines say which property, at which cluster or guest unit, and when it was seen. `WORKLOAD` is the shortest that does it: the
+//! options, the requests of each task, and the I/O at which the power failed. `I/O` has a line for each operation and a column for each
+//! kind of structure. *safe*: a flush covered it. *kept* and *LOST*: it was not covered, and this power cut left it, or did not. `ENTRIES`
+//! are the table entries that disagree: as they would be had everything landed, after the cut, and as recovery left them. `LOST, the
+//! smallest set` is what has to be missing; whatever else was in flight does not matter. Where that is nothing, what is missing had not
+//! even been written. `MISSING FLUSH` is what to try first: a flush between those two operations, and whether it also removes the other
+//! crash states that fail. If no flush helps, the order of what was written is not the cause. `COMMANDS` shows it again, and `dump` writes
+//! the image for `qemu-img` and other readers: if they see it too, it is no matter of this harness.
 
 use std::future::Future;
 

@@ -13,7 +13,9 @@ use qcow2_core::{Area, Mutant};
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::Found;
 use qcow2_crashtest::console::cases::{Cases, Dump, Explain, Minimise, ReplayCommand};
+use qcow2_crashtest::console::evidence::EvidenceCommand;
 use qcow2_crashtest::console::keep::Keep;
+use qcow2_crashtest::console::kept::KeptFiles;
 use qcow2_crashtest::console::sample::Sample;
 use qcow2_crashtest::console::shorten::{Minimising, minimise, verdict};
 use qcow2_crashtest::console::{self, ExitStatus, Outputs, say, shown};
@@ -91,6 +93,15 @@ enum Verb {
     /// Take each flush away in turn; a table of what noticed. One that nothing misses is not needed.
     #[command(after_help = "Example: cargo campaign barriers --rule flush:guest-flush")]
     Barriers(Sensitivity),
+    /// What kept files say, as a table.
+    #[command(after_help = "Example: cargo campaign kept certificates")]
+    Kept {
+        /// Of what.
+        of: KeptFiles,
+    },
+    /// Run the commands that README.md and EVIDENCE.md show, and put what they print in the place of what they printed.
+    #[command(after_help = "Example: cargo campaign evidence 'Every flush is needed'")]
+    Evidence(EvidenceCommand),
 }
 
 #[derive(Args)]
@@ -271,6 +282,8 @@ fn main() -> ExitCode {
         Verb::Sensitivity { all, mutants } if mutants.mutants => put_in_mutants(&all, &mutants),
         Verb::Sensitivity { all, .. } => sensitivity(Target::rules(), &all),
         Verb::Barriers(args) => sensitivity(Target::flushes(), &args),
+        Verb::Kept { of } => of.show(&corpus::folder()),
+        Verb::Evidence(evidence) => evidence.run(&corpus::folder().join("..")),
     })
 }
 

@@ -1,0 +1,107 @@
+//! What `README.md` and `EVIDENCE.md` show is what there is.
+
+use std::fs;
+use std::process::Command;
+
+use qcow2_crashtest::console::evidence::DOCUMENTS;
+use qcow2_crashtest::transcript::{Transcript, transcripts};
+
+use crate::house::root;
+
+fn document(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap()
+}
+
+/// Calls `look` with every transcript and the document that it is in.
+fn each_transcript(mut look: impl FnMut(&str, &Transcript<'_>)) {
+    for name in DOCUMENTS {
+        let text = document(name);
+        let found = transcripts(&text).unwrap_or_else(|why| panic!("{name}: {why}"));
+        assert!(!found.is_empty(), "{name} has no transcript");
+        found.iter().for_each(|transcript| look(name, transcript));
+    }
+}
+
+/// Goal: no figure stands there without the command that printed it, and none twice. Method: every block of `EVIDENCE.md` is a transcript,
+/// of a command of its own, and what a test printed says that it ran and passed.
+#[test]
+fn every_figure_has_its_command() {
+    let text = document("EVIDENCE.md");
+    let fences: Vec<&str> = text.lines().filter(|line| line.starts_with("```")).collect();
+    let blocks = transcripts(&text).unwrap().len();
+    assert_eq!(fences, ["```console", "```"].repeat(blocks), "a block that is no transcript");
+    let mut commands: Vec<String> = Vec::new();
+    each_transcript(|name, Transcript { section, command, output, .. }| {
+        let place = format!("{name}, {section}: $ {command}");
+        assert!(!commands.iter().any(|other| other == command), "{place}: twice");
+        commands.push((*command).to_owned());
+        if let Some(result) = output.lines().find(|line| line.starts_with("test result: ")) {
+            assert!(
+                result.contains(" 0 failed") && !result.contains(" 0 passed"),
+                "{place}: {result}"
+            );
+        }
+    });
+}
+
+/// Goal: what does not depend on the machine is what it would be now. Method: these commands again.
+#[test]
+fn what_kept_files_say_is_what_stands_there() {
+    let mut compared = 0;
+    each_transcript(|name, Transcript { section, command, output, .. }| {
+        let Some(words) = command.strip_prefix("cargo campaign ") else { return };
+        // Telling a failure ends with that of the case, which the document allows.
+        let words = words.strip_suffix(" || [ $? = 1 ]").unwrap_or(words);
+        if !words.starts_with("kept ") && !words.starts_with("explain ") {
+            return;
+        }
+        let mut campaign = Command::new(env!("CARGO_BIN_EXE_campaign"));
+        let run = campaign.args(words.split(' ')).current_dir(root()).output().unwrap();
+        assert!(matches!(run.status.code(), Some(0 | 1)), "{command}: {run:?}");
+        let now = String::from_utf8(run.stdout).unwrap();
+        let now: Vec<&str> = now.trim_matches('\n').lines().map(str::trim_end).collect();
+        let then: Vec<&str> = output.lines().collect();
+        assert!(
+            now == then,
+            "{name}: `cargo campaign evidence '{section}'` makes this again:\n{}",
+            now.join("\n")
+        );
+        compared += 1;
+    });
+    assert_eq!(compared, 3, "the certificates, the mutants and a failure");
+}
+
+/// Goal: the library looks in `README.md` as it does in its own documentation, where the text is compiled and run.
+#[test]
+fn the_library_is_shown_as_it_is_tested() {
+    let readme = document("README.md");
+    let (_, shown) = readme.split_once("```rust\n").unwrap();
+    let (shown, _) = shown.split_once("```\n").unwrap();
+    let library = document("qcow2-core/src/lib.rs");
+    let tested = &library[library.find("//! # fn main").unwrap()..];
+    let (tested, _) = tested.split_once("//! ```\n").unwrap();
+    let tested: Vec<&str> = tested
+        .lines()
+        .map(|line| line.strip_prefix("//!").unwrap())
+        .map(|line| line.strip_prefix(' ').unwrap_or(line))
+        .filter(|line| !line.starts_with("# "))
+        .collect();
+    assert_eq!(tested, shown.lines().collect::<Vec<_>>());
+}
+
+/// Goal: what a document leads to is there. Method: every link to a file, in those at the root of the workspace.
+#[test]
+fn links_lead_somewhere() {
+    let mut followed = 0;
+    for name in ["README.md", "EVIDENCE.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+        let text = document(name);
+        for link in text.split("](").skip(1) {
+            let (path, _) = link.split_once(')').unwrap();
+            if !path.contains("://") && !path.starts_with('#') {
+                assert!(root().join(path).exists(), "{name}: {path} is not there");
+                followed += 1;
+            }
+        }
+    }
+    assert!(followed > 0);
+}

@@ -1,0 +1,11 @@
+//! Each example does what it says: it is compiled and run.
+
+use std::error::Error;
+
+#[path = "../examples/own_subject.rs"]
+mod own_subject;
+
+#[test]
+fn own_subject() -> Result<(), Box<dyn Error>> {
+    own_subject::main()
+}
