@@ -55,7 +55,7 @@
 //! | the same, [`Through`](storage::Durability::Through) | the data is durable, and so is all that it takes to find it |
 //! | [`Image::write_zeroes`], [`Image::discard`] | as `write`; what was discarded in whole clusters reads as zeroes |
 //! | [`Image::flush`] | every request that had completed when it was called is durable |
-//! | [`Image::grow`] | the new size is durable; after a power cut before that it is the old one or the new one |
+//! | [`Image::grow`], [`Image::shrink`] | the new size is durable; after a power cut before that it is the old one or the new one |
 //! | [`Image::close`] | as `flush`; refcounts are written and the image is marked clean, so that the next open has nothing to repair |
 //! | [`check()`] with a repair | the image is as the report says, durably; cut short, it can be done again and comes to the same end |
 //!
