@@ -44,6 +44,12 @@ pub trait Evidence {
         0
     }
 
+    /// What units from `unit` on hold, `most` at most, up to the first that may hold more than one value: so that what has long been
+    /// decided costs little. None at all is always right.
+    fn decided(&self, _unit: u64, _most: u64) -> impl Iterator<Item = ValueKey> {
+        std::iter::empty()
+    }
+
     /// The bytes that `key` names.
     fn bytes(&self, key: ValueKey) -> &Unit;
 

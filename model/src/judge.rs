@@ -325,9 +325,20 @@ impl Judge {
         // A larger disk is no reference disk's: its size is a violation already.
         let units = header.size.min(MAX_VIRTUAL_SIZE) / UNIT as u64;
         each_guest_cluster(image, header, units, self.defect, |units, shown| match shown {
-            Shown::Host(offset) => units.zip(offset / UNIT as u64..).for_each(|(unit, at)| {
-                evidence.peek(at, |key| into.add(unit, key));
-            }),
+            Shown::Host(offset) => {
+                let (mut unit, mut at) = (units.start, offset / UNIT as u64);
+                while unit < units.end {
+                    let known = into.one.len();
+                    if known as u64 == unit {
+                        into.one.extend(evidence.decided(at, units.end - unit));
+                    }
+                    let run = (into.one.len() - known) as u64;
+                    if run == 0 {
+                        evidence.peek(at, |key| into.add(unit, key));
+                    }
+                    (unit, at) = (unit + run.max(1), at + run.max(1));
+                }
+            }
             Shown::Below if self.defect != Defect::LayerComparedAsZeroes => {
                 into.one.extend(units.map(|unit| self.lower.value(unit)));
             }
@@ -348,6 +359,9 @@ impl Judge {
         if before.size != after.size {
             let story = format!("virtual size was {} and is {}", before.size, after.size);
             return Some(whole_image(Property::P3, "size-changed", story));
+        }
+        if before == after {
+            return None;
         }
         let value = |key| payload::decode(evidence.bytes(key));
         (0..after.one.len() as u64).find_map(|unit| {
@@ -498,10 +512,15 @@ impl Judge {
                 Shown::Zero => units.for_each(|unit| judge(unit, None, ValueKey::ZERO)),
                 Shown::Below => units.for_each(|unit| judge(unit, None, guest.lower().value(unit))),
                 Shown::Host(offset) => {
-                    units.zip((offset..).step_by(UNIT)).for_each(|(unit, host)| {
+                    let mut next = units.start;
+                    while next < units.end {
+                        let unit = next;
+                        let host = offset + (unit - units.start) * UNIT as u64;
                         let at = host / UNIT as u64;
-                        if defect.passes_over_unit(host, offset, image.length()) {
-                            return;
+                        let run = guest.settled_run(unit, evidence.decided(at, units.end - unit));
+                        next += run.max(1);
+                        if run > 0 || defect.passes_over_unit(host, offset, image.length()) {
+                            continue;
                         }
                         let mut fine = false;
                         if *defect == Defect::OneOfTheSetIsEnough {
@@ -510,7 +529,7 @@ impl Judge {
                         if !fine {
                             evidence.peek(at, |key| judge(unit, Some(host), key));
                         }
-                    })
+                    }
                 }
             }
         });
@@ -664,7 +683,7 @@ enum Shown {
     Below,
 }
 
-/// Shows every guest cluster, as its units, with what it reads as.
+/// Shows every guest cluster, as its units, with what it reads as; neighbours whose entries are empty at once.
 fn each_guest_cluster(
     image: &Image,
     header: &Header,
@@ -684,15 +703,21 @@ fn each_guest_cluster(
         if within == 0 {
             table = image.table(cluster / in_table);
         }
-        let entry = table.get(within as usize).copied().unwrap_or(0);
-        let end = (unit + in_cluster).min(units);
+        let rest = table.get(within as usize..).unwrap_or_default();
+        let empty = match rest {
+            [] => in_table - within,
+            _ => rest.iter().take_while(|entry| **entry == 0).count() as u64,
+        };
+        let entry = rest.first().copied().unwrap_or(0);
+        let clusters = empty.max(1);
+        let end = (unit + clusters * in_cluster).min(units);
         match decode_l2(entry, header) {
             Mapping::Host(offset) => show(unit..end, Shown::Host(offset)),
             Mapping::Unallocated if header.has_layer() => show(unit..end, Shown::Below),
             Mapping::Unallocated | Mapping::Zero => show(unit..end, Shown::Zero),
             Mapping::Compressed(_) => {}
         }
-        (unit, cluster) = (end, cluster + 1);
+        (unit, cluster) = (end, cluster + clusters);
     }
 }
 

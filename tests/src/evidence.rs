@@ -56,6 +56,12 @@ impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
         unit_number(unit).map_or(0, |unit| self.disk.zero_run(unit, count).into())
     }
 
+    fn decided(&self, unit: u64, most: u64) -> impl Iterator<Item = ValueKey> {
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        let run = unit_number(unit).map(|unit| self.disk.single_run(unit, most));
+        run.into_iter().flatten().map(|key| ValueKey(key.0))
+    }
+
     fn bytes(&self, key: ValueKey) -> &Unit {
         self.values.bytes(Key(key.0))
     }

@@ -442,12 +442,10 @@ impl<Sub: Subject> Bench<Sub> {
 pub fn collapse(guest: &mut Guest, contents: &Contents) {
     guest.collapse_size(contents.size());
     let mut values = Vec::new();
-    for unit in 0..guest.units() {
-        if !guest.is_settled(unit) {
-            values.clear();
-            values.extend(contents.values(unit));
-            guest.collapse(unit, &values);
-        }
+    for unit in guest.unsettled() {
+        values.clear();
+        values.extend(contents.values(unit));
+        guest.collapse(unit, &values);
     }
 }
 

@@ -53,6 +53,15 @@ impl PossibleDisk {
         (cell & SLOT == 0 && (unit < self.length.firm || cell == 0)).then_some(Key(cell))
     }
 
+    /// The values of units from `unit` on, `most` at most, as long as [`single`](Self::single) gives one. There may be more than
+    /// these: a run ends at the end of a page at the latest.
+    pub fn single_run(&self, unit: u32, most: u32) -> impl Iterator<Item = Key> {
+        let most = most.min(self.length.firm.saturating_sub(unit)) as usize;
+        let page = self.directory.get(unit as usize / PAGE).copied().unwrap_or(0);
+        let cells = &self.pages[page as usize][unit as usize % PAGE..];
+        cells.iter().take(most).take_while(|&&cell| cell & SLOT == 0).map(|&cell| Key(cell))
+    }
+
     /// How many units from `unit` on, `most` at most, hold zeroes whatever a crash left open.
     pub fn zero_run(&self, unit: u32, most: u32) -> u32 {
         let end = unit.saturating_add(most).min(self.directory.len() as u32 * PAGE as u32);

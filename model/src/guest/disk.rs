@@ -7,6 +7,7 @@ use super::cell::{Cell, Token};
 use super::history::{Answer, Event, History, What};
 use super::lower::LowerDisk;
 use super::promises::{DiscardReads, Promises};
+use super::units::{Units, set_hash};
 use crate::defect::Defect;
 use crate::evidence::ValueKey;
 use crate::op::{Durability, Geometry, Op};
@@ -38,7 +39,7 @@ pub struct Leeway {
 #[derive(Clone, Debug)]
 pub struct Guest {
     promises: Promises,
-    units: Vec<Cell<ValueKey>>,
+    units: Units,
     size: Cell<u64>,
     in_flight: Vec<(Token, Flight)>,
     now: u32,
@@ -66,7 +67,10 @@ enum Flight {
     Read {
         first: usize,
         count: usize,
-        allowed: Vec<(usize, ValueKey)>,
+        /// The units when it began.
+        then: Units,
+        /// (unit, value) of the changes that have begun since.
+        beside: Vec<(usize, ValueKey)>,
     },
     /// Nothing was left of the operation.
     Nothing,
@@ -77,7 +81,7 @@ impl Guest {
     pub fn new(initial: &[ValueKey], promises: Promises) -> Self {
         Self {
             promises,
-            units: initial.iter().map(|key| Cell::One(*key)).collect(),
+            units: Units::new(initial),
             size: Cell::One(initial.len() as u64),
             in_flight: Vec::new(),
             now: 0,
@@ -156,18 +160,26 @@ impl Guest {
 
     /// Whether zeroes are in G(unit) for every unit of a range.
     pub fn permits_zeroes(&self, range: std::ops::Range<u64>) -> bool {
-        let cells = self.units.get(index(range.start)..index(range.end));
-        cells.is_some_and(|cells| {
-            cells.iter().zip(range).all(|(cell, unit)| match cell {
-                Cell::One(only) => *only == ValueKey::ZERO,
-                Cell::Many(_) => self.permits(unit, ValueKey::ZERO),
+        let range = index(range.start)..index(range.end);
+        range.end <= self.units.len()
+            && self.units.used(&range).all(|unit| match self.units.get(unit) {
+                Some(Cell::One(_)) => false,
+                _ => self.permits(unit as u64, ValueKey::ZERO),
             })
-        })
     }
 
-    /// Whether exactly one value is allowed in `unit`, settled and with nothing written since.
-    pub fn is_settled(&self, unit: u64) -> bool {
-        matches!(self.units.get(index(unit)), Some(Cell::One(_)))
+    /// How many of these values, one a unit from `first` on, are settled in their units, up to the first that is not. There may be more
+    /// than these.
+    #[inline]
+    pub fn settled_run(&self, first: u64, keys: impl Iterator<Item = ValueKey>) -> u64 {
+        let cells = self.units.run(index(first)).iter().zip(keys);
+        cells.take_while(|(cell, key)| matches!(cell, Cell::One(only) if only == key)).count()
+            as u64
+    }
+
+    /// The units that may hold more than one value, or one that is not settled, ascending.
+    pub fn unsettled(&self) -> Vec<u64> {
+        self.units.open().map(|unit| unit as u64).collect()
     }
 
     /// G(unit), ascending.
@@ -179,30 +191,21 @@ impl Guest {
     /// A hash of G: equal for two disks, of one store of values, that allow the same sizes and the same values in every
     /// unit.
     pub fn allowed_hash(&self) -> u64 {
-        let set = |place: u64, members: &mut dyn Iterator<Item = u64>| {
-            mix(members.map(mix).fold(place, u64::wrapping_add))
-        };
-        let mut hash = set(u64::MAX, &mut self.allowed_sizes().into_iter());
-        for (unit, cell) in (0u64..).zip(&self.units) {
-            hash = hash.wrapping_add(match cell {
-                Cell::One(ValueKey::ZERO) => 0,
-                Cell::One(key) => set(unit, &mut std::iter::once(key.0.into())),
-                Cell::Many(_) => set(unit, &mut cell.sorted().into_iter().map(|key| key.0.into())),
-            });
-        }
-        hash
+        let sizes = set_hash(u64::MAX, self.allowed_sizes());
+        self.units.open().fold(sizes.wrapping_add(self.units.settled_hash()), |hash, unit| {
+            let members = self.allowed(unit as u64).into_iter().map(|key| key.0.into());
+            hash.wrapping_add(set_hash(unit as u64, members))
+        })
     }
 
     /// The figures of this state.
     pub fn figures(&self) -> Leeway {
-        let mut figures = Leeway { units: self.units(), ..Leeway::default() };
-        for cell in &self.units {
-            let members = match cell {
-                Cell::One(_) => 1,
-                Cell::Many(_) => cell.sorted().len() as u64,
-            };
-            figures.decided += u64::from(members == 1);
-            figures.values += members;
+        let units = self.units();
+        let mut figures = Leeway { units, decided: units, values: units };
+        for unit in self.units.open() {
+            let members = self.allowed(unit as u64).len() as u64;
+            figures.decided -= u64::from(members != 1);
+            figures.values += members - 1;
         }
         figures
     }
@@ -293,11 +296,13 @@ impl Guest {
         let token = self.start(What::Resize(units), Flight::Resize { smaller: false });
         // Units of a disk that may have been smaller meanwhile are zeroes where it was.
         let least = self.size.values().min().unwrap_or(0);
-        for cell in self.units.iter_mut().skip(index(least)) {
-            if !matches!(cell, Cell::One(ValueKey::ZERO)) {
+        let len = self.units.len();
+        let doubtful: Vec<usize> = self.units.used(&(index(least).min(len)..len)).collect();
+        for unit in doubtful {
+            self.units.change(unit, |cell| {
                 cell.begin(ValueKey::ZERO, token);
                 cell.answer(token, token, false);
-            }
+            });
         }
         self.size.begin(units, token);
         let cluster = index(self.promises.cluster_units);
@@ -308,7 +313,7 @@ impl Guest {
             }
         }
         let count = index(units).max(self.units.len());
-        self.units.resize(count, Cell::One(ValueKey::ZERO));
+        self.units.resize(count);
         token
     }
 
@@ -327,15 +332,8 @@ impl Guest {
     /// Begins a read of `count` units.
     pub fn begin_read(&mut self, first: u64, count: u64) -> Token {
         let (first, count) = (index(first), index(count));
-        let mut allowed = Vec::with_capacity(count);
-        for (unit, cell) in self.units.iter().enumerate().skip(first).take(count) {
-            if self.defect == Defect::StaleReadsAllowed {
-                allowed.extend(cell.values().map(|value| (unit, value)));
-            } else {
-                allowed.extend(cell.live().map(|value| (unit, value)));
-            }
-        }
-        self.start(What::Nothing, Flight::Read { first, count, allowed })
+        let then = self.units.clone();
+        self.start(What::Nothing, Flight::Read { first, count, then, beside: Vec::new() })
     }
 
     /// The operation returned well.
@@ -355,28 +353,35 @@ impl Guest {
 
     /// A read returned well with these values. One that settles a choice left open by a crash settles it for good (P3).
     pub fn complete_read(&mut self, token: Token, found: &[ValueKey]) -> Result<(), Misread> {
-        let Flight::Read { first, count, mut allowed } = self.land(token) else {
+        let Flight::Read { first, count, then, beside } = self.land(token) else {
             panic!("{token:?} is no read");
         };
         assert_eq!(found.len(), count, "a read returns as many units as it asked for");
-        allowed.sort_unstable();
-        let mut rest = &allowed[..];
+        let stale = self.defect == Defect::StaleReadsAllowed;
         for (unit, found) in (first..).zip(found.iter().copied()) {
-            let (of_unit, others) =
-                rest.split_at(rest.iter().take_while(|(of, _)| *of <= unit).count());
-            rest = others;
-            let mut choices = of_unit.iter().map(|(_, value)| *value);
-            if self.defect.checks_read(unit, first) && !choices.clone().any(|value| value == found)
+            let was = then.get(unit);
+            let allowed = || {
+                let (live, all) = match was {
+                    Some(cell) if stale => (None, Some(cell.values())),
+                    cell => (cell.map(Cell::live), None),
+                };
+                let written = beside.iter().filter(|(of, _)| *of == unit).map(|(_, value)| *value);
+                live.into_iter().flatten().chain(all.into_iter().flatten()).chain(written)
+            };
+            let same = matches!(was, Some(Cell::One(only)) if *only == found);
+            if !same
+                && self.defect.checks_read(unit, first)
+                && !allowed().any(|value| value == found)
             {
-                let mut allowed: Vec<_> = choices.by_ref().collect();
+                let mut allowed: Vec<_> = allowed().collect();
                 allowed.sort_unstable();
                 allowed.dedup();
                 return Err(Misread { unit: unit as u64, found, allowed });
             }
-            if let Some(cell) = self.units.get_mut(unit)
+            if matches!(self.units.get(unit), Some(Cell::Many(_)))
                 && self.defect != Defect::CollapseForgotten
             {
-                cell.choose(found);
+                self.units.change(unit, |cell| cell.choose(found));
             }
         }
         Ok(())
@@ -385,7 +390,7 @@ impl Guest {
     /// The power fails: what may be there is what was allowed, and nobody remembers in which order it was written.
     pub fn crash(&mut self) {
         let forget = self.defect == Defect::CrashForgetsInFlight;
-        self.units.iter_mut().for_each(|cell| cell.crash(forget));
+        self.units.change_open(|cell| cell.crash(forget));
         self.size.crash(forget);
         self.in_flight.clear();
         self.now += 1;
@@ -397,7 +402,7 @@ impl Guest {
         debug_assert!(values.iter().all(|value| self.permits(unit, *value)));
         let values = if self.defect == Defect::CollapseToOne { &values[..1] } else { values };
         if self.defect != Defect::CollapseForgotten {
-            self.units[index(unit)] = Cell::of(values);
+            self.units.change(index(unit), |cell| *cell = Cell::of(values));
         }
     }
 
@@ -406,7 +411,7 @@ impl Guest {
         debug_assert!(self.permits_size(bytes));
         let units = bytes / UNIT as u64;
         self.size = Cell::One(units);
-        self.units.truncate(index(units));
+        self.units.resize(index(units).min(self.units.len()));
     }
 
     /// Whether `key` was ever put into `unit`, or was there from the start.
@@ -484,13 +489,13 @@ impl Guest {
         let value_at = |at: usize| {
             values.as_ref().map_or(ValueKey::ZERO, |values| values[if same { 0 } else { at }])
         };
-        for (at, cell) in self.units[from..from + length].iter_mut().enumerate() {
-            cell.begin(value_at(at), token);
+        for at in 0..length {
+            self.units.change(from + at, |cell| cell.begin(value_at(at), token));
         }
         for (_, flight) in &mut self.in_flight {
-            if let Flight::Read { first, count, allowed } = flight {
+            if let Flight::Read { first, count, beside, .. } = flight {
                 let overlap = from.max(*first)..(from + length).min(*first + *count);
-                allowed.extend(overlap.map(|unit| (unit, value_at(unit - from))));
+                beside.extend(overlap.map(|unit| (unit, value_at(unit - from))));
             }
         }
         token
@@ -533,15 +538,16 @@ impl Guest {
                     && durability == Durability::Through
                     && self.defect != Defect::ThroughForgotten;
                 // A shrink beside it may have cut some of them off.
-                for (unit, cell) in (first..).zip(self.units.iter_mut().skip(first).take(count)) {
-                    if forget {
-                        cell.forget(token);
-                        continue;
-                    }
-                    cell.answer(token, now, unit < sure && counts);
-                    if through {
-                        cell.settle(|entry| entry.begin == token);
-                    }
+                for unit in first..(first + count).min(self.units.len()) {
+                    self.units.change(unit, |cell| {
+                        if forget {
+                            return cell.forget(token);
+                        }
+                        cell.answer(token, now, unit < sure && counts);
+                        if through {
+                            cell.settle(|entry| entry.begin == token);
+                        }
+                    });
                 }
                 if through {
                     // The units exist only on a disk of the size that they were written to.
@@ -560,7 +566,7 @@ impl Guest {
                 if smaller && self.defect != Defect::CutOffStays {
                     // What no disk that it may be has is gone: units that come back are zeroes.
                     let most = self.size.values().max().unwrap_or(0);
-                    self.units.truncate(index(most));
+                    self.units.resize(index(most).min(self.units.len()));
                 }
             }
             Flight::Flush if completed || self.defect == Defect::FailedFlushSettles => {
@@ -581,18 +587,8 @@ impl Guest {
         if self.defect != Defect::FlushSparesSize {
             self.size.settle(|entry| covers(entry.end));
         }
-        for cell in &mut self.units {
-            cell.settle(|entry| covers(entry.end));
-        }
+        self.units.change_open(|cell| cell.settle(|entry| covers(entry.end)));
     }
-}
-
-/// Finaliser of SplitMix64: every bit of the input moves half the bits of the output.
-const fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
 }
 
 fn index(units: u64) -> usize {
@@ -621,13 +617,6 @@ mod tests {
         assert!(story.starts_with("at first: 0\n(299988 older events)\nt="), "{story}");
         assert_eq!(story.lines().count(), 14);
         drop(guest);
-    }
-
-    #[test]
-    fn the_hash_mixes_as_splitmix64_does() {
-        let first = 0x9e37_79b9_7f4a_7c15u64;
-        let outputs = [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f];
-        assert_eq!([0, first, first.wrapping_mul(2)].map(mix), outputs);
     }
 
     #[test]
@@ -679,13 +668,15 @@ mod tests {
     #[test]
     fn a_unit_is_settled_when_nothing_but_a_flushed_write_may_be_there() {
         let mut guest = Guest::new(&[ValueKey::ZERO; 2], PROMISES);
-        assert!(guest.is_settled(0) && guest.is_settled(1));
+        let run =
+            |guest: &Guest, keys: [u32; 2]| guest.settled_run(0, keys.map(ValueKey).into_iter());
+        assert_eq!((guest.unsettled(), run(&guest, [0, 0]), run(&guest, [0, 1])), (vec![], 2, 1));
         let write = guest.begin_write(0, &[ValueKey(1)], Durability::Cached);
         guest.complete(write);
-        assert!(!guest.is_settled(0) && guest.is_settled(1));
+        assert_eq!((guest.unsettled(), run(&guest, [1, 0]), run(&guest, [0, 0])), (vec![0], 0, 0));
         flush(&mut guest);
-        assert!(guest.is_settled(0));
-        assert!(!guest.is_settled(2), "beyond the disk");
+        assert_eq!((guest.unsettled(), run(&guest, [1, 0])), (vec![], 2));
+        assert_eq!(guest.settled_run(1, [ValueKey::ZERO; 2].into_iter()), 1, "the disk ends");
     }
 
     /// After a power cut the unit holds one of 0, 1 and 2.

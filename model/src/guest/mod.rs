@@ -19,6 +19,7 @@
 //! | module | subject |
 //! |---|---|
 //! | `disk` | the disk: operations, answers, flushes, power cuts |
+//! | `units` | all units, in chunks that copies share |
 //! | `cell` | one unit: its writes, and what is before what |
 //! | `history` | what was done, for a story |
 //! | `lower` | the layer below, which never changes |
@@ -29,6 +30,7 @@ mod disk;
 mod history;
 mod lower;
 mod promises;
+mod units;
 
 pub use cell::Token;
 pub use disk::{Guest, Leeway, Misread};
