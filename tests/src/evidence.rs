@@ -58,8 +58,9 @@ impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
 
     fn decided(&self, unit: u64, most: u64) -> impl Iterator<Item = ValueKey> {
         let most = u32::try_from(most).unwrap_or(u32::MAX);
-        let run = unit_number(unit).map(|unit| self.disk.single_run(unit, most));
-        run.into_iter().flatten().map(|key| ValueKey(key.0))
+        // Units that no disk has are not decided.
+        let unit = unit_number(unit).unwrap_or(u32::MAX);
+        self.disk.single_run(unit, most).map(|key| ValueKey(key.0))
     }
 
     fn bytes(&self, key: ValueKey) -> &Unit {

@@ -55,11 +55,14 @@ impl PossibleDisk {
 
     /// The values of units from `unit` on, `most` at most, as long as [`single`](Self::single) gives one. There may be more than
     /// these: a run ends at the end of a page at the latest.
+    #[inline]
     pub fn single_run(&self, unit: u32, most: u32) -> impl Iterator<Item = Key> {
         let most = most.min(self.length.firm.saturating_sub(unit)) as usize;
         let page = self.directory.get(unit as usize / PAGE).copied().unwrap_or(0);
         let cells = &self.pages[page as usize][unit as usize % PAGE..];
-        cells.iter().take(most).take_while(|&&cell| cell & SLOT == 0).map(|&cell| Key(cell))
+        let cells = &cells[..most.min(cells.len())];
+        let run = cells.iter().position(|cell| cell & SLOT != 0).unwrap_or(cells.len());
+        cells[..run].iter().map(|&cell| Key(cell))
     }
 
     /// How many units from `unit` on, `most` at most, hold zeroes whatever a crash left open.
@@ -190,6 +193,10 @@ impl PossibleDisk {
         self.values.with_hashes(|hash_of| {
             let of = |key: Key| if key == Key::ZERO { 0 } else { hash_of(key) };
             for unit in self.nonzero() {
+                if let Some(key) = self.single(unit) {
+                    hash = hash.wrapping_add(mix(u64::from(unit).wrapping_add(mix(of(key)))));
+                    continue;
+                }
                 keys.clear();
                 self.peek(unit, &mut keys);
                 if keys[..] != [Key::ZERO] {
@@ -460,6 +467,32 @@ mod tests {
         assert_eq!(disk.nonzero_cells(4).collect::<Vec<_>>(), [3 * page - 1]);
         let empty = PossibleDisk::new(&values, 2 * page);
         assert_eq!((empty.zero_run(0, 9 * page), empty.zero_run(page + 1, 9)), (2 * page, 9));
+    }
+
+    /// Goal: a run holds what units have that are single, and nothing of any other. Method: runs from every unit, on a disk with units of
+    /// every kind and on what a power cut leaves of it, with an open length.
+    #[test]
+    fn a_run_is_of_single_units() {
+        let live = full_disk();
+        let torn = live.crash(Profile::TornLength, &mut Always(0));
+        assert!(torn.length_is_open());
+        let mut decided = torn.clone();
+        decided.len(&mut Always(0));
+        let mut longest = 0;
+        for disk in [&live, &torn, &decided] {
+            for unit in 0..disk.extent() + 2 {
+                for most in [0, 1, 2, 9 * PAGE as u32] {
+                    let run: Vec<Key> = disk.single_run(unit, most).collect();
+                    let single: Vec<Key> =
+                        (unit..unit + most).map_while(|unit| disk.single(unit)).collect();
+                    assert!(single.starts_with(&run), "{most} from {unit}: {run:?} in {single:?}");
+                    let ends = unit >= disk.length.firm || single.is_empty() || most == 0;
+                    assert!(ends || !run.is_empty(), "{most} from {unit}: no run in {single:?}");
+                    longest = longest.max(run.len());
+                }
+            }
+        }
+        assert_eq!(longest, PAGE);
     }
 
     #[test]

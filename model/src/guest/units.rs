@@ -113,10 +113,15 @@ impl Units {
 
     /// The units of a range that are anything but settled zeroes, ascending. The range ends within the disk.
     pub(super) fn used(&self, range: &Range<usize>) -> impl Iterator<Item = usize> {
-        let (first, end) = (range.start / CHUNK, range.end.div_ceil(CHUNK));
-        let used = self.chunks[first..end.max(first)].iter().map(|chunk| chunk.used);
-        let range = range.clone();
-        each_bit(first, used).filter(move |unit| range.contains(unit))
+        let (start, end) = (range.start, range.end);
+        let chunks = start / CHUNK..end.div_ceil(CHUNK).max(start / CHUNK);
+        let within = move |chunk: usize| {
+            let from = start.saturating_sub(chunk * CHUNK);
+            let cut = CHUNK.saturating_sub(end - (chunk * CHUNK).min(end));
+            u64::MAX << from & u64::MAX.checked_shr(cut as u32).unwrap_or(0)
+        };
+        let used = (chunks.clone()).zip(&self.chunks[chunks.clone()]);
+        each_bit(chunks.start, used.map(move |(at, chunk)| chunk.used & within(at)))
     }
 
     /// A hash of what is settled, and nothing of a unit that is open: the sum of [`set_hash`] over all units that hold something else
@@ -128,11 +133,11 @@ impl Units {
 
 /// The numbers of the bits in `masks`, the first of which is that of chunk number `first`.
 fn each_bit(first: usize, masks: impl Iterator<Item = u64>) -> impl Iterator<Item = usize> {
-    masks.enumerate().flat_map(move |(at, mask)| {
-        let start = (first + at) * CHUNK;
+    let some = (first..).zip(masks).filter(|(_, mask)| *mask != 0);
+    some.flat_map(|(chunk, mask)| {
         std::iter::successors(Some(mask), |rest| Some(rest & rest.wrapping_sub(1)))
             .take_while(|rest| *rest != 0)
-            .map(move |rest| start + rest.trailing_zeros() as usize)
+            .map(move |rest| chunk * CHUNK + rest.trailing_zeros() as usize)
     })
 }
 

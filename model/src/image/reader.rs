@@ -174,6 +174,16 @@ impl Image {
             .map_or(Mapping::Unallocated, |entry| decode_l2(*entry, header))
     }
 
+    /// Every guest cluster of which an L2 table says something, ascending, with where it is.
+    pub fn mappings(&self) -> impl Iterator<Item = (u64, Mapping)> {
+        let header = self.header.unwrap_or_default();
+        self.l2_tables.iter().flat_map(move |(index, _)| {
+            let first = index.saturating_mul(header.l2_entries());
+            let entries = (first..).zip(self.table(*index)).filter(|(_, entry)| **entry != 0);
+            entries.map(move |(cluster, entry)| (cluster, decode_l2(*entry, &header)))
+        })
+    }
+
     /// The raw entries of the L2 table at an index of L1; empty if there is none.
     pub(crate) fn table(&self, l1_index: u64) -> &[u64] {
         let count = self.header.map_or(0, |header| to_usize(header.l2_entries()));
@@ -208,6 +218,23 @@ impl Image {
             return Label { region: Region::BeyondEnd, unit: None };
         }
         Label { region: Region::Free(cluster), unit: in_cluster(cluster) }
+    }
+
+    /// What lies at a unit of the file, and the units around it, from there on, where the same structure goes on.
+    pub fn region(&self, unit: u64) -> (Region, Range<u64>) {
+        let region = self.label(unit.saturating_mul(UNIT_BYTES)).region;
+        let Some(header) = &self.header else { return (region, unit..unit.saturating_add(1)) };
+        let in_cluster = header.cluster_size().checked_div(UNIT_BYTES).unwrap_or(1);
+        let cluster = unit.checked_div(in_cluster).unwrap_or(unit);
+        let Some(claim) = self.first_claim(cluster) else {
+            return (region, unit..unit.saturating_add(1));
+        };
+        let index = self.slots.get(to_usize(cluster)).map(|slot| slot.first_claim);
+        let same = |slot: &&Slot| slot.counted > 0 && Some(slot.first_claim) == index;
+        let rest = to_usize(cluster)..claim.clusters.end as usize;
+        let rest = self.slots.get(rest).unwrap_or_default().iter().take_while(same).count();
+        let end = cluster.saturating_add(rest as u64).saturating_mul(in_cluster);
+        (region, unit..end)
     }
 
     /// Host clusters that are in use only while an autoclear bit says so, each as often as it is used.

@@ -39,12 +39,14 @@ pub struct Course {
 impl Course {
     /// What a course hangs on: the metadata of the image that was audited on `disk`, and the length. None if that is not decided.
     pub fn key(disk: &PossibleDisk, image: &Image) -> Option<u64> {
-        disk.decided_hash(disk.nonzero().filter(|&unit| is_metadata(image, unit.into())))
+        let mut is_metadata = metadata_of(image);
+        disk.decided_hash(disk.nonzero().filter(move |&unit| is_metadata(unit.into())))
     }
 
     /// The course of a recovery that began on `image`; none if anything but metadata may bear on it.
     pub fn of(image: &Image, watched: &Watched, leaks: bool) -> Option<Self> {
         let (mut written, mut durable) = (BTreeSet::new(), BTreeSet::new());
+        let mut was_metadata = metadata_of(image);
         for done in watched.records.iter().flatten() {
             let mut units = units(&done.range);
             let follows = match done.kind {
@@ -52,7 +54,9 @@ impl Course {
                     durable.extend(written.iter().copied());
                     true
                 }
-                IoKind::Read => units.all(|unit| is_known(image, &written, unit)),
+                IoKind::Read => {
+                    units.all(|unit| was_metadata(unit) || is_known(image, &written, unit))
+                }
                 // Guest data would be cut off.
                 IoKind::SetLen => hosts(image).all(|host| host < done.range.end),
                 // What was there may stay.
@@ -68,9 +72,12 @@ impl Course {
         }
         let follows = watched.images.iter().all(|after| {
             let ends = after.file_units();
-            mappings(image).eq(mappings(after))
-                && (0..ends)
-                    .all(|unit| !is_metadata(after, unit) || is_known(image, &durable, unit))
+            let (mut is_metadata, mut was_metadata) = (metadata_of(after), metadata_of(image));
+            clusters(image) == clusters(after)
+                && mappings(image).eq(mappings(after))
+                && (0..ends).all(|unit| {
+                    !is_metadata(unit) || was_metadata(unit) || is_known(image, &durable, unit)
+                })
         });
         let updates = |record: &[Done]| {
             record.iter().filter(|done| done.kind != IoKind::Read).cloned().collect()
@@ -86,7 +93,24 @@ fn region(image: &Image, unit: u64) -> Region {
 
 /// Whether a unit is part of what recovery and audit may read.
 fn is_metadata(image: &Image, unit: u64) -> bool {
-    match region(image, unit) {
+    may_be_read(region(image, unit))
+}
+
+/// The same of many units: one look for all of a structure that are asked about in a row.
+fn metadata_of(image: &Image) -> impl FnMut(u64) -> bool {
+    let (mut known, mut answer) = (0..0, false);
+    move |unit| {
+        if !known.contains(&unit) {
+            let region;
+            (region, known) = image.region(unit);
+            answer = may_be_read(region);
+        }
+        answer
+    }
+}
+
+const fn may_be_read(region: Region) -> bool {
+    match region {
         Region::Data(_) | Region::Compressed(_) | Region::Free(_) | Region::BeyondEnd => false,
         Region::Header
         | Region::RefcountTable
@@ -114,16 +138,22 @@ fn units(range: &Range<u64>) -> Range<u64> {
     range.start / UNIT as u64..range.end.div_ceil(UNIT as u64)
 }
 
-/// Where each guest cluster is.
-fn mappings(image: &Image) -> impl Iterator<Item = Mapping> {
-    let clusters = image.header().map_or(0, |header| header.size.div_ceil(header.cluster_size()));
-    (0..clusters).map(|cluster| image.mapping(cluster))
+/// How many clusters the guest has.
+fn clusters(image: &Image) -> u64 {
+    image.header().map_or(0, |header| header.size.div_ceil(header.cluster_size()))
+}
+
+/// Where each guest cluster is that is somewhere.
+fn mappings(image: &Image) -> impl Iterator<Item = (u64, Mapping)> {
+    let clusters = clusters(image);
+    let mappings = image.mappings().take_while(move |(cluster, _)| *cluster < clusters);
+    mappings.filter(|(_, mapping)| *mapping != Mapping::Unallocated)
 }
 
 /// The last bytes of all host clusters of the guest.
 fn hosts(image: &Image) -> impl Iterator<Item = u64> {
     let last = image.header().map_or(0, |header| header.cluster_size() - 1);
-    mappings(image).filter_map(move |mapping| match mapping {
+    mappings(image).filter_map(move |(_, mapping)| match mapping {
         Mapping::Host(offset) => Some(offset.saturating_add(last)),
         _ => None,
     })
