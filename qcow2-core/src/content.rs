@@ -27,6 +27,7 @@ pub(crate) enum Content {
 
 impl State {
     /// What a guest cluster with this mapping reads as.
+    #[inline]
     pub(crate) fn content(&self, guest_cluster: u64, mapping: Mapping) -> Result<Content, IoError> {
         match mapping {
             Mapping::Unallocated => Ok(self.unallocated(guest_cluster)),
@@ -37,8 +38,9 @@ impl State {
     }
 
     /// What a guest cluster reads as that the image says nothing about.
+    #[inline]
     pub(crate) fn unallocated(&self, guest_cluster: u64) -> Content {
-        if guest_cluster < self.shown() {
+        if self.below > 0 && guest_cluster < self.shown() {
             Content::Below(guest_cluster * self.cluster_size())
         } else {
             Content::Zero

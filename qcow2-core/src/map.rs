@@ -62,6 +62,7 @@ impl State {
 
     /// The same for an entry that is to change. A table past the end of the file holds nothing, and nobody knows what will be there, so
     /// there is none. One that the file ends inside goes on in zeroes.
+    #[inline]
     pub(crate) fn entry_place_to_change(&mut self, guest_cluster: u64) -> Result<EntryPlace, Stop> {
         Ok(match self.entry_place(guest_cluster)? {
             EntryPlace::At(at) if at - at % self.cluster_size() >= self.length => {
@@ -136,7 +137,7 @@ impl State {
         };
         let old = self.mapping_at(at)?;
         let content = self.content(link.guest_cluster, old)?;
-        let reads_zero = mutant!(self.rules, LayerOvertaken => !matches!(content, Content::Host(_)); content == Content::Zero);
+        let reads_zero = mutant!(self.rules, LayerOvertaken => !matches!(content, Content::Host(_)); matches!(content, Content::Zero));
         let page = self.cache.page_of(at);
         let version = self.cache.set_entry(at, L2Entry::data(link.host, true).0);
         // Space that was never written reads as zeroes, which is what the guest may still see here.

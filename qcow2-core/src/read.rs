@@ -110,15 +110,12 @@ impl State {
         while at < end {
             match self.entries(at / size..end.div_ceil(size), AT_ONCE) {
                 Ok(Entries::NoTable { clusters }) => {
-                    let first = at / size;
-                    let shown = self.shown().saturating_sub(first).min(clusters);
-                    for (clusters, source) in
-                        [(shown, Source::Below), (clusters - shown, Source::Zeroes)]
-                    {
-                        if clusters > 0 {
-                            add(&mut at, clusters, source);
-                        }
-                    }
+                    // What is behind the end of a layer comes in the next turn.
+                    let (clusters, source) = match self.shown().saturating_sub(at / size) {
+                        0 => (clusters, Source::Zeroes),
+                        shown => (shown.min(clusters), Source::Below),
+                    };
+                    add(&mut at, clusters, source);
                 }
                 Ok(Entries::At { slot, at: place, count }) => {
                     let places = (place..).step_by(8);
@@ -176,23 +173,16 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
-        if self.limits.alignment > UNIT && !self.takes(offset, &buf) {
+        let shows_layer = || map.extents().iter().any(|extent| extent.source == Source::Below);
+        if (self.limits.alignment > UNIT && !self.takes(offset, &buf))
+            || (self.below.is_some() && shows_layer())
+        {
             return Box::pin(self.read_widened(offset, map.extents(), buf)).await;
         }
         let mut rest = buf;
         let mut done = IoBuf::default();
         for extent in map.extents() {
             let mut len = usize::try_from(extent.len).expect("it is part of a buffer");
-            if extent.source == Source::Below {
-                let at = offset + done.len() as u64;
-                let (piece, read) = self.read_below(at, rest.split_to(len)).await;
-                done.unsplit(piece);
-                if read.is_err() {
-                    done.unsplit(rest);
-                    return (done, read);
-                }
-                continue;
-            }
             let mut host = extent.source.host();
             while len > 0 {
                 let mut piece = rest.split_to(len.min(self.limits.max_transfer));

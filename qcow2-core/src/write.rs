@@ -95,9 +95,10 @@ impl State {
         };
         let (slot, count) = self.entries_at(at, AT_ONCE.min(clusters.end - first))?;
         let mut changes_table = false;
-        let places = (at..).step_by(8).zip(first..);
-        for (entry, (at, cluster)) in self.cache.entries(slot, at, count).zip(places) {
+        let mut cluster = first;
+        for (entry, at) in self.cache.entries(slot, at, count).zip((at..).step_by(8)) {
             let target = self.write_target(cluster, self.decode(entry, at)?)?;
+            cluster += 1;
             changes_table |= !matches!(target, Target::InPlace(_));
             targets.push(target);
         }
@@ -317,7 +318,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         while cluster < clusters.end {
             let some = cluster..clusters.end;
             let find = |state: &mut State| {
-                if inside {
+                if inside && offset + len > state.header.size {
                     state.check_range(offset, len)?;
                 }
                 state.write_targets(some.clone(), &mut targets)
@@ -353,7 +354,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                         let run = image.allocate(&mut self.claim, wanted).await?;
                         for (host, left) in run.clusters.clone().zip(rest.iter().map_while(new)) {
                             let host = host * size;
-                            if !run.fresh || left != Content::Zero {
+                            if !run.fresh || !matches!(left, Content::Zero) {
                                 self.pad(cluster, host, left, offset, end, size).await?;
                             }
                             let run = Some(self.runs.len());
@@ -485,7 +486,8 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                     let filled = self.claim.write_zeroes(to..host + range.end).await;
                     filled.map_err(|source| not_filled(to, source))?;
                 }
-                content => self.copy(content, to, range.end - range.start).await?,
+                // What is rare is boxed, so that it does not make every request's future large.
+                content => Box::pin(self.copy(content, to, range.end - range.start)).await?,
             }
         }
         Ok(())
