@@ -156,10 +156,10 @@ impl Leftover {
     }
 }
 
-/// The sample: some seeds, and two that were looked for because they show a [`Leftover`], as one in some hundred does.
+/// The sample: some seeds, and one that was looked for because it shows a [`Leftover`], as one in some hundred does.
 fn wrecks() -> impl Iterator<Item = Wreck> {
     (0..40)
-        .chain([298, 335])
+        .chain([348])
         .flat_map(|seed| [false, true].map(|lazy| (seed, lazy)))
         .filter_map(|(seed, lazy)| Wreck::of(seed, lazy))
 }
