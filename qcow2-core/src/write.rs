@@ -83,6 +83,7 @@ type Targets = SmallVec<[Target; 1]>;
 impl State {
     /// How some of these guest clusters, from the first one on, get host clusters: as far as a page goes, and no further than one without
     /// a table.
+    #[expect(clippy::explicit_counter_loop, reason = "one more zip costs each write instructions")]
     fn write_targets(&mut self, clusters: Range<u64>, targets: &mut Targets) -> Result<(), Stop> {
         targets.clear();
         let first = clusters.start;
