@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use crate::barrier::Barrier;
 use crate::cache::Kind;
+use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::header::Header;
@@ -53,14 +54,7 @@ impl<S: Storage> Image<S> {
     /// [`IoError::Resize`] if `size` is smaller than now or more than the format allows; else as [`Image::write`]. After an error
     /// the disk has the old size, or the new one, and all of it can be used.
     pub async fn grow(&self, size: u64) -> Result<(), IoError> {
-        self.begin_change().await?;
-        self.now(|state| state.accepts_requests())?;
-        if !size.is_multiple_of(UNIT as u64) {
-            return Err(IoError::Resize(format!("{size} bytes is not a multiple of 512")));
-        }
-        self.restore_header().await?;
-        let _one = self.claim(Resource::Size).await?;
-        let mut header = self.with(|state| state.header.clone()).await;
+        let (_one, mut header) = self.begin_resize(size).await?;
         if size < header.size {
             let now = header.size;
             return Err(IoError::Resize(format!(
@@ -88,6 +82,19 @@ impl<S: Storage> Image<S> {
             self.enlarge_l1(&header, entries, size).await?;
         }
         self.flush().await
+    }
+
+    /// Begins to change the size of the guest disk, alone, with the header as it is on the storage.
+    pub(crate) async fn begin_resize(&self, size: u64) -> Result<(Claim<'_, S>, Header), IoError> {
+        self.begin_change().await?;
+        self.now(|state| state.accepts_requests())?;
+        if !size.is_multiple_of(UNIT as u64) {
+            return Err(IoError::Resize(format!("{size} bytes is not a multiple of 512")));
+        }
+        self.restore_header().await?;
+        let claim = self.claim(Resource::Size).await?;
+        let header = self.with(|state| state.header.clone()).await;
+        Ok((claim, header))
     }
 
     /// Switches to an L1 table of so many entries and to a disk of `size` bytes, in one write of the header.

@@ -20,7 +20,7 @@ use crate::map::EntryPlace;
 use crate::order::Before;
 use crate::rule::Rule;
 use crate::state::{State, Stop};
-use storage::{Storage, UNIT};
+use storage::Storage;
 
 /// Most guest clusters, or tables that do not exist, that are looked at in one step.
 const AT_ONCE: u64 = 256;
@@ -83,14 +83,7 @@ impl<S: Storage> Image<S> {
     /// [`IoError::Resize`] if `size` is larger than now; else as [`Image::write`]. After an error the disk has the old size and all
     /// that it held, or the new one.
     pub async fn shrink(&self, size: u64) -> Result<(), IoError> {
-        self.begin_change().await?;
-        self.now(|state| state.accepts_requests())?;
-        if !size.is_multiple_of(UNIT as u64) {
-            return Err(IoError::Resize(format!("{size} bytes is not a multiple of 512")));
-        }
-        self.restore_header().await?;
-        let _one = self.claim(Resource::Size).await?;
-        let header = self.with(|state| state.header.clone()).await;
+        let (_one, header) = self.begin_resize(size).await?;
         if size > header.size {
             let now = header.size;
             return Err(IoError::Resize(format!(
