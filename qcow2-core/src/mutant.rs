@@ -250,6 +250,20 @@ mutants! {
         /// Zeroing parts of two clusters looks only whether the first one holds data.
         ZeroLooksAtFirstCluster = "mutant:zero-looks-at-first-cluster";
     }
+    Shrink, "shrinking": {
+        /// The cluster in which the smaller disk ends goes too.
+        ShrinkCutsLastCluster = "mutant:shrink-cuts-last-cluster";
+        /// A shrink leaves the first cluster that is cut off.
+        ShrinkLeavesFirst = "mutant:shrink-leaves-first";
+        /// A shrink does not wait for requests past the new end.
+        ShrinkBesideRequests = "mutant:shrink-beside-requests";
+        /// A table that something is still mapped by is given up.
+        FullTableDropped = "mutant:full-table-dropped";
+        /// Pages of a table that was given up stay in the cache.
+        DroppedTableCached = "mutant:dropped-table-cached";
+        /// Whoever waited for a shrink writes where the disk was.
+        WaitedPastNewEnd = "mutant:waited-past-new-end";
+    }
     Layers, "layers below": {
         /// A cluster that shows a layer counts as reading as zeroes: its new mapping does not wait for its data.
         LayerOvertaken = "mutant:layer-overtaken";
@@ -267,6 +281,8 @@ mutants! {
         GrowthShowsLayer = "mutant:growth-shows-layer";
         /// A growth does not wait for the tables that it made to hide a layer.
         HidingTableNotAwaited = "mutant:hiding-table-not-awaited";
+        /// Which page hides a layer is asked before it does: a table that somebody else makes meanwhile is not waited for.
+        HidingPageAskedEarly = "mutant:hiding-page-asked-early";
         /// In version 2 zeroes over a layer are not written.
         ZeroesNotWrittenOverLayer = "mutant:zeroes-not-written-over-layer";
     }

@@ -17,6 +17,7 @@ use crate::error::IoError;
 use crate::format::entry::{L1Entry, L2Entry, Mapping};
 use crate::image::Image;
 use crate::map::EntryPlace;
+use crate::mutant::mutant;
 use crate::order::Before;
 use crate::rule::Rule;
 use crate::state::{State, Stop};
@@ -69,7 +70,9 @@ impl State {
         let page = self.cache.page_of(at);
         let version = self.cache.set_entry(at, L1Entry(0).0);
         let size = self.cluster_size();
-        self.forget(table.host..table.host + size);
+        mutant!(self.rules, DroppedTableCached => (); {
+            self.forget(table.host..table.host + size);
+        });
         self.drop_table(table.host / size, Before::Page { offset: page, version });
         Ok(())
     }
@@ -94,15 +97,19 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         let cluster_size = header.cluster_size();
-        let _guest = self.claim(Resource::Guest(size / cluster_size..u64::MAX)).await?;
+        let past =
+            mutant!(self.options.rules, ShrinkBesideRequests => u64::MAX - 1; size / cluster_size);
+        let _guest = self.claim(Resource::Guest(past..u64::MAX)).await?;
         let mut claim = self.claim(Resource::Header).await?;
         let stamp = self.write_header(&mut claim, |header| header.size = size, |_, _| {}).await?;
         drop(claim);
         let before = [Before::Written(stamp)];
         self.ensure(Rule::SizeBeforeCleared, Barrier::ShrinkSize, &before).await?;
-        let mut rest = size.div_ceil(cluster_size)..header.size.div_ceil(cluster_size);
+        let first = mutant!(self.options.rules, ShrinkCutsLastCluster => size / cluster_size; size.div_ceil(cluster_size));
+        let mut rest = first..header.size.div_ceil(cluster_size);
         let per_table = header.l2_entries();
         let tables = rest.start.div_ceil(per_table)..rest.end.div_ceil(per_table);
+        mutant!(self.options.rules, ShrinkLeavesFirst => rest.start = (rest.start + 1).min(rest.end); ());
         while !rest.is_empty() {
             self.decide(|state| state.drop_some(&mut rest)).await?;
         }
@@ -122,7 +129,7 @@ impl<S: Storage> Image<S> {
             while is_empty && at < table.host + self.cluster_size {
                 (is_empty, at) = self.decide(|state| state.is_empty_page(at)).await?;
             }
-            if is_empty {
+            if mutant!(self.options.rules, FullTableDropped => true; is_empty) {
                 self.decide(|state| state.drop_empty_table(index)).await?;
             }
         }

@@ -319,6 +319,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         while cluster < clusters.end {
             let some = cluster..clusters.end;
             let find = |state: &mut State| {
+                let inside = mutant!(state.rules, WaitedPastNewEnd => false; inside);
                 if inside && offset + len > state.header.size {
                     state.check_range(offset, len)?;
                 }

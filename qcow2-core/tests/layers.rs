@@ -361,7 +361,7 @@ fn a_chain_is_read_from_the_top_down() {
     std::fs::write(path("base.raw"), base(10_000)).expect("there is room");
     let new = |name: &str, backing: &Backing| {
         let storage = FileStorage::create(path(name), Existing::Refuse).expect("there is room");
-        let options = CreateOptions::new(SIZE).cluster_bits(12);
+        let options = CreateOptions::new(SIZE).cluster_bits(12).lazy_refcounts(true);
         create_over(&storage, &options, backing).expect("there is room");
     };
     let mut layers = FileLayers::within(directory.path()).expect("it is there");
@@ -374,8 +374,10 @@ fn a_chain_is_read_from_the_top_down() {
     image.write(4096, &[7; 4096]).expect("there is room");
     image.write_zeroes(8192, 4096, Zeroing::Free).expect("there is room");
     image.flush().expect("nothing fails");
-    // Left as it is, as if the power had failed: a layer may be dirty.
+    // Left as it is, as if the power had failed: a layer may be dirty, and stays so.
+    assert!(image.info().dirty);
     drop(image);
+    let before = std::fs::read(path("middle.qcow2")).expect("it is there");
     new("top.qcow2", &Backing::new("middle.qcow2", Format::Qcow2));
     let image = open("top.qcow2").expect("in order");
     image.write(512, &[8; 512]).expect("there is room");
@@ -392,6 +394,29 @@ fn a_chain_is_read_from_the_top_down() {
     assert!(error.to_string().contains("in use"), "{error}");
     image.close().expect("nothing fails");
     FileStorage::open(path("middle.qcow2"), Access::ReadWrite).expect("nobody has it open");
+    assert!(std::fs::read(path("middle.qcow2")).expect("it is there") == before, "only read");
+}
+
+/// Goal: no layer is asked for what is past its end. Method: an image whose layer is a shorter image, which refuses that.
+#[test]
+fn a_layer_that_is_an_image_may_be_shorter() {
+    let below = MemoryStorage::default();
+    create(&below, &CreateOptions::new(3 * 512).cluster_bits(9)).expect("there is room");
+    let layer = Image::open(below.clone(), OpenOptions::new()).expect("in order");
+    layer.write(0, &[4; 3 * 512]).expect("there is room");
+    layer.close().expect("nothing fails");
+    let layer = block_on(qcow2_core::Image::open(below, OpenOptions::read_only()));
+    let storage = MemoryStorage::default();
+    create_over(&storage, &CreateOptions::new(SIZE).cluster_bits(12), &over()).expect("room");
+    let layer = Arc::new(layer.expect("in order"));
+    let image = Image::open_over(storage, layer, OpenOptions::new()).expect("in order");
+    let mut wanted = vec![0; SIZE as usize];
+    wanted[..3 * 512].fill(4);
+    same(&read(&image, SIZE as usize), &wanted, "as it is");
+    // What a write leaves of the cluster in which the layer ends is partly past that.
+    image.write(512, &[5; 512]).expect("there is room");
+    wanted[512..1024].fill(5);
+    same(&read(&image, SIZE as usize), &wanted, "written");
 }
 
 #[test]

@@ -521,7 +521,14 @@ impl<Sub: Subject> Task<Sub> {
                 }
                 Some(Err(text)) => {
                     book.guest.fail(token);
-                    book.unprovoked = Some(text);
+                    // Who waited while the disk became smaller is refused what is not there any more.
+                    let cut_off = match &clipped {
+                        Some(Request::Op(op)) => op.clip(book.guest.size()) != Some(*op),
+                        _ => false,
+                    };
+                    if !cut_off {
+                        book.unprovoked = Some(text);
+                    }
                 }
             }
             book.operations += 1;

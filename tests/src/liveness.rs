@@ -35,6 +35,7 @@ use faultfs::profile::Profile;
 use model::evidence::ValueKey;
 use model::finding::{Finding, Property};
 use model::guest::Guest;
+use model::image::{Header, Mapping};
 use model::judge::{Inherited, Statement};
 use model::op::{Durability, Geometry, Op};
 use model::payload::{self, UNIT};
@@ -213,6 +214,8 @@ pub struct Exposure {
     /// Bytes of the largest and of the smallest disk that were asked for.
     largest: u64,
     smallest: Option<u64>,
+    /// To how many bytes a shrink was to lead that did not end well: it may have left what a growth clears.
+    half_shrunk: Option<u64>,
     /// By task and operation.
     requests: BTreeMap<(usize, usize), Exposed>,
 }
@@ -253,6 +256,9 @@ impl Exposure {
         self.clock += 1;
         let clock = self.clock;
         let Some(exposed) = self.requests.get_mut(&(task, index)) else { return };
+        if let (Op::Shrink { to }, false) = (exposed.op, well) {
+            self.half_shrunk = Some(self.half_shrunk.map_or(to, |it| it.min(to)));
+        }
         (exposed.returned, exposed.well) = (Some(clock), well);
         if well && matches!(exposed.op, Op::Reopen) {
             self.requests.clear();
@@ -277,12 +283,18 @@ impl Exposure {
 
     /// P9: how many clusters a power cut now may leak, in an image that was like this when the life began.
     fn may_leak(&self, before: &Before) -> u64 {
-        let Before { geometry, size, refcount_table, l1, .. } = *before;
+        let Before { geometry, size, past_end, refcount_table, l1, .. } = *before;
         let cluster = geometry.cluster_size();
         let covered = cluster / 8 * cluster;
         let mut taken = 0;
         let mut moved = 0;
         let settled = self.settled();
+        // What a growth finds past the end of the disk, and clears.
+        let left = || {
+            let most = self.largest.max(size);
+            let cut = self.half_shrunk.map_or(0, |to| most.saturating_sub(to));
+            past_end + cut.div_ceil(cluster)
+        };
         // What a growth over a longer layer needs to hide it: tables of marks, or zeroes in version 2.
         let hides = |to: u64| {
             let old = self.smallest.map_or(size, |it| it.min(size));
@@ -307,7 +319,7 @@ impl Exposure {
                 // The new table has room for the disk that was asked for.
                 Op::Grow { to } => {
                     moved += l1 + (to.div_ceil(covered) * 8).div_ceil(cluster);
-                    taken += hides(to);
+                    taken += hides(to) + left();
                 }
                 // All that is cut off, and its tables.
                 Op::Shrink { to } => {
@@ -336,6 +348,8 @@ pub struct Before {
     leaks: u64,
     /// Of the disk, in bytes.
     size: u64,
+    /// Guest clusters past its end that are mapped all the same.
+    past_end: u64,
     /// In clusters.
     refcount_table: u64,
     l1: u64,
@@ -351,12 +365,19 @@ impl Before {
             let l1 = (u64::from(header.l1_size) * 8).div_ceil(header.cluster_size());
             (header.size, u64::from(header.refcount_table_clusters), l1)
         });
+        let past = |header: &Header| {
+            let end = header.size.div_ceil(header.cluster_size());
+            let host = |mapping| matches!(mapping, Mapping::Host(_) | Mapping::Zero);
+            let mappings = auditor.image().mappings();
+            mappings.filter(|&(cluster, at)| cluster >= end && host(at)).count() as u64
+        };
+        let past_end = header.map_or(0, past);
         let leaks = auditor.report().findings.iter().filter(leak).count();
         // What nobody vouches for any more is leaked too, and by no crash.
         // Opening it repairs the first kind; and the second, unless somebody has repaired it before.
         let leaks = if bench.will_repair() { 0 } else { leaks };
         let leaks = (leaks + auditor.image().vouched_for().count()) as u64;
-        Self { geometry: *geometry, leaks, size, refcount_table, l1 }
+        Self { geometry: *geometry, leaks, size, past_end, refcount_table, l1 }
     }
 
     /// How many clusters a power cut may leak after these requests.
@@ -403,7 +424,14 @@ mod tests {
 
     fn leak(exposure: &Exposure) -> u64 {
         let size = GEOMETRY.virtual_size;
-        exposure.may_leak(&Before { geometry: GEOMETRY, leaks: 0, size, refcount_table: 1, l1: 1 })
+        exposure.may_leak(&Before {
+            geometry: GEOMETRY,
+            leaks: 0,
+            size,
+            past_end: 0,
+            refcount_table: 1,
+            l1: 1,
+        })
     }
 
     fn flush(exposure: &mut Exposure, index: usize) {

@@ -16,7 +16,7 @@ use model::case::{Device, Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 10;
+pub const GENERATOR: u32 = 11;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -557,8 +557,6 @@ impl<'a> Draw<'a> {
 
     fn life(&mut self, scope: &Scope) -> LifePlan {
         let tasks = scope.tasks.unwrap_or_else(|| match self.rng.below(5) {
-            // Of several tasks only one may change the size.
-            _ if self.shrinking => 1,
             few @ 0..=3 if !self.contended => [1, 1, 2, 3][few as usize],
             _ => 4,
         });
@@ -681,7 +679,8 @@ impl<'a> Draw<'a> {
                 let (offset, length) = self.range();
                 Op::Read { offset, length }
             }
-            6 if self.shrinking && tasks == 1 && self.rng.below(2) == 0 => {
+            // Of several tasks only one may change the size.
+            6 if self.shrinking && task == 0 && self.rng.below(2) == 0 => {
                 // By a little, or to any size; a disk of one cluster stays.
                 let clusters = u32::try_from(self.size / self.cluster).expect("plans are small");
                 let by = match self.rng.below(2) {

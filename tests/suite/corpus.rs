@@ -50,6 +50,7 @@ cases! {
     dropped_flush_failure_unheard "dropped-flush-failure-unheard.json",
     dropped_write_through_failure_unheard "dropped-write-through-failure-unheard.json",
     growth_over_zeroes_in_memory "growth-over-zeroes-in-memory.json",
+    growth_that_hid_a_layer_in_a_table_of_another "growth-that-hid-a-layer-in-a-table-of-another.json",
     growth_that_took_every_hole "growth-that-took-every-hole.json",
     growth_that_took_every_hole_of_a_full_device "growth-that-took-every-hole-of-a-full-device.json",
     rotten_refcount_table_past_end "rotten-refcount-table-past-end.json",

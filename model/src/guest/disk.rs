@@ -1,6 +1,7 @@
 //! The reference disk: operations begin and are answered, flushes settle, the power fails.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::cell::{Cell, Token};
@@ -159,7 +160,7 @@ impl Guest {
     }
 
     /// Whether zeroes are in G(unit) for every unit of a range.
-    pub fn permits_zeroes(&self, range: std::ops::Range<u64>) -> bool {
+    pub fn permits_zeroes(&self, range: Range<u64>) -> bool {
         let range = index(range.start)..index(range.end);
         range.end <= self.units.len()
             && self.units.used(&range).all(|unit| match self.units.get(unit) {
@@ -312,9 +313,42 @@ impl Guest {
                 *sure = (*sure).min(end - end % cluster);
             }
         }
-        let count = index(units).max(self.units.len());
+        let had = self.units.len();
+        let count = index(units).max(had);
         self.units.resize(count);
+        self.come_back(had..count);
         token
+    }
+
+    /// Units are there again that a shrink had cut off: what was in flight before it may have been done before it, or be done now.
+    fn come_back(&mut self, units: Range<usize>) {
+        let overlap = |first: usize, count: usize| {
+            units.start.max(first)..units.end.min(first.saturating_add(count))
+        };
+        let mut changes = Vec::new();
+        for (token, flight) in &mut self.in_flight {
+            match flight {
+                Flight::Change { first, count, sure, .. } => {
+                    let again = overlap(*first, *count);
+                    if !again.is_empty() {
+                        *sure = (*sure).min(again.start);
+                        changes.push((*token, again));
+                    }
+                }
+                Flight::Read { first, count, beside, .. } => {
+                    beside.extend(overlap(*first, *count).map(|unit| (unit, ValueKey::ZERO)));
+                }
+                Flight::Resize { .. } | Flight::Flush | Flight::Nothing => {}
+            }
+        }
+        for (token, again) in changes {
+            let event = self.history.newest_first().find(|event| event.token == token);
+            let puts = |unit: usize| event.and_then(|event| event.what.puts(unit as u64));
+            let values: Vec<_> = again.filter_map(|unit| Some((unit, puts(unit)?))).collect();
+            for (unit, value) in values {
+                self.units.change(unit, |cell| cell.begin(value, token));
+            }
+        }
     }
 
     /// Begins to make the disk smaller, to `units`. Until it is, it holds all that it held.

@@ -259,7 +259,22 @@ pub(crate) fn shrinks(defect: Defect) -> Outcome {
     expect("after", (guest.units(), guest.allowed_sizes()), (2, vec![1024]))?;
     let grow = guest.begin_grow(6);
     guest.complete(grow);
-    expect("gone", guest.allowed(5), vec![ZERO])
+    expect("gone", guest.allowed(5), vec![ZERO])?;
+
+    // What was in flight all the while may have been done before, or be done last.
+    let mut before = Guest::new(&[A; 6], PROMISES).with_defect(defect);
+    let write = before.begin_write(4, &[B, B], CACHED);
+    let read = before.begin_read(5, 1);
+    let shrink = before.begin_shrink(2);
+    before.complete(shrink);
+    let grow = before.begin_grow(6);
+    before.complete(grow);
+    expect("while it is in flight", before.allowed(5), vec![ZERO, B])?;
+    before.complete_read(read, &[ZERO]).map_err(|_| "a read of what came back".to_owned())?;
+    before.complete(write);
+    flush(&mut before);
+    expect("when it has returned", before.allowed(5), vec![ZERO, B])?;
+    expect("what stayed", before.allowed(1), vec![A])
 }
 
 /// An image that writes everything through owes what it answered: writes, zeroes and discards.

@@ -65,6 +65,7 @@ lines! {
     }
     "Layer::read()" {
         "all of what is inside" [Shaped(Shape::Layered)] P0 P1 P2;
+        "none of what is behind the end" [Test(LAYERS, "a_layer_that_is_an_image_may_be_shorter")];
         "on sectors that are longer" [Test(LAYERS, "a_layer_has_sectors_of_its_own")];
         "fails" [Test(LAYERS, "a_layer_that_fails_fails_what_needs_it")];
     }
