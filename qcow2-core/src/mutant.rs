@@ -254,15 +254,16 @@ mutants! {
         /// The cluster in which the smaller disk ends goes too.
         ShrinkCutsLastCluster = "mutant:shrink-cuts-last-cluster";
         /// A shrink leaves the first cluster that is cut off.
-        ShrinkLeavesFirst = "mutant:shrink-leaves-first";
+        ShrinkLeavesFirst = "mutant:shrink-leaves-first", argued "a cluster that stays is counted, nobody sees it and a growth clears it, as \
+            after a power cut: qcow2-core/tests/shrink.rs, what_is_cut_off_is_free, notices the space";
         /// A shrink does not wait for requests past the new end.
-        ShrinkBesideRequests = "mutant:shrink-beside-requests";
+        ShrinkBesideRequests = "mutant:shrink-beside-requests", argued "it takes a write that stays behind while its cluster is given up, freed \
+            durably and handed out again: qcow2-core/tests/shrink.rs, who_waited_finds_the_disk_smaller, notices";
         /// A table that something is still mapped by is given up.
         FullTableDropped = "mutant:full-table-dropped";
-        /// Pages of a table that was given up stay in the cache.
-        DroppedTableCached = "mutant:dropped-table-cached";
         /// Whoever waited for a shrink writes where the disk was.
-        WaitedPastNewEnd = "mutant:waited-past-new-end";
+        WaitedPastNewEnd = "mutant:waited-past-new-end", argued "what it writes there nobody sees, and a growth clears it: \
+            qcow2-core/tests/shrink.rs, who_waited_finds_the_disk_smaller, notices";
     }
     Layers, "layers below": {
         /// A cluster that shows a layer counts as reading as zeroes: its new mapping does not wait for its data.
@@ -282,7 +283,8 @@ mutants! {
         /// A growth does not wait for the tables that it made to hide a layer.
         HidingTableNotAwaited = "mutant:hiding-table-not-awaited";
         /// Which page hides a layer is asked before it does: a table that somebody else makes meanwhile is not waited for.
-        HidingPageAskedEarly = "mutant:hiding-page-asked-early";
+        HidingPageAskedEarly = "mutant:hiding-page-asked-early", argued "it takes a shrink, a growth over what it cut off and a write between the \
+            two steps that makes the table: corpus/growth-that-hid-a-layer-in-a-table-of-another.json notices";
         /// In version 2 zeroes over a layer are not written.
         ZeroesNotWrittenOverLayer = "mutant:zeroes-not-written-over-layer";
     }

@@ -70,9 +70,7 @@ impl State {
         let page = self.cache.page_of(at);
         let version = self.cache.set_entry(at, L1Entry(0).0);
         let size = self.cluster_size();
-        mutant!(self.rules, DroppedTableCached => (); {
-            self.forget(table.host..table.host + size);
-        });
+        self.forget(table.host..table.host + size);
         self.drop_table(table.host / size, Before::Page { offset: page, version });
         Ok(())
     }

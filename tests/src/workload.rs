@@ -462,7 +462,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     draw.long = long;
     if shrinking {
         draw.shrinking = true;
-        draw.weights[6] = 14;
+        draw.weights[6] = 24;
     }
     if sparse && !contended {
         draw.weights[6] = 12;
@@ -586,8 +586,17 @@ impl<'a> Draw<'a> {
             // A storage is written through only where a cluster is written again whose mapping a flush has covered.
             self.weights = [20, 60, 4, 4, 4, 30, 0, 0];
         }
-        let tasks: Vec<Vec<Op>> =
-            (0..tasks).map(|task| (0..per_task).map(|_| self.op(tasks, task)).collect()).collect();
+        let before = self.size;
+        let task = |draw: &mut Self, task| -> Vec<Op> {
+            (0..per_task).map(|_| draw.op(tasks, task)).collect()
+        };
+        let mut all = vec![task(self, 0)];
+        // The others go where the disk was before it became smaller, too.
+        let after = self.size;
+        self.size = before.max(after);
+        all.extend((1..tasks).map(|number| task(self, number)));
+        self.size = after;
+        let tasks = all;
         self.weights = weights;
         let faults = kinds.iter().filter_map(|&kind| self.fault(kind)).collect();
         let dropped = kinds.contains(&FaultKind::Dropped).then(|| {
