@@ -253,6 +253,8 @@ mutants! {
     Shrink, "shrinking": {
         /// The cluster in which the smaller disk ends goes too.
         ShrinkCutsLastCluster = "mutant:shrink-cuts-last-cluster";
+        /// The smaller disk ends where its last cluster does.
+        ShrinkRoundsUp = "mutant:shrink-rounds-up";
         /// A shrink leaves the first cluster that is cut off.
         ShrinkLeavesFirst = "mutant:shrink-leaves-first", argued "a cluster that stays is counted, nobody sees it and a growth clears it, as \
             after a power cut: qcow2-core/tests/shrink.rs, what_is_cut_off_is_free, notices the space";

@@ -99,7 +99,8 @@ impl<S: Storage> Image<S> {
             mutant!(self.options.rules, ShrinkBesideRequests => u64::MAX - 1; size / cluster_size);
         let _guest = self.claim(Resource::Guest(past..u64::MAX)).await?;
         let mut claim = self.claim(Resource::Header).await?;
-        let stamp = self.write_header(&mut claim, |header| header.size = size, |_, _| {}).await?;
+        let to = mutant!(self.options.rules, ShrinkRoundsUp => size.next_multiple_of(cluster_size); size);
+        let stamp = self.write_header(&mut claim, |header| header.size = to, |_, _| {}).await?;
         drop(claim);
         let before = [Before::Written(stamp)];
         self.ensure(Rule::SizeBeforeCleared, Barrier::ShrinkSize, &before).await?;
