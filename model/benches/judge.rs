@@ -22,6 +22,7 @@ fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence,
         virtual_size: 128 << 10,
         lazy_refcounts: false,
         below: None,
+        extended_l2: false,
     };
     let built = build(&geometry, initial).expect("the geometry allows it");
     let mut evidence = built.evidence();

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::evidence::{BytesEvidence, ValueKey, Values};
 use crate::image::{
-    AUTOCLEAR_BITMAPS, BITMAPS_BYTES, COPIED, EXTENSION_BITMAPS, EXTENSION_LAYER_FORMAT,
-    INCOMPATIBLE_DIRTY, MAX_L1_BYTES,
+    ALL_ALLOCATED, ALL_ZERO, AUTOCLEAR_BITMAPS, BITMAPS_BYTES, COPIED, EXTENSION_BITMAPS,
+    EXTENSION_LAYER_FORMAT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2, MAX_L1_BYTES,
 };
 use crate::op::Geometry;
 use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value, ZEROES};
@@ -46,6 +46,8 @@ pub enum Initial {
     /// The dirty bit set: refcounts too low, zero and too high.
     Dirty,
     /// Scattered data, both kinds of zero clusters (in version 3), several L2 tables, and holes in between, all full of stale bytes.
+    /// With extended L2 entries some clusters are mixed: of their subclusters some are allocated, some read as zeroes and some do
+    /// neither; and some have no more than zeroes in between, with a host cluster and without.
     Fragmented,
     /// Some data, and two bitmaps that an autoclear bit vouches for: one with bits, one of ones. With lazy refcounts the dirty
     /// bit is set too, and the refcounts are right.
@@ -253,13 +255,17 @@ fn fragmented(geometry: &Geometry) -> Built {
         if layout.is_mapped(guest) {
             continue;
         }
+        // Half of the extended entries are mixed, those of a small disk among them.
+        let mixed = geometry.extended_l2 && index % 8 < 3;
+        let zero = if mixed { MIXED & ALL_ZERO } else { ALL_ZERO };
         match index % 4 {
-            1 if geometry.has_features() => layout.set_zero(guest, 0),
+            1 if geometry.has_features() => layout.set_zero(guest, 0, zero),
             2 if geometry.has_features() => {
                 let host = layout.take_cluster();
                 layout.fill_with_stale(host);
-                layout.set_zero(guest, (host * geometry.cluster_size()) | COPIED);
+                layout.set_zero(guest, (host * geometry.cluster_size()) | COPIED, zero);
             }
+            0 if mixed => layout.map_mixed(guest),
             _ => {
                 layout.map_data(guest);
             }
@@ -343,6 +349,9 @@ fn some_clusters(geometry: &Geometry, step: u64) -> impl Iterator<Item = u64> {
     let step = step.max(clusters.div_ceil(32));
     (0..clusters).step_by(usize::try_from(step).expect("MAX_VIRTUAL_SIZE keeps it small"))
 }
+
+/// A bitmap of subclusters in which each of the three kinds is beside each kind.
+const MIXED: u64 = 0x00c4_00c4_f013_f013;
 
 /// Each is listed in every audit.
 const MOST_LEAKS: u64 = 1 << 15;
@@ -451,15 +460,16 @@ impl Layout {
         let Some(at) = self.l2_offset(guest) else { return false };
         let unit = self.units.get(&(at / UNIT as u64)).unwrap_or(&ZEROES);
         let within = (at % UNIT as u64) as usize;
-        unit[within..within + 8] != [0; 8]
+        unit[within..within + self.geometry.l2_entry_size() as usize].iter().any(|byte| *byte != 0)
     }
 
     fn l2_offset(&self, guest: u64) -> Option<u64> {
         let entries = self.geometry.l2_entries();
         let table = self.tables.get(&(guest / entries))?;
-        Some(table * self.geometry.cluster_size() + guest % entries * 8)
+        Some(table * self.geometry.cluster_size() + guest % entries * self.geometry.l2_entry_size())
     }
 
+    /// Sets an L2 entry, of one that is extended the first word.
     fn set_l2(&mut self, guest: u64, entry: u64) {
         let index = guest / self.geometry.l2_entries();
         if !self.tables.contains_key(&index) {
@@ -472,12 +482,40 @@ impl Layout {
         self.put_u64(at, entry);
     }
 
-    /// Marks a guest cluster as reading as zeroes, whatever else its entry says.
-    fn set_zero(&mut self, guest: u64, entry: u64) {
-        self.set_l2(guest, entry | 1);
-        let units = self.geometry.cluster_units();
-        let first = usize::try_from(guest * units).expect("MAX_VIRTUAL_SIZE keeps it small");
-        self.guest.iter_mut().skip(first).take(units as usize).for_each(|it| *it = Value::Zero);
+    /// Sets the bitmap of a guest cluster whose entry was set before; nothing if entries are not extended.
+    fn set_subclusters(&mut self, guest: u64, bitmap: u64) {
+        if self.geometry.extended_l2 {
+            let at = self.l2_offset(guest).expect("the entry was set");
+            self.put_u64(at + 8, bitmap);
+        }
+    }
+
+    /// The units of a guest cluster, counted from its first, that are in a subcluster whose bit is among the lowest 32 of `bits`;
+    /// without subclusters bit 0 is all of them.
+    fn units_in(&self, bits: u64) -> impl Iterator<Item = u64> + use<> {
+        let in_subcluster = self.geometry.subcluster_size() / UNIT as u64;
+        let units = 0..self.geometry.cluster_units();
+        units.filter(move |within| bits >> (within / in_subcluster) & 1 != 0)
+    }
+
+    /// Marks a guest cluster as reading as zeroes, whatever else its entry says; if it is extended, the subclusters of `bitmap`.
+    fn set_zero(&mut self, guest: u64, entry: u64, bitmap: u64) {
+        self.set_l2(guest, entry | u64::from(!self.geometry.extended_l2));
+        self.set_subclusters(guest, bitmap);
+        for within in self.units_in(bitmap >> 32) {
+            let unit = guest * self.geometry.cluster_units() + within;
+            if let Some(value) = self.guest.get_mut(unit as usize) {
+                *value = Value::Zero;
+            }
+        }
+    }
+
+    /// Maps a guest cluster to a new host cluster, as [`MIXED`] says: with its own data, and stale bytes where that is not seen.
+    fn map_mixed(&mut self, guest: u64) {
+        let host = self.take_cluster();
+        self.fill_with_stale(host);
+        self.set_zero(guest, (host * self.geometry.cluster_size()) | COPIED, MIXED);
+        self.put_data(guest, host, MIXED);
     }
 
     /// Maps a guest cluster to a new host cluster full of its own data.
@@ -489,10 +527,15 @@ impl Layout {
 
     /// The same to a host cluster that was taken before.
     fn map_data_at(&mut self, guest: u64, host: u64) {
-        let size = self.geometry.cluster_size();
+        self.set_l2(guest, (host * self.geometry.cluster_size()) | COPIED);
+        self.set_subclusters(guest, ALL_ALLOCATED);
+        self.put_data(guest, host, ALL_ALLOCATED);
+    }
+
+    /// Puts a guest cluster's own data into a host cluster, where the bits of its subclusters say that they are allocated.
+    fn put_data(&mut self, guest: u64, host: u64, bitmap: u64) {
         let units = self.geometry.cluster_units();
-        self.set_l2(guest, (host * size) | COPIED);
-        for within in 0..units {
+        for within in self.units_in(bitmap & ALL_ALLOCATED) {
             let unit = guest * units + within;
             if let Some(value) = self.guest.get_mut(unit as usize) {
                 *value = Value::Tag { unit, id: payload::INITIAL };
@@ -579,7 +622,9 @@ impl Layout {
         if !geometry.has_features() {
             return;
         }
-        self.put_u64(72, if self.dirty { INCOMPATIBLE_DIRTY } else { 0 });
+        let dirty = if self.dirty { INCOMPATIBLE_DIRTY } else { 0 };
+        let extended = if geometry.extended_l2 { INCOMPATIBLE_EXTENDED_L2 } else { 0 };
+        self.put_u64(72, dirty | extended);
         let foreign = if self.ends_early { FOREIGN_COMPATIBLE } else { 0 };
         self.put_u64(80, u64::from(geometry.lazy_refcounts) | foreign);
         if let Some((count, bytes, directory)) = self.bitmaps {

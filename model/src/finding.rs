@@ -159,6 +159,17 @@ pub enum Finding {
         /// The bits that must be clear.
         bits: u64,
     },
+    /// An extended entry says of subclusters what cannot be.
+    InvalidSubclusters {
+        /// What the entry points to.
+        at: Region,
+        /// Its first word.
+        entry: u64,
+        /// Its second word.
+        bitmap: u64,
+        /// Why it is not valid.
+        why: &'static str,
+    },
     /// The dirty bit is set.
     Dirty,
     /// The corrupt bit is set.
@@ -219,7 +230,8 @@ impl Finding {
             Self::OutOfRange { at: Region::L2(_), .. } => true,
             Self::OutOfRange { at, .. }
             | Self::Misaligned { at, .. }
-            | Self::ReservedBits { at, .. } => data(at),
+            | Self::ReservedBits { at, .. }
+            | Self::InvalidSubclusters { at, .. } => data(at),
             _ => false,
         }
     }
@@ -236,6 +248,7 @@ impl Finding {
             Self::OutOfRange { .. } => "out-of-range",
             Self::Misaligned { .. } => "misaligned",
             Self::ReservedBits { .. } => "reserved-bits",
+            Self::InvalidSubclusters { .. } => "invalid-subclusters",
             Self::Dirty => "dirty",
             Self::Corrupt => "corrupt",
             Self::Header { .. } => "header",
@@ -277,6 +290,9 @@ impl fmt::Display for Finding {
             }
             Self::ReservedBits { at, entry, bits } => {
                 write!(f, "{at}: entry {entry:#018x} has reserved bits {bits:#x}")
+            }
+            Self::InvalidSubclusters { at, entry, bitmap, why } => {
+                write!(f, "{at}: entry {entry:#018x} has subclusters {bitmap:#018x}: {why}")
             }
             Self::Dirty => f.write_str("the dirty bit is set"),
             Self::Corrupt => f.write_str("the corrupt bit is set"),

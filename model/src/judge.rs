@@ -21,7 +21,7 @@ use crate::defect::Defect;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::{Finding, Property, Stage};
 use crate::guest::{Guest, LowerDisk, Misread};
-use crate::image::{Bit, Header, Image, Mapping, Recording, decode_l2};
+use crate::image::{Bit, Header, Image, Mapping, Recording, Table, decode_l2, pieces_of};
 use crate::op::MAX_VIRTUAL_SIZE;
 use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
 
@@ -391,7 +391,6 @@ impl Judge {
             let (property, kind) = (Property::P3, "mapping-disagrees");
             Some(Violation { property, kind, place, found: None, allowed: Vec::new(), story })
         };
-        let cluster = header.cluster_size();
         let mut next = 0;
         for extent in extents {
             let end = extent.guest.saturating_add(extent.length);
@@ -403,8 +402,10 @@ impl Judge {
             // Behind the end of the layer below it makes no difference which of them is said.
             let shows = |at: u64| header.has_layer() && at < below;
             while next < end {
-                let ours = match image.mapping(next / cluster) {
-                    Mapping::Host(offset) => Shown::Host(offset + next % cluster),
+                let (piece, mapping) = image.piece(next / UNIT as u64);
+                let from = piece.start * UNIT as u64;
+                let ours = match mapping {
+                    Mapping::Host(offset) => Shown::Host(offset + (next - from)),
                     Mapping::Unallocated if shows(next) => Shown::Below,
                     _ => Shown::Zero,
                 };
@@ -429,7 +430,7 @@ impl Judge {
                     };
                     return disagrees(next / UNIT as u64, host, story);
                 }
-                next = (next - next % cluster + cluster).min(end);
+                next = piece.end.saturating_mul(UNIT as u64).min(end);
             }
         }
         (next != header.size)
@@ -683,7 +684,8 @@ enum Shown {
     Below,
 }
 
-/// Shows every guest cluster, as its units, with what it reads as; neighbours whose entries are empty at once.
+/// Shows every guest cluster, as its units, with what it reads as; neighbours whose entries are empty at once, and one that has
+/// subclusters piece by piece.
 fn each_guest_cluster(
     image: &Image,
     header: &Header,
@@ -693,8 +695,15 @@ fn each_guest_cluster(
 ) {
     let in_cluster = header.cluster_size() / UNIT as u64;
     let in_table = header.l2_entries();
+    let extended = header.has_extended_l2();
     let (mut unit, mut cluster) = (0, 0);
-    let mut table: &[u64] = &[];
+    let mut table = Table::default();
+    let mut show = |units: Range<u64>, mapping| match mapping {
+        Mapping::Host(offset) => show(units, Shown::Host(offset)),
+        Mapping::Unallocated if header.has_layer() => show(units, Shown::Below),
+        Mapping::Unallocated | Mapping::Zero => show(units, Shown::Zero),
+        Mapping::Compressed(_) => {}
+    };
     while unit < units {
         if defect.passes_over_cluster(cluster, in_table) {
             return;
@@ -703,19 +712,27 @@ fn each_guest_cluster(
         if within == 0 {
             table = image.table(cluster / in_table);
         }
-        let rest = table.get(within as usize..).unwrap_or_default();
-        let empty = match rest {
+        let rest = table.words.get(within as usize..).unwrap_or_default();
+        let mut empty = match rest {
             [] => in_table - within,
             _ => rest.iter().take_while(|entry| **entry == 0).count() as u64,
         };
+        if extended {
+            let bitmaps = table.bitmaps.get(within as usize..).unwrap_or_default().iter();
+            let without = bitmaps.take(empty as usize).position(|bitmap| *bitmap != 0);
+            empty = without.map_or(empty, |at| at as u64);
+        }
         let entry = rest.first().copied().unwrap_or(0);
         let clusters = empty.max(1);
         let end = (unit + clusters * in_cluster).min(units);
-        match decode_l2(entry, header) {
-            Mapping::Host(offset) => show(unit..end, Shown::Host(offset)),
-            Mapping::Unallocated if header.has_layer() => show(unit..end, Shown::Below),
-            Mapping::Unallocated | Mapping::Zero => show(unit..end, Shown::Zero),
-            Mapping::Compressed(_) => {}
+        if extended && empty == 0 {
+            let pieces = pieces_of(entry, table.bitmap(within as usize), header);
+            let pieces = pieces.map(|(of, mapping)| (unit + of.start..unit + of.end, mapping));
+            for (of, mapping) in pieces.take_while(|(of, _)| of.start < end) {
+                show(of.start..of.end.min(end), mapping);
+            }
+        } else {
+            show(unit..end, decode_l2(entry, header));
         }
         (unit, cluster) = (end, cluster + clusters);
     }

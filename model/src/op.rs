@@ -24,12 +24,20 @@ pub struct Geometry {
     /// Bytes of the raw layer below that the image names, a multiple of 512, if it names one. It holds what [`below`](crate::payload::below) says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub below: Option<u64>,
+    /// Whether L2 entries are extended: 16 bytes, the second half of which is a bitmap of 32 subclusters.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub extended_l2: bool,
 }
 
 impl Geometry {
     /// Bytes in a cluster.
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
+    }
+
+    /// Bytes of a cluster that its L2 entry speaks of by themselves: a 32nd of it with extended L2 entries, else all of it.
+    pub fn subcluster_size(&self) -> u64 {
+        if self.extended_l2 { self.cluster_size() / SUBCLUSTERS } else { self.cluster_size() }
     }
 
     /// Units in a cluster.
@@ -49,7 +57,12 @@ impl Geometry {
 
     /// Entries in an L2 table.
     pub fn l2_entries(&self) -> u64 {
-        self.cluster_size() / 8
+        self.cluster_size() / self.l2_entry_size()
+    }
+
+    /// Bytes in an L2 entry: 16 if it is extended, else 8.
+    pub fn l2_entry_size(&self) -> u64 {
+        if self.extended_l2 { 16 } else { 8 }
     }
 
     /// L1 entries that the virtual size needs.
@@ -80,8 +93,14 @@ impl Geometry {
             Some(format!("refcount_order {} is not 4, as in version 2", self.refcount_order))
         } else if self.version == 2 && self.lazy_refcounts {
             Some("lazy refcounts need version 3".to_owned())
+        } else if self.version == 2 && self.extended_l2 {
+            Some("extended L2 entries need version 3".to_owned())
         } else if !(9..=21).contains(&self.cluster_bits) {
             Some(format!("cluster_bits {} is not in 9..=21", self.cluster_bits))
+        } else if self.extended_l2 && self.cluster_bits < EXTENDED_CLUSTER_BITS {
+            let least = EXTENDED_CLUSTER_BITS;
+            let bits = self.cluster_bits;
+            Some(format!("extended L2 entries need cluster_bits of {least}, not {bits}"))
         } else if self.refcount_order > 6 {
             Some(format!("refcount_order {} is above 6", self.refcount_order))
         } else if !self.virtual_size.is_multiple_of(UNIT as u64) {
@@ -97,6 +116,12 @@ impl Geometry {
         }
     }
 }
+
+/// Subclusters in a cluster whose L2 entry is extended.
+pub const SUBCLUSTERS: u64 = 32;
+
+/// The least `cluster_bits` with extended L2 entries: a subcluster has a unit at least.
+pub const EXTENDED_CLUSTER_BITS: u32 = 14;
 
 /// The largest virtual disk that the reference disk represents, unit by unit.
 pub const MAX_VIRTUAL_SIZE: u64 = 1 << 32;
@@ -273,11 +298,40 @@ mod tests {
             virtual_size,
             lazy_refcounts: false,
             below: None,
+            extended_l2: false,
         };
         let faults = |size| (of(size).fault().is_some(), Op::Grow { to: size }.fault().is_some());
         assert_eq!(faults(4 << 30), (false, false));
         assert_eq!(faults((4 << 30) + 512), (true, true));
         assert_eq!(faults(8 << 30), (true, true));
+    }
+
+    #[test]
+    fn extended_entries_are_16_bytes_in_clusters_of_16_kib() {
+        let of = |version, cluster_bits| Geometry {
+            version,
+            cluster_bits,
+            refcount_order: 4,
+            virtual_size: 1 << 20,
+            lazy_refcounts: false,
+            below: None,
+            extended_l2: true,
+        };
+        assert_eq!([14, 16, 21].map(|bits| of(3, bits).fault()), [None, None, None]);
+        let fault = |version, bits| of(version, bits).fault().unwrap_or_default();
+        assert_eq!(fault(3, 13), "extended L2 entries need cluster_bits of 14, not 13");
+        assert_eq!(fault(2, 14), "extended L2 entries need version 3");
+        let extended = of(3, 14);
+        assert_eq!((extended.l2_entries(), extended.subcluster_size()), (1024, 512));
+        let standard = Geometry { extended_l2: false, ..extended };
+        assert_eq!((standard.l2_entries(), standard.subcluster_size()), (2048, 16384));
+        // What is not extended is written as it was before there was such a thing.
+        let text = serde_json::to_string(&standard).unwrap();
+        assert!(!text.contains("extended"), "{text}");
+        assert_eq!(serde_json::from_str::<Geometry>(&text).unwrap(), standard);
+        let text = serde_json::to_string(&extended).unwrap();
+        assert!(text.contains(r#""extended_l2":true"#), "{text}");
+        assert_eq!(serde_json::from_str::<Geometry>(&text).unwrap(), extended);
     }
 
     #[test]

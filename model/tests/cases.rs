@@ -43,6 +43,7 @@ fn everything() -> Case {
             virtual_size: 65536,
             lazy_refcounts: true,
             below: None,
+            extended_l2: false,
         },
         device: Device { sector: 4096, max_transfer: 4096, ..Device::default() },
         open: OpenOptions {

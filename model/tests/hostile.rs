@@ -52,6 +52,7 @@ proptest! {
             virtual_size: 64 << 10,
             lazy_refcounts: false,
             below: None,
+            extended_l2: false,
         };
         let built = build(&geometry, initial).unwrap();
         let mut evidence = built.evidence();
@@ -126,6 +127,7 @@ fn a_table_that_everything_points_to_is_walked_once() {
         virtual_size: 4 << 20,
         lazy_refcounts: false,
         below: None,
+        extended_l2: false,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut disk = built.evidence();
@@ -154,6 +156,7 @@ fn a_file_of_too_many_clusters_is_refused() {
         virtual_size: 4096,
         lazy_refcounts: false,
         below: None,
+        extended_l2: false,
     };
     let built = build(&geometry, Initial::Fresh).unwrap();
     struct Long(BytesEvidence, u64);

@@ -23,6 +23,7 @@ fn geometry(cluster_bits: u32, refcount_order: u32, virtual_size: u64) -> Geomet
         virtual_size,
         lazy_refcounts: false,
         below: None,
+        extended_l2: false,
     }
 }
 
@@ -47,6 +48,19 @@ fn layered() -> impl Iterator<Item = Geometry> {
     })
 }
 
+/// With extended L2 entries, of which several sizes have more than one table, and one a last cluster that is cut short.
+fn extended() -> impl Iterator<Item = Geometry> {
+    let sizes = [512, 64 << 10, (512 << 10) + 512, 48 << 20];
+    (14..=16).flat_map(move |bits| {
+        [0, 4, 6].into_iter().flat_map(move |order| {
+            sizes.into_iter().flat_map(move |size| {
+                let plain = Geometry { extended_l2: true, ..geometry(bits, order, size) };
+                [plain, Geometry { below: Some((40 << 10) + 512), ..plain }]
+            })
+        })
+    })
+}
+
 fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Guest {
     let promises = Promises {
         cluster_units: geometry.cluster_units(),
@@ -62,7 +76,8 @@ fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Gu
 fn every_image_is_what_it_says() {
     let mut judge = Judge::default();
     let mut built_of_kind = [0; Initial::ALL.len()];
-    for geometry in geometries().chain(layered()) {
+    let all = || geometries().chain(layered()).chain(extended());
+    for geometry in all() {
         for (kind, initial) in Initial::ALL.into_iter().enumerate() {
             let Ok(built) = build(&geometry, initial) else { continue };
             built_of_kind[kind] += 1;
@@ -83,8 +98,8 @@ fn every_image_is_what_it_says() {
         }
     }
     // Filling refcounts up is not feasible in every geometry, and marks take version 3; everything else is.
-    let all = geometries().chain(layered()).count();
-    let marked = geometries().chain(layered()).filter(Geometry::has_features).count();
+    let marked = all().filter(Geometry::has_features).count();
+    let all = all().count();
     println!("{built_of_kind:?} of {all}");
     assert!(built_of_kind.iter().all(|count| *count > 0), "{built_of_kind:?}");
     for kind in [0, 3, 4, 5, 6, 7, 8] {

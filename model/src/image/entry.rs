@@ -1,10 +1,13 @@
 //! Entries of tables, bit by bit, and where they are: what each says on its own.
 
+use std::ops::Range;
+
 use super::bytes::{UNIT_BYTES, units_of};
 use super::header::Header;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::Finding;
 use crate::label::Region;
+use crate::op::SUBCLUSTERS;
 use crate::payload::UNIT;
 
 /// The entry's cluster has a refcount of exactly one.
@@ -19,7 +22,12 @@ pub(super) const REFCOUNT_TABLE_RESERVED: u64 = 0x1ff;
 
 pub(super) const ENTRIES_IN_UNIT: usize = UNIT / 8;
 
-/// Where a guest cluster is.
+/// The bits of a bitmap that say of a subcluster that it is allocated.
+pub(crate) const ALL_ALLOCATED: u64 = 0xffff_ffff;
+/// The bits of a bitmap that say of a subcluster that it reads as zeroes.
+pub(crate) const ALL_ZERO: u64 = !ALL_ALLOCATED;
+
+/// Where a guest cluster is, or a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapping {
     /// Nowhere: reads as zeroes, or the backing file.
@@ -30,6 +38,31 @@ pub enum Mapping {
     Host(u64),
     /// Compressed, from this byte on.
     Compressed(u64),
+}
+
+/// The entries of an L2 table.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Table<'a> {
+    /// The entries, or the first words of them.
+    pub(crate) words: &'a [u64],
+    /// Their bitmaps; none unless the entries are extended.
+    pub(crate) bitmaps: &'a [u64],
+}
+
+impl Table<'_> {
+    /// The bitmap of an entry; 0 if it has none.
+    #[inline]
+    pub(crate) fn bitmap(&self, index: usize) -> u64 {
+        self.bitmaps.get(index).copied().unwrap_or(0)
+    }
+
+    /// Every entry that is not all zeroes, with its index and its bitmap.
+    pub(super) fn entries(self) -> impl Iterator<Item = (u64, u64, u64)> {
+        self.words.iter().enumerate().filter_map(move |(index, word)| {
+            let bitmap = self.bitmap(index);
+            (*word != 0 || bitmap != 0).then_some((index as u64, *word, bitmap))
+        })
+    }
 }
 
 /// Whether an entry, of which the bits `reserved` should not be there, refers to a cluster: `offset` is not 0, and where one
@@ -53,7 +86,7 @@ pub(super) fn is_cluster(
     offset != 0 && aligned
 }
 
-/// What an L2 entry says, whether or not it is valid.
+/// What an L2 entry that is not extended says, whether or not it is valid.
 #[inline]
 pub(crate) fn decode_l2(entry: u64, header: &Header) -> Mapping {
     if entry & COMPRESSED != 0 {
@@ -65,6 +98,62 @@ pub(crate) fn decode_l2(entry: u64, header: &Header) -> Mapping {
     } else {
         Mapping::Host(entry & OFFSET)
     }
+}
+
+/// What an L2 entry says of its cluster as a whole, whether or not it is valid. With a bitmap: that it is in its host cluster if any
+/// subcluster is, or else that it reads as zeroes if any subcluster does.
+#[inline]
+pub(super) fn decode_whole(entry: u64, bitmap: u64, header: &Header) -> Mapping {
+    if !header.has_extended_l2() || entry & COMPRESSED != 0 {
+        return decode_l2(entry, header);
+    }
+    match subclusters(entry, bitmap) {
+        (0, 0) => Mapping::Unallocated,
+        (0, _) => Mapping::Zero,
+        _ => Mapping::Host(entry & OFFSET),
+    }
+}
+
+/// What an L2 entry says of each unit of its cluster, as ranges of units, counted from the cluster's first, in order and without
+/// gaps: neighbouring subclusters that are alike are one range. It says so whether or not it is valid: a subcluster with both bits
+/// reads as zeroes, and one that is allocated where there is no host cluster is nowhere.
+pub(crate) fn pieces_of(
+    entry: u64,
+    bitmap: u64,
+    header: &Header,
+) -> impl Iterator<Item = (Range<u64>, Mapping)> + use<> {
+    let whole = (!header.has_extended_l2() || entry & COMPRESSED != 0)
+        .then(|| (SUBCLUSTERS, decode_l2(entry, header)));
+    let (allocated, zero) = subclusters(entry, bitmap);
+    let size = header.cluster_size();
+    let start = move |index: u64| index.saturating_mul(size).checked_div(SUBCLUSTERS).unwrap_or(0);
+    let units = move |index| start(index).checked_div(UNIT_BYTES).unwrap_or(0);
+    let mut next = 0u64;
+    std::iter::from_fn(move || {
+        let first = next;
+        let of = |bits: u64| bits.wrapping_shr(first as u32);
+        let run =
+            |rest: u64| if rest & 1 == 0 { rest.trailing_zeros() } else { rest.trailing_ones() };
+        let (alike, mapping) = whole.unwrap_or_else(|| {
+            let alike = run(of(allocated)).min(run(of(zero)));
+            let mapping = match (of(allocated) & 1, of(zero) & 1) {
+                (0, 0) => Mapping::Unallocated,
+                (0, _) => Mapping::Zero,
+                _ => Mapping::Host((entry & OFFSET).saturating_add(start(first))),
+            };
+            (alike.into(), mapping)
+        });
+        next = first.saturating_add(alike).min(SUBCLUSTERS);
+        (first < next).then(|| (units(first)..units(next), mapping))
+    })
+}
+
+/// Which subclusters are in the host cluster, and which read as zeroes; none is both.
+#[inline]
+fn subclusters(entry: u64, bitmap: u64) -> (u64, u64) {
+    let zero = bitmap >> 32;
+    let allocated = if entry & OFFSET == 0 { 0 } else { bitmap & ALL_ALLOCATED & !zero };
+    (allocated, zero)
 }
 
 /// First byte and longest possible length of a compressed cluster's data.
@@ -125,6 +214,48 @@ mod tests {
         let header = Header { version: 3, cluster_bits: 9, ..Header::default() };
         let entry = COMPRESSED | (1 << 61) | 0x600;
         assert_eq!(compressed_extent(entry, &header), (0x600, 1024));
+    }
+
+    #[test]
+    fn subclusters_are_where_their_bits_say() {
+        let header = Header {
+            version: 3,
+            cluster_bits: 15,
+            incompatible_features: super::super::header::INCOMPATIBLE_EXTENDED_L2,
+            ..Header::default()
+        };
+        let pieces = |entry, bitmap| pieces_of(entry, bitmap, &header).collect::<Vec<_>>();
+        let (none, zero, host) = (Mapping::Unallocated, Mapping::Zero, 0x8000u64);
+        let at = |subcluster: u64| Mapping::Host(host + subcluster * 1024);
+        assert_eq!(pieces(0, 0), [(0..64, none)]);
+        assert_eq!(pieces(COPIED | host, 0), [(0..64, none)]);
+        assert_eq!(pieces(host, ALL_ALLOCATED), [(0..64, at(0))]);
+        assert_eq!(pieces(0, ALL_ZERO), [(0..64, zero)]);
+        assert_eq!(pieces(host, ALL_ZERO), [(0..64, zero)]);
+        // Bits 0, 1 and 31 are allocated, 2 and 30 read as zeroes.
+        let bitmap = (1 << 31 | 3) | (1 << 30 | 1 << 2) << 32;
+        let mixed = [(0..4, at(0)), (4..6, zero), (6..60, none), (60..62, zero), (62..64, at(31))];
+        assert_eq!(pieces(host, bitmap), mixed);
+        // The flag in the first word says nothing.
+        assert_eq!(pieces(host | ZERO, bitmap), mixed);
+        assert_eq!(
+            pieces(host, 0xff << 32 | 0xffff),
+            [(0..16, zero), (16..32, at(8)), (32..64, none)]
+        );
+        assert_eq!(pieces(0, 0xff << 32 | 0xffff), [(0..16, zero), (16..64, none)]);
+        let compressed = COMPRESSED | 0x600;
+        assert_eq!(pieces(compressed, 5), [(0..64, Mapping::Compressed(0x600))]);
+
+        let whole = |entry, bitmap| decode_whole(entry, bitmap, &header);
+        assert_eq!(whole(host, 0), none);
+        assert_eq!(whole(host, bitmap), at(0));
+        assert_eq!(whole(host, 1 << 63), zero);
+        assert_eq!(whole(0, 1 << 31), none);
+        assert_eq!(whole(compressed, 5), Mapping::Compressed(0x600));
+        let standard = Header { incompatible_features: 0, ..header };
+        let pieces = |entry| pieces_of(entry, 0, &standard).collect::<Vec<_>>();
+        assert_eq!(pieces(host), [(0..64, at(0))]);
+        assert_eq!(pieces(host | ZERO), [(0..64, zero)]);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::cell::Cell;
 
-use super::bytes::{be8, be32, be64};
+use super::bytes::{UNIT_BYTES, be8, be32, be64};
 use crate::finding::Finding;
+use crate::op::EXTENDED_CLUSTER_BITS;
 use crate::payload::Unit;
 
 /// Largest L1 table in bytes.
@@ -19,7 +20,8 @@ pub const INCOMPATIBLE_DIRTY: u64 = 1;
 pub const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
-const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+/// Incompatible feature: L2 entries have 16 bytes and speak of subclusters.
+pub const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 const INCOMPATIBLE_KNOWN: u64 = 0x1f;
 /// Autoclear feature: the bitmaps extension agrees with the image.
 pub const AUTOCLEAR_BITMAPS: u64 = 1;
@@ -106,14 +108,25 @@ impl Header {
         1u64.wrapping_shl(self.cluster_bits)
     }
 
+    /// Units in a cluster.
+    pub(super) fn cluster_units(&self) -> u64 {
+        self.cluster_size().checked_div(UNIT_BYTES).unwrap_or(0)
+    }
+
     /// Whether the dirty bit is set.
     pub fn is_dirty(&self) -> bool {
         self.incompatible_features & INCOMPATIBLE_DIRTY != 0
     }
 
+    /// Whether L2 entries are extended: 16 bytes, the second half of which is a bitmap of 32 subclusters.
+    #[inline]
+    pub fn has_extended_l2(&self) -> bool {
+        self.incompatible_features & INCOMPATIBLE_EXTENDED_L2 != 0
+    }
+
     /// Entries in an L2 table.
     pub fn l2_entries(&self) -> u64 {
-        self.cluster_size() >> 3
+        self.cluster_size() >> if self.has_extended_l2() { 4 } else { 3 }
     }
 
     /// Host clusters that one refcount block counts.
@@ -139,6 +152,14 @@ impl Header {
         fault(matches!(self.version, 2 | 3), true, "version", 4, self.version.into(), "is unknown");
         let bits = self.cluster_bits;
         fault((9..=21).contains(&bits), true, "cluster_bits", 20, bits.into(), "is not in 9..=21");
+        fault(
+            !self.has_extended_l2() || bits >= EXTENDED_CLUSTER_BITS,
+            true,
+            "cluster_bits",
+            20,
+            bits.into(),
+            "is below 14, with extended L2 entries",
+        );
         if !usable.get() {
             return false;
         }
@@ -211,7 +232,6 @@ impl Header {
         let lacks = |feature: u64| self.incompatible_features & feature == 0;
         let bits = self.incompatible_features;
         unsupported(lacks(INCOMPATIBLE_DATA_FILE), true, "external data file", bits);
-        unsupported(lacks(INCOMPATIBLE_EXTENDED_L2), true, "extended L2 entries", bits);
         unsupported(self.crypt_method == 0, false, "encryption", self.crypt_method.into());
         unsupported(self.nb_snapshots == 0, false, "internal snapshots", self.nb_snapshots.into());
 

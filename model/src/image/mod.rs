@@ -11,7 +11,8 @@
 //!     | one entry a block                            | one entry a table
 //!     v                                              v
 //!   refcount block   2^order bits a cluster        L2 table   9..55 offset, 63 COPIED, 62 compressed, 0 zero
-//!                                                    | one entry a guest cluster
+//!                                                    | one entry a guest cluster; an extended one has no zero flag,
+//!                                                    | and a second word: 0..31 subcluster allocated, 32..63 zero
 //!                                                    v
 //!                                                  data cluster, zero, or nothing
 //! ```
@@ -41,12 +42,12 @@ mod recording;
 mod refcounts;
 mod tables;
 
-pub(crate) use entry::decode_l2;
+pub(crate) use entry::{ALL_ALLOCATED, ALL_ZERO, Table, decode_l2, pieces_of};
 pub use entry::{COPIED, Mapping};
 pub use extensions::{BITMAPS_BYTES, EXTENSION_BITMAPS, EXTENSION_LAYER_FORMAT};
 pub use header::{
-    AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, MAX_BACKING_NAME,
-    MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES,
+    AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2,
+    MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES,
 };
 pub use reader::{Image, LayerName, MAX_CLUSTERS};
 pub(crate) use recording::{Bit, Recording};

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::bytes::{UNIT_BYTES, to_usize};
-use super::entry::{Mapping, decode_l2};
+use super::entry::{Mapping, Table, decode_whole, pieces_of};
 use super::extensions::find_extensions;
 use super::header::{Header, MAX_BACKING_NAME};
 use super::recording::Recording;
@@ -61,8 +61,10 @@ pub struct Image {
     pub(super) stored: Vec<u32>,
     /// Clusters past `slots` whose refcount is not 0.
     pub(super) stored_beyond: Vec<(u64, u64)>,
-    /// Raw L2 entries of all tables, one after the other.
+    /// Raw L2 entries of all tables, one after the other; the first words of them if they are extended.
     pub(super) l2_entries: Vec<u64>,
+    /// The bitmaps of extended ones; none unless they are extended.
+    pub(super) l2_bitmaps: Vec<u64>,
     /// (index in L1, where its entries start), ascending.
     pub(super) l2_tables: Vec<(u64, usize)>,
     pub(super) table_entries: Vec<(u64, u64)>,
@@ -164,35 +166,71 @@ impl Image {
         self.claims.iter().filter(|claim| matches!(claim.region, Region::RefcountBlock(_))).count()
     }
 
-    /// Where a guest cluster is.
+    /// Where a guest cluster is. Of one that has subclusters: in its host cluster if any subcluster is, or else zero if any is.
     pub fn mapping(&self, guest_cluster: u64) -> Mapping {
         let Some(header) = &self.header else { return Mapping::Unallocated };
-        let table = guest_cluster.checked_div(header.l2_entries()).unwrap_or(0);
-        let within = guest_cluster.checked_rem(header.l2_entries()).unwrap_or(0);
-        self.table(table)
-            .get(to_usize(within))
-            .map_or(Mapping::Unallocated, |entry| decode_l2(*entry, header))
+        let (entry, bitmap) = self.entry(header, guest_cluster);
+        decode_whole(entry, bitmap, header)
     }
 
-    /// Every guest cluster of which an L2 table says something, ascending, with where it is.
+    /// Every guest cluster of which an L2 table says something, ascending, with where it is, as [`Image::mapping`] says it.
     pub fn mappings(&self) -> impl Iterator<Item = (u64, Mapping)> {
         let header = self.header.unwrap_or_default();
+        self.entries()
+            .map(move |(cluster, entry, bitmap)| (cluster, decode_whole(entry, bitmap, &header)))
+    }
+
+    /// The units around a guest unit in its cluster, itself among them, that are where it is: next to each other in the host file, or
+    /// all of them nowhere, or zeroes. And where the first of them is. They may reach past the end of the disk.
+    pub fn piece(&self, guest_unit: u64) -> (Range<u64>, Mapping) {
+        let Some(header) = &self.header else { return (0..u64::MAX, Mapping::Unallocated) };
+        let in_cluster = header.cluster_units();
+        let cluster = guest_unit.checked_div(in_cluster).unwrap_or(0);
+        let (entry, bitmap) = self.entry(header, cluster);
+        let mut pieces = pieces_in(cluster, entry, bitmap, header);
+        let piece = pieces.find(|(units, _)| units.contains(&guest_unit));
+        piece.unwrap_or_else(|| (guest_unit..guest_unit.saturating_add(1), Mapping::Unallocated))
+    }
+
+    /// Every piece of the guest clusters of which an L2 table says something, ascending, as [`Image::piece`] says it: guest units, and
+    /// where the first of them is.
+    pub fn pieces(&self) -> impl Iterator<Item = (Range<u64>, Mapping)> {
+        let header = self.header.unwrap_or_default();
+        self.entries()
+            .flat_map(move |(cluster, entry, bitmap)| pieces_in(cluster, entry, bitmap, &header))
+    }
+
+    /// Every L2 entry that says something, ascending, with its guest cluster and its bitmap.
+    fn entries(&self) -> impl Iterator<Item = (u64, u64, u64)> {
+        let in_table = self.header.map_or(0, |header| header.l2_entries());
         self.l2_tables.iter().flat_map(move |(index, _)| {
-            let first = index.saturating_mul(header.l2_entries());
-            let entries = (first..).zip(self.table(*index)).filter(|(_, entry)| **entry != 0);
-            entries.map(move |(cluster, entry)| (cluster, decode_l2(*entry, &header)))
+            let first = index.saturating_mul(in_table);
+            let entries = self.table(*index).entries();
+            entries
+                .map(move |(within, entry, bitmap)| (first.saturating_add(within), entry, bitmap))
         })
     }
 
-    /// The raw entries of the L2 table at an index of L1; empty if there is none.
-    pub(crate) fn table(&self, l1_index: u64) -> &[u64] {
+    /// The L2 entry of a guest cluster and its bitmap; 0 where there is none.
+    fn entry(&self, header: &Header, guest_cluster: u64) -> (u64, u64) {
+        let table = guest_cluster.checked_div(header.l2_entries()).unwrap_or(0);
+        let within = to_usize(guest_cluster.checked_rem(header.l2_entries()).unwrap_or(0));
+        let table = self.table(table);
+        (table.words.get(within).copied().unwrap_or(0), table.bitmap(within))
+    }
+
+    /// The L2 table at an index of L1; empty if there is none.
+    pub(crate) fn table(&self, l1_index: u64) -> Table<'_> {
         let count = self.header.map_or(0, |header| to_usize(header.l2_entries()));
-        self.l2_tables
-            .binary_search_by_key(&l1_index, |(index, _)| *index)
-            .ok()
-            .and_then(|at| self.l2_tables.get(at))
-            .and_then(|(_, start)| self.l2_entries.get(*start..)?.get(..count))
-            .unwrap_or(&[])
+        let found = self.l2_tables.binary_search_by_key(&l1_index, |(index, _)| *index).ok();
+        let Some((_, start)) = found.and_then(|at| self.l2_tables.get(at)) else {
+            return Table::default();
+        };
+        let end = start.saturating_add(count);
+        Table {
+            words: self.l2_entries.get(*start..end).unwrap_or_default(),
+            bitmaps: self.l2_bitmaps.get(*start..end).unwrap_or_default(),
+        }
     }
 
     /// What lies at a byte of the file.
@@ -287,6 +325,7 @@ impl Image {
         self.stored.clear();
         self.stored_beyond.clear();
         self.l2_entries.clear();
+        self.l2_bitmaps.clear();
         self.l2_tables.clear();
         self.recordings.clear();
         self.mapped = Mapped::default();
@@ -342,6 +381,19 @@ impl Image {
         }
         good
     }
+}
+
+/// The pieces of a guest cluster, by guest units.
+fn pieces_in(
+    cluster: u64,
+    entry: u64,
+    bitmap: u64,
+    header: &Header,
+) -> impl Iterator<Item = (Range<u64>, Mapping)> + use<> {
+    let first = cluster.saturating_mul(header.cluster_units());
+    pieces_of(entry, bitmap, header).map(move |(units, mapping)| {
+        (first.saturating_add(units.start)..first.saturating_add(units.end), mapping)
+    })
 }
 
 #[inline]

@@ -2,8 +2,8 @@
 
 use super::bytes::{to_usize, units_of};
 use super::entry::{
-    COMPRESSED, COPIED, ENTRIES_IN_UNIT, L1_RESERVED, L2_RESERVED, OFFSET, ZERO, compressed_extent,
-    is_cluster, nonzero_entries,
+    ALL_ALLOCATED, COMPRESSED, COPIED, ENTRIES_IN_UNIT, L1_RESERVED, L2_RESERVED, OFFSET, ZERO,
+    compressed_extent, is_cluster, nonzero_entries,
 };
 use super::header::Header;
 use super::reader::Image;
@@ -61,25 +61,45 @@ impl Image {
         let mut next_host = None;
         let end = offset.saturating_add(header.cluster_size());
         let readable = self.defect.readable_of_table(end, self.length);
+        let extended = header.has_extended_l2();
+        let has_zero_flag = header.version > 2 && !extended;
+        let reserved = if has_zero_flag { L2_RESERVED } else { L2_RESERVED | ZERO };
+        let in_unit = if extended { ENTRIES_IN_UNIT / 2 } else { ENTRIES_IN_UNIT };
         for unit in units_of(offset, header.cluster_size(), readable) {
             let key = evidence.resolve(unit);
+            let known = self.l2_entries.len();
             if key == ValueKey::ZERO {
-                let length = self.l2_entries.len().saturating_add(ENTRIES_IN_UNIT);
-                self.l2_entries.resize(length, 0);
+                self.l2_entries.resize(known.saturating_add(in_unit), 0);
                 continue;
             }
-            for chunk in evidence.bytes(key).as_chunks::<8>().0 {
+            let words = evidence.bytes(key).as_chunks::<8>().0;
+            if extended {
+                let first = first_guest.saturating_add(known.saturating_sub(start) as u64);
+                self.l2_bitmaps.resize(known, 0);
+                for (guest, pair) in (first..).zip(words.as_chunks::<2>().0) {
+                    let [entry, bitmap] = pair.map(u64::from_be_bytes);
+                    judge_bitmap(guest, entry, bitmap, findings);
+                    self.take_l2_entry(header, guest, entry, reserved, &mut next_host, findings);
+                    self.l2_entries.push(entry);
+                    self.l2_bitmaps.push(bitmap);
+                }
+                continue;
+            }
+            for chunk in words {
                 let entry = u64::from_be_bytes(*chunk);
                 if entry != 0 {
                     let within = self.l2_entries.len().saturating_sub(start) as u64;
                     let guest = first_guest.saturating_add(within);
-                    self.take_l2_entry(header, guest, entry, &mut next_host, findings);
+                    self.take_l2_entry(header, guest, entry, reserved, &mut next_host, findings);
                 }
                 self.l2_entries.push(entry);
             }
         }
         // A table that the end of the file cuts short continues in zeroes.
         self.l2_entries.resize(start.saturating_add(count), 0);
+        if extended {
+            self.l2_bitmaps.resize(start.saturating_add(count), 0);
+        }
     }
 
     fn take_l2_entry(
@@ -87,6 +107,7 @@ impl Image {
         header: &Header,
         guest: u64,
         entry: u64,
+        reserved: u64,
         next_host: &mut Option<u64>,
         findings: &mut Vec<Finding>,
     ) {
@@ -109,12 +130,9 @@ impl Image {
         }
         let at = Region::Data(guest);
         let offset = entry & OFFSET;
-        let mut reserved = entry & L2_RESERVED;
+        let mut reserved = entry & reserved;
         if offset == 0 {
             reserved |= entry & COPIED;
-        }
-        if header.version == 2 {
-            reserved |= entry & ZERO;
         }
         if !is_cluster(at, entry, reserved, offset, header, findings) {
             return;
@@ -126,4 +144,24 @@ impl Image {
         }
         *next_host = offset.checked_add(header.cluster_size());
     }
+}
+
+/// What an extended L2 entry says of its subclusters has to make sense.
+fn judge_bitmap(guest: u64, entry: u64, bitmap: u64, findings: &mut Vec<Finding>) {
+    if bitmap == 0 {
+        return;
+    }
+    let mut invalid = |at, subclusters: u64, why| {
+        if subclusters != 0 {
+            findings.push(Finding::InvalidSubclusters { at, entry, bitmap, why });
+        }
+    };
+    if entry & COMPRESSED != 0 {
+        invalid(Region::Compressed(guest), bitmap, "a compressed cluster has none");
+        return;
+    }
+    let allocated = bitmap & ALL_ALLOCATED;
+    let without_host = if entry & OFFSET == 0 { allocated } else { 0 };
+    invalid(Region::Data(guest), allocated & (bitmap >> 32), "one is both allocated and zero");
+    invalid(Region::Data(guest), without_host, "one is allocated without a host cluster");
 }

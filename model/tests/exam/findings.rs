@@ -180,7 +180,7 @@ const DAMAGES: &[Damage] = &[
     ("a name's place without a name", |p| p.put_u64(8, 512), &[]),
     ("snapshots", |p| p.disk.patch(60, &1u32.to_be_bytes()), &[("unsupported", NOWHERE)]),
     ("encryption", |p| p.disk.patch(32, &1u32.to_be_bytes()), &[("unsupported", NOWHERE)]),
-    ("extended L2 entries", |p| p.put_u64(72, 16), &[("unsupported", NOWHERE)]),
+    ("extended L2 entries in small clusters", |p| p.put_u64(72, 16), &[("header", NOWHERE)]),
     ("an external data file", |p| p.put_u64(72, 4), &[("unsupported", NOWHERE)]),
     (
         "a compressed cluster in two",
@@ -397,7 +397,7 @@ fn an_unknown_layout_leaves_no_header() {
         "an odd L1 table",
         "no refcount table",
         "an unknown feature",
-        "extended L2 entries",
+        "extended L2 entries in small clusters",
         "an external data file",
     ];
     assert_eq!(lost.collect::<Vec<_>>(), expected);

@@ -18,6 +18,7 @@ pub(crate) const KIB: Geometry = Geometry {
     virtual_size: 64 << 10,
     lazy_refcounts: false,
     below: None,
+    extended_l2: false,
 };
 
 /// An image under the knife. With 1 KiB clusters: header 0, refcount table 1, its only block 2, L1 3, then `Fragmented` puts
