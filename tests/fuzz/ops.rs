@@ -45,6 +45,7 @@ fn geometry() -> impl Strategy<Value = Geometry> {
             virtual_size: UNITS * 512,
             lazy_refcounts: lazy,
             below: None,
+            extended_l2: false,
         }
     })
 }

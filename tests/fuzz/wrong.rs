@@ -128,6 +128,7 @@ fn a_check_that_is_wrong_is_found() {
         virtual_size: 8 << 10,
         lazy_refcounts: false,
         below: None,
+        extended_l2: false,
     };
     let session = Session::of(&OpenOptions::new("wrong"), None);
     let judged = |how, initial, run| {
@@ -277,6 +278,7 @@ fn who_does_not_go_on_is_found() {
         virtual_size: 64 << 10,
         lazy_refcounts: false,
         below: None,
+        extended_l2: false,
     };
     let open = OpenOptions { cache_pages: 1, growth_step: 1 << 10, ..OpenOptions::new("wrong") };
     let session = Session::of(&open, None);
@@ -307,6 +309,7 @@ fn long_requests_are_told_from_endless_ones() {
         virtual_size: 32 << 20,
         lazy_refcounts: true,
         below: None,
+        extended_l2: false,
     };
     let write =
         |id, offset, length| Op::Write { offset, length, id, durability: Durability::Cached };

@@ -286,6 +286,7 @@ pub fn run<Sub: Subject>(
         virtual_size: trace.size(),
         lazy_refcounts: lazy,
         below: None,
+        extended_l2: false,
     };
     let mut disk = create(&geometry)?;
     let units = trial::cluster_units(&geometry);

@@ -423,6 +423,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
             2 => virtual_size,
             _ => virtual_size + 512 * u64::from(rng.below(40 * cluster as u32 / 512)),
         }),
+        extended_l2: false,
     };
     let overridden = scope.lazy.is_none() && rng.below(12) == 0 && version == 3;
     let open = OpenOptions {

@@ -688,6 +688,7 @@ fn three_checks_agree_on_initial_images() {
                     virtual_size: (200 << cluster_bits) + 512,
                     lazy_refcounts: false,
                     below: None,
+                    extended_l2: false,
                 };
                 let Ok(built) = build(&geometry, initial) else { continue };
                 images += 1;

@@ -382,6 +382,7 @@ static BASES: LazyLock<Vec<(u32, Vec<u8>)>> = LazyLock::new(|| {
             virtual_size,
             lazy_refcounts: false,
             below: None,
+            extended_l2: false,
         };
         bases.push((cluster_bits, build(&geometry, initial).unwrap().to_bytes()));
     }

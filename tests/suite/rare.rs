@@ -362,6 +362,7 @@ fn every_repair_may_be_cut_short() {
             virtual_size: 16 << 10,
             lazy_refcounts: lazy,
             below: None,
+            extended_l2: false,
         };
         let mut built = build(&geometry, initial).unwrap();
         let image = built.to_bytes();

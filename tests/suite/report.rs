@@ -118,6 +118,7 @@ fn a_repair_that_is_not_a_fixed_point() {
             virtual_size: 4096,
             lazy_refcounts: true,
             below: None,
+            extended_l2: false,
         },
         initial: Initial::Dirty,
         device: Device::default(),

@@ -60,6 +60,7 @@ fn a_scattered_image() {
         virtual_size: 96 << 9,
         lazy_refcounts: false,
         below: None,
+        extended_l2: false,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     insta::assert_snapshot!(dump(&built.to_bytes()));

@@ -250,6 +250,7 @@ impl World {
             virtual_size: (FAR + 2) * cluster - if cluster > 512 { 512 } else { 0 },
             lazy_refcounts: lazy,
             below: None,
+            extended_l2: false,
         };
         let open = OpenOptions { cache_pages: 4, growth_step: cluster, ..OpenOptions::new("") };
         Self { geometry, initial, session: Session::of(&open, geometry.below) }
