@@ -290,6 +290,7 @@ fn small(initial: Initial, virtual_size: u64, lazy_refcounts: bool) -> Built {
         virtual_size,
         lazy_refcounts,
         below: None,
+        extended_l2: false,
     };
     build(&geometry, initial).expect("the geometry is a small one")
 }
@@ -448,6 +449,7 @@ fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
         virtual_size: NEW,
         lazy_refcounts: false,
         below: None,
+        extended_l2: false,
     };
     let mut built = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
     let (_, header) = built.units.first_mut().expect("an image has a header");
@@ -471,10 +473,9 @@ fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
                 report.header.expect("it stays an image").size
             };
             for at in (OLD - 512..size).step_by(UNIT) {
-                let image = auditor.image();
-                let cluster = at >> geometry.cluster_bits;
-                if let Mapping::Host(host) = image.mapping(cluster) {
-                    let unit = (host + at % geometry.cluster_size()) / UNIT as u64;
+                let (piece, mapping) = auditor.image().piece(at / UNIT as u64);
+                if let Mapping::Host(host) = mapping {
+                    let unit = host / UNIT as u64 + (at / UNIT as u64 - piece.start);
                     let unit = u32::try_from(unit).expect("the image is small");
                     if crashed.read(unit, chooser) != faultfs::values::Key::ZERO {
                         let story = format!("guest offset {at:#x} of the new space is not zero");
@@ -690,6 +691,7 @@ impl Unmarked {
             virtual_size: Self::SIZE,
             lazy_refcounts: false,
             below: None,
+            extended_l2: false,
         };
         build(&geometry, Initial::Leaky).expect("the geometry is a small one")
     }

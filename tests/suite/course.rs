@@ -6,10 +6,50 @@ use faultfs::direct::Done;
 use faultfs::trace::IoKind;
 use model::audit::Auditor;
 use model::build::{Initial, build};
-use model::image::Mapping;
+use model::evidence::BytesEvidence;
+use model::image::{COPIED, Mapping};
 use model::op::Geometry;
 use qcow2_crashtest::explore::course::Course;
 use qcow2_crashtest::recover::Watched;
+
+/// Goal: a recovery on whose way one subcluster reads otherwise is not done again elsewhere. Method: each bit of a mixed cluster's bitmap
+/// changed by itself.
+#[test]
+fn where_a_subcluster_is_bears_on_a_course() {
+    let geometry = Geometry {
+        version: 3,
+        cluster_bits: 14,
+        refcount_order: 4,
+        virtual_size: 64 << 10,
+        lazy_refcounts: false,
+        below: None,
+        extended_l2: true,
+    };
+    let bytes = build(&geometry, Initial::Fragmented).unwrap().to_bytes();
+    let number = |at: usize| u64::from_be_bytes(*bytes[at..].first_chunk().expect("8 bytes"));
+    let at = |entry: u64| (entry & !COPIED) as usize;
+    // The second word of the first entry of the first table.
+    let place = at(number(at(number(40)))) + 8;
+    let bitmap = number(place);
+    let mut auditor = Auditor::default();
+    let mut image = |bitmap: u64| {
+        let mut disk = BytesEvidence::new(&bytes);
+        disk.patch(place as u64, &bitmap.to_be_bytes());
+        auditor.audit(&mut disk);
+        auditor.image().clone()
+    };
+    let first = image(bitmap);
+    let mut kept = |bitmap| {
+        let watched = Watched { images: vec![image(bitmap)], ..Watched::default() };
+        Course::of(&first, &watched, false).is_some()
+    };
+    assert!(kept(bitmap));
+    for bit in 0..64 {
+        // What reads as zeroes does so whether or not it is said to be allocated.
+        let says_nothing = bit < 32 && bitmap >> (bit + 32) & 1 != 0;
+        assert_eq!(kept(bitmap ^ 1 << bit), says_nothing, "bit {bit} of {bitmap:#x}");
+    }
+}
 
 /// Goal: a recovery that looks at guest data, or writes or discards where they are, or cuts them off, is not done again elsewhere. Method: one
 /// such I/O at a time, beside the same where metadata are.
@@ -22,6 +62,7 @@ fn what_guest_data_may_bear_on_is_not_done_again() {
         virtual_size: 16 << 10,
         lazy_refcounts: false,
         below: None,
+        extended_l2: false,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut auditor = Auditor::default();

@@ -74,7 +74,7 @@ impl Course {
             let ends = after.file_units();
             let (mut is_metadata, mut was_metadata) = (metadata_of(after), metadata_of(image));
             clusters(image) == clusters(after)
-                && mappings(image).eq(mappings(after))
+                && pieces(image).eq(pieces(after))
                 && (0..ends).all(|unit| {
                     !is_metadata(unit) || was_metadata(unit) || is_known(image, &durable, unit)
                 })
@@ -143,18 +143,20 @@ fn clusters(image: &Image) -> u64 {
     image.header().map_or(0, |header| header.size.div_ceil(header.cluster_size()))
 }
 
-/// Where each guest cluster is that is somewhere.
-fn mappings(image: &Image) -> impl Iterator<Item = (u64, Mapping)> {
-    let clusters = clusters(image);
-    let mappings = image.mappings().take_while(move |(cluster, _)| *cluster < clusters);
-    mappings.filter(|(_, mapping)| *mapping != Mapping::Unallocated)
+/// Where each piece of the guest's clusters is that is somewhere.
+fn pieces(image: &Image) -> impl Iterator<Item = (Range<u64>, Mapping)> {
+    let cluster = image.header().map_or(0, |header| header.cluster_size() / UNIT as u64);
+    let units = clusters(image).saturating_mul(cluster);
+    let pieces = image.pieces().take_while(move |(piece, _)| piece.start < units);
+    pieces.filter(|(_, mapping)| *mapping != Mapping::Unallocated)
 }
 
-/// The last bytes of all host clusters of the guest.
+/// The last bytes of all pieces of the guest's that are in the file.
 fn hosts(image: &Image) -> impl Iterator<Item = u64> {
-    let last = image.header().map_or(0, |header| header.cluster_size() - 1);
-    mappings(image).filter_map(move |(_, mapping)| match mapping {
-        Mapping::Host(offset) => Some(offset.saturating_add(last)),
+    pieces(image).filter_map(|(piece, mapping)| match mapping {
+        Mapping::Host(offset) => {
+            Some(offset.saturating_add((piece.end - piece.start) * UNIT as u64 - 1))
+        }
         _ => None,
     })
 }

@@ -68,7 +68,8 @@ impl<'a> View<'a> {
             }
             Entry::Guest(cluster) => {
                 let table = self.value(Entry::L1(cluster / per_table))? & OFFSET;
-                (table != 0).then_some(table + cluster % per_table * 8)
+                let size = header.cluster_size() / per_table;
+                (table != 0).then_some(table + cluster % per_table * size)
             }
             Entry::RefcountBlock(index) => {
                 let entries = u64::from(header.refcount_table_clusters) * header.cluster_size() / 8;
@@ -103,13 +104,25 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The bitmap of an entry that has one.
+    fn bitmap(&self, entry: Entry) -> Option<u64> {
+        let extended = self.header?.has_extended_l2() && matches!(entry, Entry::Guest(_));
+        self.number(self.place(entry).filter(|_| extended)? + 8)
+    }
+
     /// The byte of the file that a guest unit is at.
     fn host(&self, unit: u64) -> Option<u64> {
         let size = self.header?.cluster_size();
         let offset = unit * UNIT as u64;
-        let entry = self.value(Entry::Guest(offset / size))?;
-        let plain = entry & OFFSET != 0 && entry & (COMPRESSED | 1) == 0;
-        plain.then_some((entry & OFFSET) + offset % size)
+        let entry = Entry::Guest(offset / size);
+        let raw = self.value(entry)?;
+        let mapped = match self.bitmap(entry) {
+            // Of a subcluster the bit that says that it is allocated, and no other.
+            Some(bitmap) => bitmap >> (offset % size * 32 / size) & (1 << 32 | 1) == 1,
+            None => raw & 1 == 0,
+        };
+        let plain = raw & OFFSET != 0 && raw & COMPRESSED == 0 && mapped;
+        plain.then_some((raw & OFFSET) + offset % size)
     }
 
     fn name(&self, entry: Entry) -> String {
@@ -161,15 +174,21 @@ impl<'a> View<'a> {
             Entry::L1(_) | Entry::Guest(_) | Entry::RefcountBlock(_) => {
                 let Some(raw) = raw else { return "no table".to_owned() };
                 let is_l2 = matches!(entry, Entry::Guest(_));
+                let bitmap = self.bitmap(entry);
+                let is_zero = is_l2 && bitmap.is_none() && raw & 1 != 0;
                 let mut text = match raw & OFFSET {
                     _ if is_l2 && raw & COMPRESSED != 0 => format!("{raw:#x}"),
                     _ if raw == 0 => "none".to_owned(),
-                    0 if is_l2 && raw & 1 != 0 => "zeroes".to_owned(),
-                    host if is_l2 && raw & 1 != 0 => format!("zeroes, keeps {host:#x}"),
+                    0 if is_zero => "zeroes".to_owned(),
+                    host if is_zero => format!("zeroes, keeps {host:#x}"),
                     host => format!("{host:#x}"),
                 };
                 if raw & COPIED != 0 && raw & COMPRESSED == 0 {
                     text.push_str(" copied");
+                }
+                if let Some(bitmap) = bitmap.filter(|bitmap| *bitmap != 0) {
+                    let (zero, allocated) = (bitmap >> 32, bitmap & 0xffff_ffff);
+                    let _ = write!(text, ", has {allocated:#x}, zeroes {zero:#x}");
                 }
                 text
             }
@@ -205,7 +224,10 @@ impl<'a> View<'a> {
     /// Every entry that is not zero.
     fn filled(&self) -> Vec<Entry> {
         let Some(header) = self.header else { return Vec::new() };
-        let set = |entry: &Entry| self.value(*entry).is_some_and(|raw| raw != 0);
+        let set = |entry: &Entry| {
+            let words = [self.value(*entry), self.bitmap(*entry)];
+            words.into_iter().flatten().any(|word| word != 0)
+        };
         let tables = u64::from(header.l1_size).min(1 << 16);
         let l1 = (0..tables).map(Entry::L1).filter(set).collect::<Vec<_>>();
         let clusters = self.bytes.len() as u64 / header.cluster_size();
@@ -274,8 +296,9 @@ pub(super) fn table(violation: &Violation, titles: [&str; 3], views: [&View<'_>;
 /// The entries that a violation names or implies, the most telling first.
 fn concerned(violation: &Violation, views: [&View<'_>; 3]) -> Vec<Entry> {
     let [before, after, _] = views;
-    let size = after.header.or(before.header).map_or(512, |header| header.cluster_size());
-    let per_table = size / 8;
+    let header = after.header.or(before.header);
+    let (size, per_table) =
+        header.map_or((512, 64), |header| (header.cluster_size(), header.l2_entries()));
     let guest = |cluster: u64| vec![Entry::Guest(cluster), Entry::L1(cluster / per_table)];
     let of_region = |region: Region| match region {
         Region::L2(table) => vec![Entry::L1(table)],
@@ -312,7 +335,9 @@ fn concerned(violation: &Violation, views: [&View<'_>; 3]) -> Vec<Entry> {
                 all.insert(0, Entry::Length);
                 all
             }
-            Finding::Misaligned { at, .. } | Finding::ReservedBits { at, .. } => of_region(at),
+            Finding::Misaligned { at, .. }
+            | Finding::ReservedBits { at, .. }
+            | Finding::InvalidSubclusters { at, .. } => of_region(at),
             Finding::Dirty | Finding::Corrupt => vec![Entry::Dirty],
             Finding::Header { .. } => vec![Entry::L1Table, Entry::RefcountTable, Entry::Length],
             Finding::Unsupported { value, .. } => {
