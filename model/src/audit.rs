@@ -215,6 +215,7 @@ fn overlooked(finding: &Finding, defect: Defect) -> bool {
             | (Defect::OverlapIgnored, Finding::Overlap { .. })
             | (Defect::MisalignedIgnored, Finding::Misaligned { .. })
             | (Defect::ReservedBitsIgnored, Finding::ReservedBits { .. })
+            | (Defect::InvalidSubclustersIgnored, Finding::InvalidSubclusters { .. })
             | (Defect::HeaderFieldIgnored, Finding::Header { .. })
             | (Defect::UnsupportedIgnored, Finding::Unsupported { .. })
     )

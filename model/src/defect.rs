@@ -85,6 +85,10 @@ pub enum Defect {
     MisalignedIgnored,
     /// Auditor: reserved bits are not noticed.
     ReservedBitsIgnored,
+    /// Auditor: that an extended entry says of subclusters what cannot be is not noticed.
+    InvalidSubclustersIgnored,
+    /// Auditor: a bitmap of subclusters beside a word of zeroes is not read.
+    LoneBitmapUnread,
     /// Auditor: bad header fields are not noticed.
     HeaderFieldIgnored,
     /// Auditor: features that it cannot judge are not noticed.
@@ -144,6 +148,12 @@ pub enum Defect {
     LayerNameIgnored,
     /// Judge: what shows the layer below counts as zeroes where contents are compared.
     LayerComparedAsZeroes,
+    /// Judge: that subclusters read as zeroes is not noticed.
+    SubclusterZeroesIgnored,
+    /// Judge: what a bitmap says nothing of is read from the host cluster.
+    SilentSubclustersAllocated,
+    /// Judge: what the first subcluster is all of them are.
+    FirstSubclusterForAll,
     /// Judge: only the first unit of a cluster is looked at.
     FirstUnitOnly,
     /// Judge: only the first two units of a cluster are looked at.
@@ -168,7 +178,7 @@ pub enum Defect {
 
 impl Defect {
     /// Every mistake.
-    pub const ALL: [Self; 75] = [
+    pub const ALL: [Self; 80] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -205,6 +215,8 @@ impl Defect {
         Self::OverlapIgnored,
         Self::MisalignedIgnored,
         Self::ReservedBitsIgnored,
+        Self::InvalidSubclustersIgnored,
+        Self::LoneBitmapUnread,
         Self::HeaderFieldIgnored,
         Self::UnsupportedIgnored,
         Self::CutTableUnread,
@@ -234,6 +246,9 @@ impl Defect {
         Self::LayerUnjudged,
         Self::LayerNameIgnored,
         Self::LayerComparedAsZeroes,
+        Self::SubclusterZeroesIgnored,
+        Self::SilentSubclustersAllocated,
+        Self::FirstSubclusterForAll,
         Self::FirstUnitOnly,
         Self::TwoUnitsOnly,
         Self::CutDataUnjudged,

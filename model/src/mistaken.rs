@@ -5,6 +5,7 @@
 
 use crate::defect::Defect;
 use crate::evidence::ValueKey;
+use crate::image::{ALL_ALLOCATED, ALL_ZERO};
 use crate::judge::Contents;
 use crate::payload::UNIT;
 
@@ -64,6 +65,25 @@ impl Defect {
             Self::BehindDiskUncounted => index >= of_disk,
             Self::FirstTableOnly => read > 0,
             _ => false,
+        }
+    }
+
+    /// The bitmap of an extended L2 entry with this first word, misread.
+    pub(crate) fn misread_bitmap(self, word: u64, bitmap: u64) -> u64 {
+        match self {
+            Self::LoneBitmapUnread if word == 0 => 0,
+            _ => bitmap,
+        }
+    }
+
+    /// What is taken for a bitmap of subclusters that was read.
+    pub(crate) fn mistake_subclusters(self, bitmap: u64) -> u64 {
+        let first = |bit: u32, all| if bitmap >> bit & 1 == 0 { 0 } else { all };
+        match self {
+            Self::SubclusterZeroesIgnored => bitmap & ALL_ALLOCATED,
+            Self::SilentSubclustersAllocated => bitmap | (ALL_ALLOCATED & !(bitmap >> 32)),
+            Self::FirstSubclusterForAll => first(0, ALL_ALLOCATED) | first(32, ALL_ZERO),
+            _ => bitmap,
         }
     }
 

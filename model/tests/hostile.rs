@@ -25,7 +25,11 @@ fn judge_everything(evidence: &mut BytesEvidence, guest: &Guest) {
     for offset in [0, 511, 1 << 10, 1 << 20, u64::MAX] {
         assert!(!judge.auditor().image().label(offset).to_string().is_empty());
         judge.auditor().image().mapping(offset);
+        let (piece, _) = judge.auditor().image().piece(offset);
+        assert!(piece.contains(&offset) || offset == u64::MAX, "{offset} is not in {piece:?}");
     }
+    let pieces = judge.auditor().image().pieces();
+    pieces.for_each(|(piece, _)| assert!(piece.start <= piece.end));
     judge.p3_mapping_agrees(&[]);
 }
 
@@ -34,7 +38,7 @@ proptest! {
 
     #[test]
     fn damaged_images_are_judged_to_the_end(
-        bits in 9u32..=12,
+        bits in prop_oneof![9u32..=12, Just(14)],
         order in 0u32..=6,
         kind in 0..Initial::ALL.len(),
         damages in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..12),
@@ -52,7 +56,7 @@ proptest! {
             virtual_size: 64 << 10,
             lazy_refcounts: false,
             below: None,
-            extended_l2: false,
+            extended_l2: bits == 14,
         };
         let built = build(&geometry, initial).unwrap();
         let mut evidence = built.evidence();

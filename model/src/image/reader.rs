@@ -180,8 +180,8 @@ impl Image {
             .map(move |(cluster, entry, bitmap)| (cluster, decode_whole(entry, bitmap, &header)))
     }
 
-    /// The units around a guest unit in its cluster, itself among them, that are where it is: next to each other in the host file, or
-    /// all of them nowhere, or zeroes. And where the first of them is. They may reach past the end of the disk.
+    /// The units of its cluster around a guest unit of which the image says the same, itself among them, and where the first of them is:
+    /// the others follow it in the file. They may reach past the end of the disk. Where clusters have no subclusters it is the cluster.
     pub fn piece(&self, guest_unit: u64) -> (Range<u64>, Mapping) {
         let Some(header) = &self.header else { return (0..u64::MAX, Mapping::Unallocated) };
         let in_cluster = header.cluster_units();

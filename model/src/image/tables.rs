@@ -78,10 +78,11 @@ impl Image {
                 self.l2_bitmaps.resize(known, 0);
                 for (guest, pair) in (first..).zip(words.as_chunks::<2>().0) {
                     let [entry, bitmap] = pair.map(u64::from_be_bytes);
+                    let bitmap = self.defect.misread_bitmap(entry, bitmap);
                     judge_bitmap(guest, entry, bitmap, findings);
                     self.take_l2_entry(header, guest, entry, reserved, &mut next_host, findings);
                     self.l2_entries.push(entry);
-                    self.l2_bitmaps.push(bitmap);
+                    self.l2_bitmaps.push(self.defect.mistake_subclusters(bitmap));
                 }
                 continue;
             }

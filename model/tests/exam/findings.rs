@@ -8,7 +8,7 @@ use model::finding::{Finding, Stage};
 use model::image::COPIED;
 use model::label::Region;
 
-use crate::patient::{Patient, STAGES};
+use crate::patient::{EXTENDED, KIB, Patient, STAGES};
 use crate::{Outcome, expect};
 
 /// One kind of damage to a fragmented image, the findings that it must give, and the stages at which each is legal.
@@ -333,12 +333,101 @@ const BITMAP_DAMAGES: &[Damage] = &[
     ),
 ];
 
+/// The same to an image with extended L2 entries, [`EXTENDED`].
+const EXTENDED_DAMAGES: &[Damage] = &[
+    ("none to extended entries", |_| {}, &[]),
+    (
+        "a subcluster that is allocated and zero",
+        |p| {
+            let bitmap = p.subclusters(0);
+            p.set_subclusters(0, bitmap | 1 << 32);
+        },
+        &[("invalid-subclusters", NOWHERE)],
+    ),
+    (
+        "the last one is allocated and zero",
+        |p| p.set_subclusters(6, 1 << 63 | 1 << 31),
+        &[("invalid-subclusters", NOWHERE)],
+    ),
+    (
+        "a subcluster that is allocated nowhere",
+        |p| p.set_subclusters(1, 1 << 31),
+        &[("invalid-subclusters", NOWHERE)],
+    ),
+    (
+        "one that is allocated nowhere and zero",
+        |p| p.set_subclusters(1, 1 << 32 | 1),
+        &[("invalid-subclusters", NOWHERE), ("invalid-subclusters", NOWHERE)],
+    ),
+    ("zeroes nowhere", |p| p.set_subclusters(1, 1 << 32 | 1 << 63), &[]),
+    ("a host cluster for nothing", |p| p.set_subclusters(6, 0), &[]),
+    (
+        "one that has no refcount",
+        |p| {
+            p.set_subclusters(6, 0);
+            let host = (p.l2(6) & !COPIED) >> 14;
+            p.put_refcount(host, 0);
+        },
+        &[("refcount-too-low", DIRTY_ONLY), ("copied-stale", CRASHED)],
+    ),
+    (
+        "COPIED on nothing but zeroes",
+        |p| {
+            p.set_subclusters(1, 1 << 32);
+            p.set_l2(1, COPIED);
+        },
+        &[("reserved-bits", NOWHERE)],
+    ),
+    ("the flag of a zero cluster", |p| p.set_l2(1, 1), &[("reserved-bits", NOWHERE)]),
+    (
+        "the flag beside a host cluster",
+        |p| {
+            let entry = p.l2(6);
+            p.set_l2(6, entry | 1);
+        },
+        &[("reserved-bits", NOWHERE)],
+    ),
+    (
+        "a compressed cluster without subclusters",
+        |p| {
+            let hole = p.hole();
+            p.set_l2(1, 1 << 62 | (hole << 14 | 17));
+            p.put_refcount(hole, 1);
+        },
+        &[("unsupported", NOWHERE)],
+    ),
+    (
+        "a compressed cluster with a subcluster",
+        |p| {
+            let hole = p.hole();
+            p.set_l2(1, 1 << 62 | (hole << 14 | 17));
+            p.set_subclusters(1, 1 << 40);
+            p.put_refcount(hole, 1);
+        },
+        &[("unsupported", NOWHERE), ("invalid-subclusters", NOWHERE)],
+    ),
+    (
+        "extended entries in clusters of 8 KiB",
+        |p| p.disk.patch(20, &13u32.to_be_bytes()),
+        &[("header", NOWHERE)],
+    ),
+    (
+        "an L1 table one extended entry too short",
+        |p| p.put_u64(24, (16 << 20) + 512),
+        &[("header", NOWHERE)],
+    ),
+];
+
 /// Every kind of damage, and an image that has suffered it.
 fn damaged() -> impl Iterator<Item = (&'static Damage, Patient)> {
-    let kinds = [(Initial::Fragmented, DAMAGES), (Initial::Bitmaps, BITMAP_DAMAGES)];
-    kinds.into_iter().flat_map(|(initial, damages)| {
+    let kinds = [
+        (KIB, Initial::Fragmented, DAMAGES),
+        (KIB, Initial::Bitmaps, BITMAP_DAMAGES),
+        (EXTENDED, Initial::Fragmented, EXTENDED_DAMAGES),
+    ];
+    kinds.into_iter().flat_map(|(geometry, initial, damages)| {
         damages.iter().map(move |damage| {
-            let mut patient = Patient::new(initial);
+            let mut patient = Patient::of(&geometry, initial);
             (damage.1)(&mut patient);
             (damage, patient)
         })
@@ -399,8 +488,42 @@ fn an_unknown_layout_leaves_no_header() {
         "an unknown feature",
         "extended L2 entries in small clusters",
         "an external data file",
+        "extended entries in clusters of 8 KiB",
+        "an L1 table one extended entry too short",
     ];
     assert_eq!(lost.collect::<Vec<_>>(), expected);
+}
+
+/// Goal: a finding names the entry whose subclusters cannot be, and why; the image can be written all the same, as with any other entry
+/// of data that makes no sense.
+#[test]
+fn invalid_subclusters_are_named() {
+    let told = |word: u64, bitmap: u64| {
+        let mut patient = Patient::of(&EXTENDED, Initial::L1AboutToGrow);
+        patient.set_l2(1, word);
+        patient.set_subclusters(1, bitmap);
+        let mut auditor = Auditor::default();
+        let report = auditor.audit(&mut patient.disk);
+        let invalid = |f: &&Finding| matches!(f, Finding::InvalidSubclusters { .. });
+        let invalid: Vec<_> = report.findings.iter().filter(invalid).collect();
+        assert!(invalid.iter().all(|finding| finding.violates(Stage::Writable).is_none()));
+        invalid.iter().map(|finding| finding.to_string()).collect::<Vec<_>>()
+    };
+    let both = "one is both allocated and zero";
+    let nowhere = "one is allocated without a host cluster";
+    let words =
+        |word: u64, bitmap: u64| format!("entry {word:#018x} has subclusters {bitmap:#018x}");
+    let host = 0x8000;
+    assert!(told(host, 0xffff_0000_0000_ffff).is_empty());
+    assert!(told(0, 0xffff_0000_0000_0000).is_empty());
+    let bitmap = 0x8000_0000_8000_0001;
+    assert_eq!(told(host, bitmap), [format!("data[1]: {}: {both}", words(host, bitmap))]);
+    let found = told(0, bitmap);
+    assert_eq!(found, [both, nowhere].map(|why| format!("data[1]: {}: {why}", words(0, bitmap))));
+    let word = 1 << 62 | host;
+    let why = "a compressed cluster has none";
+    let wanted = [format!("compressed[1]: {}: {why}", words(word, bitmap))];
+    assert_eq!(told(word, bitmap), wanted);
 }
 
 /// Goal: a finding names the bits that must be clear, and only those. In version 2 there is no zero flag.

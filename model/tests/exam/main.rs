@@ -21,8 +21,8 @@ use crate::guest::{
 };
 use crate::histories::brute_force;
 use crate::shapes::{
-    behind_the_disk, cut_short, discard_beside_layer, every_unit, layers, second_table,
-    tables_past_the_end, widths,
+    behind_the_disk, cut_extended, cut_short, discard_beside_layer, every_unit, layers,
+    second_table, subclusters, tables_past_the_end, widths,
 };
 use crate::states::{
     changes_recorded, claims, clean_close, contents_kept, copied_flags_inherited, dirty_and_lost,
@@ -33,7 +33,7 @@ use crate::states::{
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Defect) -> Outcome);
 
-const EXAMS: [Exam; 46] = [
+const EXAMS: [Exam; 48] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -73,6 +73,8 @@ const EXAMS: [Exam; 46] = [
     ("no zero among several values", no_zero_among_several),
     ("a second repair adds to no set", second_repair_of_sets),
     ("a file may end within a cluster", cut_short),
+    ("a file may end within an extended entry", cut_extended),
+    ("each unit is judged by its own subcluster", subclusters),
     ("the second table counts as the first", second_table),
     ("refcounts have every width", widths),
     ("every unit of a cluster is judged", every_unit),

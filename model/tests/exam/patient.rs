@@ -11,6 +11,11 @@ use model::payload::{self, Unit};
 
 use crate::guest::PROMISES;
 
+/// 8 clusters of 16 KiB, whose subclusters are units. As `Fragmented` guest cluster 0 is mixed, 2 has zeroes and no host cluster, 4 has
+/// one for nothing but zeroes, 6 is all data, and nothing is said of the others.
+pub(crate) const EXTENDED: Geometry =
+    Geometry { cluster_bits: 14, virtual_size: 128 << 10, extended_l2: true, ..KIB };
+
 pub(crate) const KIB: Geometry = Geometry {
     version: 3,
     cluster_bits: 10,
@@ -77,7 +82,7 @@ impl Patient {
     pub(crate) fn l2_at(&mut self, guest: u64) -> u64 {
         let at = self.l1_at(guest);
         let entry = self.u64_at(at);
-        (entry & !COPIED) + guest % self.geometry.l2_entries() * 8
+        (entry & !COPIED) + guest % self.geometry.l2_entries() * self.geometry.l2_entry_size()
     }
 
     pub(crate) fn l2(&mut self, guest: u64) -> u64 {
@@ -88,6 +93,17 @@ impl Patient {
     pub(crate) fn set_l2(&mut self, guest: u64, entry: u64) {
         let at = self.l2_at(guest);
         self.put_u64(at, entry);
+    }
+
+    /// Which subclusters of a guest cluster are what, where L2 entries are extended.
+    pub(crate) fn subclusters(&mut self, guest: u64) -> u64 {
+        let at = self.l2_at(guest);
+        self.u64_at(at + 8)
+    }
+
+    pub(crate) fn set_subclusters(&mut self, guest: u64, bitmap: u64) {
+        let at = self.l2_at(guest);
+        self.put_u64(at + 8, bitmap);
     }
 
     /// The directory of bitmaps, in an image that has some.
@@ -142,14 +158,16 @@ impl Patient {
 
     /// A host cluster that nothing refers to, with stale bytes in it.
     pub(crate) fn hole(&mut self) -> u64 {
-        let clusters = self.disk.len() / 1024;
+        let (clusters, units) =
+            (self.disk.len() / self.geometry.cluster_size(), self.geometry.cluster_units());
+        let counts = 2 * self.geometry.cluster_size();
         let stale = |unit: &Unit| {
             matches!(payload::decode(unit), payload::Value::Tag { id: payload::STALE, .. })
         };
         (4..clusters)
             .find(|cluster| {
-                let key = self.disk.resolve(cluster * 2);
-                let refcount = self.u64_at((2048 + cluster * 2) & !7);
+                let key = self.disk.resolve(cluster * units);
+                let refcount = self.u64_at((counts + cluster * 2) & !7);
                 let within = (3 - cluster % 4) * 16;
                 stale(self.disk.bytes(key)) && (refcount >> within) & 0xffff == 0
             })

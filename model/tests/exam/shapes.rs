@@ -8,12 +8,12 @@ use model::evidence::{BytesEvidence, Evidence};
 use model::finding::{Property, Stage};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::image::{COPIED, Mapping};
-use model::judge::{Contents, Inherited, Judge, Place, Violation};
+use model::judge::{Contents, Extent, Inherited, Judge, Place, Violation};
 use model::op::Geometry;
 use model::payload::{self, UNIT};
 
 use crate::guest::{CACHED, PROMISES, ZERO, flush};
-use crate::patient::{KIB, Patient};
+use crate::patient::{EXTENDED, KIB, Patient};
 use crate::states::kinds;
 use crate::{Outcome, expect};
 
@@ -115,6 +115,155 @@ pub(crate) fn cut_short(defect: Defect) -> Outcome {
     for (name, length, wanted) in cases {
         let found = closed(&mut judge, &mut at(length, &patient), &guest);
         expect(name, found, wanted)?;
+    }
+    Ok(())
+}
+
+/// Goal: of an extended entry within which a file ends what is there counts, and the rest is zeroes. Method: the only table is the last
+/// cluster, and its only entry is number 7.
+pub(crate) fn cut_extended(defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::of(&EXTENDED, Initial::L1AboutToGrow);
+    let guest = patient.guest(defect);
+    let entry = patient.l2_at(7);
+    expect("where it is", (patient.disk.len() - entry, entry % 512), ((16 << 10) - 112, 112))?;
+    let zeroes = |units: usize| vec![(Property::P2, "invented-zero"); units];
+    let leak = vec![(Property::P6, "leak")];
+    let reserved = vec![(Property::P4, "reserved-bits")];
+    let cases: [(&str, u64, Kinds); 7] = [
+        ("behind the entry", 16, vec![]),
+        ("within the bitmap, in the bits of subclusters 0 to 7", 15, zeroes(8)),
+        ("within the bitmap, behind those of zeroes", 12, zeroes(32)),
+        ("between the words", 8, zeroes(32)),
+        ("within the first word, in its last bytes, which are 0", 6, zeroes(32)),
+        ("within the first word, in the offset", 5, [reserved, leak.clone(), zeroes(32)].concat()),
+        ("before the entry", 0, [leak, zeroes(32)].concat()),
+    ];
+    for (name, within, wanted) in cases {
+        let mut disk = patient.disk.clone();
+        disk.set_len(entry + within);
+        expect(name, closed(&mut judge, &mut disk, &guest), wanted)?;
+    }
+    Ok(())
+}
+
+/// Goal: each guest unit is judged by what the bitmap says of its own subcluster, and so are the subject's mapping and what a
+/// repair leaves. Method: each subcluster in turn becomes each of the three kinds, and what it was is known.
+pub(crate) fn subclusters(defect: Defect) -> Outcome {
+    // A mixed cluster, zeroes without a host cluster and with one; and a mixed one whose subclusters have two units.
+    for (cluster_bits, cluster) in [(14, 0), (14, 2), (14, 4), (15, 0)] {
+        let virtual_size = 8 << cluster_bits;
+        // Ends in the middle of guest cluster 4.
+        let below = Some((9 << cluster_bits) / 2);
+        let geometry = Geometry { cluster_bits, virtual_size, below, ..EXTENDED };
+        each_subcluster(&geometry, cluster, defect)?;
+    }
+    Ok(())
+}
+
+fn each_subcluster(geometry: &Geometry, cluster: u64, defect: Defect) -> Outcome {
+    let mut judge = Judge::with_defect(defect);
+    let mut patient = Patient::of(geometry, Initial::Fragmented);
+    let guest = patient.guest(defect);
+    expect("as built", closed(&mut judge, &mut patient.disk, &guest), vec![])?;
+    let mut before = Contents::default();
+    judge.contents(&patient.disk, &mut before);
+    let (host, bitmap) = (patient.l2(cluster) & !COPIED, patient.subclusters(cluster));
+    let units = geometry.subcluster_size() / UNIT as u64;
+    let (nothing, allocated, zero) = (0, 1, 1 << 32);
+    for subcluster in 0..32 {
+        let bits = bitmap >> subcluster & (1 << 32 | 1);
+        for kind in [nothing, allocated, zero] {
+            if kind == allocated && host == 0 {
+                continue;
+            }
+            let changed = bitmap & !((1 << 32 | 1) << subcluster) | kind << subcluster;
+            patient.set_subclusters(cluster, changed);
+            let first = cluster * geometry.cluster_units() + subcluster * units;
+            let mut wanted = Vec::new();
+            for unit in first..first + units {
+                let at =
+                    host + (subcluster * geometry.subcluster_size()) + (unit - first) * UNIT as u64;
+                let below = match payload::below(unit) {
+                    payload::Value::Tag { .. } if unit < geometry.below_units() => "layer-shows",
+                    _ => "invented-zero",
+                };
+                let is_zero = |kind| kind == zero || kind == nothing && below == "invented-zero";
+                let told = match kind {
+                    _ if kind == bits || is_zero(kind) && is_zero(bits) => continue,
+                    _ if kind == allocated => ("stale-bytes", Some(at)),
+                    _ if is_zero(kind) => ("invented-zero", None),
+                    _ => (below, None),
+                };
+                wanted.push((told.0, Place::Guest { unit, host: told.1 }));
+            }
+            let found = judge.state(&mut patient.disk, &guest, Some(Stage::Closed));
+            let found = found.iter().map(|violation| (violation.kind, violation.place));
+            let what = format!("subcluster {subcluster} of {cluster}: {bits:#x} became {kind:#x}");
+            expect(&what, found.collect(), wanted.clone())?;
+            let mut after = Contents::default();
+            judge.contents(&patient.disk, &mut after);
+            let changed = judge.p3_same_contents(&before, &after, &patient.disk);
+            expect(
+                &what,
+                changed.map(|v| v.place),
+                wanted.first().map(|(_, place)| match *place {
+                    Place::Guest { unit, .. } => Place::Guest { unit, host: None },
+                    other => other,
+                }),
+            )?;
+        }
+    }
+    patient.set_subclusters(cluster, bitmap);
+    judge.state(&mut patient.disk, &guest, None);
+    mapped_as_said(&judge, geometry, (cluster, host, bitmap))
+}
+
+/// The subject may map the units of a cluster one by one, and none of them elsewhere.
+fn mapped_as_said(
+    judge: &Judge,
+    geometry: &Geometry,
+    (cluster, host, bitmap): (u64, u64, u64),
+) -> Outcome {
+    let image = judge.auditor().image();
+    let start = cluster * geometry.cluster_size();
+    let piece = |from: u64, to: u64| {
+        (from / UNIT as u64..to / UNIT as u64).map(|unit| {
+            let (piece, to) = image.piece(unit);
+            let to = match to {
+                Mapping::Host(at) => Mapping::Host(at + (unit - piece.start) * UNIT as u64),
+                to => to,
+            };
+            Extent { guest: unit * UNIT as u64, length: UNIT as u64, to }
+        })
+    };
+    let own = (0..geometry.cluster_units()).map(|within| {
+        let subcluster = within * UNIT as u64 / geometry.subcluster_size();
+        let to = match bitmap >> subcluster & (1 << 32 | 1) {
+            0 => Mapping::Unallocated,
+            1 => Mapping::Host(host + within * UNIT as u64),
+            _ => Mapping::Zero,
+        };
+        Extent { guest: start + within * UNIT as u64, length: UNIT as u64, to }
+    });
+    let behind = start + geometry.cluster_size();
+    let mut extents: Vec<_> = piece(0, start).chain(own).collect();
+    let first = extents.len() - geometry.cluster_units() as usize;
+    extents.extend(piece(behind, geometry.virtual_size));
+    let place = |violation: Option<Violation>| violation.map(|v| v.place);
+    expect("as it says", place(judge.p3_mapping_agrees(&extents)), None)?;
+    for within in 0..geometry.cluster_units() {
+        let at = first + within as usize;
+        let to = extents[at].to;
+        let unit = cluster * geometry.cluster_units() + within;
+        extents[at].to = Mapping::Host(512);
+        let host = match to {
+            Mapping::Host(host) => Some(host),
+            _ => None,
+        };
+        let found = place(judge.p3_mapping_agrees(&extents));
+        expect("elsewhere", found, Some(Place::Guest { unit, host }))?;
+        extents[at].to = to;
     }
     Ok(())
 }
