@@ -237,18 +237,80 @@ fn images_stay_what_they_were() {
     for (initial, version, expected) in all {
         let mut hash = Xxh3::new();
         for geometry in geometries().filter(|geometry| geometry.version == version) {
-            match build(&geometry, initial) {
-                Ok(built) => {
-                    hash.update(&built.length.to_be_bytes());
-                    for (unit, bytes) in &built.units {
-                        hash.update(&unit.to_be_bytes());
-                        hash.update(bytes);
-                    }
-                }
-                Err(why) => hash.update(why.to_string().as_bytes()),
-            }
+            add(&mut hash, &geometry, initial);
         }
         assert_eq!(hash.digest(), expected, "{initial:?} in version {version}");
+    }
+}
+
+fn add(hash: &mut Xxh3, geometry: &Geometry, initial: Initial) {
+    match build(geometry, initial) {
+        Ok(built) => {
+            hash.update(&built.length.to_be_bytes());
+            for (unit, bytes) in &built.units {
+                hash.update(&unit.to_be_bytes());
+                hash.update(bytes);
+            }
+        }
+        Err(why) => hash.update(why.to_string().as_bytes()),
+    }
+}
+
+/// The same of images with extended L2 entries.
+#[test]
+fn extended_images_stay_what_they_were() {
+    let expected: [(Initial, u64); 10] = [
+        (Initial::Fresh, 0x93b6be9e6e29482d),
+        (Initial::RefcountBlockOneShort, 0x4901c6187209a9d9),
+        (Initial::RefcountTableOneShort, 0x78ec896816244efd),
+        (Initial::L1AboutToGrow, 0xce8ef1418cd4d8f3),
+        (Initial::Leaky, 0x0b5155667e2b4199),
+        (Initial::Dirty, 0xe433a45a8f7f53cb),
+        (Initial::Fragmented, 0xc7a19b291a919d6c),
+        (Initial::Bitmaps, 0x75f19c89d97df130),
+        (Initial::Leftovers, 0x0f881a5316dce26f),
+        (Initial::FullOfLeaks, 0x7082b093d99ffc7f),
+    ];
+    assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
+    for (initial, expected) in expected {
+        let mut hash = Xxh3::new();
+        extended().for_each(|geometry| add(&mut hash, &geometry, initial));
+        assert_eq!(hash.digest(), expected, "{initial:?}");
+    }
+}
+
+/// Goal: workloads begin with clusters of which each kind of subcluster is a part. Method: the pieces of fragmented images, the smallest
+/// that have two clusters chosen among them.
+#[test]
+fn fragmented_images_have_mixed_clusters() {
+    let mut auditor = Auditor::default();
+    for (bits, clusters) in [(14, 3), (14, 64), (16, 4)] {
+        let geometry = Geometry { extended_l2: true, ..geometry(bits, 4, clusters << bits) };
+        let built = build(&geometry, Initial::Fragmented).unwrap();
+        auditor.audit(&mut built.evidence());
+        let image = auditor.image();
+        let pieces = |cluster: u64| {
+            let units = geometry.cluster_units();
+            let of = cluster * units..(cluster + 1) * units;
+            let pieces = image.pieces().filter(move |(piece, _)| of.contains(&piece.start));
+            pieces.map(|(_, mapping)| mapping).collect::<Vec<_>>()
+        };
+        let host = |mapping: &Mapping| matches!(mapping, Mapping::Host(_));
+        let all: Vec<_> = (0..clusters).map(pieces).collect();
+        let mixed = |has_host: bool| {
+            all.iter().any(|pieces| {
+                let nothing = pieces.contains(&Mapping::Unallocated);
+                nothing && pieces.contains(&Mapping::Zero) && pieces.iter().any(host) == has_host
+            })
+        };
+        assert!(mixed(true) && mixed(false), "{geometry:?}: {all:?}");
+        assert!(all.iter().filter(|pieces| pieces.is_empty()).count() > 0, "all are mapped");
+        if clusters == 64 {
+            assert!(all.iter().any(|pieces| pieces.len() == 1 && host(&pieces[0])));
+            assert!(all.contains(&vec![Mapping::Zero]));
+        }
+        let marked = built.guest.iter().filter(|value| **value != Value::Zero).count();
+        assert!(marked > 0 && marked < built.guest.len());
     }
 }
 
