@@ -21,7 +21,7 @@ use crate::defect::Defect;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::{Finding, Property, Stage};
 use crate::guest::{Guest, LowerDisk, Misread};
-use crate::image::{Bit, Header, Image, Mapping, Recording, Table, decode_l2, pieces_of};
+use crate::image::{Bit, Header, Image, Mapping, Recording, decode_l2};
 use crate::op::MAX_VIRTUAL_SIZE;
 use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
 
@@ -693,48 +693,63 @@ fn each_guest_cluster(
     defect: Defect,
     mut show: impl FnMut(Range<u64>, Shown),
 ) {
+    if header.has_extended_l2() {
+        each_guest_piece(image, header, units, show);
+        return;
+    }
     let in_cluster = header.cluster_size() / UNIT as u64;
     let in_table = header.l2_entries();
-    let extended = header.has_extended_l2();
     let (mut unit, mut cluster) = (0, 0);
-    let mut table = Table::default();
-    let mut show = |units: Range<u64>, mapping| match mapping {
-        Mapping::Host(offset) => show(units, Shown::Host(offset)),
-        Mapping::Unallocated if header.has_layer() => show(units, Shown::Below),
-        Mapping::Unallocated | Mapping::Zero => show(units, Shown::Zero),
-        Mapping::Compressed(_) => {}
-    };
+    let mut table: &[u64] = &[];
     while unit < units {
         if defect.passes_over_cluster(cluster, in_table) {
             return;
         }
         let within = cluster % in_table;
         if within == 0 {
-            table = image.table(cluster / in_table);
+            table = image.table(cluster / in_table).words;
         }
-        let rest = table.words.get(within as usize..).unwrap_or_default();
-        let mut empty = match rest {
+        let rest = table.get(within as usize..).unwrap_or_default();
+        let empty = match rest {
             [] => in_table - within,
             _ => rest.iter().take_while(|entry| **entry == 0).count() as u64,
         };
-        if extended {
-            let bitmaps = table.bitmaps.get(within as usize..).unwrap_or_default().iter();
-            let without = bitmaps.take(empty as usize).position(|bitmap| *bitmap != 0);
-            empty = without.map_or(empty, |at| at as u64);
-        }
         let entry = rest.first().copied().unwrap_or(0);
         let clusters = empty.max(1);
         let end = (unit + clusters * in_cluster).min(units);
-        if extended && empty == 0 {
-            let pieces = pieces_of(entry, table.bitmap(within as usize), header);
-            let pieces = pieces.map(|(of, mapping)| (unit + of.start..unit + of.end, mapping));
-            for (of, mapping) in pieces.take_while(|(of, _)| of.start < end) {
-                show(of.start..of.end.min(end), mapping);
-            }
-        } else {
-            show(unit..end, decode_l2(entry, header));
+        match decode_l2(entry, header) {
+            Mapping::Host(offset) => show(unit..end, Shown::Host(offset)),
+            Mapping::Unallocated if header.has_layer() => show(unit..end, Shown::Below),
+            Mapping::Unallocated | Mapping::Zero => show(unit..end, Shown::Zero),
+            Mapping::Compressed(_) => {}
         }
         (unit, cluster) = (end, cluster + clusters);
+    }
+}
+
+/// The same of an image whose clusters have subclusters: apart, so that what others cost does not change.
+fn each_guest_piece(
+    image: &Image,
+    header: &Header,
+    units: u64,
+    mut show: impl FnMut(Range<u64>, Shown),
+) {
+    let nothing = if header.has_layer() { Shown::Below } else { Shown::Zero };
+    let mut next = 0;
+    for (piece, mapping) in image.pieces().take_while(|(piece, _)| piece.start < units) {
+        if next < piece.start {
+            show(next..piece.start, nothing);
+        }
+        next = piece.end.min(units);
+        match mapping {
+            Mapping::Host(offset) => show(piece.start..next, Shown::Host(offset)),
+            Mapping::Unallocated => show(piece.start..next, nothing),
+            Mapping::Zero => show(piece.start..next, Shown::Zero),
+            Mapping::Compressed(_) => {}
+        }
+    }
+    if next < units {
+        show(next..units, nothing);
     }
 }
 

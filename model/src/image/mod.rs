@@ -42,7 +42,7 @@ mod recording;
 mod refcounts;
 mod tables;
 
-pub(crate) use entry::{ALL_ALLOCATED, ALL_ZERO, Table, decode_l2, pieces_of};
+pub(crate) use entry::{ALL_ALLOCATED, ALL_ZERO, decode_l2};
 pub use entry::{COPIED, Mapping};
 pub use extensions::{BITMAPS_BYTES, EXTENSION_BITMAPS, EXTENSION_LAYER_FORMAT};
 pub use header::{
