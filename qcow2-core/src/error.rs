@@ -13,7 +13,7 @@ use crate::format::{EntryError, FormatError};
 pub enum ErrorKind {
     /// What was asked for cannot be had of any image, or not of this one: the caller has to ask for something else.
     InvalidInput,
-    /// The image was opened read-only.
+    /// The image was opened read-only, or what it is on was.
     ReadOnly,
     /// The image uses something, or something was asked for, that this implementation cannot do.
     Unsupported,
@@ -88,6 +88,11 @@ pub enum OpenError {
     /// An option contradicts the image.
     #[error("cannot open the image: {0}")]
     Option(String),
+    /// The storage cannot be changed.
+    #[error(
+        "cannot open the image for writing: its storage was opened read-only; open that for writing, or the image with `OpenOptions::read_only`"
+    )]
+    ReadOnlyStorage,
     /// The image is marked corrupt; it may be read, and checked with repair.
     #[error(
         "cannot open the image for writing: it is marked corrupt (incompatible feature bit 1); repair it first"
@@ -135,6 +140,7 @@ impl OpenError {
             Self::Format(error) => ErrorKind::of_format(error),
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Option(_) => ErrorKind::InvalidInput,
+            Self::ReadOnlyStorage => ErrorKind::ReadOnly,
             Self::MarkedCorrupt | Self::Unrepairable(_) | Self::CutShort(_) => ErrorKind::Damaged,
             Self::Repair(error) => error.kind(),
             Self::Io(error) => error.kind(),

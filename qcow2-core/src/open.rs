@@ -45,6 +45,9 @@ impl<S: Storage> Image<S> {
         options: OpenOptions,
     ) -> Result<Self, OpenError> {
         check_options(&options)?;
+        if options.writable && !storage.writable() {
+            return Err(OpenError::ReadOnlyStorage);
+        }
         let mut read = read_header(&storage).await?;
         check_supported(&read.header)?;
         match (read.header.backing_name(), &below) {

@@ -160,6 +160,10 @@ impl<S: Storage> Storage for Counted<S> {
         self.inner.limits()
     }
 
+    fn writable(&self) -> bool {
+        self.inner.writable()
+    }
+
     async fn len(&self) -> io::Result<u64> {
         self.count(|counts| counts.lens += 1)?;
         self.inner.len().await

@@ -6,9 +6,10 @@ use faultfs::direct::Direct;
 use faultfs::disk::PossibleDisk;
 use faultfs::values::Values;
 use qcow2_core::blocking::{self, block_on, check, create};
+use qcow2_core::storage::file::{Access, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Limits, MOST_ALIGNMENT};
-use qcow2_core::{CreateOptions, Image, IoError, OpenOptions, Repair, Zeroing};
+use qcow2_core::{CreateOptions, ErrorKind, Image, IoError, OpenOptions, Repair, Zeroing};
 
 use crate::common::{assert_clean, four_clusters};
 
@@ -212,4 +213,38 @@ fn an_image_that_is_open_to_read_is_not_changed() {
     block_on(image.flush()).unwrap();
     block_on(image.close()).unwrap();
     assert!(storage.to_vec() == before);
+}
+
+/// Goal: who opens the file read-only and the image for writing hears that before anything is tried, whatever state the image is in; and who
+/// repairs it hears why that failed. Method: a clean image and a dirty one.
+#[test]
+fn a_storage_that_is_open_to_read_is_not_opened_for_writing() {
+    let dirty = MemoryStorage::default();
+    create(&dirty, &CreateOptions::new(SIZE).lazy_refcounts(true)).unwrap();
+    let image = blocking::Image::open(dirty.clone(), OpenOptions::new()).unwrap();
+    image.write(0, &[1; 512]).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    for (bytes, is_dirty) in [(four_clusters(), false), (dirty.to_vec(), true)] {
+        std::fs::write(&path, &bytes).unwrap();
+        let storage = || FileStorage::open(&path, Access::ReadOnly).unwrap();
+        let error = blocking::Image::open(storage(), OpenOptions::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ReadOnly);
+        assert_eq!(
+            error.to_string(),
+            "cannot open the image for writing: its storage was opened read-only; open that for writing, or the image with \
+             `OpenOptions::read_only`"
+        );
+        let image = blocking::Image::open(storage(), OpenOptions::read_only()).unwrap();
+        assert_eq!(image.info().dirty, is_dirty);
+        drop(image);
+        let repaired = check(&storage(), Repair::All);
+        if is_dirty {
+            let error = repaired.unwrap_err().to_string();
+            assert!(error.ends_with("failed: the file was opened read-only"), "{error}");
+        }
+        assert!(std::fs::read(&path).unwrap() == bytes);
+    }
 }

@@ -46,7 +46,7 @@ use super::{Durability, IoBuf, Limits, Storage};
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Reading, beside other readers.
+    /// Reading, beside other readers. Every change fails with [`io::ErrorKind::PermissionDenied`].
     ReadOnly,
     /// Reading and writing, alone.
     ReadWrite,
@@ -159,6 +159,7 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 pub struct FileStorage {
     file: File,
     path: PathBuf,
+    access: Access,
     block_device: bool,
     flush_failed: Mutex<bool>,
     no_zero_range: AtomicBool,
@@ -210,6 +211,7 @@ impl FileStorage {
         Ok(Self {
             file,
             path: path.into(),
+            access,
             block_device,
             flush_failed: Mutex::new(false),
             no_zero_range: AtomicBool::new(false),
@@ -230,6 +232,17 @@ impl FileStorage {
         synced.map_err(failed("make durable the directory of", &self.path))
     }
 
+    /// In words of ours: the system would speak of a bad file descriptor.
+    fn may_change(&self) -> io::Result<()> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => {
+                let why = "the file was opened read-only";
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+            }
+        }
+    }
+
     fn read_all(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         // The system refuses reads that reach past the largest offset; nothing is there.
         let within = (libc::off_t::MAX as u64).saturating_sub(offset);
@@ -248,6 +261,7 @@ impl FileStorage {
     }
 
     fn write_all(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.may_change()?;
         file_offset(offset.saturating_add(bytes.len() as u64))?;
         self.file.write_all_at(bytes, offset)
     }
@@ -287,6 +301,7 @@ impl FileStorage {
         range: &Range<u64>,
         missing: &AtomicBool,
     ) -> io::Result<bool> {
+        self.may_change()?;
         let from = file_offset(range.start)?;
         let length = file_offset(range.end)? - from;
         if missing.load(Ordering::Relaxed) {
@@ -337,11 +352,16 @@ impl Storage for FileStorage {
         }
     }
 
+    fn writable(&self) -> bool {
+        self.access == Access::ReadWrite
+    }
+
     async fn len(&self) -> io::Result<u64> {
         self.length()
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.may_change()?;
         if self.block_device {
             let size = self.length()?;
             if len > size {
@@ -689,10 +709,19 @@ mod tests {
         drop(storage);
         let reader = FileStorage::open(path, Access::ReadOnly).unwrap();
         assert_eq!(read(&reader, 1, 4), [b'b', b'c', 0, 0]);
-        let (_, result) = now(reader.write(0, IoBuf::zeroed(1, 1), Durability::Cached));
-        assert!(result.is_err());
-        assert!(now(reader.set_len(0)).is_err());
+        assert!(!reader.writable());
+        for result in [
+            now(reader.write(0, IoBuf::zeroed(1, 1), Durability::Cached)).1,
+            now(reader.write_zeroes(0..1)),
+            now(reader.discard(0..1)),
+            now(reader.set_len(0)),
+        ] {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            assert_eq!(error.to_string(), "the file was opened read-only");
+        }
         now(reader.flush()).unwrap();
+        assert_eq!(read(&reader, 0, 3), b"abc");
     }
 
     /// Goal: who may have a file open beside whom. Method: every pair; the locks of this process' own open files

@@ -92,6 +92,12 @@ pub trait Storage: Send + Sync + 'static {
     /// Abilities and alignment; constant for the life of the storage.
     fn limits(&self) -> Limits;
 
+    /// Whether it can be changed at all; constant as well. Of one that cannot, every change fails, and no image on it is opened for
+    /// writing. A storage that passes everything on to another one passes this on too.
+    fn writable(&self) -> bool {
+        true
+    }
+
     /// Current length in bytes, including completed length changes that are not durable yet.
     fn len(&self) -> impl Future<Output = io::Result<u64>> + Send;
 

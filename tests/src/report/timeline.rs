@@ -286,6 +286,10 @@ impl<S: Storage> Storage for Kept<S> {
         self.inner.limits()
     }
 
+    fn writable(&self) -> bool {
+        self.inner.writable()
+    }
+
     async fn len(&self) -> io::Result<u64> {
         self.inner.len().await
     }

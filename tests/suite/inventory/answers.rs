@@ -11,12 +11,17 @@ use super::line::By::{
 };
 use super::line::lines;
 use super::tests::{
-    BLOCK_DEVICE, CORPUS, DAMAGE, HEADER, IMAGE, LIMITED, MALFORMED, REAL_FILE, RETRY, SHUTTLE,
+    BLOCK_DEVICE, CORPUS, DAMAGE, HEADER, IMAGE, LIMITED, MALFORMED, REAL_FILE, REFUSED, RETRY,
+    SHUTTLE,
 };
 
 lines! {
     "Storage::limits()" {
         "constant" [Shaped(Shape::Transfers), Shaped(Shape::Stale)] P8;
+    }
+    "Storage::writable()" {
+        "yes" [Test(IMAGE, "reads_back_what_was_written")];
+        "no" [Test(REFUSED, "a_storage_that_is_open_to_read_is_not_opened_for_writing")];
     }
     "Storage::len()" {
         "what it was" [Met(Probe::CleanClose)] P4;

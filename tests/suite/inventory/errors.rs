@@ -33,6 +33,9 @@ lines! {
     "OpenError::Option" {
         "told" [Test(REFUSED, "options_of_opening_are_refused_by_name")];
     }
+    "OpenError::ReadOnlyStorage" {
+        "told" [Test(REFUSED, "a_storage_that_is_open_to_read_is_not_opened_for_writing")];
+    }
     "OpenError::MarkedCorrupt" {
         "told" [Test(TABLES, "an_entry_that_leads_to_a_table_is_not_written_through")];
     }
