@@ -117,14 +117,16 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`crate::Image::read`].
     pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), IoError> {
-        let (start, len, skip) = self.widen(offset, data.len() as u64)?;
-        self.with_buffer(len, |buf| {
+        let asked = data.len() as u64;
+        let (start, len, skip) = self.widen(offset, asked)?;
+        let done = self.with_buffer(len, |buf| {
             let (buf, result) = block_on(self.inner.read(start, buf));
             if result.is_ok() {
                 data.copy_from_slice(&buf[skip..skip + data.len()]);
             }
             (buf, result)
-        })
+        });
+        done.map_err(as_asked(offset, asked))
     }
 
     /// Writes `data` at guest offset `offset`.
@@ -132,6 +134,10 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`crate::Image::write`].
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
+        self.write_widened(offset, data).map_err(as_asked(offset, data.len() as u64))
+    }
+
+    fn write_widened(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
         let (start, len, skip) = self.widen(offset, data.len() as u64)?;
         if skip == 0 && len == data.len() {
             let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
@@ -156,6 +162,10 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`crate::Image::write`].
     pub fn write_zeroes(&self, offset: u64, len: u64, how: Zeroing) -> Result<(), IoError> {
+        self.zero_in_parts(offset, len, how).map_err(as_asked(offset, len))
+    }
+
+    fn zero_in_parts(&self, offset: u64, len: u64, how: Zeroing) -> Result<(), IoError> {
         let Some((first, last)) = self.whole_units(offset, len)? else {
             return self.write(offset, &vec![0; self.small(offset, len)?]);
         };
@@ -175,7 +185,7 @@ impl<S: Storage> Image<S> {
     pub fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
         let Some((first, last)) = self.whole_units(offset, len)? else { return Ok(()) };
         let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
-        block_on(self.inner.discard(first, last - first))
+        block_on(self.inner.discard(first, last - first)).map_err(as_asked(offset, len))
     }
 
     /// As [`crate::Image::grow`].
@@ -257,5 +267,13 @@ impl<S: Storage> Image<S> {
             spare.push(buf);
         }
         result
+    }
+}
+
+/// Says of a request that reaches past the end what its caller asked for, and not what that was widened to.
+fn as_asked(offset: u64, len: u64) -> impl FnOnce(IoError) -> IoError {
+    move |error| match error {
+        IoError::OutOfRange { size, .. } => IoError::OutOfRange { offset, len, size },
+        other => other,
     }
 }
