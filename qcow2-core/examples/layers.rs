@@ -15,6 +15,8 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let storage = FileStorage::create(&path, Existing::Refuse)?;
     let options = CreateOptions::new(2 << 20);
     create_over(&storage, &options, &Backing::new("base.raw", Format::Raw))?;
+    // The name of the new file is durable, too.
+    storage.sync_parent()?;
     drop(storage);
 
     // Nothing outside this directory is opened, whatever the image says.

@@ -22,9 +22,10 @@
 //! use qcow2_core::storage::file::{Access, Existing, FileStorage};
 //! use qcow2_core::{CreateOptions, OpenOptions, Repair};
 //!
-//! let storage = FileStorage::create("disk.qcow2", Existing::Refuse)?;
+//! let storage = FileStorage::create("disk.qcow2", Existing::Refuse)?; // or Replace what is there
 //! create(&storage, &CreateOptions::new(1 << 30).lazy_refcounts(true))?;
-//! drop(storage);
+//! storage.sync_parent()?; // the name of the new file is durable, too
+//! drop(storage); // and with it the lock
 //!
 //! let storage = FileStorage::open("disk.qcow2", Access::ReadWrite)?;
 //! let image = Image::open(storage, OpenOptions::new())?; // a dirty image is repaired first
@@ -34,6 +35,10 @@
 //!
 //! let storage = FileStorage::open("disk.qcow2", Access::ReadOnly)?;
 //! assert!(check(&storage, Repair::None)?.is_consistent());
+//! let image = Image::open(storage, OpenOptions::read_only())?;
+//! let mut back = [0; 22];
+//! image.read(123_456, &mut back)?;
+//! assert_eq!(&back, b"any offset, any length");
 //! # Ok(())
 //! # }
 //! ```
@@ -49,7 +54,7 @@
 //!
 //! | call | when it has returned without an error |
 //! |---|---|
-//! | [`create()`] | an empty image is durable; until then there is an old one or none, and never a half of one |
+//! | [`create()`] | an empty image is durable; until then there is an old one or none, and never a half of one. The name of a new file is durable after [`sync_parent`](storage::file::FileStorage::sync_parent) |
 //! | [`Image::open`] | a dirty image has been repaired, durably |
 //! | [`Image::write`] | the data is there for whoever reads; durable after the next flush |
 //! | the same, [`Through`](storage::Durability::Through) | the data is durable, and so is all that it takes to find it |
