@@ -40,7 +40,8 @@ named! {
         L1Switch = "flush:l1-switch",
         /// After a new refcount table, before the header points to it.
         RefcountTableSwitch = "flush:refcount-table-switch",
-        /// After the dirty bit is set, before the first write of a repair.
+        /// After the dirty bit is set, before a repair changes anything that is in use (new refcount structures, which nothing refers to
+        /// yet, are written before that).
         RepairDirtyBit = "flush:repair-dirty-bit",
         /// Before a repair that no dirty bit marks lowers refcounts: whoever dropped references may not have flushed that.
         RepairReferences = "flush:repair-references",

@@ -68,7 +68,8 @@ named! {
         ///
         /// Broken: the header points to a table that is partly unwritten.
         CopyBeforeSwitch = "copy-before-switch",
-        /// The dirty bit, before the first write of a repair.
+        /// The dirty bit, before a repair changes anything that is in use (new refcount structures, which nothing refers to yet, are written
+        /// before that).
         ///
         /// Broken: a crash in the middle of a repair leaves a half-repaired image that nobody repairs again.
         DirtyBeforeRepair = "dirty-before-repair",
