@@ -17,7 +17,8 @@ use qcow2_crashtest::report;
 use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
 use qcow2_crashtest::workload::Scope;
 
-/// The implementation, with what it is configured by: here nothing.
+/// The implementation, with what it is configured by: here nothing. Reports call this program by its own name, because it says nothing of
+/// [`Subject::command`].
 #[derive(Clone, Copy)]
 struct Forgetful;
 

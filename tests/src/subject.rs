@@ -14,10 +14,10 @@
 //!    is what a guest gets: where the library parts writing metadata from syncing the file, both. [`map`](SubjectImage::map) is what it
 //!    believes of its mapping, and is compared with what the judge reads.
 //! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
-//!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all;
-//!    images over a layer and smaller disks are asked only of whoever [opens](Subject::opens_layers) or [shrinks](Subject::shrinks) them.
-//!    Begin with what its documentation
-//!    promises: a duty that is taken away hides a bug, one that is not its own shows bugs that are none.
+//!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all; images over a layer and smaller disks are
+//!    asked only of whoever [opens](Subject::opens_layers) or [shrinks](Subject::shrinks) them. Begin with what its documentation promises:
+//!    a duty that is taken away hides a bug, one that is not its own shows bugs that are none. [`command`](Subject::command) is what reports
+//!    tell people to type: the running program, unless the subject says how that is started (`cargo run --release --`).
 //! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
 //!    memory, or was written in an order that is wrong without any cache below; then each profile up to `torn-length`, first
 //!    [faultless](crate::workload::Scope::faultless), without failing I/O and dropped requests. [`campaign::run`](crate::campaign::run)
@@ -25,7 +25,8 @@
 //!    subject in two forms, held to everything and held to what its guest sees: `run --contents --profile kill --faultless`, then with
 //!    less of that; `explore --operations 2` when random cases are silent; `replay`, `minimise`, `explain` and `dump` for what was kept,
 //!    in `corpus/subjects/KEY` below the working directory.
-//! 6. Read the report (below), mend, and `replay` the case: it is `fixed` then, and stays as a test.
+//! 6. Read the report (below), mend, and `replay` the case: it says `fixed` then. Set `"status": "fixed"` in the file, and it stays as a
+//!    test: `replay` fails if it comes back.
 //! 7. When a campaign is silent, see whether it could have been loud: take a flush of the implementation away. Its figures say what it met.
 //!
 //! # What the harness does to a subject
@@ -88,6 +89,7 @@
 //! the image for `qemu-img` and other readers: if they see it too, it is no matter of this harness.
 
 use std::future::Future;
+use std::sync::OnceLock;
 
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
@@ -202,9 +204,13 @@ pub trait Subject: Clone + Send + Sync + 'static {
     /// What case files call it.
     fn key(&self) -> &'static str;
 
-    /// The command line that runs cases of this subject.
+    /// The command line that runs cases of this subject: this program as it was called, unless the subject says otherwise.
     fn command(&self) -> &'static str {
-        "cargo campaign"
+        static PROGRAM: OnceLock<String> = OnceLock::new();
+        PROGRAM.get_or_init(|| {
+            let called = std::env::args_os().next().unwrap_or_default();
+            called.to_string_lossy().into_owned()
+        })
     }
 
     /// What tells one source of it from another, part by part: names, with versions or hashes. A certificate holds it beside the
@@ -356,6 +362,10 @@ impl Subject for Qcow2Core {
 
     fn key(&self) -> &'static str {
         "qcow2-core"
+    }
+
+    fn command(&self) -> &'static str {
+        "cargo campaign"
     }
 
     fn source(&self) -> Option<Vec<(String, String)>> {

@@ -139,6 +139,10 @@ fn a_repair_that_is_not_a_fixed_point() {
     let outcome = trial::run(&subject, &trial).expect("it is feasible");
     let (_, failure) = outcome.failure.expect("a repair that always writes never rests");
     insta::assert_snapshot!(report::text(&subject, &trial, &failure, None));
+    // Nobody else has heard of a subject that does not say how it is run.
+    let text = report::text(&subject, &trial, &failure, Some("case.json"));
+    let program = std::env::args().next().expect("it has a name");
+    assert!(text.contains(&format!("\n  {program} replay case.json\n")), "{text}");
 }
 
 /// Goal: every report can be read on a terminal and has all its sections. Method: the whole corpus.
