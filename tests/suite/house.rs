@@ -235,3 +235,35 @@ fn public_types_have_names_of_their_own() {
     let found: BTreeSet<&str> = declared.keys().map(String::as_str).collect();
     assert_eq!(found, shared, "a name on the list that no two types share");
 }
+
+/// Goal: nobody comes upon a module of which the code map has never heard. Method: the files and folders of each `src`, and the names in the
+/// map's rows of that crate; a folder stands for its files.
+#[test]
+fn the_code_map_names_every_module() {
+    let document = text(&root().join("ARCHITECTURE.md"));
+    let map = document.split("## Code map").nth(1).unwrap().split("\n## ").next().unwrap();
+    let mut krate = "";
+    let mut named: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for line in map.lines().filter(|line| line.starts_with("| ")) {
+        let columns: Vec<&str> = line.split('|').map(str::trim).collect();
+        if let Some(name) = columns[1].strip_prefix('`') {
+            krate = name.trim_end_matches('`');
+        }
+        let names = columns[2].split('`').skip(1).step_by(2);
+        named.extend(names.map(|name| (krate, name)));
+    }
+    let mut missing = Vec::new();
+    for folder in arrows().into_keys() {
+        let krate = folder.rsplit('/').next().expect("it has a name");
+        for entry in fs::read_dir(root().join(folder).join("src")).unwrap() {
+            let path = entry.unwrap().path();
+            let stem = path.file_stem().unwrap().to_str().expect("file names are text");
+            let name = if path.is_dir() { format!("{stem}/*") } else { stem.to_owned() };
+            if name != "lib" && !named.contains(&(krate, name.as_str())) {
+                missing.push(format!("{krate}: {name}"));
+            }
+        }
+    }
+    missing.sort();
+    assert!(missing.is_empty(), "modules without a row in the code map: {missing:#?}");
+}

@@ -2,7 +2,8 @@
 //!
 //! Invariant: after a crash nothing is in flight, no flush is, and every unit is a base (under `cache`: a base below
 //! writes whose fate is shared by their units). The chooser is asked here only for what a profile fixes before recovery
-//! starts: the cut of `prefix` and `epoch`, and which of the free writes landed.
+//! starts: the cut of `prefix` and `epoch`, and which of the free writes landed. What a unit holds of the rest is asked when somebody
+//! first reads it (`read.rs`), how long the file is when somebody asks for that (`length.rs`).
 //!
 //! | profile | completed writes | in flight or failed | length |
 //! | --- | --- | --- | --- |
