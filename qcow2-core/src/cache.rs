@@ -208,11 +208,19 @@ impl Cache {
     }
 
     fn page(&self, offset: u64) -> Option<&Page> {
-        self.index.get(&offset).map(|&slot| &self.slots[slot])
+        self.slot(offset).map(|slot| &self.slots[slot])
     }
 
     fn page_mut(&mut self, offset: u64) -> Option<&mut Page> {
-        self.index.get(&offset).map(|&slot| &mut self.slots[slot])
+        self.slot(offset).map(|slot| &mut self.slots[slot])
+    }
+
+    /// Where the page at a host offset is: of one that is about to change, mostly that which was used last.
+    fn slot(&self, offset: u64) -> Option<usize> {
+        match self.slots.get(self.newest) {
+            Some(page) if page.offset == offset => Some(self.newest),
+            _ => self.index.get(&offset).copied(),
+        }
     }
 
     pub(crate) fn contains(&self, page: u64) -> bool {
@@ -360,6 +368,18 @@ impl Cache {
         let page = self.page_of(at);
         let within = usize::try_from(at - page).expect("a page fits in memory");
         self.change(page, |bytes| bytes[within..within + 8].copy_from_slice(&value.to_be_bytes()))
+    }
+
+    /// Sets the two halves of an entry at host offset `at` in one version, as they are in one unit.
+    pub(crate) fn set_entries(&mut self, at: u64, halves: [u64; 2]) -> u64 {
+        let page = self.page_of(at);
+        let within = usize::try_from(at - page).expect("a page fits in memory");
+        self.change(page, |bytes| {
+            let (entries, _) = bytes[within..within + 16].as_chunks_mut();
+            for (entry, half) in entries.iter_mut().zip(halves) {
+                *entry = half.to_be_bytes();
+            }
+        })
     }
 
     /// Lets the newest version of the page at host offset `page` wait for `edge`.

@@ -5,12 +5,13 @@
 //!                               zero plain, zero allocated        ──> Zero
 //!                               data                              ──> Host
 //!                               compressed                        ──> refused by name
+//!                               mixed                             ──> one of the first four for each subcluster
 //! ```
 //!
 //! **Invariant.** Reading, what a partial write leaves of a cluster, zeroing, and whether an entry may overtake its data all ask here.
 
 use crate::error::IoError;
-use crate::format::entry::Mapping;
+use crate::format::entry::{Mapping, Subclusters};
 use crate::mutant::mutant;
 use crate::state::State;
 
@@ -25,16 +26,41 @@ pub(crate) enum Content {
     Below(u64),
 }
 
+/// What is said of a compressed cluster.
+pub(crate) fn refused() -> IoError {
+    IoError::Unsupported("a compressed cluster".into())
+}
+
 impl State {
-    /// What a guest cluster with this mapping reads as.
+    /// What a guest cluster with this mapping reads as. One that is mixed is asked for [by subclusters](Self::content_of).
     #[inline]
     pub(crate) fn content(&self, guest_cluster: u64, mapping: Mapping) -> Result<Content, IoError> {
         match mapping {
             Mapping::Unallocated => Ok(self.unallocated(guest_cluster)),
             Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => Ok(Content::Zero),
             Mapping::Data { host, .. } => Ok(Content::Host(host)),
-            Mapping::Compressed { .. } => Err(IoError::Unsupported("a compressed cluster".into())),
+            Mapping::Compressed { .. } => Err(refused()),
+            Mapping::Mixed { .. } => unreachable!("it is asked for by subclusters"),
         }
+    }
+
+    /// What a subcluster of a guest cluster with this mapping reads as.
+    pub(crate) fn content_of(
+        &self,
+        guest_cluster: u64,
+        mapping: Mapping,
+        subcluster: u64,
+    ) -> Result<Content, IoError> {
+        let Mapping::Mixed { host, of: Subclusters { data, zero }, .. } = mapping else {
+            let content = self.content(guest_cluster, mapping)?;
+            return Ok(content.after(subcluster * self.subcluster_size()));
+        };
+        let content = match 1 << subcluster {
+            bit if data & bit != 0 => Content::Host(host),
+            bit if zero & bit != 0 => Content::Zero,
+            _ => self.unallocated(guest_cluster),
+        };
+        Ok(content.after(subcluster * self.subcluster_size()))
     }
 
     /// What a guest cluster reads as that the image says nothing about.

@@ -12,7 +12,7 @@ use crate::backing::Backing;
 use crate::barrier::Barrier;
 use crate::error::CreateError;
 use crate::format::entry::RefcountTableEntry;
-use crate::format::feature::Compatible;
+use crate::format::feature::{Compatible, Incompatible};
 use crate::format::header::Header;
 use crate::format::{extension, limits, refcount};
 use crate::load::check_alignment;
@@ -138,8 +138,25 @@ fn plan(options: &CreateOptions, backing: Option<&Backing>) -> Result<Header, Cr
             "refcounts of {bits} bits need version 3 of the format; version 2 has 16"
         )));
     }
+    if options.extended_l2 && options.version < 3 {
+        let version = options.version;
+        return Err(CreateError::Option(format!(
+            "extended L2 entries need version 3 of the format, not version {version}"
+        )));
+    }
+    let least = limits::EXTENDED_L2_CLUSTER_BITS_MIN;
+    if options.extended_l2 && options.cluster_bits < least {
+        let bits = options.cluster_bits;
+        return Err(CreateError::Option(format!(
+            "extended L2 entries need clusters of 16 KiB (cluster_bits {least}), not cluster_bits {bits}"
+        )));
+    }
     let mut header = Header::new(options.version, options.cluster_bits, options.virtual_size)?;
     header.refcount_order = bits.ilog2();
+    if options.extended_l2 {
+        header.incompatible |= Incompatible::EXTENDED_L2;
+        header.l1_size = header.l1_entries_for(options.virtual_size)?;
+    }
     // A disk of no bytes has an L1 table too: a cluster without an entry would belong to nothing.
     header.l1_size = header.l1_size.max(1);
     if options.lazy_refcounts {

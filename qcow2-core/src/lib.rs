@@ -92,8 +92,8 @@
 //! - [`check()`]: check and repair of an image that nobody has open.
 //! - [`blocking`]: the same with plain calls.
 //!
-//! Images of version 2 and 3 with standard entries are complete here. So are layers below an image: [`open_chain()`]. Internal
-//! snapshots, compression, encryption, external data files, extended L2 entries and persistent bitmaps are refused by name.
+//! Images of version 2 and 3 are complete here, with standard L2 entries and with extended ones. So are layers below an image:
+//! [`open_chain()`]. Internal snapshots, compression, encryption, external data files and persistent bitmaps are refused by name.
 
 mod alloc;
 mod backing;
@@ -133,6 +133,7 @@ mod refcounts;
 mod rule;
 mod shrink;
 mod state;
+mod subclusters;
 mod tables;
 mod taken;
 mod widen;

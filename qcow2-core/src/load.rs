@@ -145,8 +145,5 @@ pub(crate) fn check_supported(header: &Header) -> Result<(), LoadError> {
     if header.incompatible.contains(Incompatible::DATA_FILE) {
         return unsupported("an external data file (incompatible feature bit 2)");
     }
-    if header.incompatible.contains(Incompatible::EXTENDED_L2) {
-        return unsupported("extended L2 entries (incompatible feature bit 4)");
-    }
     Ok(())
 }

@@ -6,13 +6,14 @@
 //!   header ──> L1 table ──entry──> L2 table (one cluster) ──entry──> data cluster
 //! ```
 
+use std::num::NonZeroU32;
 use std::ops::Range;
 
 use crate::alloc::Extent;
 use crate::cache::{Kind, Slot};
 use crate::content::Content;
 use crate::error::IoError;
-use crate::format::entry::{L1Entry, L2Entry, Mapping};
+use crate::format::entry::{L1Entry, L2Entry, Mapping, Subclusters};
 use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
@@ -36,28 +37,35 @@ pub(crate) enum Entries {
     NoTable { clusters: u64 },
 }
 
-/// What a new mapping replaces, and the data behind it.
+/// A mapping to be made when the data is there.
 #[derive(Debug)]
-pub(crate) struct Link<'a> {
+pub(crate) struct NewLink {
     pub(crate) guest_cluster: u64,
     pub(crate) host: u64,
-    /// The extent that `host` was taken from, or `None` if the entry keeps its own cluster.
-    pub(crate) extent: Option<&'a Extent>,
-    /// What makes the data durable.
-    pub(crate) data: Stamp,
+    /// Which of the extents that were taken `host` is from, counted from 1; `None` if the entry keeps its own cluster.
+    pub(crate) run: Option<NonZeroU32>,
+    /// In an image with extended entries, what becomes of the subclusters, and whether those that are written read as zeroes before.
+    pub(crate) of: Subclusters,
+    pub(crate) read_zero: bool,
 }
 
 impl State {
     /// L2 entries in a table.
     pub(crate) fn l2_entries(&self) -> u64 {
-        self.cluster_size() / 8
+        1 << self.table_bits
+    }
+
+    /// Bytes of an L2 entry.
+    pub(crate) fn entry_bytes(&self) -> u64 {
+        1 << self.entry_bits
     }
 
     /// Where the L2 entry of a guest cluster is.
     pub(crate) fn entry_place(&mut self, guest_cluster: u64) -> Result<EntryPlace, Stop> {
-        let index = guest_cluster / self.l2_entries();
+        let index = guest_cluster >> self.table_bits;
         let Some(table) = self.l1_entry(index)?.1 else { return Ok(EntryPlace::NoTable(index)) };
-        Ok(EntryPlace::At(table.host + guest_cluster % self.l2_entries() * 8))
+        let within = guest_cluster & (self.l2_entries() - 1);
+        Ok(EntryPlace::At(table.host + (within << self.entry_bits)))
     }
 
     /// The same for an entry that is to change. A table past the end of the file holds nothing, and nobody knows what will be there, so
@@ -105,20 +113,48 @@ impl State {
     pub(crate) fn entries_at(&mut self, at: u64, most: u64) -> Result<(Slot, usize), Stop> {
         let page = self.cache.page_of(at);
         let slot = self.find(page, Kind::L2)?;
-        let count = most.min((page + self.cache.page_size() - at) / 8);
+        let count = most.min((page + self.cache.page_size() - at) >> self.entry_bits);
         self.work.looked_at += count;
         Ok((slot, usize::try_from(count).expect("a page fits in memory")))
     }
 
-    /// What an L2 entry from host offset `at` says.
+    /// What a standard L2 entry from host offset `at` says.
     pub(crate) fn decode(&self, entry: u64, at: u64) -> Result<Mapping, IoError> {
         Ok(L2Entry(entry).decode(self.header.cluster_bits, self.header.version, at)?)
     }
 
+    /// What the L2 entry at host offset `at` says, which is in this page.
+    pub(crate) fn mapping_in(&self, slot: Slot, at: u64) -> Result<Mapping, IoError> {
+        let entry = self.cache.entry(slot, at);
+        if !self.extended {
+            return self.decode(entry, at);
+        }
+        let bitmap = self.cache.entry(slot, at + 8);
+        Ok(L2Entry(entry).decode_extended(bitmap, self.header.cluster_bits, at)?)
+    }
+
     /// What the L2 entry at host offset `at` says.
     pub(crate) fn mapping_at(&mut self, at: u64) -> Result<Mapping, Stop> {
-        let entry = self.entry(at, Kind::L2)?;
-        Ok(self.decode(entry, at)?)
+        let slot = self.find(self.cache.page_of(at), Kind::L2)?;
+        Ok(self.mapping_in(slot, at)?)
+    }
+
+    /// Lets the L2 entry at host offset `at`, whose page is in the cache, say this; returns the page's new version.
+    fn set_mapping(&mut self, at: u64, mapping: Mapping) -> u64 {
+        let uncompressed = "nothing writes compressed clusters";
+        if self.extended {
+            let (entry, bitmap) = L2Entry::extended(mapping).expect(uncompressed);
+            return self.cache.set_entries(at, [entry.0, bitmap]);
+        }
+        let entry = match mapping {
+            Mapping::Unallocated => L2Entry::UNALLOCATED,
+            Mapping::ZeroPlain => L2Entry::ZERO_PLAIN,
+            Mapping::ZeroAllocated { host, copied } => L2Entry::zero_allocated(host, copied),
+            Mapping::Data { host, copied } => L2Entry::data(host, copied),
+            Mapping::Mixed { .. } => unreachable!("only extended entries say so"),
+            Mapping::Compressed { .. } => unreachable!("{uncompressed}"),
+        };
+        self.cache.set_entry(at, entry.0)
     }
 
     /// Where a guest cluster is.
@@ -130,35 +166,52 @@ impl State {
     }
 
     /// Maps a guest cluster to host data and drops the reference that this replaces.
-    pub(crate) fn link(&mut self, link: &Link<'_>) -> Result<(), Stop> {
+    /// `extent` is what its host cluster was taken from, if that is new, and `data` what makes the data durable.
+    pub(crate) fn link(
+        &mut self,
+        link: &NewLink,
+        extent: Option<&Extent>,
+        data: Stamp,
+    ) -> Result<(), Stop> {
         let EntryPlace::At(at) = self.entry_place(link.guest_cluster)? else {
             let cluster = link.guest_cluster;
             return Err(IoError::Lost(format!("guest cluster {cluster} lost its L2 table")).into());
         };
         let old = self.mapping_at(at)?;
-        let content = self.content(link.guest_cluster, old)?;
-        let reads_zero = mutant!(self.rules, LayerOvertaken => !matches!(content, Content::Host(_)); matches!(content, Content::Zero));
         let page = self.cache.page_of(at);
-        let version = self.cache.set_entry(at, L2Entry::data(link.host, true).0);
+        let (version, reads_zero) = if self.extended {
+            let mapping = Mapping::with_subclusters(link.host, true, link.of);
+            (self.set_mapping(at, mapping), link.read_zero)
+        } else {
+            let content = self.content(link.guest_cluster, old)?;
+            let reads_zero = mutant!(self.rules, LayerOvertaken => !matches!(content, Content::Host(_)); matches!(content, Content::Zero));
+            (self.cache.set_entry(at, L2Entry::data(link.host, true).0), reads_zero)
+        };
         // Space that was never written reads as zeroes, which is what the guest may still see here.
-        let fresh = link.extent.is_some_and(|extent| extent.fresh);
+        let fresh = extent.is_some_and(|extent| extent.fresh);
         let harmless = reads_zero && mutant!(self.rules, ZeroesTakenForHarmless => true; fresh);
+        let harmless = mutant!(self.rules, SubclusterOvertaken => harmless || self.extended && extent.is_none(); harmless);
         if !harmless {
-            self.order(page, Rule::DataBeforeMapping, Before::Written(link.data));
+            self.order(page, Rule::DataBeforeMapping, Before::Written(data));
         }
-        if let Some(extent) = link.extent {
+        if let Some(extent) = extent {
             self.order_reference(page, extent.clusters.end, &extent.counts);
             self.drop_mapping(old, Before::Page { offset: page, version }, false);
         }
         Ok(())
     }
 
-    /// Sets the L2 entry at host offset `at`, which said `old` and whose page is in the cache, to one that reads as zeroes; drops the
-    /// old reference unless the new one keeps it.
-    pub(crate) fn clear(&mut self, at: u64, old: Mapping, entry: L2Entry, discard: bool) {
+    /// Lets the L2 entry at host offset `at`, whose page is in the cache, say something about the same cluster that it has.
+    pub(crate) fn keep(&mut self, at: u64, mapping: Mapping) {
+        self.set_mapping(at, mapping);
+    }
+
+    /// Lets the L2 entry at host offset `at`, which said `old` and whose page is in the cache, say something that refers to no new
+    /// cluster; drops the old reference unless it keeps that.
+    pub(crate) fn clear(&mut self, at: u64, old: Mapping, new: Mapping, discard: bool) {
         let page = self.cache.page_of(at);
-        let version = self.cache.set_entry(at, entry.0);
-        if mutant!(self.rules, KeptClusterFreed => true; entry.host() == 0) {
+        let version = self.set_mapping(at, new);
+        if mutant!(self.rules, KeptClusterFreed => true; new.host().is_none()) {
             self.drop_mapping(old, Before::Page { offset: page, version }, discard);
         }
     }
@@ -170,10 +223,12 @@ impl State {
             }
         }; ());
         match old {
-            Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. } => {
+            Mapping::Data { host, .. }
+            | Mapping::ZeroAllocated { host, .. }
+            | Mapping::Mixed { host: host @ 1.., .. } => {
                 self.dereference(host / self.cluster_size(), before, discard);
             }
-            Mapping::Unallocated | Mapping::ZeroPlain => {}
+            Mapping::Unallocated | Mapping::ZeroPlain | Mapping::Mixed { host: 0, .. } => {}
             // Its content was asked for before, and refused.
             Mapping::Compressed { .. } => unreachable!("nothing takes the place of one"),
         }

@@ -267,6 +267,22 @@ mutants! {
         WaitedPastNewEnd = "mutant:waited-past-new-end", argued "what it writes there nobody sees, and a growth clears it: \
             qcow2-core/tests/shrink.rs, who_waited_finds_the_disk_smaller, notices";
     }
+    Subclusters, "subclusters": {
+        /// What a write leaves of a subcluster is filled with zeroes.
+        SubclusterNotFilled = "mutant:subcluster-not-filled";
+        /// In a cluster that is mapped already, a subcluster's bit does not wait for its data.
+        SubclusterOvertaken = "mutant:subcluster-overtaken";
+        /// The last subcluster that a write touches is mapped only if it ends there.
+        LastSubclusterUntouched = "mutant:last-subcluster-untouched";
+        /// A subcluster that is written goes on to read as zeroes.
+        WrittenStaysZero = "mutant:written-stays-zero";
+        /// A subcluster that is zeroed keeps the bit of its data.
+        ZeroedKeepsData = "mutant:zeroed-keeps-data";
+        /// A subcluster that is zeroed loses its data and gets no mark.
+        ZeroedShowsLayer = "mutant:zeroed-shows-layer";
+        /// A cluster reads as its first subcluster does.
+        ReadAsFirstSubcluster = "mutant:read-as-first-subcluster";
+    }
     Layers, "layers below": {
         /// A cluster that shows a layer counts as reading as zeroes: its new mapping does not wait for its data.
         LayerOvertaken = "mutant:layer-overtaken";

@@ -36,6 +36,9 @@ pub struct CreateOptions {
     pub refcount_bits: u32,
     /// Whether writers may leave refcounts behind, marking the image dirty, by default.
     pub lazy_refcounts: bool,
+    /// Whether L2 entries have 16 bytes, and guest clusters 32 subclusters: a small write to a large cluster then fills up no more than its
+    /// subclusters. Needs version 3 and clusters of 16 KiB.
+    pub extended_l2: bool,
     /// The write orders to obey.
     pub rules: Rules,
 }
@@ -49,6 +52,7 @@ impl CreateOptions {
             virtual_size,
             refcount_bits: 16,
             lazy_refcounts: false,
+            extended_l2: false,
             rules: Rules::all(),
         }
     }
@@ -64,6 +68,8 @@ impl CreateOptions {
         refcount_bits: u32,
         /// Whether the image asks its writers for lazy refcounts.
         lazy_refcounts: bool,
+        /// Whether guest clusters have subclusters.
+        extended_l2: bool,
         /// These write orders.
         rules: Rules,
     }

@@ -6,9 +6,11 @@ use smallvec::SmallVec;
 
 use crate::content::Content;
 use crate::error::IoError;
+use crate::format::entry::Mapping;
 use crate::image::Image;
 use crate::layer::{Layer, LayerRead};
 use crate::map::Entries;
+use crate::mutant::mutant;
 use crate::state::{State, Stop};
 use storage::{IoBuf, Storage, UNIT};
 
@@ -97,7 +99,7 @@ impl State {
         let size = self.cluster_size();
         let start = at;
         let end = end.min((at / size + AT_ONCE).saturating_mul(size));
-        let mut add = |at: &mut u64, clusters: u64, source: Source| {
+        let mut add = |at: &mut u64, clusters: u64, size: u64, source: Source| {
             let within = *at % size;
             let len = (clusters * size - within).min(end - *at);
             let source = source.after(within);
@@ -115,13 +117,28 @@ impl State {
                         0 => (clusters, Source::Zeroes),
                         shown => (shown.min(clusters), Source::Below),
                     };
-                    add(&mut at, clusters, source);
+                    add(&mut at, clusters, size, source);
+                }
+                Ok(Entries::At { slot, at: place, count }) if self.extended => {
+                    for place in (place..).step_by(16).take(count) {
+                        let (cluster, mapping) = (at / size, self.mapping_in(slot, place)?);
+                        if let Mapping::Mixed { .. } = mapping {
+                            let one = self.subcluster_size();
+                            while at < end && at / size == cluster {
+                                let of = mutant!(self.rules, ReadAsFirstSubcluster => 0; at % size / one);
+                                let content = self.content_of(cluster, mapping, of)?;
+                                add(&mut at, 1, one, content.into());
+                            }
+                        } else {
+                            add(&mut at, 1, size, self.content(cluster, mapping)?.into());
+                        }
+                    }
                 }
                 Ok(Entries::At { slot, at: place, count }) => {
                     let places = (place..).step_by(8);
                     for (entry, place) in self.cache.entries(slot, place, count).zip(places) {
                         let content = self.content(at / size, self.decode(entry, place)?)?;
-                        add(&mut at, 1, content.into());
+                        add(&mut at, 1, size, content.into());
                     }
                 }
                 Err(Stop::Load { .. }) if at > start => break,
@@ -174,7 +191,12 @@ impl<S: Storage> Image<S> {
             Err(error) => return (buf, Err(error)),
         };
         let shows_layer = || map.extents().iter().any(|extent| extent.source == Source::Below);
-        if (self.limits.alignment > UNIT && !self.takes(offset, &buf))
+        // Subclusters may be shorter than sectors.
+        let whole_sectors = || {
+            let sector = self.limits.sector() as u64;
+            map.extents().iter().all(|extent| extent.len.is_multiple_of(sector))
+        };
+        if (self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors()))
             || (self.below.is_some() && shows_layer())
         {
             return Box::pin(self.read_widened(offset, map.extents(), buf)).await;

@@ -14,7 +14,7 @@ use std::ops::Range;
 use crate::barrier::Barrier;
 use crate::claims::Resource;
 use crate::error::IoError;
-use crate::format::entry::{L1Entry, L2Entry, Mapping};
+use crate::format::entry::{L1Entry, Mapping};
 use crate::image::Image;
 use crate::map::EntryPlace;
 use crate::mutant::mutant;
@@ -42,12 +42,13 @@ impl State {
             };
             let (slot, count) = self.entries_at(at, AT_ONCE.min(clusters.end - clusters.start))?;
             self.check_table_owned(clusters.start)?;
+            let entry_bytes = self.entry_bytes();
             for index in 0..count as u64 {
-                let at = at + 8 * index;
-                match self.decode(self.cache.entry(slot, at), at)? {
+                let at = at + entry_bytes * index;
+                match self.mapping_in(slot, at)? {
                     // What this crate does not write it does not free.
                     Mapping::Unallocated | Mapping::Compressed { .. } => {}
-                    old => self.clear(at, old, L2Entry(0), true),
+                    old => self.clear(at, old, Mapping::Unallocated, true),
                 }
                 clusters.start += 1;
             }
@@ -59,8 +60,10 @@ impl State {
     /// Whether the entries of an L2 table in the page of one of them are all zero; and where the next page begins.
     fn is_empty_page(&mut self, at: u64) -> Result<(bool, u64), Stop> {
         let (slot, count) = self.entries_at(at, self.l2_entries())?;
-        let is_empty = self.cache.entries(slot, at, count).all(|entry| entry == 0);
-        Ok((is_empty, at + 8 * count as u64))
+        let bytes = self.entry_bytes() * count as u64;
+        let words = usize::try_from(bytes / 8).expect("a page fits in memory");
+        let is_empty = self.cache.entries(slot, at, words).all(|word| word == 0);
+        Ok((is_empty, at + bytes))
     }
 
     /// Gives up the L2 table of this L1 index, which is empty, durably.

@@ -7,6 +7,7 @@ use std::task::Waker;
 use crate::cache::{Cache, Kind, Need, Slot};
 use crate::claims::Claims;
 use crate::error::IoError;
+use crate::format::entry::Subclusters;
 use crate::format::feature::Incompatible;
 use crate::format::header::Header;
 use crate::free::Free;
@@ -73,6 +74,11 @@ pub(crate) struct State {
     /// Whether the dirty bit is durable, so that refcounts owe nothing to references.
     pub(crate) dirty_durable: bool,
     pub(crate) lazy: bool,
+    /// Whether L2 entries have 16 bytes.
+    pub(crate) extended: bool,
+    /// log2 of the bytes of an L2 entry, and of the entries of an L2 table.
+    pub(crate) entry_bits: u32,
+    pub(crate) table_bits: u32,
     /// Length of the layer below in bytes; 0 if there is none.
     pub(crate) below: u64,
     pub(crate) rules: Rules,
@@ -118,7 +124,8 @@ pub(crate) struct State {
 fn default_pages(header: &Header, page_size: u64) -> usize {
     let clusters = header.size.div_ceil(1 << header.cluster_bits);
     let counts = (clusters << header.refcount_order) / 8;
-    let bytes = (clusters * 8 + counts).clamp(4 << 20, 32 << 20);
+    let entry_bytes = header.cluster_size() / header.l2_entries();
+    let bytes = (clusters * entry_bytes + counts).clamp(4 << 20, 32 << 20);
     usize::try_from(bytes / page_size).expect("32 MiB fit in memory")
 }
 
@@ -139,6 +146,9 @@ impl State {
         let clusters = length.div_ceil(cluster_size);
         let rules = options.rules;
         let length = mutant!(rules, OpenLengthRoundedUp => clusters * cluster_size; length);
+        let extended = header.extended_l2();
+        let entry_bits = if extended { 4 } else { 3 };
+        let table_bits = header.cluster_bits - entry_bits;
         let zeroes = limits.unwritten_reads_zero;
         let zeroes = mutant!(rules, StaleSpaceTakenForZeroes => true; zeroes);
         let fresh_from = if zeroes { clusters } else { u64::MAX };
@@ -148,6 +158,9 @@ impl State {
             header_known: true,
             dirty_durable: false,
             lazy,
+            extended,
+            entry_bits,
+            table_bits,
             below,
             rules,
             cache: Cache::new(page_size, cache_pages, limits.alignment, rules),
@@ -184,6 +197,10 @@ impl State {
 
     pub(crate) fn cluster_size(&self) -> u64 {
         1 << self.header.cluster_bits
+    }
+
+    pub(crate) fn subcluster_size(&self) -> u64 {
+        self.cluster_size() / Subclusters::COUNT
     }
 
     /// The 8-byte entry at host offset `at` of a table of that kind.

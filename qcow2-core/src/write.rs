@@ -6,9 +6,12 @@
 //!   new cluster        padded                  written         padded         then linked
 //! ```
 //!
+//! Of a cluster that has subclusters only those are filled up that the request touches (`subclusters`).
+//!
 //! **Invariant.** Nothing refers to a new cluster before all of it is written, and what refers to it then is ordered by the
 //! named rules. A request that fails or is dropped before that leaves the old mapping.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::ops::Range;
 
 use smallvec::SmallVec;
@@ -19,9 +22,9 @@ use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::content::Content;
 use crate::error::IoError;
-use crate::format::entry::{L1Entry, Mapping};
+use crate::format::entry::{L1Entry, Mapping, Subclusters};
 use crate::image::Image;
-use crate::map::{EntryPlace, Link};
+use crate::map::{EntryPlace, NewLink};
 use crate::metadata::Table;
 use crate::mutant::mutant;
 use crate::order::Before;
@@ -45,20 +48,11 @@ pub struct WriteExtent {
 /// the last. Dropping the map instead leaves the old mapping; the range stays claimed until then.
 #[derive(Debug)]
 pub struct WriteMap<'a, S: Storage> {
-    image: &'a Image<S>,
-    claim: Claim<'a, S>,
+    pub(crate) image: &'a Image<S>,
+    pub(crate) claim: Claim<'a, S>,
     extents: SmallVec<[WriteExtent; 1]>,
-    links: SmallVec<[NewLink; 1]>,
-    runs: SmallVec<[Extent; 1]>,
-}
-
-/// A mapping to be made when the data is there.
-#[derive(Debug)]
-struct NewLink {
-    guest_cluster: u64,
-    host: u64,
-    /// Index into `runs`; `None` if the entry keeps its own cluster.
-    run: Option<usize>,
+    pub(crate) links: SmallVec<[NewLink; 1]>,
+    pub(crate) runs: SmallVec<[Extent; 1]>,
 }
 
 /// Most guest clusters that are looked at in one step.
@@ -66,7 +60,7 @@ const AT_ONCE: u64 = 256;
 
 /// How a guest cluster gets a host cluster to write to.
 #[derive(Clone, Copy, Debug)]
-enum Target {
+pub(crate) enum Target {
     /// The L2 table of this L1 index does not exist yet.
     NoTable(u64),
     /// It has one of its own that holds its data.
@@ -75,16 +69,23 @@ enum Target {
     Revive(u64),
     /// It needs a new one; a partial write leaves this of it.
     New { rest: Content },
+    /// Not all of its subclusters that the request touches have data. It has this host cluster of its own, or none.
+    Part(Option<NonZeroU64>),
 }
 
 /// The first of a range of guest clusters, and how they get host clusters.
-type Targets = SmallVec<[Target; 1]>;
+pub(crate) type Targets = SmallVec<[Target; 1]>;
 
 impl State {
     /// How some of these guest clusters, from the first one on, get host clusters: as far as a page goes, and no further than one without
     /// a table.
     #[expect(clippy::explicit_counter_loop, reason = "one more zip costs each write instructions")]
-    fn write_targets(&mut self, clusters: Range<u64>, targets: &mut Targets) -> Result<(), Stop> {
+    fn write_targets(
+        &mut self,
+        clusters: Range<u64>,
+        bytes: &Range<u64>,
+        targets: &mut Targets,
+    ) -> Result<(), Stop> {
         targets.clear();
         let first = clusters.start;
         let at = match self.entry_place_to_change(first)? {
@@ -95,6 +96,11 @@ impl State {
             }
         };
         let (slot, count) = self.entries_at(at, AT_ONCE.min(clusters.end - first))?;
+        if self.extended {
+            self.part_targets(first, slot, at, count, bytes, targets)?;
+            let changes = targets.iter().any(|target| !matches!(target, Target::InPlace(_)));
+            return if changes { self.check_table_owned(first) } else { Ok(()) };
+        }
         let mut changes_table = false;
         let mut cluster = first;
         for (entry, at) in self.cache.entries(slot, at, count).zip((at..).step_by(8)) {
@@ -126,12 +132,13 @@ impl State {
             | Mapping::ZeroAllocated { copied: false, .. }
             | Mapping::Unallocated
             | Mapping::ZeroPlain
+            | Mapping::Mixed { .. }
             | Mapping::Compressed { .. } => Target::New { rest: self.content(cluster, mapping)? },
         })
     }
 
     /// Refuses to write guest data over metadata.
-    fn check_data(&self, host: u64) -> Result<(), IoError> {
+    pub(crate) fn check_data(&self, host: u64) -> Result<(), IoError> {
         let cluster = host / self.cluster_size();
         self.check_unused(cluster..cluster + 1)
     }
@@ -147,7 +154,7 @@ impl State {
 
     /// Checks that the L2 table of a guest cluster may be changed in place: nothing else refers to it.
     pub(crate) fn check_table_owned(&mut self, guest_cluster: u64) -> Result<(), Stop> {
-        let index = guest_cluster / self.l2_entries();
+        let index = guest_cluster >> self.table_bits;
         let Some(table) = self.l1_entry(index)?.1 else { return Ok(()) };
         self.check_unshared(table.host)?;
         if table.copied {
@@ -163,7 +170,7 @@ impl State {
     /// all that it takes.
     fn is_mapped_durably(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
         let EntryPlace::At(at) = self.entry_place(guest_cluster)? else { return Ok(false) };
-        let l1_at = self.header.l1_table_offset + guest_cluster / self.l2_entries() * 8;
+        let l1_at = self.header.l1_table_offset + (guest_cluster >> self.table_bits) * 8;
         let l1_at = mutant!(self.rules, L1NotLookedAt => at; l1_at);
         let pages = [self.cache.page_of(at), self.cache.page_of(l1_at)];
         Ok(self.header_known
@@ -297,7 +304,7 @@ impl<S: Storage> Image<S> {
     }
 }
 
-fn not_filled(offset: u64, source: std::io::Error) -> IoError {
+pub(crate) fn not_filled(offset: u64, source: std::io::Error) -> IoError {
     IoError::Storage { action: "filling the rest of a cluster", offset, source }
 }
 
@@ -323,7 +330,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                 if inside && offset + len > state.header.size {
                     state.check_range(offset, len)?;
                 }
-                state.write_targets(some.clone(), &mut targets)
+                state.write_targets(some.clone(), &(offset..end), &mut targets)
             };
             image.decide(find).await?;
             let mut rest = &targets[..];
@@ -342,10 +349,16 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                         mutant!(image.options.rules, ReviveNotPadded => (); {
                             self.pad(cluster, host, Content::Zero, offset, end, size).await?;
                         });
-                        self.links.push(NewLink { guest_cluster: cluster, host, run: None });
+                        self.add_link(cluster, host, None);
                         self.add_extent(cluster, host, offset, end, size);
                         cluster += 1;
                         rest = others;
+                    }
+                    Target::Part(_) => {
+                        let parts =
+                            Box::pin(self.resolve_parts(cluster, rest, &(offset..end))).await?;
+                        cluster += parts as u64;
+                        rest = &rest[parts..];
                     }
                     Target::New { .. } => {
                         let new = |target: &Target| match target {
@@ -359,8 +372,8 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                             if !run.fresh || !matches!(left, Content::Zero) {
                                 self.pad(cluster, host, left, offset, end, size).await?;
                             }
-                            let run = Some(self.runs.len());
-                            self.links.push(NewLink { guest_cluster: cluster, host, run });
+                            let run = NonZeroU32::new(self.runs.len() as u32 + 1);
+                            self.add_link(cluster, host, run);
                             self.add_extent(cluster, host, offset, end, size);
                             cluster += 1;
                         }
@@ -410,12 +423,8 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                 .decide(|state| {
                     let data = *data.get_or_insert_with(|| state.clock.stamp());
                     for link in &links[done..batch] {
-                        state.link(&Link {
-                            guest_cluster: link.guest_cluster,
-                            host: link.host,
-                            extent: link.run.map(|run| &runs[run]),
-                            data,
-                        })?;
+                        let run = link.run.map(|run| &runs[run.get() as usize - 1]);
+                        state.link(link, run, data)?;
                         // In the same step: what is referred to is not given back.
                         if link.run.is_some() {
                             claim.clusters.pop_front();
@@ -448,7 +457,12 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         true
     }
 
-    fn add_extent(&mut self, cluster: u64, host: u64, offset: u64, end: u64, size: u64) {
+    fn add_link(&mut self, guest_cluster: u64, host: u64, run: Option<NonZeroU32>) {
+        let of = Subclusters::default();
+        self.links.push(NewLink { guest_cluster, host, run, of, read_zero: false });
+    }
+
+    pub(crate) fn add_extent(&mut self, cluster: u64, host: u64, offset: u64, end: u64, size: u64) {
         let from = (cluster * size).max(offset);
         let to = ((cluster + 1) * size).min(end);
         let host = host + from % size;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::claims::Resource;
 use crate::content::Content;
 use crate::error::IoError;
-use crate::format::entry::{L2Entry, Mapping};
+use crate::format::entry::{Mapping, Subclusters};
 use crate::image::Image;
 use crate::map::{Entries, EntryPlace};
 use crate::mutant::mutant;
@@ -40,12 +40,12 @@ impl State {
         guest_cluster: u64,
         mapping: Mapping,
         how: Zeroing,
-    ) -> Result<Option<L2Entry>, IoError> {
+    ) -> Result<Option<Mapping>, IoError> {
         let is_shown = self.unallocated(guest_cluster) != Content::Zero;
         let is_shown = mutant!(self.rules, ZeroesShowLayer => is_shown && !self.header.has_zero_entries(); is_shown);
         let empty = match (is_shown, self.header.has_zero_entries()) {
-            (false, _) => L2Entry(0),
-            (true, true) => L2Entry::ZERO_PLAIN,
+            (false, _) => Mapping::Unallocated,
+            (true, true) => Mapping::ZeroPlain,
             (true, false) => return Ok(None),
         };
         Ok(match (mapping, how) {
@@ -53,8 +53,14 @@ impl State {
             (Mapping::Unallocated | Mapping::ZeroPlain, _)
             | (Mapping::ZeroAllocated { .. }, Zeroing::Keep) => None,
             (Mapping::Data { host, copied: true }, Zeroing::Keep) if mutant!(self.rules, ZeroMarkInVersion2 => true; self.header.has_zero_entries()) => {
-                Some(L2Entry::zero_allocated(host, true))
+                Some(Mapping::ZeroAllocated { host, copied: true })
             }
+            // Nothing of it reads as anything but zeroes, and it has nothing that could be freed.
+            (Mapping::Mixed { host: 0, .. }, _) if !is_shown => None,
+            (Mapping::Mixed { host: host @ 1.., copied: true, .. }, Zeroing::Keep) => {
+                Some(Mapping::ZeroAllocated { host, copied: true })
+            }
+            (Mapping::Mixed { .. }, _) => Some(empty),
             (
                 Mapping::Data { .. } | Mapping::ZeroAllocated { .. } | Mapping::Compressed { .. },
                 _,
@@ -92,9 +98,10 @@ impl State {
                 Entries::At { slot, at, count } => {
                     self.check_unshared(at)?;
                     let mut owned = false;
+                    let entry_bytes = self.entry_bytes();
                     for index in 0..count as u64 {
-                        let at = at + 8 * index;
-                        let old = self.decode(self.cache.entry(slot, at), at)?;
+                        let at = at + entry_bytes * index;
+                        let old = self.mapping_in(slot, at)?;
                         if let Some(new) = self.zeroed(clusters.start, old, how)? {
                             if !owned {
                                 self.check_table_owned(clusters.start)?;
@@ -111,9 +118,25 @@ impl State {
         Ok(Step::Done)
     }
 
+    /// Whether any part of the guest cluster, or of the subclusters, that a range touches may read as something else than zeroes.
+    fn has_data_in(&mut self, bytes: Range<u64>) -> Result<bool, Stop> {
+        let guest_cluster = bytes.start / self.cluster_size();
+        if self.extended {
+            let mapping = self.mapping(guest_cluster)?;
+            let touched = self.touched(guest_cluster, &bytes);
+            return self.reads_zero(guest_cluster, mapping, touched).map(|zero| !zero);
+        }
+        self.has_data(guest_cluster)
+    }
+
     /// Whether any part of a guest cluster may read as something else than zeroes.
     pub(crate) fn has_data(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
         let mapping = self.mapping(guest_cluster)?;
+        if let Mapping::Mixed { .. } = mapping {
+            return self
+                .reads_zero(guest_cluster, mapping, 0..Subclusters::COUNT)
+                .map(|zero| !zero);
+        }
         Ok(self.content(guest_cluster, mapping)? != Content::Zero)
     }
 }
@@ -204,13 +227,28 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// Writes zeroes to a part of one or two clusters.
+    /// Zeroes a part of one or two clusters.
     async fn zero_part(&self, from: u64, to: u64, size: u64) -> Result<(), IoError> {
+        if self.now(|state| state.extended) {
+            let one = size / Subclusters::COUNT;
+            let whole = from.next_multiple_of(one)..to / one * one;
+            if !whole.is_empty() {
+                self.write_zeroes_to_part(from, whole.start, one).await?;
+                Box::pin(self.zero_whole_subclusters(whole.clone())).await?;
+                return self.write_zeroes_to_part(whole.end, to, one).await;
+            }
+            return self.write_zeroes_to_part(from, to, one).await;
+        }
+        self.write_zeroes_to_part(from, to, size).await
+    }
+
+    /// Writes zeroes to a part of some clusters, or subclusters, of so many bytes; not to those that read as zeroes.
+    async fn write_zeroes_to_part(&self, from: u64, to: u64, size: u64) -> Result<(), IoError> {
         let mut at = from;
         while at < to {
             let piece = (size - at % size).min(to - at);
             let looked_at = mutant!(self.options.rules, ZeroLooksAtFirstCluster => from; at);
-            if self.decide(|state| state.has_data(looked_at / size)).await? {
+            if self.decide(|state| state.has_data_in(looked_at..looked_at + piece)).await? {
                 let len = usize::try_from(piece).expect("a cluster fits in memory");
                 let buf = IoBuf::zeroed(len, self.limits.alignment);
                 let mut map = self.map_write(at, piece).await?;
@@ -218,6 +256,34 @@ impl<S: Storage> Image<S> {
                 map.commit().await?;
             }
             at += piece;
+        }
+        Ok(())
+    }
+
+    /// Lets whole subclusters of one guest cluster, or of two, read as zeroes by their bits.
+    async fn zero_whole_subclusters(&self, bytes: Range<u64>) -> Result<(), IoError> {
+        let size = self.cluster_size;
+        let clusters = bytes.start / size..bytes.end.div_ceil(size);
+        let _claim = self.claim(Resource::Guest(clusters.clone())).await?;
+        // The disk may have become smaller while the claim was waited for.
+        self.now(|state| state.check_range(bytes.start, bytes.end - bytes.start))?;
+        for cluster in clusters {
+            let part = bytes.start.max(cluster * size)..bytes.end.min((cluster + 1) * size);
+            loop {
+                let step = |state: &mut State| match state.entry_place_to_change(cluster)? {
+                    EntryPlace::At(at) => {
+                        let subclusters = state.touched(cluster, &part);
+                        state.zero_subclusters(cluster, at, subclusters)?;
+                        Ok(Step::Done)
+                    }
+                    EntryPlace::NoTable(_) if cluster >= state.shown() => Ok(Step::Done),
+                    EntryPlace::NoTable(index) => Ok(Step::NeedsTable(index)),
+                };
+                match self.decide(step).await? {
+                    Step::Done => break,
+                    Step::NeedsTable(index) => Box::pin(self.add_l2_table(index)).await?,
+                }
+            }
         }
         Ok(())
     }

@@ -91,14 +91,14 @@ fn live(seed: u64, options: CreateOptions, below: Option<usize>) {
 #[test]
 fn what_is_cut_off_does_not_come_back() {
     let mut seed = 0;
-    for version in [2, 3] {
-        for bits in [9, 12] {
-            for below in [None, Some(50_000), Some(SIZE)] {
-                for lazy in [false, version == 3] {
-                    seed += 1;
-                    let options = CreateOptions::new(SIZE as u64).version(version);
-                    live(seed, options.cluster_bits(bits).lazy_refcounts(lazy), below);
-                }
+    let kinds = [(2, 9, false), (2, 12, false), (3, 9, false), (3, 12, false), (3, 14, true)];
+    for (version, bits, extended) in kinds {
+        for below in [None, Some(50_000), Some(SIZE)] {
+            for lazy in [false, version == 3] {
+                seed += 1;
+                let options = CreateOptions::new(SIZE as u64).version(version);
+                let options = options.cluster_bits(bits).extended_l2(extended);
+                live(seed, options.lazy_refcounts(lazy), below);
             }
         }
     }

@@ -6,7 +6,8 @@
 use std::fmt::Write as _;
 
 use qcow2_core::format::{
-    Extension, FormatError, Header, L1Entry, L2Entry, Mapping, RefcountTableEntry, refcount,
+    Extension, FormatError, Header, L1Entry, L2Entry, Mapping, RefcountTableEntry, Subclusters,
+    refcount,
 };
 
 /// The metadata of the image in `bytes` as text.
@@ -146,9 +147,21 @@ impl Dump<'_> {
     fn l2(&mut self, l1_index: u64, offset: u64) {
         let header = self.header;
         let first = l1_index * header.l2_entries();
-        for (index, value) in self.entries(offset, header.l2_entries()) {
-            let at = offset + index * 8;
-            let text = match L2Entry(value).decode(header.cluster_bits, header.version, at) {
+        let words = header.cluster_size() / header.l2_entries() / 8;
+        let table = self.read(offset, header.cluster_size());
+        let halves = table.chunks_exact(8 * words as usize).map(|entry| {
+            let (numbers, _) = entry.as_chunks::<8>();
+            let number = |at: usize| numbers.get(at).map_or(0, |bytes| u64::from_be_bytes(*bytes));
+            (number(0), number(1))
+        });
+        for (index, (value, bitmap)) in (0..).zip(halves).filter(|(_, halves)| *halves != (0, 0)) {
+            let at = offset + index * 8 * words;
+            let bits = header.cluster_bits;
+            let mapping = match header.extended_l2() {
+                true => L2Entry(value).decode_extended(bitmap, bits, at),
+                false => L2Entry(value).decode(bits, header.version, at),
+            };
+            let text = match mapping {
                 Ok(Mapping::Unallocated) => format!("unallocated ({value:#018x})"),
                 Ok(Mapping::ZeroPlain) => "zeroes".to_owned(),
                 Ok(Mapping::ZeroAllocated { host, copied: is }) => {
@@ -156,6 +169,13 @@ impl Dump<'_> {
                 }
                 Ok(Mapping::Data { host, copied: is }) => {
                     format!("data at {host:#x}{}", copied(is))
+                }
+                Ok(Mapping::Mixed { host, copied: is, of: Subclusters { data, zero } }) => {
+                    let place = match host {
+                        0 => "no cluster".to_owned(),
+                        host => format!("{host:#x}{}", copied(is)),
+                    };
+                    format!("{place}, subclusters with data {data:#010x}, zeroes {zero:#010x}")
                 }
                 Ok(Mapping::Compressed { offset, length, .. }) => {
                     format!("compressed, at most {length} bytes at {offset:#x}")

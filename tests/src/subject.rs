@@ -14,10 +14,11 @@
 //!    is what a guest gets: where the library parts writing metadata from syncing the file, both. [`map`](SubjectImage::map) is what it
 //!    believes of its mapping, and is compared with what the judge reads.
 //! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
-//!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all; images over a layer and smaller disks are
-//!    asked only of whoever [opens](Subject::opens_layers) or [shrinks](Subject::shrinks) them. Begin with what its documentation promises:
-//!    a duty that is taken away hides a bug, one that is not its own shows bugs that are none. [`command`](Subject::command) is what reports
-//!    tell people to type: the running program, unless the subject says how that is started (`cargo run --release --`).
+//!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all; images over a layer, subclusters and
+//!    smaller disks are asked only of whoever [opens](Subject::opens_layers), [reads](Subject::reads_subclusters) or
+//!    [shrinks](Subject::shrinks) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
+//!    not its own shows bugs that are none. [`command`](Subject::command) is what reports tell people to type: the running program,
+//!    unless the subject says how that is started (`cargo run --release --`).
 //! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
 //!    memory, or was written in an order that is wrong without any cache below; then each profile up to `torn-length`, first
 //!    [faultless](crate::workload::Scope::faultless), without failing I/O and dropped requests. [`campaign::run`](crate::campaign::run)
@@ -227,6 +228,11 @@ pub trait Subject: Clone + Send + Sync + 'static {
         false
     }
 
+    /// Whether it opens images with extended L2 entries. One that does not is given none.
+    fn reads_subclusters(&self) -> bool {
+        false
+    }
+
     /// Whether it makes disks smaller. A subject that does not is not asked to.
     fn shrinks(&self) -> bool {
         false
@@ -374,6 +380,10 @@ impl Subject for Qcow2Core {
     }
 
     fn opens_layers(&self) -> bool {
+        true
+    }
+
+    fn reads_subclusters(&self) -> bool {
         true
     }
 

@@ -16,7 +16,7 @@ use model::case::{Device, Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 11;
+pub const GENERATOR: u32 = 12;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,11 +68,13 @@ pub enum Shape {
     Layered,
     /// The disk becomes smaller, and larger again.
     Shrinking,
+    /// The image has extended L2 entries.
+    Subclusters,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -87,6 +89,7 @@ impl Shape {
         Self::Sectors,
         Self::Layered,
         Self::Shrinking,
+        Self::Subclusters,
     ];
 
     /// The name in reports and on the command line.
@@ -106,6 +109,7 @@ impl Shape {
             Self::Sectors => "sectors",
             Self::Layered => "layered",
             Self::Shrinking => "shrinking",
+            Self::Subclusters => "subclusters",
         }
     }
 }
@@ -306,6 +310,7 @@ impl Plan {
             Shape::Growing => self.geometry.l1_entries() > L1_PAGE,
             Shape::Sectors => self.device.sector == SECTOR,
             Shape::Layered => self.geometry.below.is_some(),
+            Shape::Subclusters => self.geometry.extended_l2,
             Shape::Shrinking => {
                 let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
                 ops.any(|op| matches!(op, Op::Shrink { .. }))
@@ -342,14 +347,20 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     // Of so many cases one has this shape, unless all have.
     let shaped =
         |rng: &mut Rng, shape, one_in| scope.shape == Some(shape) || rng.below(one_in) == 0;
-    // Sectors ask for clusters that hold whole ones, those two for many small clusters.
+    // Sectors ask for clusters that hold whole ones, subclusters for 32 of them, those two for many small clusters.
     let wide = scope.shape == Some(Shape::Sectors);
+    let large = wide || scope.shape == Some(Shape::Subclusters);
     let growing =
-        shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction) && !wide;
-    let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing && !wide;
+        shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction) && !large;
+    let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing && !large;
     let sparse = shaped(&mut rng, Shape::Sparse, 40) || eviction || growing;
-    let three = scope.lazy == Some(true) || scope.shape == Some(Shape::Widths);
+    let three =
+        scope.lazy == Some(true) || matches!(scope.shape, Some(Shape::Widths | Shape::Subclusters));
     let version = if shaped(&mut rng, Shape::Version2, 8) && !three { 2 } else { 3 };
+    let extended = (scope.shape == Some(Shape::Subclusters)
+        || (rng.below(10) == 0 && scope.shape.is_none()))
+        && version == 3
+        && !(growing || eviction || scope.tiny);
     let initial = match rng.below(24) {
         0..=4 => Initial::Fresh,
         5..=8 => Initial::Leaky,
@@ -360,7 +371,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         16..=17 => Initial::L1AboutToGrow,
         20 => Initial::Bitmaps,
         21..=22 => Initial::Leftovers,
-        _ if scope.tiny || sparse || wide => Initial::Fresh,
+        _ if scope.tiny || sparse || wide || extended => Initial::Fresh,
         18 => Initial::RefcountBlockOneShort,
         23 => Initial::FullOfLeaks,
         _ => {
@@ -374,6 +385,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
             _,
         ) => 9,
         _ if eviction || growing => 9,
+        _ if extended => 14 + rng.below(3),
         _ if wide => 12 + rng.below(3),
         (_, 0..=5) if sparse => 9,
         (_, 0..=1) if !scope.tiny => 9,
@@ -390,6 +402,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
             let spread = if rng.below(4) == 0 { 180 } else { 36 };
             12 + rng.below(spread)
         }
+        bits if bits > 14 => 3 + rng.below(5),
         _ => 6 + rng.below(10),
     };
     let cluster = 1u64 << cluster_bits;
@@ -414,6 +427,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         refcount_order,
         virtual_size,
         lazy_refcounts: scope.lazy.unwrap_or_else(|| rng.below(2) == 0) && version == 3,
+        extended_l2: extended,
         below: shaped(&mut rng, Shape::Layered, 6).then(|| match rng.below(4) {
             // Somewhere inside the disk, in a cluster or at its end; and longer by what a growth or two bring.
             0 => u64::from(rng.below(clusters)) * cluster,
@@ -423,7 +437,6 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
             2 => virtual_size,
             _ => virtual_size + 512 * u64::from(rng.below(40 * cluster as u32 / 512)),
         }),
-        extended_l2: false,
     };
     let overridden = scope.lazy.is_none() && rng.below(12) == 0 && version == 3;
     let open = OpenOptions {
@@ -703,11 +716,16 @@ impl<'a> Draw<'a> {
                 Op::Shrink { to: self.size }
             }
             6 => {
-                let most = if self.rng.below(3) == 0 { 90 } else { 4 };
+                // What is many small clusters is a long disk of large ones.
+                let small = self.cluster <= 4096;
+                let most = if self.rng.below(3) == 0 && small { 90 } else { 4 };
                 let mut by = u64::from(1 + self.rng.below(most)) * self.cluster;
                 if self.growing {
                     by = u64::from(1 + self.rng.below(3)) * (self.cluster / 8) * self.cluster;
-                } else if (SPARSE..8 * SPARSE).contains(&self.size) && self.rng.below(2) == 0 {
+                } else if small
+                    && (SPARSE..8 * SPARSE).contains(&self.size)
+                    && self.rng.below(2) == 0
+                {
                     // By many L2 tables.
                     by *= self.cluster / 8;
                 }

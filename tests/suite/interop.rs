@@ -303,8 +303,10 @@ fn version_2_goes_both_ways() {
     ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
 )]
 fn layers_go_both_ways() {
-    let kinds = [(2, 9), (3, 9), (2, 12), (3, 12), (3, 16)];
-    for ((version, bits), by_us) in kinds.into_iter().flat_map(|it| [(it, true), (it, false)]) {
+    let plain =
+        [(2, 9), (3, 9), (2, 12), (3, 12), (3, 16)].map(|(version, bits)| (version, bits, false));
+    let kinds = plain.into_iter().chain([(3, 14, true), (3, 16, true)]);
+    for ((version, bits, extended), by_us) in kinds.flat_map(|it| [(it, true), (it, false)]) {
         let cluster = 1u64 << bits;
         let size = 100 * cluster;
         for (below, format) in [
@@ -313,8 +315,9 @@ fn layers_go_both_ways() {
             (150 * cluster + 512, Format::Raw),
             (150 * cluster + 512, Format::Qcow2),
         ] {
-            let what =
-                format!("version {version}, {cluster} B, {format:?} of {below} bytes, {by_us}");
+            let what = format!(
+                "version {version}, {cluster} B, extended {extended}, {format:?} of {below} bytes, {by_us}"
+            );
             let bench = Bench::new();
             let mut bytes: Vec<u8> = (0..below).map(|at| 1 + (at / 512 % 200) as u8).collect();
             let raw = bench.directory.path().join("base.raw");
@@ -341,12 +344,14 @@ fn layers_go_both_ways() {
             if by_us {
                 let storage = FileStorage::create(bench.path(), Existing::Refuse).unwrap();
                 let options = CreateOptions::new(size).cluster_bits(bits).version(version);
+                let options = options.extended_l2(extended);
                 create_over(&storage, &options, &backing).unwrap();
             } else {
                 let compat = if version == 2 { "0.10" } else { "1.1" };
                 let name = String::from_utf8(backing.name.clone()).unwrap();
                 let options = format!(
-                    "cluster_size={cluster},compat={compat},backing_file={name},backing_fmt={}",
+                    "cluster_size={cluster},compat={compat},extended_l2={},backing_file={name},backing_fmt={}",
+                    if extended { "on" } else { "off" },
                     format.name()
                 );
                 qemu::create(bench.path(), size, &options).unwrap();

@@ -16,9 +16,10 @@ use crate::format::limits;
 use storage::Storage;
 
 use super::disk::Disk;
+use super::entries::entries;
 use super::references::Metadata;
 use super::report::Problem;
-use super::survey::{PIECE, Survey, entries};
+use super::survey::{PIECE, Survey};
 
 /// Bytes of a directory entry before its extra data.
 const ENTRY_BYTES: usize = 24;

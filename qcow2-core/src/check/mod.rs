@@ -31,6 +31,7 @@
 mod autoclear;
 mod bitmaps;
 mod disk;
+mod entries;
 mod references;
 mod repair;
 mod report;

@@ -9,6 +9,8 @@ use crate::format::limits;
 use crate::mutant::mutant;
 use crate::rule::Rules;
 
+use super::entries::Halves;
+
 /// Clusters whose references are counted in an array, which takes 64 MiB. A file can claim any length and hold nothing;
 /// what lies further up costs memory by the runs that refer to it.
 const DENSE_CLUSTERS: usize = 1 << 24;
@@ -113,10 +115,12 @@ impl References {
     pub(super) fn with_right_copied(
         &self,
         header: &Header,
-        entry: L2Entry,
+        entry: Halves,
         rules: Rules,
     ) -> L2Entry {
-        if entry.decode(header.cluster_bits, header.version, 0).is_err() {
+        let is_valid = entry.decode(header, 0).is_ok();
+        let entry = entry.first;
+        if !is_valid {
             return entry;
         }
         let references = self.to(entry.host(), header);

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use crate::barrier::Barrier;
 use crate::error::CheckError;
-use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
+use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry, Subclusters};
 use crate::format::feature::{Autoclear, Incompatible};
 use crate::format::header::Header;
 use crate::format::{limits, refcount};
@@ -31,9 +31,10 @@ use storage::{Storage, UNIT, is_no_space};
 
 use super::autoclear::clear_autoclear;
 use super::disk::Disk;
+use super::entries::{Halves, entries, l2_entries};
 use super::references::References;
 use super::report::{CheckReport, Problem};
-use super::survey::{PIECE, Survey, entries};
+use super::survey::{PIECE, Survey};
 
 pub(super) struct Repairer<'a, 'b, S> {
     disk: &'a mut Disk<'b, S>,
@@ -235,23 +236,31 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
 
     /// Lets entries that point past the end of the file read as zeroes and refer to nothing.
     async fn zero_past_end(&mut self) -> Result<(), CheckError> {
-        let Header { version, cluster_bits, .. } = self.image.header;
+        let header = self.image.header.clone();
         let length = self.image.length;
-        let zero = match self.image.header.has_zero_entries() {
-            true => L2Entry::ZERO_PLAIN,
-            false => L2Entry(0),
+        let zero = |entry: Halves| match (header.extended_l2(), header.has_zero_entries()) {
+            (false, true) => Halves { first: L2Entry::ZERO_PLAIN, bitmap: 0 },
+            (false, false) => Halves { first: L2Entry(0), bitmap: 0 },
+            // What shows a layer below goes on to do so.
+            (true, _) => {
+                let of = entry.decode(&header, 0).ok().and_then(Mapping::subclusters);
+                let of = of.map_or(Subclusters { data: 0, zero: u32::MAX }, |(_, _, of)| of);
+                let of = Subclusters { data: 0, zero: of.zero | of.data };
+                Halves { first: L2Entry(0), bitmap: of.bitmap() }
+            }
         };
-        let past_end = |entry: L2Entry| match entry.decode(cluster_bits, version, 0) {
+        let past_end = |entry: Halves| match entry.decode(&header, 0) {
             Ok(
                 Mapping::Data { host, .. }
                 | Mapping::ZeroAllocated { host, .. }
+                | Mapping::Mixed { host: host @ 1.., .. }
                 | Mapping::Compressed { offset: host, .. },
             ) => host >= length,
-            Ok(Mapping::Unallocated | Mapping::ZeroPlain) | Err(_) => false,
+            Ok(Mapping::Unallocated | Mapping::ZeroPlain | Mapping::Mixed { .. }) | Err(_) => false,
         };
         self.change_entries(
             |_, entry| if entry.host() >= length { L1Entry(0) } else { entry },
-            |_, entry| if past_end(entry) { zero } else { entry },
+            |_, entry| if past_end(entry) { zero(entry) } else { entry },
         )
         .await
     }
@@ -262,7 +271,10 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         let rules = self.disk.rules;
         self.change_entries(
             |references, entry| entry.with_copied(references.to(entry.host(), &header) == 1),
-            |references, entry| references.with_right_copied(&header, entry, rules),
+            |references, entry| {
+                let first = references.with_right_copied(&header, entry, rules);
+                Halves { first, ..entry }
+            },
         )
         .await
     }
@@ -271,7 +283,18 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
     async fn change_entries(
         &mut self,
         l1: impl Fn(&References, L1Entry) -> L1Entry,
-        l2: impl Fn(&References, L2Entry) -> L2Entry,
+        l2: impl Fn(&References, Halves) -> Halves,
+    ) -> Result<(), CheckError> {
+        match self.image.header.extended_l2() {
+            true => self.change_entries_of::<true>(l1, l2).await,
+            false => self.change_entries_of::<false>(l1, l2).await,
+        }
+    }
+
+    async fn change_entries_of<const EXTENDED: bool>(
+        &mut self,
+        l1: impl Fn(&References, L1Entry) -> L1Entry,
+        l2: impl Fn(&References, Halves) -> Halves,
     ) -> Result<(), CheckError> {
         let header = &self.image.header;
         let references = &self.survey.references;
@@ -286,8 +309,12 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         for &offset in &self.survey.tables {
             let old = self.disk.read(offset, header.cluster_size()).await?;
             let mut new = old.to_vec();
-            for (index, entry) in entries(&old) {
-                set_entry(&mut new, index, l2(references, L2Entry(entry)).0);
+            for (within, entry) in l2_entries::<EXTENDED>(&old) {
+                let Halves { first, bitmap } = l2(references, entry);
+                set_entry(&mut new, within / 8, first.0);
+                if EXTENDED {
+                    set_entry(&mut new, within / 8 + 1, bitmap);
+                }
             }
             self.disk.write_changes(offset, &old, &new).await?;
         }

@@ -19,6 +19,7 @@ use crate::mutant::mutant;
 use storage::{IoBuf, Storage, UNIT};
 
 use super::disk::Disk;
+use super::entries::{entries, l2_entries};
 use super::references::{Metadata, References};
 use super::report::{CheckReport, Problem};
 
@@ -103,11 +104,17 @@ impl Survey {
         survey.read_refcount_table(disk, header, length, &mut metadata).await?;
         survey.read_bitmaps(disk, header, length, &mut metadata).await?;
         let entries = survey.read_l1(disk, header, length, &mut metadata).await?;
-        let suspects = survey.read_l2(disk, header, length).await?;
+        let suspects = match header.extended_l2() {
+            true => survey.read_l2::<true, S>(disk, header, length).await?,
+            false => survey.read_l2::<false, S>(disk, header, length).await?,
+        };
         survey.judge_cut_entry(disk, header, length).await?;
         survey.judge_sharing(&metadata);
         survey.compare_refcounts(disk, header).await?;
-        survey.judge_copied(disk, header, &entries, suspects).await?;
+        match header.extended_l2() {
+            true => survey.judge_copied::<true, S>(disk, header, &entries, suspects).await?,
+            false => survey.judge_copied::<false, S>(disk, header, &entries, suspects).await?,
+        }
         survey.report.image_end_offset = survey.report.image_end_offset.max(
             survey.references.used().next_back().map_or(0, |(cluster, _)| (cluster + 1) * size),
         );
@@ -253,7 +260,7 @@ impl Survey {
 
     /// Counts data clusters. Returns whether any L2 entry's COPIED bit needs a second look: one that is missing, or that
     /// no such entry may have.
-    async fn read_l2<S: Storage>(
+    async fn read_l2<const EXTENDED: bool, S: Storage>(
         &mut self,
         disk: &Disk<'_, S>,
         header: &Header,
@@ -264,18 +271,22 @@ impl Survey {
         for offset in self.tables.clone() {
             let table = disk.read(offset, size).await?;
             let mut previous = None;
-            for (index, entry) in entries(&table) {
-                let at = offset + index * 8;
-                match L2Entry(entry).decode(header.cluster_bits, header.version, at) {
-                    Ok(Mapping::Unallocated | Mapping::ZeroPlain) => {
-                        suspects |= L2Entry(entry).copied();
+            for (within, entry) in l2_entries::<EXTENDED>(&table) {
+                let at = offset + within;
+                match entry.decode_of::<EXTENDED>(header, at) {
+                    Ok(
+                        Mapping::Unallocated | Mapping::ZeroPlain | Mapping::Mixed { host: 0, .. },
+                    ) => {
+                        suspects |= entry.first.copied();
                     }
                     Ok(
-                        Mapping::Data { host, copied } | Mapping::ZeroAllocated { host, copied },
+                        Mapping::Data { host, copied }
+                        | Mapping::ZeroAllocated { host, copied }
+                        | Mapping::Mixed { host, copied, .. },
                     ) => {
                         suspects |= !copied;
                         mutant!(disk.rules, ZeroClusterUncounted => {
-                            if L2Entry(entry) != L2Entry::data(host, copied) {
+                            if entry.first != L2Entry::data(host, copied) {
                                 continue;
                             }
                         }; ());
@@ -305,8 +316,8 @@ impl Survey {
                     Err(error) => {
                         self.report.add_staying(Problem::Entry(error));
                         // Whatever it meant: what its offset can mean is not handed out.
-                        let host = L2Entry(entry).host();
-                        if host != 0 && !L2Entry(entry).is_compressed() {
+                        let host = entry.first.host();
+                        if host != 0 && !entry.first.is_compressed() {
                             self.count(header, length, host..host + size);
                         }
                     }
@@ -331,6 +342,10 @@ impl Survey {
         let size = header.cluster_size();
         let (l1, table) = (header.l1_table(), header.refcount_table());
         let is_l2 = self.tables.contains(&(at - at % size));
+        if is_l2 && header.extended_l2() && at % 16 == 8 {
+            // Bits of subclusters name no cluster.
+            return Ok(());
+        }
         if !is_l2 && !l1.contains(&at) && !table.contains(&at) {
             return Ok(());
         }
@@ -425,7 +440,7 @@ impl Survey {
         Ok(())
     }
 
-    async fn judge_copied<S: Storage>(
+    async fn judge_copied<const EXTENDED: bool, S: Storage>(
         &mut self,
         disk: &Disk<'_, S>,
         header: &Header,
@@ -444,11 +459,12 @@ impl Survey {
         }
         for offset in self.tables.clone() {
             let table = disk.read(offset, header.cluster_size()).await?;
-            for (index, entry) in entries(&table) {
-                let right = self.references.with_right_copied(header, L2Entry(entry), disk.rules);
-                if right.0 != entry {
+            for (within, entry) in l2_entries::<EXTENDED>(&table) {
+                let right = self.references.with_right_copied(header, entry, disk.rules);
+                if right != entry.first {
                     let counted = self.references.to(right.host(), header);
-                    self.report.add(Problem::Copied { at: offset + index * 8, entry, counted });
+                    let (at, entry) = (offset + within, entry.first.0);
+                    self.report.add(Problem::Copied { at, entry, counted });
                     self.copied_wrong = true;
                 }
             }
@@ -460,17 +476,4 @@ impl Survey {
 /// Whether these bytes, of one unit at most, are all zero: compared whole, because a loop that stops early is slower.
 fn is_zero(bytes: &[u8]) -> bool {
     *bytes == [0; UNIT][..bytes.len()]
-}
-
-/// The entries of a table that are not zero, with their index; most of a large table is.
-pub(super) fn entries(table: &[u8]) -> impl Iterator<Item = (u64, u64)> {
-    const PART: usize = 4096;
-    let parts = (0..).step_by(PART / 8).zip(table.chunks(PART));
-    let used = parts.filter(|(_, part)| **part != [0; PART][..part.len()]);
-    used.flat_map(|(first, part)| {
-        (first..).zip(part.as_chunks::<8>().0).filter_map(|(index, bytes)| {
-            let entry = u64::from_be_bytes(*bytes);
-            (entry != 0).then_some((index, entry))
-        })
-    })
 }

@@ -10,7 +10,13 @@
 //!   L2, standard    copied  0          reserved   offset of the data    reserved   reads as zeroes (version 3)
 //!   L2, compressed  copied* 1          sectors (61..x), byte offset of the stream (x-1..0), x = 70 - cluster_bits
 //!   refcount table  offset of the refcount block (63..9)                reserved   reserved
+//!
+//!                   63..32                           31..0
+//!   L2, extended    subcluster reads as zeroes       subcluster is in the host cluster         the second half of its 16 bytes
 //! ```
+//!
+//! In an image with extended entries the first half is as above, without the bit that reads as zeroes. A guest cluster has 32
+//! subclusters, the first of which has the lowest bit of each kind; with neither bit it reads as the layer below.
 //!
 //! An offset of zero means that there is nothing. *copied* says that the refcount of what the entry points to is exactly
 //! one; it is never right on a compressed entry (*). The offset of a compressed stream is in bytes and unaligned.
@@ -87,6 +93,38 @@ pub enum EntryProblem {
     /// A cluster that reads as zeroes in a version 2 image, which has none.
     #[error("reads as zeroes, which needs version 3")]
     ZeroInVersion2,
+    /// Subclusters that read as zeroes and are in the host cluster.
+    #[error("has subclusters that read as zeroes and have data: {0:#010x}")]
+    ZeroAndData(u32),
+    /// Subclusters that are in the host cluster, and there is none.
+    #[error("has subclusters with data and no cluster: {0:#010x}")]
+    DataNowhere(u32),
+    /// A compressed cluster, which has no subclusters, with a bitmap of them.
+    #[error("is compressed and has the subcluster bitmap {0:#018x}")]
+    BitmapOfCompressed(u64),
+}
+
+/// What the subclusters of a guest cluster are, bit i of each for subcluster i. No bit is set in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Subclusters {
+    /// In the host cluster.
+    pub data: u32,
+    /// Reads as zeroes.
+    pub zero: u32,
+}
+
+impl Subclusters {
+    /// How many a guest cluster has.
+    pub const COUNT: u64 = 32;
+
+    /// The second half of an extended entry.
+    pub const fn bitmap(self) -> u64 {
+        (self.zero as u64) << 32 | self.data as u64
+    }
+
+    const fn of_bitmap(bitmap: u64) -> Self {
+        Self { data: bitmap as u32, zero: (bitmap >> 32) as u32 }
+    }
 }
 
 /// What an L1 entry points to.
@@ -128,6 +166,55 @@ pub enum Mapping {
         /// Whether the copied bit is set, which on a compressed entry is wrong but harmless.
         copied: bool,
     },
+    /// Is of several kinds, or keeps a cluster of which nothing is read: only extended entries say so.
+    Mixed {
+        /// Where the cluster is; 0 if there is none.
+        host: u64,
+        /// Whether its refcount is said to be exactly one.
+        copied: bool,
+        /// What each subcluster is.
+        of: Subclusters,
+    },
+}
+
+impl Mapping {
+    /// A guest cluster with these subclusters, and a host cluster unless `host` is 0.
+    pub const fn with_subclusters(host: u64, copied: bool, of: Subclusters) -> Self {
+        match (host, of) {
+            (0, Subclusters { data: 0, zero: 0 }) => Self::Unallocated,
+            (0, Subclusters { data: 0, zero: u32::MAX }) => Self::ZeroPlain,
+            (1.., Subclusters { data: 0, zero: u32::MAX }) => Self::ZeroAllocated { host, copied },
+            (1.., Subclusters { data: u32::MAX, zero: 0 }) => Self::Data { host, copied },
+            _ => Self::Mixed { host, copied, of },
+        }
+    }
+
+    /// The host cluster, whether it is said to have a refcount of exactly one, and what each subcluster is; none if it is compressed.
+    pub const fn subclusters(self) -> Option<(u64, bool, Subclusters)> {
+        Some(match self {
+            Self::Unallocated => (0, false, Subclusters { data: 0, zero: 0 }),
+            Self::ZeroPlain => (0, false, Subclusters { data: 0, zero: u32::MAX }),
+            Self::ZeroAllocated { host, copied } => {
+                (host, copied, Subclusters { data: 0, zero: u32::MAX })
+            }
+            Self::Data { host, copied } => (host, copied, Subclusters { data: u32::MAX, zero: 0 }),
+            Self::Mixed { host, copied, of } => (host, copied, of),
+            Self::Compressed { .. } => return None,
+        })
+    }
+
+    /// Where the host cluster is, if it has one of its own.
+    pub const fn host(self) -> Option<u64> {
+        match self {
+            Self::Unallocated
+            | Self::ZeroPlain
+            | Self::Compressed { .. }
+            | Self::Mixed { host: 0, .. } => None,
+            Self::ZeroAllocated { host, .. }
+            | Self::Data { host, .. }
+            | Self::Mixed { host, .. } => Some(host),
+        }
+    }
 }
 
 /// An entry of an L1 table as it is on disk.
@@ -227,6 +314,46 @@ impl L2Entry {
     #[must_use]
     pub const fn with_copied(self, copied: bool) -> Self {
         Self(set_copied(self.0, copied))
+    }
+
+    /// The extended entry that says this, in its two halves; none for a compressed cluster.
+    ///
+    /// # Panics
+    /// If a host cluster is at no offset that an entry can hold.
+    pub const fn extended(mapping: Mapping) -> Option<(Self, u64)> {
+        let Some((host, copied, of)) = mapping.subclusters() else { return None };
+        let first = if host == 0 { 0 } else { standard(host, copied) };
+        Some((Self(first), of.bitmap()))
+    }
+
+    /// What an extended entry says whose second half is `bitmap`. `at` is where the entry is in the file.
+    pub fn decode_extended(
+        self,
+        bitmap: u64,
+        cluster_bits: u32,
+        at: u64,
+    ) -> Result<Mapping, EntryError> {
+        let bad = |problem| EntryError { table: Table::L2, at, value: self.0, problem };
+        let of = Subclusters::of_bitmap(bitmap);
+        // Of such entries version 3 is the lowest.
+        let (host, copied) = match self.decode(cluster_bits, 3, at)? {
+            Mapping::Compressed { .. } if bitmap != 0 => {
+                return Err(bad(EntryProblem::BitmapOfCompressed(bitmap)));
+            }
+            compressed @ Mapping::Compressed { .. } => return Ok(compressed),
+            Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => {
+                return Err(bad(EntryProblem::Reserved(ZERO)));
+            }
+            mapping => (mapping.host().unwrap_or(0), self.copied()),
+        };
+        match of.data & of.zero {
+            0 => {}
+            both => return Err(bad(EntryProblem::ZeroAndData(both))),
+        }
+        if host == 0 && of.data != 0 {
+            return Err(bad(EntryProblem::DataNowhere(of.data)));
+        }
+        Ok(Mapping::with_subclusters(host, copied, of))
     }
 
     /// What a standard entry of an image without external data file says. `at` is where the entry is in the file.
@@ -347,6 +474,15 @@ mod tests {
 
     const AT: u64 = 0x30008;
 
+    #[test]
+    fn a_compressed_cluster_has_no_subclusters() {
+        let entry = L2Entry::compressed(0x12345, 700, 16).expect("it fits");
+        assert_eq!(entry.decode_extended(0, 16, AT), entry.decode(16, 3, AT));
+        let error = entry.decode_extended(1, 16, AT).expect_err("it has none");
+        assert_eq!(error.problem, EntryProblem::BitmapOfCompressed(1));
+        assert_eq!(L2Entry::extended(entry.decode(16, 3, AT).expect("it is one")), None);
+    }
+
     fn bits(any: u32) -> u32 {
         9 + any % 13
     }
@@ -369,6 +505,34 @@ mod tests {
                 && l2(L2Entry::zero_allocated(host, copied)) == Mapping::ZeroAllocated { host, copied }
                 && l2(L2Entry::data(host, !copied).with_copied(copied)) == Mapping::Data { host, copied }
                 && L1Entry::new(host, !copied).with_copied(copied) == L1Entry::new(host, copied)
+        }
+
+        /// Goal: what an extended entry says is what was encoded, and a bitmap that nothing encodes is refused by what is wrong with it.
+        fn extended_entries_round_trip(any_bits: u32, any_host: u64, copied: bool, data: u32, zero: u32) -> bool {
+            let cluster_bits = 14 + any_bits % 8;
+            let host = host(any_host, cluster_bits);
+            let decode = |mapping| {
+                let (first, bitmap) = L2Entry::extended(mapping).unwrap();
+                first.decode_extended(bitmap, cluster_bits, AT)
+            };
+            let problem = |first: L2Entry, data: u32, zero: u32| {
+                let bitmap = Subclusters { data, zero }.bitmap();
+                first.decode_extended(bitmap, cluster_bits, AT).map_err(|error| error.problem)
+            };
+            let valid = Subclusters { data, zero: zero & !data };
+            let mixed = Mapping::with_subclusters(host, copied, valid);
+            let zeroes = Mapping::with_subclusters(0, false, Subclusters { data: 0, zero });
+            let both = data & zero;
+            let first = L2Entry::data(host, copied);
+            decode(mixed) == Ok(mixed)
+                && mixed.subclusters() == Some((host, copied, valid))
+                && mixed.host() == Some(host)
+                && decode(zeroes) == Ok(zeroes)
+                && zeroes.host().is_none()
+                && decode(Mapping::ZeroPlain) == Ok(Mapping::ZeroPlain)
+                && (both == 0 || problem(first, data, zero) == Err(EntryProblem::ZeroAndData(both)))
+                && (data == 0 || problem(L2Entry(0), data, 0) == Err(EntryProblem::DataNowhere(data)))
+                && problem(L2Entry(first.0 | ZERO), data, 0) == Err(EntryProblem::Reserved(ZERO))
         }
 
         /// Goal: a descriptor covers its stream, less than one sector more, and begins where it begins.
@@ -410,6 +574,7 @@ mod tests {
                     };
                     entry.with_copied(copied)
                 }
+                Ok(Mapping::Mixed { .. }) => return TestResult::failed(),
             };
             TestResult::from_bool(again.0 == value)
         }

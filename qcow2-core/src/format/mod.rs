@@ -33,7 +33,9 @@ mod roots;
 use std::borrow::Cow;
 use std::fmt;
 
-pub use entry::{EntryError, L1Entry, L2Entry, Mapping, RefcountTableEntry, TableHost};
+pub use entry::{
+    EntryError, L1Entry, L2Entry, Mapping, RefcountTableEntry, Subclusters, TableHost,
+};
 pub use extension::Extension;
 pub use feature::{Autoclear, Compatible, Incompatible};
 pub use header::{BackingName, CompressionType, CryptMethod, Header, peek_cluster_bits};

@@ -208,6 +208,9 @@ struct Explore {
     /// Requests of the alphabet of disks that become smaller and larger.
     #[arg(long, conflicts_with_all = ["pairs", "races"])]
     resizing: bool,
+    /// Images with extended L2 entries, whose clusters have at least 16 KiB, and requests of the alphabet of subclusters.
+    #[arg(long, conflicts_with_all = ["pairs", "races", "resizing"])]
+    subclusters: bool,
     /// Images over a layer that is longer than the disk.
     #[arg(long)]
     over_layer: bool,
@@ -356,6 +359,14 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
             .collect(),
         false => worlds(&args.clusters, modes, &initials),
     };
+    if args.subclusters && (old || args.clusters.iter().any(|&size| size < 16384)) {
+        let why = "subclusters need version 3 and clusters of 16384 bytes or more";
+        return Err(misuse(format!("--subclusters: {why}")));
+    }
+    let usual = match args.subclusters {
+        true => usual.into_iter().map(World::with_subclusters).collect(),
+        false => usual,
+    };
     let usual = match args.over_layer {
         true => usual.into_iter().map(World::over_layer).collect(),
         false => usual,
@@ -370,7 +381,11 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
     };
     let settings = explore::ExploreSettings {
         worlds,
-        alphabet: if args.resizing { &Symbol::RESIZING } else { &Symbol::ALL },
+        alphabet: match (args.resizing, args.subclusters) {
+            (true, _) => &Symbol::RESIZING,
+            (false, true) => &Symbol::SUBCLUSTERS,
+            (false, false) => &Symbol::ALL,
+        },
         operations: args.operations,
         at_once: match (args.pairs, args.races) {
             (Some(departures), _) => Some(AtOnce::Pairs { departures }),

@@ -116,17 +116,20 @@ pub(super) fn run_case<Sub: Subject>(
     figures: &mut Figures,
 ) -> CaseRun {
     let mut plan = workload::plan(seed, &settings.scope);
+    if !subject.shrinks() {
+        plan.never_shrinks();
+    }
+    if !subject.reads_subclusters() {
+        plan.geometry.extended_l2 = false;
+    }
+    if !subject.opens_layers() {
+        plan.geometry.below = None;
+    }
     if plan.initial.is_dirty(&plan.geometry) && !subject.duties().repair {
         plan.initial = Initial::Fresh;
     }
     if build(&plan.geometry, plan.initial).is_err() {
         plan.initial = Initial::Fresh;
-    }
-    if !subject.shrinks() {
-        plan.never_shrinks();
-    }
-    if !subject.opens_layers() {
-        plan.geometry.below = None;
     }
     let session = Session::of(&plan.open, plan.geometry.below);
     let mut trial = Trial {

@@ -23,8 +23,12 @@ use crate::probe::Probe;
 use crate::subject::{Session, Subject};
 use crate::trial;
 
-/// The far cluster.
+/// The far cluster; in images with extended L2 entries, of which a unit has half as many, the one half as far.
 const FAR: u64 = 64;
+
+fn far(geometry: &Geometry) -> u64 {
+    if geometry.extended_l2 { FAR / 2 } else { FAR }
+}
 
 /// One request of the alphabet, positions included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +59,10 @@ pub enum Symbol {
     Reopen,
     /// All of A is read.
     ReadA,
+    /// One unit of A's fourth subcluster.
+    WriteSubcluster,
+    /// A's third to seventh subcluster as zeroes, and a unit beside them.
+    ZeroSubclusters,
     /// The disk ends before F.
     ShrinkBeforeF,
     /// The disk ends behind the first unit of B.
@@ -91,6 +99,21 @@ impl Symbol {
         Self::Reopen,
     ];
 
+    /// The alphabet of guest clusters that have subclusters.
+    pub const SUBCLUSTERS: [Self; 11] = [
+        Self::WriteA,
+        Self::WriteFar,
+        Self::WriteSubcluster,
+        Self::WritePartOfB,
+        Self::WriteAcross,
+        Self::WriteThrough,
+        Self::ZeroSubclusters,
+        Self::ZeroB,
+        Self::DiscardA,
+        Self::Flush,
+        Self::Reopen,
+    ];
+
     /// The alphabet of races: who still uses a cluster, who gives it up, and who gets it next.
     pub const RACING: [Self; 5] =
         [Self::ReadA, Self::WriteA, Self::WritePartOfB, Self::DiscardA, Self::Flush];
@@ -111,6 +134,8 @@ impl Symbol {
             Self::Grow => "grow",
             Self::Reopen => "reopen",
             Self::ReadA => "read-a",
+            Self::WriteSubcluster => "write-subcluster",
+            Self::ZeroSubclusters => "zero-subclusters",
             Self::ShrinkBeforeF => "shrink-before-f",
             Self::ShrinkInB => "shrink-in-b",
         }
@@ -119,6 +144,7 @@ impl Symbol {
     /// The operation, as number `id` of its workload, on a disk of `size` bytes.
     fn op(self, geometry: &Geometry, id: u32, size: u64) -> Op {
         let cluster = geometry.cluster_size();
+        let (far, subcluster) = (far(geometry), cluster / 32);
         let write = |offset, length, durability| Op::Write { offset, length, id, durability };
         let cached = |offset, length| write(offset, length, Durability::Cached);
         match self {
@@ -129,7 +155,7 @@ impl Symbol {
                 _ => cached(cluster + 512, 1024),
             },
             Self::WriteAcross => cached(cluster - 512, 512 + cluster),
-            Self::WriteFar => cached(FAR * cluster, cluster),
+            Self::WriteFar => cached(far * cluster, cluster),
             Self::WriteThrough => {
                 let offset = if cluster > 1024 { 512 } else { 0 };
                 write(offset, 512, Durability::Through)
@@ -137,12 +163,18 @@ impl Symbol {
             Self::ZeroB => Op::WriteZeroes { offset: cluster, length: cluster, unmap: false },
             Self::ZeroA => Op::WriteZeroes { offset: 0, length: cluster, unmap: true },
             Self::DiscardA => Op::Discard { offset: 0, length: cluster },
-            Self::DiscardAll => Op::Discard { offset: 0, length: (FAR + 1) * cluster },
+            Self::DiscardAll => Op::Discard { offset: 0, length: (far + 1) * cluster },
             Self::Flush => Op::Flush,
             Self::Grow => Op::Grow { to: size + geometry.l2_entries() * cluster },
             Self::Reopen => Op::Reopen,
             Self::ReadA => Op::Read { offset: 0, length: cluster },
-            Self::ShrinkBeforeF => Op::Shrink { to: FAR * cluster },
+            Self::WriteSubcluster => cached(4 * subcluster - 512, 512),
+            Self::ZeroSubclusters => Op::WriteZeroes {
+                offset: 2 * subcluster,
+                length: 5 * subcluster + 512,
+                unmap: true,
+            },
+            Self::ShrinkBeforeF => Op::Shrink { to: far * cluster },
             Self::ShrinkInB => Op::Shrink { to: cluster + 512 },
         }
     }
@@ -272,6 +304,14 @@ impl World {
         self
     }
 
+    /// The same world with extended L2 entries.
+    #[must_use]
+    pub fn with_subclusters(mut self) -> Self {
+        self.geometry.extended_l2 = true;
+        self.geometry.virtual_size -= FAR / 2 * self.geometry.cluster_size();
+        self
+    }
+
     /// The same world over a layer that is longer than the disk, and ends inside a cluster.
     #[must_use]
     pub fn over_layer(mut self) -> Self {
@@ -341,6 +381,9 @@ impl fmt::Display for World {
         let size = self.geometry.cluster_size();
         let mode = if self.geometry.lazy_refcounts { "lazy" } else { "eager" };
         write!(f, "{size:>4} B, {mode:<5}, {}", self.initial.name())?;
+        if self.geometry.extended_l2 {
+            f.write_str(", subclusters")?;
+        }
         if self.geometry.below.is_some() {
             f.write_str(", over a layer")?;
         }
@@ -412,6 +455,14 @@ mod tests {
             }
             let twice = operations(&[Symbol::Grow, Symbol::Grow], &geometry);
             assert_ne!(twice[0], twice[1]);
+        }
+        for bits in [14, 15, 16] {
+            let world = World::new(bits, false, Initial::Fresh).with_subclusters();
+            assert_eq!(world.geometry.fault(), None);
+            for op in operations(&Symbol::SUBCLUSTERS, &world.geometry) {
+                let clipped = op.clip(world.geometry.virtual_size);
+                assert_eq!((op.fault(), clipped), (None, Some(op)), "{op:?}");
+            }
         }
     }
 }

@@ -255,7 +255,12 @@ impl Certificate {
         let what = AtOnce::covers(at_once, self.operations) + resizing;
         let old = self.worlds.iter().all(|world| world.geometry.version == 2);
         let layered = self.worlds.iter().all(|world| world.geometry.below.is_some());
-        let of = if old { " of version 2" } else { "" };
+        let extended = self.worlds.iter().all(|world| world.geometry.extended_l2);
+        let of = match (old, extended) {
+            (true, _) => " of version 2",
+            (false, true) => " with subclusters",
+            (false, false) => "",
+        };
         let over = if layered { " over a layer" } else { "" };
         let images = format!("images{of}{over}");
         let depth =

@@ -181,17 +181,20 @@ impl Story {
         writeln!(out, "\nWORKLOAD, the shortest known")?;
         writeln!(
             out,
-            "  image: {}, {} bytes in clusters of {}, {} refcounts of {} bits{}{}",
+            "  image: {}, {} bytes in clusters of {}, {} refcounts of {} bits{}",
             initial.name(),
             geometry.virtual_size,
             geometry.cluster_size(),
             if geometry.lazy_refcounts { "lazy" } else { "eager" },
             1u32 << geometry.refcount_order,
             if geometry.has_features() { "" } else { ", version 2" },
-            geometry
-                .below
-                .map_or_else(String::new, |bytes| format!(", over a layer of {bytes} bytes")),
         )?;
+        if geometry.extended_l2 {
+            writeln!(out, "  with extended L2 entries")?;
+        }
+        if let Some(bytes) = geometry.below {
+            writeln!(out, "  over a layer of {bytes} bytes")?;
+        }
         let pages = match open.cache_pages {
             0 => "its own choice of metadata cache".to_owned(),
             pages => format!("a metadata cache of {pages} pages"),

@@ -6,7 +6,8 @@ use qcow2_crashtest::sabotage::Target;
 use super::line::By::{Attack, Nothing, Test};
 use super::line::lines;
 use super::tests::{
-    BLOCK_DEVICE, CAMPAIGN, CHECK, GUEST_TRACE, IMAGE, INTEROP, LIMITED, RARE, REFUSED, VERSION_2,
+    BLOCK_DEVICE, CAMPAIGN, CHECK, GUEST_TRACE, IMAGE, INTEROP, LIMITED, RARE, REFUSED,
+    SUBCLUSTERS, VERSION_2,
 };
 
 lines! {
@@ -23,6 +24,16 @@ lines! {
         "1, 2, 4, 8, 16, 32, 64" [Test(INTEROP, "refcounts_of_every_width_are_understood")];
         "16, under power cuts" [Attack(Target::Rule(Rule::HeaderLast))] P4;
         "another number, and another than 16 in version 2" [Test(REFUSED, "options_of_a_new_image_are_refused_by_name")];
+    }
+    "CreateOptions.extended_l2" {
+        "on" [
+            Test(SUBCLUSTERS, "an_image_with_subclusters_is_a_disk"),
+            Test(INTEROP, "layers_go_both_ways"),
+        ];
+        "off" [Attack(Target::Rule(Rule::HeaderLast))] P4;
+        "on, for version 2 or for smaller clusters" [
+            Test(SUBCLUSTERS, "what_has_no_subclusters_is_refused"),
+        ];
     }
     "CreateOptions.cluster_bits" {
         "9, under power cuts" [Attack(Target::Rule(Rule::HeaderLast))] P4;

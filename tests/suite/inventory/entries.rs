@@ -5,10 +5,13 @@ use qcow2_core::Rule;
 use qcow2_crashtest::explore::alphabet::Symbol;
 use qcow2_crashtest::probe::Probe;
 use qcow2_crashtest::sabotage::Target;
+use qcow2_crashtest::workload::Shape;
 
-use super::line::By::{Attack, Explored, Initial as Start, Probe as Met, Test};
+use super::line::By::{Attack, Explored, Initial as Start, Probe as Met, Shape as Shaped, Test};
 use super::line::lines;
-use super::tests::{CHECK, COST, DAMAGE, ENTRY, LIMITED, MALFORMED, MUTANTS, SNAPSHOTS, TABLES};
+use super::tests::{
+    CHECK, COST, DAMAGE, ENTRY, LIMITED, MALFORMED, MUTANTS, SNAPSHOTS, SUBCLUSTERS, TABLES,
+};
 
 lines! {
     "format::entry::COPIED" {
@@ -121,6 +124,57 @@ lines! {
         "past the end of the file" [
             Test(DAMAGE, "an_entry_past_the_end_of_the_file_stays_and_is_counted"),
         ];
+    }
+    "Mapping::Mixed" {
+        "read, written to, zeroed, discarded" [
+            Shaped(Shape::Subclusters),
+            Explored(Symbol::WriteSubcluster),
+            Test(SUBCLUSTERS, "an_image_with_subclusters_is_a_disk"),
+        ] P0 P1 P2 P3;
+        "without a cluster" [Explored(Symbol::ZeroSubclusters)] P0 P2;
+        "past the end of the file" [Test(SUBCLUSTERS, "data_past_the_end_becomes_zeroes")];
+    }
+    "Mapping::with_subclusters()" {
+        "each kind" [Test(ENTRY, "extended_entries_round_trip")];
+    }
+    "Mapping::subclusters()" {
+        "each kind, compressed" [
+            Test(ENTRY, "extended_entries_round_trip"),
+            Test(ENTRY, "a_compressed_cluster_has_no_subclusters"),
+        ];
+    }
+    "Mapping::host()" {
+        "with one, without" [Test(ENTRY, "extended_entries_round_trip")];
+    }
+    "Subclusters.data" {
+        "some, all, none" [
+            Shaped(Shape::Subclusters),
+            Test(SUBCLUSTERS, "a_small_write_fills_up_its_subcluster"),
+        ] P0 P1 P2;
+    }
+    "Subclusters.zero" {
+        "some, all, none" [
+            Shaped(Shape::Subclusters),
+            Test(SUBCLUSTERS, "zeroed_subclusters_are_bits"),
+        ] P0 P2;
+    }
+    "Subclusters::bitmap()" {
+        "of both kinds" [Test(SUBCLUSTERS, "zeroed_subclusters_are_bits")];
+    }
+    "format::entry::COUNT" {
+        "the first and the last subcluster" [
+            Explored(Symbol::WriteAcross),
+            Test(SUBCLUSTERS, "an_image_with_subclusters_is_a_disk"),
+        ] P1;
+    }
+    "EntryProblem::ZeroAndData" {
+        "told" [Test(ENTRY, "extended_entries_round_trip")];
+    }
+    "EntryProblem::DataNowhere" {
+        "told" [Test(ENTRY, "extended_entries_round_trip")];
+    }
+    "EntryProblem::BitmapOfCompressed" {
+        "told" [Test(ENTRY, "a_compressed_cluster_has_no_subclusters")];
     }
     "Mapping::Compressed" {
         "counted, kept, refused" [

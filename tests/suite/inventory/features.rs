@@ -36,10 +36,13 @@ lines! {
         "with deflate" [Test(MALFORMED, "bad_headers_are_refused_by_name")];
     }
     "format::feature::EXTENDED_L2" {
-        "refused" [
+        "set" [
+            Plans(10, |plan| plan.geometry.extended_l2),
+            Test(MUTANTS, "mutants_of_qemu_images_get_no_worse"),
+        ] P0 P1 P2 P3 P4;
+        "set, with clusters that are too small" [
             Test(MALFORMED, "bad_headers_are_refused_by_name"),
             Test(HEADER, "extended_l2_needs_large_clusters"),
-            Test(MUTANTS, "mutants_of_qemu_images_get_no_worse"),
         ];
     }
     "format::feature::LAZY_REFCOUNTS" {

@@ -341,7 +341,7 @@ fn names_are_found_in_the_sources() {
         "Storage::pause()",
         "create::create()",
         "format::feature::DIRTY",
-        "check::survey::PART",
+        "check::entries::PART",
         "storage::file::ZEROES",
         "reap::START",
     ] {

@@ -104,7 +104,7 @@ lines! {
             Start(Initial::RefcountTableOneShort),
         ] P4;
     }
-    "check::survey::PART" {
+    "check::entries::PART" {
         "a longer table, parts of it zero" [Test(CHECK, "a_long_l1_table_is_looked_at_to_its_end")];
     }
     "check::bitmaps::ENTRY_BYTES" {

@@ -33,6 +33,7 @@ pub(super) const RETRY: &str = "qcow2-core/tests/retry.rs";
 pub(super) const SHRINK: &str = "qcow2-core/tests/shrink.rs";
 pub(super) const SHUTTLE: &str = "tests/suite/shuttle/mod.rs";
 pub(super) const SNAPSHOTS: &str = "tests/suite/snapshots.rs";
+pub(super) const SUBCLUSTERS: &str = "qcow2-core/tests/subclusters.rs";
 pub(super) const TABLES: &str = "qcow2-core/tests/tables.rs";
 pub(super) const VERSION_2: &str = "qcow2-core/tests/version_2.rs";
 pub(super) const WRONG: &str = "tests/fuzz/wrong.rs";

@@ -1,0 +1,230 @@
+//! Guest clusters whose 32 subclusters are of different kinds, in an image with extended L2 entries.
+//!
+//! ```text
+//!   subcluster     0        1        2        3        4     ..
+//!   entry         data     data     zero      -       data           -: what the layer below shows, or zeroes
+//!   request                      |#########################|
+//!   written                      |0#########################...|    filled up where the subcluster had no data
+//!   entry after   data     data     data     data     data
+//! ```
+//!
+//! **Invariant.** A subcluster that an entry says has data was filled before: its bit waits for what was written to it
+//! (`data-before-mapping`), in a cluster that was mapped already too. Both halves of an entry lie in one unit of 512 bytes, and change in
+//! one version of their page.
+
+use std::num::{NonZeroU32, NonZeroU64};
+use std::ops::Range;
+
+use crate::alloc::Extent;
+use crate::cache::Slot;
+use crate::content::{Content, refused};
+use crate::error::IoError;
+use crate::format::entry::{Mapping, Subclusters};
+use crate::map::NewLink;
+use crate::mutant::mutant;
+use crate::read::ReadExtent;
+use crate::state::{State, Stop};
+use crate::write::{Target, Targets, WriteExtent, WriteMap, not_filled};
+use storage::{Durability, IoBuf, Storage};
+
+/// The bits of so many subclusters.
+fn bits(subclusters: Range<u64>) -> u32 {
+    subclusters.fold(0, |bits, one| bits | 1 << one)
+}
+
+impl State {
+    /// The subclusters of a guest cluster that a range of the guest's disk touches, which has a part of it.
+    pub(crate) fn touched(&self, guest_cluster: u64, bytes: &Range<u64>) -> Range<u64> {
+        let (size, one) = (self.cluster_size(), self.subcluster_size());
+        let start = guest_cluster * size;
+        let end = (bytes.end - start).min(size);
+        let last =
+            mutant!(self.rules, LastSubclusterUntouched => (end / one).max(1); end.div_ceil(one));
+        bytes.start.saturating_sub(start) / one..last
+    }
+
+    /// Whether all of these subclusters of a guest cluster read as zeroes.
+    pub(crate) fn reads_zero(
+        &self,
+        guest_cluster: u64,
+        mapping: Mapping,
+        mut subclusters: Range<u64>,
+    ) -> Result<bool, Stop> {
+        subclusters.try_fold(true, |zero, one| {
+            Ok(zero && self.content_of(guest_cluster, mapping, one)? == Content::Zero)
+        })
+    }
+
+    /// How guest clusters with these entries, `guest_cluster` and those that follow, get a place for the subclusters that a request to
+    /// `bytes` touches.
+    pub(crate) fn part_targets(
+        &self,
+        guest_cluster: u64,
+        slot: Slot,
+        at: u64,
+        count: usize,
+        bytes: &Range<u64>,
+        targets: &mut Targets,
+    ) -> Result<(), Stop> {
+        for (cluster, at) in (guest_cluster..).zip((at..).step_by(16)).take(count) {
+            let mapping = self.mapping_in(slot, at)?;
+            let (host, copied, of) = mapping.subclusters().ok_or_else(refused)?;
+            let touched = bits(self.touched(cluster, bytes));
+            let own = NonZeroU64::new(host).filter(|_| copied && host < self.length);
+            targets.push(match own {
+                Some(_) => {
+                    self.check_data(host)?;
+                    match of.data & touched == touched {
+                        true => Target::InPlace(host),
+                        false => Target::Part(own),
+                    }
+                }
+                None => Target::Part(None),
+            });
+        }
+        Ok(())
+    }
+
+    /// What a guest cluster that a request is about to write says, if what is past the end of the file holds nothing; which of its
+    /// subclusters the request to `bytes` touches, and whether those read as zeroes.
+    fn part(
+        &mut self,
+        guest_cluster: u64,
+        bytes: &Range<u64>,
+    ) -> Result<(Mapping, Range<u64>, bool), Stop> {
+        let mapping = self.mapping(guest_cluster)?;
+        let (host, copied, of) = mapping.subclusters().ok_or_else(refused)?;
+        let mapping = if host < self.length {
+            Mapping::with_subclusters(host, copied, of)
+        } else {
+            let of = Subclusters { data: 0, zero: of.zero | of.data };
+            Mapping::with_subclusters(0, false, of)
+        };
+        let touched = self.touched(guest_cluster, bytes);
+        let read_zero = self.reads_zero(guest_cluster, mapping, touched.clone())?;
+        Ok((mapping, touched, read_zero))
+    }
+
+    /// Lets these subclusters of a guest cluster read as zeroes. They keep their place in the host cluster, if there is one.
+    pub(crate) fn zero_subclusters(
+        &mut self,
+        guest_cluster: u64,
+        at: u64,
+        subclusters: Range<u64>,
+    ) -> Result<(), Stop> {
+        let old = self.mapping_at(at)?;
+        let (host, copied, of) = old.subclusters().ok_or_else(refused)?;
+        if self.reads_zero(guest_cluster, old, subclusters.clone())? {
+            return Ok(());
+        }
+        self.check_unshared(at)?;
+        self.check_table_owned(guest_cluster)?;
+        let zeroed = bits(subclusters);
+        let data = mutant!(self.rules, ZeroedKeepsData => of.data; of.data & !zeroed);
+        let zero = mutant!(self.rules, ZeroedShowsLayer => of.zero; of.zero | zeroed);
+        let of = Subclusters { data, zero };
+        self.keep(at, Mapping::with_subclusters(host, copied, of));
+        Ok(())
+    }
+}
+
+impl<S: Storage> WriteMap<'_, S> {
+    /// Gives the first of these guest clusters, `cluster` and those that follow, the places that they need. Returns how many.
+    pub(crate) async fn resolve_parts(
+        &mut self,
+        mut cluster: u64,
+        targets: &[Target],
+        bytes: &Range<u64>,
+    ) -> Result<usize, IoError> {
+        let size = self.image.cluster_size;
+        if let Some(&Target::Part(Some(host))) = targets.first() {
+            let host = host.get();
+            self.fill_touched(cluster, host, bytes, None).await?;
+            self.add_extent(cluster, host, bytes.start, bytes.end, size);
+            return Ok(1);
+        }
+        let is_new = |target: &&Target| matches!(target, Target::Part(None));
+        let wanted = targets.iter().take_while(is_new).count() as u64;
+        let run = self.image.allocate(&mut self.claim, wanted).await?;
+        let taken = run.clusters.end - run.clusters.start;
+        for host in run.clusters.clone() {
+            let host = host * size;
+            self.fill_touched(cluster, host, bytes, Some(&run)).await?;
+            self.add_extent(cluster, host, bytes.start, bytes.end, size);
+            cluster += 1;
+        }
+        self.runs.push(run);
+        Ok(usize::try_from(taken).expect("it was wanted"))
+    }
+
+    /// Fills what a request to `bytes` leaves of the subclusters that it touches, in the host cluster at `to`, which was taken with the
+    /// next `run`; if that is not the guest cluster's own, with all other data that it has. The link to be made is what is left to do.
+    async fn fill_touched(
+        &mut self,
+        cluster: u64,
+        to: u64,
+        bytes: &Range<u64>,
+        run: Option<&Extent>,
+    ) -> Result<(), IoError> {
+        let fresh = run.is_some_and(|run| run.fresh);
+        let size = self.image.cluster_size;
+        let (start, one) = (cluster * size, size / Subclusters::COUNT);
+        let (old, touched, read_zero) =
+            self.image.decide(|state| state.part(cluster, bytes)).await?;
+        let (host, _, of) = old.subclusters().expect("compressed clusters were refused");
+        let moved = if host == to { 0 } else { of.data };
+        for subcluster in 0..Subclusters::COUNT {
+            let whole = subcluster * one..(subcluster + 1) * one;
+            let is_touched = touched.contains(&subcluster);
+            let has_data = of.data & 1 << subcluster != 0;
+            if (has_data && host == to) || (!is_touched && moved & 1 << subcluster == 0) {
+                continue;
+            }
+            let from = bytes.start.saturating_sub(start).clamp(whole.start, whole.end);
+            let until = (bytes.end - start).clamp(whole.start, whole.end);
+            let pieces = match is_touched {
+                true => [whole.start..from, until..whole.end],
+                false => [whole.clone(), 0..0],
+            };
+            for piece in pieces.into_iter().filter(|piece| !piece.is_empty()) {
+                let content = self.image.now(|state| state.content_of(cluster, old, subcluster))?;
+                let content = content.after(piece.start - whole.start);
+                let content = mutant!(self.image.options.rules, SubclusterNotFilled => Content::Zero; content);
+                if !fresh || content != Content::Zero {
+                    self.fill(
+                        start + piece.start,
+                        to + piece.start,
+                        content,
+                        piece.end - piece.start,
+                    )
+                    .await?;
+                }
+            }
+        }
+        let written = bits(touched);
+        let zero =
+            mutant!(self.image.options.rules, WrittenStaysZero => of.zero; of.zero & !written);
+        let of = Subclusters { data: of.data | written, zero };
+        let run = run.and_then(|_| NonZeroU32::new(self.runs.len() as u32 + 1));
+        self.links.push(NewLink { guest_cluster: cluster, host: to, run, of, read_zero });
+        Ok(())
+    }
+
+    /// Writes `content`, which is that of the guest's disk from `at` on, to host offset `to`.
+    async fn fill(&mut self, at: u64, to: u64, content: Content, len: u64) -> Result<(), IoError> {
+        let image = self.image;
+        let len_in_memory = usize::try_from(len).expect("a cluster fits in memory");
+        let mut buf = IoBuf::zeroed(len_in_memory, image.limits.alignment);
+        if content != Content::Zero {
+            let extent = ReadExtent { len, source: content.into() };
+            let read;
+            (buf, read) = image.read_widened(at, &[extent], buf).await;
+            read?;
+        } else if image.limits.alignment <= storage::UNIT {
+            let zeroed = self.claim.write_zeroes(to..to + len).await;
+            return zeroed.map_err(|source| not_filled(to, source));
+        }
+        let extent = WriteExtent { len, host: to };
+        image.write_widened(&mut self.claim, &[extent], buf, Durability::Cached).await.1
+    }
+}
