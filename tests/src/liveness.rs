@@ -164,8 +164,9 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     let remains = direct.power_off();
     let clusters = u64::from(remains.disk.extent()).div_ceil(geometry.cluster_units());
     let per_cluster = if session.write_through { IOS_WRITTEN_THROUGH } else { IOS_PER_CLUSTER };
-    // A cluster takes several transfers on some devices.
-    let per_cluster = per_cluster + cluster / remains.disk.limits().max_transfer as u64;
+    // A cluster takes several transfers on some devices, and is looked at by the repair and by opening, and written.
+    let transfers = cluster / remains.disk.limits().max_transfer as u64;
+    let per_cluster = per_cluster + (3 * transfers).saturating_sub(2);
     let most = IOS + per_cluster * (clusters + size.div_ceil(cluster));
     if ios > most {
         let story = format!("{ios} storage operations, more than {most}");
