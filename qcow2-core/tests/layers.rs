@@ -1,6 +1,8 @@
 //! Images over layers: what the guest reads is the image's, or else the layer's, or else zeroes; whatever is written, zeroed, discarded or
 //! grown, and however the layer ends.
 
+mod draws;
+
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use qcow2_core::{
     Backing, CreateOptions, ErrorKind, FileLayers, Format, IoError, Layer, LayerRead, OpenError,
     OpenOptions, Raw, Repair, Source, Zeroing,
 };
+
+use draws::draws;
 
 const NAME: &str = "base.raw";
 const SIZE: u64 = 24 << 10;
@@ -28,17 +32,6 @@ fn raw(bytes: Vec<u8>) -> Arc<dyn Layer> {
 /// Bytes that differ from unit to unit and are never zero.
 fn base(len: usize) -> Vec<u8> {
     (0..len).map(|at| 1 + (at / 512 * 7 + at % 5) as u8 % 250).collect()
-}
-
-fn draws(seed: u64) -> impl FnMut(u64) -> u64 {
-    let mut state = seed;
-    move |below| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
-    }
 }
 
 fn read(image: &Image<MemoryStorage>, len: usize) -> Vec<u8> {
@@ -66,7 +59,8 @@ fn live(seed: u64, options: CreateOptions, below: usize) {
     disk.resize(below.max(4 * SIZE as usize), 0);
     disk[size.min(below)..].fill(0);
     let cluster = 1usize << options.cluster_bits;
-    let mut draw = draws(seed);
+    let mut draws = draws(seed);
+    let mut draw = |below: u64| draws(below as usize) as u64;
     for _ in 0..4 {
         let open = OpenOptions::new().growth(0);
         let image = Image::open_over(storage.clone(), layer.clone(), open).expect("in order");

@@ -1,5 +1,7 @@
 //! Disks that become smaller: what is cut off is gone, for this image, for whoever opens it next, and for the space of the file.
 
+mod draws;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -11,18 +13,9 @@ use qcow2_core::{
     Backing, CreateOptions, Format, IoError, OpenOptions, Raw, Repair, Source, Zeroing,
 };
 
-const SIZE: usize = 192 << 10;
+use draws::draws;
 
-fn draws(seed: u64) -> impl FnMut(usize) -> usize {
-    let mut state = seed;
-    move |below| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % below as u64) as usize
-    }
-}
+const SIZE: usize = 192 << 10;
 
 /// An image of one kind, a session after the other, against an array.
 fn live(seed: u64, options: CreateOptions, below: Option<usize>) {

@@ -1,5 +1,7 @@
 //! Images with extended L2 entries: what their subclusters read as, what a small write costs, what a repair makes of them.
 
+mod draws;
+
 use std::sync::Arc;
 
 use qcow2_core::blocking::{Image, block_on, check, create, create_over};
@@ -9,23 +11,14 @@ use qcow2_core::{
     Source, Zeroing,
 };
 
+use draws::draws;
+
 const CLUSTER: usize = 16 << 10;
 const SUBCLUSTER: usize = CLUSTER / 32;
 const SIZE: usize = 9 * CLUSTER + 3 * SUBCLUSTER;
 
 fn options() -> CreateOptions {
     CreateOptions::new(SIZE as u64).cluster_bits(14).extended_l2(true)
-}
-
-fn draws(seed: u64) -> impl FnMut(usize) -> usize {
-    let mut state = seed;
-    move |below| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % below as u64) as usize
-    }
 }
 
 /// An image of `options` in memory, perhaps over a layer of so many bytes.
