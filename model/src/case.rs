@@ -173,6 +173,9 @@ pub struct OpenOptions {
     /// Lazy refcounts on or off, whatever the image says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lazy_refcounts: Option<bool>,
+    /// Whether what is read from the layer below is copied into the image.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub copy_on_read: bool,
 }
 
 const fn smallest_page() -> u32 {
@@ -209,6 +212,7 @@ impl OpenOptions {
             page_size: smallest_page(),
             pass_discard: true,
             lazy_refcounts: None,
+            copy_on_read: false,
         }
     }
 }
@@ -701,6 +705,7 @@ impl Case {
                         Op::Write { offset, length, .. }
                         | Op::WriteZeroes { offset, length, .. }
                         | Op::Discard { offset, length }
+                        | Op::Preallocate { offset, length, .. }
                         | Op::Read { offset, length },
                     ) = op.clip(largest)
                     {

@@ -143,6 +143,18 @@ impl Durability {
     }
 }
 
+/// How much of a cluster's space is taken ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preallocation {
+    /// Its place in the file.
+    Metadata,
+    /// Its space, as the storage keeps it.
+    Falloc,
+    /// Its space, by writing zeroes.
+    Full,
+}
+
 /// One guest operation. Offsets and lengths are bytes, multiples of 512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -175,6 +187,15 @@ pub enum Op {
         offset: u64,
         /// How much.
         length: u64,
+    },
+    /// Takes host clusters ahead of what will be written; nothing reads as anything else for it, and a subject need not do it.
+    Preallocate {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+        /// How much of the space.
+        how: Preallocation,
     },
     /// Reads, and compares with what is allowed.
     Read {
@@ -216,6 +237,9 @@ impl Op {
             Self::Discard { offset, length } => {
                 Self::Discard { offset, length: cut(offset, length)? }
             }
+            Self::Preallocate { offset, length, how } => {
+                Self::Preallocate { offset, length: cut(offset, length)?, how }
+            }
             Self::Read { offset, length } => Self::Read { offset, length: cut(offset, length)? },
             Self::Grow { to } if to <= size => return None,
             Self::Shrink { to } if to >= size => return None,
@@ -229,6 +253,7 @@ impl Op {
             Self::Write { length, .. }
             | Self::WriteZeroes { length, .. }
             | Self::Discard { length, .. }
+            | Self::Preallocate { length, .. }
             | Self::Read { length, .. } => length,
             Self::Flush | Self::Grow { .. } | Self::Shrink { .. } | Self::Reopen => 0,
         }
@@ -247,6 +272,7 @@ impl Op {
             Self::Write { offset, length, .. }
             | Self::WriteZeroes { offset, length, .. }
             | Self::Discard { offset, length }
+            | Self::Preallocate { offset, length, .. }
             | Self::Read { offset, length } => {
                 aligned("offset", offset).or_else(|| aligned("length", length)).or_else(|| {
                     offset

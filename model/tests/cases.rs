@@ -6,7 +6,7 @@
 use model::build::Initial;
 use model::case::*;
 use model::finding::Property;
-use model::op::{Durability, Geometry, Op};
+use model::op::{Durability, Geometry, Op, Preallocation};
 use model::payload::{self, UNIT};
 
 fn everything() -> Case {
@@ -54,6 +54,7 @@ fn everything() -> Case {
             page_size: 0,
             pass_discard: false,
             lazy_refcounts: Some(true),
+            copy_on_read: true,
         },
         initial: Initial::RefcountBlockOneShort,
         lives: vec![
@@ -73,6 +74,7 @@ fn everything() -> Case {
                     vec![
                         Op::WriteZeroes { offset: 0, length: 1024, unmap: true },
                         Op::Discard { offset: 512, length: 1024 },
+                        Op::Preallocate { offset: 512, length: 1024, how: Preallocation::Falloc },
                         Op::Read { offset: 0, length: 512 },
                         Op::Grow { to: 131_072 },
                     ],
@@ -243,17 +245,17 @@ fn what_no_replay_can_do_is_refused() {
         ("lives[1].recovery (their number)", 16, &|case, most| {
             case.lives[1].recovery = vec![step.clone(); most as usize];
         }),
-        ("lives[1].tasks[0][4089] (number", 4096, &|case, most| {
-            case.lives[1].tasks = vec![flush(most as usize - 7)];
+        ("lives[1].tasks[0][4088] (number", 4096, &|case, most| {
+            case.lives[1].tasks = vec![flush(most as usize - 8)];
         }),
         ("lives[1].tasks[0][0].grow.to", 64 << 20, &|case, most| {
             case.lives[1].tasks = vec![vec![Op::Grow { to: most.next_multiple_of(512) }]];
         }),
-        // Three are touched by the requests of the first life, and one more by its read.
+        // Five are touched by the requests of the first life, and one more by its read.
         ("lives[1].tasks[0][15] (guest clusters", 1 << 20, &|case, most| {
             case.geometry.virtual_size = 64 << 20;
             let mut writes = vec![write(64 << 20); 15];
-            writes.push(write((most - 5 - (15 << 16)) << 10));
+            writes.push(write((most - 7 - (15 << 16)) << 10));
             case.lives[1].tasks = vec![writes];
         }),
     ];

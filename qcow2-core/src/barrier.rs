@@ -34,6 +34,10 @@ named! {
         GrowthCleared = "flush:growth-cleared",
         /// After the size of a guest disk that becomes smaller, before anything past its new end is cleared.
         ShrinkSize = "flush:shrink-size",
+        /// After the name of another layer, before the header points to it.
+        BackingName = "flush:backing-name",
+        /// After the header names another layer, before that is acknowledged.
+        BackingSwitch = "flush:backing-switch",
         /// After the counts of a new L1 table, before the header points to it.
         L1Counts = "flush:l1-counts",
         /// After a new L1 table, before the header points to it.

@@ -11,7 +11,7 @@ use crate::check::CheckReport;
 use crate::error::{CheckError, CreateError, IoError, OpenError};
 use crate::image::ImageInfo;
 use crate::layer::Layer;
-use crate::options::{CreateOptions, OpenOptions, Repair};
+use crate::options::{CreateOptions, OpenOptions, Preallocation, Repair};
 use crate::rule::Rules;
 use crate::work::Work;
 use crate::zero::Zeroing;
@@ -186,6 +186,32 @@ impl<S: Storage> Image<S> {
         let Some((first, last)) = self.whole_units(offset, len)? else { return Ok(()) };
         let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
         block_on(self.inner.discard(first, last - first)).map_err(as_asked(offset, len))
+    }
+
+    /// As [`crate::Image::preallocate`], of every cluster that the range touches.
+    ///
+    /// # Errors
+    /// As [`crate::Image::preallocate`].
+    pub fn preallocate(&self, offset: u64, len: u64, how: Preallocation) -> Result<(), IoError> {
+        let (start, whole, _) = self.widen(offset, len)?;
+        block_on(self.inner.preallocate(start, whole as u64, how)).map_err(as_asked(offset, len))
+    }
+
+    /// As [`crate::Image::copy_up`], of all units that the range touches.
+    ///
+    /// # Errors
+    /// As [`crate::Image::copy_up`].
+    pub fn copy_up(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        let (start, whole, _) = self.widen(offset, len)?;
+        block_on(self.inner.copy_up(start, whole as u64)).map_err(as_asked(offset, len))
+    }
+
+    /// As [`crate::Image::set_backing`].
+    ///
+    /// # Errors
+    /// As [`crate::Image::set_backing`].
+    pub fn set_backing(&self, backing: Option<&Backing>) -> Result<(), IoError> {
+        block_on(self.inner.set_backing(backing))
     }
 
     /// As [`crate::Image::grow`].

@@ -1,24 +1,30 @@
 //! Writing a new image.
 //!
 //! ```text
-//!   cluster  0        1 ..               ..                    ..
-//!           | header | refcount table   | refcount blocks     | L1 table (zeroes) |
+//!   cluster  0        1 ..               ..                    ..          ..           ..
+//!           | header | refcount table   | refcount blocks     | L1 table  | L2 tables  | data clusters |
+//!                                                               zeroes      ---- with preallocation ---
 //! ```
 //!
 //! The header's first 512 bytes are written last, when everything else is durable: until then the file is no image. An old image
 //! stays whole until it is known that the new one is not too long.
 
+use std::ops::Range;
+
 use crate::backing::Backing;
 use crate::barrier::Barrier;
 use crate::error::CreateError;
-use crate::format::entry::RefcountTableEntry;
+use crate::format::entry::{L1Entry, L2Entry, RefcountTableEntry};
 use crate::format::feature::{Compatible, Incompatible};
 use crate::format::header::Header;
 use crate::format::{extension, limits, refcount};
 use crate::load::check_alignment;
-use crate::options::CreateOptions;
+use crate::options::{CreateOptions, Preallocation};
 use crate::rule::{Rule, Rules};
 use storage::{Durability, IoBuf, Limits, Storage, UNIT};
+
+/// Bytes of a table, or of zeroes, that are made at once: a multiple of every sector.
+const PIECE: usize = 256 << 10;
 
 /// Makes `storage` an empty image, whatever it held before. Durable when it returns. Where the storage cannot become long
 /// enough, what it held is unharmed.
@@ -48,8 +54,9 @@ async fn write_image<S: Storage>(
     header: &Header,
 ) -> Result<(), CreateError> {
     let size = header.cluster_size();
-    let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size);
-    let clusters = header.l1_table_offset / size + l1_clusters;
+    let tables = header.l1_table_offset + l1_bytes(header);
+    let ahead = Preallocated::new(options, header);
+    let clusters = tables / size + ahead.tables + ahead.data;
     let end = clusters * size;
 
     let limits = storage.limits();
@@ -91,6 +98,15 @@ async fn write_image<S: Storage>(
         out.write((first_block + block) * size, &counts).await?;
     }
     out.write(table_offset, &table).await?;
+    ahead.write(&out, header, tables).await?;
+    match options.preallocation {
+        Preallocation::Off | Preallocation::Metadata => {}
+        Preallocation::Falloc => {
+            let data = end - ahead.data * size..end;
+            out.step("keeping space for data", storage.write_zeroes(data).await)?;
+        }
+        Preallocation::Full => out.fill(end - ahead.data * size..end).await?,
+    }
 
     let mut bytes = header.encode()?;
     let is_long = bytes.len() > UNIT;
@@ -174,11 +190,18 @@ fn plan(options: &CreateOptions, backing: Option<&Backing>) -> Result<Header, Cr
         }
         header.set_backing(name);
     }
+    if backing.is_some() && !options.extended_l2 && options.preallocation != Preallocation::Off {
+        return Err(CreateError::Option(
+            "preallocation over a backing file needs extended L2 entries: others would hide it"
+                .into(),
+        ));
+    }
     let size = header.cluster_size();
-    let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(size);
+    let ahead = Preallocated::new(options, &header);
+    let others = l1_bytes(&header) / size + ahead.tables + ahead.data;
     let (mut blocks, mut table_clusters) = (1, 1);
     loop {
-        let clusters = 1 + table_clusters + blocks + l1_clusters;
+        let clusters = 1 + table_clusters + blocks + others;
         let wanted_blocks = clusters.div_ceil(header.refcounts_per_block());
         let wanted = (wanted_blocks, (wanted_blocks * 8).div_ceil(size));
         if wanted == (blocks, table_clusters) {
@@ -186,11 +209,60 @@ fn plan(options: &CreateOptions, backing: Option<&Backing>) -> Result<Header, Cr
         }
         (blocks, table_clusters) = wanted;
     }
-    debug_assert!(table_clusters * size <= limits::REFCOUNT_TABLE_BYTES);
+    let most = limits::REFCOUNT_TABLE_BYTES;
+    if table_clusters * size > most {
+        return Err(CreateError::Option(format!(
+            "preallocation of {} bytes needs a refcount table of {} bytes, more than {most}",
+            options.virtual_size,
+            table_clusters * size
+        )));
+    }
     header.refcount_table_offset = size;
-    header.refcount_table_clusters = u32::try_from(table_clusters).expect("limited by the L1 size");
+    header.refcount_table_clusters = u32::try_from(table_clusters).expect("it is limited");
     header.l1_table_offset = (1 + table_clusters + blocks) * size;
     Ok(header)
+}
+
+/// Bytes of the clusters of the L1 table.
+fn l1_bytes(header: &Header) -> u64 {
+    (u64::from(header.l1_size) * 8).next_multiple_of(header.cluster_size())
+}
+
+/// What preallocation takes: L2 tables, and behind them a data cluster for each guest cluster.
+struct Preallocated {
+    tables: u64,
+    data: u64,
+}
+
+impl Preallocated {
+    fn new(options: &CreateOptions, header: &Header) -> Self {
+        if options.preallocation == Preallocation::Off {
+            return Self { tables: 0, data: 0 };
+        }
+        let data = header.size.div_ceil(header.cluster_size());
+        Self { tables: data.div_ceil(header.l2_entries()), data }
+    }
+
+    /// Writes the L1 table and the L2 tables, which lie at `at`. An extended entry gets no bits: it goes on to show what is below.
+    async fn write<S: Storage>(
+        &self,
+        out: &Output<'_, S>,
+        header: &Header,
+        at: u64,
+    ) -> Result<(), CreateError> {
+        let (size, per_table) = (header.cluster_size(), header.l2_entries());
+        let words = if header.extended_l2() { 2 } else { 1 };
+        let tables = (0..self.tables).map(|table| L1Entry::new(at + table * size, true).0);
+        out.write_entries(header.l1_table_offset, tables).await?;
+        let first = at + self.tables * size;
+        for table in 0..self.tables {
+            let clusters = table * per_table..((table + 1) * per_table).min(self.data);
+            let entry = |cluster| [L2Entry::data(first + cluster * size, true).0, 0];
+            let entries = clusters.flat_map(|cluster| entry(cluster).into_iter().take(words));
+            out.write_entries(at + table * size, entries).await?;
+        }
+        Ok(())
+    }
 }
 
 struct Output<'a, S> {
@@ -221,6 +293,35 @@ impl<S: Storage> Output<'_, S> {
             bytes[..UNIT].fill(0);
         }
         self.write(0, &bytes).await
+    }
+
+    /// Writes entries of a table, and zeroes to the end of the last sector.
+    async fn write_entries(
+        &self,
+        mut offset: u64,
+        entries: impl Iterator<Item = u64>,
+    ) -> Result<(), CreateError> {
+        let mut bytes = Vec::new();
+        for entry in entries {
+            bytes.extend(entry.to_be_bytes());
+            if bytes.len() == PIECE {
+                self.write(offset, &bytes).await?;
+                offset += PIECE as u64;
+                bytes.clear();
+            }
+        }
+        bytes.resize(bytes.len().next_multiple_of(self.limits.sector()), 0);
+        self.write(offset, &bytes).await
+    }
+
+    /// Writes zeroes.
+    async fn fill(&self, range: Range<u64>) -> Result<(), CreateError> {
+        let zeroes = vec![0; PIECE];
+        for at in range.clone().step_by(PIECE) {
+            let len = (range.end - at).min(PIECE as u64);
+            self.write(at, &zeroes[..usize::try_from(len).expect("a piece fits")]).await?;
+        }
+        Ok(())
     }
 
     async fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), CreateError> {

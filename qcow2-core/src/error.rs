@@ -239,6 +239,9 @@ pub enum IoError {
     /// The new virtual size is not acceptable.
     #[error("cannot resize the image: {0}")]
     Resize(String),
+    /// The image cannot come to name that layer.
+    #[error("the image cannot name that backing file: {0}")]
+    Backing(String),
     /// Reading the layer below the image failed.
     #[error("in the layer below: {0}")]
     Below(Box<IoError>),
@@ -251,9 +254,10 @@ impl IoError {
             Self::Storage { source, .. } => ErrorKind::of_storage(source),
             Self::Poisoned(_) => ErrorKind::Poisoned,
             Self::ReadOnly => ErrorKind::ReadOnly,
-            Self::OutOfRange { .. } | Self::Unaligned { .. } | Self::Resize(_) => {
-                ErrorKind::InvalidInput
-            }
+            Self::OutOfRange { .. }
+            | Self::Unaligned { .. }
+            | Self::Resize(_)
+            | Self::Backing(_) => ErrorKind::InvalidInput,
             Self::Header(error) => ErrorKind::of_format(error),
             Self::Entry(_)
             | Self::SharedTable { .. }

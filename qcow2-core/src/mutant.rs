@@ -143,6 +143,8 @@ mutants! {
         RunClaimsFirstPage = "mutant:run-claims-first-page";
     }
     Allocation, "allocation": {
+        /// A used cluster that is taken ahead goes on to hold what it held.
+        TakenAheadNotZeroed = "mutant:taken-ahead-not-zeroed";
         /// The last cluster that was ever written counts as never written.
         FreshOffByOne = "mutant:fresh-off-by-one";
         /// Nobody remembers that a cluster which was taken may have been written.
@@ -268,6 +270,10 @@ mutants! {
             qcow2-core/tests/shrink.rs, who_waited_finds_the_disk_smaller, notices";
     }
     Subclusters, "subclusters": {
+        /// A cluster that is taken ahead counts as full of data.
+        TakenAheadSaysData = "mutant:taken-ahead-says-data";
+        /// What is copied from the layer when it is read leaves out what the reader asked for.
+        CopyLeavesOutRead = "mutant:copy-leaves-out-read";
         /// What a write leaves of a subcluster is filled with zeroes.
         SubclusterNotFilled = "mutant:subcluster-not-filled";
         /// In a cluster that is mapped already, a subcluster's bit does not wait for its data.

@@ -16,6 +16,21 @@ macro_rules! setters {
     };
 }
 
+/// How much of a guest cluster's place in the file is there before its data is. QEMU's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Preallocation {
+    /// Nothing: a host cluster is taken when something is written.
+    #[default]
+    Off,
+    /// It has a host cluster, so that a write changes no count, and no L2 entry but the bits of subclusters. A file stays sparse there.
+    Metadata,
+    /// Its space is asked for besides: zeroed by the storage, which a file does by reserving it (`fallocate`).
+    Falloc,
+    /// Zeroes are written there.
+    Full,
+}
+
 /// How to create an image.
 ///
 /// ```
@@ -39,6 +54,9 @@ pub struct CreateOptions {
     /// Whether L2 entries have 16 bytes, and guest clusters 32 subclusters: a small write to a large cluster then fills up no more than its
     /// subclusters. Needs version 3 and clusters of 16 KiB.
     pub extended_l2: bool,
+    /// How much of the guest disk's space is taken at once. Over a layer it needs extended L2 entries: a standard one that has a cluster
+    /// shows what that holds, and not the layer.
+    pub preallocation: Preallocation,
     /// The write orders to obey.
     pub rules: Rules,
 }
@@ -53,6 +71,7 @@ impl CreateOptions {
             refcount_bits: 16,
             lazy_refcounts: false,
             extended_l2: false,
+            preallocation: Preallocation::Off,
             rules: Rules::all(),
         }
     }
@@ -70,6 +89,8 @@ impl CreateOptions {
         lazy_refcounts: bool,
         /// Whether guest clusters have subclusters.
         extended_l2: bool,
+        /// So much of the guest disk's space is taken at once.
+        preallocation: Preallocation,
         /// These write orders.
         rules: Rules,
     }
@@ -92,6 +113,9 @@ pub struct OpenOptions {
     pub write_through: bool,
     /// Whether the host space of discarded clusters is given back to the storage.
     pub pass_discard: bool,
+    /// Whether what [`Image::read`](crate::Image::read) reads from the layer below is copied into the image, as far as there is room: for a
+    /// layer that is slow, or soon gone. Needs a writable image.
+    pub copy_on_read: bool,
     /// Metadata pages kept in memory at most; but some 34 are kept whatever this says, and more only where reads go on while none
     /// can be written.
     ///
@@ -117,6 +141,7 @@ impl OpenOptions {
             lazy_refcounts: None,
             write_through: false,
             pass_discard: true,
+            copy_on_read: false,
             cache_pages: None,
             page_size: 4096,
             growth: None,
@@ -138,6 +163,8 @@ impl OpenOptions {
         write_through: bool,
         /// Whether the host space of discarded clusters is given back to the storage.
         pass_discard: bool,
+        /// Whether what is read from the layer below is copied into the image.
+        copy_on_read: bool,
         /// At most so many metadata pages in memory.
         cache_pages: usize as Some,
         /// Metadata pages of this many bytes.

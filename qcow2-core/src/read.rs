@@ -196,9 +196,10 @@ impl<S: Storage> Image<S> {
             let sector = self.limits.sector() as u64;
             map.extents().iter().all(|extent| extent.len.is_multiple_of(sector))
         };
-        if (self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors()))
-            || (self.below.is_some() && shows_layer())
-        {
+        if self.below.is_some() && shows_layer() {
+            return Box::pin(self.read_and_copy(offset, map, buf)).await;
+        }
+        if self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors()) {
             return Box::pin(self.read_widened(offset, map.extents(), buf)).await;
         }
         let mut rest = buf;

@@ -102,6 +102,10 @@ named! {
         ///
         /// Broken: the guest is told of damage that nobody knows of after a crash, and the image is written again.
         CorruptBeforeError = "corrupt-before-error",
+        /// The name of another layer, before the header points to it.
+        ///
+        /// Broken: the image names a layer that is none, or another one.
+        NameBeforeHeader = "name-before-header",
         /// Everything past the old end of the guest disk gone, before the disk is larger.
         ///
         /// Broken: what was there once, data or entries, comes to light in the new space.

@@ -24,7 +24,7 @@ use crate::map::NewLink;
 use crate::mutant::mutant;
 use crate::read::ReadExtent;
 use crate::state::{State, Stop};
-use crate::write::{Target, Targets, WriteExtent, WriteMap, not_filled};
+use crate::write::{Purpose, Target, Targets, Wanted, WriteExtent, WriteMap, not_filled};
 use storage::{Durability, IoBuf, Storage};
 
 /// The bits of so many subclusters.
@@ -63,13 +63,16 @@ impl State {
         slot: Slot,
         at: u64,
         count: usize,
-        bytes: &Range<u64>,
+        wanted: &Wanted,
         targets: &mut Targets,
     ) -> Result<(), Stop> {
         for (cluster, at) in (guest_cluster..).zip((at..).step_by(16)).take(count) {
             let mapping = self.mapping_in(slot, at)?;
             let (host, copied, of) = mapping.subclusters().ok_or_else(refused)?;
-            let touched = bits(self.touched(cluster, bytes));
+            let touched = match wanted.purpose {
+                Purpose::CopyUp => self.showing(cluster, mapping, &wanted.bytes)?,
+                _ => bits(self.touched(cluster, &wanted.bytes)),
+            };
             let own = NonZeroU64::new(host).filter(|_| copied && host < self.length);
             targets.push(match own {
                 Some(_) => {
@@ -87,11 +90,7 @@ impl State {
 
     /// What a guest cluster that a request is about to write says, if what is past the end of the file holds nothing; which of its
     /// subclusters the request to `bytes` touches, and whether those read as zeroes.
-    fn part(
-        &mut self,
-        guest_cluster: u64,
-        bytes: &Range<u64>,
-    ) -> Result<(Mapping, Range<u64>, bool), Stop> {
+    fn part(&mut self, guest_cluster: u64, wanted: &Wanted) -> Result<(Mapping, u32, bool), Stop> {
         let mapping = self.mapping(guest_cluster)?;
         let (host, copied, of) = mapping.subclusters().ok_or_else(refused)?;
         let mapping = if host < self.length {
@@ -100,8 +99,12 @@ impl State {
             let of = Subclusters { data: 0, zero: of.zero | of.data };
             Mapping::with_subclusters(0, false, of)
         };
-        let touched = self.touched(guest_cluster, bytes);
+        let touched = self.touched(guest_cluster, &wanted.bytes);
         let read_zero = self.reads_zero(guest_cluster, mapping, touched.clone())?;
+        let touched = match wanted.purpose {
+            Purpose::CopyUp => self.showing(guest_cluster, mapping, &wanted.bytes)?,
+            _ => bits(touched),
+        };
         Ok((mapping, touched, read_zero))
     }
 
@@ -134,23 +137,23 @@ impl<S: Storage> WriteMap<'_, S> {
         &mut self,
         mut cluster: u64,
         targets: &[Target],
-        bytes: &Range<u64>,
+        wanted: &Wanted,
     ) -> Result<usize, IoError> {
         let size = self.image.cluster_size;
         if let Some(&Target::Part(Some(host))) = targets.first() {
             let host = host.get();
-            self.fill_touched(cluster, host, bytes, None).await?;
-            self.add_extent(cluster, host, bytes.start, bytes.end, size);
+            self.fill_touched(cluster, host, wanted, None).await?;
+            self.add_extent(cluster, host, wanted.bytes.start, wanted.bytes.end, size);
             return Ok(1);
         }
         let is_new = |target: &&Target| matches!(target, Target::Part(None));
-        let wanted = targets.iter().take_while(is_new).count() as u64;
-        let run = self.image.allocate(&mut self.claim, wanted).await?;
+        let count = targets.iter().take_while(is_new).count() as u64;
+        let run = self.take(count).await?;
         let taken = run.clusters.end - run.clusters.start;
         for host in run.clusters.clone() {
             let host = host * size;
-            self.fill_touched(cluster, host, bytes, Some(&run)).await?;
-            self.add_extent(cluster, host, bytes.start, bytes.end, size);
+            self.fill_touched(cluster, host, wanted, Some(&run)).await?;
+            self.add_extent(cluster, host, wanted.bytes.start, wanted.bytes.end, size);
             cluster += 1;
         }
         self.runs.push(run);
@@ -163,26 +166,30 @@ impl<S: Storage> WriteMap<'_, S> {
         &mut self,
         cluster: u64,
         to: u64,
-        bytes: &Range<u64>,
+        wanted: &Wanted,
         run: Option<&Extent>,
     ) -> Result<(), IoError> {
         let fresh = run.is_some_and(|run| run.fresh);
+        let bytes = &wanted.bytes;
         let size = self.image.cluster_size;
         let (start, one) = (cluster * size, size / Subclusters::COUNT);
         let (old, touched, read_zero) =
-            self.image.decide(|state| state.part(cluster, bytes)).await?;
+            self.image.decide(|state| state.part(cluster, wanted)).await?;
         let (host, _, of) = old.subclusters().expect("compressed clusters were refused");
         let moved = if host == to { 0 } else { of.data };
         for subcluster in 0..Subclusters::COUNT {
             let whole = subcluster * one..(subcluster + 1) * one;
-            let is_touched = touched.contains(&subcluster);
+            let is_touched = touched & 1 << subcluster != 0;
             let has_data = of.data & 1 << subcluster != 0;
             if (has_data && host == to) || (!is_touched && moved & 1 << subcluster == 0) {
                 continue;
             }
             let from = bytes.start.saturating_sub(start).clamp(whole.start, whole.end);
             let until = (bytes.end - start).clamp(whole.start, whole.end);
-            let pieces = match is_touched {
+            let is_written = mutant!(self.image.options.rules, CopyLeavesOutRead => is_touched; {
+                is_touched && wanted.purpose == Purpose::Write
+            });
+            let pieces = match is_written {
                 true => [whole.start..from, until..whole.end],
                 false => [whole.clone(), 0..0],
             };
@@ -201,10 +208,13 @@ impl<S: Storage> WriteMap<'_, S> {
                 }
             }
         }
-        let written = bits(touched);
         let zero =
-            mutant!(self.image.options.rules, WrittenStaysZero => of.zero; of.zero & !written);
-        let of = Subclusters { data: of.data | written, zero };
+            mutant!(self.image.options.rules, WrittenStaysZero => of.zero; of.zero & !touched);
+        let data = mutant!(self.image.options.rules, TakenAheadSaysData => match wanted.purpose {
+            Purpose::Keep(_) => !zero,
+            _ => of.data | touched,
+        }; of.data | touched);
+        let of = Subclusters { data, zero };
         let run = run.and_then(|_| NonZeroU32::new(self.runs.len() as u32 + 1));
         self.links.push(NewLink { guest_cluster: cluster, host: to, run, of, read_zero });
         Ok(())

@@ -27,6 +27,7 @@ use crate::image::Image;
 use crate::map::{EntryPlace, NewLink};
 use crate::metadata::Table;
 use crate::mutant::mutant;
+use crate::options::Preallocation;
 use crate::order::Before;
 use crate::rule::Rule;
 use crate::state::{State, Stop};
@@ -53,10 +54,29 @@ pub struct WriteMap<'a, S: Storage> {
     extents: SmallVec<[WriteExtent; 1]>,
     pub(crate) links: SmallVec<[NewLink; 1]>,
     pub(crate) runs: SmallVec<[Extent; 1]>,
+    pub(crate) purpose: Purpose,
+}
+
+/// What guest clusters get host clusters for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// For what the holder of the map writes.
+    Write,
+    /// To have them, with so much of their space.
+    Keep(Preallocation),
+    /// For what the layer below shows there.
+    CopyUp,
 }
 
 /// Most guest clusters that are looked at in one step.
-const AT_ONCE: u64 = 256;
+pub(crate) const AT_ONCE: u64 = 256;
+
+/// A part of the guest's disk that is to have host clusters, and what for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) bytes: Range<u64>,
+    pub(crate) purpose: Purpose,
+}
 
 /// How a guest cluster gets a host cluster to write to.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +103,7 @@ impl State {
     fn write_targets(
         &mut self,
         clusters: Range<u64>,
-        bytes: &Range<u64>,
+        wanted: &Wanted,
         targets: &mut Targets,
     ) -> Result<(), Stop> {
         targets.clear();
@@ -97,7 +117,7 @@ impl State {
         };
         let (slot, count) = self.entries_at(at, AT_ONCE.min(clusters.end - first))?;
         if self.extended {
-            self.part_targets(first, slot, at, count, bytes, targets)?;
+            self.part_targets(first, slot, at, count, wanted, targets)?;
             let changes = targets.iter().any(|target| !matches!(target, Target::InPlace(_)));
             return if changes { self.check_table_owned(first) } else { Ok(()) };
         }
@@ -216,7 +236,11 @@ impl<S: Storage> Image<S> {
     }
 
     /// Claims a guest range to write to.
-    async fn claim_to_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
+    pub(crate) async fn claim_to_write(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> Result<WriteMap<'_, S>, IoError> {
         self.begin_change().await?;
         let check = |state: &State| {
             state.accepts_requests()?;
@@ -230,7 +254,7 @@ impl<S: Storage> Image<S> {
     }
 
     /// The guest clusters that a range touches: none if it is empty, wherever in a cluster that is.
-    fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
+    pub(crate) fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
         let first = offset / self.cluster_size;
         let end = offset.saturating_add(len).div_ceil(self.cluster_size);
         if len == 0 { first..first } else { first..end }
@@ -311,26 +335,38 @@ pub(crate) fn not_filled(offset: u64, source: std::io::Error) -> IoError {
 impl<'a, S: Storage> WriteMap<'a, S> {
     fn new(image: &'a Image<S>, claim: Claim<'a, S>) -> Self {
         let (extents, links, runs) = (SmallVec::new(), SmallVec::new(), SmallVec::new());
-        Self { image, claim, extents, links, runs }
+        Self { image, claim, extents, links, runs, purpose: Purpose::Write }
     }
 
     /// Finds or takes host clusters for the range that was claimed; `inside` the disk, which may have become smaller while the claim
     /// was waited for.
     async fn resolve(&mut self, offset: u64, len: u64, inside: bool) -> Result<(), IoError> {
+        let end = offset.saturating_add(len);
+        let clusters = self.image.clusters(offset, len);
+        self.resolve_clusters(clusters, offset..end, inside).await
+    }
+
+    /// The same for these guest clusters, of which the caller writes `bytes`: what it leaves of a new one is filled.
+    pub(crate) async fn resolve_clusters(
+        &mut self,
+        clusters: Range<u64>,
+        bytes: Range<u64>,
+        inside: bool,
+    ) -> Result<(), IoError> {
         let image = self.image;
         let size = image.cluster_size;
-        let end = offset.saturating_add(len);
-        let clusters = image.clusters(offset, len);
+        let Range { start: offset, end } = bytes.clone();
+        let wanted = Wanted { bytes, purpose: self.purpose };
         let mut targets = Targets::new();
         let mut cluster = clusters.start;
         while cluster < clusters.end {
             let some = cluster..clusters.end;
             let find = |state: &mut State| {
                 let inside = mutant!(state.rules, WaitedPastNewEnd => false; inside);
-                if inside && offset + len > state.header.size {
-                    state.check_range(offset, len)?;
+                if inside && end > state.header.size {
+                    state.check_range(offset, end - offset)?;
                 }
-                state.write_targets(some.clone(), &(offset..end), &mut targets)
+                state.write_targets(some.clone(), &wanted, &mut targets)
             };
             image.decide(find).await?;
             let mut rest = &targets[..];
@@ -355,8 +391,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                         rest = others;
                     }
                     Target::Part(_) => {
-                        let parts =
-                            Box::pin(self.resolve_parts(cluster, rest, &(offset..end))).await?;
+                        let parts = Box::pin(self.resolve_parts(cluster, rest, &wanted)).await?;
                         cluster += parts as u64;
                         rest = &rest[parts..];
                     }
@@ -365,11 +400,14 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                             Target::New { rest } => Some(*rest),
                             _ => None,
                         };
-                        let wanted = rest.iter().map_while(new).count() as u64;
-                        let run = image.allocate(&mut self.claim, wanted).await?;
+                        let count = rest.iter().map_while(new).count() as u64;
+                        let run = self.take(count).await?;
                         for (host, left) in run.clusters.clone().zip(rest.iter().map_while(new)) {
                             let host = host * size;
-                            if !run.fresh || !matches!(left, Content::Zero) {
+                            let stale = mutant!(image.options.rules, TakenAheadNotZeroed => {
+                                !run.fresh && wanted.purpose == Purpose::Write
+                            }; !run.fresh);
+                            if stale || !matches!(left, Content::Zero) {
                                 self.pad(cluster, host, left, offset, end, size).await?;
                             }
                             let run = NonZeroU32::new(self.runs.len() as u32 + 1);
@@ -385,6 +423,15 @@ impl<'a, S: Storage> WriteMap<'a, S> {
             }
         }
         Ok(())
+    }
+
+    /// Takes clusters of the host for the next guest clusters, with as much of their space as is asked for.
+    pub(crate) async fn take(&mut self, wanted: u64) -> Result<Extent, IoError> {
+        let run = self.image.allocate(&mut self.claim, wanted).await?;
+        if let Purpose::Keep(space) = self.purpose {
+            Box::pin(self.keep_space(&run, space)).await?;
+        }
+        Ok(run)
     }
 
     /// The extents, in guest order, neighbours merged.
@@ -465,6 +512,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
     pub(crate) fn add_extent(&mut self, cluster: u64, host: u64, offset: u64, end: u64, size: u64) {
         let from = (cluster * size).max(offset);
         let to = ((cluster + 1) * size).min(end);
+        if from >= to {
+            return;
+        }
         let host = host + from % size;
         match self.extents.last_mut() {
             Some(last) if last.host + last.len == host => last.len += to - from,

@@ -28,13 +28,23 @@ impl<S: Storage> Image<S> {
         change: impl FnOnce(&mut Header),
         then: impl FnOnce(&mut State, Stamp),
     ) -> Result<Stamp, IoError> {
+        self.write_first_sector(claim, |header, _| change(header), then).await
+    }
+
+    /// The same, with a change of what follows the fields in the first 512 bytes too.
+    pub(crate) async fn write_first_sector(
+        &self,
+        claim: &mut Claim<'_, S>,
+        change: impl FnOnce(&mut Header, &mut [u8]),
+        then: impl FnOnce(&mut State, Stamp),
+    ) -> Result<Stamp, IoError> {
         let alignment = self.limits.alignment;
         let (header, buf, known) = self
             .with(|state| {
                 state.accepts_changes()?;
                 let mut header = state.header.clone();
-                change(&mut header);
                 let mut buf = IoBuf::copy_of(&state.sector, alignment);
+                change(&mut header, &mut buf);
                 header.patch_sector(&mut buf)?;
                 let known = std::mem::replace(&mut state.header_known, false);
                 Ok::<_, IoError>((header, buf, known))

@@ -6,6 +6,7 @@ mod draws;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use qcow2_core::blocking::{self, Image, block_on, check, create, create_over};
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
@@ -480,4 +481,92 @@ fn a_chain_without_an_end_is_refused() {
     let error = opened.expect_err("it has no end");
     assert!(matches!(error, OpenError::Unsupported(_)), "{error}");
     assert!(error.to_string().contains("more than 200 layers"), "{error}");
+}
+
+/// A layer that counts what is read of it.
+#[derive(Debug)]
+struct Counting(Vec<u8>, Arc<AtomicU64>);
+
+impl Layer for Counting {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&self, offset: u64, mut buf: IoBuf) -> LayerRead<'_> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        buf.fill(0);
+        let rest = self.0.get(offset as usize..).unwrap_or_default();
+        let len = rest.len().min(buf.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        Box::pin(std::future::ready((buf, Ok(()))))
+    }
+}
+
+fn copying(seed: u64, options: &CreateOptions, below: usize) {
+    let what = format!("seed {seed}, {options:?}, a layer of {below} bytes");
+    let reads = Arc::new(AtomicU64::new(0));
+    let layer = Arc::new(Counting(base(below), reads.clone()));
+    let (size, cluster) = (options.virtual_size as usize, 1 << options.cluster_bits);
+    let storage = MemoryStorage::default();
+    create_over(&storage, options, &over()).expect("there is room");
+    let mut disk = base(below);
+    disk.resize(size.max(below), 0);
+    let mut draw = draws(seed);
+    for _ in 0..4 {
+        let open = OpenOptions::new().growth(0);
+        let image = Image::open_over(storage.clone(), layer.clone(), open.copy_on_read(true));
+        let image = image.expect("in order");
+        for step in 0..20 {
+            let at = draw(size / 512) * 512;
+            let most = [3, 30, 120][draw(3)];
+            let end = (at + (1 + draw(most)) * 512).min(size);
+            let (from, count) = (at as u64, (end - at) as u64);
+            match draw(7) {
+                0 | 1 => {
+                    image.write(from, &vec![100 + step; end - at]).expect("there is room");
+                    disk[at..end].fill(100 + step);
+                }
+                2 => {
+                    let how = [Zeroing::Free, Zeroing::Keep][draw(2)];
+                    image.write_zeroes(from, count, how).expect("there is room");
+                    disk[at..end].fill(0);
+                }
+                3 => image.flush().expect("nothing fails"),
+                _ => {
+                    let mut found = vec![0xee; end - at];
+                    image.read(from, &mut found).expect("nothing fails");
+                    same(&found, &disk[at..end], &what);
+                    let before = reads.load(Ordering::Relaxed);
+                    image.read(from, &mut found).expect("nothing fails");
+                    same(&found, &disk[at..end], &what);
+                    assert_eq!(reads.load(Ordering::Relaxed), before, "{what}: it was copied");
+                }
+            }
+        }
+        image.close().expect("nothing fails");
+        let report = check(&storage, Repair::None).expect("an image");
+        assert!(report.findings.is_empty(), "{what}: {report:?}");
+        // A session that copies nothing sees the same, and what nobody read was not copied.
+        let image = Image::open_over(storage.clone(), layer.clone(), OpenOptions::read_only());
+        same(&read(&image.expect("in order"), size), &disk[..size], &what);
+        assert!(report.allocated_clusters <= (size as u64).div_ceil(cluster), "{what}");
+    }
+}
+
+/// Goal: what is read from a layer is in the image afterwards, and nothing reads as anything else for it. Method: random requests against
+/// an array, over a shorter and over a longer layer that counts its reads, with standard entries, subclusters and version 2; each range is
+/// read twice, the second time without the layer.
+#[test]
+fn what_is_read_is_copied() {
+    let size = (20 << 10) + 512;
+    let small = CreateOptions::new(size).cluster_bits(10);
+    let extended = CreateOptions::new((9 << 14) + 1536).cluster_bits(14).extended_l2(true);
+    for seed in 0..30 {
+        for options in [small, small.version(2), extended] {
+            let size = options.virtual_size as usize;
+            for below in [size / 3 / 512 * 512, size, 2 * size] {
+                copying(seed, &options, below);
+            }
+        }
+    }
 }

@@ -9,11 +9,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use qcow2_core::blocking::{Image, check, create};
+use qcow2_core::blocking::{Image, block_on, check, create, create_over};
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
-use qcow2_core::{CreateError, CreateOptions, IoError, OpenError, OpenOptions, Problem, Repair};
+use qcow2_core::{
+    Backing, CreateError, CreateOptions, Format, IoError, OpenError, OpenOptions, Problem, Raw,
+    Repair,
+};
 
 const CLUSTER: u64 = 512;
 const COPIED: u64 = 1 << 63;
@@ -717,5 +720,28 @@ fn transfers_that_are_no_units_are_refused() {
         assert!(matches!(&why, CreateError::Option(why) if *why == wanted), "{why}");
         let Err(why) = Image::open(storage, OpenOptions::new()) else { panic!("it opened") };
         assert!(matches!(&why, OpenError::Unsupported(why) if *why == wanted), "{why}");
+    }
+}
+
+/// Goal: a read gives what was asked for though there is no room for a copy of it, and a session that may not change the image makes none.
+/// Method: copy-on-read over a layer, on a storage that does not get longer, and read-only.
+#[test]
+fn a_read_does_not_need_its_copy() {
+    let (storage, _) = image();
+    let options = CreateOptions::new(16 << 10).cluster_bits(9);
+    let below = Backing::new("below", Format::Raw);
+    create_over(&storage, &options, &below).expect("there is room");
+    let before = storage.bytes.to_vec();
+    storage.limit(0);
+    for open in [OpenOptions::read_only(), OpenOptions::new()] {
+        let raw = block_on(Raw::new(MemoryStorage::new(vec![7; 16 << 10])));
+        let raw = Arc::new(raw.expect("memory does not fail"));
+        let open = open.copy_on_read(true);
+        let image = Image::open_over(storage.clone(), raw, open).expect("in order");
+        let mut found = vec![0; 16 << 10];
+        image.read(0, &mut found).expect("all of it is in the layer");
+        assert!(found.iter().all(|&byte| byte == 7), "{open:?}");
+        drop(image);
+        assert_eq!(storage.bytes.to_vec().len(), before.len(), "{open:?}");
     }
 }

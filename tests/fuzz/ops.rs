@@ -6,7 +6,7 @@ use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
 use model::build::Initial;
 use model::case::{Device, OpenOptions};
-use model::op::{Durability, Geometry, Op};
+use model::op::{Durability, Geometry, Op, Preallocation};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qcow2_crashtest::leaf::LeafChooser;
@@ -29,6 +29,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (range.clone(), any::<bool>())
             .prop_map(|((offset, length), unmap)| Op::WriteZeroes { offset, length, unmap }),
         2 => range.clone().prop_map(|(offset, length)| Op::Discard { offset, length }),
+        1 => range.clone().prop_map(|(offset, length)| {
+            Op::Preallocate { offset, length, how: Preallocation::Metadata }
+        }),
         3 => range.prop_map(|(offset, length)| Op::Read { offset, length }),
         3 => Just(Op::Flush),
         1 => (UNITS..2 * UNITS).prop_map(|units| Op::Grow { to: units * 512 }),

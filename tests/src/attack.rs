@@ -22,8 +22,12 @@ use model::finding::{Finding, Property, Stage};
 use model::image::{COPIED, Mapping};
 use model::op::Geometry;
 use model::payload;
-use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT};
-use qcow2_core::{Barrier, CreateOptions, Image, Mutant, OpenOptions, Repair, Rule, Rules};
+use qcow2_core::storage::memory::MemoryStorage;
+use qcow2_core::storage::{Durability, IoBuf, Limits, Storage, UNIT, block_on};
+use qcow2_core::{
+    Backing, Barrier, CreateOptions, Format, Image, Mutant, OpenOptions, Preallocation, Repair,
+    Rule, Rules,
+};
 
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::evidence::DiskEvidence;
@@ -31,6 +35,7 @@ use crate::explore::{
     self, AtOnce,
     alphabet::{Symbol, initials, worlds},
 };
+use crate::layer::Base;
 use crate::recover::{Failure, whole_image};
 use crate::sabotage::Target;
 use crate::subject::Qcow2Core;
@@ -68,6 +73,8 @@ pub enum Attack {
     WriteOverTable,
     /// By random workloads, and by every crash state of growing a disk past whose end something was left.
     GrowOverLeftovers,
+    /// By every crash state of an image that comes to name another layer.
+    Rename,
 }
 
 /// How `target` is attacked, and why not by plain workloads, where it is not.
@@ -103,6 +110,10 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
         ),
         Target::Rule(Rule::CorruptBeforeError) | Target::Flush(Barrier::CorruptBit) => {
             (Attack::WriteOverTable, "no workload begins with an image whose data lie over a table")
+        }
+        Target::Rule(Rule::NameBeforeHeader)
+        | Target::Flush(Barrier::BackingName | Barrier::BackingSwitch) => {
+            (Attack::Rename, "no request of a guest changes what an image says of its layer")
         }
         Target::Rule(Rule::NothingBeforeSize) | Target::Flush(Barrier::GrowthCleared) => {
             (Attack::GrowOverLeftovers, "it takes a growth to where something was left")
@@ -185,6 +196,7 @@ pub fn run(
                 Attack::RebuildInPlace => rebuild_in_place(rules),
                 Attack::WriteOverTable => write_over_table(rules),
                 Attack::GrowOverLeftovers => grow_over_leftovers(rules),
+                Attack::Rename => rename(rules),
                 Attack::Workloads(..) | Attack::Campaign => unreachable!("they were above"),
             };
             (failure, None, states)
@@ -489,16 +501,24 @@ fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
 }
 
 /// Every crash state of creating an image where something was: that, no image at all, or a valid and empty new one; once creating it
-/// has returned, the last of these. The new one is shorter than what was there, longer, or of version 2; and what was there is nothing, no image, or
-/// one of several; on a file, and on a device that keeps what others left.
+/// has returned, the last of these. The new one is shorter than what was there, longer, or of version 2, and its clusters may be taken ahead;
+/// and what was there is nothing, no image, or one of several; on a file, and on a device that keeps what others left.
 fn create(rules: Rules) -> (Option<Failure>, u64) {
     let mut states = 0;
     for before in predecessors() {
         for stale in [false, true] {
-            for (version, size) in [(3, 4 << 10), (3, 64 << 20), (2, 4 << 10)] {
+            let kinds = [
+                (3, 4 << 10, Preallocation::Off),
+                (3, 64 << 20, Preallocation::Off),
+                (2, 4 << 10, Preallocation::Off),
+                (3, 4 << 10, Preallocation::Metadata),
+                (2, 4 << 10, Preallocation::Full),
+            ];
+            for (version, size, ahead) in kinds {
                 let limits = Limits { unwritten_reads_zero: !stale, ..DEFAULT_LIMITS };
                 let disk = disk_of(&before).with_limits(limits);
-                let (failure, more) = create_over(&disk, version, size, rules);
+                let options = CreateOptions::new(size).version(version).preallocation(ahead);
+                let (failure, more) = create_over(&disk, options.cluster_bits(9).rules(rules));
                 states += more;
                 if failure.is_some() {
                     return (failure, states);
@@ -524,13 +544,8 @@ fn predecessors() -> Vec<Built> {
     [nothing, no_image].into_iter().chain(images).collect()
 }
 
-fn create_over(
-    disk: &PossibleDisk,
-    version: u32,
-    size: u64,
-    rules: Rules,
-) -> (Option<Failure>, u64) {
-    let options = CreateOptions::new(size).cluster_bits(9).version(version).rules(rules);
+fn create_over(disk: &PossibleDisk, options: CreateOptions) -> (Option<Failure>, u64) {
+    let size = options.virtual_size;
     every_crash(
         disk,
         false,
@@ -556,11 +571,102 @@ fn create_over(
                 return Err(seen("created-half", finding.to_string()));
             }
             let clusters = header.size.div_ceil(header.cluster_size());
-            let holds = |cluster| auditor.image().mapping(cluster) != Mapping::Unallocated;
-            if header.size == size && (0..clusters).any(holds) {
+            let mut holds = |cluster| match auditor.image().mapping(cluster) {
+                Mapping::Unallocated => false,
+                // What was taken ahead; its clusters are units.
+                Mapping::Host(at) if options.preallocation != Preallocation::Off => {
+                    let unit = u32::try_from(at / UNIT as u64).expect("the image is small");
+                    crashed.read(unit, chooser) != faultfs::values::Key::ZERO
+                }
+                _ => true,
+            };
+            if header.size == size && (0..clusters).any(&mut holds) {
                 return Err(seen("created-full", "it holds what was there before".to_owned()));
             }
             Ok(())
+        },
+    )
+}
+
+/// Every crash state of an image that comes to name another layer, or none: it names the one or the other, whole, and the new one once that
+/// was acknowledged. Names are short and long, in the first 512 bytes and past them, beside one another and in place of one another.
+fn rename(rules: Rules) -> (Option<Failure>, u64) {
+    let long = |len: usize| -> Vec<u8> { (0..len).map(|at| b'a' + (at / 100) as u8).collect() };
+    let raw = |name: Vec<u8>| Backing::new(name, Format::Raw);
+    let qcow2 = |name: Vec<u8>| Backing::new(name, Format::Qcow2);
+    let said_nothing = |name: Vec<u8>| Backing { name, format: None };
+    let cases = [
+        (9, vec![raw(b"below".to_vec()), qcow2(b"another".to_vec())]),
+        (10, vec![raw(b"below".to_vec()), qcow2(long(400)), raw(b"below".to_vec())]),
+        (12, vec![raw(long(900)), said_nothing(long(1023)), qcow2(long(700))]),
+    ];
+    let mut states = 0;
+    for (cluster_bits, names) in cases {
+        for version in [2, 3] {
+            let storage = MemoryStorage::default();
+            let options = CreateOptions::new(8 << 10).cluster_bits(cluster_bits).version(version);
+            block_on(qcow2_core::create_over(&storage, &options, &names[0]))
+                .expect("there is room");
+            let next = names.iter().skip(1).map(Some).chain([None]);
+            for (present, next) in names.iter().zip(next) {
+                let (failure, more) = rename_once(&storage.to_vec(), present, next, rules);
+                states += more;
+                if failure.is_some() {
+                    return (failure, states);
+                }
+                block_on(async {
+                    let image = open_over_base(storage.clone(), Rules::all()).await?;
+                    image.set_backing(next).await.ok()?;
+                    image.close().await.ok()
+                })
+                .expect("nothing fails");
+            }
+        }
+    }
+    (None, states)
+}
+
+async fn open_over_base<S: Storage>(storage: S, rules: Rules) -> Option<Image<S>> {
+    let options = OpenOptions::new().growth(0).rules(rules);
+    Image::open_over(storage, Base::new(8 << 10).shared(), options).await.ok()
+}
+
+fn rename_once(
+    image: &[u8],
+    present: &Backing,
+    next: Option<&Backing>,
+    rules: Rules,
+) -> (Option<Failure>, u64) {
+    let units = image.as_chunks::<UNIT>().0.iter().copied();
+    let built =
+        Built { length: image.len() as u64, units: (0..).zip(units).collect(), guest: Vec::new() };
+    every_crash(
+        &disk_of(&built),
+        false,
+        |direct| {
+            faultfs::direct::run(async move {
+                let image = open_over_base(direct, rules).await?;
+                image.set_backing(next).await.ok()
+            })
+            .flatten()
+        },
+        |crashed, chooser, ended| {
+            let mut auditor = Auditor::default();
+            let report = auditor.audit(&mut DiskEvidence::new(crashed, chooser));
+            if report.header.is_none() {
+                return Err(seen("renamed-half", "its header cannot be read".to_owned()));
+            }
+            if let Some((_, finding)) = report.violations(Stage::CrashedClean).next() {
+                return Err(seen("renamed-half", finding.to_string()));
+            }
+            let found = auditor.image().layer();
+            let found =
+                found.map(|it| Backing { name: it.name.clone(), format: it.format.clone() });
+            if found.as_ref() == next || (!ended && found.as_ref() == Some(present)) {
+                return Ok(());
+            }
+            let kind = if ended { "renamed-and-lost" } else { "renamed-half" };
+            Err(seen(kind, format!("it names {found:?}, neither {present:?} nor {next:?}")))
         },
     )
 }

@@ -610,6 +610,9 @@ pub async fn perform<I: SubjectImage>(
                 image.write_zeroes(offset, length, unmap).await?;
             }
             Op::Discard { offset, length } => image.discard(offset, length).await?,
+            Op::Preallocate { offset, length, how } => {
+                image.preallocate(offset, length, how).await?;
+            }
             Op::Read { offset, length } => {
                 return image.read(offset, buffer(length)).await.map(Some);
             }

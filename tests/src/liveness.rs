@@ -284,7 +284,7 @@ impl Exposure {
 
     /// P9: how many clusters a power cut now may leak, in an image that was like this when the life began.
     fn may_leak(&self, before: &Before) -> u64 {
-        let Before { geometry, size, past_end, refcount_table, l1, .. } = *before;
+        let Before { geometry, copies, size, past_end, refcount_table, l1, .. } = *before;
         let cluster = geometry.cluster_size();
         let covered = cluster / 8 * cluster;
         let mut taken = 0;
@@ -313,9 +313,15 @@ impl Exposure {
             match exposed.op {
                 Op::Write { offset, length, .. }
                 | Op::WriteZeroes { offset, length, .. }
-                | Op::Discard { offset, length } => {
+                | Op::Discard { offset, length }
+                | Op::Preallocate { offset, length, .. } => {
                     let touched = |size: u64| (offset + length).div_ceil(size) - offset / size;
                     taken += 2 * touched(cluster) + touched(covered);
+                }
+                // What it shows of the layer is copied.
+                Op::Read { offset, length } if copies => {
+                    let touched = |size: u64| (offset + length).div_ceil(size) - offset / size;
+                    taken += touched(cluster) + touched(covered);
                 }
                 // The new table has room for the disk that was asked for.
                 Op::Grow { to } => {
@@ -346,6 +352,8 @@ impl Exposure {
 #[derive(Clone, Copy, Debug)]
 pub struct Before {
     geometry: Geometry,
+    /// Whether what is read of the layer below is copied.
+    copies: bool,
     leaks: u64,
     /// Of the disk, in bytes.
     size: u64,
@@ -379,7 +387,8 @@ impl Before {
         // Opening it repairs the first kind; and the second, unless somebody has repaired it before.
         let leaks = if bench.will_repair() { 0 } else { leaks };
         let leaks = (leaks + auditor.image().vouched_for().count()) as u64;
-        Self { geometry: *geometry, leaks, size, past_end, refcount_table, l1 }
+        let copies = bench.session.copy_on_read;
+        Self { geometry: *geometry, copies, leaks, size, past_end, refcount_table, l1 }
     }
 
     /// How many clusters a power cut may leak after these requests.
@@ -429,6 +438,7 @@ mod tests {
         let size = GEOMETRY.virtual_size;
         exposure.may_leak(&Before {
             geometry: GEOMETRY,
+            copies: false,
             leaks: 0,
             size,
             past_end: 0,

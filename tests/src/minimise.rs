@@ -13,7 +13,7 @@ use model::build::Initial;
 use model::case::Device;
 use model::finding::Property;
 use model::guest::Guest;
-use model::op::{Durability, Geometry, Op};
+use model::op::{Durability, Geometry, Op, Preallocation};
 
 use crate::ended::Ended;
 use crate::evidence::DiskEvidence;
@@ -282,6 +282,7 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
     with(&|trial| trial.open.pass_discard = true);
     with(&|trial| trial.open.lazy_refcounts = None);
     with(&|trial| trial.open.write_through = false);
+    with(&|trial| trial.open.copy_on_read = false);
     with(&|trial| trial.open.cache_pages = 0);
     with(&|trial| trial.open.growth_step = trial.geometry.cluster_size());
     for bits in [9, 10] {
@@ -363,6 +364,15 @@ fn simpler(op: Op, geometry: &Geometry) -> Vec<Op> {
         Op::WriteZeroes { offset, length, unmap } => ranges(offset, length)
             .map(|(offset, length)| Op::WriteZeroes { offset, length, unmap })
             .collect(),
+        Op::Preallocate { offset, length, how } => {
+            let shorter = ranges(offset, length).map(|(offset, length)| Op::Preallocate {
+                offset,
+                length,
+                how,
+            });
+            let plain = Op::Preallocate { offset, length, how: Preallocation::Metadata };
+            shorter.chain((how != Preallocation::Metadata).then_some(plain)).collect()
+        }
         Op::Read { offset, length } => {
             ranges(offset, length).map(|(offset, length)| Op::Read { offset, length }).collect()
         }

@@ -95,7 +95,7 @@ use std::sync::OnceLock;
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
 use model::judge::{Extent, Statement};
-use model::op::{Durability, Geometry};
+use model::op::{Durability, Geometry, Preallocation};
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
     Barrier, CheckError, CheckReport, ErrorKind, Image, IoError, Mutant, OpenOptions, Repair, Rule,
@@ -124,6 +124,8 @@ pub struct Session {
     pub lazy_refcounts: Option<bool>,
     /// Bytes of the layer below, a [`Base`], if the image names one.
     pub below: Option<u64>,
+    /// Whether what is read from it may be copied into the image.
+    pub copy_on_read: bool,
 }
 
 impl Session {
@@ -138,6 +140,7 @@ impl Session {
             pass_discard: open.pass_discard,
             lazy_refcounts: open.lazy_refcounts,
             below,
+            copy_on_read: open.copy_on_read,
         }
     }
 
@@ -151,6 +154,7 @@ impl Session {
             page_size: self.page_size,
             pass_discard: self.pass_discard,
             lazy_refcounts: self.lazy_refcounts,
+            copy_on_read: self.copy_on_read,
         }
     }
 }
@@ -303,6 +307,17 @@ pub trait SubjectImage: Send + Sync + 'static {
     /// Gives the whole clusters of a range back.
     fn discard(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> + Send;
 
+    /// Takes host clusters ahead of what will be written to a range; a subject that takes none leaves it at that.
+    fn preallocate(
+        &self,
+        offset: u64,
+        length: u64,
+        how: Preallocation,
+    ) -> impl Future<Output = Result<(), String>> + Send {
+        let _ = (offset, length, how);
+        std::future::ready(Ok(()))
+    }
+
     /// Makes what has completed durable.
     fn flush(&self) -> impl Future<Output = Result<(), String>> + Send;
 
@@ -409,6 +424,7 @@ impl Subject for Qcow2Core {
             .writable(session.writable)
             .write_through(session.write_through)
             .pass_discard(session.pass_discard)
+            .copy_on_read(session.copy_on_read)
             .rules(self.rules);
         options.lazy_refcounts = session.lazy_refcounts;
         if session.cache_pages > 0 {
@@ -494,6 +510,20 @@ impl<S: Storage> SubjectImage for Image<S> {
 
     async fn discard(&self, offset: u64, length: u64) -> Result<(), String> {
         plain(Self::discard(self, offset, length).await)
+    }
+
+    async fn preallocate(
+        &self,
+        offset: u64,
+        length: u64,
+        how: Preallocation,
+    ) -> Result<(), String> {
+        let how = match how {
+            Preallocation::Metadata => qcow2_core::Preallocation::Metadata,
+            Preallocation::Falloc => qcow2_core::Preallocation::Falloc,
+            Preallocation::Full => qcow2_core::Preallocation::Full,
+        };
+        plain(Self::preallocate(self, offset, length, how).await)
     }
 
     async fn flush(&self) -> Result<(), String> {

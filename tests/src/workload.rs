@@ -13,10 +13,10 @@ use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use model::build::Initial;
 use model::case::{Device, Dropped, OpenOptions};
-use model::op::{Durability, Geometry, Op};
+use model::op::{Durability, Geometry, Op, Preallocation};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 12;
+pub const GENERATOR: u32 = 13;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,11 +70,15 @@ pub enum Shape {
     Shrinking,
     /// The image has extended L2 entries.
     Subclusters,
+    /// Clusters are taken ahead of what is written.
+    Ahead,
+    /// What is read from the layer below is copied.
+    CopyOnRead,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -90,6 +94,8 @@ impl Shape {
         Self::Layered,
         Self::Shrinking,
         Self::Subclusters,
+        Self::Ahead,
+        Self::CopyOnRead,
     ];
 
     /// The name in reports and on the command line.
@@ -110,6 +116,8 @@ impl Shape {
             Self::Layered => "layered",
             Self::Shrinking => "shrinking",
             Self::Subclusters => "subclusters",
+            Self::Ahead => "ahead",
+            Self::CopyOnRead => "copy-on-read",
         }
     }
 }
@@ -311,6 +319,11 @@ impl Plan {
             Shape::Sectors => self.device.sector == SECTOR,
             Shape::Layered => self.geometry.below.is_some(),
             Shape::Subclusters => self.geometry.extended_l2,
+            Shape::Ahead => {
+                let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
+                ops.any(|op| matches!(op, Op::Preallocate { .. }))
+            }
+            Shape::CopyOnRead => self.open.copy_on_read && self.geometry.below.is_some(),
             Shape::Shrinking => {
                 let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
                 ops.any(|op| matches!(op, Op::Shrink { .. }))
@@ -428,15 +441,18 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         virtual_size,
         lazy_refcounts: scope.lazy.unwrap_or_else(|| rng.below(2) == 0) && version == 3,
         extended_l2: extended,
-        below: shaped(&mut rng, Shape::Layered, 6).then(|| match rng.below(4) {
-            // Somewhere inside the disk, in a cluster or at its end; and longer by what a growth or two bring.
-            0 => u64::from(rng.below(clusters)) * cluster,
-            1 => {
-                512 * u64::from(rng.below(u32::try_from(virtual_size / 512).expect("it is small")))
-            }
-            2 => virtual_size,
-            _ => virtual_size + 512 * u64::from(rng.below(40 * cluster as u32 / 512)),
-        }),
+        below: (shaped(&mut rng, Shape::Layered, 6) || scope.shape == Some(Shape::CopyOnRead))
+            .then(|| match rng.below(4) {
+                // Somewhere inside the disk, in a cluster or at its end; and longer by what a growth or two bring.
+                0 => u64::from(rng.below(clusters)) * cluster,
+                1 => {
+                    512 * u64::from(
+                        rng.below(u32::try_from(virtual_size / 512).expect("it is small")),
+                    )
+                }
+                2 => virtual_size,
+                _ => virtual_size + 512 * u64::from(rng.below(40 * cluster as u32 / 512)),
+            }),
     };
     let overridden = scope.lazy.is_none() && rng.below(12) == 0 && version == 3;
     let open = OpenOptions {
@@ -450,6 +466,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         },
         pass_discard: rng.below(8) != 0,
         lazy_refcounts: overridden.then(|| rng.below(2) == 0),
+        copy_on_read: geometry.below.is_some() && shaped(&mut rng, Shape::CopyOnRead, 3),
         ..OpenOptions::new("qcow2-core")
     };
     let plain = Device::default();
@@ -474,6 +491,9 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let contended = !shrinking && (scope.contended || (rng.below(8) == 0 && !eviction));
     let mut draw = Draw::new(&mut rng, geometry, contended);
     draw.long = long;
+    if shaped(draw.rng, Shape::Ahead, 8) && !contended {
+        draw.weights[8] = 1 + draw.rng.below(20);
+    }
     if shrinking {
         draw.shrinking = true;
         draw.weights[6] = 24;
@@ -508,7 +528,7 @@ struct Draw<'a> {
     size: u64,
     cluster: u64,
     hot: Vec<u64>,
-    weights: [u32; 8],
+    weights: [u32; 9],
     contended: bool,
     /// Requests may be as long as the disk.
     long: bool,
@@ -526,9 +546,11 @@ impl<'a> Draw<'a> {
         let clusters = u32::try_from(geometry.clusters()).expect("plans are small");
         let spots = 2 + rng.below(5);
         let hot = (0..spots).map(|_| u64::from(rng.below(clusters))).collect();
-        // write, write through, zeroes, discard, read, flush, grow, reopen
+        // write, write through, zeroes, discard, read, flush, grow, reopen, preallocate
         let most = [60, 15, 20, 30, 15, 30, 4, 4];
-        let weights = most.map(|most| if rng.below(4) == 0 { 0 } else { 1 + rng.below(most) });
+        let some = most.map(|most| if rng.below(4) == 0 { 0 } else { 1 + rng.below(most) });
+        let mut weights = [0; 9];
+        weights[..8].copy_from_slice(&some);
         let mut draw = Self {
             rng,
             size: geometry.virtual_size,
@@ -544,7 +566,7 @@ impl<'a> Draw<'a> {
         };
         if contended {
             draw.hot.truncate(2);
-            draw.weights = [20, 0, 0, 14, 24, 14, 0, 0];
+            draw.weights = [20, 0, 0, 14, 24, 14, 0, 0, 0];
         }
         draw.weights[0] = draw.weights[0].max(10);
         draw
@@ -565,7 +587,7 @@ impl<'a> Draw<'a> {
         self.hot = (0..60).map(|_| u64::from(self.rng.below(clusters))).collect();
         // No growth, and seldom a flush: what is evicted should not be durable.
         let through = [4, 30][self.rng.below(2) as usize];
-        self.weights = [60, through, 8, 20, 15, 6, 0, 1];
+        self.weights = [60, through, 8, 20, 15, 6, 0, 1, 0];
         self.spread = true;
     }
 
@@ -598,7 +620,7 @@ impl<'a> Draw<'a> {
         let weights = self.weights;
         if kinds.contains(&FaultKind::WriteThroughFailed) {
             // A storage is written through only where a cluster is written again whose mapping a flush has covered.
-            self.weights = [20, 60, 4, 4, 4, 30, 0, 0];
+            self.weights = [20, 60, 4, 4, 4, 30, 0, 0, 0];
         }
         let before = self.size;
         let task = |draw: &mut Self, task| -> Vec<Op> {
@@ -741,6 +763,11 @@ impl<'a> Draw<'a> {
                 Op::Grow { to: self.size }
             }
             7 if tasks == 1 => Op::Reopen,
+            8 => {
+                let (offset, length) = self.range();
+                let how = [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
+                Op::Preallocate { offset, length, how: how[self.rng.below(3) as usize] }
+            }
             _ => Op::Flush,
         }
     }

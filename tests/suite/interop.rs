@@ -386,6 +386,69 @@ fn layers_go_both_ways() {
     }
 }
 
+/// Goal: each names another layer in images of either, and the other reads it there. Method: names that become longer, shorter and none, of
+/// both formats, in turn by us and by QEMU; three cluster sizes, both versions.
+#[test]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
+fn layers_are_renamed_both_ways() {
+    for ((version, bits), by_us) in
+        [(2, 12), (3, 10), (3, 12), (3, 16)].into_iter().flat_map(|it| [(it, true), (it, false)])
+    {
+        let bench = Bench::new();
+        let size = 40u64 << bits;
+        let bytes: Vec<u8> = (0..size).map(|at| 1 + (at / 512 % 200) as u8).collect();
+        let long = "b".repeat(150);
+        for name in ["base", long.as_str()] {
+            fs::write(bench.directory.path().join(name), &bytes).unwrap();
+        }
+        let compat = if version == 2 { "0.10" } else { "1.1" };
+        let options = format!("cluster_size={},compat={compat}", 1 << bits);
+        let backing = "backing_file=base,backing_fmt=raw";
+        if by_us {
+            let options = CreateOptions::new(size).cluster_bits(bits).version(version);
+            let storage = FileStorage::create(bench.path(), Existing::Refuse).unwrap();
+            create_over(&storage, &options, &Backing::new("base", Format::Raw)).unwrap();
+        } else {
+            qemu::create(bench.path(), size, &format!("{options},{backing}")).unwrap();
+        }
+        let mut expected = Expected::zeroes(size, 1 << bits);
+        expected.bytes.copy_from_slice(&bytes);
+        bench.assert_sound(&expected);
+        for (turn, name) in [long.as_str(), "base", long.as_str(), "base"].iter().enumerate() {
+            if (turn % 2 == 0) == by_us {
+                let image = bench.open(OpenOptions::new());
+                image.set_backing(Some(&Backing::new(*name, Format::Raw))).unwrap();
+                image.close().unwrap();
+            } else {
+                let path = bench.path().to_str().unwrap();
+                let args = ["rebase", "-u", "-f", "qcow2", "-b", name, "-F", "raw", path];
+                qemu::img(args).unwrap().success().unwrap();
+            }
+            let header = bench.header();
+            assert_eq!(header.backing_name(), Some(name.as_bytes()));
+            assert_eq!(header.backing_format(), Some(&b"raw"[..]));
+            assert_eq!(qemu::info(bench.path()).unwrap()["backing-filename"], **name);
+            let step = Step::Write { offset: 1000 * turn as u64, length: 700, byte: 7 };
+            let image = bench.open(OpenOptions::new());
+            step.apply(&image);
+            image.close().unwrap();
+            expected.apply(step);
+            bench.assert_sound(&expected);
+        }
+        // Neither needs a layer once all of it is copied.
+        let image = bench.open(OpenOptions::new());
+        image.copy_up(0, size).unwrap();
+        image.flush().unwrap();
+        image.set_backing(None).unwrap();
+        image.close().unwrap();
+        assert_eq!(qemu::info(bench.path()).unwrap().get("backing-filename"), None);
+        bench.assert_sound(&expected);
+    }
+}
+
 /// Goal: growing a disk of QEMU's past its L1 table leaves an image that QEMU accepts.
 #[test]
 #[cfg_attr(

@@ -20,6 +20,7 @@ mod interop;
 mod inventory;
 mod ledger;
 mod malformed;
+mod matrix;
 mod minimise;
 mod qemu_mutants;
 mod qemu_repairs;

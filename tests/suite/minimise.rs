@@ -69,6 +69,7 @@ fn shorter(op: Op, skip: u64) -> Option<Op> {
         Op::Write { offset, length, .. }
         | Op::WriteZeroes { offset, length, .. }
         | Op::Discard { offset, length }
+        | Op::Preallocate { offset, length, .. }
         | Op::Read { offset, length } => {
             *offset += skip;
             *length = length.checked_sub(512).filter(|&left| left > 0)?;

@@ -175,6 +175,9 @@ impl Disk {
             Some(Op::Discard { offset, length }) => {
                 block_on(SubjectImage::discard(image, offset, length))
             }
+            Some(Op::Preallocate { offset, length, how }) => {
+                block_on(SubjectImage::preallocate(image, offset, length, how))
+            }
             Some(Op::Grow { to }) => block_on(SubjectImage::grow(image, to)),
             Some(Op::Shrink { to }) => block_on(SubjectImage::shrink(image, to)),
             Some(Op::Flush | Op::Reopen) => block_on(SubjectImage::flush(image)),

@@ -228,6 +228,7 @@ impl Guest {
             Some(Op::Discard { offset, length }) => {
                 self.begin_discard(units(offset), units(length))
             }
+            Some(Op::Preallocate { .. }) => self.start(What::Nothing, Flight::Nothing),
             Some(Op::Read { offset, length }) => self.begin_read(units(offset), units(length)),
             Some(Op::Flush | Op::Reopen) => self.begin_flush(),
             Some(Op::Grow { to }) => self.begin_grow(units(to)),

@@ -28,6 +28,7 @@ pub mod feature;
 pub mod header;
 pub mod limits;
 pub mod refcount;
+mod rename;
 mod roots;
 
 use std::borrow::Cow;

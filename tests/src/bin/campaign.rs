@@ -211,6 +211,9 @@ struct Explore {
     /// Images with extended L2 entries, whose clusters have at least 16 KiB, and requests of the alphabet of subclusters.
     #[arg(long, conflicts_with_all = ["pairs", "races", "resizing"])]
     subclusters: bool,
+    /// Requests of the alphabet of clusters that are taken ahead; over a layer, what is read of it is copied.
+    #[arg(long, conflicts_with_all = ["pairs", "races", "resizing", "subclusters"])]
+    ahead: bool,
     /// Images over a layer that is longer than the disk.
     #[arg(long)]
     over_layer: bool,
@@ -371,6 +374,10 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
         true => usual.into_iter().map(World::over_layer).collect(),
         false => usual,
     };
+    let usual = match args.ahead {
+        true => usual.into_iter().map(World::copying).collect(),
+        false => usual,
+    };
     let of_width = |bits: &u32| {
         let order = bits.ilog2();
         usual.iter().map(move |world| world.with_refcount_order(order))
@@ -381,10 +388,11 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
     };
     let settings = explore::ExploreSettings {
         worlds,
-        alphabet: match (args.resizing, args.subclusters) {
-            (true, _) => &Symbol::RESIZING,
-            (false, true) => &Symbol::SUBCLUSTERS,
-            (false, false) => &Symbol::ALL,
+        alphabet: match (args.resizing, args.subclusters, args.ahead) {
+            (true, _, _) => &Symbol::RESIZING,
+            (_, true, _) => &Symbol::SUBCLUSTERS,
+            (_, _, true) => &Symbol::AHEAD,
+            (false, false, false) => &Symbol::ALL,
         },
         operations: args.operations,
         at_once: match (args.pairs, args.races) {

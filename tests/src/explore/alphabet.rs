@@ -17,7 +17,7 @@ use faultfs::disk::PossibleDisk;
 use model::build::Initial;
 use model::case::{Device, OpenOptions};
 use model::guest::Guest;
-use model::op::{Durability, Geometry, Op};
+use model::op::{Durability, Geometry, Op, Preallocation};
 
 use crate::probe::Probe;
 use crate::subject::{Session, Subject};
@@ -63,6 +63,12 @@ pub enum Symbol {
     WriteSubcluster,
     /// A's third to seventh subcluster as zeroes, and a unit beside them.
     ZeroSubclusters,
+    /// A and B get host clusters.
+    PreallocateAB,
+    /// All up to F gets host clusters full of zeroes.
+    PreallocateAll,
+    /// B's first unit is read.
+    ReadPartOfB,
     /// The disk ends before F.
     ShrinkBeforeF,
     /// The disk ends behind the first unit of B.
@@ -114,6 +120,21 @@ impl Symbol {
         Self::Reopen,
     ];
 
+    /// The alphabet of clusters that are taken ahead, and of what is copied from a layer when it is read.
+    pub const AHEAD: [Self; 11] = [
+        Self::WriteA,
+        Self::WritePartOfB,
+        Self::PreallocateAB,
+        Self::PreallocateAll,
+        Self::ReadPartOfB,
+        Self::ZeroA,
+        Self::ZeroB,
+        Self::DiscardA,
+        Self::Flush,
+        Self::Grow,
+        Self::Reopen,
+    ];
+
     /// The alphabet of races: who still uses a cluster, who gives it up, and who gets it next.
     pub const RACING: [Self; 5] =
         [Self::ReadA, Self::WriteA, Self::WritePartOfB, Self::DiscardA, Self::Flush];
@@ -136,6 +157,9 @@ impl Symbol {
             Self::ReadA => "read-a",
             Self::WriteSubcluster => "write-subcluster",
             Self::ZeroSubclusters => "zero-subclusters",
+            Self::PreallocateAB => "preallocate-a-b",
+            Self::PreallocateAll => "preallocate-all",
+            Self::ReadPartOfB => "read-part-of-b",
             Self::ShrinkBeforeF => "shrink-before-f",
             Self::ShrinkInB => "shrink-in-b",
         }
@@ -174,6 +198,13 @@ impl Symbol {
                 length: 5 * subcluster + 512,
                 unmap: true,
             },
+            Self::PreallocateAB => {
+                Op::Preallocate { offset: 0, length: 2 * cluster, how: Preallocation::Metadata }
+            }
+            Self::PreallocateAll => {
+                Op::Preallocate { offset: 0, length: (far + 1) * cluster, how: Preallocation::Full }
+            }
+            Self::ReadPartOfB => Op::Read { offset: cluster, length: 512 },
             Self::ShrinkBeforeF => Op::Shrink { to: far * cluster },
             Self::ShrinkInB => Op::Shrink { to: cluster + 512 },
         }
@@ -322,6 +353,13 @@ impl World {
         self
     }
 
+    /// The same world in which what is read from a layer is copied.
+    #[must_use]
+    pub const fn copying(mut self) -> Self {
+        self.session.copy_on_read = true;
+        self
+    }
+
     /// The disk and reference disk to start from.
     ///
     /// # Errors
@@ -442,7 +480,9 @@ mod tests {
         for bits in [9, 10, 12] {
             let geometry = World::new(bits, false, Initial::Fresh).geometry;
             assert_eq!(geometry.fault(), None);
-            for op in operations(&[&Symbol::ALL[..], &Symbol::RACING].concat(), &geometry) {
+            for op in
+                operations(&[&Symbol::ALL[..], &Symbol::RACING, &Symbol::AHEAD].concat(), &geometry)
+            {
                 assert_eq!(op.fault(), None, "{op:?}");
                 assert_eq!(op.clip(geometry.virtual_size), Some(op), "{op:?}");
             }

@@ -250,8 +250,12 @@ impl Certificate {
         let explored = self.worlds.iter().filter(|world| world.infeasible.is_none()).count();
         let pairs = self.departures.map(|departures| AtOnce::Pairs { departures });
         let at_once = pairs.or_else(|| self.delays.map(|delays| AtOnce::Races { delays }));
-        let resizes = self.alphabet.iter().any(|name| name == Symbol::ShrinkInB.name());
-        let resizing = if resizes { ", of those that resize" } else { "" };
+        let has = |symbol: Symbol| self.alphabet.iter().any(|name| name == symbol.name());
+        let resizing = match (has(Symbol::ShrinkInB), has(Symbol::PreallocateAB)) {
+            (true, _) => ", of those that resize",
+            (_, true) => ", of those that take clusters ahead",
+            (false, false) => "",
+        };
         let what = AtOnce::covers(at_once, self.operations) + resizing;
         let old = self.worlds.iter().all(|world| world.geometry.version == 2);
         let layered = self.worlds.iter().all(|world| world.geometry.below.is_some());

@@ -28,7 +28,7 @@ use faultfs::trace::{Event, Io, IoKind};
 use model::finding::Property;
 use model::judge::{Place, Violation};
 use model::label::{Label, Region};
-use model::op::{Durability, Op};
+use model::op::{Durability, Op, Preallocation};
 use model::payload::{INITIAL, STALE, Value};
 
 use crate::leaf::Labels;
@@ -200,6 +200,9 @@ impl Story {
             pages => format!("a metadata cache of {pages} pages"),
         };
         writeln!(out, "  opened with {pages}, growing by {} bytes", open.growth_step)?;
+        if open.copy_on_read {
+            writeln!(out, "  copy-on-read: what is read from the layer is copied")?;
+        }
         if open.write_through {
             writeln!(out, "  write-through: every guest write is durable when it returns")?;
         }
@@ -844,6 +847,14 @@ fn describe(op: &Op) -> String {
             format!("zero {length} bytes at {offset:#x}{how}")
         }
         Op::Discard { offset, length } => format!("discard {length} bytes at {offset:#x}"),
+        Op::Preallocate { offset, length, how } => {
+            let how = match how {
+                Preallocation::Metadata => "clusters",
+                Preallocation::Falloc => "clusters and their space",
+                Preallocation::Full => "clusters full of zeroes",
+            };
+            format!("take {how} for {length} bytes at {offset:#x}")
+        }
         Op::Read { offset, length } => format!("read {length} bytes at {offset:#x}"),
         Op::Flush => "flush".to_owned(),
         Op::Grow { to } => format!("grow the disk to {to} bytes"),

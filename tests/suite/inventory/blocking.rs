@@ -2,7 +2,7 @@
 
 use super::line::By::{Nothing, Test};
 use super::line::lines;
-use super::tests::{BLOCKING, COST, HEAP, IMAGE, RARE, REFUSED, SHRINK};
+use super::tests::{BACKING, BLOCKING, COST, HEAP, IMAGE, PREALLOCATE, RARE, REFUSED, SHRINK};
 
 lines! {
     "storage::block_on::block_on()" {
@@ -40,6 +40,18 @@ lines! {
     "blocking::Image::discard()" {
         "any byte, any length" [Test(BLOCKING, "blocking_calls_survive_power_cuts")];
         "past the end" [Test(REFUSED, "plain_calls_that_do_not_fit_are_refused_by_name")];
+    }
+    "blocking::Image::preallocate()" {
+        "any byte, any length" [
+            Test(PREALLOCATE, "taking_clusters_ahead_changes_nothing_that_is_read"),
+        ];
+        "past the end" [Test(PREALLOCATE, "the_space_of_growth_is_taken")];
+    }
+    "blocking::Image::copy_up()" {
+        "all of a disk" [Test(BACKING, "an_image_becomes_one_of_its_own")];
+    }
+    "blocking::Image::set_backing()" {
+        "any" [Test(BACKING, "an_image_comes_to_name_another_layer")];
     }
     "blocking::Image::grow()" {
         "with requests before and after" [Test(IMAGE, "reads_back_what_was_written")];

@@ -6,8 +6,8 @@ use qcow2_crashtest::sabotage::Target;
 use super::line::By::{Attack, Nothing, Test};
 use super::line::lines;
 use super::tests::{
-    BLOCK_DEVICE, CAMPAIGN, CHECK, GUEST_TRACE, IMAGE, INTEROP, LIMITED, RARE, REFUSED,
-    SUBCLUSTERS, VERSION_2,
+    BLOCK_DEVICE, CAMPAIGN, CHECK, GUEST_TRACE, IMAGE, INTEROP, LIMITED, MATRIX, PREALLOCATE, RARE,
+    REFUSED, SUBCLUSTERS, VERSION_2,
 };
 
 lines! {
@@ -33,6 +33,27 @@ lines! {
         "off" [Attack(Target::Rule(Rule::HeaderLast))] P4;
         "on, for version 2 or for smaller clusters" [
             Test(SUBCLUSTERS, "what_has_no_subclusters_is_refused"),
+        ];
+    }
+    "CreateOptions.preallocation" {
+        "each, in every kind of image" [
+            Test(PREALLOCATE, "a_preallocated_image_never_grows"),
+            Test(MATRIX, "every_pair_of_options_goes_both_ways"),
+        ];
+        "of clusters, and of zeroes, under power cuts" [
+            Attack(Target::Rule(Rule::HeaderLast)),
+        ] P4 P2;
+        "over a layer" [Test(PREALLOCATE, "over_a_layer_it_takes_extended_entries")];
+        "on a device that keeps what it held" [
+            Test(PREALLOCATE, "stale_space_does_not_come_to_light"),
+        ];
+        "more than refcounts can count" [
+            Test(PREALLOCATE, "more_than_a_refcount_table_counts_is_refused"),
+        ];
+    }
+    "create::PIECE" {
+        "longer tables, more zeroes" [
+            Test(PREALLOCATE, "a_preallocated_image_never_grows"),
         ];
     }
     "CreateOptions.cluster_bits" {

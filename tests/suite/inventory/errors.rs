@@ -7,8 +7,8 @@ use qcow2_crashtest::workload::FaultKind;
 use super::line::By::{Damage, Fault, Nothing, Probe as Met, Test};
 use super::line::lines;
 use super::tests::{
-    CHECK, CORPUS, DAMAGE, FILE, INTEROP, LIMITED, MALFORMED, MUTANTS, REAL_FILE, REFUSED, RETRY,
-    SNAPSHOTS, TABLES,
+    BACKING, CHECK, CORPUS, DAMAGE, FILE, INTEROP, LIMITED, MALFORMED, MUTANTS, REAL_FILE, REFUSED,
+    RETRY, SNAPSHOTS, TABLES,
 };
 
 lines! {
@@ -111,6 +111,13 @@ lines! {
     }
     "IoError::Full" {
         "told" [Test(LIMITED, "the_largest_refcount_table_grows_no_more")];
+    }
+    "IoError::Backing" {
+        "no room, what would move, no layer" [
+            Test(BACKING, "an_image_comes_to_name_another_layer"),
+            Test(BACKING, "extensions_that_would_move_are_not_touched"),
+            Test(BACKING, "an_image_without_a_layer_gets_none"),
+        ];
     }
     "IoError::Resize" {
         "told" [Test(REFUSED, "requests_that_do_not_fit_are_refused_by_name")];

@@ -20,8 +20,8 @@ use super::plans::{
     some, takes_a_short_last_cluster,
 };
 use super::tests::{
-    BLOCKING, CORPUS, COST, GROW, IMAGE, RARE, REAL_FILE, REFUSED, RETRY, SHRINK, SHUTTLE, TABLES,
-    WRONG,
+    BACKING, BLOCKING, CORPUS, COST, GROW, IMAGE, INTEROP, MATRIX, PREALLOCATE, RARE, REAL_FILE,
+    REFUSED, RETRY, SHRINK, SHUTTLE, TABLES, WRONG,
 };
 
 lines! {
@@ -216,6 +216,57 @@ lines! {
         "of nothing, past the end, or not in units" [
             Test(REFUSED, "requests_that_do_not_fit_are_refused_by_name"),
         ];
+    }
+    "Preallocation::Off" {
+        "of an image in use" [Test(PREALLOCATE, "nothing_is_taken_without_a_mode")];
+    }
+    "Preallocation::Metadata" {
+        "of data, zeroes and nothing" [Explored(Symbol::PreallocateAB), Shaped(Shape::Ahead)] P0 P2 P4;
+        "over a layer" [Plans(8, |plan| {
+            plan.geometry.below.is_some() && some(plan, |op, _| matches!(op, Op::Preallocate { .. }))
+        })] P0 P1 P2;
+    }
+    "Preallocation::Falloc" {
+        "of data, zeroes and nothing" [Shaped(Shape::Ahead)] P0 P2 P4;
+    }
+    "Preallocation::Full" {
+        "of data, zeroes and nothing" [
+            Explored(Symbol::PreallocateAll),
+            Shaped(Shape::Ahead),
+        ] P0 P2 P4;
+    }
+    "Image::preallocate()" {
+        "what is written afterwards takes nothing" [
+            Test(PREALLOCATE, "taking_clusters_ahead_changes_nothing_that_is_read"),
+        ];
+        "of what a disk has grown by" [
+            Test(PREALLOCATE, "the_space_of_growth_is_taken"),
+            Test(MATRIX, "every_pair_of_options_goes_both_ways"),
+        ];
+        "beside other requests" [
+            Plans(8, |plan| beside_others(plan, |op| matches!(op, Op::Preallocate { .. }))),
+        ] P0 P1;
+        "of subclusters" [Plans(4, |plan| {
+            plan.geometry.extended_l2 && some(plan, |op, _| matches!(op, Op::Preallocate { .. }))
+        })] P0 P2;
+        "past the end" [Test(PREALLOCATE, "the_space_of_growth_is_taken")];
+    }
+    "Image::copy_up()" {
+        "all of a disk" [Test(BACKING, "an_image_becomes_one_of_its_own")];
+        "a part, as a read does" [Shaped(Shape::CopyOnRead), Explored(Symbol::ReadPartOfB)] P0 P2 P4;
+        "past the end" [Test(BACKING, "an_image_becomes_one_of_its_own")];
+    }
+    "Image::set_backing()" {
+        "a name past the first 512 bytes, and in them" [
+            Attack(Target::Rule(Rule::NameBeforeHeader)),
+            Test(BACKING, "an_image_comes_to_name_another_layer"),
+        ] P10;
+        "none" [
+            Attack(Target::Rule(Rule::NameBeforeHeader)),
+            Test(BACKING, "an_image_becomes_one_of_its_own"),
+        ] P10;
+        "by QEMU too" [Test(INTEROP, "layers_are_renamed_both_ways")];
+        "no room for it" [Test(BACKING, "an_image_comes_to_name_another_layer")];
     }
     "Image::grow()" {
         "within the last cluster" [Plans(20, |plan| {

@@ -2,16 +2,17 @@
 
 use model::case::Step;
 use qcow2_core::{Barrier, Rule};
+use qcow2_crashtest::explore::alphabet::Symbol;
 use qcow2_crashtest::probe::Probe;
 use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::workload::Shape;
 
 use super::line::By::{
-    Attack, Nothing, Plans, Probe as Met, Shape as Shaped, Step as Recovery, Test,
+    Attack, Explored, Nothing, Plans, Probe as Met, Shape as Shaped, Step as Recovery, Test,
 };
 use super::line::lines;
 use super::plans::page;
-use super::tests::{CAMPAIGN, GUEST_TRACE, IMAGE, LIMITED, RARE, REFUSED, VERSION_2};
+use super::tests::{CAMPAIGN, GUEST_TRACE, IMAGE, LAYERS, LIMITED, RARE, REFUSED, VERSION_2};
 
 lines! {
     "OpenOptions.writable" {
@@ -45,6 +46,17 @@ lines! {
         "on, and the device takes none" [
             Plans(15, |plan| plan.open.pass_discard && !plan.device.can_discard),
         ] P2 P8;
+    }
+    "OpenOptions.copy_on_read" {
+        "on, over a layer" [
+            Shaped(Shape::CopyOnRead),
+            Explored(Symbol::ReadPartOfB),
+            Test(LAYERS, "what_is_read_is_copied"),
+        ] P0 P1 P2 P9;
+        "on, and no room, or not to be changed" [Test(LIMITED, "a_read_does_not_need_its_copy")];
+        "off, over a layer" [
+            Plans(80, |plan| plan.geometry.below.is_some() && !plan.open.copy_on_read),
+        ] P0;
     }
     "OpenOptions.cache_pages" {
         "one" [Plans(250, |plan| plan.open.cache_pages == 1)] P1 P4 P7;

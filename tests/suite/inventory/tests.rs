@@ -1,6 +1,7 @@
 //! The files that have the tests which lines name.
 
 pub(super) const ALIGNED: &str = "qcow2-core/tests/aligned.rs";
+pub(super) const BACKING: &str = "qcow2-core/tests/backing.rs";
 pub(super) const BLOCKING: &str = "tests/fuzz/blocking.rs";
 pub(super) const BLOCK_DEVICE: &str = "tests/suite/block_device.rs";
 pub(super) const CACHE: &str = "qcow2-core/src/cache.rs";
@@ -25,6 +26,8 @@ pub(super) const LAYERS: &str = "qcow2-core/tests/layers.rs";
 pub(super) const LIMITED: &str = "qcow2-core/tests/limited.rs";
 pub(super) const MALFORMED: &str = "tests/suite/malformed.rs";
 pub(super) const MUTANTS: &str = "tests/suite/qemu_mutants/mod.rs";
+pub(super) const MATRIX: &str = "tests/suite/matrix.rs";
+pub(super) const PREALLOCATE: &str = "qcow2-core/tests/preallocate.rs";
 pub(super) const RARE: &str = "tests/suite/rare.rs";
 pub(super) const REAL_FILE: &str = "tests/suite/real_file.rs";
 pub(super) const REFCOUNT: &str = "qcow2-core/src/format/refcount.rs";

@@ -1,0 +1,355 @@
+//! Every kind of image, made by us and by QEMU, used by both.
+//!
+//! A kind is one value of each axis. Of any two axes every pair of values is in some kind, if there is an image with both; where there is
+//! none, both sides refuse it. Three values at once exclude each other in one case: space taken ahead over a layer takes extended entries.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use qcow2_core::blocking::{Image, check, create, create_over};
+use qcow2_core::storage::file::{Access, Existing, FileStorage};
+use qcow2_core::{
+    Backing, CreateOptions, FileLayers, Format, OpenOptions, Preallocation, Repair, Zeroing,
+};
+use qcow2_crashtest::qemu;
+use tempfile::TempDir;
+
+use crate::common::{Expected, Step, assert_clean, steps};
+
+/// The values of the axes, as QEMU spells them.
+const AXES: [(&str, &[&str]); 7] = [
+    ("cluster_size", &["512", "4096", "16384", "65536", "2097152"]),
+    ("compat", &["0.10", "1.1"]),
+    ("refcount_bits", &["1", "2", "4", "8", "16", "32", "64"]),
+    ("extended_l2", &["off", "on"]),
+    ("layer", &["none", "raw", "raw-longer", "qcow2", "qcow2-shorter"]),
+    ("lazy_refcounts", &["off", "on"]),
+    ("preallocation", &["off", "metadata", "falloc", "full"]),
+];
+
+/// One value for each axis, by its index.
+type Kind = [usize; AXES.len()];
+
+/// What a kind means.
+#[derive(Clone, Copy, Debug)]
+struct Meaning {
+    cluster: u64,
+    version: u32,
+    refcount_bits: u32,
+    extended: bool,
+    layer: &'static str,
+    lazy: bool,
+    ahead: &'static str,
+}
+
+impl Meaning {
+    fn of(kind: &Kind) -> Self {
+        let value = |axis: usize| AXES[axis].1[kind[axis]];
+        let number = |axis| value(axis).parse().unwrap();
+        Self {
+            cluster: number(0),
+            version: if value(1) == "0.10" { 2 } else { 3 },
+            refcount_bits: number(2) as u32,
+            extended: value(3) == "on",
+            layer: value(4),
+            lazy: value(5) == "on",
+            ahead: value(6),
+        }
+    }
+
+    /// Whether there is such an image.
+    fn exists(&self) -> bool {
+        let old = self.version == 2;
+        !(old && (self.refcount_bits != 16 || self.extended || self.lazy))
+            && !(self.extended && self.cluster < 16384)
+            && !(self.layer != "none" && self.ahead != "off" && !self.extended)
+    }
+
+    /// Bytes of the disk: some L2 tables of small clusters, some clusters of large ones; the last one is cut short.
+    fn size(&self) -> u64 {
+        self.cluster * (1 << 20 >> self.cluster.ilog2()).clamp(5, 300) - 512
+    }
+
+    fn ours(&self) -> CreateOptions {
+        CreateOptions::new(self.size())
+            .cluster_bits(self.cluster.ilog2())
+            .version(self.version)
+            .refcount_bits(self.refcount_bits)
+            .extended_l2(self.extended)
+            .lazy_refcounts(self.lazy)
+            .preallocation(match self.ahead {
+                "metadata" => Preallocation::Metadata,
+                "falloc" => Preallocation::Falloc,
+                "full" => Preallocation::Full,
+                _ => Preallocation::Off,
+            })
+    }
+}
+
+fn theirs(kind: &Kind, backing: Option<&Backing>) -> String {
+    let said = AXES.iter().zip(kind).filter(|((name, _), _)| *name != "layer");
+    let mut options: Vec<String> =
+        said.map(|((name, values), &value)| format!("{name}={}", values[value])).collect();
+    if let Some(Backing { name, format: Some(format), .. }) = backing {
+        let (name, format) = (String::from_utf8_lossy(name), String::from_utf8_lossy(format));
+        options.push(format!("backing_file={name},backing_fmt={format}"));
+    }
+    options.join(",")
+}
+
+/// Two values of two axes.
+type Pair = [(usize, usize); 2];
+
+fn pairs_of(kind: &Kind) -> impl Iterator<Item = Pair> + use<> {
+    let kind = *kind;
+    (0..kind.len()).flat_map(move |first| {
+        (first + 1..kind.len()).map(move |second| [(first, kind[first]), (second, kind[second])])
+    })
+}
+
+fn every_kind() -> impl Iterator<Item = Kind> {
+    let count: usize = AXES.iter().map(|(_, values)| values.len()).product();
+    (0..count).map(|mut index| {
+        AXES.map(|(_, values)| {
+            let value = index % values.len();
+            index /= values.len();
+            value
+        })
+    })
+}
+
+/// Kinds of images that have every pair of values that some image has, each time the one with most that are new; and one for each pair that
+/// no image has, all else as usual as it can be.
+fn kinds() -> (Vec<Kind>, Vec<Kind>) {
+    let (can, cannot): (Vec<Kind>, Vec<Kind>) =
+        every_kind().partition(|kind| Meaning::of(kind).exists());
+    let possible: BTreeSet<Pair> = can.iter().flat_map(pairs_of).collect();
+    let mut open = possible.clone();
+    let mut covering = Vec::new();
+    while !open.is_empty() {
+        let news = |kind: &&Kind| pairs_of(kind).filter(|pair| open.contains(pair)).count();
+        let best = *can.iter().max_by_key(news).expect("what is open is in some kind");
+        pairs_of(&best).for_each(|pair| {
+            open.remove(&pair);
+        });
+        covering.push(best);
+    }
+    // Version 3 with refcounts of 16 bits, in clusters of 64 KiB.
+    const USUAL: Kind = [3, 1, 4, 0, 0, 0, 0];
+    let distance =
+        |kind: &Kind| kind.iter().zip(USUAL).filter(|(one, usual)| **one != *usual).count();
+    let mut impossible = Vec::new();
+    let mut refused = BTreeSet::new();
+    let mut nearest = cannot;
+    nearest.sort_by_key(distance);
+    for kind in nearest {
+        let news: Vec<Pair> = pairs_of(&kind)
+            .filter(|pair| !possible.contains(pair) && !refused.contains(pair))
+            .collect();
+        if !news.is_empty() {
+            refused.extend(news);
+            impossible.push(kind);
+        }
+    }
+    // The three that exclude each other.
+    impossible.push([3, 1, 4, 0, 1, 0, 1]);
+    (covering, impossible)
+}
+
+/// A directory with an image, and perhaps a layer below it.
+struct Bench {
+    directory: TempDir,
+    image: PathBuf,
+    what: String,
+}
+
+impl Bench {
+    fn new(what: String) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image.qcow2");
+        Self { directory, image, what }
+    }
+
+    /// Makes the layer; what of it the guest can see of a disk of `size` bytes.
+    fn layer(&self, meaning: &Meaning, size: u64) -> (Option<Backing>, Vec<u8>) {
+        let bytes = match meaning.layer {
+            "none" => return (None, Vec::new()),
+            "raw" | "qcow2" => size,
+            "raw-longer" => size + 2 * meaning.cluster + 1024,
+            _ => size / 2 / 512 * 512,
+        };
+        let content: Vec<u8> = (0..bytes).map(|at| 1 + (at / 512 % 200) as u8).collect();
+        let raw = self.directory.path().join("base.raw");
+        fs::write(&raw, &content).unwrap();
+        if meaning.layer.starts_with("raw") {
+            return (Some(Backing::new("base.raw", Format::Raw)), content);
+        }
+        let path = self.directory.path().join("base.qcow2");
+        let args = ["convert", "-q", "-f", "raw", "-O", "qcow2"].map(PathBuf::from);
+        qemu::img(args.into_iter().chain([raw, path])).unwrap().success().unwrap();
+        (Some(Backing::new("base.qcow2", Format::Qcow2)), content)
+    }
+
+    fn create(&self, by_us: bool, kind: &Kind, backing: Option<&Backing>) -> Result<(), String> {
+        let meaning = Meaning::of(kind);
+        if by_us {
+            let storage = FileStorage::create(&self.image, Existing::Refuse).unwrap();
+            let created = match backing {
+                Some(backing) => create_over(&storage, &meaning.ours(), backing),
+                None => create(&storage, &meaning.ours()),
+            };
+            created.map_err(|error| error.to_string())
+        } else {
+            qemu::create(&self.image, meaning.size(), &theirs(kind, backing))
+                .map(drop)
+                .map_err(|error| error.to_string())
+        }
+    }
+
+    fn open(&self, options: OpenOptions) -> Image<FileStorage> {
+        let access = if options.writable { Access::ReadWrite } else { Access::ReadOnly };
+        let storage = FileStorage::open(&self.image, access).unwrap();
+        let mut layers = FileLayers::within(self.directory.path()).unwrap();
+        let opened = Image::open_chain(storage, &mut layers, options);
+        opened.unwrap_or_else(|error| panic!("{}: {error}", self.what))
+    }
+
+    /// Both checks find nothing, and both sides read what is expected.
+    fn assert_sound(&self, expected: &Expected) {
+        let what = &self.what;
+        let ours = check(&FileStorage::open(&self.image, Access::ReadOnly).unwrap(), Repair::None);
+        assert_clean(&ours.unwrap());
+        let theirs = qemu::check(&self.image).unwrap();
+        assert_eq!((theirs.code, theirs.check_errors), (0, 0), "{what}: {theirs:?}");
+        let raw = self.directory.path().join("expected.raw");
+        fs::write(&raw, &expected.bytes).unwrap();
+        qemu::compare(&self.image, &raw).unwrap_or_else(|error| panic!("{what}: {error}"));
+        expected.assert_read_from(&self.open(OpenOptions::read_only()));
+    }
+
+    /// Both sides say that so many guest clusters have host clusters.
+    fn assert_allocated(&self, clusters: u64) {
+        let ours = check(&FileStorage::open(&self.image, Access::ReadOnly).unwrap(), Repair::None);
+        let theirs = qemu::check(&self.image).unwrap();
+        let both = (ours.unwrap().allocated_clusters, theirs.allocated_clusters);
+        assert_eq!(both, (clusters, clusters), "{}", self.what);
+    }
+}
+
+/// One image of a kind, from its creation on: filled in turn by both, grown by one with its space taken, rebuilt by us.
+fn go(kind: &Kind, by_us: bool, number: usize) {
+    let meaning = Meaning::of(kind);
+    let maker = if by_us { "ours" } else { "QEMU's" };
+    let bench = Bench::new(format!("kind {number}, {maker}: {meaning:?}"));
+    let size = meaning.size();
+    let (backing, layer) = bench.layer(&meaning, size);
+    bench
+        .create(by_us, kind, backing.as_ref())
+        .unwrap_or_else(|error| panic!("{}: {error}", bench.what));
+    let mut expected = Expected::zeroes(size, meaning.cluster);
+    let shown = layer.len().min(expected.bytes.len());
+    expected.bytes[..shown].copy_from_slice(&layer[..shown]);
+    bench.assert_sound(&expected);
+    let clusters = size.div_ceil(meaning.cluster);
+    bench.assert_allocated(if meaning.ahead == "off" { 0 } else { clusters });
+    let space = fs::metadata(&bench.image).map(|file| blocks(&file) * 512).unwrap();
+    if matches!(meaning.ahead, "falloc" | "full") {
+        assert!(space >= size, "{}: {space} bytes are kept for it", bench.what);
+    } else if by_us {
+        assert!(space < size / 2 + (1 << 20), "{}: {space} bytes for nothing", bench.what);
+    }
+
+    for session in [by_us, !by_us] {
+        let seed = 2 * number as u64 + u64::from(session);
+        let mut done = steps(seed, 16, size, 2 * meaning.cluster.min(1 << 17));
+        if meaning.version == 2 && backing.is_some() {
+            // Nothing can say that the layer is hidden: we leave what it shows, they refuse.
+            done.retain(|step| !matches!(step, Step::Discard { .. }));
+        }
+        if session {
+            let image = bench.open(OpenOptions::new().copy_on_read(number.is_multiple_of(2)));
+            for step in &done {
+                step.apply(&image);
+                image.read(size / 2, &mut [0; 1024]).unwrap();
+            }
+            image.close().unwrap();
+        } else {
+            let commands: Vec<String> = done.iter().map(|step| step.command()).collect();
+            qemu::io(&bench.image, &commands).unwrap().success().unwrap();
+        }
+        done.iter().for_each(|&step| expected.apply(step));
+        bench.assert_sound(&expected);
+    }
+
+    let grown = size + 3 * meaning.cluster + 512;
+    // QEMU cannot hide a longer layer in version 2, and does not grow over one.
+    let hides = meaning.version == 2 && meaning.layer == "raw-longer";
+    if by_us || hides {
+        let image = bench.open(OpenOptions::new());
+        image.grow(grown).unwrap();
+        image.preallocate(size, grown - size, Preallocation::Falloc).unwrap();
+        image.close().unwrap();
+    } else {
+        let path = bench.image.to_str().unwrap();
+        let to = grown.to_string();
+        // Not falloc or full: QEMU refuses these where the file is longer than what is in use, as we leave it.
+        let args = ["resize", "-q", "--preallocation=metadata", "-f", "qcow2", path, to.as_str()];
+        qemu::img(args).unwrap().success().unwrap();
+    }
+    expected.bytes.resize(grown as usize, 0);
+    bench.assert_sound(&expected);
+    let image = bench.open(OpenOptions::new());
+    image.write_zeroes(0, grown, Zeroing::Keep).unwrap();
+    image.close().unwrap();
+    expected.bytes.fill(0);
+    bench.assert_sound(&expected);
+    let rebuilt =
+        check(&FileStorage::open(&bench.image, Access::ReadWrite).unwrap(), Repair::Rebuild);
+    assert!(rebuilt.unwrap().rebuilt, "{}", bench.what);
+    bench.assert_sound(&expected);
+}
+
+fn blocks(file: &fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    file.blocks()
+}
+
+/// Goal: every pair of values that an image can have is in one that both sides make and use, and what no image has is refused by both.
+/// Method: kinds that cover all pairs, made by either side; each is filled by both, grown with its space taken, zeroed and rebuilt, and
+/// after each step both check it and read it.
+#[test]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
+fn every_pair_of_options_goes_both_ways() {
+    let (covering, impossible) = kinds();
+    for (number, kind) in covering.iter().enumerate() {
+        for by_us in [true, false] {
+            go(kind, by_us, number);
+        }
+    }
+    for kind in &impossible {
+        for by_us in [true, false] {
+            let meaning = Meaning::of(kind);
+            let bench = Bench::new(format!("{meaning:?}"));
+            let (backing, _) = bench.layer(&meaning, meaning.size());
+            let refused = bench.create(by_us, kind, backing.as_ref());
+            assert!(refused.is_err(), "{}, by us: {by_us}", bench.what);
+        }
+    }
+}
+
+/// Goal: the kinds are those that are needed: every pair is in one or refused, and no kind is of both sorts.
+#[test]
+fn the_kinds_cover_every_pair() {
+    let (covering, impossible) = kinds();
+    let of = |kinds: &[Kind]| kinds.iter().flat_map(pairs_of).collect::<BTreeSet<Pair>>();
+    let all: BTreeSet<Pair> = every_kind().flat_map(|kind| pairs_of(&kind)).collect();
+    let both: BTreeSet<Pair> = of(&covering).union(&of(&impossible)).copied().collect();
+    assert_eq!(both, all);
+    assert!(covering.iter().all(|kind| Meaning::of(kind).exists()));
+    assert!(!impossible.iter().any(|kind| Meaning::of(kind).exists()));
+    assert!(covering.len() >= 5 * 7, "widths by clusters alone are so many");
+}
