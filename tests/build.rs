@@ -1,7 +1,7 @@
 //! Finds the programs that some tests need, and hashes the source of the crates, for certificates: the variable
 //! `SOURCE_HASHES` at compile time.
 //!
-//! Sets the cfgs `has_qemu` (qemu-img and qemu-io), `has_strace` and `has_e2fsck`; with the latter, the variable `E2FSCK_PATH` at compile
+//! Sets the cfgs `has_qemu` (qemu-img and qemu-io), `has_strace`, `has_bash` and `has_e2fsck`; with the latter, the variable `E2FSCK_PATH` at compile
 //! time, because e2fsck lives in a directory that is rarely in PATH. The same with `has_loop_devices` and `LOSETUP_PATH`.
 
 #[path = "build/programs.rs"]
@@ -45,6 +45,7 @@ fn main() {
     let path = search_path();
     require("has_qemu", &["qemu-img", "qemu-io"], &path, "qemu-utils");
     require("has_strace", &["strace"], &path, "strace");
+    require("has_bash", &["bash"], &path, "bash");
     let everywhere: Vec<PathBuf> =
         path.into_iter().chain(SYSTEM_DIRECTORIES.map(PathBuf::from)).collect();
     if let [e2fsck] = &require("has_e2fsck", &["e2fsck"], &everywhere, "e2fsprogs")[..] {

@@ -1,9 +1,9 @@
-//! Mutants of the judge.
+//! Mistakes that can be put into the judge.
 //!
 //! A judge that finds nothing proves nothing until it is shown that it would have found something. Each variant here is one
 //! deliberate mistake that such a judge could make; it is injected by value into one [`Guest`](crate::guest::Guest),
-//! [`Auditor`](crate::audit::Auditor) or [`Judge`](crate::judge::Judge), and the test `mutants` shows which of this crate's
-//! examinations notices it. A mutant that survives is a hole in the examinations.
+//! [`Auditor`](crate::audit::Auditor) or [`Judge`](crate::judge::Judge), and the test
+//! `exam every_mutant_is_killed` shows which of this crate's examinations notices it. One that survives is a hole in the examinations.
 
 /// One deliberate mistake, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -58,7 +58,9 @@
 //! | [`Image::open`] | a dirty image has been repaired, durably |
 //! | [`Image::write`] | the data is there for whoever reads; durable after the next flush |
 //! | the same, [`Through`](storage::Durability::Through) | the data is durable, and so is all that it takes to find it |
-//! | [`Image::write_zeroes`], [`Image::discard`] | as `write`; what was discarded in whole clusters reads as zeroes |
+//! | [`Image::write_zeroes`], [`Image::discard`] | as `write`; what was discarded in whole clusters reads as zeroes (in version 2 over a layer it stays as it is) |
+//! | [`Image::preallocate`], [`Image::copy_up`] | a write there takes no cluster, or needs no layer; nothing reads as anything else, before or after |
+//! | [`Image::set_backing`] | the image names the new layer, durably; until then the one of before |
 //! | [`Image::flush`] | every request that had completed when it was called is durable |
 //! | [`Image::grow`], [`Image::shrink`] | the new size is durable; after a power cut before that it is the old one or the new one |
 //! | [`Image::close`] | as `flush`; refcounts are written and the image is marked clean, so that the next open has nothing to repair |
@@ -68,7 +70,7 @@
 //!
 //! *Two requests at once* on the same bytes happen in some order. Only one that has returned comes before one that is called then.
 //!
-//! *Dropping an image* does no I/O: it is a power cut without the power cut, and what the last flush covered is there at the next open.
+//! *Dropping an image* does no I/O: what the last flush covered is there at the next open, as after a power cut.
 //! *Dropping a future* of a request leaves what it was to change old, new, or a mixture by units; the image goes on, and whoever comes
 //! to the same place waits until the storage has [settled](storage::Storage::settle).
 //!
@@ -92,8 +94,10 @@
 //! - [`check()`]: check and repair of an image that nobody has open.
 //! - [`blocking`]: the same with plain calls.
 //!
-//! Images of version 2 and 3 are complete here, with standard L2 entries and with extended ones. So are layers below an image:
-//! [`open_chain()`]. Internal snapshots, compression, encryption, external data files and persistent bitmaps are refused by name.
+//! Images of version 2 and 3 are read, written, checked and repaired here, with standard L2 entries and with extended ones, and over layers:
+//! [`open_chain()`]. Encryption, external data files and internal snapshots are refused at open, by name; a compressed cluster fails the
+//! request that meets it. Persistent bitmaps are not kept up: opening for writing gives them up, and their clusters leak until a repair;
+//! read-only leaves them alone.
 
 mod alloc;
 mod backing;

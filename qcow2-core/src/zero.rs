@@ -161,9 +161,9 @@ impl<S: Storage> Image<S> {
             let written =
                 mutant!(self.options.rules, ZeroesNotWrittenOverLayer => whole.start; written);
             self.zero_part(whole.start * size, (written * size).min(end), size).await?;
-            self.zero_clusters(written..whole.end, how).await?;
+            let done = self.zero_clusters(written..whole.end, end, how).await?;
             mutant!(self.options.rules, ZeroTailKept => (); {
-                self.zero_part(whole.end * size, end, size).await?;
+                self.zero_part(done * size, end, size).await?;
             });
         }
         let through = self.options.write_through;
@@ -178,7 +178,7 @@ impl<S: Storage> Image<S> {
     /// As [`Image::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
         let whole = self.whole_clusters(offset, len).await?;
-        self.zero_clusters(whole, Zeroing::Free).await?;
+        self.zero_clusters(whole, offset + len, Zeroing::Free).await?;
         if self.options.write_through { self.flush().await } else { Ok(()) }
     }
 
@@ -201,18 +201,32 @@ impl<S: Storage> Image<S> {
         Ok(start..whole_end)
     }
 
-    async fn zero_clusters(&self, mut clusters: Range<u64>, how: Zeroing) -> Result<(), IoError> {
+    /// Lets whole guest clusters of a request that ends at byte `end` read as zeroes, and says before which one it has done so.
+    async fn zero_clusters(
+        &self,
+        mut clusters: Range<u64>,
+        end: u64,
+        how: Zeroing,
+    ) -> Result<u64, IoError> {
         if clusters.is_empty() {
-            return Ok(());
+            return Ok(clusters.end);
         }
         let _claim = self.claim(Resource::Guest(clusters.clone())).await?;
-        // The disk may have become smaller while the claim was waited for.
-        let last = (clusters.end - 1) * self.cluster_size;
-        self.now(|state| state.check_range(last, UNIT as u64))?;
+        // The disk may have become smaller while the claim was waited for; or larger, and then a last cluster that was cut short is not
+        // whole any more: somebody may have written to what there is of it now.
+        let last = clusters.end - 1;
+        let disk = self.now(|state| {
+            state.check_range(last * self.cluster_size, UNIT as u64).map(|()| state.header.size)
+        })?;
+        if mutant!(self.options.rules, GrownClusterZeroed => false; end < disk.min(clusters.end * self.cluster_size))
+        {
+            clusters.end = last;
+        }
+        let done = clusters.end;
         while !clusters.is_empty() {
             self.zero_step(&mut clusters, how).await?;
         }
-        Ok(())
+        Ok(done)
     }
 
     /// One step of that under a claim.

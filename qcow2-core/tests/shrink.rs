@@ -192,3 +192,65 @@ fn sizes_that_do_not_fit_are_refused() {
     let image = Image::open(storage, OpenOptions::read_only()).expect("in order");
     assert!(matches!(image.shrink(0), Err(IoError::ReadOnly)));
 }
+
+/// Goal: what an interrupted shrink left does not come to light when another program makes the disk larger. Method: a disk that was written
+/// all over, with a smaller size in its header, within a table and before one; after a session with one change the old size is put back.
+#[test]
+fn what_was_left_is_cleared_by_the_next_session() {
+    for (extended, bits) in [(false, 9), (false, 12), (true, 14)] {
+        let cluster = 1usize << bits;
+        let per_table = if extended { cluster / 16 } else { cluster / 8 };
+        let size = (2 * per_table + 9) * cluster;
+        for small in [cluster + 512, per_table * cluster, (per_table + 3) * cluster] {
+            let what = format!("{cluster} B, {small} of {size}");
+            let storage = MemoryStorage::default();
+            let options = CreateOptions::new(size as u64).cluster_bits(bits).extended_l2(extended);
+            create(&storage, &options).expect("there is room");
+            let image = Image::open(storage.clone(), OpenOptions::new()).expect("in order");
+            image.write(0, &vec![7; size]).expect("there is room");
+            image.close().expect("nothing fails");
+            let says = |size: usize| {
+                let size = (size as u64).to_be_bytes();
+                storage.with(|file| file[24..32].copy_from_slice(&size));
+            };
+            says(small);
+            let image = Image::open(storage.clone(), OpenOptions::new()).expect("in order");
+            image.write(0, &[8; 512]).expect("it is in place");
+            let mut found = vec![0; small];
+            image.read(0, &mut found).expect("nothing fails");
+            assert!(found[..512] == [8; 512] && found[512..].iter().all(|&byte| byte == 7));
+            image.close().expect("nothing fails");
+            let report = check(&storage, Repair::None).expect("an image");
+            assert!(report.findings.is_empty(), "{what}: {report:?}");
+            says(size);
+            let image = Image::open(storage.clone(), OpenOptions::read_only()).expect("in order");
+            let mut found = vec![0xee; size];
+            image.read(0, &mut found).expect("nothing fails");
+            let whole = small.next_multiple_of(cluster);
+            let lit = found[whole..].iter().position(|&byte| byte != 0);
+            assert_eq!(lit, None, "{what}");
+        }
+    }
+}
+
+/// Goal: a request within the disk does not fail because of what is past its end. Method: an entry there that makes no sense.
+#[test]
+fn what_makes_no_sense_past_the_end_stays() {
+    let storage = MemoryStorage::default();
+    create(&storage, &CreateOptions::new(64 << 10).cluster_bits(12)).expect("there is room");
+    let image = Image::open(storage.clone(), OpenOptions::new()).expect("in order");
+    image.write(0, &vec![7; 64 << 10]).expect("there is room");
+    image.close().expect("nothing fails");
+    let word = |at: usize| {
+        storage.with(|file| u64::from_be_bytes(file[at..at + 8].try_into().expect("eight")))
+    };
+    let table = (word(word(40) as usize) & !(1 << 63)) as usize;
+    storage.with(|file| {
+        file[24..32].copy_from_slice(&(8u64 << 10).to_be_bytes());
+        file[table + 24..table + 32].copy_from_slice(&0x123u64.to_be_bytes());
+    });
+    let image = Image::open(storage.clone(), OpenOptions::new()).expect("in order");
+    image.write(512, &[8; 1024]).expect("it is in place");
+    image.close().expect("nothing fails");
+    assert_eq!(word(table + 24), 0x123);
+}

@@ -51,6 +51,7 @@ fn no_power_cut_loses_anything() {
     };
     let outputs = Outputs {
         corpus: Some(corpus::folder()),
+        certificates: Some(corpus::folder().join("certificates")),
         all_probes: seconds >= 60 && settings.profile == Profile::TornLength,
         ..Outputs::default()
     };

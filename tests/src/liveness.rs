@@ -2,7 +2,7 @@
 //!
 //! **P7.** On what a recovery left, once no I/O fails any more: repair, open, write every guest unit, flush, close, and read
 //! it all back, within [`IOS`] storage operations and [`IOS_PER_CLUSTER`] more for each cluster of the file and of the guest's
-//! disk. An implementation that never allocates again, or walks all tables for each request, does not pass. Emptied and filled
+//! disk, and some for what takes several transfers. An implementation that never allocates again, or walks all tables for each request, does not pass. Emptied and filled
 //! again, the file does not get longer; and what is closed at the end has no flaw.
 //!
 //! **P9.** What a crash can leak is what has a count and no reference on the medium, and that is bounded by the requests whose
@@ -164,10 +164,11 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     let remains = direct.power_off();
     let clusters = u64::from(remains.disk.extent()).div_ceil(geometry.cluster_units());
     let per_cluster = if session.write_through { IOS_WRITTEN_THROUGH } else { IOS_PER_CLUSTER };
-    // A cluster takes several transfers on some devices, and is looked at by the repair and by opening, and written.
-    let transfers = cluster / remains.disk.limits().max_transfer as u64;
-    let per_cluster = per_cluster + (3 * transfers).saturating_sub(2);
-    let most = IOS + per_cluster * (clusters + size.div_ceil(cluster));
+    let of_disk = size.div_ceil(cluster);
+    // A cluster takes several transfers on some devices: data when it is written, a table when the repair and opening look at it, too.
+    let more = (cluster / remains.disk.limits().max_transfer as u64).saturating_sub(1);
+    let tables = tables(geometry, of_disk, clusters);
+    let most = IOS + per_cluster * (clusters + of_disk) + more * (of_disk + 3 * tables);
     if ios > most {
         let story = format!("{ios} storage operations, more than {most}");
         return Err(fail("unbounded-work", story));
@@ -177,6 +178,15 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
         audit_closed(subject, session, geometry, &remains.disk, size)?;
     }
     Ok(WentOn { ios, most, refilled: !lengths.is_empty() })
+}
+
+/// Clusters of tables of an image with a disk and a file of so many clusters, the header among them; twice, because tables move.
+fn tables(geometry: &Geometry, of_disk: u64, of_file: u64) -> u64 {
+    let l2 = of_disk.div_ceil(geometry.l2_entries());
+    let l1 = (8 * l2).div_ceil(geometry.cluster_size());
+    let blocks = of_file.div_ceil(geometry.block_entries());
+    let refcount_table = (8 * blocks).div_ceil(geometry.cluster_size());
+    2 * (1 + l1 + l2 + refcount_table + blocks)
 }
 
 /// P6 of what was closed after that: nothing is wrong with it, nothing is leaked, and it holds what was written.
@@ -290,7 +300,7 @@ impl Exposure {
         let mut taken = 0;
         let mut moved = 0;
         let settled = self.settled();
-        // What a growth finds past the end of the disk, and clears.
+        // What the first change of a session, or a growth, finds past the end of the disk and clears.
         let left = || {
             let most = self.largest.max(size);
             let cut = self.half_shrunk.map_or(0, |to| most.saturating_sub(to));
@@ -326,7 +336,7 @@ impl Exposure {
                 // The new table has room for the disk that was asked for.
                 Op::Grow { to } => {
                     moved += l1 + (to.div_ceil(covered) * 8).div_ceil(cluster);
-                    taken += hides(to) + left();
+                    taken += hides(to);
                 }
                 // All that is cut off, and its tables.
                 Op::Shrink { to } => {
@@ -341,6 +351,7 @@ impl Exposure {
         if taken + moved == 0 {
             return 0;
         }
+        taken += left();
         let counts_in_block = (cluster * 8) >> geometry.refcount_order;
         let blocks = 1 + (taken + moved).div_ceil(counts_in_block);
         // A part of the new L1 table, up to where a block has to come first, and the whole of it behind that.

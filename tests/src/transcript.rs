@@ -125,6 +125,7 @@ mod tests {
                             \n```console\n$ true | false\nkept\n```\n";
 
     #[test]
+    #[cfg_attr(not(has_bash), ignore = "bash is not installed")]
     fn what_a_command_prints_takes_the_place_of_what_it_printed() {
         let found = transcripts(DOCUMENT).unwrap();
         let seen: Vec<_> = found.iter().map(|it| (it.section, it.command, it.output)).collect();
@@ -141,6 +142,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(has_bash), ignore = "bash is not installed")]
     fn what_fails_or_prints_nothing_is_not_kept() {
         let fault = |command| run(command, Path::new("/")).unwrap_err();
         assert!(

@@ -3,12 +3,18 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use model::case::Status;
 use qcow2_crashtest::corpus;
 use qcow2_crashtest::replay::{Verdict, replay, subject_of};
+
+/// Sends a signal, as every shell can without another program.
+fn send(signal: &str, id: &str) -> ExitStatus {
+    let sent = Command::new("sh").args(["-c", r#"kill -s "$0" "$1""#, signal, id]).status();
+    sent.expect("a shell is there")
+}
 
 fn campaign(words: &str, folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_campaign"));
@@ -34,8 +40,8 @@ fn signalled(mut command: Command, signals: &[&str], ready: impl Fn() -> bool) -
     assert!(waited, "it never got there");
     for signal in signals {
         let id = child.id().to_string();
-        let sent = Command::new("kill").args(["-s", signal, &id]).status();
-        assert!(sent.expect("kill is there").success());
+        let sent = send(signal, &id);
+        assert!(sent.success());
         pause();
     }
     let status = child.wait().expect("it ends");
@@ -120,7 +126,7 @@ fn what_was_found_outlives_its_shortening() {
                 }
                 for signal in signals {
                     let id = child.id().to_string();
-                    Command::new("kill").args(["-s", signal, &id]).status().unwrap();
+                    send(signal, &id);
                 }
                 assert!(!child.wait().unwrap().success());
             }

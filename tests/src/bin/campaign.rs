@@ -42,7 +42,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run random cases and judge what every power cut leaves.
+    /// Run random cases and judge a sample of what power cuts leave.
     #[command(
         after_help = "Example: cargo campaign run --profile torn-length --seconds 600 --refcounts lazy --tasks 4"
     )]
@@ -100,7 +100,7 @@ enum Verb {
         of: KeptFiles,
     },
     /// Run the commands that README.md and EVIDENCE.md show, and put what they print in the place of what they printed.
-    #[command(after_help = "Example: cargo campaign evidence 'Every flush is needed'")]
+    #[command(after_help = "Example: cargo campaign evidence 'Every flush is missed'")]
     Evidence(EvidenceCommand),
 }
 

@@ -34,7 +34,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run random cases and judge what every power cut leaves.
+    /// Run random cases and judge a sample of what power cuts leave.
     Run(Run),
     /// Explore every power cut in every small workload.
     Explore(Explore),
