@@ -98,7 +98,7 @@ impl<S: Storage> WriteMap<'_, S> {
                 true => bytes.start.max(cluster * size)..bytes.end.min(end),
                 false => end..end,
             };
-            self.resolve_clusters(cluster..cluster + 1, part, false).await?;
+            self.resolve(cluster..cluster + 1, part, false).await?;
         }
         self.commit().await
     }

@@ -62,7 +62,7 @@ impl<S: Storage> WriteMap<'_, S> {
         // The disk may have become smaller while the claim was waited for.
         self.image.now(|state| state.check_range(inside.start, inside.end - inside.start))?;
         let end = clusters.end * self.image.cluster_size;
-        self.resolve_clusters(clusters, end..end, false).await?;
+        self.resolve(clusters, end..end, false).await?;
         self.commit().await
     }
 

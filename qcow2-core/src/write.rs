@@ -218,7 +218,9 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
-        if let Err(error) = map.resolve(offset, len, true).await {
+        if let Err(error) =
+            map.resolve(self.clusters(offset, len), offset..offset + len, true).await
+        {
             return (buf, Err(error));
         }
         let direct = through && map.is_mapped_durably(offset, len).await;
@@ -268,7 +270,7 @@ impl<S: Storage> Image<S> {
     /// As [`Image::write`].
     pub async fn map_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
         let mut map = self.claim_to_write(offset, len).await?;
-        map.resolve(offset, len, true).await?;
+        map.resolve(self.clusters(offset, len), offset..offset + len, true).await?;
         Ok(map)
     }
 
@@ -280,7 +282,7 @@ impl<S: Storage> Image<S> {
     ) -> Result<WriteMap<'_, S>, IoError> {
         let claim = self.claim(Resource::Guest(self.clusters(offset, len))).await?;
         let mut map = WriteMap::new(self, claim);
-        map.resolve(offset, len, false).await?;
+        map.resolve(self.clusters(offset, len), offset..offset.saturating_add(len), false).await?;
         Ok(map)
     }
 
@@ -338,16 +340,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         Self { image, claim, extents, links, runs, purpose: Purpose::Write }
     }
 
-    /// Finds or takes host clusters for the range that was claimed; `inside` the disk, which may have become smaller while the claim
-    /// was waited for.
-    async fn resolve(&mut self, offset: u64, len: u64, inside: bool) -> Result<(), IoError> {
-        let end = offset.saturating_add(len);
-        let clusters = self.image.clusters(offset, len);
-        self.resolve_clusters(clusters, offset..end, inside).await
-    }
-
-    /// The same for these guest clusters, of which the caller writes `bytes`: what it leaves of a new one is filled.
-    pub(crate) async fn resolve_clusters(
+    /// Finds or takes host clusters for these guest clusters, which were claimed and of which the caller writes `bytes`: what it leaves of a
+    /// new one is filled. They are `inside` the disk, which may have become smaller while the claim was waited for, or may lie past it.
+    pub(crate) async fn resolve(
         &mut self,
         clusters: Range<u64>,
         bytes: Range<u64>,
@@ -355,18 +350,18 @@ impl<'a, S: Storage> WriteMap<'a, S> {
     ) -> Result<(), IoError> {
         let image = self.image;
         let size = image.cluster_size;
-        let Range { start: offset, end } = bytes.clone();
+        let (offset, end) = (bytes.start, bytes.end);
         let wanted = Wanted { bytes, purpose: self.purpose };
         let mut targets = Targets::new();
         let mut cluster = clusters.start;
         while cluster < clusters.end {
-            let some = cluster..clusters.end;
+            let (first, last) = (cluster, clusters.end);
             let find = |state: &mut State| {
                 let inside = mutant!(state.rules, WaitedPastNewEnd => false; inside);
                 if inside && end > state.header.size {
                     state.check_range(offset, end - offset)?;
                 }
-                state.write_targets(some.clone(), &wanted, &mut targets)
+                state.write_targets(first..last, &wanted, &mut targets)
             };
             image.decide(find).await?;
             let mut rest = &targets[..];
@@ -512,13 +507,12 @@ impl<'a, S: Storage> WriteMap<'a, S> {
     pub(crate) fn add_extent(&mut self, cluster: u64, host: u64, offset: u64, end: u64, size: u64) {
         let from = (cluster * size).max(offset);
         let to = ((cluster + 1) * size).min(end);
-        if from >= to {
-            return;
-        }
+        // What is only to have a cluster has nothing to be written.
+        let Some(len) = to.checked_sub(from).filter(|&len| len > 0) else { return };
         let host = host + from % size;
         match self.extents.last_mut() {
-            Some(last) if last.host + last.len == host => last.len += to - from,
-            _ => self.extents.push(WriteExtent { len: to - from, host }),
+            Some(last) if last.host + last.len == host => last.len += len,
+            _ => self.extents.push(WriteExtent { len, host }),
         }
     }
 
