@@ -92,13 +92,9 @@ impl<S: Storage> WriteMap<'_, S> {
             if image.decide(shows).await? == 0 {
                 continue;
             }
-            // Of a whole cluster nothing is left for anybody else to write.
-            let end = (cluster + 1) * size;
-            let part = match image.now(|state| state.extended) {
-                true => bytes.start.max(cluster * size)..bytes.end.min(end),
-                false => end..end,
-            };
-            self.resolve(cluster..cluster + 1, part, false).await?;
+            let from = bytes.start.max(cluster * size);
+            let until = bytes.end.min((cluster + 1) * size);
+            self.resolve(from, until - from, false).await?;
         }
         self.commit().await
     }

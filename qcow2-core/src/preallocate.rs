@@ -43,10 +43,9 @@ impl<S: Storage> Image<S> {
         let mut at = offset;
         loop {
             let piece = at..end.min((at / size + AT_ONCE).saturating_mul(size));
-            let clusters = self.clusters(piece.start, piece.end - piece.start);
             let mut map = self.claim_to_write(piece.start, piece.end - piece.start).await?;
             map.purpose = Purpose::Keep(how);
-            map.reserve(clusters, piece.clone()).await?;
+            map.reserve(piece.clone()).await?;
             at = piece.end;
             if at >= end {
                 break;
@@ -57,12 +56,12 @@ impl<S: Storage> Image<S> {
 }
 
 impl<S: Storage> WriteMap<'_, S> {
-    /// Maps these clusters without writing anything of the caller's.
-    async fn reserve(mut self, clusters: Range<u64>, inside: Range<u64>) -> Result<(), IoError> {
+    /// Maps the clusters of a range without writing anything of the caller's.
+    async fn reserve(mut self, bytes: Range<u64>) -> Result<(), IoError> {
         // The disk may have become smaller while the claim was waited for.
-        self.image.now(|state| state.check_range(inside.start, inside.end - inside.start))?;
-        let end = clusters.end * self.image.cluster_size;
-        self.resolve(clusters, end..end, false).await?;
+        let (offset, len) = (bytes.start, bytes.end - bytes.start);
+        self.image.now(|state| state.check_range(offset, len))?;
+        self.resolve(offset, len, false).await?;
         self.commit().await
     }
 

@@ -218,9 +218,7 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
-        if let Err(error) =
-            map.resolve(self.clusters(offset, len), offset..offset + len, true).await
-        {
+        if let Err(error) = map.resolve(offset, len, true).await {
             return (buf, Err(error));
         }
         let direct = through && map.is_mapped_durably(offset, len).await;
@@ -270,7 +268,7 @@ impl<S: Storage> Image<S> {
     /// As [`Image::write`].
     pub async fn map_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
         let mut map = self.claim_to_write(offset, len).await?;
-        map.resolve(self.clusters(offset, len), offset..offset + len, true).await?;
+        map.resolve(offset, len, true).await?;
         Ok(map)
     }
 
@@ -282,7 +280,7 @@ impl<S: Storage> Image<S> {
     ) -> Result<WriteMap<'_, S>, IoError> {
         let claim = self.claim(Resource::Guest(self.clusters(offset, len))).await?;
         let mut map = WriteMap::new(self, claim);
-        map.resolve(self.clusters(offset, len), offset..offset.saturating_add(len), false).await?;
+        map.resolve(offset, len, false).await?;
         Ok(map)
     }
 
@@ -340,18 +338,24 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         Self { image, claim, extents, links, runs, purpose: Purpose::Write }
     }
 
-    /// Finds or takes host clusters for these guest clusters, which were claimed and of which the caller writes `bytes`: what it leaves of a
-    /// new one is filled. They are `inside` the disk, which may have become smaller while the claim was waited for, or may lie past it.
+    /// Finds or takes host clusters for the range that was claimed; `inside` the disk, which may have become smaller while the claim
+    /// was waited for.
     pub(crate) async fn resolve(
         &mut self,
-        clusters: Range<u64>,
-        bytes: Range<u64>,
+        offset: u64,
+        len: u64,
         inside: bool,
     ) -> Result<(), IoError> {
         let image = self.image;
         let size = image.cluster_size;
-        let (offset, end) = (bytes.start, bytes.end);
-        let wanted = Wanted { bytes, purpose: self.purpose };
+        let clusters = image.clusters(offset, len);
+        let (mut offset, mut end) = (offset, offset.saturating_add(len));
+        let has_parts = self.purpose == Purpose::CopyUp && image.now(|state| state.extended);
+        if self.purpose != Purpose::Write && !has_parts {
+            // Nothing of it is the caller's to write, so all of a new cluster is filled.
+            (offset, end) = (clusters.end * size, clusters.end * size);
+        }
+        let wanted = Wanted { bytes: offset..end, purpose: self.purpose };
         let mut targets = Targets::new();
         let mut cluster = clusters.start;
         while cluster < clusters.end {
