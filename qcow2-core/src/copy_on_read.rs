@@ -67,8 +67,7 @@ impl<S: Storage> Image<S> {
         let mut at = offset;
         while at < stop {
             let end = stop.min((at / size + AT_ONCE).saturating_mul(size));
-            let mut map = self.claim_to_write(at, end - at).await?;
-            map.purpose = Purpose::CopyUp;
+            let map = self.claim_to_write(at, end - at).await?;
             map.copy_up(at..end).await?;
             at = end;
         }
@@ -94,7 +93,7 @@ impl<S: Storage> WriteMap<'_, S> {
             }
             let from = bytes.start.max(cluster * size);
             let until = bytes.end.min((cluster + 1) * size);
-            self.resolve(from, until - from, false).await?;
+            self.resolve(from, until - from, false, Purpose::CopyUp).await?;
         }
         self.commit().await
     }

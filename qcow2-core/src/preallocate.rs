@@ -43,9 +43,8 @@ impl<S: Storage> Image<S> {
         let mut at = offset;
         loop {
             let piece = at..end.min((at / size + AT_ONCE).saturating_mul(size));
-            let mut map = self.claim_to_write(piece.start, piece.end - piece.start).await?;
-            map.purpose = Purpose::Keep(how);
-            map.reserve(piece.clone()).await?;
+            let map = self.claim_to_write(piece.start, piece.end - piece.start).await?;
+            map.reserve(piece.clone(), how).await?;
             at = piece.end;
             if at >= end {
                 break;
@@ -57,11 +56,11 @@ impl<S: Storage> Image<S> {
 
 impl<S: Storage> WriteMap<'_, S> {
     /// Maps the clusters of a range without writing anything of the caller's.
-    async fn reserve(mut self, bytes: Range<u64>) -> Result<(), IoError> {
+    async fn reserve(mut self, bytes: Range<u64>, how: Preallocation) -> Result<(), IoError> {
         // The disk may have become smaller while the claim was waited for.
         let (offset, len) = (bytes.start, bytes.end - bytes.start);
         self.image.now(|state| state.check_range(offset, len))?;
-        self.resolve(offset, len, false).await?;
+        self.resolve(offset, len, false, Purpose::Keep(how)).await?;
         self.commit().await
     }
 

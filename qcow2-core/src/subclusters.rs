@@ -148,7 +148,7 @@ impl<S: Storage> WriteMap<'_, S> {
         }
         let is_new = |target: &&Target| matches!(target, Target::Part(None));
         let count = targets.iter().take_while(is_new).count() as u64;
-        let run = self.take(count).await?;
+        let run = self.take(count, wanted.purpose).await?;
         let taken = run.clusters.end - run.clusters.start;
         for host in run.clusters.clone() {
             let host = host * size;

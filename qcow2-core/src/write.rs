@@ -54,7 +54,6 @@ pub struct WriteMap<'a, S: Storage> {
     extents: SmallVec<[WriteExtent; 1]>,
     pub(crate) links: SmallVec<[NewLink; 1]>,
     pub(crate) runs: SmallVec<[Extent; 1]>,
-    pub(crate) purpose: Purpose,
 }
 
 /// What guest clusters get host clusters for.
@@ -218,7 +217,7 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
-        if let Err(error) = map.resolve(offset, len, true).await {
+        if let Err(error) = map.resolve(offset, len, true, Purpose::Write).await {
             return (buf, Err(error));
         }
         let direct = through && map.is_mapped_durably(offset, len).await;
@@ -268,7 +267,7 @@ impl<S: Storage> Image<S> {
     /// As [`Image::write`].
     pub async fn map_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
         let mut map = self.claim_to_write(offset, len).await?;
-        map.resolve(offset, len, true).await?;
+        map.resolve(offset, len, true, Purpose::Write).await?;
         Ok(map)
     }
 
@@ -280,7 +279,7 @@ impl<S: Storage> Image<S> {
     ) -> Result<WriteMap<'_, S>, IoError> {
         let claim = self.claim(Resource::Guest(self.clusters(offset, len))).await?;
         let mut map = WriteMap::new(self, claim);
-        map.resolve(offset, len, false).await?;
+        map.resolve(offset, len, false, Purpose::Write).await?;
         Ok(map)
     }
 
@@ -335,7 +334,7 @@ pub(crate) fn not_filled(offset: u64, source: std::io::Error) -> IoError {
 impl<'a, S: Storage> WriteMap<'a, S> {
     fn new(image: &'a Image<S>, claim: Claim<'a, S>) -> Self {
         let (extents, links, runs) = (SmallVec::new(), SmallVec::new(), SmallVec::new());
-        Self { image, claim, extents, links, runs, purpose: Purpose::Write }
+        Self { image, claim, extents, links, runs }
     }
 
     /// Finds or takes host clusters for the range that was claimed; `inside` the disk, which may have become smaller while the claim
@@ -345,17 +344,18 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         offset: u64,
         len: u64,
         inside: bool,
+        purpose: Purpose,
     ) -> Result<(), IoError> {
         let image = self.image;
         let size = image.cluster_size;
         let clusters = image.clusters(offset, len);
         let (mut offset, mut end) = (offset, offset.saturating_add(len));
-        let has_parts = self.purpose == Purpose::CopyUp && image.now(|state| state.extended);
-        if self.purpose != Purpose::Write && !has_parts {
+        let has_parts = purpose == Purpose::CopyUp && image.now(|state| state.extended);
+        if purpose != Purpose::Write && !has_parts {
             // Nothing of it is the caller's to write, so all of a new cluster is filled.
             (offset, end) = (clusters.end * size, clusters.end * size);
         }
-        let wanted = Wanted { bytes: offset..end, purpose: self.purpose };
+        let wanted = Wanted { bytes: offset..end, purpose };
         let mut targets = Targets::new();
         let mut cluster = clusters.start;
         while cluster < clusters.end {
@@ -400,7 +400,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                             _ => None,
                         };
                         let count = rest.iter().map_while(new).count() as u64;
-                        let run = self.take(count).await?;
+                        let run = self.take(count, purpose).await?;
                         for (host, left) in run.clusters.clone().zip(rest.iter().map_while(new)) {
                             let host = host * size;
                             let stale = mutant!(image.options.rules, TakenAheadNotZeroed => {
@@ -425,9 +425,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
     }
 
     /// Takes clusters of the host for the next guest clusters, with as much of their space as is asked for.
-    pub(crate) async fn take(&mut self, wanted: u64) -> Result<Extent, IoError> {
+    pub(crate) async fn take(&mut self, wanted: u64, purpose: Purpose) -> Result<Extent, IoError> {
         let run = self.image.allocate(&mut self.claim, wanted).await?;
-        if let Purpose::Keep(space) = self.purpose {
+        if let Purpose::Keep(space) = purpose {
             Box::pin(self.keep_space(&run, space)).await?;
         }
         Ok(run)
