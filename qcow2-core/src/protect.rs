@@ -93,16 +93,8 @@ impl<S: Storage> Image<S> {
         let header = self.now(|state| state.header.clone());
         let bits = header.cluster_bits;
         let (mut found, mut doubtful) = (Vec::new(), BTreeSet::new());
-        let end = header.size.div_ceil(header.cluster_size());
-        let (last, mut past) = (end / header.l2_entries(), Vec::new());
         self.each_entry(header.l1_table(), |at, entry| match L1Entry(entry).decode(bits, at) {
-            Ok(Some(table)) => {
-                found.push(packed(table.host >> bits, Table::L2));
-                let index = (at - header.l1_table_offset) / 8;
-                if index >= last {
-                    past.push((index, table.host));
-                }
-            }
+            Ok(Some(table)) => found.push(packed(table.host >> bits, Table::L2)),
             Ok(None) => {}
             Err(_) => {
                 doubtful.insert(L1Entry(entry).host() >> bits);
@@ -124,15 +116,11 @@ impl<S: Storage> Image<S> {
         }
         apart?;
         self.with(|state| state.metadata = Some(metadata)).await;
-        for (index, host) in past {
-            // A request that needs none of it does not fail because of what is there.
-            let _: Result<(), IoError> = self.clear_left_over(&header, index, host).await;
-        }
         Ok(())
     }
 
     /// Shows the entries of a table on the storage that are not zero.
-    pub(crate) async fn each_entry(
+    async fn each_entry(
         &self,
         table: Range<u64>,
         mut show: impl FnMut(u64, u64),

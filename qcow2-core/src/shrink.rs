@@ -6,9 +6,8 @@
 //!                              └ a power cut before: all of the old disk; after: none of what was cut off
 //! ```
 //!
-//! A power cut after the size leaves entries past the end of the disk. They are legal, counted and read by nobody, until the disk grows: the
-//! first change of a session clears them, because other programs grow a disk over them without a look. The file keeps its length, and gives
-//! the freed space back by discards.
+//! A power cut after the size leaves entries past the end of the disk. They are legal, counted and read by nobody, and a disk that grows
+//! clears them first. The file keeps its length, and gives the freed space back by discards.
 
 use std::ops::Range;
 
@@ -16,7 +15,6 @@ use crate::barrier::Barrier;
 use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::entry::{L1Entry, Mapping};
-use crate::format::header::Header;
 use crate::image::Image;
 use crate::map::EntryPlace;
 use crate::mutant::mutant;
@@ -120,44 +118,6 @@ impl<S: Storage> Image<S> {
         self.flush().await?;
         self.drop_empty_tables(tables).await?;
         self.flush().await
-    }
-
-    /// Clears the entries past the end of the disk in the L2 table at `host`, of this L1 index. Nothing has been changed in this session yet.
-    pub(crate) async fn clear_left_over(
-        &self,
-        header: &Header,
-        index: u64,
-        host: u64,
-    ) -> Result<(), IoError> {
-        let end = header.size.div_ceil(self.cluster_size);
-        let per_table = header.l2_entries();
-        let past = end.max(index * per_table)..(index + 1) * per_table;
-        let entry_bytes = self.cluster_size / per_table;
-        let first = host + (past.start - index * per_table) * entry_bytes;
-        // In whole sectors of the storage.
-        let from = first - first % self.limits.sector() as u64;
-        let mut runs: Vec<Range<u64>> = Vec::new();
-        self.each_entry(from..host + self.cluster_size, |at, _| {
-            if at < first {
-                return;
-            }
-            let cluster = past.start + (at - first) / entry_bytes;
-            match runs.last_mut() {
-                Some(last) if last.end >= cluster => last.end = cluster + 1,
-                _ => runs.push(cluster..cluster + 1),
-            }
-        })
-        .await?;
-        if runs.is_empty() {
-            return Ok(());
-        }
-        let _claim = self.claim(Resource::Guest(past)).await?;
-        for mut run in runs {
-            while !run.is_empty() {
-                self.decide(|state| state.drop_some(&mut run)).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Gives up the L2 tables of these L1 indices that have no entries. What they had is durably gone.

@@ -300,7 +300,7 @@ impl Exposure {
         let mut taken = 0;
         let mut moved = 0;
         let settled = self.settled();
-        // What the first change of a session, or a growth, finds past the end of the disk and clears.
+        // What a growth finds past the end of the disk, and clears.
         let left = || {
             let most = self.largest.max(size);
             let cut = self.half_shrunk.map_or(0, |to| most.saturating_sub(to));
@@ -336,7 +336,7 @@ impl Exposure {
                 // The new table has room for the disk that was asked for.
                 Op::Grow { to } => {
                     moved += l1 + (to.div_ceil(covered) * 8).div_ceil(cluster);
-                    taken += hides(to);
+                    taken += hides(to) + left();
                 }
                 // All that is cut off, and its tables.
                 Op::Shrink { to } => {
@@ -351,7 +351,6 @@ impl Exposure {
         if taken + moved == 0 {
             return 0;
         }
-        taken += left();
         let counts_in_block = (cluster * 8) >> geometry.refcount_order;
         let blocks = 1 + (taken + moved).div_ceil(counts_in_block);
         // A part of the new L1 table, up to where a block has to come first, and the whole of it behind that.
