@@ -231,7 +231,7 @@ mutants! {
     }
     Zero, "zero and discard": {
         /// A last cluster that was cut short when the request came is zeroed whole, though the disk has grown.
-        GrownClusterZeroed = "mutant:grown-cluster-zeroed", argued "it takes a zeroing to the end of the disk, a growth and a write behind that end, each waiting for the one before: one campaign in many meets it (corpus/zeroes-over-what-a-growth-brought.json), and qcow2-core/tests/grow.rs, what_was_the_end_is_not_whole_any_more";
+        GrownClusterZeroed = "mutant:grown-cluster-zeroed", argued "it takes a zeroing to the end of the disk, a growth and a write behind that end, each waiting for the one before: one campaign in many meets it, and qcow2-core/tests/grow.rs, what_was_the_end_is_not_whole_any_more";
         /// A request that begins inside a cluster frees all of that.
         DiscardRoundsOut = "mutant:discard-rounds-out";
         /// The last cluster of the disk, cut short, is not a whole one.
