@@ -38,22 +38,26 @@ use crate::recover::{Failure, whole_image};
 use crate::subject::{Session, Subject, SubjectImage};
 
 /// How many steps a life may take before it counts as hanging, and how many more for each of its requests and each cluster that one
-/// touches: the work of a request may follow its length.
+/// touches: the work of a request may follow its length. Opening the image once more may take a read of every table: on a device of
+/// 512 bytes at once that is 32,768 of them, of two steps each, for the L1 table of 16 MiB that fills refcounts of 8 bits.
 const MAX_STEPS: u64 = 100_000;
 const STEPS_PER_REQUEST: u64 = 200;
 const STEPS_PER_CLUSTER: u64 = 64;
+const STEPS_PER_TRANSFER: u64 = 2;
 
-/// How many steps such requests may take, by how many clusters they touch.
-fn most_steps(requests: &[Vec<Request>], cluster: u64) -> u64 {
+/// How many steps such requests may take, by how many clusters they touch, on a file of so many transfers.
+fn most_steps(requests: &[Vec<Request>], cluster: u64, transfers: u64) -> u64 {
     let touched = |request: &Request| match request {
         Request::Op(op) => op.length().div_ceil(cluster) + 1,
         Request::Raw(_, data) => (data.len() as u64).div_ceil(cluster) + 1,
     };
-    let steps = |request| STEPS_PER_REQUEST + STEPS_PER_CLUSTER * touched(request);
-    // Each opening looks at all tables, which a device that takes little at once gives in many reads.
-    let opens = |request: &&Request| matches!(request, Request::Op(Op::Reopen));
-    let sessions = 1 + requests.iter().flatten().filter(opens).count() as u64;
-    sessions * MAX_STEPS + requests.iter().flatten().map(steps).sum::<u64>()
+    let opening = |request: &Request| match request {
+        Request::Op(Op::Reopen) => STEPS_PER_TRANSFER * transfers,
+        _ => 0,
+    };
+    let steps =
+        |request| STEPS_PER_REQUEST + STEPS_PER_CLUSTER * touched(request) + opening(request);
+    MAX_STEPS + requests.iter().flatten().map(steps).sum::<u64>()
 }
 
 /// What a task asks of the image.
@@ -215,6 +219,8 @@ pub fn run_scheduled<Sub: Subject>(
 ) -> LifeEnd {
     let values = disk.values().clone();
     let cluster = guest.promises().cluster_units * UNIT as u64;
+    let transfers =
+        (u64::from(disk.extent()) * UNIT as u64).div_ceil(disk.limits().max_transfer as u64);
     let mut options = SimOptions::new(schedule, Always(0));
     options.faults = Box::new(script.faults.clone());
     let mut sim = Sim::new(disk, options);
@@ -236,7 +242,7 @@ pub fn run_scheduled<Sub: Subject>(
         book: Arc::clone(&book),
         event: 0,
         steps: 0,
-        most_steps: most_steps(&script.tasks, cluster),
+        most_steps: most_steps(&script.tasks, cluster, transfers),
         guest_events: 0,
         faults: 0,
     };
