@@ -491,7 +491,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let contended = !shrinking && (scope.contended || (rng.below(8) == 0 && !eviction));
     let mut draw = Draw::new(&mut rng, geometry, contended);
     draw.long = long;
-    if shaped(draw.rng, Shape::Ahead, 8) && !contended {
+    let ahead = shaped(draw.rng, Shape::Ahead, 8);
+    if ahead && !contended {
         draw.weights[8] = 1 + draw.rng.below(20);
     }
     if shrinking {
@@ -510,8 +511,14 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     if eviction {
         draw.spread();
     }
-    let lives: Vec<LifePlan> =
+    let mut lives: Vec<LifePlan> =
         (0..lives).map(|_| LifePlan { unrecovered: working, ..draw.life(scope) }).collect();
+    if scope.shape == Some(Shape::Ahead) {
+        // At the beginning at least, whatever else was drawn.
+        let (offset, length) = (0, virtual_size.min(4 * cluster));
+        let how = Preallocation::Metadata;
+        lives[0].tasks[0].insert(0, Op::Preallocate { offset, length, how });
+    }
     if wide || (cluster >= u64::from(SECTOR) && rng.below(3) == 0) {
         device.sector = SECTOR;
         if !device.max_transfer.is_multiple_of(SECTOR) {
@@ -833,11 +840,7 @@ mod tests {
             let scope = Scope { shape: Some(shape), ..Scope::default() };
             let drawn = |seed: &u64| plan(*seed, &scope).shapes().any(|drawn| drawn == shape);
             let cases = (0..40).filter(drawn).count();
-            let least = match shape {
-                // What makes them is a kind of request, which a case may have none of.
-                Shape::Long | Shape::Shrinking | Shape::Ahead => 20,
-                _ => 40,
-            };
+            let least = if matches!(shape, Shape::Long | Shape::Shrinking) { 20 } else { 40 };
             assert!(cases >= least, "{shape}: {cases} of 40");
         }
         assert!("x".parse::<Shape>().unwrap_err().to_string().contains("sparse"));
