@@ -57,13 +57,19 @@ impl<S: Storage> Image<S> {
     }
 
     /// Copies what a guest range shows of the layer below into the image; `offset` and `len` are multiples of 512 bytes. Durable after the
-    /// next flush. With all of the disk copied and flushed, the image needs its layer no more ([`Image::set_backing`]).
+    /// next flush. With all of the disk copied, the image needs its layer no more ([`Image::set_backing`]).
     ///
     /// # Errors
     /// As [`Image::write`]. What was copied until then stays.
     pub async fn copy_up(&self, offset: u64, len: u64) -> Result<(), IoError> {
         let size = self.cluster_size;
-        let stop = self.with(|state| state.check_range(offset, len).map(|()| offset + len)).await?;
+        let stop = self
+            .with(|state| {
+                state.check_range(offset, len)?;
+                // Past its end nothing shows the layer.
+                Ok::<_, IoError>((offset + len).min(state.shown().saturating_mul(size)))
+            })
+            .await?;
         let mut at = offset;
         while at < stop {
             let end = stop.min((at / size + AT_ONCE).saturating_mul(size));

@@ -102,6 +102,10 @@ named! {
         ///
         /// Broken: the guest is told of damage that nobody knows of after a crash, and the image is written again.
         CorruptBeforeError = "corrupt-before-error",
+        /// What was copied of the layer, before the header names another one, or none.
+        ///
+        /// Broken: the image has lost its layer, and what was copied of it too.
+        CopiedBeforeRename = "copied-before-rename",
         /// The name of another layer, before the header points to it.
         ///
         /// Broken: the image names a layer that is none, or another one.

@@ -1,10 +1,12 @@
 //! Changing what an image says of the layer below it.
 //!
 //! ```text
+//!   what was copied of the layer   ══ flush ══╗
 //!   new name, beside the present one   ══ flush ══>   header: place of the name, format   ══ flush ══>   done
 //! ```
 //!
-//! **Invariant.** At every moment the header names one layer, whole: the one of before or the new one.
+//! **Invariant.** At every moment the header names one layer, whole: the one of before or the new one; and the new one only when all that was
+//! written until then is durable, or what was copied to do without the old one would be lost with it.
 
 use crate::backing::Backing;
 use crate::barrier::Barrier;
@@ -17,7 +19,8 @@ use crate::rule::Rule;
 use storage::{Durability, IoBuf, Storage};
 
 impl<S: Storage> Image<S> {
-    /// Lets the image say that it is over another layer, or over none. Durable when it returns. This session goes on with the layer that
+    /// Lets the image say that it is over another layer, or over none. Durable when it returns, and so is all that had completed when it
+    /// was called. This session goes on with the layer that
     /// it was opened over; whoever opens the image next goes by what it says then. What that layer reads as is the caller's to know: to do
     /// without a layer, [copy it](Image::copy_up) first.
     ///
@@ -29,6 +32,9 @@ impl<S: Storage> Image<S> {
         self.now(|state| state.accepts_requests())?;
         if backing.is_some() && self.below.is_none() {
             return Err(IoError::Backing("it is open without one, and would show it".into()));
+        }
+        if self.options.rules.hold(Rule::CopiedBeforeRename) {
+            self.flush().await?;
         }
         self.restore_header().await?;
         let mut claim = self.claim(Resource::Header).await?;

@@ -14,8 +14,8 @@ use qcow2_core::storage::file::{Access, Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 use qcow2_core::{
-    Backing, CreateError, CreateOptions, Format, IoError, OpenError, OpenOptions, Problem, Raw,
-    Repair,
+    Backing, CreateError, CreateOptions, Format, IoError, OpenError, OpenOptions, Preallocation,
+    Problem, Raw, Repair,
 };
 
 const CLUSTER: u64 = 512;
@@ -743,5 +743,26 @@ fn a_read_does_not_need_its_copy() {
         assert!(found.iter().all(|&byte| byte == 7), "{open:?}");
         drop(image);
         assert_eq!(storage.bytes.to_vec().len(), before.len(), "{open:?}");
+    }
+}
+
+/// Goal: on a device that keeps what it held, an image whose clusters are taken ahead reads as zeroes. Method: a device full of something, in
+/// each mode, at creation and of an image in use.
+#[test]
+fn clusters_that_are_taken_ahead_hold_nothing_old() {
+    for how in [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full] {
+        for at_creation in [true, false] {
+            let storage = Limited::fixed(vec![0xaa; 4 << 20]);
+            let options = CreateOptions::new(1 << 20).cluster_bits(12);
+            let options = if at_creation { options.preallocation(how) } else { options };
+            create(&storage, &options).expect("there is room");
+            let image = Image::open(storage, OpenOptions::new()).expect("in order");
+            if !at_creation {
+                image.preallocate(0, 1 << 20, how).expect("there is room");
+            }
+            let mut found = vec![0xee; 1 << 20];
+            image.read(0, &mut found).expect("nothing fails");
+            assert!(found.iter().all(|&byte| byte == 0), "{how:?}, {at_creation}");
+        }
     }
 }

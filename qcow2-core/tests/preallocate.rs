@@ -146,21 +146,6 @@ fn more_than_a_refcount_table_counts_is_refused() {
     assert_eq!(storage.to_vec(), []);
 }
 
-/// Goal: on a storage that keeps what it held, a preallocated image reads as zeroes. Method: a memory full of something that keeps its
-/// length and says so, in each mode.
-#[test]
-fn stale_space_does_not_come_to_light() {
-    for how in MODES {
-        let storage = stale::Stale(MemoryStorage::new(vec![0xaa; 4 << 20]));
-        let options = CreateOptions::new(1 << 20).cluster_bits(12).preallocation(how);
-        create(&storage, &options).expect("there is room");
-        let image = Image::open(storage, OpenOptions::new()).expect("in order");
-        let mut found = vec![0xee; 1 << 20];
-        image.read(0, &mut found).expect("nothing fails");
-        assert!(found.iter().all(|&byte| byte == 0), "{how:?}");
-    }
-}
-
 fn live(seed: u64, options: &CreateOptions, below: Option<usize>) {
     let what = format!("seed {seed}, {options:?}, below {below:?}");
     let (size, cluster) = (options.virtual_size as usize, 1 << options.cluster_bits);
@@ -267,54 +252,4 @@ fn nothing_is_taken_without_a_mode() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     image.close().expect("nothing fails");
     assert_eq!(storage.to_vec(), before);
-}
-
-mod stale {
-    //! A memory of a fixed length that keeps what it held.
-
-    use std::io;
-    use std::ops::Range;
-
-    use qcow2_core::storage::memory::MemoryStorage;
-    use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
-
-    pub(crate) struct Stale(pub(crate) MemoryStorage);
-
-    impl Storage for Stale {
-        fn limits(&self) -> Limits {
-            Limits { unwritten_reads_zero: false, ..self.0.limits() }
-        }
-        async fn len(&self) -> io::Result<u64> {
-            self.0.len().await
-        }
-        async fn set_len(&self, len: u64) -> io::Result<()> {
-            match len <= self.0.len().await? {
-                true => Ok(()),
-                false => Err(io::ErrorKind::StorageFull.into()),
-            }
-        }
-        async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
-            self.0.read(offset, buf).await
-        }
-        async fn write(
-            &self,
-            offset: u64,
-            buf: IoBuf,
-            durability: Durability,
-        ) -> (IoBuf, io::Result<()>) {
-            self.0.write(offset, buf, durability).await
-        }
-        async fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
-            self.0.write_zeroes(range).await
-        }
-        async fn discard(&self, range: Range<u64>) -> io::Result<()> {
-            self.0.discard(range).await
-        }
-        async fn flush(&self) -> io::Result<()> {
-            self.0.flush().await
-        }
-        async fn settle(&self) -> io::Result<()> {
-            self.0.settle().await
-        }
-    }
 }

@@ -111,7 +111,7 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
         Target::Rule(Rule::CorruptBeforeError) | Target::Flush(Barrier::CorruptBit) => {
             (Attack::WriteOverTable, "no workload begins with an image whose data lie over a table")
         }
-        Target::Rule(Rule::NameBeforeHeader)
+        Target::Rule(Rule::NameBeforeHeader | Rule::CopiedBeforeRename)
         | Target::Flush(Barrier::BackingName | Barrier::BackingSwitch) => {
             (Attack::Rename, "no request of a guest changes what an image says of its layer")
         }
@@ -600,7 +600,10 @@ fn rename(rules: Rules) -> (Option<Failure>, u64) {
         (10, vec![raw(b"below".to_vec()), qcow2(long(400)), raw(b"below".to_vec())]),
         (12, vec![raw(long(900)), said_nothing(long(1023)), qcow2(long(700))]),
     ];
-    let mut states = 0;
+    let (failure, mut states) = do_without(rules);
+    if failure.is_some() {
+        return (failure, states);
+    }
     for (cluster_bits, names) in cases {
         for version in [2, 3] {
             let storage = MemoryStorage::default();
@@ -626,6 +629,56 @@ fn rename(rules: Rules) -> (Option<Failure>, u64) {
     (None, states)
 }
 
+/// Every crash state of an image whose layer is copied and then named no more: where none is named, the image holds all of it.
+fn do_without(rules: Rules) -> (Option<Failure>, u64) {
+    let storage = MemoryStorage::default();
+    let options = CreateOptions::new(2 << 10).cluster_bits(9);
+    let present = Backing::new("below", Format::Raw);
+    block_on(qcow2_core::create_over(&storage, &options, &present)).expect("there is room");
+    let disk = disk_of(&units_of(&storage.to_vec()));
+    let mut below = vec![0; 2 << 10];
+    Base::new(8 << 10).fill(0, &mut below);
+    every_crash(
+        &disk,
+        false,
+        |direct| {
+            faultfs::direct::run(async move {
+                let image = open_over_base(direct, rules).await?;
+                image.copy_up(0, 2 << 10).await.ok()?;
+                image.set_backing(None).await.ok()
+            })
+            .flatten()
+        },
+        |crashed, chooser, ended| {
+            let mut auditor = Auditor::default();
+            auditor.audit(&mut DiskEvidence::new(crashed, chooser));
+            if auditor.image().layer().is_some() {
+                let story = || "naming no layer had returned".to_owned();
+                return if ended { Err(seen("renamed-and-lost", story())) } else { Ok(()) };
+            }
+            for (cluster, wanted) in (0..).zip(below.as_chunks::<UNIT>().0) {
+                let found = match auditor.image().mapping(cluster) {
+                    Mapping::Host(at) => {
+                        let unit = u32::try_from(at / UNIT as u64).expect("the image is small");
+                        crashed.read(unit, chooser)
+                    }
+                    _ => faultfs::values::Key::ZERO,
+                };
+                if disk.values().bytes(found)[..] != wanted[..] {
+                    let story = format!("guest cluster {cluster} is neither here nor below");
+                    return Err(seen("layer-lost", story));
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+fn units_of(image: &[u8]) -> Built {
+    let units = image.as_chunks::<UNIT>().0.iter().copied();
+    Built { length: image.len() as u64, units: (0..).zip(units).collect(), guest: Vec::new() }
+}
+
 async fn open_over_base<S: Storage>(storage: S, rules: Rules) -> Option<Image<S>> {
     let options = OpenOptions::new().growth(0).rules(rules);
     Image::open_over(storage, Base::new(8 << 10).shared(), options).await.ok()
@@ -637,11 +690,8 @@ fn rename_once(
     next: Option<&Backing>,
     rules: Rules,
 ) -> (Option<Failure>, u64) {
-    let units = image.as_chunks::<UNIT>().0.iter().copied();
-    let built =
-        Built { length: image.len() as u64, units: (0..).zip(units).collect(), guest: Vec::new() };
     every_crash(
-        &disk_of(&built),
+        &disk_of(&units_of(image)),
         false,
         |direct| {
             faultfs::direct::run(async move {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "nothing but tests and what they share")]
 
+mod bench;
 mod block_device;
 mod builder;
 mod circles;
@@ -22,6 +23,7 @@ mod ledger;
 mod malformed;
 mod matrix;
 mod minimise;
+mod opinions;
 mod qemu_mutants;
 mod qemu_repairs;
 mod rare;

@@ -5,17 +5,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-use qcow2_core::blocking::{Image, check, create, create_over};
-use qcow2_core::storage::file::{Access, Existing, FileStorage};
-use qcow2_core::{
-    Backing, CreateOptions, FileLayers, Format, OpenOptions, Preallocation, Repair, Zeroing,
-};
+use qcow2_core::blocking::{create, create_over};
+use qcow2_core::storage::file::{Existing, FileStorage};
+use qcow2_core::{Backing, CreateOptions, Format, OpenOptions, Preallocation, Repair, Zeroing};
 use qcow2_crashtest::qemu;
-use tempfile::TempDir;
 
-use crate::common::{Expected, Step, assert_clean, steps};
+use crate::bench::Bench;
+use crate::common::{Expected, Step, steps};
 
 /// The values of the axes, as QEMU spells them.
 const AXES: [(&str, &[&str]); 7] = [
@@ -157,107 +156,67 @@ fn kinds() -> (Vec<Kind>, Vec<Kind>) {
     (covering, impossible)
 }
 
-/// A directory with an image, and perhaps a layer below it.
-struct Bench {
-    directory: TempDir,
-    image: PathBuf,
-    what: String,
+/// Makes the layer of a kind beside the image; what the image says of it, and what it holds.
+fn make_layer(bench: &Bench, meaning: &Meaning) -> (Option<Backing>, Vec<u8>) {
+    let size = meaning.size();
+    let bytes = match meaning.layer {
+        "none" => return (None, Vec::new()),
+        "raw" | "qcow2" => size,
+        "raw-longer" => size + 2 * meaning.cluster + 1024,
+        _ => size / 2 / 512 * 512,
+    };
+    let content: Vec<u8> = (0..bytes).map(|at| 1 + (at / 512 % 200) as u8).collect();
+    let raw = bench.directory.path().join("base.raw");
+    fs::write(&raw, &content).unwrap();
+    if meaning.layer.starts_with("raw") {
+        return (Some(Backing::new("base.raw", Format::Raw)), content);
+    }
+    let path = bench.directory.path().join("base.qcow2");
+    let args = ["convert", "-q", "-f", "raw", "-O", "qcow2"].map(PathBuf::from);
+    qemu::img(args.into_iter().chain([raw, path])).unwrap().success().unwrap();
+    (Some(Backing::new("base.qcow2", Format::Qcow2)), content)
 }
 
-impl Bench {
-    fn new(what: String) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let image = directory.path().join("image.qcow2");
-        Self { directory, image, what }
-    }
-
-    /// Makes the layer; what of it the guest can see of a disk of `size` bytes.
-    fn layer(&self, meaning: &Meaning, size: u64) -> (Option<Backing>, Vec<u8>) {
-        let bytes = match meaning.layer {
-            "none" => return (None, Vec::new()),
-            "raw" | "qcow2" => size,
-            "raw-longer" => size + 2 * meaning.cluster + 1024,
-            _ => size / 2 / 512 * 512,
+fn make_image(
+    bench: &Bench,
+    by_us: bool,
+    kind: &Kind,
+    backing: Option<&Backing>,
+) -> Result<(), String> {
+    let meaning = Meaning::of(kind);
+    if by_us {
+        let storage = FileStorage::create(bench.path(), Existing::Refuse).unwrap();
+        let created = match backing {
+            Some(backing) => create_over(&storage, &meaning.ours(), backing),
+            None => create(&storage, &meaning.ours()),
         };
-        let content: Vec<u8> = (0..bytes).map(|at| 1 + (at / 512 % 200) as u8).collect();
-        let raw = self.directory.path().join("base.raw");
-        fs::write(&raw, &content).unwrap();
-        if meaning.layer.starts_with("raw") {
-            return (Some(Backing::new("base.raw", Format::Raw)), content);
-        }
-        let path = self.directory.path().join("base.qcow2");
-        let args = ["convert", "-q", "-f", "raw", "-O", "qcow2"].map(PathBuf::from);
-        qemu::img(args.into_iter().chain([raw, path])).unwrap().success().unwrap();
-        (Some(Backing::new("base.qcow2", Format::Qcow2)), content)
+        return created.map_err(|error| error.to_string());
     }
-
-    fn create(&self, by_us: bool, kind: &Kind, backing: Option<&Backing>) -> Result<(), String> {
-        let meaning = Meaning::of(kind);
-        if by_us {
-            let storage = FileStorage::create(&self.image, Existing::Refuse).unwrap();
-            let created = match backing {
-                Some(backing) => create_over(&storage, &meaning.ours(), backing),
-                None => create(&storage, &meaning.ours()),
-            };
-            created.map_err(|error| error.to_string())
-        } else {
-            qemu::create(&self.image, meaning.size(), &theirs(kind, backing))
-                .map(drop)
-                .map_err(|error| error.to_string())
-        }
-    }
-
-    fn open(&self, options: OpenOptions) -> Image<FileStorage> {
-        let access = if options.writable { Access::ReadWrite } else { Access::ReadOnly };
-        let storage = FileStorage::open(&self.image, access).unwrap();
-        let mut layers = FileLayers::within(self.directory.path()).unwrap();
-        let opened = Image::open_chain(storage, &mut layers, options);
-        opened.unwrap_or_else(|error| panic!("{}: {error}", self.what))
-    }
-
-    /// Both checks find nothing, and both sides read what is expected.
-    fn assert_sound(&self, expected: &Expected) {
-        let what = &self.what;
-        let ours = check(&FileStorage::open(&self.image, Access::ReadOnly).unwrap(), Repair::None);
-        assert_clean(&ours.unwrap());
-        let theirs = qemu::check(&self.image).unwrap();
-        assert_eq!((theirs.code, theirs.check_errors), (0, 0), "{what}: {theirs:?}");
-        let raw = self.directory.path().join("expected.raw");
-        fs::write(&raw, &expected.bytes).unwrap();
-        qemu::compare(&self.image, &raw).unwrap_or_else(|error| panic!("{what}: {error}"));
-        expected.assert_read_from(&self.open(OpenOptions::read_only()));
-    }
-
-    /// Both sides say that so many guest clusters have host clusters.
-    fn assert_allocated(&self, clusters: u64) {
-        let ours = check(&FileStorage::open(&self.image, Access::ReadOnly).unwrap(), Repair::None);
-        let theirs = qemu::check(&self.image).unwrap();
-        let both = (ours.unwrap().allocated_clusters, theirs.allocated_clusters);
-        assert_eq!(both, (clusters, clusters), "{}", self.what);
-    }
+    let options = theirs(kind, backing);
+    qemu::create(bench.path(), meaning.size(), &options).map_err(|error| error.to_string())
 }
 
-/// One image of a kind, from its creation on: filled in turn by both, grown by one with its space taken, rebuilt by us.
+/// One image of a kind, from its creation on: filled in turn by both, grown by one with its space taken, zeroed and rebuilt by us.
 fn go(kind: &Kind, by_us: bool, number: usize) {
     let meaning = Meaning::of(kind);
-    let maker = if by_us { "ours" } else { "QEMU's" };
-    let bench = Bench::new(format!("kind {number}, {maker}: {meaning:?}"));
+    // Shown if this fails.
+    println!("kind {number}, by us: {by_us}: {meaning:?}");
+    let bench = Bench::new();
     let size = meaning.size();
-    let (backing, layer) = bench.layer(&meaning, size);
-    bench
-        .create(by_us, kind, backing.as_ref())
-        .unwrap_or_else(|error| panic!("{}: {error}", bench.what));
+    let (backing, layer) = make_layer(&bench, &meaning);
+    make_image(&bench, by_us, kind, backing.as_ref()).unwrap();
     let mut expected = Expected::zeroes(size, meaning.cluster);
     let shown = layer.len().min(expected.bytes.len());
     expected.bytes[..shown].copy_from_slice(&layer[..shown]);
     bench.assert_sound(&expected);
-    let clusters = size.div_ceil(meaning.cluster);
-    bench.assert_allocated(if meaning.ahead == "off" { 0 } else { clusters });
-    let space = fs::metadata(&bench.image).map(|file| blocks(&file) * 512).unwrap();
+    let taken = if meaning.ahead == "off" { 0 } else { size.div_ceil(meaning.cluster) };
+    assert_eq!(bench.check(Repair::None).allocated_clusters, taken);
+    assert_eq!(qemu::check(bench.path()).unwrap().allocated_clusters, taken);
+    let space = fs::metadata(bench.path()).unwrap().blocks() * 512;
     if matches!(meaning.ahead, "falloc" | "full") {
-        assert!(space >= size, "{}: {space} bytes are kept for it", bench.what);
+        assert!(space >= size, "{space} bytes are kept for it");
     } else if by_us {
-        assert!(space < size / 2 + (1 << 20), "{}: {space} bytes for nothing", bench.what);
+        assert!(space < size / 2 + (1 << 20), "{space} bytes for nothing");
     }
 
     for session in [by_us, !by_us] {
@@ -276,7 +235,7 @@ fn go(kind: &Kind, by_us: bool, number: usize) {
             image.close().unwrap();
         } else {
             let commands: Vec<String> = done.iter().map(|step| step.command()).collect();
-            qemu::io(&bench.image, &commands).unwrap().success().unwrap();
+            qemu::io(bench.path(), &commands).unwrap().success().unwrap();
         }
         done.iter().for_each(|&step| expected.apply(step));
         bench.assert_sound(&expected);
@@ -291,7 +250,7 @@ fn go(kind: &Kind, by_us: bool, number: usize) {
         image.preallocate(size, grown - size, Preallocation::Falloc).unwrap();
         image.close().unwrap();
     } else {
-        let path = bench.image.to_str().unwrap();
+        let path = bench.path().to_str().unwrap();
         let to = grown.to_string();
         // Not falloc or full: QEMU refuses these where the file is longer than what is in use, as we leave it.
         let args = ["resize", "-q", "--preallocation=metadata", "-f", "qcow2", path, to.as_str()];
@@ -304,15 +263,8 @@ fn go(kind: &Kind, by_us: bool, number: usize) {
     image.close().unwrap();
     expected.bytes.fill(0);
     bench.assert_sound(&expected);
-    let rebuilt =
-        check(&FileStorage::open(&bench.image, Access::ReadWrite).unwrap(), Repair::Rebuild);
-    assert!(rebuilt.unwrap().rebuilt, "{}", bench.what);
+    assert!(bench.check(Repair::Rebuild).rebuilt);
     bench.assert_sound(&expected);
-}
-
-fn blocks(file: &fs::Metadata) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    file.blocks()
 }
 
 /// Goal: every pair of values that an image can have is in one that both sides make and use, and what no image has is refused by both.
@@ -333,10 +285,10 @@ fn every_pair_of_options_goes_both_ways() {
     for kind in &impossible {
         for by_us in [true, false] {
             let meaning = Meaning::of(kind);
-            let bench = Bench::new(format!("{meaning:?}"));
-            let (backing, _) = bench.layer(&meaning, meaning.size());
-            let refused = bench.create(by_us, kind, backing.as_ref());
-            assert!(refused.is_err(), "{}, by us: {by_us}", bench.what);
+            let bench = Bench::new();
+            let (backing, _) = make_layer(&bench, &meaning);
+            let refused = make_image(&bench, by_us, kind, backing.as_ref());
+            assert!(refused.is_err(), "{meaning:?}, by us: {by_us}");
         }
     }
 }

@@ -45,7 +45,7 @@ lines! {
         ] P4 P2;
         "over a layer" [Test(PREALLOCATE, "over_a_layer_it_takes_extended_entries")];
         "on a device that keeps what it held" [
-            Test(PREALLOCATE, "stale_space_does_not_come_to_light"),
+            Test(LIMITED, "clusters_that_are_taken_ahead_hold_nothing_old"),
         ];
         "more than refcounts can count" [
             Test(PREALLOCATE, "more_than_a_refcount_table_counts_is_refused"),

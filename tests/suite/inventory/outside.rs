@@ -23,7 +23,7 @@ pub(super) const OUTSIDE: &[(&str, &str)] = &[
     ),
     (
         "CheckReport*",
-        "an answer: tests/suite/interop.rs::three_checks_on_damaged_images compares it",
+        "an answer: tests/suite/opinions.rs::three_checks_on_damaged_images compares it",
     ),
     ("ErrorKind::*", "qcow2-core/src/error.rs::the_kind_of_an_error_is_that_of_its_cause"),
     ("*Error::kind()", "qcow2-core/src/error.rs::the_kind_of_an_error_is_that_of_its_cause"),
