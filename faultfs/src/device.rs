@@ -24,6 +24,9 @@ pub(crate) const fn span(offset: u64, buf: &[u8]) -> Range<u64> {
     offset..offset.saturating_add(buf.len() as u64)
 }
 
+/// Calls that change and read nothing, refused ones among them, after which work is taken to go round in circles.
+pub(crate) const MAX_IDLE: u32 = 1 << 20;
+
 /// How a caller broke the contract of the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Breach {

@@ -2,8 +2,8 @@
 //!
 //! Invariant: there is no schedule, so what runs on it is a function of the disk, of the chooser's answers and of the
 //! fault plan. The power may be set to fail at the n-th operation that matters to a crash: that one is submitted and
-//! never ends, nothing after it begins, and the disk can then be crashed. Work that takes steps for ever without an operation
-//! is stopped at one of its scheduling points, so that it is seen to hang.
+//! never ends, nothing after it begins, and the disk can then be crashed. Work that calls for ever without an operation that the
+//! disk takes is stopped at one of its calls, so that it is seen to hang.
 
 use std::future::{Future, pending};
 use std::io;
@@ -16,13 +16,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::Chooser;
-use crate::device::{Breach, Device, span};
+use crate::device::{Breach, Device, MAX_IDLE, span};
 use crate::disk::PossibleDisk;
 use crate::fault::FaultPlan;
 use crate::trace::{IoKind, Trace};
-
-/// Scheduling points without an operation between them after which work is taken to go round in circles.
-const MAX_IDLE: u32 = 1 << 20;
 
 /// How to run a [`Direct`] storage; the default fails never and traces nothing.
 #[derive(Default)]
@@ -66,7 +63,7 @@ pub struct Submitted {
 pub struct Direct<C> {
     shared: Arc<Mutex<Option<Powered<C>>>>,
     limits: Limits,
-    /// Scheduling points since the last operation.
+    /// Calls since the last operation.
     idle: Arc<AtomicU32>,
 }
 
@@ -207,6 +204,11 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts a call that did nothing; whether another one may follow.
+    fn idles(&self) -> bool {
+        self.idle.fetch_add(1, Ordering::Relaxed) < MAX_IDLE
+    }
+
     /// Does one operation that changes something; none if the power fails at it.
     fn update(&self, kind: IoKind, range: Range<u64>, data: &[u8]) -> Option<io::Result<()>> {
         let mut shared = self.lock();
@@ -214,11 +216,11 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         if *crashed {
             return None;
         }
-        self.idle.store(0, Ordering::Relaxed);
         let io = match device.describe(kind, range.clone(), data, data, None) {
             Ok(io) => io,
-            Err(refused) => return Some(Err(refused)),
+            Err(refused) => return self.idles().then_some(Err(refused)),
         };
+        self.idle.store(0, Ordering::Relaxed);
         if let Some(record) = record {
             record.push(Done { kind, range, data: data.into() });
         }
@@ -240,15 +242,15 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         if *crashed {
             return None;
         }
-        self.idle.store(0, Ordering::Relaxed);
         let range = span(offset, buf);
         if let Some(record) = record {
             record.push(Done { kind: IoKind::Read, range: range.clone(), data: Box::default() });
         }
         let io = match device.describe(IoKind::Read, range, &[], buf, None) {
             Ok(io) => io,
-            Err(refused) => return Some(Err(refused)),
+            Err(refused) => return self.idles().then_some(Err(refused)),
         };
+        self.idle.store(0, Ordering::Relaxed);
         let started = device.start(io, &[], chooser);
         Some(device.end_read(&started, buf, |disk, unit| disk.read(unit, chooser)))
     }
@@ -280,7 +282,9 @@ impl<C: Chooser + Send + 'static> Storage for Direct<C> {
 
     async fn len(&self) -> io::Result<u64> {
         let len = match self.lock().as_mut() {
-            Some(Powered { device, chooser, crashed: false, .. }) => Some(device.disk.len(chooser)),
+            Some(Powered { device, chooser, crashed: false, .. }) if self.idles() => {
+                Some(device.disk.len(chooser))
+            }
             _ => None,
         };
         Ok(u64::from(or_never(len).await) * UNIT as u64)
@@ -319,6 +323,7 @@ impl<C: Chooser + Send + 'static> Storage for Direct<C> {
     }
 
     async fn settle(&self) -> io::Result<()> {
+        self.pause().await;
         if let Some(Powered { device, crashed: false, .. }) = self.lock().as_mut() {
             device.settle();
         }
@@ -326,7 +331,7 @@ impl<C: Chooser + Send + 'static> Storage for Direct<C> {
     }
 
     async fn pause(&self) {
-        if self.idle.fetch_add(1, Ordering::Relaxed) >= MAX_IDLE {
+        if !self.idles() {
             pending().await
         }
     }
@@ -364,9 +369,9 @@ mod tests {
 
     use storage::{Durability, IoBuf, Storage, UNIT};
 
-    use super::{Direct, DirectOptions, MAX_IDLE, Submitted, run};
+    use super::{Direct, DirectOptions, Submitted, run};
     use crate::chooser::{Always, Random};
-    use crate::device::Breach;
+    use crate::device::{Breach, MAX_IDLE};
     use crate::disk::{MAX_UNITS, PossibleDisk};
     use crate::fault::{Fault, FaultAt, FaultPlan, Planned, PlannedFault};
     use crate::profile::Profile;
@@ -395,6 +400,18 @@ mod tests {
         run(storage.flush()).unwrap().unwrap();
         assert_eq!(run(busy(MAX_IDLE)), Some(()));
         assert_eq!(run(busy(1)), None);
+    }
+
+    #[test]
+    fn whoever_tries_what_is_refused_for_ever_is_ended() {
+        let storage = Direct::new(PossibleDisk::new(&Values::new(), 4), Always(0));
+        let stubborn =
+            async { while storage.read(1, IoBuf::zeroed(UNIT, UNIT)).await.1.is_err() {} };
+        assert_eq!(run(stubborn), None);
+        let storage = Direct::new(PossibleDisk::new(&Values::new(), 4), Always(0));
+        let stubborn =
+            async { while storage.write(1, buf(7, 1), Durability::Cached).await.1.is_err() {} };
+        assert_eq!(run(stubborn), None);
     }
 
     #[test]

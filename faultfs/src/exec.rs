@@ -32,7 +32,7 @@ use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::{Choice, Chooser, Recording, Taken, ask};
 use crate::defect::Defect;
-use crate::device::{Breach, Device, EIO, Started, span, unit_of};
+use crate::device::{Breach, Device, EIO, MAX_IDLE, Started, span, unit_of};
 use crate::disk::PossibleDisk;
 use crate::fault::{Fault, FaultPlan, NoFaults};
 use crate::schedule::{Candidate, Schedule, TaskId};
@@ -148,6 +148,7 @@ impl Sim {
             lost_sync_error: false,
             current: None,
             submitted: 0,
+            idle: 0,
             steps: 0,
         };
         Self {
@@ -286,6 +287,7 @@ impl Sim {
             world.trace(|trace| trace.record(Event::Run(id)));
             world.current = Some(id);
             world.submitted = 0;
+            world.idle = 0;
         }
         let task = &mut self.tasks[id.0 as usize];
         task.woken.0.store(false, Ordering::Relaxed);
@@ -370,6 +372,8 @@ struct World {
     lost_sync_error: bool,
     current: Option<TaskId>,
     submitted: u32,
+    /// Calls of this poll that took no step.
+    idle: u32,
     steps: u64,
 }
 
@@ -447,6 +451,13 @@ impl World {
             Flying { started, since: self.steps, waker: waker.clone(), orphan: false, seen };
         self.in_flight.push(flying);
         Ok(io.index)
+    }
+
+    /// Counts a call that takes no step. Whoever makes too many of them within one poll goes round in circles, and gets no answer: that is
+    /// seen as a deadlock.
+    const fn idles(&mut self) -> bool {
+        self.idle += 1;
+        self.idle <= MAX_IDLE
     }
 
     /// Notes what the units of a read hold that a write may change while it is in flight.
@@ -584,17 +595,23 @@ impl InFlight<'_> {
         data: &[u8],
         mut into: Option<&mut [u8]>,
     ) -> io::Result<()> {
+        let mut refused = None;
         poll_fn(|context| {
+            if let Some(refused) = refused.take() {
+                return Poll::Ready(Err(refused));
+            }
             let mut world = lock(&self.storage.world);
             let Some(index) = self.index else {
                 let buf = into.as_deref().unwrap_or(data);
-                return match world.submit(kind, range.clone(), data, buf, context.waker()) {
-                    Ok(index) => {
-                        self.index = Some(index);
-                        Poll::Pending
+                match world.submit(kind, range.clone(), data, buf, context.waker()) {
+                    Ok(index) => self.index = Some(index),
+                    // It takes a step, or whoever tries for ever would never let go.
+                    Err(error) => {
+                        refused = Some(error);
+                        context.waker().wake_by_ref();
                     }
-                    Err(refused) => Poll::Ready(Err(refused)),
-                };
+                }
+                return Poll::Pending;
             };
             let Some(at) = world.ended.iter().position(|ended| ended.index == index) else {
                 let flying = world.in_flight.iter_mut().find(|f| f.started.io.index == index);
@@ -651,11 +668,17 @@ impl Storage for SimStorage {
     }
 
     async fn len(&self) -> io::Result<u64> {
-        let mut world = lock(&self.world);
-        let World { device, chooser, .. } = &mut *world;
-        let len = device.disk.len(chooser);
-        world.trace_choices();
-        Ok(u64::from(len) * UNIT as u64)
+        poll_fn(|_| {
+            let mut world = lock(&self.world);
+            if !world.idles() {
+                return Poll::Pending;
+            }
+            let World { device, chooser, .. } = &mut *world;
+            let len = device.disk.len(chooser);
+            world.trace_choices();
+            Poll::Ready(Ok(u64::from(len) * UNIT as u64))
+        })
+        .await
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
@@ -696,6 +719,9 @@ impl Storage for SimStorage {
         let mut paused = false;
         poll_fn(|context| {
             let mut world = lock(&self.world);
+            if !world.idles() {
+                return Poll::Pending;
+            }
             if world.any_can_land_unwatched() {
                 world.settling.push(context.waker().clone());
                 return Poll::Pending;

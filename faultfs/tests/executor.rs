@@ -287,6 +287,28 @@ fn a_deadlock_is_reported_by_name() {
 }
 
 #[test]
+fn whoever_asks_for_ever_and_never_lets_go_is_seen_to_hang() {
+    let asks = |storage: SimStorage| async move { while storage.len().await.is_ok() {} };
+    let settles = |storage: SimStorage| async move { while storage.settle().await.is_ok() {} };
+    for settle in [false, true] {
+        let mut sim = sim(schedule::RandomOrder::new(1));
+        let storage = sim.storage();
+        match settle {
+            false => sim.spawn("asks", asks(storage)),
+            true => sim.spawn("asks", settles(storage)),
+        };
+        assert_eq!(sim.run(), StepResult::Deadlock { tasks: vec!["asks".to_owned()] });
+    }
+    // What is refused takes a step, so that who drives the tasks can count.
+    let mut sim = sim(schedule::RandomOrder::new(1));
+    let storage = sim.storage();
+    sim.spawn("tries", async move {
+        while storage.read(1, IoBuf::zeroed(UNIT, UNIT)).await.1.is_err() {}
+    });
+    assert!((0..1_000).all(|_| matches!(sim.step(), StepResult::Ran { .. })));
+}
+
+#[test]
 fn the_schedule_may_cancel_as_often_as_it_is_allowed_to() {
     let mut cancelled = BTreeSet::new();
     for seed in 0..50 {

@@ -105,7 +105,8 @@ impl Subject for Wrong {
             (How::Lies, true) => Ok(Statement::Repaired),
             (How::Panics, true) => panic!("a subject that panics on purpose"),
             (How::NeverEnds, true) => loop {
-                let _ = storage.read(0, IoBuf::zeroed(512, 512)).await;
+                let unit = storage.limits().alignment;
+                let _ = storage.read(0, IoBuf::zeroed(unit, unit)).await;
             },
             (How::Spoils, true) => {
                 let length = storage.len().await.map_err(|e| Refusal::Failed(e.to_string()))?;
