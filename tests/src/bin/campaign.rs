@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use faultfs::profile::{Profile, Robustness, UnknownProfile};
 use model::build::Initial;
@@ -153,13 +155,11 @@ struct Run {
     /// Only eager or only lazy refcounts.
     #[arg(long)]
     refcounts: Option<Refcounts>,
-    /// A fault of this kind in every life: read, short-read, write, short-write, no-space, no-space-for-a-while,
-    /// flush-retry-safe, flush-clean-marked, flush-sticky, late, write-through-failed, full-device or dropped.
-    #[arg(long)]
+    /// A fault of this kind in every life.
+    #[arg(long, value_parser = named::<FaultKind>(FaultKind::ALL.map(FaultKind::name)))]
     fault: Option<FaultKind>,
-    /// Every case has this shape: write-through, pages, eviction, working, transfers, stale, widths, sparse, long, growing or
-    /// sectors.
-    #[arg(long)]
+    /// Every case has this shape.
+    #[arg(long, value_parser = named::<Shape>(Shape::ALL.map(Shape::name)))]
     shape: Option<Shape>,
     /// Break this write order (repeatable): the run must then find something.
     #[arg(long = "without", value_name = "RULE")]
@@ -250,6 +250,14 @@ struct Explore {
     corpus: PathBuf,
     #[command(flatten)]
     minimising: Minimising,
+}
+
+/// One of these names.
+fn named<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
 }
 
 fn parse_shard(text: &str) -> Result<(u64, u64), String> {
