@@ -705,6 +705,7 @@ impl Case {
                         Op::Write { offset, length, .. }
                         | Op::WriteZeroes { offset, length, .. }
                         | Op::Discard { offset, length }
+                        | Op::Uncover { offset, length }
                         | Op::Preallocate { offset, length, .. }
                         | Op::Read { offset, length },
                     ) = op.clip(largest)

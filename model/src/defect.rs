@@ -38,6 +38,8 @@ pub enum Defect {
     DiscardForgotten,
     /// Guest: a discard zeroes what shows a layer, though the implementation says that it does not.
     DiscardHidesLayer,
+    /// Guest: what is uncovered reads as zeroes.
+    UncoverShowsZeroes,
     /// Guest: what a shrink cut off is still there when the disk grows again.
     CutOffStays,
     /// Guest: what recovery chose does not bind later reads.
@@ -178,7 +180,7 @@ pub enum Defect {
 
 impl Defect {
     /// Every mistake.
-    pub const ALL: [Self; 80] = [
+    pub const ALL: [Self; 81] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -192,6 +194,7 @@ impl Defect {
         Self::DiscardZeroesPartialClusters,
         Self::DiscardForgotten,
         Self::DiscardHidesLayer,
+        Self::UncoverShowsZeroes,
         Self::CutOffStays,
         Self::CollapseForgotten,
         Self::ReadsUnchecked,

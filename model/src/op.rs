@@ -188,6 +188,13 @@ pub enum Op {
         /// How much.
         length: u64,
     },
+    /// Lets whole clusters show the layer below again, or zeroes where it has none; the parts of clusters at both ends keep what they hold.
+    Uncover {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+    },
     /// Takes host clusters ahead of what will be written; nothing reads as anything else for it, and a subject need not do it.
     Preallocate {
         /// Where.
@@ -237,6 +244,9 @@ impl Op {
             Self::Discard { offset, length } => {
                 Self::Discard { offset, length: cut(offset, length)? }
             }
+            Self::Uncover { offset, length } => {
+                Self::Uncover { offset, length: cut(offset, length)? }
+            }
             Self::Preallocate { offset, length, how } => {
                 Self::Preallocate { offset, length: cut(offset, length)?, how }
             }
@@ -253,6 +263,7 @@ impl Op {
             Self::Write { length, .. }
             | Self::WriteZeroes { length, .. }
             | Self::Discard { length, .. }
+            | Self::Uncover { length, .. }
             | Self::Preallocate { length, .. }
             | Self::Read { length, .. } => length,
             Self::Flush | Self::Grow { .. } | Self::Shrink { .. } | Self::Reopen => 0,
@@ -272,6 +283,7 @@ impl Op {
             Self::Write { offset, length, .. }
             | Self::WriteZeroes { offset, length, .. }
             | Self::Discard { offset, length }
+            | Self::Uncover { offset, length }
             | Self::Preallocate { offset, length, .. }
             | Self::Read { offset, length } => {
                 aligned("offset", offset).or_else(|| aligned("length", length)).or_else(|| {

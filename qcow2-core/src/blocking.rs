@@ -188,6 +188,24 @@ impl<S: Storage> Image<S> {
         block_on(self.inner.discard(first, last - first)).map_err(as_asked(offset, len))
     }
 
+    /// As [`crate::Image::uncover`]; what is not a whole number of clusters is left as it is.
+    ///
+    /// # Errors
+    /// As [`crate::Image::write`].
+    pub fn uncover(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        let Some((first, last)) = self.whole_units(offset, len)? else { return Ok(()) };
+        let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
+        block_on(self.inner.uncover(first, last - first)).map_err(as_asked(offset, len))
+    }
+
+    /// As [`crate::Image::separate`].
+    ///
+    /// # Errors
+    /// As [`crate::Image::separate`].
+    pub fn separate(&self) -> Result<u64, IoError> {
+        block_on(self.inner.separate())
+    }
+
     /// As [`crate::Image::preallocate`], of every cluster that the range touches.
     ///
     /// # Errors

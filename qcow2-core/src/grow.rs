@@ -21,7 +21,7 @@ use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
-use crate::zero::Zeroing;
+use crate::zero::{Becomes, Zeroing};
 use storage::{Durability, IoBuf, Storage, UNIT};
 
 impl State {
@@ -208,7 +208,7 @@ impl<S: Storage> Image<S> {
                     if early {
                         pages.extend(self.decide(|state| state.page_of_entry(first)).await?);
                     }
-                    self.zero_step(&mut rest, Zeroing::Free).await?;
+                    self.clear_step(&mut rest, Becomes::Zeroes(Zeroing::Free)).await?;
                     if !early {
                         pages.extend(self.decide(|state| state.page_of_entry(first)).await?);
                     }

@@ -137,6 +137,7 @@ mod reap;
 mod refcount_table;
 mod refcounts;
 mod rule;
+mod separate;
 mod set_backing;
 mod shrink;
 mod state;
@@ -161,7 +162,7 @@ pub use image::{Image, ImageInfo};
 pub use layer::{Layer, LayerRead, Raw};
 #[cfg(feature = "sabotage")]
 pub use mutant::{Area, Mutant};
-pub use options::{CreateOptions, OpenOptions, Preallocation, Repair};
+pub use options::{CreateOptions, OpenOptions, Overlap, Preallocation, Repair};
 pub use read::{ReadExtent, ReadMap, Source};
 pub use rule::{Rule, Rules};
 pub use work::Work;

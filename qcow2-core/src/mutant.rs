@@ -300,6 +300,12 @@ mutants! {
         LayerCopiedFromStart = "mutant:layer-copied-from-start";
         /// A cluster that is zeroed or discarded becomes one about which nothing is said.
         ZeroesShowLayer = "mutant:zeroes-show-layer";
+        /// What is uncovered is marked as zeroes.
+        UncoverHidesLayer = "mutant:uncover-hides-layer";
+        /// What was marked as zeroes is not uncovered.
+        UncoverKeepsZeroes = "mutant:uncover-keeps-zeroes";
+        /// A last cluster that is cut short is uncovered beside a growth that has hidden what is past its end.
+        UncoverBesideGrowth = "mutant:uncover-beside-growth", argued "it takes a growth over a longer layer, and a request to uncover the last cluster between its hiding and its header: corpus/uncovered-beside-a-growth.json notices";
         /// Where there is no L2 table, nothing hides a layer.
         NoTableHidesNothing = "mutant:no-table-hides-nothing";
         /// The cluster in which a layer ends does not show it.

@@ -31,6 +31,23 @@ pub enum Preallocation {
     Full,
 }
 
+/// What a cluster must not be besides, whatever an entry or a refcount says, before the guest's data go there or it is taken for free: in a
+/// damaged image it may be a table, and writing there would make the damage worse. In a sound one nothing is ever found.
+///
+/// QEMU's `overlap-check`, whose `cached` looks at the tables that happen to be in memory. Here all are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Overlap {
+    /// Not looked at.
+    None,
+    /// The header, the L1 table and the refcount table.
+    Constant,
+    /// Every L2 table and refcount block besides; nor is an L2 table changed to which two L1 entries lead. Before the first change of an image its L1 table and its refcount table are read for
+    /// that, and 8 bytes are kept for each table.
+    #[default]
+    All,
+}
+
 /// How to create an image.
 ///
 /// ```
@@ -116,6 +133,8 @@ pub struct OpenOptions {
     /// Whether what [`Image::read`](crate::Image::read) reads from the layer below is copied into the image, as far as there is room: for a
     /// layer that is slow, or soon gone. Needs a writable image.
     pub copy_on_read: bool,
+    /// What is looked at before a cluster is written to or taken.
+    pub overlap: Overlap,
     /// Metadata pages kept in memory at most; but some 34 are kept whatever this says, and more only where reads go on while none
     /// can be written.
     ///
@@ -142,6 +161,7 @@ impl OpenOptions {
             write_through: false,
             pass_discard: true,
             copy_on_read: false,
+            overlap: Overlap::All,
             cache_pages: None,
             page_size: 4096,
             growth: None,
@@ -165,6 +185,8 @@ impl OpenOptions {
         pass_discard: bool,
         /// Whether what is read from the layer below is copied into the image.
         copy_on_read: bool,
+        /// So much is looked at before a cluster is written to or taken.
+        overlap: Overlap,
         /// At most so many metadata pages in memory.
         cache_pages: usize as Some,
         /// Metadata pages of this many bytes.

@@ -1,6 +1,7 @@
 //! Refusing to write where metadata lies, or to take it for free, whatever an entry or a refcount says.
 //!
-//! **Invariant.** The tables are known before the first change of an image: [`Image::learn_metadata`] comes first.
+//! **Invariant.** The tables are known before the first change of an image: [`Image::learn_metadata`] comes first, unless they are not
+//! [to be looked at](Overlap).
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -10,6 +11,7 @@ use crate::error::IoError;
 use crate::format::entry::{L1Entry, RefcountTableEntry};
 use crate::image::Image;
 use crate::metadata::{Metadata, Table, packed};
+use crate::options::Overlap;
 use crate::order::Before;
 use crate::state::State;
 use storage::{IoBuf, Storage};
@@ -36,6 +38,9 @@ impl State {
 
     /// Refuses clusters that hold metadata, whatever their refcounts or an L2 entry say.
     pub(crate) fn check_unused(&self, clusters: Range<u64>) -> Result<(), IoError> {
+        if self.overlap == Overlap::None {
+            return Ok(());
+        }
         let size = self.cluster_size();
         for (root, range) in self.header.roots() {
             let cluster = clusters.start.max(range.start / size);
@@ -43,8 +48,7 @@ impl State {
                 return Err(IoError::InUse { cluster, what: root.name() });
             }
         }
-        let metadata = self.metadata.as_ref().expect("it is learnt before the first change");
-        match metadata.first_in(clusters) {
+        match self.known_tables().and_then(|metadata| metadata.first_in(clusters)) {
             Some((cluster, Table::L2)) => Err(IoError::InUse { cluster, what: "an L2 table" }),
             Some((cluster, Table::RefcountBlock)) => {
                 Err(IoError::InUse { cluster, what: "a refcount block" })
@@ -53,11 +57,17 @@ impl State {
         }
     }
 
+    /// All tables, where they are to be looked at.
+    fn known_tables(&self) -> Option<&Metadata> {
+        debug_assert!(self.overlap != Overlap::All || self.metadata.is_some(), "they are learnt");
+        self.metadata.as_ref()
+    }
+
     /// The same for clusters that are about to be taken: nor may an entry that makes no sense lead there.
     pub(crate) fn check_free(&self, clusters: Range<u64>) -> Result<(), IoError> {
         self.check_unused(clusters.clone())?;
-        let metadata = self.metadata.as_ref().expect("it is learnt before the first change");
-        match metadata.doubtful.range(clusters).next() {
+        let doubtful = self.known_tables().map(|metadata| metadata.doubtful.range(clusters));
+        match doubtful.and_then(|mut clusters| clusters.next()) {
             Some(&cluster) => {
                 Err(IoError::InUse { cluster, what: "what an entry that makes no sense leads to" })
             }
@@ -67,10 +77,9 @@ impl State {
 
     /// Adds a table to what must not be written over.
     pub(crate) fn add_table(&mut self, cluster: u64, table: Table) {
-        self.metadata
-            .as_mut()
-            .expect("it is learnt before the first change")
-            .insert(cluster, table);
+        if let Some(metadata) = &mut self.metadata {
+            metadata.insert(cluster, table);
+        }
     }
 
     /// Gives up an L2 table that the L1 table does not refer to any more; `before` makes that durable.
@@ -87,7 +96,7 @@ impl<S: Storage> Image<S> {
     /// storage are those of the image.
     pub(crate) async fn learn_metadata(&self) -> Result<(), IoError> {
         let _claim = self.claim(Resource::Metadata).await?;
-        if self.with(|state| state.metadata.is_some()).await {
+        if self.with(|state| state.overlap != Overlap::All || state.metadata.is_some()).await {
             return Ok(());
         }
         let header = self.now(|state| state.header.clone());

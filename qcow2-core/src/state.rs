@@ -15,7 +15,7 @@ use crate::freed::{self, Freed, Until};
 use crate::load::HeaderRead;
 use crate::metadata::Metadata;
 use crate::mutant::mutant;
-use crate::options::OpenOptions;
+use crate::options::{OpenOptions, Overlap};
 use crate::order::{Before, Edge, FlushClock, Stamp};
 use crate::rule::{Rule, Rules};
 use crate::taken::Taken;
@@ -86,6 +86,8 @@ pub(crate) struct State {
     pub(crate) clock: FlushClock,
     pub(crate) work: Work,
     pub(crate) claims: Claims,
+    /// What is looked at before a cluster is written to or taken.
+    pub(crate) overlap: Overlap,
     /// The clusters of all L2 tables and refcount blocks, once they are known.
     pub(crate) metadata: Option<Metadata>,
     /// Counts how often pages were forgotten: a page asked for before must not be loaded after.
@@ -167,6 +169,7 @@ impl State {
             clock: FlushClock::new(rules),
             work: Work::default(),
             claims: Claims::new(rules),
+            overlap: options.overlap,
             metadata: None,
             generation: 0,
             length,

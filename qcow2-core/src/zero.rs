@@ -1,4 +1,4 @@
-//! Write zeroes and discard: whole clusters by changing their L2 entry, the edges of a request by writing zeroes.
+//! Write zeroes, discard and uncover: whole clusters by changing their L2 entry, the edges of zeroes by writing them.
 
 use std::ops::Range;
 
@@ -25,7 +25,15 @@ pub enum Zeroing {
     Free,
 }
 
-/// How far a step has come that lets guest clusters read as zeroes.
+/// What whole guest clusters are to read as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Becomes {
+    Zeroes(Zeroing),
+    /// What the layer below holds, zeroes without one.
+    Below,
+}
+
+/// How far a step has come that takes what guest clusters hold from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Done,
@@ -71,19 +79,34 @@ impl State {
         })
     }
 
-    /// Lets the first of these guest clusters read as zeroes, as far as the cache knows them, and takes them out of the range.
+    /// What to put in the place of a guest cluster's mapping, so that the layer below shows; none where it does.
+    fn uncovered(&self, guest_cluster: u64, mapping: Mapping) -> Result<Option<Mapping>, IoError> {
+        match mapping {
+            Mapping::Unallocated => Ok(None),
+            Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } if mutant!(self.rules, UncoverKeepsZeroes => true; false) => {
+                Ok(None)
+            }
+            Mapping::Mixed { .. } => Ok(Some(Mapping::Unallocated)),
+            _ => self.content(guest_cluster, mapping).map(|_| Some(Mapping::Unallocated)),
+        }
+    }
+
+    /// Lets the first of these guest clusters become what they are to, as far as the cache knows them, and takes them out of the range.
     ///
     /// In version 2, what a layer below shows stays as it is: no entry can hide it.
-    pub(crate) fn zero_some(
+    pub(crate) fn clear_some(
         &mut self,
         clusters: &mut Range<u64>,
-        how: Zeroing,
+        becomes: Becomes,
     ) -> Result<Step, Stop> {
+        let is_kept = becomes == Becomes::Zeroes(Zeroing::Keep);
         for _ in 0..AT_ONCE {
             if clusters.is_empty() {
                 break;
             }
-            let hides = clusters.start < self.shown() && self.header.has_zero_entries();
+            let hides = becomes != Becomes::Below
+                && clusters.start < self.shown()
+                && self.header.has_zero_entries();
             let hides = mutant!(self.rules, NoTableHidesNothing => false; hides);
             if hides
                 && let EntryPlace::NoTable(index) = self.entry_place_to_change(clusters.start)?
@@ -102,12 +125,16 @@ impl State {
                     for index in 0..count as u64 {
                         let at = at + entry_bytes * index;
                         let old = self.mapping_in(slot, at)?;
-                        if let Some(new) = self.zeroed(clusters.start, old, how)? {
+                        let new = match becomes {
+                            Becomes::Zeroes(how) => self.zeroed(clusters.start, old, how)?,
+                            Becomes::Below => self.uncovered(clusters.start, old)?,
+                        };
+                        if let Some(new) = new {
                             if !owned {
                                 self.check_table_owned(clusters.start)?;
                                 owned = true;
                             }
-                            self.clear(at, old, new, how == Zeroing::Free);
+                            self.clear(at, old, new, !is_kept);
                         }
                         clusters.start += 1;
                     }
@@ -161,7 +188,8 @@ impl<S: Storage> Image<S> {
             let written =
                 mutant!(self.options.rules, ZeroesNotWrittenOverLayer => whole.start; written);
             self.zero_part(whole.start * size, (written * size).min(end), size).await?;
-            let done = self.zero_clusters(written..whole.end, end, how).await?;
+            let becomes = Becomes::Zeroes(how);
+            let done = self.clear_clusters(written..whole.end, end, becomes).await?;
             mutant!(self.options.rules, ZeroTailKept => (); {
                 self.zero_part(done * size, end, size).await?;
             });
@@ -178,7 +206,24 @@ impl<S: Storage> Image<S> {
     /// As [`Image::write`].
     pub async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
         let whole = self.whole_clusters(offset, len).await?;
-        self.zero_clusters(whole, offset + len, Zeroing::Free).await?;
+        let becomes = Becomes::Zeroes(Zeroing::Free);
+        self.clear_clusters(whole, offset + len, becomes).await?;
+        if self.options.write_through { self.flush().await } else { Ok(()) }
+    }
+
+    /// Frees the whole clusters in a guest range, which then show the layer below, or zeroes without one, and leaves the rest as it is. It
+    /// undoes what was written since the image was created over its layer, as after that was copied down into it.
+    ///
+    /// # Errors
+    /// As [`Image::write`].
+    pub async fn uncover(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        let whole = self.whole_clusters(offset, len).await?;
+        let is_cut_short = whole.end * self.cluster_size > offset + len;
+        let waits = mutant!(self.options.rules, UncoverBesideGrowth => false; is_cut_short);
+        // A growth hides what a longer layer shows of the last cluster past the end of before, and only then is the disk larger.
+        let _size = if waits { Some(self.claim(Resource::Size).await?) } else { None };
+        let becomes = mutant!(self.options.rules, UncoverHidesLayer => Becomes::Zeroes(Zeroing::Free); Becomes::Below);
+        self.clear_clusters(whole, offset + len, becomes).await?;
         if self.options.write_through { self.flush().await } else { Ok(()) }
     }
 
@@ -201,12 +246,12 @@ impl<S: Storage> Image<S> {
         Ok(start..whole_end)
     }
 
-    /// Lets whole guest clusters of a request that ends at byte `end` read as zeroes, and says before which one it has done so.
-    async fn zero_clusters(
+    /// Lets whole guest clusters of a request that ends at byte `end` become what they are to, and says before which one it has done so.
+    async fn clear_clusters(
         &self,
         mut clusters: Range<u64>,
         end: u64,
-        how: Zeroing,
+        becomes: Becomes,
     ) -> Result<u64, IoError> {
         if clusters.is_empty() {
             return Ok(clusters.end);
@@ -224,18 +269,18 @@ impl<S: Storage> Image<S> {
         }
         let done = clusters.end;
         while !clusters.is_empty() {
-            self.zero_step(&mut clusters, how).await?;
+            self.clear_step(&mut clusters, becomes).await?;
         }
         Ok(done)
     }
 
     /// One step of that under a claim.
-    pub(crate) async fn zero_step(
+    pub(crate) async fn clear_step(
         &self,
         clusters: &mut Range<u64>,
-        how: Zeroing,
+        becomes: Becomes,
     ) -> Result<(), IoError> {
-        match self.decide(|state| state.zero_some(clusters, how)).await? {
+        match self.decide(|state| state.clear_some(clusters, becomes)).await? {
             Step::Done => Ok(()),
             Step::NeedsTable(index) => Box::pin(self.add_l2_table(index)).await,
         }

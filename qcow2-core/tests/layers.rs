@@ -71,7 +71,7 @@ fn live(seed: u64, options: CreateOptions, below: usize) {
             let len = (draw(3 * cluster as u64 / 512) as usize + 1) * 512;
             let end = (at + len).min(size);
             let (from, count) = (at as u64, (end - at) as u64);
-            match draw(12) {
+            match draw(13) {
                 0..=4 => {
                     let byte = 100 + step as u8;
                     image.write(from, &vec![byte; end - at]).expect("there is room");
@@ -97,6 +97,16 @@ fn live(seed: u64, options: CreateOptions, below: usize) {
                     }
                 }
                 10 => image.flush().expect("nothing fails"),
+                11 => {
+                    image.uncover(from, count).expect("there is room");
+                    let last = if end == size { end.div_ceil(cluster) } else { end / cluster };
+                    let shown = base(below);
+                    let start = at.div_ceil(cluster) * cluster;
+                    let whole = start..(last * cluster).min(size).max(start);
+                    for (at, byte) in whole.clone().zip(&mut disk[whole]) {
+                        *byte = shown.get(at).copied().unwrap_or(0);
+                    }
+                }
                 _ if size < 4 * SIZE as usize => {
                     size += 512 * (1 + draw(9) as usize);
                     size = size.min(4 * SIZE as usize);

@@ -3,7 +3,7 @@
 
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::{CreateOptions, IoError, OpenError, OpenOptions, Repair, Zeroing};
+use qcow2_core::{CreateOptions, IoError, OpenError, OpenOptions, Overlap, Repair, Zeroing};
 
 const CLUSTER: u64 = 512;
 const COPIED: u64 = 1 << 63;
@@ -212,6 +212,45 @@ fn a_table_of_two_kinds_is_not_read() {
     let error = image.read(100 * CLUSTER, &mut [0; CLUSTER as usize]).unwrap_err();
     let told = matches!(error, IoError::TwoTables { cluster } if cluster == l1 / CLUSTER);
     assert!(told, "{error:?}");
+}
+
+/// Goal: as much is looked at as is asked for, and what is not looked at is not read. Method: an entry that leads to a table of each kind,
+/// written through.
+#[test]
+fn what_is_not_to_be_looked_at_is_written_over() {
+    for overlap in [Overlap::None, Overlap::Constant, Overlap::All] {
+        for (host, what) in Sample::new().tables() {
+            // An entry cannot lead to cluster 0.
+            if host == 0 {
+                continue;
+            }
+            let mut sample = Sample::new();
+            sample.put(sample.table(0) + 2 * 8, host | COPIED);
+            let storage = MemoryStorage::new(sample.bytes.clone());
+            let open = OpenOptions::new().overlap(overlap);
+            let image = Image::open(storage.clone(), open).unwrap();
+            let result = image.write(2 * CLUSTER, &[1; CLUSTER as usize]);
+            let is_root = what == "the L1 table" || what == "the refcount table";
+            if overlap == Overlap::All || overlap == Overlap::Constant && is_root {
+                assert_refused(result, host, what);
+            } else {
+                result.unwrap_or_else(|error| panic!("{overlap:?}, {what}: {error}"));
+                assert_eq!(storage.to_vec()[host as usize..][..8], [1; 8], "{overlap:?}, {what}");
+            }
+        }
+    }
+    // A sound image works alike.
+    for overlap in [Overlap::None, Overlap::Constant] {
+        let storage = MemoryStorage::default();
+        create(&storage, &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
+        let image = Image::open(storage.clone(), OpenOptions::new().overlap(overlap)).unwrap();
+        image.write(0, &vec![7; 300 << 10]).unwrap();
+        image.shrink(100 << 10).unwrap();
+        image.grow(200 << 10).unwrap();
+        image.close().unwrap();
+        let report = check(&storage, Repair::None).unwrap();
+        assert!(report.findings.is_empty(), "{report:#?}");
+    }
 }
 
 /// Goal: new tables are known like old ones. Method: fill an image beyond one refcount block and several L2 tables, and let an entry

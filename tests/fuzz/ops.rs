@@ -29,6 +29,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (range.clone(), any::<bool>())
             .prop_map(|((offset, length), unmap)| Op::WriteZeroes { offset, length, unmap }),
         2 => range.clone().prop_map(|(offset, length)| Op::Discard { offset, length }),
+        1 => range.clone().prop_map(|(offset, length)| Op::Uncover { offset, length }),
         1 => range.clone().prop_map(|(offset, length)| {
             Op::Preallocate { offset, length, how: Preallocation::Metadata }
         }),

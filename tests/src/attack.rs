@@ -6,7 +6,7 @@
 //! no harm; and some belong to verbs that neither contains, such as creating an image, so every crash state of those is
 //! looked at.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use faultfs::DEFAULT_LIMITS;
@@ -667,6 +667,79 @@ fn do_without(rules: Rules) -> (Option<Failure>, u64) {
                 if disk.values().bytes(found)[..] != wanted[..] {
                     let story = format!("guest cluster {cluster} is neither here nor below");
                     return Err(seen("layer-lost", story));
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Every crash state of separating guest clusters that share a host cluster, as a repair left them: each reads as it did, and nothing is
+/// wrong but that some still share. Three share one, in two L2 tables.
+pub fn separate(rules: Rules, lazy_refcounts: bool) -> (Option<Failure>, u64) {
+    const CLUSTER: u64 = UNIT as u64;
+    const PER_TABLE: u64 = CLUSTER / 8;
+    let storage = MemoryStorage::default();
+    let options = CreateOptions::new(2 * PER_TABLE * CLUSTER).cluster_bits(9);
+    let options = options.lazy_refcounts(lazy_refcounts);
+    block_on(qcow2_core::create(&storage, &options)).expect("there is room");
+    let image = qcow2_core::blocking::Image::open(storage.clone(), OpenOptions::new().growth(0));
+    let image = image.expect("it was just made");
+    let mut holds = BTreeMap::new();
+    for cluster in [0, 1, 2, 3, 4, 5, PER_TABLE] {
+        let byte = 1 + u8::try_from(cluster).expect("few clusters");
+        image.write(cluster * CLUSTER, &[byte; UNIT]).expect("there is room");
+        holds.insert(cluster, byte);
+    }
+    // Three are free again: a file that grows is flushed, and the copies with it.
+    image.discard(3 * CLUSTER, 3 * CLUSTER).and_then(|()| image.close()).expect("nothing fails");
+    holds.retain(|cluster, _| !(3..6).contains(cluster));
+    let mut damaged = storage.to_vec();
+    let l1 = usize::try_from(be64(&damaged[40..])).expect("the image is small");
+    let table = |index: usize| (be64(&damaged[l1 + 8 * index..]) & !COPIED) as usize;
+    let (first, second) = (table(0), table(1));
+    for to in [first + 2 * 8, second] {
+        damaged.copy_within(first..first + 8, to);
+    }
+    holds.extend([(2, 1), (PER_TABLE, 1)]);
+    let storage = MemoryStorage::new(damaged);
+    let repaired = block_on(qcow2_core::check(&storage, Repair::All, Rules::all()));
+    assert!(repaired.is_ok_and(|report| report.is_writable() && !report.is_consistent()));
+    let disk = disk_of(&units_of(&storage.to_vec()));
+    every_crash(
+        &disk,
+        false,
+        |direct| {
+            faultfs::direct::run(async move {
+                let open = OpenOptions::new().growth(0).rules(rules);
+                Image::open(direct, open).await.ok()?.separate().await.ok()
+            })
+            .flatten()
+        },
+        |crashed, chooser, ended| {
+            let mut auditor = Auditor::default();
+            let report = auditor.audit(&mut DiskEvidence::new(crashed, chooser));
+            let is_dirty = report.header.as_ref().is_some_and(model::image::Header::is_dirty);
+            let stage = if is_dirty { Stage::CrashedDirty } else { Stage::CrashedClean };
+            let shares = |finding: &Finding| {
+                matches!(finding, Finding::Overlap { .. } | Finding::CopiedMissing { .. })
+            };
+            let wrong = report.violations(stage).find(|(_, it)| ended || !shares(it));
+            if let Some((_, finding)) = wrong {
+                return Err(seen("separated-half", finding.to_string()));
+            }
+            for cluster in 0..2 * PER_TABLE {
+                let found = match auditor.image().mapping(cluster) {
+                    Mapping::Host(at) => {
+                        let unit = u32::try_from(at / CLUSTER).expect("the image is small");
+                        crashed.read(unit, chooser)
+                    }
+                    _ => faultfs::values::Key::ZERO,
+                };
+                let byte = holds.get(&cluster).copied().unwrap_or(0);
+                if disk.values().bytes(found)[..] != [byte; UNIT] {
+                    let story = format!("guest cluster {cluster} reads as something else");
+                    return Err(seen("separated-and-lost", story));
                 }
             }
             Ok(())

@@ -619,6 +619,7 @@ pub async fn perform<I: SubjectImage>(
                 image.write_zeroes(offset, length, unmap).await?;
             }
             Op::Discard { offset, length } => image.discard(offset, length).await?,
+            Op::Uncover { offset, length } => image.uncover(offset, length).await?,
             Op::Preallocate { offset, length, how } => {
                 image.preallocate(offset, length, how).await?;
             }

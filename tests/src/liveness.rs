@@ -324,6 +324,7 @@ impl Exposure {
                 Op::Write { offset, length, .. }
                 | Op::WriteZeroes { offset, length, .. }
                 | Op::Discard { offset, length }
+                | Op::Uncover { offset, length }
                 | Op::Preallocate { offset, length, .. } => {
                     let touched = |size: u64| (offset + length).div_ceil(size) - offset / size;
                     taken += 2 * touched(cluster) + touched(covered);

@@ -361,6 +361,9 @@ fn simpler(op: Op, geometry: &Geometry) -> Vec<Op> {
         Op::Discard { offset, length } => {
             ranges(offset, length).map(|(offset, length)| Op::Discard { offset, length }).collect()
         }
+        Op::Uncover { offset, length } => {
+            ranges(offset, length).map(|(offset, length)| Op::Uncover { offset, length }).collect()
+        }
         Op::WriteZeroes { offset, length, unmap } => ranges(offset, length)
             .map(|(offset, length)| Op::WriteZeroes { offset, length, unmap })
             .collect(),
@@ -565,6 +568,7 @@ mod tests {
         let (id, durability) = (1, Durability::Cached);
         let all = [
             (Op::Discard { offset, length }, Op::Discard { offset: 0, length: UNIT }),
+            (Op::Uncover { offset, length }, Op::Uncover { offset: 0, length: UNIT }),
             (
                 Op::WriteZeroes { offset, length, unmap: true },
                 Op::WriteZeroes { offset: 0, length: UNIT, unmap: true },

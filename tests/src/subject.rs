@@ -242,6 +242,11 @@ pub trait Subject: Clone + Send + Sync + 'static {
         false
     }
 
+    /// Whether it lets clusters show the layer below again. A subject that does not is not asked to.
+    fn uncovers(&self) -> bool {
+        false
+    }
+
     /// What it is held to.
     fn duties(&self) -> Duties {
         Duties::default()
@@ -306,6 +311,13 @@ pub trait SubjectImage: Send + Sync + 'static {
 
     /// Gives the whole clusters of a range back.
     fn discard(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Lets the whole clusters of a range show the layer below again.
+    fn uncover(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> + Send {
+        std::future::ready(Err(format!(
+            "no subject that does not uncover is asked for {length} bytes at {offset}"
+        )))
+    }
 
     /// Takes host clusters ahead of what will be written to a range; a subject that takes none leaves it at that.
     fn preallocate(
@@ -403,6 +415,10 @@ impl Subject for Qcow2Core {
     }
 
     fn shrinks(&self) -> bool {
+        true
+    }
+
+    fn uncovers(&self) -> bool {
         true
     }
 
@@ -510,6 +526,10 @@ impl<S: Storage> SubjectImage for Image<S> {
 
     async fn discard(&self, offset: u64, length: u64) -> Result<(), String> {
         plain(Self::discard(self, offset, length).await)
+    }
+
+    async fn uncover(&self, offset: u64, length: u64) -> Result<(), String> {
+        plain(Self::uncover(self, offset, length).await)
     }
 
     async fn preallocate(

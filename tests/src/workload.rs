@@ -16,7 +16,7 @@ use model::case::{Device, Dropped, OpenOptions};
 use model::op::{Durability, Geometry, Op, Preallocation};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 13;
+pub const GENERATOR: u32 = 14;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -341,6 +341,15 @@ impl Plan {
             }
         }
     }
+
+    /// The same without a request to uncover: a discard in its place.
+    pub fn never_uncovers(&mut self) {
+        for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
+            if let Op::Uncover { offset, length } = *op {
+                *op = Op::Discard { offset, length };
+            }
+        }
+    }
 }
 
 /// So many requests in a task are many: they touch more pages than the cache keeps.
@@ -545,6 +554,8 @@ struct Draw<'a> {
     growing: bool,
     /// Every other growth is a shrink.
     shrinking: bool,
+    /// A layer is below, and one discard in three uncovers it.
+    layered: bool,
     next_id: u32,
 }
 
@@ -561,6 +572,7 @@ impl<'a> Draw<'a> {
         let mut draw = Self {
             rng,
             size: geometry.virtual_size,
+            layered: geometry.below.is_some(),
             cluster: geometry.cluster_size(),
             hot,
             weights,
@@ -721,10 +733,14 @@ impl<'a> Draw<'a> {
                 let (offset, length) = self.range();
                 let start = offset - offset % self.cluster;
                 let end = (offset + length).next_multiple_of(self.cluster).min(self.size);
-                if self.rng.below(5) == 0 {
-                    Op::Discard { offset, length }
+                let (offset, length) = match self.rng.below(5) {
+                    0 => (offset, length),
+                    _ => (start, end - start),
+                };
+                if self.layered && self.rng.below(3) == 0 {
+                    Op::Uncover { offset, length }
                 } else {
-                    Op::Discard { offset: start, length: end - start }
+                    Op::Discard { offset, length }
                 }
             }
             4 => {

@@ -58,6 +58,7 @@ cases! {
     rotten_size_beyond_l1 "rotten-size-beyond-l1.json",
     rotten_size_rounded_down "rotten-size-rounded-down.json",
     rotten_table_of_two_kinds "rotten-table-of-two-kinds.json",
+    uncovered_beside_a_growth "uncovered-beside-a-growth.json",
     without_all_before_clean "without-all-before-clean.json",
     without_all_before_clean_in_repair "without-all-before-clean-in-repair.json",
     without_copy_before_switch "without-copy-before-switch.json",

@@ -30,6 +30,7 @@ mod rare;
 mod real_file;
 mod refused;
 mod report;
+mod separate;
 mod shuttle;
 mod snapshots;
 mod traces;

@@ -69,6 +69,7 @@ fn shorter(op: Op, skip: u64) -> Option<Op> {
         Op::Write { offset, length, .. }
         | Op::WriteZeroes { offset, length, .. }
         | Op::Discard { offset, length }
+        | Op::Uncover { offset, length }
         | Op::Preallocate { offset, length, .. }
         | Op::Read { offset, length } => {
             *offset += skip;

@@ -175,6 +175,9 @@ impl Disk {
             Some(Op::Discard { offset, length }) => {
                 block_on(SubjectImage::discard(image, offset, length))
             }
+            Some(Op::Uncover { offset, length }) => {
+                block_on(SubjectImage::uncover(image, offset, length))
+            }
             Some(Op::Preallocate { offset, length, how }) => {
                 block_on(SubjectImage::preallocate(image, offset, length, how))
             }

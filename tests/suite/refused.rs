@@ -102,6 +102,7 @@ fn requests(image: &Image<MemoryStorage>, offset: u64, len: u64) -> Vec<Result<(
         block_on(image.write_zeroes(offset, len, Zeroing::Keep)),
         block_on(image.write_zeroes(offset, len, Zeroing::Free)),
         block_on(image.discard(offset, len)),
+        block_on(image.uncover(offset, len)),
     ];
     if let Some(bytes) = usize::try_from(len).ok().filter(|&bytes| bytes <= 4096) {
         let buf = IoBuf::zeroed(bytes, 512);
@@ -179,6 +180,7 @@ fn plain_calls_that_do_not_fit_are_refused_by_name() {
             (offset, 2, image.write_zeroes(offset, 2, Zeroing::Free)),
             (before, 8192, image.write_zeroes(before, 8192, Zeroing::Keep)),
             (before, 8192, image.discard(before, 8192)),
+            (before, 8192, image.uncover(before, 8192)),
         ];
         for (offset, len, result) in results {
             let named = IoError::OutOfRange { offset, len, size: SIZE }.to_string();
@@ -190,6 +192,7 @@ fn plain_calls_that_do_not_fit_are_refused_by_name() {
         image.write(offset, &[]).unwrap();
         image.write_zeroes(offset, 0, Zeroing::Free).unwrap();
         image.discard(offset, 0).unwrap();
+        image.uncover(offset, 0).unwrap();
     }
     image.close().unwrap();
     assert_clean(&check(&storage, Repair::None).unwrap());
@@ -206,6 +209,7 @@ fn an_image_that_is_open_to_read_is_not_changed() {
         block_on(image.map_write(0, 512)).map(drop),
         block_on(image.write_zeroes(0, 4096, Zeroing::Free)),
         block_on(image.discard(0, 4096)),
+        block_on(image.uncover(0, 4096)),
         block_on(image.grow(2 * SIZE)),
     ];
     for result in results {

@@ -228,6 +228,9 @@ impl Guest {
             Some(Op::Discard { offset, length }) => {
                 self.begin_discard(units(offset), units(length))
             }
+            Some(Op::Uncover { offset, length }) => {
+                self.begin_uncover(units(offset), units(length))
+            }
             Some(Op::Preallocate { .. }) => self.start(What::Nothing, Flight::Nothing),
             Some(Op::Read { offset, length }) => self.begin_read(units(offset), units(length)),
             Some(Op::Flush | Op::Reopen) => self.begin_flush(),
@@ -260,14 +263,12 @@ impl Guest {
     /// a growth it may be taken or left, whichever comes first.
     pub fn begin_discard(&mut self, first: u64, count: u64) -> Token {
         let cluster = self.promises.cluster_units;
-        let end = first + count;
-        let whole_end = end - end % cluster;
-        let to_the_end = end * UNIT as u64 == self.size();
-        let (first, end) = if self.defect == Defect::DiscardZeroesPartialClusters {
-            (first, end)
-        } else {
-            (first.next_multiple_of(cluster), if to_the_end { end } else { whole_end })
-        };
+        let mut whole = self.whole_clusters(first, count);
+        if self.defect == Defect::DiscardZeroesPartialClusters {
+            whole.first = first;
+            whole.end = first + count;
+        }
+        let Whole { first, end, sure, to_the_end } = whole;
         if first >= end || self.defect == Defect::DiscardForgotten {
             return self.start(What::Nothing, Flight::Nothing);
         }
@@ -280,17 +281,40 @@ impl Guest {
         if first >= end {
             return self.start(What::Nothing, Flight::Nothing);
         }
-        let size_is_sure = self.size.live().all(|units| units == end);
         let sure = match self.promises.discard {
             DiscardReads::Either => first,
-            DiscardReads::Zeroes | DiscardReads::ZeroesBesideLayer
-                if to_the_end && !size_is_sure =>
-            {
-                whole_end
-            }
-            DiscardReads::Zeroes | DiscardReads::ZeroesBesideLayer => end,
+            DiscardReads::Zeroes | DiscardReads::ZeroesBesideLayer => sure,
         };
         self.begin_change(first, end - first, None, Durability::Cached, sure, to_the_end)
+    }
+
+    /// Begins to let the whole clusters within a range, taken as a discard takes them, show the layer below, and zeroes past its end.
+    pub fn begin_uncover(&mut self, first: u64, count: u64) -> Token {
+        let Whole { first, end, sure, to_the_end } = self.whole_clusters(first, count);
+        if first >= end {
+            return self.start(What::Nothing, Flight::Nothing);
+        }
+        let shows = |unit| match self.defect {
+            Defect::UncoverShowsZeroes => ValueKey::ZERO,
+            _ => self.lower.value(unit),
+        };
+        let values = (first..end).map(shows).collect();
+        self.begin_change(first, end - first, Some(values), Durability::Cached, sure, to_the_end)
+    }
+
+    /// The whole clusters of a range. One that the end of the disk cuts short is whole, but beside a growth nobody knows.
+    fn whole_clusters(&self, first: u64, count: u64) -> Whole {
+        let cluster = self.promises.cluster_units;
+        let end = first + count;
+        let whole_end = end - end % cluster;
+        let to_the_end = end * UNIT as u64 == self.size();
+        let size_is_sure = self.size.live().all(|units| units == end);
+        Whole {
+            first: first.next_multiple_of(cluster),
+            end: if to_the_end { end } else { whole_end },
+            sure: if to_the_end && size_is_sure { end } else { whole_end },
+            to_the_end,
+        }
     }
 
     /// Begins to enlarge the disk to `units`.
@@ -624,6 +648,16 @@ impl Guest {
         }
         self.units.change_open(|cell| cell.settle(|entry| covers(entry.end)));
     }
+}
+
+/// The whole clusters of a range, in units.
+struct Whole {
+    first: u64,
+    end: u64,
+    /// What lies before this one is taken whatever becomes of the disk's size.
+    sure: u64,
+    /// The range ends where the disk does.
+    to_the_end: bool,
 }
 
 fn index(units: u64) -> usize {

@@ -22,7 +22,7 @@ use crate::guest::{
 use crate::histories::brute_force;
 use crate::shapes::{
     behind_the_disk, cut_extended, cut_short, discard_beside_layer, every_unit, layers,
-    second_table, subclusters, tables_past_the_end, widths,
+    second_table, subclusters, tables_past_the_end, uncovering, widths,
 };
 use crate::states::{
     changes_recorded, claims, clean_close, contents_kept, copied_flags_inherited, dirty_and_lost,
@@ -33,7 +33,7 @@ use crate::states::{
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Defect) -> Outcome);
 
-const EXAMS: [Exam; 48] = [
+const EXAMS: [Exam; 49] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -82,6 +82,7 @@ const EXAMS: [Exam; 48] = [
     ("tables past the end are not there", tables_past_the_end),
     ("what the image does not say is the layer's", layers),
     ("a discard may leave what a layer shows", discard_beside_layer),
+    ("what is uncovered shows the layer, and zeroes past its end", uncovering),
 ];
 
 #[test]

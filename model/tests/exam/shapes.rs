@@ -4,7 +4,7 @@
 use model::audit::Auditor;
 use model::build::Initial;
 use model::defect::Defect;
-use model::evidence::{BytesEvidence, Evidence};
+use model::evidence::{BytesEvidence, Evidence, ValueKey};
 use model::finding::{Property, Stage};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::image::{COPIED, Mapping};
@@ -530,6 +530,41 @@ pub(crate) fn layers(defect: Defect) -> Outcome {
     let keys = vec![ZERO; 128];
     let guest = Guest::new(&keys, PROMISES).with_defect(defect);
     expect("no layer", kinds(judge.state(&mut plain.disk, &guest, None)), vec![])
+}
+
+/// Goal: what is uncovered shows the layer and nothing else, as far as it goes, and zeroes behind it. Method: most of a disk that was written.
+pub(crate) fn uncovering(defect: Defect) -> Outcome {
+    let mut patient = Patient::of(&LAYERED, Initial::Fresh);
+    let values = &mut patient.disk.values;
+    let written = values.intern(&payload::unit(0, 1));
+    let mut guest = Guest::new(&vec![written; 128], PROMISES)
+        .over(&LAYERED, |unit| values.intern(unit))
+        .with_defect(defect);
+    let below = |unit: u64| guest.lower().value(unit);
+    let (shown, last) = (below(2), below(80));
+    let uncover = guest.begin_uncover(1, 126);
+    expect("before it is done", guest.allowed(2), kept_or(written, shown))?;
+    guest.complete(uncover);
+    flush(&mut guest);
+    for (unit, wanted) in [
+        (0, written),
+        (1, written),
+        (2, shown),
+        (80, last),
+        (82, ZERO),
+        (125, ZERO),
+        (126, written),
+    ] {
+        expect(&format!("unit {unit}"), guest.allowed(unit), vec![wanted])?;
+    }
+    Ok(())
+}
+
+fn kept_or(kept: ValueKey, put: ValueKey) -> Vec<ValueKey> {
+    let mut both = vec![kept, put];
+    both.sort_unstable();
+    both.dedup();
+    both
 }
 
 /// Goal: an implementation that says so may leave what a layer shows, and nothing behind its end. Method: a discard of the whole disk.

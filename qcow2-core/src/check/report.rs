@@ -67,7 +67,8 @@ pub enum Problem {
         /// References found.
         counted: u64,
     },
-    /// A data cluster is mapped by more than one guest cluster.
+    /// A data cluster is mapped by more than one guest cluster. A repair counts all of them, and leaves it at that:
+    /// [`Image::separate`](crate::Image::separate) does more.
     Shared {
         /// Index of the host cluster.
         cluster: u64,

@@ -119,6 +119,9 @@ pub(super) fn run_case<Sub: Subject>(
     if !subject.shrinks() {
         plan.never_shrinks();
     }
+    if !subject.uncovers() {
+        plan.never_uncovers();
+    }
     if !subject.reads_subclusters() {
         plan.geometry.extended_l2 = false;
     }

@@ -51,6 +51,8 @@ pub enum Symbol {
     DiscardA,
     /// Everything up to and with F given back.
     DiscardAll,
+    /// A shows the layer again.
+    UncoverA,
     /// What has completed becomes durable.
     Flush,
     /// The disk grows by what one L2 table covers, so that the L1 table needs another entry.
@@ -120,7 +122,7 @@ impl Symbol {
         Self::Reopen,
     ];
 
-    /// The alphabet of clusters that are taken ahead, and of what is copied from a layer when it is read.
+    /// The alphabet of clusters that are taken ahead, of what is copied from a layer when it is read, and of what shows it again.
     pub const AHEAD: [Self; 11] = [
         Self::WriteA,
         Self::WritePartOfB,
@@ -129,7 +131,7 @@ impl Symbol {
         Self::ReadPartOfB,
         Self::ZeroA,
         Self::ZeroB,
-        Self::DiscardA,
+        Self::UncoverA,
         Self::Flush,
         Self::Grow,
         Self::Reopen,
@@ -151,6 +153,7 @@ impl Symbol {
             Self::ZeroA => "zero-a",
             Self::DiscardA => "discard-a",
             Self::DiscardAll => "discard-all",
+            Self::UncoverA => "uncover-a",
             Self::Flush => "flush",
             Self::Grow => "grow",
             Self::Reopen => "reopen",
@@ -188,6 +191,7 @@ impl Symbol {
             Self::ZeroA => Op::WriteZeroes { offset: 0, length: cluster, unmap: true },
             Self::DiscardA => Op::Discard { offset: 0, length: cluster },
             Self::DiscardAll => Op::Discard { offset: 0, length: (far + 1) * cluster },
+            Self::UncoverA => Op::Uncover { offset: 0, length: cluster },
             Self::Flush => Op::Flush,
             Self::Grow => Op::Grow { to: size + geometry.l2_entries() * cluster },
             Self::Reopen => Op::Reopen,

@@ -847,6 +847,7 @@ fn describe(op: &Op) -> String {
             format!("zero {length} bytes at {offset:#x}{how}")
         }
         Op::Discard { offset, length } => format!("discard {length} bytes at {offset:#x}"),
+        Op::Uncover { offset, length } => format!("uncover {length} bytes at {offset:#x}"),
         Op::Preallocate { offset, length, how } => {
             let how = match how {
                 Preallocation::Metadata => "clusters",

@@ -2,7 +2,9 @@
 
 use super::line::By::{Nothing, Test};
 use super::line::lines;
-use super::tests::{BACKING, BLOCKING, COST, HEAP, IMAGE, PREALLOCATE, RARE, REFUSED, SHRINK};
+use super::tests::{
+    BACKING, BLOCKING, COST, HEAP, IMAGE, LAYERS, PREALLOCATE, RARE, REFUSED, SEPARATE, SHRINK,
+};
 
 lines! {
     "storage::block_on::block_on()" {
@@ -39,6 +41,15 @@ lines! {
     }
     "blocking::Image::discard()" {
         "any byte, any length" [Test(BLOCKING, "blocking_calls_survive_power_cuts")];
+        "past the end" [Test(REFUSED, "plain_calls_that_do_not_fit_are_refused_by_name")];
+    }
+    "blocking::Image::separate()" {
+        "of everything" [Test(SEPARATE, "shared_clusters_are_separated")];
+    }
+    "blocking::Image::uncover()" {
+        "any byte, any length" [
+            Test(LAYERS, "the_guest_reads_the_layer_where_the_image_says_nothing"),
+        ];
         "past the end" [Test(REFUSED, "plain_calls_that_do_not_fit_are_refused_by_name")];
     }
     "blocking::Image::preallocate()" {

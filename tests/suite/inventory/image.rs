@@ -20,8 +20,8 @@ use super::plans::{
     some, takes_a_short_last_cluster,
 };
 use super::tests::{
-    BACKING, BLOCKING, CORPUS, COST, GROW, IMAGE, INTEROP, MATRIX, PREALLOCATE, RARE, REAL_FILE,
-    REFUSED, RETRY, SHRINK, SHUTTLE, TABLES, WRONG,
+    BACKING, BLOCKING, CORPUS, COST, GROW, IMAGE, INTEROP, LAYERS, MATRIX, PREALLOCATE, RARE,
+    REAL_FILE, REFUSED, RETRY, SEPARATE, SEPARATED, SHRINK, SHUTTLE, TABLES, WRONG,
 };
 
 lines! {
@@ -213,6 +213,28 @@ lines! {
         ] P0 P2;
         "the whole disk" [Met(Probe::SpaceFoundAgain)] P6 P9;
         "where there are no tables" [Test(COST, "nothing_costs_next_to_nothing_to_discard")];
+        "of nothing, past the end, or not in units" [
+            Test(REFUSED, "requests_that_do_not_fit_are_refused_by_name"),
+        ];
+    }
+    "Image::separate()" {
+        "standard and extended entries, version 2 and 3" [
+            Test(SEPARATE, "shared_clusters_are_separated"),
+        ];
+        "every power cut" [Test(SEPARATED, "separating_survives_every_power_cut")];
+        "nothing to do, or not to be changed" [
+            Test(SEPARATE, "nothing_is_separated_where_nothing_is_shared"),
+        ];
+    }
+    "Image::uncover()" {
+        "one cluster" [Explored(Symbol::UncoverA)] P0 P1 P2;
+        "a part of a cluster, and beyond the layer" [
+            Plans(10, |plan| some(plan, |op, _| matches!(op, Op::Uncover { .. }))),
+            Test(LAYERS, "the_guest_reads_the_layer_where_the_image_says_nothing"),
+        ] P0 P2;
+        "beside other requests" [
+            Plans(4, |plan| beside_others(plan, |op| matches!(op, Op::Uncover { .. }))),
+        ] P0 P1;
         "of nothing, past the end, or not in units" [
             Test(REFUSED, "requests_that_do_not_fit_are_refused_by_name"),
         ];

@@ -12,7 +12,9 @@ use super::line::By::{
 };
 use super::line::lines;
 use super::plans::page;
-use super::tests::{CAMPAIGN, GUEST_TRACE, IMAGE, LAYERS, LIMITED, RARE, REFUSED, VERSION_2};
+use super::tests::{
+    CAMPAIGN, GUEST_TRACE, IMAGE, LAYERS, LIMITED, RARE, REFUSED, TABLES, VERSION_2,
+};
 
 lines! {
     "OpenOptions.writable" {
@@ -57,6 +59,18 @@ lines! {
         "off, over a layer" [
             Plans(80, |plan| plan.geometry.below.is_some() && !plan.open.copy_on_read),
         ] P0;
+    }
+    "OpenOptions.overlap" {
+        "every value" [Test(TABLES, "what_is_not_to_be_looked_at_is_written_over")];
+    }
+    "Overlap::None" {
+        "of damaged and sound images" [Test(TABLES, "what_is_not_to_be_looked_at_is_written_over")];
+    }
+    "Overlap::Constant" {
+        "of damaged and sound images" [Test(TABLES, "what_is_not_to_be_looked_at_is_written_over")];
+    }
+    "Overlap::All" {
+        "of damaged images" [Test(TABLES, "an_entry_that_leads_to_a_table_is_not_written_through")];
     }
     "OpenOptions.cache_pages" {
         "one" [Plans(250, |plan| plan.open.cache_pages == 1)] P1 P4 P7;

@@ -15,6 +15,7 @@ pub(super) const fn range(op: &Op) -> Option<(u64, u64)> {
         Op::Write { offset, length, .. }
         | Op::WriteZeroes { offset, length, .. }
         | Op::Discard { offset, length }
+        | Op::Uncover { offset, length }
         | Op::Preallocate { offset, length, .. }
         | Op::Read { offset, length } => Some((offset, length)),
         Op::Flush | Op::Grow { .. } | Op::Shrink { .. } | Op::Reopen => None,
