@@ -10,9 +10,13 @@ use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
 use qcow2_crashtest::console::{self, ExitStatus, Outputs};
 use qcow2_crashtest::corpus;
+use qcow2_crashtest::explore::alphabet::{Symbol, World, initials, worlds};
+use qcow2_crashtest::explore::{self, ExploreSettings};
+use qcow2_crashtest::figures::Figures;
+use qcow2_crashtest::probe::Probe;
 use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::subject::Qcow2Core;
-use qcow2_crashtest::workload::{FaultKind, Scope, plan};
+use qcow2_crashtest::workload::{FaultKind, Scope, Shape, plan};
 
 /// The value of an environment variable, or what it is to be without one.
 ///
@@ -121,6 +125,62 @@ fn every_kind_of_fault_is_silent() {
         assert!(
             report.figures.fault_pairs.keys().any(|&(one, other)| one == kind || other == kind)
         );
+    }
+}
+
+/// Goal: no part of the format loses anything. Method: a few cases of each shape; of a resize that a power cut met, both sizes.
+#[test]
+fn every_part_is_silent() {
+    for shape in Shape::ALL {
+        let scope = Scope { shape: Some(shape), ..Scope::default() };
+        let settings = Settings { scope, ..settings(60) };
+        let report = campaign::run(&Qcow2Core::default(), &settings, |_| {});
+        assert!(report.found.is_none(), "{shape}: {:?}", report.found);
+        let Figures { states, probes, .. } = report.figures;
+        assert!(states > 500, "{shape}: {states} states");
+        if matches!(shape, Shape::Shrinking | Shape::Growing) {
+            for size in [Probe::ResizeSmaller, Probe::ResizeLarger] {
+                let count = probes.count(size);
+                assert!(count >= 10, "{shape}: {size} met {count} times");
+            }
+        }
+    }
+}
+
+/// Goal: no power cut in a small workload of any alphabet loses anything. Method: all workloads of one request of each, from every image, and
+/// of two from one.
+#[test]
+fn every_alphabet_is_silent() {
+    type Change = fn(World) -> World;
+    let plain: Change = |world| world;
+    let alphabets: [(&[Symbol], u32, Change); 5] = [
+        (&Symbol::ALL, 1024, plain),
+        (&Symbol::RESIZING, 1024, plain),
+        (&Symbol::ALL, 512, World::over_layer),
+        (&Symbol::AHEAD, 1024, |world| world.over_layer().copying()),
+        (&Symbol::SUBCLUSTERS, 16384, |world| world.with_subclusters().over_layer()),
+    ];
+    for (alphabet, cluster, change) in alphabets {
+        let cheap: Vec<_> =
+            initials().into_iter().filter(|it| *it != Initial::RefcountTableOneShort).collect();
+        for (operations, initials) in [(1, &cheap[..]), (2, &[Initial::Fragmented])] {
+            let worlds = worlds(&[cluster], &[false, true], initials);
+            let settings = ExploreSettings {
+                worlds: worlds.into_iter().map(change).collect(),
+                alphabet,
+                operations,
+                at_once: None,
+                depth: u32::MAX,
+                profile: Profile::TornLength,
+                shard: (0, 1),
+                limit: None,
+                workers: 0,
+            };
+            let report = explore::run(&Qcow2Core::default(), &settings, |_, _, _, _| {});
+            assert!(report.found.is_none(), "{alphabet:?}: {:?}", report.found);
+            let leaves: u64 = report.worlds.iter().map(|world| world.counts.leaves).sum();
+            assert!(report.complete && leaves > 100, "{alphabet:?}: {leaves} leaves");
+        }
     }
 }
 

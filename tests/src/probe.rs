@@ -49,6 +49,8 @@ probes! {
     L1Growth "l1-growth" "A grown disk with a new L1 table.",
     RefcountBlockGrowth "refcount-block-growth" "A new refcount block.",
     RefcountTableGrowth "refcount-table-growth" "A new refcount table.",
+    ResizeSmaller "resize-that-left-the-smaller-disk" "A crash after which the disk could have two sizes, and had the smaller one.",
+    ResizeLarger "resize-that-left-the-larger-disk" "A crash after which the disk could have two sizes, and had the larger one.",
     LaggingLength "lagging-length" "A crash that left the file shorter than it had been.",
     DirtyCrash "crash-of-a-dirty-image" "A crash that left the dirty bit set.",
     CrashInRepair "crash-inside-repair" "A power cut in the middle of a repair.",

@@ -135,6 +135,18 @@ impl<Sub: Subject> Bench<Sub> {
         }
     }
 
+    /// Which size a power cut in a resize left.
+    fn probe_size(&self, guest: &Guest, probes: &mut Probes) {
+        let header = self.judge.auditor().image().header();
+        if let ([smaller, .., larger], Some(header)) = (&guest.allowed_sizes()[..], header) {
+            if header.size == *smaller {
+                probes.hit(Probe::ResizeSmaller);
+            } else if header.size == *larger {
+                probes.hit(Probe::ResizeLarger);
+            }
+        }
+    }
+
     /// Judges a disk that the power cut has just left (`guest` has been told of it), runs `steps` and then the closing
     /// sequence on it. Clones of `chooser` must share their answers.
     ///
@@ -155,6 +167,7 @@ impl<Sub: Subject> Bench<Sub> {
         if self.is_dirty() {
             probes.hit(Probe::DirtyCrash);
         }
+        self.probe_size(crashed.guest, probes);
         let mut crashes_in_repair = 0;
         let repairs = self.subject.duties().repair;
         for step in steps.iter().filter(|step| repairs || is_open(step.run)) {
