@@ -146,6 +146,9 @@ impl Built {
 }
 
 /// Lays out an image.
+///
+/// # Errors
+/// [`Infeasible`] with the reason, if there is no such image of that shape.
 pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible> {
     if let Some(why) = geometry.fault() {
         return Err(Infeasible { initial, why });

@@ -573,6 +573,9 @@ pub struct CaseError {
 
 impl Case {
     /// Reads a case; `file` is only used to name it in errors.
+    ///
+    /// # Errors
+    /// [`CaseError`] that names the file, the field and what is wrong with it.
     pub fn from_json(file: &str, text: &str) -> Result<Self, CaseError> {
         let error = |path: &str, message: String| {
             let path = if path.is_empty() { "(whole file)" } else { path };

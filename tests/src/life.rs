@@ -596,6 +596,9 @@ impl<Sub: Subject> Task<Sub> {
 }
 
 /// What a request asks of the image; the bytes that a read returned.
+///
+/// # Errors
+/// What the image said.
 pub async fn perform<I: SubjectImage>(
     image: &I,
     request: Option<&Request>,

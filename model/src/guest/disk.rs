@@ -411,6 +411,9 @@ impl Guest {
     }
 
     /// A read returned well with these values. One that settles a choice left open by a crash settles it for good (P3).
+    ///
+    /// # Errors
+    /// [`Misread`] with what was found and what is allowed, of the first unit that may not read so.
     pub fn complete_read(&mut self, token: Token, found: &[ValueKey]) -> Result<(), Misread> {
         let Flight::Read { first, count, then, beside } = self.land(token) else {
             panic!("{token:?} is no read");

@@ -250,6 +250,9 @@ impl L1Entry {
     }
 
     /// What it points to, if anything. `at` is where the entry is in the file.
+    ///
+    /// # Errors
+    /// [`EntryError`] with the place and the value, if reserved bits are set or the table is at no multiple of a cluster.
     pub fn decode(self, cluster_bits: u32, at: u64) -> Result<Option<TableHost>, EntryError> {
         let bad = |problem| EntryError { table: Table::L1, at, value: self.0, problem };
         reserved(self.0, L1_RESERVED).map_err(bad)?;
@@ -327,6 +330,10 @@ impl L2Entry {
     }
 
     /// What an extended entry says whose second half is `bitmap`. `at` is where the entry is in the file.
+    ///
+    /// # Errors
+    /// [`EntryError`] with the place and the value, if the entry has what no extended entry may have: reserved bits, an offset that is not
+    /// aligned, a subcluster that is data and zeroes, or data at no host cluster.
     pub fn decode_extended(
         self,
         bitmap: u64,
@@ -357,6 +364,9 @@ impl L2Entry {
     }
 
     /// What a standard entry of an image without external data file says. `at` is where the entry is in the file.
+    ///
+    /// # Errors
+    /// [`EntryError`] with the place and the value, if reserved bits are set or the cluster is at no multiple of a cluster.
     pub fn decode(self, cluster_bits: u32, version: u32, at: u64) -> Result<Mapping, EntryError> {
         let bad = |problem| EntryError { table: Table::L2, at, value: self.0, problem };
         let copied = self.copied();
@@ -406,6 +416,10 @@ impl RefcountTableEntry {
     }
 
     /// Where the block is, if there is one. `at` is where the entry is in the file.
+    ///
+    /// # Errors
+    /// [`EntryError`] with the place and the value, if reserved bits are set, or the block is at no multiple of a cluster or past what an L2
+    /// entry could name.
     pub fn decode(self, cluster_bits: u32, at: u64) -> Result<Option<u64>, EntryError> {
         let bad = |problem| EntryError { table: Table::Refcount, at, value: self.0, problem };
         reserved(self.0, REFCOUNT_TABLE_RESERVED).map_err(bad)?;

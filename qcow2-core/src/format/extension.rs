@@ -165,6 +165,9 @@ impl Bitmaps {
     pub const BYTES: usize = 24;
 
     /// Decodes and validates; `offset` is where `data` is in the file.
+    ///
+    /// # Errors
+    /// [`FormatError`] that names the field, if the data are too short or a value is not allowed.
     pub fn decode(data: &[u8], offset: u64, cluster_bits: u32) -> Result<Self, FormatError> {
         let field = Field { kind: BITMAPS, offset, data };
         field.length_is(Self::BYTES)?;
@@ -216,6 +219,9 @@ impl Luks {
     pub const BYTES: usize = 16;
 
     /// Decodes and validates; `offset` is where `data` is in the file.
+    ///
+    /// # Errors
+    /// [`FormatError`] that names the field, if the data are too short or a value is not allowed.
     pub fn decode(data: &[u8], offset: u64, cluster_bits: u32) -> Result<Self, FormatError> {
         let field = Field { kind: LUKS, offset, data };
         field.length_is(Self::BYTES)?;

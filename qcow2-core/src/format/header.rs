@@ -189,6 +189,9 @@ enum Purpose {
 
 /// The cluster size, from the first bytes of a file: the caller reads 512 bytes, asks here how long cluster 0 is, and
 /// reads that much for [`Header::parse`].
+///
+/// # Errors
+/// [`FormatError`], if this is no qcow2 image, its version is not known, or no cluster has that size.
 pub fn peek_cluster_bits(bytes: &[u8]) -> Result<u32, FormatError> {
     let found = MAGIC_FIELD.read_u32(bytes)?;
     if found != MAGIC {
@@ -205,6 +208,9 @@ pub fn peek_cluster_bits(bytes: &[u8]) -> Result<u32, FormatError> {
 
 impl Header {
     /// A header of version 2 or 3 for a new image: its tables still have to be placed, after which it can be encoded.
+    ///
+    /// # Errors
+    /// [`FormatError`], if there is no such version or cluster size, or no L1 table maps so many bytes.
     pub fn new(version: u32, cluster_bits: u32, size: u64) -> Result<Self, FormatError> {
         ensure(matches!(version, 2 | 3), || FormatError::UnsupportedVersion(version))?;
         check_cluster_bits(cluster_bits)?;
@@ -249,11 +255,17 @@ impl Header {
     }
 
     /// Parses cluster 0. `bytes` is the whole cluster, or less if the file ends inside it.
+    ///
+    /// # Errors
+    /// [`FormatError`] that names the first field or extension that is wrong, with its offset and value.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         Self::parse_for(bytes, Purpose::Use)
     }
 
     /// Like [`Header::parse`], for check and repair: a refcount table of no clusters at all is accepted.
+    ///
+    /// # Errors
+    /// As [`Header::parse`].
     pub fn parse_for_check(bytes: &[u8]) -> Result<Self, FormatError> {
         Self::parse_for(bytes, Purpose::Check)
     }
@@ -346,6 +358,9 @@ impl Header {
 
     /// The header, the extensions and the backing file name as a new image begins, padded with zeroes to a multiple of
     /// 512 bytes.
+    ///
+    /// # Errors
+    /// [`FormatError`], if a value is not allowed, or the extensions and the name do not fit into cluster 0.
     pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
         self.validate(Purpose::Use)?;
         let backing_offset = self.backing.as_ref().map(|backing| backing.offset);
@@ -369,6 +384,9 @@ impl Header {
     /// Writes the fixed fields into the first sector of an image that has this header already, and leaves every other
     /// byte as it is: unknown header fields, extensions, backing file name, and of a size that has not changed the bytes
     /// beyond its last whole 512, which another program may use.
+    ///
+    /// # Errors
+    /// [`FormatError`], if `sector` is no header, or a value of this one is not allowed.
     pub fn patch_sector(&self, sector: &mut [u8]) -> Result<(), FormatError> {
         ends_within("header", self.fixed_length(), sector.len() as u64)?;
         let found = peek_cluster_bits(sector)?;
@@ -414,6 +432,9 @@ impl Header {
     }
 
     /// Entries that an L1 table needs for `size` bytes, or an error if no table is allowed to be as large.
+    ///
+    /// # Errors
+    /// [`FormatError`], as said.
     pub fn l1_entries_for(&self, size: u64) -> Result<u32, FormatError> {
         let most = limits::virtual_size(self.cluster_bits, self.extended_l2());
         let needed = size.div_ceil(limits::l2_coverage(self.cluster_bits, self.extended_l2()));
@@ -439,6 +460,9 @@ impl Header {
     }
 
     /// Where the bitmaps are. None if there are none or if a program that did not know them wrote to the image.
+    ///
+    /// # Errors
+    /// [`FormatError`], if what the extension says makes no sense.
     pub fn bitmaps(&self) -> Result<Option<Bitmaps>, FormatError> {
         self.extension(extension::BITMAPS)
             .filter(|_| self.autoclear.contains(Autoclear::BITMAPS))
@@ -447,6 +471,9 @@ impl Header {
     }
 
     /// Where the LUKS header is, in an image that is encrypted with LUKS.
+    ///
+    /// # Errors
+    /// [`FormatError`], if what the extension says makes no sense.
     pub fn luks(&self) -> Result<Option<Luks>, FormatError> {
         self.extension(extension::LUKS)
             .map(|(offset, data)| Luks::decode(data, offset, self.cluster_bits))

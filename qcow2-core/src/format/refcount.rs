@@ -74,6 +74,9 @@ pub fn get(block: &[u8], order: u32, index: usize) -> Option<u64> {
 }
 
 /// Sets the refcount at `index`; on an error the block is unchanged.
+///
+/// # Errors
+/// [`RefcountError`], if the block has no such entry, or the value does not fit into its bits.
 pub fn set(block: &mut [u8], order: u32, index: usize, value: u64) -> Result<(), RefcountError> {
     let missing = RefcountError::NoSuchEntry { bytes: block.len(), order, index };
     if order > limits::REFCOUNT_ORDER {

@@ -168,6 +168,9 @@ pub struct FileStorage {
 
 impl FileStorage {
     /// Opens and locks a file.
+    ///
+    /// # Errors
+    /// [`FileError`], if there is none, it may not be opened so, or somebody else has locked it.
     pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self, FileError> {
         let path = path.as_ref();
         let mut options = OpenOptions::new();
@@ -176,6 +179,9 @@ impl FileStorage {
     }
 
     /// Creates a file, empty and locked. It is certain to be found after a crash only after [`Self::sync_parent`].
+    ///
+    /// # Errors
+    /// [`FileError`], if it is there already and that is to be refused, or it cannot be made or locked.
     pub fn create(path: impl AsRef<Path>, existing: Existing) -> Result<Self, FileError> {
         let path = path.as_ref();
         let mut options = OpenOptions::new();
@@ -225,6 +231,9 @@ impl FileStorage {
     }
 
     /// Makes the directory entry durable. To be called once the content of a new file is.
+    ///
+    /// # Errors
+    /// [`FileError`], if the directory cannot be found, opened or synced.
     pub fn sync_parent(&self) -> Result<(), FileError> {
         let resolved = self.path.canonicalize().map_err(failed("resolve", &self.path))?;
         let parent = resolved.parent().unwrap_or(&resolved);
