@@ -1,6 +1,6 @@
 //! A case again, and a verdict.
 //!
-//! The exact layer is tried first. Where the code has changed so much that the trace is another one, the crash is looked up
+//! The exact moment is tried first. Where the code has changed so much that the trace is another one, the crash is looked up
 //! by its meaning, and at last among all moments of the life: a case never passes because nothing was found to run.
 
 use faultfs::profile::Robustness;
@@ -46,23 +46,23 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
             let mut violation = whole_image(Property::P7, "not-feasible");
             violation.story = why;
             let failure = Failure { violation, moment: "before it began".to_owned() };
-            let (verdict, layer) = (Verdict::NotMeasured, Basis::Exact);
-            return Ok(Replay { verdict, layer, failure: Some(failure), trial: None });
+            let (verdict, basis) = (Verdict::NotMeasured, Basis::Exact);
+            return Ok(Replay { verdict, basis, failure: Some(failure), trial: None });
         }
     };
     let same_trace = traces_match(case, &outcome);
     // What another trace shows besides is not what the case is about, as long as that can be found.
     let mut besides = None;
     if let Some((_, failure)) = outcome.failure {
-        let layer = if same_trace { Basis::Exact } else { Basis::Semantic };
-        let replay = verdict_of(case, failure, layer, exact.clone());
+        let basis = if same_trace { Basis::Exact } else { Basis::Semantic };
+        let replay = verdict_of(case, failure, basis, exact.clone());
         if same_trace || replay.verdict == Verdict::Reproduced {
             return Ok(replay);
         }
         besides = Some(replay);
     } else if same_trace {
-        let (verdict, layer) = (Verdict::Fixed, Basis::Exact);
-        return Ok(Replay { verdict, layer, failure: None, trial: None });
+        let (verdict, basis) = (Verdict::Fixed, Basis::Exact);
+        return Ok(Replay { verdict, basis, failure: None, trial: None });
     }
 
     let (semantic, found) = by_meaning(subject, case, &exact);
@@ -84,15 +84,15 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
     if let Some(besides) = besides {
         return Ok(besides);
     }
-    let (verdict, layer) =
+    let (verdict, basis) =
         if found { (Verdict::Fixed, Basis::Semantic) } else { (Verdict::Drifted, Basis::Searched) };
-    Ok(Replay { verdict, layer, failure: None, trial: None })
+    Ok(Replay { verdict, basis, failure: None, trial: None })
 }
 
-fn verdict_of(case: &Case, failure: Failure, layer: Basis, trial: Trial) -> Replay {
+fn verdict_of(case: &Case, failure: Failure, basis: Basis, trial: Trial) -> Replay {
     let same = failure.violation.property == case.property;
     let verdict = if same { Verdict::Reproduced } else { Verdict::HarnessBroken };
-    Replay { verdict, layer, failure: Some(failure), trial: Some(trial) }
+    Replay { verdict, basis, failure: Some(failure), trial: Some(trial) }
 }
 
 fn traces_match(case: &Case, outcome: &Outcome) -> bool {

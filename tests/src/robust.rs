@@ -454,7 +454,7 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
         Some(failure) if failure.violation.property == case.property => Verdict::Reproduced,
         Some(_) => Verdict::HarnessBroken,
     };
-    Ok(Replay { verdict, layer: Basis::Exact, failure, trial: None })
+    Ok(Replay { verdict, basis: Basis::Exact, failure, trial: None })
 }
 
 /// The first failure of a subject on a damaged image.

@@ -67,7 +67,7 @@ pub struct Replay {
     /// The verdict.
     pub verdict: Verdict,
     /// What it rests on.
-    pub layer: Basis,
+    pub basis: Basis,
     /// What was seen.
     pub failure: Option<Failure>,
     /// The trial in which it was seen; none if that was no trial.

@@ -20,7 +20,7 @@ fn check(name: &str) {
             is_expected(&case, replay.verdict, broken),
             "{name}, broken {broken}: {} by the {} layer: {:?}",
             replay.verdict,
-            replay.layer.name(),
+            replay.basis.name(),
             replay.failure
         );
     }
@@ -78,23 +78,23 @@ cases! {
     write_through_failure_beside_a_flush "write-through-failure-beside-a-flush.json",
 }
 
-/// Goal: a case is told again when the trace has changed. Method: forget the exact layer's hash and event; the anchor finds
+/// Goal: a case is told again when the trace has changed. Method: forget the hash of the exact part and event; the anchor finds
 /// the moment, and the verdict says which layer it rests on.
 #[test]
 fn the_meaning_of_a_case_survives_another_trace() {
     let name = "without-durable-before-acknowledge.json";
     let mut case = corpus::load(&corpus::folder().join(name)).expect("the file is a case");
     let exact = case.lives[0].crash.as_mut().and_then(|crash| crash.exact.as_mut());
-    let exact = exact.expect("it has an exact layer");
+    let exact = exact.expect("it has an exact part");
     exact.trace.0 ^= 1;
     exact.event = 0;
     let whole = subject_of(&case, name, false).expect("it exists");
     let found = replay(&whole, &case, name).expect("it can be run");
-    assert_eq!((found.verdict, found.layer), (Verdict::Fixed, Basis::Semantic));
+    assert_eq!((found.verdict, found.basis), (Verdict::Fixed, Basis::Semantic));
     let broken = subject_of(&case, name, true).expect("it exists");
     let found = replay(&broken, &case, name).expect("it can be run");
     assert_eq!(found.verdict, Verdict::Reproduced);
-    assert_ne!(found.layer, Basis::Exact);
+    assert_ne!(found.basis, Basis::Exact);
 }
 
 /// Goal: a case whose moment is gone is never a silent pass. Method: an anchor that nothing matches.

@@ -84,7 +84,7 @@ impl ReplayCommand {
                 say(&format!(
                     "{:<14} {:<9} {column}{name}{}\n",
                     replay.verdict,
-                    replay.layer.name(),
+                    replay.basis.name(),
                     if expected { "" } else { "   <- not as expected" }
                 ));
                 if let Some(failure) = replay.failure.as_ref().filter(|_| !expected) {
@@ -95,7 +95,7 @@ impl ReplayCommand {
                 }
                 rows.push(serde_json::json!({
                     "case": name, "code": how, "verdict": replay.verdict.name(),
-                    "layer": replay.layer.name(), "expected": expected,
+                    "basis": replay.basis.name(), "expected": expected,
                 }));
             }
         }

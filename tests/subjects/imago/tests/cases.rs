@@ -68,7 +68,7 @@ fn check(name: &str) {
     let key = &case.open.subject;
     let subject = [Imago::Full, Imago::Contents].into_iter().find(|it| it.key() == key).unwrap();
     let shown = replay(&subject, &case, name).unwrap();
-    assert_eq!((shown.verdict, shown.layer), (Verdict::Reproduced, Basis::Exact), "{shown:?}");
+    assert_eq!((shown.verdict, shown.basis), (Verdict::Reproduced, Basis::Exact), "{shown:?}");
     let ours = replay(&Qcow2Core::default(), &case, name).unwrap();
     let passes = matches!(ours.verdict, Verdict::Fixed | Verdict::Drifted);
     assert!(passes, "{name} on qcow2-core: {:?}", ours.failure);
