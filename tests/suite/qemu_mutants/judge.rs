@@ -4,24 +4,25 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use model::audit::Auditor;
 use model::evidence::BytesEvidence;
 use model::finding::Finding as AuditFinding;
-use qcow2_core::blocking::{Image, check};
+use qcow2_core::blocking::check;
+use qcow2_core::format::entry::{EntryError, EntryProblem, Table};
 use qcow2_core::format::feature::Incompatible;
 use qcow2_core::format::{Header, extension};
 use qcow2_core::{
-    CheckError, CheckReport, Finding, MAX_FINDINGS, OpenError, OpenOptions, Problem, Repair,
+    CheckError, CheckReport, Finding, Layer, MAX_FINDINGS, OpenError, OpenOptions, Problem, Repair,
 };
 use qcow2_crashtest::qemu;
 use tempfile::TempDir;
 
 use super::changes::Mutant;
 use super::seeds::{Place, from, places};
-use super::view::View;
+use super::view::{View, open};
 use super::watched::{PATTERN, Watched};
 use crate::common::memory_directory;
 
@@ -52,6 +53,8 @@ pub(super) enum Property {
     OnMetadata,
     /// (e) Neither panics nor takes for ever.
     Bounded,
+    /// (f) A check says of it what QEMU's says, or it is known why not.
+    Verdict,
 }
 
 /// A promise that was not kept.
@@ -92,6 +95,96 @@ pub(super) enum Excuse {
     QemuRefuses,
 }
 
+/// What a check thinks of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Sound,
+    Leaks,
+    Corrupt,
+}
+
+impl Verdict {
+    const fn ours(report: &CheckReport) -> Self {
+        Self::of(report.corruptions, report.leaks)
+    }
+
+    /// What QEMU could not check counts as corrupt.
+    const fn theirs(check: &qemu::Check) -> Self {
+        Self::of(check.corruptions + check.check_errors, check.leaks)
+    }
+
+    const fn of(corruptions: u64, leaks: u64) -> Self {
+        match (corruptions, leaks) {
+            (0, 0) => Self::Sound,
+            (0, _) => Self::Leaks,
+            _ => Self::Corrupt,
+        }
+    }
+}
+
+/// Why ours and QEMU's check think differently of a mutant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Difference {
+    /// Ours does not check what this library does not know.
+    NotSupported,
+    /// Ours refuses a header that QEMU reads: two tables in one place, or extensions that the file does not reach the end of.
+    HeaderRefused,
+    /// QEMU does not open it: bitmaps that make no sense, or features that contradict each other.
+    QemuRefuses,
+    /// An entry says COPIED, and its cluster has one reference and another count. To QEMU the entry is wrong too, to us the count alone.
+    CopiedByCount,
+    /// An entry does not say COPIED, and its cluster has one reference and another count. To us the entry is wrong, which goes by references.
+    CopiedByReferences,
+    /// A count of a cluster that the file does not have. QEMU looks at those of the file only.
+    CountPastEnd,
+    /// An entry says COPIED and leads to no cluster. QEMU does not look.
+    CopiedNowhere,
+    /// Bit 0 of an entry that cannot say by it that it reads as zeroes, in version 2 or with extended entries. QEMU does not look.
+    ZeroBit,
+    /// A cluster has two uses, and a count that is high enough. QEMU compares counts.
+    Counted,
+    /// An entry leads past the end of the file, or the file ends inside of one. QEMU reads zeroes there, and so do we, and say so.
+    PastEnd,
+}
+
+impl Difference {
+    /// Why ours thinks `one` for what it found in a file of so many clusters, and QEMU `other`; none if there is no reason.
+    fn between(one: Verdict, other: Verdict, ours: &CheckReport, in_file: u64) -> Option<Self> {
+        let problems = || ours.findings.iter().map(|finding| &finding.problem);
+        match (one, other) {
+            (Verdict::Leaks, Verdict::Corrupt) => problems()
+                .any(|problem| matches!(problem, Problem::Leak { counted: 1, .. }))
+                .then_some(Self::CopiedByCount),
+            (Verdict::Leaks, Verdict::Sound) => problems()
+                .all(|problem| matches!(problem, Problem::Leak { cluster, .. } if *cluster >= in_file))
+                .then_some(Self::CountPastEnd),
+            (Verdict::Corrupt, Verdict::Sound | Verdict::Leaks) => {
+                let corruptions =
+                    problems().filter(|problem| !matches!(problem, Problem::Leak { .. }));
+                let reasons: Option<Vec<_>> = corruptions.map(Self::of).collect();
+                reasons.and_then(|reasons| reasons.first().copied())
+            }
+            _ => None,
+        }
+    }
+
+    /// Why this is no corruption to QEMU.
+    const fn of(problem: &Problem) -> Option<Self> {
+        match problem {
+            Problem::Copied { counted: 0, .. } => Some(Self::CopiedNowhere),
+            Problem::Copied { counted: 1, .. } => Some(Self::CopiedByReferences),
+            Problem::BeyondEnd { .. } | Problem::CutEntry { .. } => Some(Self::PastEnd),
+            Problem::Overlap { .. } | Problem::Shared { .. } => Some(Self::Counted),
+            Problem::Entry(EntryError {
+                table: Table::L2,
+                problem: EntryProblem::ZeroInVersion2 | EntryProblem::Reserved(1),
+                ..
+            }) => Some(Self::ZeroBit),
+            _ => None,
+        }
+    }
+}
+
 /// What happened how often, by name.
 #[derive(Debug, Default)]
 pub(super) struct Figures(pub(super) Mutex<BTreeMap<String, u64>>);
@@ -112,6 +205,10 @@ struct Bench<'a> {
     during: &'static str,
     /// Whether QEMU finds persistent bitmaps in the mutant.
     bitmaps: bool,
+    /// Whether QEMU is asked what it thinks.
+    asks: bool,
+    /// What the mutant is over.
+    layer: Option<&'a Arc<dyn Layer>>,
 }
 
 impl Bench<'_> {
@@ -133,9 +230,13 @@ impl Bench<'_> {
             .is_ok_and(|header| header.extension(extension::BITMAPS).is_some());
         let growth =
             if mutant.number.is_multiple_of(4) { OpenOptions::new().growth } else { Some(1) };
-        let opened = Image::open(Watched::new(&bytes), WRITING);
-        let before =
-            Before { view: View::of(&bytes).ok(), writable: opened.is_ok(), growth, bytes };
+        let opened = open(Watched::new(&bytes), self.layer, WRITING);
+        let before = Before {
+            view: View::of(&bytes, self.layer).ok(),
+            writable: opened.is_ok(),
+            growth,
+            bytes,
+        };
         if let (Some(_), Err(error)) = (&before.view, opened) {
             self.figures.count(format!("open for reading, but: {}", shape(&error.to_string())));
         }
@@ -145,6 +246,9 @@ impl Bench<'_> {
             if counted {
                 self.figures.count(what);
             }
+        }
+        if self.asks {
+            self.compare_verdicts(&before);
         }
         let mut seen = Vec::new();
         let kinds = [
@@ -217,7 +321,7 @@ impl Bench<'_> {
         let sampled = mutant.number.is_multiple_of(8);
         let rebuilt_only =
             how == Repair::Rebuild && seen.iter().all(|other| *other == before.bytes);
-        if !seen.contains(&after) && (sampled || changed && !rebuilt_only) {
+        if self.asks && !seen.contains(&after) && (sampled || changed && !rebuilt_only) {
             let started = now();
             self.ask_qemu(before, &after);
             self.qemu += now() - started;
@@ -225,10 +329,43 @@ impl Bench<'_> {
         seen.push(after);
     }
 
+    /// What ours and QEMU think of the mutant. Where they differ, [`Difference`] says why, and nothing else is let pass.
+    fn compare_verdicts(&mut self, before: &Before) {
+        let started = now();
+        let path = self.directory.path().join("before.qcow2");
+        fs::write(&path, &before.bytes).unwrap();
+        let theirs = qemu::check(&path);
+        self.qemu += now() - started;
+        let ours = check(&Watched::new(&before.bytes), Repair::None);
+        let difference = match (&ours, &theirs) {
+            (Err(_), Err(_)) => None,
+            (Err(CheckError::Unsupported(_)), Ok(_)) => Some(Difference::NotSupported),
+            (Err(_), Ok(_)) => Some(Difference::HeaderRefused),
+            (Ok(_), Err(_)) => Some(Difference::QemuRefuses),
+            (Ok(ours), Ok(theirs)) => {
+                let (one, other) = (Verdict::ours(ours), Verdict::theirs(theirs));
+                let size = Header::parse_for_check(&before.bytes).map_or(1, |it| it.cluster_size());
+                let in_file = (before.bytes.len() as u64).div_ceil(size);
+                let found = Difference::between(one, other, ours, in_file);
+                if one != other && found.is_none() {
+                    let problems: Vec<_> = ours.findings.iter().map(ToString::to_string).collect();
+                    let what =
+                        format!("ours says {one:?}, QEMU {other:?}: {}", problems.join("; "));
+                    self.violation(Property::Verdict, what);
+                }
+                self.figures.count("compared with qemu-img check");
+                found
+            }
+        };
+        if let Some(difference) = difference {
+            self.figures.count(format!("differs from qemu-img check: {difference:?}"));
+        }
+    }
+
     /// What could be read and opened before still can.
     fn compare(&mut self, property: Property, before: &Before, after: &[u8]) {
         let Some(view) = &before.view else { return };
-        match View::of(after) {
+        match View::of(after, self.layer) {
             Ok(now) => {
                 if let Some(loss) = view.loss(&now, &BTreeMap::new()) {
                     self.violation(property, loss);
@@ -237,7 +374,7 @@ impl Bench<'_> {
             Err(error) => self.violation(Property::Opening, format!("for reading: {error}")),
         }
         if before.writable
-            && let Err(error) = Image::open(Watched::new(after), WRITING)
+            && let Err(error) = open(Watched::new(after), self.layer, WRITING)
         {
             self.violation(Property::Opening, format!("for writing: {error}"));
         }
@@ -297,7 +434,7 @@ impl Bench<'_> {
     fn write(&mut self, before: &Before) {
         let storage = Watched::new(&before.bytes);
         let options = before.growth.map_or(OpenOptions::new(), |growth| WRITING.growth(growth));
-        let image = match Image::open(storage.clone(), options) {
+        let image = match open(storage.clone(), self.layer, options) {
             Ok(image) => image,
             Err(error) => {
                 let after = storage.bytes();
@@ -315,7 +452,7 @@ impl Bench<'_> {
                     }
                     self.compare(Property::Data, before, &after);
                     let again = Watched::new(&after);
-                    drop(Image::open(again.clone(), WRITING));
+                    drop(open(again.clone(), self.layer, WRITING));
                     self.compare(Property::SecondAttempt, before, &again.bytes());
                 }
                 return;
@@ -330,7 +467,7 @@ impl Bench<'_> {
             self.violation(Property::Opening, "it is open and has no header");
             return;
         };
-        if let Ok(now) = View::of(&opened)
+        if let Ok(now) = View::of(&opened, self.layer)
             && let Some(loss) = view.loss(&now, &BTreeMap::new())
         {
             self.violation(Property::Data, loss);
@@ -386,7 +523,7 @@ impl Bench<'_> {
             Some(Worst::Shared | Worst::Overlap) => Some(Excuse::SharedData),
             _ => None,
         };
-        match View::of(&after) {
+        match View::of(&after, self.layer) {
             Err(error) => {
                 self.violation(Property::Opening, format!("for reading: {error}{suffix}"));
             }
@@ -417,6 +554,9 @@ impl Bench<'_> {
                 Err(error) => {
                     self.violation(Property::Writing, format!("a check afterwards: {error}"))
                 }
+            }
+            if !self.asks {
+                return;
             }
             let [old, new] =
                 ["before.qcow2", "after.qcow2"].map(|name| self.directory.path().join(name));
@@ -549,7 +689,11 @@ pub(super) fn now() -> Instant {
 }
 
 /// What is wrong with a mutant.
-pub(super) fn judge(mutant: &Mutant<'_>, figures: &Figures) -> (Vec<Violation>, Duration) {
+pub(super) fn judge(
+    mutant: &Mutant<'_>,
+    asks: bool,
+    figures: &Figures,
+) -> (Vec<Violation>, Duration) {
     let mut bench = Bench {
         directory: memory_directory(),
         figures,
@@ -557,6 +701,8 @@ pub(super) fn judge(mutant: &Mutant<'_>, figures: &Figures) -> (Vec<Violation>, 
         qemu: Duration::ZERO,
         during: "reading",
         bitmaps: false,
+        asks,
+        layer: mutant.seed.layer.as_ref(),
     };
     let started = now();
     let panicked = catch_unwind(AssertUnwindSafe(|| bench.judge(mutant)));

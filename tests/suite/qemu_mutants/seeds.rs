@@ -4,11 +4,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use qcow2_core::format::Header;
 use qcow2_core::format::entry::{L1Entry, L2Entry, Mapping};
 use qcow2_core::format::extension::Bitmaps;
+use qcow2_core::storage::block_on;
+use qcow2_core::storage::memory::MemoryStorage;
+use qcow2_core::{Layer, Raw};
 use qcow2_crashtest::qemu;
+use tempfile::TempDir;
 
 use crate::common::{Step, memory_directory, steps};
 
@@ -19,6 +24,14 @@ pub(super) struct Seed {
     pub(super) cluster_bits: u32,
     pub(super) refcount_order: u32,
     pub(super) places: Vec<Place>,
+    /// What it is over.
+    pub(super) layer: Option<Arc<dyn Layer>>,
+}
+
+/// All of them, and the directory in which QEMU finds their layers.
+pub(super) struct Seeds {
+    pub(super) images: Vec<Seed>,
+    _directory: TempDir,
 }
 
 /// A table, or a cluster of data.
@@ -34,7 +47,7 @@ impl Seed {
         let header = Header::parse(&bytes).unwrap();
         let places = places(&bytes, &header);
         let (cluster_bits, refcount_order) = (header.cluster_bits, header.refcount_order);
-        Self { name, bytes, cluster_bits, refcount_order, places }
+        Self { name, bytes, cluster_bits, refcount_order, places, layer: None }
     }
 
     pub(super) fn cluster(&self) -> u64 {
@@ -160,7 +173,7 @@ const PLAIN: &[(&str, &str, u64, usize)] = &[
 ];
 
 /// All of them. QEMU makes the same ones each time, but for random keys and times, which nothing here looks at.
-pub(super) fn seeds() -> Vec<Seed> {
+pub(super) fn seeds() -> Seeds {
     let directory = memory_directory();
     let at = |name: &str| directory.path().join(name);
     let path = at("seed.qcow2");
@@ -242,7 +255,32 @@ pub(super) fn seeds() -> Vec<Seed> {
     let luks = "cluster_size=4k,encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
     img(&[&["create", "-q", "-f", "qcow2"][..], &secret, &[luks, name, "256k"]].concat());
     seeds.push(Seed::new("4 KiB, LUKS", &path));
-    seeds
+
+    // Made smaller, made larger, with its space taken.
+    qemu::create(&path, 1 << 20, "cluster_size=1k").unwrap();
+    fill(100, 60, 1 << 20, 1024);
+    img(&["resize", "-q", "-f", "qcow2", "--shrink", name, "200k"]);
+    fill(101, 10, 200 << 10, 1024);
+    img(&["resize", "-q", "-f", "qcow2", "--preallocation=metadata", name, "400k"]);
+    seeds.push(Seed::new("1 KiB, resized", &path));
+    // Over layers that are read and written through.
+    let below = at("below.raw");
+    let bytes: Vec<u8> = (0..300 << 10).map(|at| 1 + (at / 512 * 7 % 250) as u8).collect();
+    fs::write(&below, &bytes).unwrap();
+    let layer: Arc<dyn Layer> =
+        Arc::new(block_on(Raw::new(MemoryStorage::new(bytes))).expect("memory does not fail"));
+    for (title, options, cluster) in [
+        ("1 KiB, over a layer", "cluster_size=1k", 1024),
+        ("4 KiB, over a layer, lazy", "cluster_size=4k,lazy_refcounts=on", 4096),
+        ("4 KiB, over a layer, version 2", "cluster_size=4k,compat=0.10", 4096),
+        ("16 KiB, over a layer, extended L2 entries", "cluster_size=16k,extended_l2=on", 4096),
+    ] {
+        let over = ["-b", from(&below), "-F", "raw", "-o", options, name, "400k"];
+        img(&[&["create", "-q", "-f", "qcow2"][..], &over].concat());
+        fill(110, 20, 400 << 10, cluster);
+        seeds.push(Seed { layer: Some(Arc::clone(&layer)), ..Seed::new(title, &path) });
+    }
+    Seeds { images: seeds, _directory: directory }
 }
 
 /// A path as an argument.

@@ -1,10 +1,12 @@
 //! What a guest finds in an image.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use qcow2_core::blocking::Image;
-use qcow2_core::{OpenError, OpenOptions};
+use qcow2_core::{Layer, OpenError, OpenOptions};
 
+use super::seeds::number;
 use super::watched::{PATTERN, Watched};
 
 /// What a guest reads, cluster by cluster, so that one that fails hides no other.
@@ -15,8 +17,8 @@ pub(super) struct View {
 
 impl View {
     /// Through an image that is open for reading only.
-    pub(super) fn of(bytes: &[u8]) -> Result<Self, OpenError> {
-        let image = Image::open(Watched::new(bytes), OpenOptions::read_only())?;
+    pub(super) fn of(bytes: &[u8], layer: Option<&Arc<dyn Layer>>) -> Result<Self, OpenError> {
+        let image = open(Watched::new(bytes), layer, OpenOptions::read_only())?;
         let info = image.info();
         let (size, cluster) = (info.virtual_size, info.cluster_size);
         let count = size.div_ceil(cluster);
@@ -53,6 +55,20 @@ impl View {
                 }
             },
         )
+    }
+}
+
+/// Opens an image over its layer, if it is over one.
+pub(super) fn open(
+    storage: Watched,
+    layer: Option<&Arc<dyn Layer>>,
+    options: OpenOptions,
+) -> Result<Image<Watched>, OpenError> {
+    match layer {
+        Some(layer) if number(&storage.bytes(), 8, 8) != 0 => {
+            Image::open_over(storage, Arc::clone(layer), options)
+        }
+        _ => Image::open(storage, options),
     }
 }
 
