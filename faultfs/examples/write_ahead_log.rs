@@ -10,10 +10,11 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use faultfs::chooser::Exhaustive;
+use faultfs::chooser::{Chooser, Exhaustive, Random};
 use faultfs::direct::{Direct, DirectOptions, run};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
+use faultfs::rng::Rng;
 use faultfs::values::Values;
 use storage::{Durability, IoBuf, Storage};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -109,47 +110,72 @@ async fn live<S: Storage>(
     Ok(())
 }
 
+/// Lives one after the other, each cut short at an operation, and one state that each cut leaves. The chooser comes back.
+fn lives<C: Chooser + Send + 'static>(
+    cuts: &[u64],
+    flushes: bool,
+    mut chooser: C,
+) -> (C, Result<(), String>) {
+    let mut disk = PossibleDisk::new(&Values::new(), 0);
+    let mut appended = Vec::new();
+    for (life, &cut) in (1..).zip(cuts) {
+        // It runs to its end if it has fewer operations.
+        let options = DirectOptions { crash_at: Some(cut), ..DirectOptions::default() };
+        let direct = Direct::with_options(disk, chooser, options);
+        let done = Arc::new(Mutex::new((Vec::new(), 0)));
+        let _ended = run(live(direct.clone(), life, flushes, Arc::clone(&done)));
+        let remains = direct.power_off();
+        (disk, chooser) = (remains.disk, remains.chooser);
+        let (all, safe) = done.lock().expect("one thread").clone();
+        if all.len() < appended.len() {
+            // The power failed before the log was open.
+            return (chooser, Err("the log was not opened".to_owned()));
+        }
+
+        disk.crash_in_place(Profile::TornLength, &mut chooser);
+        let direct = Direct::new(disk, chooser);
+        let opened = run(Log::open(direct.clone())).expect("nothing waits");
+        let remains = direct.power_off();
+        (disk, chooser) = (remains.disk, remains.chooser);
+        let found = match opened {
+            Ok((_, found)) => found,
+            Err(error) => return (chooser, Err(error.to_string())),
+        };
+        if let Err(why) = judge(&found, safe, &all) {
+            return (chooser, Err(format!("life {life}, cut at operation {cut}: {why}")));
+        }
+        appended = found;
+    }
+    (chooser, Ok(()))
+}
+
 /// Two lives, each cut short at each of its operations or not at all, and every state that each cut may leave. Returns how many
 /// states there were.
 pub(crate) fn explore(flushes: bool) -> Result<u64, String> {
     let mut states = 0;
-    for (first, second) in (0..=4).flat_map(|first| (0..=4).map(move |second| (first, second))) {
+    for cuts in (0..=4).flat_map(|first| (0..=4).map(move |second| [first, second])) {
         let mut chooser = Exhaustive::new();
         loop {
-            let mut disk = PossibleDisk::new(&Values::new(), 0);
-            let mut appended = Vec::new();
-            for (life, cut) in [(1, first), (2, second)] {
-                // It runs to its end if it has fewer operations.
-                let options = DirectOptions { crash_at: Some(cut), ..DirectOptions::default() };
-                let direct = Direct::with_options(disk, chooser, options);
-                let done = Arc::new(Mutex::new((Vec::new(), 0)));
-                let _ended = run(live(direct.clone(), life, flushes, Arc::clone(&done)));
-                let remains = direct.power_off();
-                (disk, chooser) = (remains.disk, remains.chooser);
-                let (all, safe) = done.lock().expect("one thread").clone();
-                if all.len() < appended.len() {
-                    // The power failed before the log was open.
-                    return Err("the log was not opened".to_owned());
-                }
-                appended = all;
-
-                disk.crash_in_place(Profile::TornLength, &mut chooser);
-                let direct = Direct::new(disk, chooser);
-                let opened = run(Log::open(direct.clone())).expect("nothing waits");
-                let found = opened.map_err(|error| error.to_string())?.1;
-                let remains = direct.power_off();
-                (disk, chooser) = (remains.disk, remains.chooser);
-                states += 1;
-                judge(&found, safe, &appended)
-                    .map_err(|why| format!("life {life}, cut at operation {cut}: {why}"))?;
-                appended = found;
-            }
+            let verdict;
+            (chooser, verdict) = lives(&cuts, flushes, chooser);
+            verdict?;
+            states += cuts.len() as u64;
             if !chooser.advance() {
                 break;
             }
         }
     }
     Ok(states)
+}
+
+/// Five lives, cut at random, as often as asked for, all from one seed.
+pub(crate) fn sample(flushes: bool, seed: u64, times: u64) -> Result<(), String> {
+    let mut rng = Rng::new(seed);
+    for _ in 0..times {
+        let cuts: [u64; 5] = std::array::from_fn(|_| rng.below(5).into());
+        lives(&cuts, flushes, Random::new(rng.next_u64())).1?;
+    }
+    Ok(())
 }
 
 pub(crate) fn main() {
@@ -161,4 +187,5 @@ pub(crate) fn main() {
         Ok(states) => println!("without: {states} states, nothing is lost"),
         Err(why) => println!("without: {why}"),
     }
+    println!("2,000 times five random lives, with its flush: {:?}", sample(true, 1, 2000));
 }

@@ -13,6 +13,8 @@ fn a_log_loses_nothing_and_is_caught_without_its_flush() {
     assert!(write_ahead_log::explore(true).expect("nothing is lost") > 100);
     let why = write_ahead_log::explore(false).expect_err("a record is acknowledged too early");
     assert!(why.contains("were safe"), "{why}");
+    write_ahead_log::sample(true, 2, 500).expect("nothing is lost");
+    write_ahead_log::sample(false, 2, 500).expect_err("it is seldom missed at random either");
 }
 
 #[test]
