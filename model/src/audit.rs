@@ -13,11 +13,11 @@
 
 use serde::Serialize;
 
-use crate::defect::Defect;
 use crate::evidence::Evidence;
 use crate::finding::{Finding, Property, Stage};
 use crate::image::{COPIED, Header, Image};
 use crate::label::Region;
+use crate::mistake::Mistake;
 
 /// Findings that a report keeps; the totals count all.
 pub const MAX_FINDINGS: usize = 1 << 16;
@@ -87,13 +87,13 @@ impl AuditReport {
 pub struct Auditor {
     image: Image,
     report: AuditReport,
-    defect: Defect,
+    mistake: Mistake,
 }
 
 impl Auditor {
     /// An auditor with a deliberate mistake.
-    pub fn with_defect(defect: Defect) -> Self {
-        Self { image: Image::with_defect(defect), defect, ..Self::default() }
+    pub fn with_mistake(mistake: Mistake) -> Self {
+        Self { image: Image::with_mistake(mistake), mistake, ..Self::default() }
     }
 
     /// Reads and audits an image. Resolves its metadata and nothing else.
@@ -102,7 +102,7 @@ impl Auditor {
         self.image.read(evidence, &mut self.report.findings);
         self.compare_refcounts();
         self.compare_copied();
-        self.report.findings.retain(|finding| !overlooked(finding, self.defect));
+        self.report.findings.retain(|finding| !overlooked(finding, self.mistake));
         self.report.header = self.image.header().copied();
         self.report.totals = self.totals();
         self.report.findings.truncate(MAX_FINDINGS);
@@ -191,32 +191,32 @@ impl Auditor {
 }
 
 /// Whether a mistaken auditor would not have stated this.
-fn overlooked(finding: &Finding, defect: Defect) -> bool {
+fn overlooked(finding: &Finding, mistake: Mistake) -> bool {
     matches!(
-        (defect, finding),
-        (Defect::RefcountTooLowIgnored, Finding::RefcountTooLow { .. })
-            | (Defect::LeakIgnored, Finding::Leak { .. })
-            | (Defect::CopiedOnSharedIgnored, Finding::CopiedOnShared { .. })
+        (mistake, finding),
+        (Mistake::RefcountTooLowIgnored, Finding::RefcountTooLow { .. })
+            | (Mistake::LeakIgnored, Finding::Leak { .. })
+            | (Mistake::CopiedOnSharedIgnored, Finding::CopiedOnShared { .. })
             | (
-                Defect::CopiedInexactIgnored,
+                Mistake::CopiedInexactIgnored,
                 Finding::CopiedMissing { .. } | Finding::CopiedStale { .. }
             )
-            | (Defect::DirtyIgnored, Finding::Dirty)
-            | (Defect::CorruptIgnored, Finding::Corrupt)
-            | (Defect::OutOfRangeIgnored, Finding::OutOfRange { .. })
+            | (Mistake::DirtyIgnored, Finding::Dirty)
+            | (Mistake::CorruptIgnored, Finding::Corrupt)
+            | (Mistake::OutOfRangeIgnored, Finding::OutOfRange { .. })
             | (
-                Defect::HeaderRangesUnchecked,
+                Mistake::HeaderRangesUnchecked,
                 Finding::OutOfRange { at: Region::L1 | Region::RefcountTable, .. }
             )
             | (
-                Defect::SharedTableIgnored,
+                Mistake::SharedTableIgnored,
                 Finding::Overlap { first: Region::L2(_), second: Region::L2(_), .. }
             )
-            | (Defect::OverlapIgnored, Finding::Overlap { .. })
-            | (Defect::MisalignedIgnored, Finding::Misaligned { .. })
-            | (Defect::ReservedBitsIgnored, Finding::ReservedBits { .. })
-            | (Defect::InvalidSubclustersIgnored, Finding::InvalidSubclusters { .. })
-            | (Defect::HeaderFieldIgnored, Finding::Header { .. })
-            | (Defect::UnsupportedIgnored, Finding::Unsupported { .. })
+            | (Mistake::OverlapIgnored, Finding::Overlap { .. })
+            | (Mistake::MisalignedIgnored, Finding::Misaligned { .. })
+            | (Mistake::ReservedBitsIgnored, Finding::ReservedBits { .. })
+            | (Mistake::InvalidSubclustersIgnored, Finding::InvalidSubclusters { .. })
+            | (Mistake::HeaderFieldIgnored, Finding::Header { .. })
+            | (Mistake::UnsupportedIgnored, Finding::Unsupported { .. })
     )
 }

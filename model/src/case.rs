@@ -64,7 +64,7 @@ pub struct Case {
     /// The shape of the image.
     pub geometry: Geometry,
     /// How the image is opened.
-    pub open: OpenOptions,
+    pub open: Opening,
     /// What the image holds at first.
     pub initial: Initial,
     /// What is done, life after life on the same disk.
@@ -154,7 +154,7 @@ pub enum Status {
 /// How an image is opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct OpenOptions {
+pub struct Opening {
     /// The implementation under test.
     pub subject: String,
     /// Pages in its metadata cache; 0 for its own choice.
@@ -201,7 +201,7 @@ const fn is_true(yes: &bool) -> bool {
     *yes
 }
 
-impl OpenOptions {
+impl Opening {
     /// As the subject chooses for itself, with the smallest pages.
     pub fn new(subject: &str) -> Self {
         Self {
@@ -224,10 +224,10 @@ pub struct Life {
     /// Operations that run side by side, each list in order.
     pub tasks: Vec<Vec<Op>>,
     /// Which of them goes on when.
-    pub schedule: Schedule,
+    pub schedule: Scheduling,
     /// What fails.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub faults: Vec<Fault>,
+    pub faults: Vec<FailedIo>,
     /// Futures that are dropped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<Dropped>,
@@ -245,14 +245,14 @@ pub struct Life {
 /// Which task goes on, and which I/O completes, at each step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Schedule {
+pub enum Scheduling {
     /// As this seed says.
     Seed(u64),
     /// The option taken at each step; the first one when they run out.
     Choices(Vec<u32>),
 }
 
-impl Default for Schedule {
+impl Default for Scheduling {
     fn default() -> Self {
         Self::Choices(Vec::new())
     }
@@ -292,7 +292,7 @@ pub enum Phase {
 /// An I/O that fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Fault {
+pub struct FailedIo {
     /// Which, by its meaning.
     pub anchor: Anchor,
     /// Which, by its number; valid while the trace hash matches.

@@ -17,11 +17,11 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::audit::{AuditReport, Auditor};
-use crate::defect::Defect;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::{Finding, Property, Stage};
 use crate::guest::{Guest, LowerDisk, Misread};
 use crate::image::{Bit, Header, Image, Mapping, Recording, decode_l2};
+use crate::mistake::Mistake;
 use crate::op::MAX_VIRTUAL_SIZE;
 use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
 
@@ -220,13 +220,13 @@ pub struct Judge {
     contents_only: bool,
     /// The one below the image that was judged last.
     lower: LowerDisk,
-    defect: Defect,
+    mistake: Mistake,
 }
 
 impl Judge {
     /// A judge with a deliberate mistake.
-    pub fn with_defect(defect: Defect) -> Self {
-        Self { auditor: Auditor::with_defect(defect), defect, ..Self::default() }
+    pub fn with_mistake(mistake: Mistake) -> Self {
+        Self { auditor: Auditor::with_mistake(mistake), mistake, ..Self::default() }
     }
 
     /// A judge of nothing but what the guest sees, for an implementation that does not promise a legal structure. An image
@@ -257,13 +257,13 @@ impl Judge {
         }
         if let Some(header) = report.header {
             p10_size(&header, guest, &mut self.violations);
-            if self.defect != Defect::LayerNameIgnored {
+            if self.mistake != Mistake::LayerNameIgnored {
                 p10_layer(self.auditor.image(), guest, &mut self.violations);
             }
             self.contents_allowed(evidence, guest, &header);
             self.p4_changes_recorded(evidence, &header);
         }
-        if (self.defect, stage) == (Defect::DirtyExcusesAll, Stage::CrashedDirty) {
+        if (self.mistake, stage) == (Mistake::DirtyExcusesAll, Stage::CrashedDirty) {
             self.violations.clear();
         }
         &self.violations
@@ -287,11 +287,11 @@ impl Judge {
         inherited: &Inherited,
     ) -> &[Violation] {
         self.state(evidence, guest, Some(Stage::Closed));
-        let lenient = self.defect == Defect::EveryLeakInherited;
+        let lenient = self.mistake == Mistake::EveryLeakInherited;
         self.violations.retain(|violation| match &violation.place {
             Place::Structure(Finding::Leak { .. }) if lenient => false,
             Place::Structure(Finding::CopiedMissing { .. } | Finding::CopiedStale { .. })
-                if self.defect == Defect::EveryCopiedInherited =>
+                if self.mistake == Mistake::EveryCopiedInherited =>
             {
                 false
             }
@@ -300,7 +300,7 @@ impl Judge {
         });
         let header = self.auditor.image().header();
         let lost = header.map_or(0, |header| inherited.compatible & !header.compatible_features);
-        if lost != 0 && self.defect != Defect::FeaturesMayBeLost {
+        if lost != 0 && self.mistake != Mistake::FeaturesMayBeLost {
             self.violations.push(Violation {
                 property: Property::P6,
                 kind: "feature-lost",
@@ -324,7 +324,7 @@ impl Judge {
         into.size = header.size;
         // A larger disk is no reference disk's: its size is a violation already.
         let units = header.size.min(MAX_VIRTUAL_SIZE) / UNIT as u64;
-        each_guest_cluster(image, header, units, self.defect, |units, shown| match shown {
+        each_guest_cluster(image, header, units, self.mistake, |units, shown| match shown {
             Shown::Host(offset) => {
                 let (mut unit, mut at) = (units.start, offset / UNIT as u64);
                 while unit < units.end {
@@ -339,7 +339,7 @@ impl Judge {
                     (unit, at) = (unit + run.max(1), at + run.max(1));
                 }
             }
-            Shown::Below if self.defect != Defect::LayerComparedAsZeroes => {
+            Shown::Below if self.mistake != Mistake::LayerComparedAsZeroes => {
                 into.one.extend(units.map(|unit| self.lower.value(unit)));
             }
             Shown::Below | Shown::Zero => into.one.extend(units.map(|_| ValueKey::ZERO)),
@@ -353,7 +353,7 @@ impl Judge {
         after: &Contents,
         evidence: &E,
     ) -> Option<Violation> {
-        if self.defect == Defect::RepairMayChangeContents {
+        if self.mistake == Mistake::RepairMayChangeContents {
             return None;
         }
         if before.size != after.size {
@@ -366,7 +366,7 @@ impl Judge {
         let value = |key| payload::decode(evidence.bytes(key));
         (0..after.one.len() as u64).find_map(|unit| {
             let new = || after.values(unit).find(|key| before.values(unit).all(|was| was != *key));
-            let found = self.defect.added(unit, before, after).unwrap_or_else(new)?;
+            let found = self.mistake.added(unit, before, after).unwrap_or_else(new)?;
             Some(Violation {
                 property: Property::P3,
                 kind: "content-changed",
@@ -382,7 +382,7 @@ impl Judge {
     pub fn p3_mapping_agrees(&self, extents: &[Extent]) -> Option<Violation> {
         let below = self.lower.units() * UNIT as u64;
         let image = self.auditor.image();
-        let (Some(header), false) = (image.header(), self.defect == Defect::MappingUncompared)
+        let (Some(header), false) = (image.header(), self.mistake == Mistake::MappingUncompared)
         else {
             return None;
         };
@@ -440,7 +440,7 @@ impl Judge {
 
     /// P5: a second repair of a repaired image changed no byte.
     pub fn p5_fixed_point<E: Evidence>(&self, once: &mut E, twice: &mut E) -> Option<Violation> {
-        if self.defect == Defect::SecondRepairMayWrite {
+        if self.mistake == Mistake::SecondRepairMayWrite {
             return None;
         }
         let (before, after) = (once.len(), twice.len());
@@ -458,11 +458,11 @@ impl Judge {
                 let bytes = twice.bytes(*key);
                 values.0.iter().any(|was| {
                     let same = || once.bytes(*was) == bytes;
-                    self.defect.is_same(*was, *key).unwrap_or_else(same)
+                    self.mistake.is_same(*was, *key).unwrap_or_else(same)
                 })
             };
-            let looked_at = match self.defect {
-                Defect::FixedPointOfOne => 1,
+            let looked_at = match self.mistake {
+                Mistake::FixedPointOfOne => 1,
                 _ => usize::MAX,
             };
             let new = values.1.iter().take(looked_at).find(|key| !known(key))?;
@@ -480,8 +480,8 @@ impl Judge {
     /// P8: what the subject says about the image that was judged last is so.
     pub fn p8_claim(&self, claim: Statement) -> Option<Violation> {
         let stage = match claim {
-            _ if self.defect == Defect::ClaimsBelieved => return None,
-            Statement::Writable if self.defect == Defect::WritableBelieved => return None,
+            _ if self.mistake == Mistake::ClaimsBelieved => return None,
+            Statement::Writable if self.mistake == Mistake::WritableBelieved => return None,
             _ => claim.stage()?,
         };
         let (_, finding) = self.auditor.report().violations(stage).next()?;
@@ -497,18 +497,18 @@ impl Judge {
 
     /// P1 and P2: whatever a guest unit may hold is allowed.
     fn contents_allowed<E: Evidence>(&mut self, evidence: &E, guest: &Guest, header: &Header) {
-        let Self { auditor, violations, defect, .. } = self;
+        let Self { auditor, violations, mistake, .. } = self;
         let units = guest.units().min(header.size / UNIT as u64);
         let image = auditor.image();
-        each_guest_cluster(image, header, units, *defect, |units, shown| {
+        each_guest_cluster(image, header, units, *mistake, |units, shown| {
             let mut judge = |unit: u64, host: Option<u64>, key: ValueKey| {
                 if !guest.permits(unit, key) && violations.len() < MAX_VIOLATIONS {
-                    violations.extend(p1_p2_content(unit, host, key, evidence, guest, *defect));
+                    violations.extend(p1_p2_content(unit, host, key, evidence, guest, *mistake));
                 }
             };
             match shown {
-                Shown::Below | Shown::Zero if *defect == Defect::UnmappedUnjudged => {}
-                Shown::Below if *defect == Defect::LayerUnjudged => {}
+                Shown::Below | Shown::Zero if *mistake == Mistake::UnmappedUnjudged => {}
+                Shown::Below if *mistake == Mistake::LayerUnjudged => {}
                 Shown::Zero if guest.permits_zeroes(units.clone()) => {}
                 Shown::Zero => units.for_each(|unit| judge(unit, None, ValueKey::ZERO)),
                 Shown::Below => units.for_each(|unit| judge(unit, None, guest.lower().value(unit))),
@@ -520,11 +520,11 @@ impl Judge {
                         let at = host / UNIT as u64;
                         let run = guest.settled_run(unit, evidence.decided(at, units.end - unit));
                         next += run.max(1);
-                        if run > 0 || defect.passes_over_unit(host, offset, image.length()) {
+                        if run > 0 || mistake.passes_over_unit(host, offset, image.length()) {
                             continue;
                         }
                         let mut fine = false;
-                        if *defect == Defect::OneOfTheSetIsEnough {
+                        if *mistake == Mistake::OneOfTheSetIsEnough {
                             evidence.peek(at, |key| fine |= guest.permits(unit, key));
                         }
                         if !fine {
@@ -539,9 +539,9 @@ impl Judge {
     /// P4: where a bitmap says that it is up to date, it says so of every unit that a guest has written since. (A unit that
     /// reads as zeroes may always have been so.)
     fn p4_changes_recorded<E: Evidence>(&mut self, evidence: &E, header: &Header) {
-        let Self { auditor, violations, defect, .. } = self;
+        let Self { auditor, violations, mistake, .. } = self;
         let image = auditor.image();
-        if image.recordings().is_empty() || *defect == Defect::StaleBitmapAllowed {
+        if image.recordings().is_empty() || *mistake == Mistake::StaleBitmapAllowed {
             return;
         }
         let is_set = |bit| match bit {
@@ -555,7 +555,7 @@ impl Judge {
             }
         };
         let units = (header.size / UNIT as u64).min(MAX_VIRTUAL_SIZE / UNIT as u64);
-        each_guest_cluster(image, header, units, *defect, |units, shown| {
+        each_guest_cluster(image, header, units, *mistake, |units, shown| {
             let Shown::Host(host) = shown else { return };
             for (unit, at) in units.zip(host / UNIT as u64..) {
                 let mut written = None;
@@ -649,11 +649,11 @@ fn p1_p2_content<E: Evidence>(
     key: ValueKey,
     evidence: &E,
     guest: &Guest,
-    defect: Defect,
+    mistake: Mistake,
 ) -> Option<Violation> {
     let value = |key| payload::decode(evidence.bytes(key));
     let found = value(key);
-    if defect == Defect::ForeignDataAccepted && matches!(found, Value::Tag { .. }) {
+    if mistake == Mistake::ForeignDataAccepted && matches!(found, Value::Tag { .. }) {
         return None;
     }
     let (property, kind) = match found {
@@ -690,7 +690,7 @@ fn each_guest_cluster(
     image: &Image,
     header: &Header,
     units: u64,
-    defect: Defect,
+    mistake: Mistake,
     mut show: impl FnMut(Range<u64>, Shown),
 ) {
     if header.has_extended_l2() {
@@ -702,7 +702,7 @@ fn each_guest_cluster(
     let (mut unit, mut cluster) = (0, 0);
     let mut table: &[u64] = &[];
     while unit < units {
-        if defect.passes_over_cluster(cluster, in_table) {
+        if mistake.passes_over_cluster(cluster, in_table) {
             return;
         }
         let within = cluster % in_table;

@@ -15,7 +15,7 @@
 //!
 //!   payload           units of guest data that say whose they are
 //!   build             initial images, byte by byte, and what a guest reads from them
-//!   defect            named mutants of this crate, by which its own tests are tested
+//!   mistake            named mutants of this crate, by which its own tests are tested
 //!   mistaken          what those make of single steps
 //! ```
 //!
@@ -26,13 +26,13 @@
 pub mod audit;
 pub mod build;
 pub mod case;
-pub mod defect;
 pub mod evidence;
 pub mod finding;
 pub mod guest;
 pub mod image;
 pub mod judge;
 pub mod label;
+pub mod mistake;
 mod mistaken;
 pub mod op;
 pub mod payload;

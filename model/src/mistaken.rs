@@ -3,13 +3,13 @@
 //! Apart from the code that they spoil, so that it can be mutated without them: a mistaken mistake is another mistake, and the
 //! examinations notice that one as well.
 
-use crate::defect::Defect;
 use crate::evidence::ValueKey;
 use crate::image::{ALL_ALLOCATED, ALL_ZERO};
 use crate::judge::Contents;
+use crate::mistake::Mistake;
 use crate::payload::UNIT;
 
-impl Defect {
+impl Mistake {
     /// Whether anything is taken for allowed in a unit of a disk that had `initial` units.
     pub(crate) fn allows_anything(self, unit: u64, initial: usize) -> bool {
         self == Self::GrownSpaceUnjudged && unit >= initial as u64

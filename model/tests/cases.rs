@@ -46,7 +46,7 @@ fn everything() -> Case {
             extended_l2: false,
         },
         device: Device { sector: 4096, max_transfer: 4096, ..Device::default() },
-        open: OpenOptions {
+        open: Opening {
             subject: "qcow2-core".to_owned(),
             cache_pages: 4,
             growth_step: 0,
@@ -79,10 +79,15 @@ fn everything() -> Case {
                         Op::Grow { to: 131_072 },
                     ],
                 ],
-                schedule: Schedule::Seed(7),
+                schedule: Scheduling::Seed(7),
                 faults: vec![
-                    Fault { anchor, io: Some(3), effect: Effect::FlushCleanMarked, landed: 0 },
-                    Fault { anchor: Anchor::default(), io: None, effect: Effect::Short, landed: 2 },
+                    FailedIo { anchor, io: Some(3), effect: Effect::FlushCleanMarked, landed: 0 },
+                    FailedIo {
+                        anchor: Anchor::default(),
+                        io: None,
+                        effect: Effect::Short,
+                        landed: 2,
+                    },
                 ],
                 dropped: vec![Dropped { task: 1, op: 0, after_ios: 2 }],
                 crash: Some(crash.clone()),
@@ -205,7 +210,7 @@ fn an_older_schema_is_brought_up_to_date() {
     let case = Case::from_json("old.json", old).unwrap();
     assert_eq!((case.schema.as_str(), case.lives.len()), (SCHEMA, 1));
     assert_eq!(case.lives[0].tasks, [[Op::Flush]]);
-    assert_eq!(case.lives[0].schedule, Schedule::Seed(3));
+    assert_eq!(case.lives[0].schedule, Scheduling::Seed(3));
     assert_eq!(case.lives[0].recovery[0].run, Step::Open);
     let error = Case::from_json("old.json", &old.replace("\"open\"}", "\"shut\"}")).unwrap_err();
     assert_eq!(error.path, "lives[0].recovery[0].run");

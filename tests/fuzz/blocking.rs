@@ -17,7 +17,7 @@ use faultfs::chooser::Always;
 use faultfs::direct::{Direct, DirectOptions};
 use faultfs::profile::Profile;
 use faultfs::rng::Rng;
-use model::case::OpenOptions;
+use model::case::Opening;
 use model::evidence::ValueKey;
 use model::guest::{Guest, Token};
 use model::payload::UNIT;
@@ -186,9 +186,9 @@ fn blocking_calls_survive_power_cuts() {
         {
             continue;
         }
-        let open = OpenOptions { page_size: 512, ..plan.open.clone() };
+        let open = Opening { page_size: 512, ..plan.open.clone() };
         let session = Session::of(
-            &OpenOptions { pass_discard: true, lazy_refcounts: None, ..open },
+            &Opening { pass_discard: true, lazy_refcounts: None, ..open },
             plan.geometry.below,
         );
         let subject = Qcow2Core::default();

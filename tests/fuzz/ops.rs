@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
 use model::build::Initial;
-use model::case::{Device, OpenOptions};
+use model::case::{Device, Opening};
 use model::op::{Durability, Geometry, Op, Preallocation};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -60,10 +60,10 @@ fn trial(geometry: Geometry, ops: Vec<Op>, initial: Initial, order: u64, leaf: u
         geometry,
         initial,
         device: Device::default(),
-        open: OpenOptions {
+        open: Opening {
             cache_pages: 4,
             growth_step: geometry.cluster_size(),
-            ..OpenOptions::new("qcow2-core")
+            ..Opening::new("qcow2-core")
         },
         profile: Profile::TornLength,
         lives: vec![TrialLife {

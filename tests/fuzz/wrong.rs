@@ -6,7 +6,7 @@ use faultfs::chooser::Always;
 use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile, Robustness};
 use model::build::Initial;
-use model::case::{Device, OpenOptions, Status, Step};
+use model::case::{Device, Opening, Status, Step};
 use model::finding::Property;
 use model::guest::Promises;
 use model::judge::{Extent, Statement};
@@ -131,7 +131,7 @@ fn a_check_that_is_wrong_is_found() {
         below: None,
         extended_l2: false,
     };
-    let session = Session::of(&OpenOptions::new("wrong"), None);
+    let session = Session::of(&Opening::new("wrong"), None);
     let judged = |how, initial, run| {
         let device = Device::default();
         let start = trial::initial(&Wrong(how), &geometry, initial, &session, &device);
@@ -281,7 +281,7 @@ fn who_does_not_go_on_is_found() {
         below: None,
         extended_l2: false,
     };
-    let open = OpenOptions { cache_pages: 1, growth_step: 1 << 10, ..OpenOptions::new("wrong") };
+    let open = Opening { cache_pages: 1, growth_step: 1 << 10, ..Opening::new("wrong") };
     let session = Session::of(&open, None);
     let goes_on = |how| -> Result<WentOn, Failure> {
         let (disk, _) =
@@ -329,7 +329,7 @@ fn long_requests_are_told_from_endless_ones() {
         let trial = Trial {
             geometry,
             initial: Initial::Fresh,
-            open: OpenOptions::new("wrong"),
+            open: Opening::new("wrong"),
             profile: Profile::TornLength,
             discard: DiscardMode::Either,
             device: Device::default(),

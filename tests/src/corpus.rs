@@ -9,13 +9,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use faultfs::disk::PossibleDisk;
-use faultfs::fault::{Fault as DiskFault, FaultAt, Planned, PlannedFault};
+use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
 use faultfs::profile::{DiscardMode, FlushFailure, Profile, Robustness};
 use faultfs::trace::{Event, IoKind};
 use faultfs::values::Key;
 use model::case::{
-    Anchor, Case, Content, Crash, CrashImage, Discard, Effect, Exact, Fate, Fault, Hash, Life,
-    Origin, Phase, Recovery, SCHEMA, Schedule, Status,
+    Anchor, Case, Content, Crash, CrashImage, Discard, Effect, Exact, FailedIo, Fate, Hash, Life,
+    Origin, Phase, Recovery, SCHEMA, Scheduling, Status,
 };
 use model::guest::Guest;
 use model::label::Label;
@@ -236,7 +236,7 @@ fn life_of(life: &TrialLife, record: &LifeRecord) -> Life {
     let losing = lose.len() > keep.len();
     Life {
         tasks: life.tasks.clone(),
-        schedule: Schedule::Choices(decisions),
+        schedule: Scheduling::Choices(decisions),
         faults: faults_of(&life.faults, record),
         dropped: life.dropped.into_iter().collect(),
         crash: Some(Crash {
@@ -300,28 +300,28 @@ pub const fn phase_of(cause: Cause) -> Phase {
 }
 
 /// The I/O that planned faults struck, one fault each, by number; a fault that struck nothing is none.
-fn faults_of(planned: &Planned, record: &LifeRecord) -> Vec<Fault> {
+fn faults_of(planned: &Planned, record: &LifeRecord) -> Vec<FailedIo> {
     let strike = |event: &Event| {
         let Event::Submit { io, .. } = event else { return None };
         let (effect, landed) = effect_of(planned.striking(io)?.fault);
-        Some(Fault { anchor: Anchor::default(), io: Some(io.index), effect, landed })
+        Some(FailedIo { anchor: Anchor::default(), io: Some(io.index), effect, landed })
     };
     record.trace.events().iter().filter_map(strike).collect()
 }
 
 /// How an I/O fails, and how many of its units land all the same, as a case says it.
-const fn effect_of(fault: DiskFault) -> (Effect, u32) {
+const fn effect_of(fault: Fault) -> (Effect, u32) {
     match fault {
-        DiskFault::Eio => (Effect::Eio, 0),
-        DiskFault::Enospc { landed } => (Effect::Enospc, landed),
-        DiskFault::Short { landed } => (Effect::Short, landed),
-        DiskFault::Flush(FlushFailure::RetrySafe) => (Effect::FlushRetrySafe, 0),
-        DiskFault::Flush(FlushFailure::CleanMarked) => (Effect::FlushCleanMarked, 0),
-        DiskFault::Flush(FlushFailure::Sticky) => (Effect::FlushSticky, 0),
-        DiskFault::Late => (Effect::Late, 0),
-        DiskFault::Through(FlushFailure::RetrySafe) => (Effect::ThroughRetrySafe, 0),
-        DiskFault::Through(FlushFailure::CleanMarked) => (Effect::ThroughCleanMarked, 0),
-        DiskFault::Through(FlushFailure::Sticky) => (Effect::ThroughSticky, 0),
+        Fault::Eio => (Effect::Eio, 0),
+        Fault::Enospc { landed } => (Effect::Enospc, landed),
+        Fault::Short { landed } => (Effect::Short, landed),
+        Fault::Flush(FlushFailure::RetrySafe) => (Effect::FlushRetrySafe, 0),
+        Fault::Flush(FlushFailure::CleanMarked) => (Effect::FlushCleanMarked, 0),
+        Fault::Flush(FlushFailure::Sticky) => (Effect::FlushSticky, 0),
+        Fault::Late => (Effect::Late, 0),
+        Fault::Through(FlushFailure::RetrySafe) => (Effect::ThroughRetrySafe, 0),
+        Fault::Through(FlushFailure::CleanMarked) => (Effect::ThroughCleanMarked, 0),
+        Fault::Through(FlushFailure::Sticky) => (Effect::ThroughSticky, 0),
     }
 }
 
@@ -391,8 +391,8 @@ fn trial_life(life: &Life) -> TrialLife {
     TrialLife {
         tasks: life.tasks.clone(),
         order: match &life.schedule {
-            Schedule::Seed(seed) => Order::Seed(*seed),
-            Schedule::Choices(choices) => Order::Choices(choices.clone()),
+            Scheduling::Seed(seed) => Order::Seed(*seed),
+            Scheduling::Choices(choices) => Order::Choices(choices.clone()),
         },
         faults: Planned(life.faults.iter().map(planned).collect()),
         dropped: life.dropped.first().copied(),
@@ -438,16 +438,16 @@ pub fn labels_of(crash: &Crash) -> Survivors {
     Survivors::Labels { keep, lose, default: crash.default }
 }
 
-fn planned(fault: &Fault) -> PlannedFault {
-    let (flush, through) = (DiskFault::Flush, DiskFault::Through);
+fn planned(fault: &FailedIo) -> PlannedFault {
+    let (flush, through) = (Fault::Flush, Fault::Through);
     let (kind, effect) = match fault.effect {
-        Effect::Eio => (IoKind::Write, DiskFault::Eio),
-        Effect::Enospc => (IoKind::Write, DiskFault::Enospc { landed: fault.landed }),
-        Effect::Short => (IoKind::Write, DiskFault::Short { landed: fault.landed }),
+        Effect::Eio => (IoKind::Write, Fault::Eio),
+        Effect::Enospc => (IoKind::Write, Fault::Enospc { landed: fault.landed }),
+        Effect::Short => (IoKind::Write, Fault::Short { landed: fault.landed }),
         Effect::FlushRetrySafe => (IoKind::Flush, flush(FlushFailure::RetrySafe)),
         Effect::FlushCleanMarked => (IoKind::Flush, flush(FlushFailure::CleanMarked)),
         Effect::FlushSticky => (IoKind::Flush, flush(FlushFailure::Sticky)),
-        Effect::Late => (IoKind::Write, DiskFault::Late),
+        Effect::Late => (IoKind::Write, Fault::Late),
         Effect::ThroughRetrySafe => (IoKind::WriteThrough, through(FlushFailure::RetrySafe)),
         Effect::ThroughCleanMarked => (IoKind::WriteThrough, through(FlushFailure::CleanMarked)),
         Effect::ThroughSticky => (IoKind::WriteThrough, through(FlushFailure::Sticky)),
@@ -463,7 +463,7 @@ mod tests {
     use faultfs::fault::FaultAt;
     use model::case::Anchor;
 
-    use super::{DiskFault, Effect, Fault, FlushFailure, effect_of, planned};
+    use super::{Effect, FailedIo, Fault, FlushFailure, effect_of, planned};
 
     /// Goal: a case keeps what failed. Method: each fault to its effect, through JSON, and back.
     #[test]
@@ -471,21 +471,21 @@ mod tests {
         use FlushFailure::{CleanMarked, RetrySafe, Sticky};
         let mut names = Vec::new();
         for fault in [
-            DiskFault::Eio,
-            DiskFault::Enospc { landed: 3 },
-            DiskFault::Short { landed: 2 },
-            DiskFault::Flush(RetrySafe),
-            DiskFault::Flush(CleanMarked),
-            DiskFault::Flush(Sticky),
-            DiskFault::Late,
-            DiskFault::Through(RetrySafe),
-            DiskFault::Through(CleanMarked),
-            DiskFault::Through(Sticky),
+            Fault::Eio,
+            Fault::Enospc { landed: 3 },
+            Fault::Short { landed: 2 },
+            Fault::Flush(RetrySafe),
+            Fault::Flush(CleanMarked),
+            Fault::Flush(Sticky),
+            Fault::Late,
+            Fault::Through(RetrySafe),
+            Fault::Through(CleanMarked),
+            Fault::Through(Sticky),
         ] {
             let (effect, landed) = effect_of(fault);
-            let written = Fault { anchor: Anchor::default(), io: Some(7), effect, landed };
+            let written = FailedIo { anchor: Anchor::default(), io: Some(7), effect, landed };
             let json = serde_json::to_string(&written).expect("it can be written");
-            let read: Fault = serde_json::from_str(&json).expect("it can be read");
+            let read: FailedIo = serde_json::from_str(&json).expect("it can be read");
             assert_eq!(read, written);
             let back = planned(&read);
             assert_eq!((back.at, back.fault), (FaultAt::Index(7), fault));

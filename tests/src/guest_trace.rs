@@ -27,7 +27,7 @@ use faultfs::profile::Profile;
 use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use faultfs::values::Values;
-use model::case::OpenOptions;
+use model::case::Opening;
 use model::evidence::ValueKey;
 use model::guest::Guest;
 use model::op::{Geometry, MAX_VIRTUAL_SIZE, Op};
@@ -292,7 +292,7 @@ pub fn run<Sub: Subject>(
     let units = trial::cluster_units(&geometry);
     let guest_units = usize::try_from(geometry.units()).expect("MAX_VIRTUAL_SIZE is far below");
     let zeroes = vec![ValueKey::ZERO; guest_units];
-    let open = OpenOptions { growth_step: growth, ..OpenOptions::new(subject.key()) };
+    let open = Opening { growth_step: growth, ..Opening::new(subject.key()) };
     let session = Session::of(&open, geometry.below);
     let mut guest = Guest::new(&zeroes, subject.promises(&geometry, &session));
     let mut bench = Bench::new(subject.clone(), session, profile);

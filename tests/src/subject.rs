@@ -130,7 +130,7 @@ pub struct Session {
 
 impl Session {
     /// A session for writing with the options of a case on an image over a layer of so many bytes, or over none.
-    pub const fn of(open: &model::case::OpenOptions, below: Option<u64>) -> Self {
+    pub const fn of(open: &model::case::Opening, below: Option<u64>) -> Self {
         Self {
             writable: true,
             cache_pages: open.cache_pages,
@@ -145,8 +145,8 @@ impl Session {
     }
 
     /// The options of a case that opens its image so.
-    pub fn options(&self, subject: &str) -> model::case::OpenOptions {
-        model::case::OpenOptions {
+    pub fn options(&self, subject: &str) -> model::case::Opening {
+        model::case::Opening {
             subject: subject.to_owned(),
             cache_pages: self.cache_pages,
             growth_step: self.growth,

@@ -8,7 +8,7 @@ use faultfs::profile::{DiscardMode, Profile};
 use faultfs::trace::Trace;
 use faultfs::values::Values;
 use model::build::{Built, Initial, build};
-use model::case::{Device, Dropped, Fate, OpenOptions};
+use model::case::{Device, Dropped, Fate, Opening};
 use model::evidence::ValueKey;
 use model::guest::Guest;
 use model::judge::Inherited;
@@ -34,7 +34,7 @@ pub struct Trial {
     /// What it holds at first.
     pub initial: Initial,
     /// How it is opened.
-    pub open: OpenOptions,
+    pub open: Opening,
     /// How the power fails.
     pub profile: Profile,
     /// What a discard leaves on the device.

@@ -12,7 +12,7 @@ use faultfs::profile::{DiscardMode, FlushFailure};
 use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use model::build::Initial;
-use model::case::{Device, Dropped, OpenOptions};
+use model::case::{Device, Dropped, Opening};
 use model::op::{Durability, Geometry, Op, Preallocation};
 
 /// Version of this generator: cases of different versions with the same seed differ.
@@ -286,7 +286,7 @@ pub struct Plan {
     /// What it holds at first.
     pub initial: Initial,
     /// How it is opened.
-    pub open: OpenOptions,
+    pub open: Opening,
     /// What a discard leaves on the device.
     pub discard: DiscardMode,
     /// What the device offers besides.
@@ -464,7 +464,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
             }),
     };
     let overridden = scope.lazy.is_none() && rng.below(12) == 0 && version == 3;
-    let open = OpenOptions {
+    let open = Opening {
         cache_pages: if eviction { 1 } else { [1, 4, 1024][rng.below(3) as usize] },
         growth_step: cluster * [1, 1, 4, 16][rng.below(4) as usize],
         write_through: shaped(&mut rng, Shape::WriteThrough, 8),
@@ -476,7 +476,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         pass_discard: rng.below(8) != 0,
         lazy_refcounts: overridden.then(|| rng.below(2) == 0),
         copy_on_read: geometry.below.is_some() && shaped(&mut rng, Shape::CopyOnRead, 3),
-        ..OpenOptions::new("qcow2-core")
+        ..Opening::new("qcow2-core")
     };
     let plain = Device::default();
     let transfers = shaped(&mut rng, Shape::Transfers, 8);

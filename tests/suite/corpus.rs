@@ -1,6 +1,6 @@
 //! Every case of the corpus, one named test each: whole code passes it, code without its witness fails it.
 
-use model::case::{Case, Discard, Life, Origin, SCHEMA, Schedule, Status};
+use model::case::{Case, Discard, Life, Origin, SCHEMA, Scheduling, Status};
 use model::finding::Property;
 use qcow2_crashtest::corpus::{self, text_of};
 use qcow2_crashtest::replay::{Basis, Verdict, is_expected, replay, subject_of};
@@ -146,7 +146,7 @@ fn what_is_drawn_can_be_kept() {
         let plan = workload::plan(seed, &Scope { shape, ..Scope::default() });
         let life = |life: &LifePlan| Life {
             tasks: life.tasks.clone(),
-            schedule: Schedule::Seed(life.schedule),
+            schedule: Scheduling::Seed(life.schedule),
             unrecovered: life.unrecovered,
             ..Life::default()
         };

@@ -185,10 +185,8 @@ fn every_mutant_has_an_outcome() {
 }
 
 /// Names that more than one public type has, and why nobody can take one for another.
-const SHARED_NAMES: [(&str, &str); 11] = [
-    ("Defect", "what is put into the disk or into the judge on purpose, one list each"),
+const SHARED_NAMES: [(&str, &str); 7] = [
     ("Durability", "when a write is durable, as the guest asks and as the storage is asked"),
-    ("Fault", "what goes wrong with an I/O: on the disk, and written down in a case"),
     ("Finding", "what a check found: the library's and the judge's"),
     ("Header", "the header of an image: the library's and the judge's"),
     (
@@ -196,12 +194,10 @@ const SHARED_NAMES: [(&str, &str); 11] = [
         "an image: the library's with futures and with plain calls, and as the judge reads it",
     ),
     ("Mapping", "where a guest cluster is: the library's and the judge's"),
-    ("OpenOptions", "how an image is opened, and the same written down in a case"),
     (
         "Preallocation",
         "how much of a cluster's space is taken ahead: the library's, and written down in a case",
     ),
-    ("Schedule", "which task goes on: the one who picks, and the picks written down in a case"),
     ("Values", "interned contents of units: the disk's and the judge's"),
 ];
 

@@ -4,7 +4,7 @@ use faultfs::fault::Planned;
 use faultfs::profile::Profile;
 use model::audit::Auditor;
 use model::build::Initial;
-use model::case::{Device, OpenOptions};
+use model::case::{Device, Opening};
 use model::evidence::BytesEvidence;
 use model::finding::Stage;
 use model::guest::Promises;
@@ -122,7 +122,7 @@ fn a_repair_that_is_not_a_fixed_point() {
         },
         initial: Initial::Dirty,
         device: Device::default(),
-        open: OpenOptions { growth_step: 512, ..OpenOptions::new("restless") },
+        open: Opening { growth_step: 512, ..Opening::new("restless") },
         discard: faultfs::profile::DiscardMode::Either,
         profile: Profile::TornLength,
         lives: vec![TrialLife {

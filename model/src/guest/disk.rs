@@ -9,8 +9,8 @@ use super::history::{Answer, Event, History, What};
 use super::lower::LowerDisk;
 use super::promises::{DiscardReads, Promises};
 use super::units::{Units, set_hash};
-use crate::defect::Defect;
 use crate::evidence::ValueKey;
+use crate::mistake::Mistake;
 use crate::op::{Durability, Geometry, Op};
 use crate::payload::{UNIT, Unit};
 
@@ -47,7 +47,7 @@ pub struct Guest {
     initial: Arc<[ValueKey]>,
     lower: LowerDisk,
     history: History,
-    defect: Defect,
+    mistake: Mistake,
 }
 
 #[derive(Clone, Debug)]
@@ -89,7 +89,7 @@ impl Guest {
             initial: initial.into(),
             lower: LowerDisk::default(),
             history: History::default(),
-            defect: Defect::None,
+            mistake: Mistake::None,
         }
     }
 
@@ -105,8 +105,8 @@ impl Guest {
     }
 
     /// The same disk with a deliberate mistake.
-    pub fn with_defect(mut self, defect: Defect) -> Self {
-        self.defect = defect;
+    pub fn with_mistake(mut self, mistake: Mistake) -> Self {
+        self.mistake = mistake;
         self
     }
 
@@ -133,7 +133,7 @@ impl Guest {
 
     /// Whether the image may come back with this many bytes.
     pub fn permits_size(&self, bytes: u64) -> bool {
-        self.defect == Defect::SizeUnchecked
+        self.mistake == Mistake::SizeUnchecked
             || self.size.values().any(|units| units * UNIT as u64 == bytes)
     }
 
@@ -144,13 +144,13 @@ impl Guest {
 
     /// Whether `key` is in G(unit).
     pub fn permits(&self, unit: u64, key: ValueKey) -> bool {
-        if self.defect.allows_anything(unit, self.initial.len()) {
+        if self.mistake.allows_anything(unit, self.initial.len()) {
             return true;
         }
         match usize::try_from(unit).ok().and_then(|unit| self.units.get(unit)) {
             Some(Cell::One(only)) => *only == key,
             Some(Cell::Many(_))
-                if key == ValueKey::ZERO && self.defect == Defect::ZeroAlwaysAllowed =>
+                if key == ValueKey::ZERO && self.mistake == Mistake::ZeroAlwaysAllowed =>
             {
                 true
             }
@@ -253,7 +253,7 @@ impl Guest {
 
     /// Begins to make a range read as zeroes.
     pub fn begin_zeroes(&mut self, first: u64, count: u64) -> Token {
-        if self.defect == Defect::ZeroesForgotten {
+        if self.mistake == Mistake::ZeroesForgotten {
             return self.start(What::Nothing, Flight::Nothing);
         }
         self.begin_change(first, count, None, Durability::Cached, first + count, false)
@@ -264,16 +264,16 @@ impl Guest {
     pub fn begin_discard(&mut self, first: u64, count: u64) -> Token {
         let cluster = self.promises.cluster_units;
         let mut whole = self.whole_clusters(first, count);
-        if self.defect == Defect::DiscardZeroesPartialClusters {
+        if self.mistake == Mistake::DiscardZeroesPartialClusters {
             whole.first = first;
             whole.end = first + count;
         }
         let Whole { first, end, sure, to_the_end } = whole;
-        if first >= end || self.defect == Defect::DiscardForgotten {
+        if first >= end || self.mistake == Mistake::DiscardForgotten {
             return self.start(What::Nothing, Flight::Nothing);
         }
         let first = match self.promises.discard {
-            DiscardReads::ZeroesBesideLayer if self.defect != Defect::DiscardHidesLayer => {
+            DiscardReads::ZeroesBesideLayer if self.mistake != Mistake::DiscardHidesLayer => {
                 first.max(self.lower.units().next_multiple_of(cluster))
             }
             _ => first,
@@ -294,8 +294,8 @@ impl Guest {
         if first >= end {
             return self.start(What::Nothing, Flight::Nothing);
         }
-        let shows = |unit| match self.defect {
-            Defect::UncoverShowsZeroes => ValueKey::ZERO,
+        let shows = |unit| match self.mistake {
+            Mistake::UncoverShowsZeroes => ValueKey::ZERO,
             _ => self.lower.value(unit),
         };
         let values = (first..end).map(shows).collect();
@@ -419,7 +419,7 @@ impl Guest {
             panic!("{token:?} is no read");
         };
         assert_eq!(found.len(), count, "a read returns as many units as it asked for");
-        let stale = self.defect == Defect::StaleReadsAllowed;
+        let stale = self.mistake == Mistake::StaleReadsAllowed;
         for (unit, found) in (first..).zip(found.iter().copied()) {
             let was = then.get(unit);
             let allowed = || {
@@ -432,7 +432,7 @@ impl Guest {
             };
             let same = matches!(was, Some(Cell::One(only)) if *only == found);
             if !same
-                && self.defect.checks_read(unit, first)
+                && self.mistake.checks_read(unit, first)
                 && !allowed().any(|value| value == found)
             {
                 let mut allowed: Vec<_> = allowed().collect();
@@ -441,7 +441,7 @@ impl Guest {
                 return Err(Misread { unit: unit as u64, found, allowed });
             }
             if matches!(self.units.get(unit), Some(Cell::Many(_)))
-                && self.defect != Defect::CollapseForgotten
+                && self.mistake != Mistake::CollapseForgotten
             {
                 self.units.change(unit, |cell| cell.choose(found));
             }
@@ -451,7 +451,7 @@ impl Guest {
 
     /// The power fails: what may be there is what was allowed, and nobody remembers in which order it was written.
     pub fn crash(&mut self) {
-        let forget = self.defect == Defect::CrashForgetsInFlight;
+        let forget = self.mistake == Mistake::CrashForgetsInFlight;
         self.units.change_open(|cell| cell.crash(forget));
         self.size.crash(forget);
         self.in_flight.clear();
@@ -462,8 +462,8 @@ impl Guest {
     /// Recovery left `unit` holding one of `values`, all of which must be allowed: from here on nothing else is (P3).
     pub fn collapse(&mut self, unit: u64, values: &[ValueKey]) {
         debug_assert!(values.iter().all(|value| self.permits(unit, *value)));
-        let values = if self.defect == Defect::CollapseToOne { &values[..1] } else { values };
-        if self.defect != Defect::CollapseForgotten {
+        let values = if self.mistake == Mistake::CollapseToOne { &values[..1] } else { values };
+        if self.mistake != Mistake::CollapseForgotten {
             self.units.change(index(unit), |cell| *cell = Cell::of(values));
         }
     }
@@ -539,7 +539,7 @@ impl Guest {
     ) -> Token {
         let (from, length, sure) = (index(first), index(count), index(sure));
         let durability = match self.promises.changes {
-            Durability::Through if self.defect != Defect::ChangesNeverThrough => {
+            Durability::Through if self.mistake != Mistake::ChangesNeverThrough => {
                 Durability::Through
             }
             _ => durability,
@@ -547,7 +547,7 @@ impl Guest {
         let what = What::Change { first, count, values: values.clone() };
         let flight = Flight::Change { first: from, count: length, durability, sure, to_the_end };
         let token = self.start(what, flight);
-        let same = self.defect == Defect::FirstValueForAll;
+        let same = self.mistake == Mistake::FirstValueForAll;
         let value_at = |at: usize| {
             values.as_ref().map_or(ValueKey::ZERO, |values| values[if same { 0 } else { at }])
         };
@@ -591,14 +591,14 @@ impl Guest {
                 let (forget, counts) = match answer {
                     Answer::Completed => (false, true),
                     Answer::Failed => (
-                        self.defect == Defect::FailedWriteForgotten,
-                        self.defect == Defect::FailedWriteCounts,
+                        self.mistake == Mistake::FailedWriteForgotten,
+                        self.mistake == Mistake::FailedWriteCounts,
                     ),
-                    Answer::Abandoned => (self.defect == Defect::AbandonedWriteForgotten, false),
+                    Answer::Abandoned => (self.mistake == Mistake::AbandonedWriteForgotten, false),
                 };
                 let through = completed
                     && durability == Durability::Through
-                    && self.defect != Defect::ThroughForgotten;
+                    && self.mistake != Mistake::ThroughForgotten;
                 // A shrink beside it may have cut some of them off.
                 for unit in first..(first + count).min(self.units.len()) {
                     self.units.change(unit, |cell| {
@@ -614,25 +614,25 @@ impl Guest {
                 if through {
                     // The units exist only on a disk of the size that they were written to.
                     self.size.settle(|entry| entry.end.is_before(token));
-                    if self.defect == Defect::ThroughIsBarrier {
+                    if self.mistake == Mistake::ThroughIsBarrier {
                         self.settle_all(|end| end.is_before(token));
                     }
                 }
             }
             Flight::Resize { smaller } => {
-                let completed = completed || self.defect == Defect::FailedGrowthCounts;
+                let completed = completed || self.mistake == Mistake::FailedGrowthCounts;
                 self.size.answer(token, now, completed);
                 if completed && (smaller || self.promises.grow == Durability::Through) {
                     self.size.settle(|entry| entry.begin == token);
                 }
-                if smaller && self.defect != Defect::CutOffStays {
+                if smaller && self.mistake != Mistake::CutOffStays {
                     // What no disk that it may be has is gone: units that come back are zeroes.
                     let most = self.size.values().max().unwrap_or(0);
                     self.units.resize(index(most).min(self.units.len()));
                 }
             }
-            Flight::Flush if completed || self.defect == Defect::FailedFlushSettles => {
-                if self.defect == Defect::FlushCoversSubmitted {
+            Flight::Flush if completed || self.mistake == Mistake::FailedFlushSettles => {
+                if self.mistake == Mistake::FlushCoversSubmitted {
                     self.settle_all(|_| true);
                 } else {
                     self.settle_all(|end| end.is_before(token));
@@ -643,10 +643,10 @@ impl Guest {
     }
 
     fn settle_all(&mut self, covers: impl Fn(Token) -> bool) {
-        if self.defect == Defect::SupersededStaysAllowed {
+        if self.mistake == Mistake::SupersededStaysAllowed {
             return;
         }
-        if self.defect != Defect::FlushSparesSize {
+        if self.mistake != Mistake::FlushSparesSize {
             self.size.settle(|entry| covers(entry.end));
         }
         self.units.change_open(|cell| cell.settle(|entry| covers(entry.end)));

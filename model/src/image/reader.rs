@@ -7,10 +7,10 @@ use super::entry::{Mapping, Table, decode_whole, pieces_of};
 use super::extensions::find_extensions;
 use super::header::{Header, MAX_BACKING_NAME};
 use super::recording::Recording;
-use crate::defect::Defect;
 use crate::evidence::Evidence;
 use crate::finding::Finding;
 use crate::label::{Label, Region};
+use crate::mistake::Mistake;
 
 /// Longest file in clusters: the reader keeps a slot for each.
 pub const MAX_CLUSTERS: u64 = 1 << 24;
@@ -71,13 +71,13 @@ pub struct Image {
     pub(super) recordings: Vec<Recording>,
     pub(super) mapped: Mapped,
     layer: Option<LayerName>,
-    pub(super) defect: Defect,
+    pub(super) mistake: Mistake,
 }
 
 impl Image {
     /// A reader with a deliberate mistake.
-    pub(crate) fn with_defect(defect: Defect) -> Self {
-        Self { defect, ..Self::default() }
+    pub(crate) fn with_mistake(mistake: Mistake) -> Self {
+        Self { mistake, ..Self::default() }
     }
 
     /// Bytes of the file that was read last.
@@ -93,7 +93,7 @@ impl Image {
     /// Up to where tables are read.
     #[inline]
     pub(super) fn readable(&self) -> u64 {
-        self.defect.readable(self.length)
+        self.mistake.readable(self.length)
     }
 
     /// Reads all metadata of an image. Resolves what it reads and nothing else; what is wrong is added to `findings`.
@@ -354,7 +354,7 @@ impl Image {
         let end = offset.saturating_add(length);
         let mut good = true;
         let beyond = end.saturating_sub(self.length) >= size;
-        if beyond || self.defect.puts_out_of_range(end, self.length) {
+        if beyond || self.mistake.puts_out_of_range(end, self.length) {
             findings.push(Finding::OutOfRange { at: region, offset, length, file: self.length });
             good = false;
         }

@@ -4,10 +4,10 @@ use super::bytes::{UNIT_BYTES, to_usize, units_of};
 use super::entry::{REFCOUNT_TABLE_RESERVED, is_cluster, nonzero_entries};
 use super::header::Header;
 use super::reader::Image;
-use crate::defect::Defect;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::Finding;
 use crate::label::Region;
+use crate::mistake::Mistake;
 use crate::payload::Unit;
 
 impl Image {
@@ -31,7 +31,7 @@ impl Image {
             let offset = entry & !REFCOUNT_TABLE_RESERVED;
             if is_cluster(at, *entry, reserved, offset, header, findings)
                 && self.claim(at, offset, header.cluster_size(), *entry, findings)
-                && !self.defect.passes_over_block(*index)
+                && !self.mistake.passes_over_block(*index)
             {
                 self.read_block(evidence, header, *index, offset);
             }
@@ -48,9 +48,9 @@ impl Image {
     ) {
         let base = index.saturating_mul(header.block_entries());
         let readable = self.readable();
-        let defect = self.defect;
-        let order = match defect {
-            Defect::RefcountsOf16Bits => 4,
+        let mistake = self.mistake;
+        let order = match mistake {
+            Mistake::RefcountsOf16Bits => 4,
             _ => header.refcount_order,
         };
         let in_unit = UNIT_BYTES.wrapping_shl(3).wrapping_shr(order);
@@ -63,7 +63,7 @@ impl Image {
             }
             let base = base.saturating_add(in_unit.saturating_mul(ordinal));
             nonzero_refcounts(evidence.bytes(key), order, |within, count| {
-                let (within, count) = defect.misread(order, within, count);
+                let (within, count) = mistake.misread(order, within, count);
                 let cluster = base.saturating_add(within);
                 let slot = slots.get_mut(to_usize(cluster)).filter(|_| cluster <= clusters);
                 if let (Some(slot), Ok(cluster)) = (slot, u32::try_from(cluster)) {

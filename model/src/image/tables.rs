@@ -7,10 +7,10 @@ use super::entry::{
 };
 use super::header::Header;
 use super::reader::Image;
-use crate::defect::Defect;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::Finding;
 use crate::label::Region;
+use crate::mistake::Mistake;
 
 impl Image {
     pub(super) fn read_tables<E: Evidence>(
@@ -28,7 +28,7 @@ impl Image {
         nonzero_entries(evidence, header.l1_table_offset, entries, self.readable(), &mut tables);
         let of_disk = header.size.div_ceil(header.cluster_size()).div_ceil(header.l2_entries());
         for (index, entry) in &tables {
-            if self.defect.passes_over_table(*index, of_disk, self.l2_tables.len()) {
+            if self.mistake.passes_over_table(*index, of_disk, self.l2_tables.len()) {
                 continue;
             }
             let at = Region::L2(*index);
@@ -60,7 +60,7 @@ impl Image {
         let first_guest = l1_index.saturating_mul(header.l2_entries());
         let mut next_host = None;
         let end = offset.saturating_add(header.cluster_size());
-        let readable = self.defect.readable_of_table(end, self.length);
+        let readable = self.mistake.readable_of_table(end, self.length);
         let extended = header.has_extended_l2();
         let has_zero_flag = header.version > 2 && !extended;
         let reserved = if has_zero_flag { L2_RESERVED } else { L2_RESERVED | ZERO };
@@ -78,11 +78,11 @@ impl Image {
                 self.l2_bitmaps.resize(known, 0);
                 for (guest, pair) in (first..).zip(words.as_chunks::<2>().0) {
                     let [entry, bitmap] = pair.map(u64::from_be_bytes);
-                    let bitmap = self.defect.misread_bitmap(entry, bitmap);
+                    let bitmap = self.mistake.misread_bitmap(entry, bitmap);
                     judge_bitmap(guest, entry, bitmap, findings);
                     self.take_l2_entry(header, guest, entry, reserved, &mut next_host, findings);
                     self.l2_entries.push(entry);
-                    self.l2_bitmaps.push(self.defect.mistake_subclusters(bitmap));
+                    self.l2_bitmaps.push(self.mistake.mistake_subclusters(bitmap));
                 }
                 continue;
             }
@@ -119,8 +119,8 @@ impl Image {
             }
             findings.push(Finding::Unsupported { what: "compressed cluster", value: entry });
             let (start, length) = compressed_extent(entry, header);
-            let length = match self.defect {
-                Defect::CompressedCountsOnce => 1,
+            let length = match self.mistake {
+                Mistake::CompressedCountsOnce => 1,
                 _ => length,
             };
             self.claim(at, start, length, entry, findings);

@@ -2,11 +2,11 @@
 
 use model::audit::Auditor;
 use model::build::Initial;
-use model::defect::Defect;
 use model::evidence::Evidence;
 use model::finding::{Finding, Stage};
 use model::image::COPIED;
 use model::label::Region;
+use model::mistake::Mistake;
 
 use crate::patient::{EXTENDED, KIB, Patient, STAGES};
 use crate::{Outcome, expect};
@@ -434,8 +434,8 @@ fn damaged() -> impl Iterator<Item = (&'static Damage, Patient)> {
     })
 }
 
-pub(crate) fn findings_seen(defect: Defect) -> Outcome {
-    let mut auditor = Auditor::with_defect(defect);
+pub(crate) fn findings_seen(mistake: Mistake) -> Outcome {
+    let mut auditor = Auditor::with_mistake(mistake);
     for ((name, _, expected), mut patient) in damaged() {
         let report = auditor.audit(&mut patient.disk);
         let mut found: Vec<_> = report.findings.iter().map(|finding| finding.name()).collect();
@@ -447,8 +447,8 @@ pub(crate) fn findings_seen(defect: Defect) -> Outcome {
     Ok(())
 }
 
-pub(crate) fn findings_by_stage(defect: Defect) -> Outcome {
-    let mut auditor = Auditor::with_defect(defect);
+pub(crate) fn findings_by_stage(mistake: Mistake) -> Outcome {
+    let mut auditor = Auditor::with_mistake(mistake);
     for ((name, _, expected), mut patient) in damaged() {
         let report = auditor.audit(&mut patient.disk);
         for stage in STAGES {

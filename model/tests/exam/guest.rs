@@ -1,8 +1,8 @@
 //! The guest's sets, by hand: what each answer to a request leaves possible.
 
-use model::defect::Defect;
 use model::evidence::ValueKey;
 use model::guest::{DiscardReads, Guest, Promises, Token};
+use model::mistake::Mistake;
 use model::op::{Durability, Op};
 
 use crate::{Outcome, expect};
@@ -20,8 +20,8 @@ pub(crate) const PROMISES: Promises = Promises {
 };
 
 /// A disk of `units` zero units.
-pub(crate) fn blank(units: usize, defect: Defect) -> Guest {
-    Guest::new(&vec![ZERO; units], PROMISES).with_defect(defect)
+pub(crate) fn blank(units: usize, mistake: Mistake) -> Guest {
+    Guest::new(&vec![ZERO; units], PROMISES).with_mistake(mistake)
 }
 
 pub(crate) fn done(guest: &mut Guest, unit: u64, value: ValueKey) {
@@ -34,8 +34,8 @@ pub(crate) fn flush(guest: &mut Guest) {
     guest.complete(token);
 }
 
-pub(crate) fn flush_settles(defect: Defect) -> Outcome {
-    let mut guest = blank(1, defect);
+pub(crate) fn flush_settles(mistake: Mistake) -> Outcome {
+    let mut guest = blank(1, mistake);
     done(&mut guest, 0, A);
     expect("W", guest.allowed(0), vec![ZERO, A])?;
     done(&mut guest, 0, B);
@@ -46,8 +46,8 @@ pub(crate) fn flush_settles(defect: Defect) -> Outcome {
     expect("decided", (figures.units, figures.decided, figures.values), (1, 1, 1))
 }
 
-pub(crate) fn flush_covers_completed_only(defect: Defect) -> Outcome {
-    let mut guest = blank(2, defect);
+pub(crate) fn flush_covers_completed_only(mistake: Mistake) -> Outcome {
+    let mut guest = blank(2, mistake);
     let a = guest.begin_write(0, &[A], CACHED);
     done(&mut guest, 1, B);
     let flush = guest.begin_flush();
@@ -58,8 +58,8 @@ pub(crate) fn flush_covers_completed_only(defect: Defect) -> Outcome {
     expect("before and during", guest.allowed(1), vec![B, C])
 }
 
-pub(crate) fn failed_flush(defect: Defect) -> Outcome {
-    let mut guest = blank(1, defect);
+pub(crate) fn failed_flush(mistake: Mistake) -> Outcome {
+    let mut guest = blank(1, mistake);
     done(&mut guest, 0, A);
     let failed = guest.begin_flush();
     guest.fail(failed);
@@ -71,8 +71,8 @@ pub(crate) fn failed_flush(defect: Defect) -> Outcome {
     expect("then one that succeeds", guest.allowed(0), vec![A])
 }
 
-pub(crate) fn through(defect: Defect) -> Outcome {
-    let mut guest = blank(2, defect);
+pub(crate) fn through(mistake: Mistake) -> Outcome {
+    let mut guest = blank(2, mistake);
     done(&mut guest, 0, A);
     let token = guest.begin_write(1, &[B], Durability::Through);
     expect("in flight", guest.allowed(1), vec![ZERO, B])?;
@@ -81,8 +81,8 @@ pub(crate) fn through(defect: Defect) -> Outcome {
     expect("another unit", guest.allowed(0), vec![ZERO, A])
 }
 
-pub(crate) fn failed_write(defect: Defect) -> Outcome {
-    let mut guest = blank(1, defect);
+pub(crate) fn failed_write(mistake: Mistake) -> Outcome {
+    let mut guest = blank(1, mistake);
     let failed = guest.begin_write(0, &[A], CACHED);
     guest.fail(failed);
     flush(&mut guest);
@@ -93,8 +93,8 @@ pub(crate) fn failed_write(defect: Defect) -> Outcome {
     expect("W-fails F W F", guest.allowed(0), vec![B])
 }
 
-pub(crate) fn dropped_write(defect: Defect) -> Outcome {
-    let mut guest = blank(1, defect);
+pub(crate) fn dropped_write(mistake: Mistake) -> Outcome {
+    let mut guest = blank(1, mistake);
     let dropped = guest.begin_write(0, &[A], Durability::Through);
     guest.abandon(dropped);
     flush(&mut guest);
@@ -104,8 +104,8 @@ pub(crate) fn dropped_write(defect: Defect) -> Outcome {
     expect("W-dropped F W F", guest.allowed(0), vec![B])
 }
 
-pub(crate) fn overlapping_writes(defect: Defect) -> Outcome {
-    let mut guest = blank(1, defect);
+pub(crate) fn overlapping_writes(mistake: Mistake) -> Outcome {
+    let mut guest = blank(1, mistake);
     let a = guest.begin_write(0, &[A], CACHED);
     let b = guest.begin_write(0, &[B], CACHED);
     guest.complete(a);
@@ -118,9 +118,9 @@ pub(crate) fn overlapping_writes(defect: Defect) -> Outcome {
     expect("and one not flushed", guest.allowed(0), vec![A, B, C])
 }
 
-pub(crate) fn discard(defect: Defect) -> Outcome {
+pub(crate) fn discard(mistake: Mistake) -> Outcome {
     // Clusters of two units, and half a cluster at the end.
-    let mut guest = blank(7, defect);
+    let mut guest = blank(7, mistake);
     for unit in 0..7 {
         done(&mut guest, unit, A);
     }
@@ -143,9 +143,9 @@ pub(crate) fn discard(defect: Defect) -> Outcome {
     expect("the tail cluster is whole", guest.allowed(6), vec![ZERO])
 }
 
-pub(crate) fn weak_discard(defect: Defect) -> Outcome {
+pub(crate) fn weak_discard(mistake: Mistake) -> Outcome {
     let promises = Promises { discard: DiscardReads::Either, ..PROMISES };
-    let mut guest = Guest::new(&[A, A], promises).with_defect(defect);
+    let mut guest = Guest::new(&[A, A], promises).with_mistake(mistake);
     let token = guest.begin_discard(0, 2);
     guest.complete(token);
     flush(&mut guest);
@@ -155,8 +155,8 @@ pub(crate) fn weak_discard(defect: Defect) -> Outcome {
     expect("D F W F", guest.allowed(0), vec![B])
 }
 
-pub(crate) fn crash_folds(defect: Defect) -> Outcome {
-    let mut guest = blank(1, defect);
+pub(crate) fn crash_folds(mistake: Mistake) -> Outcome {
+    let mut guest = blank(1, mistake);
     done(&mut guest, 0, A);
     guest.begin_write(0, &[B], CACHED);
     guest.crash();
@@ -171,8 +171,8 @@ pub(crate) fn crash_folds(defect: Defect) -> Outcome {
     expect("W F", guest.allowed(0), vec![C])
 }
 
-pub(crate) fn collapse_binds(defect: Defect) -> Outcome {
-    let mut guest = blank(2, defect);
+pub(crate) fn collapse_binds(mistake: Mistake) -> Outcome {
+    let mut guest = blank(2, mistake);
     done(&mut guest, 0, A);
     done(&mut guest, 1, B);
     guest.crash();
@@ -186,8 +186,8 @@ pub(crate) fn collapse_binds(defect: Defect) -> Outcome {
     expect("another value", guest.complete_read(read, &[ZERO]).is_err(), true)
 }
 
-pub(crate) fn reads(defect: Defect) -> Outcome {
-    let mut guest = blank(1, defect);
+pub(crate) fn reads(mistake: Mistake) -> Outcome {
+    let mut guest = blank(1, mistake);
     done(&mut guest, 0, A);
     let returns =
         |guest: &Guest, token: Token, value| guest.clone().complete_read(token, &[value]).is_ok();
@@ -206,8 +206,8 @@ pub(crate) fn reads(defect: Defect) -> Outcome {
     expect("nobody's", returns(&guest, read, ValueKey(9)), false)
 }
 
-pub(crate) fn sizes(defect: Defect) -> Outcome {
-    let mut guest = blank(2, defect);
+pub(crate) fn sizes(mistake: Mistake) -> Outcome {
+    let mut guest = blank(2, mistake);
     let grow = guest.begin_grow(4);
     expect("usable while it grows", guest.size(), 1024)?;
     expect("sizes", guest.allowed_sizes(), vec![1024, 2048])?;
@@ -221,13 +221,13 @@ pub(crate) fn sizes(defect: Defect) -> Outcome {
     expect("new space", guest.allowed(3), vec![ZERO])?;
     // A growth that is durable only with a flush, or with a write-through write to what it added.
     let promises = Promises { grow: Durability::Cached, ..PROMISES };
-    let mut guest = Guest::new(&[ZERO], promises).with_defect(defect);
+    let mut guest = Guest::new(&[ZERO], promises).with_mistake(mistake);
     let grow = guest.begin_grow(2);
     guest.complete(grow);
     expect("cached", guest.allowed_sizes(), vec![512, 1024])?;
     let write = guest.begin_write(1, &[A], Durability::Through);
     guest.complete(write);
-    if defect == Defect::ThroughForgotten {
+    if mistake == Mistake::ThroughForgotten {
         Ok(())
     } else {
         expect("written to", guest.allowed_sizes(), vec![1024])
@@ -236,8 +236,8 @@ pub(crate) fn sizes(defect: Defect) -> Outcome {
 
 /// Goal: a disk that becomes smaller holds all of what it held or has the new size, and what was cut off does not come back. Where it
 /// is not known whether it did become smaller, either may come to light.
-pub(crate) fn shrinks(defect: Defect) -> Outcome {
-    let mut guest = Guest::new(&[A; 6], PROMISES).with_defect(defect);
+pub(crate) fn shrinks(mistake: Mistake) -> Outcome {
+    let mut guest = Guest::new(&[A; 6], PROMISES).with_mistake(mistake);
     let shrink = guest.begin_shrink(2);
     expect("usable while it shrinks", guest.size(), 1024)?;
     expect("sizes", guest.allowed_sizes(), vec![1024, 3072])?;
@@ -262,7 +262,7 @@ pub(crate) fn shrinks(defect: Defect) -> Outcome {
     expect("gone", guest.allowed(5), vec![ZERO])?;
 
     // What was in flight all the while may have been done before, or be done last.
-    let mut before = Guest::new(&[A; 6], PROMISES).with_defect(defect);
+    let mut before = Guest::new(&[A; 6], PROMISES).with_mistake(mistake);
     let write = before.begin_write(4, &[B, B], CACHED);
     let read = before.begin_read(5, 1);
     let shrink = before.begin_shrink(2);
@@ -278,9 +278,9 @@ pub(crate) fn shrinks(defect: Defect) -> Outcome {
 }
 
 /// An image that writes everything through owes what it answered: writes, zeroes and discards.
-pub(crate) fn everything_through(defect: Defect) -> Outcome {
+pub(crate) fn everything_through(mistake: Mistake) -> Outcome {
     let promises = Promises { changes: Durability::Through, ..PROMISES };
-    let mut guest = Guest::new(&[A; 6], promises).with_defect(defect);
+    let mut guest = Guest::new(&[A; 6], promises).with_mistake(mistake);
     let write = guest.begin_write(0, &[B], CACHED);
     expect("in flight", guest.allowed(0), vec![A, B])?;
     guest.complete(write);
@@ -297,8 +297,8 @@ pub(crate) fn everything_through(defect: Defect) -> Outcome {
     expect("untouched", guest.allowed(5), vec![A])
 }
 
-pub(crate) fn zeroes(defect: Defect) -> Outcome {
-    let mut guest = Guest::new(&[A; 4], PROMISES).with_defect(defect);
+pub(crate) fn zeroes(mistake: Mistake) -> Outcome {
+    let mut guest = Guest::new(&[A; 4], PROMISES).with_mistake(mistake);
     let op = Op::WriteZeroes { offset: 512, length: 1024, unmap: false };
     let token = guest.begin(&op, |_, _| unreachable!("zeroes carry nothing"));
     expect("in flight", guest.allowed(1), vec![ZERO, A])?;
@@ -309,8 +309,8 @@ pub(crate) fn zeroes(defect: Defect) -> Outcome {
     expect("flushed", sets, vec![vec![A], vec![ZERO], vec![ZERO], vec![A]])
 }
 
-pub(crate) fn several_units(defect: Defect) -> Outcome {
-    let mut guest = blank(4, defect);
+pub(crate) fn several_units(mistake: Mistake) -> Outcome {
+    let mut guest = blank(4, mistake);
     let whole = guest.begin_write(0, &[A, B, C], CACHED);
     let read = guest.begin_read(0, 4);
     // Overlaps the first in its last two units, and goes on behind it.
@@ -330,8 +330,8 @@ pub(crate) fn several_units(defect: Defect) -> Outcome {
     expect("flushed", sets, vec![vec![A], vec![B, C], vec![A, C], vec![B]])
 }
 
-pub(crate) fn without_zero(defect: Defect) -> Outcome {
-    let mut guest = Guest::new(&[A; 2], PROMISES).with_defect(defect);
+pub(crate) fn without_zero(mistake: Mistake) -> Outcome {
+    let mut guest = Guest::new(&[A; 2], PROMISES).with_mistake(mistake);
     done(&mut guest, 0, B);
     done(&mut guest, 0, C);
     let permits = |guest: &Guest, unit| [ZERO, A, B, C].map(|key| guest.permits(unit, key));
@@ -350,10 +350,10 @@ pub(crate) fn without_zero(defect: Defect) -> Outcome {
     expect("it was read", guest.allowed(0), vec![C])
 }
 
-pub(crate) fn growths(defect: Defect) -> Outcome {
+pub(crate) fn growths(mistake: Mistake) -> Outcome {
     let promises = Promises { grow: Durability::Cached, ..PROMISES };
     for answer in [Guest::fail, Guest::abandon] {
-        let mut guest = Guest::new(&[A], promises).with_defect(defect);
+        let mut guest = Guest::new(&[A], promises).with_mistake(mistake);
         let grow = guest.begin_grow(2);
         answer(&mut guest, grow);
         flush(&mut guest);
@@ -367,7 +367,7 @@ pub(crate) fn growths(defect: Defect) -> Outcome {
         expect("one more that succeeds", sizes, (1536, vec![1536]))?;
     }
     // Two at once have no order.
-    let mut guest = Guest::new(&[A], promises).with_defect(defect);
+    let mut guest = Guest::new(&[A], promises).with_mistake(mistake);
     let (two, three) = (guest.begin_grow(2), guest.begin_grow(3));
     guest.complete(three);
     guest.complete(two);

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use model::defect::Defect;
 use model::evidence::ValueKey;
 use model::guest::{Guest, Token};
+use model::mistake::Mistake;
 use model::op::Durability;
 
 use crate::guest::{CACHED, ZERO, blank};
@@ -87,12 +87,12 @@ struct Walk {
 
 /// Every history of one unit with up to 7 events: writes cached and through, flushes, a read, any answer, one crash. For
 /// mutants 5 must do.
-pub(crate) fn brute_force(defect: Defect) -> Outcome {
+pub(crate) fn brute_force(mistake: Mistake) -> Outcome {
     let start = NaiveWrite { value: ZERO, begin: 0, answered: Some(0), well: true, through: true };
     let naive = Naive { writes: vec![start], ..Naive::default() };
     let walk = Walk {
         naive,
-        guest: blank(1, defect),
+        guest: blank(1, mistake),
         writing: Vec::new(),
         flushing: Vec::new(),
         reading: None,
@@ -101,9 +101,9 @@ pub(crate) fn brute_force(defect: Defect) -> Outcome {
         read: false,
     };
     let mut histories = 0;
-    let depth = if defect == Defect::None { 7 } else { 5 };
+    let depth = if mistake == Mistake::None { 7 } else { 5 };
     explore(&walk, depth, &mut histories)?;
-    if defect == Defect::None {
+    if mistake == Mistake::None {
         println!("{histories} histories");
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Goal: trust in a judge that finds nothing. Method: a list of examinations, each a small situation whose verdict was worked
 //! out by hand or by a deliberately naive enumeration; the judge must pass all of them, and every judge with one deliberate
-//! mistake ([`Defect`]) must fail at least one. The second test prints which examinations notice which mistake.
+//! mistake ([`Mistake`]) must fail at least one. The second test prints which examinations notice which mistake.
 
 mod findings;
 mod guest;
@@ -11,7 +11,7 @@ mod patient;
 mod shapes;
 mod states;
 
-use model::defect::Defect;
+use model::mistake::Mistake;
 
 use crate::findings::{findings_by_stage, findings_seen};
 use crate::guest::{
@@ -31,7 +31,7 @@ use crate::states::{
 };
 
 type Outcome = Result<(), String>;
-type Exam = (&'static str, fn(Defect) -> Outcome);
+type Exam = (&'static str, fn(Mistake) -> Outcome);
 
 const EXAMS: [Exam; 49] = [
     ("a flush settles what completed before it", flush_settles),
@@ -88,20 +88,20 @@ const EXAMS: [Exam; 49] = [
 #[test]
 fn the_judge_passes_every_examination() {
     for (name, exam) in EXAMS {
-        exam(Defect::None).unwrap_or_else(|why| panic!("{name}: {why}"));
+        exam(Mistake::None).unwrap_or_else(|why| panic!("{name}: {why}"));
     }
 }
 
 #[test]
 fn every_mutant_is_killed() {
     let mut survivors = Vec::new();
-    for defect in Defect::ALL {
+    for mistake in Mistake::ALL {
         // A mutant may also trip over an assertion: what counts is that it does not pass.
-        let noticed = EXAMS.iter().filter(|(_, exam)| exam(defect).is_err());
+        let noticed = EXAMS.iter().filter(|(_, exam)| exam(mistake).is_err());
         let names: Vec<_> = noticed.map(|(name, _)| *name).collect();
-        println!("{:<30} {}", format!("{defect:?}"), names.join("; "));
+        println!("{:<30} {}", format!("{mistake:?}"), names.join("; "));
         if names.is_empty() {
-            survivors.push(defect);
+            survivors.push(mistake);
         }
     }
     assert!(survivors.is_empty(), "survived: {survivors:?}");

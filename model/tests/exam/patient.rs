@@ -1,11 +1,11 @@
 //! Images to damage by hand.
 
 use model::build::{Built, Initial, build};
-use model::defect::Defect;
 use model::evidence::{BytesEvidence, Evidence};
 use model::finding::Stage;
 use model::guest::Guest;
 use model::image::COPIED;
+use model::mistake::Mistake;
 use model::op::Geometry;
 use model::payload::{self, Unit};
 
@@ -174,22 +174,22 @@ impl Patient {
             .expect("a fragmented image has holes")
     }
 
-    pub(crate) fn guest(&mut self, defect: Defect) -> Guest {
+    pub(crate) fn guest(&mut self, mistake: Mistake) -> Guest {
         let values = &mut self.disk.values;
         let keys = self.built.guest_keys(|bytes| values.intern(bytes));
         let guest = Guest::new(&keys, PROMISES).over(&self.geometry, |unit| values.intern(unit));
-        guest.with_defect(defect)
+        guest.with_mistake(mistake)
     }
 
     /// The same with data in one more cluster, as [`Patient::append`] puts it there.
-    pub(crate) fn guest_with(&mut self, cluster: u64, defect: Defect) -> Guest {
+    pub(crate) fn guest_with(&mut self, cluster: u64, mistake: Mistake) -> Guest {
         let units = self.geometry.cluster_units();
         let values = &mut self.disk.values;
         let mut keys = self.built.guest_keys(|bytes| values.intern(bytes));
         for unit in cluster * units..(cluster + 1) * units {
             keys[unit as usize] = values.intern(&payload::unit(unit, payload::INITIAL));
         }
-        Guest::new(&keys, PROMISES).with_defect(defect)
+        Guest::new(&keys, PROMISES).with_mistake(mistake)
     }
 }
 

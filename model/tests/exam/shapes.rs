@@ -3,12 +3,12 @@
 
 use model::audit::Auditor;
 use model::build::Initial;
-use model::defect::Defect;
 use model::evidence::{BytesEvidence, Evidence, ValueKey};
 use model::finding::{Property, Stage};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::image::{COPIED, Mapping};
 use model::judge::{Contents, Extent, Inherited, Judge, Place, Violation};
+use model::mistake::Mistake;
 use model::op::Geometry;
 use model::payload::{self, UNIT};
 
@@ -29,8 +29,8 @@ fn closed(judge: &mut Judge, disk: &mut BytesEvidence, guest: &Guest) -> Kinds {
 
 /// Goal: what a file that ends within a cluster has of it counts, and the rest is zeroes. Method: the same image, cut at every
 /// byte that matters, once with a table and once with data at its end.
-pub(crate) fn cut_short(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn cut_short(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let at = |length: u64, patient: &Patient| {
         let mut disk = patient.disk.clone();
         disk.set_len(length);
@@ -39,7 +39,7 @@ pub(crate) fn cut_short(defect: Defect) -> Outcome {
 
     // The only table is cluster 5, the last one, and its only entry is number 63: it maps cluster 4.
     let mut patient = Patient::new(Initial::L1AboutToGrow);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     let (table, entry_end) = (5120, 5120 + 512);
     let zero = (Property::P2, "invented-zero");
     let leak = (Property::P6, "leak");
@@ -60,7 +60,7 @@ pub(crate) fn cut_short(defect: Defect) -> Outcome {
 
     // Guest cluster 0 in a new last cluster.
     let host = patient.append(0);
-    let guest = patient.guest_with(0, defect);
+    let guest = patient.guest_with(0, mistake);
     let start = host * 1024;
     let invented = (Property::P2, "invented");
     let cases: [(&str, u64, Kinds); 6] = [
@@ -78,7 +78,7 @@ pub(crate) fn cut_short(defect: Defect) -> Outcome {
 
     // The L1 table in a new last cluster, of which only the first entry is in use.
     let mut patient = Patient::new(Initial::L1AboutToGrow);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     patient.disk.set_len(7168);
     let entry = patient.u64_at(3072);
     patient.put_u64(6144, entry);
@@ -102,7 +102,7 @@ pub(crate) fn cut_short(defect: Defect) -> Outcome {
     // The refcount block in a new last cluster, with counts for clusters 0..=6 without the old one, number 2.
     let mut patient = Patient::new(Initial::L1AboutToGrow);
     patient.disk.set_len(7168);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     for cluster in [0, 1, 3, 4, 5, 6] {
         patient.disk.patch(6144 + cluster * 2, &[0, 1]);
     }
@@ -121,10 +121,10 @@ pub(crate) fn cut_short(defect: Defect) -> Outcome {
 
 /// Goal: of an extended entry within which a file ends what is there counts, and the rest is zeroes. Method: the only table is the last
 /// cluster, and its only entry is number 7.
-pub(crate) fn cut_extended(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn cut_extended(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::of(&EXTENDED, Initial::L1AboutToGrow);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     let entry = patient.l2_at(7);
     expect("where it is", (patient.disk.len() - entry, entry % 512), ((16 << 10) - 112, 112))?;
     let zeroes = |units: usize| vec![(Property::P2, "invented-zero"); units];
@@ -149,22 +149,22 @@ pub(crate) fn cut_extended(defect: Defect) -> Outcome {
 
 /// Goal: each guest unit is judged by what the bitmap says of its own subcluster, and so are the subject's mapping and what a
 /// repair leaves. Method: each subcluster in turn becomes each of the three kinds, and what it was is known.
-pub(crate) fn subclusters(defect: Defect) -> Outcome {
+pub(crate) fn subclusters(mistake: Mistake) -> Outcome {
     // A mixed cluster, zeroes without a host cluster and with one; and a mixed one whose subclusters have two units.
     for (cluster_bits, cluster) in [(14, 0), (14, 2), (14, 4), (15, 0)] {
         let virtual_size = 8 << cluster_bits;
         // Ends in the middle of guest cluster 4.
         let below = Some((9 << cluster_bits) / 2);
         let geometry = Geometry { cluster_bits, virtual_size, below, ..EXTENDED };
-        each_subcluster(&geometry, cluster, defect)?;
+        each_subcluster(&geometry, cluster, mistake)?;
     }
     Ok(())
 }
 
-fn each_subcluster(geometry: &Geometry, cluster: u64, defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+fn each_subcluster(geometry: &Geometry, cluster: u64, mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::of(geometry, Initial::Fragmented);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     expect("as built", closed(&mut judge, &mut patient.disk, &guest), vec![])?;
     let mut before = Contents::default();
     judge.contents(&patient.disk, &mut before);
@@ -270,13 +270,13 @@ fn mapped_as_said(
 
 /// Goal: what lies under the second L2 table is judged as what lies under the first is. Method: the first guest cluster with data
 /// under each of them, treated alike.
-pub(crate) fn second_table(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn second_table(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let whole = Patient::of(&TWO_TABLES, Initial::Fragmented).mapped();
     let under = [whole[0], *whole.iter().find(|guest| **guest >= 128).expect("data under both")];
     for cluster in under {
         let mut patient = Patient::of(&TWO_TABLES, Initial::Fragmented);
-        let mut guest = patient.guest(defect);
+        let mut guest = patient.guest(mistake);
         let entry = patient.l2(cluster);
         let offset = entry & !COPIED;
         expect("as built", closed(&mut judge, &mut patient.disk, &guest), vec![])?;
@@ -320,7 +320,7 @@ pub(crate) fn second_table(defect: Defect) -> Outcome {
     }
     // The tables change places.
     let mut patient = Patient::of(&TWO_TABLES, Initial::Fragmented);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     let [first, second] = [3072, 3080].map(|at| patient.u64_at(at));
     patient.put_u64(3072, second);
     patient.put_u64(3080, first);
@@ -335,8 +335,8 @@ fn sorted(mut kinds: Kinds) -> Kinds {
 
 /// Goal: refcounts are read at every width, in every place of a unit, in every block. Method: data in each of several clusters, with
 /// counts that are right, too low and too high; the greatest count that there is.
-pub(crate) fn widths(defect: Defect) -> Outcome {
-    let mut auditor = Auditor::with_defect(defect);
+pub(crate) fn widths(mistake: Mistake) -> Outcome {
+    let mut auditor = Auditor::with_mistake(mistake);
     for order in 0..=6 {
         let geometry = Geometry { refcount_order: order, ..KIB };
         let mut patient = Patient::of(&geometry, Initial::Fragmented);
@@ -388,12 +388,12 @@ pub(crate) fn widths(defect: Defect) -> Outcome {
 }
 
 /// Goal: every unit of a cluster is judged, whatever the size of clusters. Method: spoil one after the other.
-pub(crate) fn every_unit(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn every_unit(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     for cluster_bits in [9, 10, 12, 16] {
         let geometry = Geometry { cluster_bits, virtual_size: 640 << 10, ..KIB };
         let mut patient = Patient::of(&geometry, Initial::Fragmented);
-        let guest = patient.guest(defect);
+        let guest = patient.guest(mistake);
         let name = |what: &str| format!("{what}, clusters of 2^{cluster_bits}");
         let found = closed(&mut judge, &mut patient.disk, &guest);
         expect(&name("as built"), found, vec![])?;
@@ -416,11 +416,11 @@ pub(crate) fn every_unit(defect: Defect) -> Outcome {
 
 /// Goal: what lies behind the end of the disk is counted, and nobody's data until the disk grows. Method: an image with data
 /// there, in tables of the disk and behind them; then the same image with a larger disk.
-pub(crate) fn behind_the_disk(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn behind_the_disk(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let geometry = Geometry { virtual_size: (63 << 10) + 512, ..KIB };
     let mut patient = Patient::of(&geometry, Initial::Leftovers);
-    let mut guest = patient.guest(defect);
+    let mut guest = patient.guest(mistake);
     expect("as built", closed(&mut judge, &mut patient.disk, &guest), vec![])?;
     // Guest cluster 128 lies under the second table, behind the disk.
     for cluster in [64, 128] {
@@ -450,8 +450,8 @@ pub(crate) fn behind_the_disk(defect: Defect) -> Outcome {
 }
 
 /// Goal: tables that the header puts past the end of the file are not there.
-pub(crate) fn tables_past_the_end(defect: Defect) -> Outcome {
-    let mut auditor = Auditor::with_defect(defect);
+pub(crate) fn tables_past_the_end(mistake: Mistake) -> Outcome {
+    let mut auditor = Auditor::with_mistake(mistake);
     let far = 0x100_0000;
     for (field, wanted) in [
         (40, vec!["out-of-range", "leak"]),
@@ -465,10 +465,10 @@ pub(crate) fn tables_past_the_end(defect: Defect) -> Outcome {
         expect("past the end", found, wanted)?;
     }
     // A disk of nothing has no need of tables.
-    let guest = Guest::new(&[], PROMISES).with_defect(defect);
+    let guest = Guest::new(&[], PROMISES).with_mistake(mistake);
     let mut patient = Patient::new(Initial::Fresh);
     patient.put_u64(24, 0);
-    let mut judge = Judge::with_defect(defect);
+    let mut judge = Judge::with_mistake(mistake);
     expect("an empty disk", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
     expect("nothing is there", patient.disk.resolve(u64::MAX), ZERO)
 }
@@ -477,10 +477,10 @@ pub(crate) fn tables_past_the_end(defect: Defect) -> Outcome {
 const LAYERED: Geometry = Geometry { below: Some((40 << 10) + 512), ..KIB };
 
 /// Goal: where the image says nothing its layer is read, zeroes behind the end of that, and a mark hides it; and the image names it.
-pub(crate) fn layers(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn layers(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::of(&LAYERED, Initial::Fragmented);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     expect("as built", closed(&mut judge, &mut patient.disk, &guest), vec![])?;
     let mut before = Contents::default();
     judge.contents(&patient.disk, &mut before);
@@ -528,18 +528,18 @@ pub(crate) fn layers(defect: Defect) -> Outcome {
     }
     let mut plain = Patient::new(Initial::Fresh);
     let keys = vec![ZERO; 128];
-    let guest = Guest::new(&keys, PROMISES).with_defect(defect);
+    let guest = Guest::new(&keys, PROMISES).with_mistake(mistake);
     expect("no layer", kinds(judge.state(&mut plain.disk, &guest, None)), vec![])
 }
 
 /// Goal: what is uncovered shows the layer and nothing else, as far as it goes, and zeroes behind it. Method: most of a disk that was written.
-pub(crate) fn uncovering(defect: Defect) -> Outcome {
+pub(crate) fn uncovering(mistake: Mistake) -> Outcome {
     let mut patient = Patient::of(&LAYERED, Initial::Fresh);
     let values = &mut patient.disk.values;
     let written = values.intern(&payload::unit(0, 1));
     let mut guest = Guest::new(&vec![written; 128], PROMISES)
         .over(&LAYERED, |unit| values.intern(unit))
-        .with_defect(defect);
+        .with_mistake(mistake);
     let below = |unit: u64| guest.lower().value(unit);
     let (shown, last) = (below(2), below(80));
     let uncover = guest.begin_uncover(1, 126);
@@ -568,14 +568,14 @@ fn kept_or(kept: ValueKey, put: ValueKey) -> Vec<ValueKey> {
 }
 
 /// Goal: an implementation that says so may leave what a layer shows, and nothing behind its end. Method: a discard of the whole disk.
-pub(crate) fn discard_beside_layer(defect: Defect) -> Outcome {
+pub(crate) fn discard_beside_layer(mistake: Mistake) -> Outcome {
     let mut patient = Patient::of(&LAYERED, Initial::Fresh);
     let promises = Promises { discard: DiscardReads::ZeroesBesideLayer, ..PROMISES };
     let values = &mut patient.disk.values;
     let written = values.intern(&payload::unit(0, 1));
     let mut guest = Guest::new(&vec![written; 128], promises)
         .over(&LAYERED, |unit| values.intern(unit))
-        .with_defect(defect);
+        .with_mistake(mistake);
     let discard = guest.begin_discard(0, 128);
     guest.complete(discard);
     flush(&mut guest);

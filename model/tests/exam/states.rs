@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use model::build::Initial;
-use model::defect::Defect;
 use model::evidence::{BytesEvidence, Evidence, ValueKey};
 use model::finding::{Property, Stage};
 use model::guest::Guest;
@@ -11,6 +10,7 @@ use model::image::{COPIED, Mapping};
 use model::judge::{
     Contents, Extent, Inherited, Judge, MAX_VIOLATIONS, Place, Statement, Violation, p0_misread,
 };
+use model::mistake::Mistake;
 use model::op::Op;
 use model::payload::{self, UNIT, Unit};
 
@@ -56,10 +56,10 @@ pub(crate) fn kinds(violations: &[Violation]) -> Vec<(Property, &'static str)> {
     violations.iter().map(|violation| (violation.property, violation.kind)).collect()
 }
 
-pub(crate) fn lost_write(defect: Defect) -> Outcome {
+pub(crate) fn lost_write(mistake: Mistake) -> Outcome {
     let mut patient = Patient::new(Initial::Fragmented);
-    let mut guest = patient.guest(defect);
-    let mut judge = Judge::with_defect(defect);
+    let mut guest = patient.guest(mistake);
+    let mut judge = Judge::with_mistake(mistake);
     for stage in STAGES {
         let found = kinds(judge.state(&mut patient.disk, &guest, Some(stage)));
         expect("in order", found, vec![])?;
@@ -83,10 +83,10 @@ pub(crate) fn lost_write(defect: Defect) -> Outcome {
 }
 
 /// Goal: a closed image may hand on the COPIED flags that it was opened with, and those only.
-pub(crate) fn copied_flags_inherited(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn copied_flags_inherited(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Fragmented);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     let mapped = patient.mapped();
     let strip = |patient: &mut Patient, guest: u64| {
         let entry = patient.l2(guest);
@@ -123,7 +123,7 @@ fn violations_are_kept_up_to_a_limit() {
 fn a_mapping_disagrees_from_a_unit_on() {
     let mut judge = Judge::default();
     let mut patient = Patient::new(Initial::Fragmented);
-    let guest = patient.guest(Defect::None);
+    let guest = patient.guest(Mistake::None);
     let all = 0..64u64;
     let host = |mapping| matches!(mapping, Mapping::Host(_));
     judge.state(&mut patient.disk, &guest, None);
@@ -190,7 +190,7 @@ fn a_mapping_disagrees_from_a_unit_on() {
 fn a_judge_of_contents_excuses_the_structure_alone() {
     let mut judge = Judge::of_contents();
     let mut patient = Patient::new(Initial::Fragmented);
-    let guest = patient.guest(Defect::None);
+    let guest = patient.guest(Mistake::None);
     let first = patient.mapped()[0];
     let cluster = (patient.l2(first) & !COPIED) / 1024;
     patient.put_refcount(cluster, 0);
@@ -209,12 +209,12 @@ fn a_judge_of_contents_excuses_the_structure_alone() {
     assert_eq!(kinds(judge.structure(Stage::OpenedClean)), found);
 }
 
-pub(crate) fn invented_data(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
-    let mut judged = |damage: fn(&mut Patient), guest_of: fn(&mut Patient, Defect) -> Guest| {
+pub(crate) fn invented_data(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
+    let mut judged = |damage: fn(&mut Patient), guest_of: fn(&mut Patient, Mistake) -> Guest| {
         let mut patient = Patient::new(Initial::Fragmented);
         damage(&mut patient);
-        let guest = guest_of(&mut patient, defect);
+        let guest = guest_of(&mut patient, mistake);
         let mut found = kinds(judge.state(&mut patient.disk, &guest, None));
         found.dedup();
         found
@@ -257,10 +257,10 @@ pub(crate) fn invented_data(defect: Defect) -> Outcome {
     expect("bytes of nobody", garbage, vec![(Property::P2, "invented")])
 }
 
-pub(crate) fn whole_set(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn whole_set(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Fragmented);
-    let mut guest = patient.guest(defect);
+    let mut guest = patient.guest(mistake);
     let cluster = patient.mapped()[0];
     let (unit, host) = (cluster * 2, (patient.l2(cluster) & !COPIED) / UNIT as u64);
     let key = patient.disk.values.intern(&payload::unit(unit, 7));
@@ -275,10 +275,10 @@ pub(crate) fn whole_set(defect: Defect) -> Outcome {
     expect("the old one is superseded", found, vec![(Property::P1, "lost-write")])
 }
 
-pub(crate) fn dirty_and_lost(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn dirty_and_lost(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Dirty);
-    let mut guest = patient.guest(defect);
+    let mut guest = patient.guest(mistake);
     expect("dirty", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
     expect("its stage", judge.auditor().report().crashed_stage(), Stage::CrashedDirty)?;
     let after = judge.state(&mut patient.disk, &guest, Some(Stage::Repaired));
@@ -290,10 +290,10 @@ pub(crate) fn dirty_and_lost(defect: Defect) -> Outcome {
     expect("lost", found, vec![(Property::P1, "lost-write")])
 }
 
-pub(crate) fn wrong_size(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn wrong_size(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Fresh);
-    let mut guest = patient.guest(defect);
+    let mut guest = patient.guest(mistake);
     patient.put_u64(24, 96 << 10);
     let found = kinds(judge.state(&mut patient.disk, &guest, None));
     expect("another size", found, vec![(Property::P10, "virtual-size")])?;
@@ -308,10 +308,10 @@ pub(crate) fn wrong_size(defect: Defect) -> Outcome {
     expect("too small", found, vec![(Property::P10, "virtual-size")])
 }
 
-pub(crate) fn contents_kept(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn contents_kept(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Fragmented);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     let cluster = patient.mapped()[0];
     let (unit, offset) = (cluster * 2, patient.l2(cluster) & !COPIED);
     let (mut before, mut after) = (Contents::default(), Contents::default());
@@ -340,8 +340,8 @@ pub(crate) fn contents_kept(defect: Defect) -> Outcome {
     expect("the disk shrank", cut, Some((Property::P3, "size-changed")))
 }
 
-pub(crate) fn second_repair(defect: Defect) -> Outcome {
-    let judge = Judge::with_defect(defect);
+pub(crate) fn second_repair(mistake: Mistake) -> Outcome {
+    let judge = Judge::with_mistake(mistake);
     let mut once = Patient::new(Initial::Leaky).disk;
     let mut twice = once.clone();
     let kind = |violation: Option<Violation>| violation.map(|v| (v.property, v.kind));
@@ -354,10 +354,10 @@ pub(crate) fn second_repair(defect: Defect) -> Outcome {
     expect("the length", kind(judge.p5_fixed_point(&mut once, &mut longer)), broken)
 }
 
-pub(crate) fn clean_close(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn clean_close(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Leaky);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     expect("as opened", kinds(judge.state(&mut patient.disk, &guest, None)), vec![])?;
     let inherited = Inherited::of(judge.auditor());
     expect("as inherited", kinds(judge.closed(&mut patient.disk, &guest, &inherited)), vec![])?;
@@ -379,14 +379,14 @@ pub(crate) fn clean_close(defect: Defect) -> Outcome {
     let dirty = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
     expect("dirty", dirty, vec![(Property::P6, "dirty")])?;
     let mut patient = Patient::new(Initial::Leftovers);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     judge.state(&mut patient.disk, &guest, None);
     let inherited = Inherited::of(judge.auditor());
     patient.put_u64(80, 1);
     let lost = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
     expect("a feature that nobody knows is lost", lost, vec![(Property::P6, "feature-lost")])?;
     let mut patient = Patient::new(Initial::Bitmaps);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     judge.state(&mut patient.disk, &guest, None);
     let inherited = Inherited::of(judge.auditor());
     patient.put_u64(88, 0);
@@ -398,7 +398,7 @@ pub(crate) fn clean_close(defect: Defect) -> Outcome {
     expect("a deeper leak of bitmaps", deeper, vec![(Property::P6, "leak")])
 }
 
-pub(crate) fn changes_recorded(defect: Defect) -> Outcome {
+pub(crate) fn changes_recorded(mistake: Mistake) -> Outcome {
     type Change = fn(&mut Patient);
     // The first of two bitmaps has a bit set for the first guest cluster only; clusters of 1 KiB have a bit each.
     let cases: [(&str, u64, Change, bool); 9] = [
@@ -412,10 +412,10 @@ pub(crate) fn changes_recorded(defect: Defect) -> Outcome {
         ("the bitmap is of ones", 12, |p| p.put_bits(1), false),
         ("the bitmap is of zeroes", 0, |p| p.put_bits(0), true),
     ];
-    let mut judge = Judge::with_defect(defect);
+    let mut judge = Judge::with_mistake(mistake);
     for (name, cluster, change, expected) in cases {
         let mut patient = Patient::new(Initial::Bitmaps);
-        let guest = patient.guest(defect);
+        let guest = patient.guest(mistake);
         let host = patient.l2(cluster) & !COPIED;
         change(&mut patient);
         let whole = kinds(judge.state(&mut patient.disk, &guest, Some(Stage::OpenedClean)));
@@ -434,10 +434,10 @@ pub(crate) fn changes_recorded(defect: Defect) -> Outcome {
     Ok(())
 }
 
-pub(crate) fn claims(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn claims(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Leaky);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     let kind = |violation: Option<Violation>| violation.map(|v| (v.property, v.kind));
     judge.state(&mut patient.disk, &guest, None);
     let lie = Some((Property::P8, "false-claim"));
@@ -450,7 +450,7 @@ pub(crate) fn claims(defect: Defect) -> Outcome {
     expect("safe to write", kind(judge.p8_claim(Statement::Writable)), lie)?;
     // A leak loses nothing, and two guest clusters in one host cluster no more than they have.
     let mut patient = Patient::new(Initial::Fragmented);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     let (one, two) = (patient.mapped()[0], patient.mapped()[1]);
     let entry = patient.l2(one) & !COPIED;
     patient.set_l2(one, entry);
@@ -463,10 +463,10 @@ pub(crate) fn claims(defect: Defect) -> Outcome {
     expect("and written in place", kind(judge.p8_claim(Statement::Writable)), lie)
 }
 
-pub(crate) fn mappings(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn mappings(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Fragmented);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     judge.state(&mut patient.disk, &guest, None);
     let image = judge.auditor().image();
     let mut extents: Vec<Extent> = (0..64)
@@ -485,9 +485,9 @@ pub(crate) fn mappings(defect: Defect) -> Outcome {
     expect("elsewhere", kind(judge.p3_mapping_agrees(&extents)), wrong)
 }
 
-pub(crate) fn misread_story(defect: Defect) -> Outcome {
+pub(crate) fn misread_story(mistake: Mistake) -> Outcome {
     let mut patient = Patient::new(Initial::Fresh);
-    let mut guest = patient.guest(defect);
+    let mut guest = patient.guest(mistake);
     let key = patient.disk.values.intern(&payload::unit(4, 9));
     done(&mut guest, 4, key);
     let read = guest.begin_read(4, 1);
@@ -503,10 +503,10 @@ pub(crate) fn misread_story(defect: Defect) -> Outcome {
 
 /// Goal: a repair may decide what was open and add nothing, whatever the order in which values are shown. Method: one unit with
 /// each set before and each set after.
-pub(crate) fn sets_kept(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn sets_kept(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Fragmented);
-    let guest = patient.guest(defect);
+    let guest = patient.guest(mistake);
     let cluster = patient.mapped()[0];
     let (unit, offset) = (cluster * 2 + 1, patient.l2(cluster) & !COPIED);
     let host = offset / UNIT as u64 + 1;
@@ -542,10 +542,10 @@ pub(crate) fn sets_kept(defect: Defect) -> Outcome {
 
 /// Goal: a unit that may hold several values, none of them zero, may not hold zero. Method: an image that shows zeroes there, once
 /// mapped and once not.
-pub(crate) fn no_zero_among_several(defect: Defect) -> Outcome {
-    let mut judge = Judge::with_defect(defect);
+pub(crate) fn no_zero_among_several(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Fragmented);
-    let mut guest = patient.guest(defect);
+    let mut guest = patient.guest(mistake);
     let cluster = patient.mapped()[0];
     let offset = patient.l2(cluster) & !COPIED;
     let keys = [0, 1].map(|within| {
@@ -570,8 +570,8 @@ pub(crate) fn no_zero_among_several(defect: Defect) -> Outcome {
 }
 
 /// Goal: a second repair is compared by bytes, in every value that a unit may hold.
-pub(crate) fn second_repair_of_sets(defect: Defect) -> Outcome {
-    let judge = Judge::with_defect(defect);
+pub(crate) fn second_repair_of_sets(mistake: Mistake) -> Outcome {
+    let judge = Judge::with_mistake(mistake);
     let mut disk = Patient::new(Initial::Leaky).disk;
     let [one, two] = [7, 8].map(|id| disk.values.intern(&payload::unit(20, id)));
     let open = |others: &[ValueKey]| Open {

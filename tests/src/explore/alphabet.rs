@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use faultfs::disk::PossibleDisk;
 use model::build::Initial;
-use model::case::{Device, OpenOptions};
+use model::case::{Device, Opening};
 use model::guest::Guest;
 use model::op::{Durability, Geometry, Op, Preallocation};
 
@@ -319,7 +319,7 @@ impl World {
             below: None,
             extended_l2: false,
         };
-        let open = OpenOptions { cache_pages: 4, growth_step: cluster, ..OpenOptions::new("") };
+        let open = Opening { cache_pages: 4, growth_step: cluster, ..Opening::new("") };
         Self { geometry, initial, session: Session::of(&open, geometry.below) }
     }
 

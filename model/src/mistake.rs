@@ -7,7 +7,7 @@
 
 /// One deliberate mistake, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Defect {
+pub enum Mistake {
     /// The judge as it should be.
     #[default]
     None,
@@ -178,7 +178,7 @@ pub enum Defect {
     WritableBelieved,
 }
 
-impl Defect {
+impl Mistake {
     /// Every mistake.
     pub const ALL: [Self; 81] = [
         Self::SupersededStaysAllowed,
