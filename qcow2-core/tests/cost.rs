@@ -352,6 +352,31 @@ fn what_lies_past_the_end_is_counted_in_bounds() {
     assert!(!check_within(&storage, Repair::All, 256 * MIB, 64 * MIB).is_writable());
 }
 
+/// Goal: a sparse file of 64 TiB costs what is in it. Method: one with data at both ends, of which the refcounts are made again; then it is
+/// written to and read.
+#[test]
+fn a_sparse_file_is_used_in_bounds() {
+    const MIB: u64 = 1 << 20;
+    let length = 1u64 << 46;
+    let entries = (0..1 << 10).map(|index| COPIED | (length - (index + 1) * 65_536));
+    let storage = with_entries(16, entries);
+    storage.write_at(length - 512, &[7; 512]);
+    let report = check_within(&storage, Repair::All, 132 * MIB, 16 * MIB);
+    assert!(report.is_consistent() && report.rebuilt, "{:?}", report.findings.first());
+    let used = measure(|| {
+        let image = Image::open(storage.clone(), OpenOptions::new()).expect("it was repaired");
+        let mut last = [0; 512];
+        image.read(65_536 - 512, &mut last).expect("nothing fails");
+        assert_eq!(last, [7; 512]);
+        image.write(0, &[8; 65_536]).expect("it is mapped");
+        image.write(1 << 39, &[9; 65_536]).expect("there is room");
+        image.close().expect("nothing fails");
+    });
+    assert!(used.bytes_max < 8 * MIB, "{} bytes of heap", used.bytes_max);
+    let report = check_within(&storage, Repair::None, 80 * MIB, 16 * MIB);
+    assert!(report.findings.is_empty(), "{:?}", report.findings.first());
+}
+
 /// Goal: a repair writes no more than there is in the file. Method: references past the end, each of which would need a refcount block of
 /// its own; first few, then many.
 #[test]

@@ -435,6 +435,8 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
             }
             Err(other) => return Err(other),
         };
+        // One plan's references at a time: they take what those of the survey do.
+        drop(past_end);
         let Some(plan) = self.plan_in_free_clusters() else { return Err(full) };
         self.disk.settle().await?;
         self.write_structures(&plan).await?;

@@ -3,10 +3,10 @@
 //! A reference counts wherever it points: past the end of the file too, so that its cluster is not handed out when the file
 //! grows. Bytes past the end of the file are zeroes to every reader, inside an entry as well.
 //!
-//! Memory: 4 bytes for each cluster of the file, at most 64 MiB, and as much again if there are compressed clusters; some 64 bytes for
-//! each L2 table and refcount block, 16 for each L1 entry that is not zero, and some 64 for each run of clusters past the end that
-//! something refers to, of which there may be 2^20. Time: one pass over the tables, and one over the L2 tables more if a COPIED bit is
-//! wrong.
+//! Memory: 4 bytes for each cluster of the file, at most 64 MiB, as much again if there are compressed clusters, and as much again while
+//! refcount structures are made anew; some 64 bytes for each L2 table and refcount block, 16 for each L1 entry that is not zero, and some
+//! 64 for each run of clusters past the end that something refers to, of which there may be 2^20. Time: one pass over the tables, and one
+//! over the L2 tables more if a COPIED bit is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
