@@ -1,6 +1,6 @@
 //! What a mutant promises, and the looking.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -21,7 +21,7 @@ use qcow2_crashtest::qemu;
 use tempfile::TempDir;
 
 use super::changes::Mutant;
-use super::seeds::{Place, from, places};
+use super::seeds::{DOUBTFUL, Place, from, places};
 use super::view::{View, open};
 use super::watched::{PATTERN, Watched};
 use crate::common::memory_directory;
@@ -602,13 +602,21 @@ impl Bench<'_> {
     }
 }
 
-/// Looks for guest data where a table is, at the beginning and at the end.
+/// Looks for guest data where a table is, at the beginning and at the end. Where a senseless entry leads counts as well, but for clusters that
+/// are the guest's.
 fn landed(storage: &Watched, header: &Header, opened: &[u8], after: &[u8]) -> Option<&'static str> {
     // Guest data may have become the header.
     let end = Header::parse(after).ok();
     let tables = |bytes, header| {
         let tables = ["L1 table", "L2 table", "refcount table", "refcount block", "header"];
-        places(bytes, header).into_iter().filter(move |place| tables.contains(&place.what))
+        let all = places(bytes, header);
+        let is_data = |place: &&Place| ["data", "preallocated zeroes"].contains(&place.what);
+        let data: BTreeSet<u64> = all.iter().filter(is_data).map(|it| it.range.start).collect();
+        let is_table = move |place: &Place| match place.what {
+            DOUBTFUL => !data.contains(&place.range.start),
+            what => tables.contains(&what),
+        };
+        all.into_iter().filter(is_table)
     };
     let ends: Option<Vec<Place>> = end.as_ref().map(|end| tables(after, end).collect());
     // One that has moved has left its place to others.

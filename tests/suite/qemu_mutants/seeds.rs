@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qcow2_core::format::Header;
-use qcow2_core::format::entry::{L1Entry, L2Entry, Mapping};
+use qcow2_core::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
 use qcow2_core::format::extension::Bitmaps;
 use qcow2_core::storage::block_on;
 use qcow2_core::storage::memory::MemoryStorage;
@@ -33,6 +33,9 @@ pub(super) struct Seeds {
     pub(super) images: Vec<Seed>,
     _directory: TempDir,
 }
+
+/// What an entry leads to that makes no sense: nobody reads it, and nobody knows what it meant.
+pub(super) const DOUBTFUL: &str = "what a senseless entry leads to";
 
 /// A table, or a cluster of data.
 #[derive(Clone, Debug)]
@@ -86,8 +89,9 @@ pub(super) fn places(bytes: &[u8], header: &Header) -> Vec<Place> {
     add("header", 0, size);
     let table = u64::from(header.refcount_table_clusters) * size;
     add("refcount table", header.refcount_table_offset, table);
-    for (_, entry) in words(header.refcount_table_offset, table) {
-        add("refcount block", entry & !0x1ff, size);
+    for (at, entry) in words(header.refcount_table_offset, table) {
+        let makes_sense = RefcountTableEntry(entry).decode(header.cluster_bits, at).is_ok();
+        add(if makes_sense { "refcount block" } else { DOUBTFUL }, entry & !0x1ff, size);
     }
     let mut roots = vec![("L1 table", "L2 table", header.l1_table_offset, header.l1_size)];
     let mut at = header.snapshots_offset;
@@ -101,8 +105,12 @@ pub(super) fn places(bytes: &[u8], header: &Header) -> Vec<Place> {
     let mut tables = BTreeSet::new();
     for (root, kind, at, entries) in roots {
         add(root, at, u64::from(entries) * 8);
-        for (_, entry) in words(at, u64::from(entries) * 8) {
+        for (at, entry) in words(at, u64::from(entries) * 8) {
             let table = L1Entry(entry).host();
+            if L1Entry(entry).decode(header.cluster_bits, at).is_err() {
+                add(DOUBTFUL, table, size);
+                continue;
+            }
             if !tables.insert(table) || !add(kind, table, size) {
                 continue;
             }
