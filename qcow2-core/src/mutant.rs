@@ -278,6 +278,8 @@ mutants! {
         CopyLeavesOutRead = "mutant:copy-leaves-out-read";
         /// What a write leaves of a subcluster is filled with zeroes.
         SubclusterNotFilled = "mutant:subcluster-not-filled";
+        /// Subclusters that are moved to a new cluster beside a request that finds zeroes need not be there before the entry.
+        MovedDataOvertaken = "mutant:moved-data-overtaken", argued "it takes a cluster that others share, of which a request touches zeroes or nothing: corpus/moved-beside-nothing.json notices";
         /// In a cluster that is mapped already, a subcluster's bit does not wait for its data.
         SubclusterOvertaken = "mutant:subcluster-overtaken";
         /// The last subcluster that a write touches is mapped only if it ends there.

@@ -177,6 +177,8 @@ impl<S: Storage> WriteMap<'_, S> {
             self.image.decide(|state| state.part(cluster, wanted)).await?;
         let (host, _, of) = old.subclusters().expect("compressed clusters were refused");
         let moved = if host == to { 0 } else { of.data };
+        // What is moved has to be there before the entry, whatever the request touches.
+        let read_zero = mutant!(self.image.options.rules, MovedDataOvertaken => read_zero; read_zero && moved == 0);
         for subcluster in 0..Subclusters::COUNT {
             let whole = subcluster * one..(subcluster + 1) * one;
             let is_touched = touched & 1 << subcluster != 0;

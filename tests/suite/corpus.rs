@@ -53,6 +53,7 @@ cases! {
     growth_that_hid_a_layer_in_a_table_of_another "growth-that-hid-a-layer-in-a-table-of-another.json",
     growth_that_took_every_hole "growth-that-took-every-hole.json",
     growth_that_took_every_hole_of_a_full_device "growth-that-took-every-hole-of-a-full-device.json",
+    moved_beside_nothing "moved-beside-nothing.json",
     rotten_refcount_table_past_end "rotten-refcount-table-past-end.json",
     rotten_sharing_beside_compressed "rotten-sharing-beside-compressed.json",
     rotten_size_beyond_l1 "rotten-size-beyond-l1.json",
