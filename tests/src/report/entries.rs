@@ -188,7 +188,11 @@ impl<'a> View<'a> {
                 }
                 if let Some(bitmap) = bitmap.filter(|bitmap| *bitmap != 0) {
                     let (zero, allocated) = (bitmap >> 32, bitmap & 0xffff_ffff);
-                    let _ = write!(text, ", has {allocated:#x}, zeroes {zero:#x}");
+                    let _ = match (allocated, zero) {
+                        (0xffff_ffff, 0) => write!(text, ", all data"),
+                        (0, 0xffff_ffff) => write!(text, ", all zeroes"),
+                        _ => write!(text, ", has {allocated:#x}, zeroes {zero:#x}"),
+                    };
                 }
                 text
             }
@@ -277,10 +281,14 @@ pub(super) fn table(violation: &Violation, titles: [&str; 3], views: [&View<'_>;
     for row in rows.iter_mut().skip(1).filter(|row| too_wide && row[3] == row[2]) {
         row[3] = "the same".into();
     }
+    let too_wide = widths(&rows).iter().sum::<usize>() + 4 + 6 > WIDTH;
+    for row in rows.iter_mut().skip(1).filter(|row| too_wide && row[2] == row[1]) {
+        row[2] = "the same".into();
+    }
     let widths = widths(&rows);
     let mut out = String::new();
     for row in &rows {
-        let changed = row[0].is_empty() || row[1] == row[2];
+        let changed = row[0].is_empty() || row[1] == row[2] || row[2] == "the same";
         let mark = if changed { ' ' } else { '*' };
         let [name, a, b, c] = row;
         let line =
