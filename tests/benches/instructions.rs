@@ -15,7 +15,6 @@ use std::hint::black_box;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use faultfs::profile::Profile;
 use model::audit::Auditor;
 use model::build::Initial;
 use model::evidence::BytesEvidence;
@@ -25,7 +24,7 @@ use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf};
 use qcow2_core::{CreateOptions, Image, OpenOptions, Repair};
 use qcow2_crashtest::explore;
-use qcow2_crashtest::explore::alphabet::{Symbol, worlds};
+use qcow2_crashtest::explore::alphabet::worlds;
 use qcow2_crashtest::subject::Qcow2Core;
 use tempfile::TempDir;
 
@@ -86,15 +85,8 @@ const PIECES: [Piece; 8] = [
     }),
     ("explore every power cut in one request", 2, |times| {
         let settings = explore::ExploreSettings {
-            worlds: worlds(&[1024], &[true], &[Initial::Fragmented]),
-            alphabet: &Symbol::ALL,
-            operations: 1,
-            at_once: None,
-            depth: u32::MAX,
-            profile: Profile::TornLength,
-            shard: (0, 1),
-            limit: None,
             workers: 1,
+            ..explore::ExploreSettings::new(worlds(&[1024], &[true], &[Initial::Fragmented]), 1)
         };
         for _ in 0..times {
             black_box(explore::run(&Qcow2Core::default(), &settings, |_, _, _, _| {}));

@@ -211,17 +211,8 @@ fn explore_leaves(criterion: &mut Criterion) {
     let kinds = [Initial::Fresh, Initial::Fragmented, Initial::Leaky, Initial::L1AboutToGrow];
     let worlds = worlds(&[1024], &[false, true], &kinds);
     let images: Vec<Vec<u8>> = worlds.iter().flat_map(crash_images).collect();
-    let settings = explore::ExploreSettings {
-        worlds,
-        alphabet: &Symbol::ALL,
-        operations: 2,
-        at_once: None,
-        depth: u32::MAX,
-        profile: Profile::TornLength,
-        shard: (0, 1),
-        limit: None,
-        workers: 1,
-    };
+    let settings =
+        explore::ExploreSettings { workers: 1, ..explore::ExploreSettings::new(worlds, 2) };
     let run = || explore::run(&Qcow2Core::default(), &settings, |_, _, _, _| {});
     let leaves = run().worlds.iter().map(|explored| explored.counts.leaves).sum();
     group.throughput(Throughput::Elements(leaves)).sample_size(20);

@@ -165,17 +165,8 @@ fn every_alphabet_is_silent() {
             initials().into_iter().filter(|it| *it != Initial::RefcountTableOneShort).collect();
         for (operations, initials) in [(1, &cheap[..]), (2, &[Initial::Fragmented])] {
             let worlds = worlds(&[cluster], &[false, true], initials);
-            let settings = ExploreSettings {
-                worlds: worlds.into_iter().map(change).collect(),
-                alphabet,
-                operations,
-                at_once: None,
-                depth: u32::MAX,
-                profile: Profile::TornLength,
-                shard: (0, 1),
-                limit: None,
-                workers: 0,
-            };
+            let worlds = worlds.into_iter().map(change).collect();
+            let settings = ExploreSettings { alphabet, ..ExploreSettings::new(worlds, operations) };
             let report = explore::run(&Qcow2Core::default(), &settings, |_, _, _, _| {});
             assert!(report.found.is_none(), "{alphabet:?}: {:?}", report.found);
             let leaves: u64 = report.worlds.iter().map(|world| world.counts.leaves).sum();

@@ -1,12 +1,9 @@
 //! What several suites need: scattered operations on an image and on a plain array that says what it must read.
 
-use faultfs::profile::Profile;
 use qcow2_core::blocking::{Image, create};
 use qcow2_core::storage::Storage;
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Zeroing};
-use qcow2_crashtest::explore::ExploreSettings;
-use qcow2_crashtest::explore::alphabet::{Symbol, World};
 
 /// Small numbers for choosing operations: not random, only scattered, and the same every time.
 #[derive(Clone, Debug)]
@@ -162,19 +159,4 @@ pub(crate) fn four_clusters() -> Vec<u8> {
     image.write(0, &[7; 4 << 12]).unwrap();
     image.close().unwrap();
     storage.to_vec()
-}
-
-/// Every power cut in all workloads of up to so many requests, one after another.
-pub(crate) fn exploring(operations: u32, worlds: Vec<World>) -> ExploreSettings {
-    ExploreSettings {
-        worlds,
-        alphabet: &Symbol::ALL,
-        operations,
-        at_once: None,
-        depth: u32::MAX,
-        profile: Profile::TornLength,
-        shard: (0, 1),
-        limit: None,
-        workers: 0,
-    }
 }

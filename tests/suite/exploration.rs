@@ -25,7 +25,7 @@ use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject};
 use qcow2_crashtest::trial;
 use qcow2_crashtest::{corpus, probe::Probe};
 
-use crate::common::{Scatter, exploring};
+use crate::common::Scatter;
 
 /// More combinations than this of one crash disk are left out, and counted.
 const MOST: u64 = 1 << 13;
@@ -240,7 +240,8 @@ fn forks_are_explored_as_what_leads_to_them_is() {
     let kinds = [Initial::Fresh, Initial::RefcountBlockOneShort, Initial::Fragmented];
     for (operations, shard, workers) in [(2, (0, 1), 2), (3, (1, 16), 1), (4, (5, 640), 1)] {
         let worlds = worlds(&[512, 1024], &[false, true], &kinds);
-        let settings = ExploreSettings { shard, workers, ..exploring(operations, worlds) };
+        let settings =
+            ExploreSettings { shard, workers, ..ExploreSettings::new(worlds, operations) };
         let forked = explore::run(&subject, &settings, |_, _, _, _| {});
         let again = explore::run(&Unforked(subject), &settings, |_, _, _, _| {});
         assert!(forked.complete && again.complete, "{:?} {:?}", forked.found, again.found);
@@ -262,7 +263,7 @@ fn the_first_violation_is_the_one_with_the_lowest_number() {
         let found = |forks: bool, workers| {
             let settings = ExploreSettings {
                 workers,
-                ..exploring(2, worlds(&[1024], &[lazy], &[Initial::Leaky]))
+                ..ExploreSettings::new(worlds(&[1024], &[lazy], &[Initial::Leaky]), 2)
             };
             let report = if forks {
                 explore::run(&subject, &settings, |_, _, _, _| {})
@@ -288,7 +289,7 @@ fn the_small_certificate_is_reproduced_bit_for_bit() {
     let path = corpus::folder().join("certificates/one-request.json");
     let text = std::fs::read_to_string(path).unwrap();
     let kept: Certificate = serde_json::from_str(&text).unwrap();
-    let settings = exploring(1, everything());
+    let settings = ExploreSettings::new(everything(), 1);
     let subject = Qcow2Core::default();
     let report = explore::run(&subject, &settings, |_, _, _, _| {});
     assert!(report.complete && report.found.is_none(), "{:?}", report.found);
@@ -302,7 +303,7 @@ fn the_small_certificate_is_reproduced_bit_for_bit() {
 #[test]
 fn shards_merge_into_the_certificate_of_the_whole_in_any_order() {
     let worlds = worlds(&[1024], &[false], &[Initial::Fresh, Initial::Fragmented]);
-    let whole = exploring(2, worlds);
+    let whole = ExploreSettings::new(worlds, 2);
     let subject = Qcow2Core::default();
     let certificate = {
         let report = explore::run(&subject, &whole, |_, _, _, _| {});
@@ -330,7 +331,7 @@ fn shards_merge_into_the_certificate_of_the_whole_in_any_order() {
 fn a_broken_rule_is_found_and_the_workload_is_the_shortest() {
     let subject = Qcow2Core::without(["refcount-before-reference"]).unwrap();
     let worlds = worlds(&[1024], &[false], &[Initial::Fresh]);
-    let report = explore::run(&subject, &exploring(2, worlds), |_, _, _, _| {});
+    let report = explore::run(&subject, &ExploreSettings::new(worlds, 2), |_, _, _, _| {});
     let found = report.found.expect("counts may lag behind references");
     assert_eq!(found.tasks.concat().len(), 1, "{:?}", found.tasks);
     assert_eq!(found.failure.violation.kind, "refcount-too-low");

@@ -15,8 +15,6 @@ use qcow2_crashtest::figures::Figures;
 use qcow2_crashtest::ledger::{Cited, table};
 use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
 
-use crate::common::exploring;
-
 /// A second subject: the implementation under another name, with a mistake of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Second {
@@ -122,7 +120,7 @@ impl<S: Storage> SubjectImage for SecondImage<S> {
 }
 
 fn explored<Sub: Subject>(subject: &Sub, worlds: Vec<World>) -> (ExploreSettings, ExploreReport) {
-    let settings = exploring(1, worlds);
+    let settings = ExploreSettings::new(worlds, 1);
     let report = explore::run(subject, &settings, |_, _, _, _| {});
     (settings, report)
 }

@@ -17,12 +17,13 @@ use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Storage};
 use qcow2_core::{CreateOptions, Image, IoError, OpenOptions, Repair, Rules, WriteMap};
 use qcow2_crashtest::explore;
+use qcow2_crashtest::explore::ExploreSettings;
 use qcow2_crashtest::explore::alphabet::{Symbol, initials, operations, worlds};
 use qcow2_crashtest::life::{Request, perform};
 use qcow2_crashtest::subject::{Qcow2Core, Session, Subject};
 use qcow2_crashtest::trial::disk_of;
 
-use crate::common::{Expected, assert_clean, exploring, four_clusters, steps};
+use crate::common::{Expected, assert_clean, four_clusters, steps};
 
 /// Goal: a disk of no bytes is an image, and grows. Method: as it is created here, and as QEMU does it, without an L1 table.
 #[test]
@@ -158,7 +159,7 @@ fn growth_and_cache_by_need_and_by_own_choice_are_explored() {
     // A step of one byte is none.
     all.iter_mut().for_each(|world| world.session.growth = 1);
     all.extend(by_itself);
-    let settings = exploring(1, all);
+    let settings = ExploreSettings::new(all, 1);
     let report = explore::run(&Qcow2Core::default(), &settings, |_, _, _, _| {});
     let found = report.found.map(|found| found.failure);
     assert!(found.is_none(), "{found:?}");

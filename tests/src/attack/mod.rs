@@ -222,15 +222,12 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
     let mut states = 0;
     for (worlds, alphabet, operations, at_once) in stages {
         let settings = explore::ExploreSettings {
-            worlds,
             alphabet,
-            operations,
             at_once,
-            depth: u32::MAX,
             profile,
-            shard: (0, 1),
             limit: Some(limit.saturating_sub(start.elapsed())),
             workers: 1,
+            ..explore::ExploreSettings::new(worlds, operations)
         };
         let report = explore::run(&Qcow2Core { rules }, &settings, |_, _, _, _| {});
         states += report.worlds.iter().map(|explored| explored.counts.leaves).sum::<u64>();

@@ -17,7 +17,7 @@ use super::{EXIT_STATUS, Exploration, Outputs};
 use crate::corpus::CorpusError;
 use crate::explore::{
     self,
-    alphabet::{Symbol, initials, worlds},
+    alphabet::{initials, worlds},
 };
 use crate::subject::Subject;
 use crate::workload::Scope;
@@ -154,15 +154,11 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
         }
         Verb::Explore(args) => {
             let settings = explore::ExploreSettings {
-                worlds: worlds(&[1024], &[false], &initials()),
-                alphabet: &Symbol::ALL,
-                operations: args.operations,
-                at_once: None,
-                depth: u32::MAX,
                 profile: args.profile,
-                shard: (0, 1),
-                limit: None,
-                workers: 0,
+                ..explore::ExploreSettings::new(
+                    worlds(&[1024], &[false], &initials()),
+                    args.operations,
+                )
             };
             let outputs = Exploration {
                 certificate: args.certificate,

@@ -55,6 +55,24 @@ pub struct ExploreSettings {
     pub workers: usize,
 }
 
+impl ExploreSettings {
+    /// Every power cut in all workloads of up to so many requests of the usual alphabet, one after the other, under torn-length; by one
+    /// thread a core, to the end.
+    pub const fn new(worlds: Vec<World>, operations: u32) -> Self {
+        Self {
+            worlds,
+            alphabet: &Symbol::ALL,
+            operations,
+            at_once: None,
+            depth: u32::MAX,
+            profile: Profile::TornLength,
+            shard: (0, 1),
+            limit: None,
+            workers: 0,
+        }
+    }
+}
+
 /// What exploring one world came to.
 #[derive(Clone, Debug)]
 pub struct Explored {

@@ -276,20 +276,21 @@ pub(super) fn table(violation: &Violation, titles: [&str; 3], views: [&View<'_>;
     let widths = |rows: &[[String; 4]]| {
         [0, 1, 2, 3].map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
     };
-    // The mark, and what stands between columns.
-    let too_wide = widths(&rows).iter().sum::<usize>() + 4 + 6 > WIDTH;
-    for row in rows.iter_mut().skip(1).filter(|row| too_wide && row[3] == row[2]) {
-        row[3] = "the same".into();
-    }
-    let too_wide = widths(&rows).iter().sum::<usize>() + 4 + 6 > WIDTH;
-    for row in rows.iter_mut().skip(1).filter(|row| too_wide && row[2] == row[1]) {
-        row[2] = "the same".into();
+    let marks: Vec<char> = rows
+        .iter()
+        .map(|row| if row[0].is_empty() || row[1] == row[2] { ' ' } else { '*' })
+        .collect();
+    for column in [3, 2] {
+        // The mark, and what stands between columns.
+        let too_wide = widths(&rows).iter().sum::<usize>() + 4 + 6 > WIDTH;
+        for row in rows.iter_mut().skip(1).filter(|row| too_wide && row[column] == row[column - 1])
+        {
+            row[column] = "the same".into();
+        }
     }
     let widths = widths(&rows);
     let mut out = String::new();
-    for row in &rows {
-        let changed = row[0].is_empty() || row[1] == row[2] || row[2] == "the same";
-        let mark = if changed { ' ' } else { '*' };
+    for (mark, row) in marks.iter().zip(&rows) {
         let [name, a, b, c] = row;
         let line =
             format!("{mark} {name:<0$}  {a:<1$}  {b:<2$}  {c}", widths[0], widths[1], widths[2]);

@@ -607,24 +607,23 @@ impl Bench<'_> {
 fn landed(storage: &Watched, header: &Header, opened: &[u8], after: &[u8]) -> Option<&'static str> {
     // Guest data may have become the header.
     let end = Header::parse(after).ok();
-    let tables = |bytes, header| {
-        let tables = ["L1 table", "L2 table", "refcount table", "refcount block", "header"];
-        let all = places(bytes, header);
-        let is_data = |place: &&Place| ["data", "preallocated zeroes"].contains(&place.what);
-        let data: BTreeSet<u64> = all.iter().filter(is_data).map(|it| it.range.start).collect();
-        let is_table = move |place: &Place| match place.what {
-            DOUBTFUL => !data.contains(&place.range.start),
-            what => tables.contains(&what),
-        };
-        all.into_iter().filter(is_table)
+    let ends: Option<Vec<Place>> = end.as_ref().map(|end| places(after, end));
+    let begins = places(opened, header);
+    let is_data = |place: &&Place| ["data", "preallocated zeroes"].contains(&place.what);
+    let data: BTreeSet<u64> = begins.iter().filter(is_data).map(|it| it.range.start).collect();
+    let is_table = |place: &&Place| match place.what {
+        DOUBTFUL => !data.contains(&place.range.start),
+        what => {
+            ["L1 table", "L2 table", "refcount table", "refcount block", "header"].contains(&what)
+        }
     };
-    let ends: Option<Vec<Place>> = end.as_ref().map(|end| tables(after, end).collect());
     // One that has moved has left its place to others.
     let stays = |place: &Place| {
         let same = |end: &Place| end.what == place.what && end.range == place.range;
         ends.as_ref().is_none_or(|ends| ends.iter().any(same))
     };
-    tables(opened, header)
+    let mut tables = begins.iter().filter(is_table);
+    tables
         .find(|place| stays(place) && storage.was_written(place.range.clone()))
         .map(|place| place.what)
 }
