@@ -35,7 +35,7 @@ pub(super) struct Seeds {
 }
 
 /// What an entry leads to that makes no sense: nobody reads it, and nobody knows what it meant.
-pub(super) const DOUBTFUL: &str = "what a senseless entry leads to";
+pub(super) const DOUBTFUL: &str = "place that a senseless entry names";
 
 /// A table, or a cluster of data.
 #[derive(Clone, Debug)]
