@@ -11,7 +11,6 @@ use model::audit::Auditor;
 use model::evidence::BytesEvidence;
 use model::finding::Finding as AuditFinding;
 use qcow2_core::blocking::check;
-use qcow2_core::format::entry::{EntryError, EntryProblem, Table};
 use qcow2_core::format::feature::Incompatible;
 use qcow2_core::format::{Header, extension};
 use qcow2_core::{
@@ -21,6 +20,7 @@ use qcow2_crashtest::qemu;
 use tempfile::TempDir;
 
 use super::changes::Mutant;
+use super::difference::Opinions;
 use super::seeds::{DOUBTFUL, Place, from, places};
 use super::view::{View, open};
 use super::watched::{PATTERN, Watched};
@@ -73,7 +73,7 @@ impl Violation {
 }
 
 /// A text without its numbers.
-fn shape(text: &str) -> String {
+pub(super) fn shape(text: &str) -> String {
     let words = text.split_inclusive([' ', ',', ';', ':', '.', ')', '(']).map(|word| {
         let is_number = word.starts_with(|c: char| c.is_ascii_digit());
         let tail = word.trim_start_matches(|c: char| c.is_ascii_alphanumeric());
@@ -93,96 +93,6 @@ pub(super) enum Excuse {
     SharedData,
     /// QEMU does not open the mutant as it was before either.
     QemuRefuses,
-}
-
-/// What a check thinks of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Sound,
-    Leaks,
-    Corrupt,
-}
-
-impl Verdict {
-    const fn ours(report: &CheckReport) -> Self {
-        Self::of(report.corruptions, report.leaks)
-    }
-
-    /// What QEMU could not check counts as corrupt.
-    const fn theirs(check: &qemu::Check) -> Self {
-        Self::of(check.corruptions + check.check_errors, check.leaks)
-    }
-
-    const fn of(corruptions: u64, leaks: u64) -> Self {
-        match (corruptions, leaks) {
-            (0, 0) => Self::Sound,
-            (0, _) => Self::Leaks,
-            _ => Self::Corrupt,
-        }
-    }
-}
-
-/// Why ours and QEMU's check think differently of a mutant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Difference {
-    /// Ours does not check what this library does not know.
-    NotSupported,
-    /// Ours refuses a header that QEMU reads: two tables in one place, or extensions that the file does not reach the end of.
-    HeaderRefused,
-    /// QEMU does not open it: bitmaps that make no sense, or features that contradict each other.
-    QemuRefuses,
-    /// An entry says COPIED, and its cluster has one reference and another count. To QEMU the entry is wrong too, to us the count alone.
-    CopiedByCount,
-    /// An entry does not say COPIED, and its cluster has one reference and another count. To us the entry is wrong, which goes by references.
-    CopiedByReferences,
-    /// A count of a cluster that the file does not have. QEMU looks at those of the file only.
-    CountPastEnd,
-    /// An entry says COPIED and leads to no cluster. QEMU does not look.
-    CopiedNowhere,
-    /// Bit 0 of an entry that cannot say by it that it reads as zeroes, in version 2 or with extended entries. QEMU does not look.
-    ZeroBit,
-    /// A cluster has two uses, and a count that is high enough. QEMU compares counts.
-    Counted,
-    /// An entry leads past the end of the file, or the file ends inside of one. QEMU reads zeroes there, and so do we, and say so.
-    PastEnd,
-}
-
-impl Difference {
-    /// Why ours thinks `one` for what it found in a file of so many clusters, and QEMU `other`; none if there is no reason.
-    fn between(one: Verdict, other: Verdict, ours: &CheckReport, in_file: u64) -> Option<Self> {
-        let problems = || ours.findings.iter().map(|finding| &finding.problem);
-        match (one, other) {
-            (Verdict::Leaks, Verdict::Corrupt) => problems()
-                .any(|problem| matches!(problem, Problem::Leak { counted: 1, .. }))
-                .then_some(Self::CopiedByCount),
-            (Verdict::Leaks, Verdict::Sound) => problems()
-                .all(|problem| matches!(problem, Problem::Leak { cluster, .. } if *cluster >= in_file))
-                .then_some(Self::CountPastEnd),
-            (Verdict::Corrupt, Verdict::Sound | Verdict::Leaks) => {
-                let corruptions =
-                    problems().filter(|problem| !matches!(problem, Problem::Leak { .. }));
-                let reasons: Option<Vec<_>> = corruptions.map(Self::of).collect();
-                reasons.and_then(|reasons| reasons.first().copied())
-            }
-            _ => None,
-        }
-    }
-
-    /// Why this is no corruption to QEMU.
-    const fn of(problem: &Problem) -> Option<Self> {
-        match problem {
-            Problem::Copied { counted: 0, .. } => Some(Self::CopiedNowhere),
-            Problem::Copied { counted: 1, .. } => Some(Self::CopiedByReferences),
-            Problem::BeyondEnd { .. } | Problem::CutEntry { .. } => Some(Self::PastEnd),
-            Problem::Overlap { .. } | Problem::Shared { .. } => Some(Self::Counted),
-            Problem::Entry(EntryError {
-                table: Table::L2,
-                problem: EntryProblem::ZeroInVersion2 | EntryProblem::Reserved(1),
-                ..
-            }) => Some(Self::ZeroBit),
-            _ => None,
-        }
-    }
 }
 
 /// What happened how often, by name.
@@ -329,36 +239,21 @@ impl Bench<'_> {
         seen.push(after);
     }
 
-    /// What ours and QEMU think of the mutant. Where they differ, [`Difference`] says why, and nothing else is let pass.
+    /// What ours and QEMU think of the mutant. Where they differ it is known why, and nothing else is let pass.
     fn compare_verdicts(&mut self, before: &Before) {
         let started = now();
         let path = self.directory.path().join("before.qcow2");
-        fs::write(&path, &before.bytes).unwrap();
-        let theirs = qemu::check(&path);
+        let opinions = Opinions::of(&before.bytes, &path);
         self.qemu += now() - started;
-        let ours = check(&Watched::new(&before.bytes), Repair::None);
-        let difference = match (&ours, &theirs) {
-            (Err(_), Err(_)) => None,
-            (Err(CheckError::Unsupported(_)), Ok(_)) => Some(Difference::NotSupported),
-            (Err(_), Ok(_)) => Some(Difference::HeaderRefused),
-            (Ok(_), Err(_)) => Some(Difference::QemuRefuses),
-            (Ok(ours), Ok(theirs)) => {
-                let (one, other) = (Verdict::ours(ours), Verdict::theirs(theirs));
-                let size = Header::parse_for_check(&before.bytes).map_or(1, |it| it.cluster_size());
-                let in_file = (before.bytes.len() as u64).div_ceil(size);
-                let found = Difference::between(one, other, ours, in_file);
-                if one != other && found.is_none() {
-                    let problems: Vec<_> = ours.findings.iter().map(ToString::to_string).collect();
-                    let what =
-                        format!("ours says {one:?}, QEMU {other:?}: {}", problems.join("; "));
-                    self.violation(Property::Verdict, what);
-                }
-                self.figures.count("compared with qemu-img check");
-                found
+        match opinions.difference() {
+            Ok(None) => {}
+            Ok(Some(difference)) => {
+                self.figures.count(format!("differs from qemu-img check: {difference:?}"));
             }
-        };
-        if let Some(difference) = difference {
-            self.figures.count(format!("differs from qemu-img check: {difference:?}"));
+            Err(what) => self.violation(Property::Verdict, what),
+        }
+        if opinions.both() {
+            self.figures.count("compared with qemu-img check");
         }
     }
 
@@ -682,7 +577,7 @@ impl Worst {
 }
 
 /// The first line that QEMU printed, without the path.
-fn said(run: &qemu::Run) -> String {
+pub(super) fn said(run: &qemu::Run) -> String {
     let text = format!("{}{}", run.stderr, run.stdout);
     let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let words =

@@ -14,7 +14,9 @@
 //! Where an image is so damaged that a promise cannot be kept, [`judge::Excuse`] says which and why, and nothing else is let pass.
 
 mod changes;
+mod difference;
 mod judge;
+mod kept;
 mod seeds;
 mod view;
 mod watched;
