@@ -395,7 +395,10 @@ impl Watch {
                 StepResult::Ran { submitted: 0, .. } | StepResult::Cancelled(_) => None,
                 StepResult::Ran { .. } => sim.in_flight().last().copied().map(Cause::Submitted),
                 StepResult::Completed { io, ok } => {
-                    self.faults += u64::from(!ok);
+                    if !ok {
+                        self.faults += 1;
+                        lock(&self.book).exposure.io_failed();
+                    }
                     Some(Cause::Completed(*io))
                 }
             };

@@ -21,7 +21,8 @@
 //! So a request is settled once it has ended well, a flush A that began afterwards has succeeded, all requests that began before
 //! the end of A have returned (a read among them may hold a freed cluster), a flush B that began after that has succeeded (it
 //! lowers the counts, if nobody has), and so on for B and a flush C (which writes them). Until then it counts; one that failed
-//! or was dropped counts to the end of the session. It touches `c` guest
+//! or was dropped counts to the end of the session, and so does a read during which an I/O failed: it returns what was asked for, whatever
+//! becomes of the copy that it makes of a layer. It touches `c` guest
 //! clusters under `t` L2 tables and can leak `c` that it takes, `c` that it gives up,
 //! and `t` new tables. Besides, refcount blocks are made for what is taken, and a table that moves (refcounts; L1 if the disk
 //! grows) leaves its old or its new copy behind.
@@ -225,6 +226,8 @@ pub struct Exposure {
     /// Bytes of the largest and of the smallest disk that were asked for.
     largest: u64,
     smallest: Option<u64>,
+    /// When an I/O failed last.
+    failed: u64,
     /// To how many bytes a shrink was to lead that did not end well: it may have left what a growth clears.
     half_shrunk: Option<u64>,
     /// By task and operation.
@@ -262,6 +265,12 @@ impl Exposure {
         self.requests.insert((task, index), exposed);
     }
 
+    /// An I/O has failed.
+    pub fn io_failed(&mut self) {
+        self.clock += 1;
+        self.failed = self.clock;
+    }
+
     /// A request has returned, well or not, or was dropped.
     pub fn end(&mut self, task: usize, index: usize, well: bool) {
         self.clock += 1;
@@ -270,7 +279,8 @@ impl Exposure {
         if let (Op::Shrink { to }, false) = (exposed.op, well) {
             self.half_shrunk = Some(self.half_shrunk.map_or(to, |it| it.min(to)));
         }
-        (exposed.returned, exposed.well) = (Some(clock), well);
+        let copied = !(matches!(exposed.op, Op::Read { .. }) && self.failed > exposed.began);
+        (exposed.returned, exposed.well) = (Some(clock), well && copied);
         if well && matches!(exposed.op, Op::Reopen) {
             self.requests.clear();
         }
@@ -446,10 +456,14 @@ mod tests {
     }
 
     fn leak(exposure: &Exposure) -> u64 {
+        leak_of(exposure, false)
+    }
+
+    fn leak_of(exposure: &Exposure, copies: bool) -> u64 {
         let size = GEOMETRY.virtual_size;
         exposure.may_leak(&Before {
             geometry: GEOMETRY,
-            copies: false,
+            copies,
             leaks: 0,
             size,
             past_end: 0,
@@ -506,6 +520,21 @@ mod tests {
         exposure.begin(0, 9, Op::Reopen);
         exposure.end(0, 9, true);
         assert_eq!(leak(&exposure), 0);
+    }
+
+    #[test]
+    fn a_read_whose_copy_failed_stays_exposed() {
+        for io_fails in [false, true] {
+            let mut exposure = Exposure::default();
+            exposure.begin(0, 0, Op::Read { offset: 512, length: 512 });
+            if io_fails {
+                exposure.io_failed();
+            }
+            exposure.end(0, 0, true);
+            (1..9).for_each(|index| flush(&mut exposure, index));
+            assert_eq!(leak_of(&exposure, true) > 0, io_fails);
+            assert_eq!(leak_of(&exposure, false), 0, "nothing is copied");
+        }
     }
 
     #[test]
