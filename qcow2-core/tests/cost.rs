@@ -1,8 +1,6 @@
 //! What requests cost, counted: steps under the lock and what is looked at in them, over three decades of whatever might make them
 //! dearer. No seconds, so that a busy machine changes nothing.
 
-mod sparse;
-
 use allocation_counter::measure;
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Repair, Work, Zeroing};

@@ -1,8 +1,6 @@
 //! Images over layers: what the guest reads is the image's, or else the layer's, or else zeroes; whatever is written, zeroed, discarded or
 //! grown, and however the layer ends.
 
-mod draws;
-
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +15,7 @@ use qcow2_core::{
     OpenOptions, Raw, Repair, Source, Zeroing,
 };
 
-use draws::draws;
+use crate::draws::draws;
 
 const NAME: &str = "base.raw";
 const SIZE: u64 = 24 << 10;

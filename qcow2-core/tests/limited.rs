@@ -505,7 +505,7 @@ fn the_largest_file_is_full() {
         let run = Command::new("sh")
             .args(["-c", &script])
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "the_largest_file_is_full", "--nocapture"])
+            .args(["--exact", "limited::the_largest_file_is_full", "--nocapture"])
             .env(CHILD, "1")
             .output()
             .unwrap();

@@ -1,7 +1,5 @@
 //! Host clusters taken ahead: at creation, and of an image in use.
 
-mod draws;
-
 use std::sync::Arc;
 
 use qcow2_core::blocking::{Image, block_on, check, create, create_over};
@@ -11,7 +9,7 @@ use qcow2_core::{
     Preallocation, Raw, Repair, Zeroing,
 };
 
-use draws::draws;
+use crate::draws::draws;
 
 const MODES: [Preallocation; 4] =
     [Preallocation::Off, Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];

@@ -1,12 +1,10 @@
 //! Guest clusters that share a host cluster get one of their own, and read as they did.
 
-mod draws;
-
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CreateOptions, IoError, OpenOptions, Problem, Repair};
 
-use draws::draws;
+use crate::draws::draws;
 
 const COPIED: u64 = 1 << 63;
 const CLUSTERS: usize = 100;

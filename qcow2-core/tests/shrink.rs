@@ -1,7 +1,5 @@
 //! Disks that become smaller: what is cut off is gone, for this image, for whoever opens it next, and for the space of the file.
 
-mod draws;
-
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -13,7 +11,7 @@ use qcow2_core::{
     Backing, CreateOptions, Format, IoError, OpenOptions, Raw, Repair, Source, Zeroing,
 };
 
-use draws::draws;
+use crate::draws::draws;
 
 const SIZE: usize = 192 << 10;
 

@@ -1,7 +1,5 @@
 //! Images with extended L2 entries: what their subclusters read as, what a small write costs, what a repair makes of them.
 
-mod draws;
-
 use std::sync::Arc;
 
 use qcow2_core::blocking::{Image, block_on, check, create, create_over};
@@ -11,7 +9,7 @@ use qcow2_core::{
     Source, Zeroing,
 };
 
-use draws::draws;
+use crate::draws::draws;
 
 const CLUSTER: usize = 16 << 10;
 const SUBCLUSTER: usize = CLUSTER / 32;
