@@ -4,12 +4,13 @@
 //!   entry ──decode──> mapping   unallocated                       ──> Below, Zero where no layer is below or it has ended
 //!                               zero plain, zero allocated        ──> Zero
 //!                               data                              ──> Host
-//!                               compressed                        ──> refused by name
-//!                               mixed                             ──> one of the first four for each subcluster
+//!                               compressed                        ──> Stream
+//!                               mixed                             ──> one of the first three for each subcluster
 //! ```
 //!
 //! **Invariant.** Reading, what a partial write leaves of a cluster, zeroing, and whether an entry may overtake its data all ask here.
 
+use crate::decompress::Compressed;
 use crate::error::IoError;
 use crate::format::entry::{Mapping, Subclusters};
 use crate::mutant::mutant;
@@ -24,11 +25,8 @@ pub(crate) enum Content {
     Host(u64),
     /// What the layer below holds from this byte on, which is the guest's own offset.
     Below(u64),
-}
-
-/// What is said of a compressed cluster.
-pub(crate) fn refused() -> IoError {
-    IoError::Unsupported("a compressed cluster".into())
+    /// What a stream in the file gives.
+    Stream(Compressed),
 }
 
 impl State {
@@ -39,7 +37,9 @@ impl State {
             Mapping::Unallocated => Ok(self.unallocated(guest_cluster)),
             Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => Ok(Content::Zero),
             Mapping::Data { host, .. } => Ok(Content::Host(host)),
-            Mapping::Compressed { .. } => Err(refused()),
+            Mapping::Compressed { offset, length, .. } => {
+                Ok(Content::Stream(Compressed { offset, length, from: 0 }))
+            }
             Mapping::Mixed { .. } => unreachable!("it is asked for by subclusters"),
         }
     }
@@ -87,6 +87,7 @@ impl Content {
             Self::Zero => Self::Zero,
             Self::Host(offset) => Self::Host(offset + bytes),
             Self::Below(offset) => Self::Below(offset + bytes),
+            Self::Stream(of) => Self::Stream(Compressed { from: of.from + bytes, ..of }),
         }
     }
 }

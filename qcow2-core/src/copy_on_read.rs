@@ -15,7 +15,7 @@ use crate::content::Content;
 use crate::error::IoError;
 use crate::format::entry::Mapping;
 use crate::image::Image;
-use crate::read::ReadMap;
+use crate::read::{ReadMap, Source};
 use crate::state::State;
 use crate::write::{AT_ONCE, Purpose, WriteMap};
 use storage::{IoBuf, Storage};
@@ -40,7 +40,7 @@ impl State {
 }
 
 impl<S: Storage> Image<S> {
-    /// Reads what is partly the layer's, and copies it up if that is wanted.
+    /// Reads what is partly the layer's, or compressed, and copies what is the layer's up if that is wanted.
     pub(crate) async fn read_and_copy(
         &self,
         offset: u64,
@@ -48,8 +48,9 @@ impl<S: Storage> Image<S> {
         buf: IoBuf,
     ) -> (IoBuf, Result<(), IoError>) {
         let (buf, read) = self.read_widened(offset, map.extents(), buf).await;
+        let shows_layer = map.extents().iter().any(|extent| extent.source == Source::Below);
         drop(map);
-        if read.is_ok() && self.options.copy_on_read && self.options.writable {
+        if read.is_ok() && shows_layer && self.options.copy_on_read && self.options.writable {
             // Who reads has what was asked for, whatever becomes of the copy.
             let _ = self.copy_up(offset, buf.len() as u64).await;
         }

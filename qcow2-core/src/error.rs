@@ -227,6 +227,16 @@ pub enum IoError {
         /// Index of the host cluster.
         cluster: u64,
     },
+    /// The image is damaged: a compressed cluster has no stream that gives one.
+    #[error(
+        "the image is damaged: the compressed data at host offset {offset:#x} cannot be decompressed: {why}"
+    )]
+    Compressed {
+        /// Host offset in bytes.
+        offset: u64,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The image uses something that this implementation does not support.
     #[error("{0} is not supported")]
     Unsupported(String),
@@ -263,6 +273,7 @@ impl IoError {
             | Self::SharedTable { .. }
             | Self::InUse { .. }
             | Self::TwoTables { .. }
+            | Self::Compressed { .. }
             | Self::Lost(_) => ErrorKind::Damaged,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Full(_) => ErrorKind::NoSpace,

@@ -95,8 +95,8 @@
 //! - [`blocking`]: the same with plain calls.
 //!
 //! Images of version 2 and 3 are read, written, checked and repaired here, with standard L2 entries and with extended ones, and over layers:
-//! [`open_chain()`]. Encryption, external data files and internal snapshots are refused at open, by name; a compressed cluster fails the
-//! request that meets it. Persistent bitmaps are not kept up: opening for writing gives them up, and their clusters leak until a repair;
+//! [`open_chain()`]. Compressed clusters are read and written over, and none is written. Encryption, external data files and internal
+//! snapshots are refused at open, by name. Persistent bitmaps are not kept up: opening for writing gives them up, and their clusters leak until a repair;
 //! read-only leaves them alone.
 
 mod alloc;
@@ -111,6 +111,7 @@ mod claims;
 mod content;
 mod copy_on_read;
 mod create;
+mod decompress;
 mod error;
 mod file_layers;
 mod flush;
@@ -156,6 +157,7 @@ pub use barrier::Barrier;
 pub use chain::{Layers, open_chain};
 pub use check::{CheckReport, Finding, MAX_FINDINGS, Problem, check};
 pub use create::{create, create_over};
+pub use decompress::Compressed;
 pub use error::{CheckError, CreateError, ErrorKind, IoError, OpenError};
 pub use file_layers::FileLayers;
 pub use image::{Image, ImageInfo};

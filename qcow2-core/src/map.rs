@@ -141,7 +141,7 @@ impl State {
 
     /// Lets the L2 entry at host offset `at`, whose page is in the cache, say this; returns the page's new version.
     fn set_mapping(&mut self, at: u64, mapping: Mapping) -> u64 {
-        let uncompressed = "nothing writes compressed clusters";
+        let uncompressed = "nothing makes compressed clusters";
         if self.extended {
             let (entry, bitmap) = L2Entry::extended(mapping).expect(uncompressed);
             return self.cache.set_entries(at, [entry.0, bitmap]);
@@ -229,8 +229,13 @@ impl State {
                 self.dereference(host / self.cluster_size(), before, discard);
             }
             Mapping::Unallocated | Mapping::ZeroPlain | Mapping::Mixed { host: 0, .. } => {}
-            // Its content was asked for before, and refused.
-            Mapping::Compressed { .. } => unreachable!("nothing takes the place of one"),
+            // Each cluster that the stream may reach into has a reference for it.
+            Mapping::Compressed { offset, length, .. } => {
+                let size = self.cluster_size();
+                for cluster in offset / size..(offset + length).div_ceil(size) {
+                    self.dereference(cluster, before, discard);
+                }
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use smallvec::SmallVec;
 
 use crate::content::Content;
+use crate::decompress::Compressed;
 use crate::error::IoError;
 use crate::format::entry::Mapping;
 use crate::image::Image;
@@ -37,6 +38,8 @@ pub enum Source {
     Host(u64),
     /// The layer below, at the guest's own offset; past its end it reads as zeroes. [`Image::below`] has it.
     Below,
+    /// A stream in the file that has to be decompressed, as [`Image::read`] does.
+    Compressed(Compressed),
 }
 
 impl Source {
@@ -44,7 +47,7 @@ impl Source {
     pub const fn host(self) -> Option<u64> {
         match self {
             Self::Host(offset) => Some(offset),
-            Self::Zeroes | Self::Below => None,
+            Self::Zeroes | Self::Below | Self::Compressed(_) => None,
         }
     }
 
@@ -54,6 +57,7 @@ impl Source {
             Self::Host(offset) => Self::Host(offset + len),
             Self::Zeroes => Self::Zeroes,
             Self::Below => Self::Below,
+            Self::Compressed(of) => Self::Compressed(Compressed { from: of.from + len, ..of }),
         }
     }
 }
@@ -64,6 +68,7 @@ impl From<Content> for Source {
             Content::Zero => Self::Zeroes,
             Content::Host(host) => Self::Host(host),
             Content::Below(_) => Self::Below,
+            Content::Stream(of) => Self::Compressed(of),
         }
     }
 }
@@ -190,13 +195,14 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
-        let shows_layer = || map.extents().iter().any(|extent| extent.source == Source::Below);
+        let plain = |source| matches!(source, Source::Host(_) | Source::Zeroes);
+        let is_plain = map.extents().iter().all(|extent| plain(extent.source));
         // Subclusters may be shorter than sectors.
         let whole_sectors = || {
             let sector = self.limits.sector() as u64;
             map.extents().iter().all(|extent| extent.len.is_multiple_of(sector))
         };
-        if self.below.is_some() && shows_layer() {
+        if !is_plain {
             return Box::pin(self.read_and_copy(offset, map, buf)).await;
         }
         if self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors()) {

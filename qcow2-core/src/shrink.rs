@@ -46,8 +46,7 @@ impl State {
             for index in 0..count as u64 {
                 let at = at + entry_bytes * index;
                 match self.mapping_in(slot, at)? {
-                    // What this crate does not write it does not free.
-                    Mapping::Unallocated | Mapping::Compressed { .. } => {}
+                    Mapping::Unallocated => {}
                     old => self.clear(at, old, Mapping::Unallocated, true),
                 }
                 clusters.start += 1;

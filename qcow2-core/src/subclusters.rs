@@ -17,7 +17,8 @@ use std::ops::Range;
 
 use crate::alloc::Extent;
 use crate::cache::Slot;
-use crate::content::{Content, refused};
+use crate::content::Content;
+use crate::decompress::Compressed;
 use crate::error::IoError;
 use crate::format::entry::{Mapping, Subclusters};
 use crate::map::NewLink;
@@ -30,6 +31,12 @@ use storage::{Durability, IoBuf, Storage};
 /// The bits of so many subclusters.
 fn bits(subclusters: Range<u64>) -> u32 {
     subclusters.fold(0, |bits, one| bits | 1 << one)
+}
+
+/// The host cluster that a mapping has for its subclusters, whether that has a refcount of exactly one, and what each is. A compressed
+/// cluster has none, and data everywhere.
+fn parts(mapping: Mapping) -> (u64, bool, Subclusters) {
+    mapping.subclusters().unwrap_or((0, false, Subclusters { data: u32::MAX, zero: 0 }))
 }
 
 impl State {
@@ -68,7 +75,7 @@ impl State {
     ) -> Result<(), Stop> {
         for (cluster, at) in (guest_cluster..).zip((at..).step_by(16)).take(count) {
             let mapping = self.mapping_in(slot, at)?;
-            let (host, copied, of) = mapping.subclusters().ok_or_else(refused)?;
+            let (host, copied, of) = parts(mapping);
             let touched = match wanted.purpose {
                 Purpose::CopyUp => self.showing(cluster, mapping, &wanted.bytes)?,
                 _ => bits(self.touched(cluster, &wanted.bytes)),
@@ -92,8 +99,10 @@ impl State {
     /// subclusters the request to `bytes` touches, and whether those read as zeroes.
     fn part(&mut self, guest_cluster: u64, wanted: &Wanted) -> Result<(Mapping, u32, bool), Stop> {
         let mapping = self.mapping(guest_cluster)?;
-        let (host, copied, of) = mapping.subclusters().ok_or_else(refused)?;
-        let mapping = if host < self.length {
+        let (host, copied, of) = parts(mapping);
+        let mapping = if let Mapping::Compressed { .. } = mapping {
+            mapping
+        } else if host < self.length {
             Mapping::with_subclusters(host, copied, of)
         } else {
             let of = Subclusters { data: 0, zero: of.zero | of.data };
@@ -116,7 +125,7 @@ impl State {
         subclusters: Range<u64>,
     ) -> Result<(), Stop> {
         let old = self.mapping_at(at)?;
-        let (host, copied, of) = old.subclusters().ok_or_else(refused)?;
+        let (host, copied, of) = old.subclusters().expect("compressed clusters are written to");
         if self.reads_zero(guest_cluster, old, subclusters.clone())? {
             return Ok(());
         }
@@ -175,7 +184,14 @@ impl<S: Storage> WriteMap<'_, S> {
         let (start, one) = (cluster * size, size / Subclusters::COUNT);
         let (old, touched, read_zero) =
             self.image.decide(|state| state.part(cluster, wanted)).await?;
-        let (host, _, of) = old.subclusters().expect("compressed clusters were refused");
+        let (host, _, of) = parts(old);
+        let decompressed = match old {
+            Mapping::Compressed { offset, length, .. } => {
+                let stream = Compressed { offset, length, from: 0 };
+                Some(Box::pin(self.image.decompress(stream)).await?)
+            }
+            _ => None,
+        };
         let moved = if host == to { 0 } else { of.data };
         // What is moved has to be there before the entry, whatever the request touches.
         let read_zero = mutant!(self.image.options.rules, MovedDataOvertaken => read_zero; read_zero && moved == 0);
@@ -205,6 +221,7 @@ impl<S: Storage> WriteMap<'_, S> {
                         to + piece.start,
                         content,
                         piece.end - piece.start,
+                        decompressed.as_ref(),
                     )
                     .await?;
                 }
@@ -222,12 +239,23 @@ impl<S: Storage> WriteMap<'_, S> {
         Ok(())
     }
 
-    /// Writes `content`, which is that of the guest's disk from `at` on, to host offset `to`.
-    async fn fill(&mut self, at: u64, to: u64, content: Content, len: u64) -> Result<(), IoError> {
+    /// Writes `content`, which is that of the guest's disk from `at` on, to host offset `to`; `whole` is a compressed cluster that it is
+    /// part of.
+    async fn fill(
+        &mut self,
+        at: u64,
+        to: u64,
+        content: Content,
+        len: u64,
+        whole: Option<&IoBuf>,
+    ) -> Result<(), IoError> {
         let image = self.image;
         let len_in_memory = usize::try_from(len).expect("a cluster fits in memory");
         let mut buf = IoBuf::zeroed(len_in_memory, image.limits.alignment);
-        if content != Content::Zero {
+        if let (Some(whole), Content::Stream(of)) = (whole, content) {
+            let from = usize::try_from(of.from).expect("a cluster fits in memory");
+            buf.copy_from_slice(&whole[from..from + len_in_memory]);
+        } else if content != Content::Zero {
             let extent = ReadExtent { len, source: content.into() };
             let read;
             (buf, read) = image.read_widened(at, &[extent], buf).await;

@@ -85,6 +85,16 @@ impl<S: Storage> Image<S> {
                     done = end;
                     continue;
                 }
+                Source::Compressed(of) => {
+                    let cluster = match self.decompress(of).await {
+                        Ok(cluster) => cluster,
+                        Err(error) => return (buf, Err(error)),
+                    };
+                    let from = index(of.from);
+                    buf[done..end].copy_from_slice(&cluster[from..from + (end - done)]);
+                    done = end;
+                    continue;
+                }
                 Source::Below => {
                     let mut whole = buf.split_to(done);
                     let piece = buf.split_to(end - done);

@@ -327,6 +327,10 @@ impl<S: Storage> Image<S> {
     }
 }
 
+fn memory(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a cluster fits in memory")
+}
+
 pub(crate) fn not_filled(offset: u64, source: std::io::Error) -> IoError {
     IoError::Storage { action: "filling the rest of a cluster", offset, source }
 }
@@ -535,8 +539,19 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let sector = self.image.limits.sector() as u64;
         let head = 0..offset.saturating_sub(start).min(size).next_multiple_of(sector);
         let tail = end.saturating_sub(start).min(size) / sector * sector..size;
+        // Decompressed once for both.
+        let whole = match content {
+            Content::Stream(of) if !(head.is_empty() && tail.is_empty()) => {
+                Some(Box::pin(self.image.decompress(of)).await?)
+            }
+            _ => None,
+        };
         for range in [head, tail].into_iter().filter(|range| !range.is_empty()) {
             let to = host + range.start;
+            if let Some(whole) = &whole {
+                Box::pin(self.put(&whole[memory(range.start)..memory(range.end)], to)).await?;
+                continue;
+            }
             let content = mutant!(self.image.options.rules, LayerNotCopied => match content {
                 Content::Below(_) => Content::Zero,
                 content => content,
@@ -557,7 +572,20 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         Ok(())
     }
 
-    /// Copies what is not zeroes to host offset `to`.
+    /// Writes whole sectors to host offset `to`.
+    pub(crate) async fn put(&mut self, bytes: &[u8], to: u64) -> Result<(), IoError> {
+        let limits = self.image.limits;
+        let places = (to..).step_by(limits.max_transfer);
+        for (to, piece) in places.zip(bytes.chunks(limits.max_transfer)) {
+            let mut buf = IoBuf::zeroed(piece.len(), limits.alignment);
+            buf.copy_from_slice(piece);
+            let (_, written) = self.claim.write(to, buf, Durability::Cached).await;
+            written.map_err(|source| not_filled(to, source))?;
+        }
+        Ok(())
+    }
+
+    /// Copies what is neither zeroes nor compressed to host offset `to`.
     async fn copy(&mut self, from: Content, to: u64, len: u64) -> Result<(), IoError> {
         let limits = self.image.limits;
         let mut done = 0;
@@ -576,6 +604,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                     (buf, read) = self.image.read_below(from, buf).await;
                     read?;
                 }
+                Content::Stream(_) => unreachable!("it is decompressed before"),
             }
             let (buf, written) = self.claim.write(to + done, buf, Durability::Cached).await;
             written.map_err(|source| not_filled(to, source))?;

@@ -288,7 +288,7 @@ impl<S: Storage> Image<S> {
 
     /// Zeroes a part of one or two clusters.
     async fn zero_part(&self, from: u64, to: u64, size: u64) -> Result<(), IoError> {
-        if self.now(|state| state.extended) {
+        if self.now(|state| state.extended) && !self.is_compressed(from..to).await? {
             let one = size / Subclusters::COUNT;
             let whole = from.next_multiple_of(one)..to / one * one;
             if !whole.is_empty() {
@@ -299,6 +299,17 @@ impl<S: Storage> Image<S> {
             return self.write_zeroes_to_part(from, to, one).await;
         }
         self.write_zeroes_to_part(from, to, size).await
+    }
+
+    /// Whether one of the clusters that a range touches is compressed: it has no bits. None becomes so.
+    async fn is_compressed(&self, bytes: Range<u64>) -> Result<bool, IoError> {
+        for cluster in self.clusters(bytes.start, bytes.end.saturating_sub(bytes.start)) {
+            let mapping = self.decide(|state| state.mapping(cluster)).await?;
+            if let Mapping::Compressed { .. } = mapping {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Writes zeroes to a part of some clusters, or subclusters, of so many bytes; not to those that read as zeroes.

@@ -4,6 +4,7 @@
 mod aligned;
 mod backing;
 mod check;
+mod compressed;
 mod cost;
 mod damage;
 mod draws;

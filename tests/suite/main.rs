@@ -7,6 +7,7 @@ mod block_device;
 mod builder;
 mod circles;
 mod common;
+mod compressed;
 mod console;
 mod corpus;
 mod course;

@@ -10,7 +10,8 @@ use qcow2_crashtest::workload::Shape;
 use super::line::By::{Attack, Explored, Initial as Start, Probe as Met, Shape as Shaped, Test};
 use super::line::lines;
 use super::tests::{
-    CHECK, COST, DAMAGE, ENTRY, LIMITED, MALFORMED, MUTANTS, SNAPSHOTS, SUBCLUSTERS, TABLES,
+    ALIGNED, CHECK, COMPRESSED, COMPRESSED_BY_QEMU, COST, DAMAGE, ENTRY, LIMITED, MALFORMED,
+    MUTANTS, SNAPSHOTS, SUBCLUSTERS, TABLES,
 };
 
 lines! {
@@ -177,10 +178,14 @@ lines! {
         "told" [Test(ENTRY, "a_compressed_cluster_has_no_subclusters")];
     }
     "Mapping::Compressed" {
-        "counted, kept, refused" [
-            Test(CHECK, "compressed_clusters_are_counted"),
-            Test(MUTANTS, "mutants_of_qemu_images_get_no_worse"),
+        "counted" [Test(CHECK, "compressed_clusters_are_counted")];
+        "read, written over, given up" [
+            Test(COMPRESSED, "what_is_left_of_a_compressed_cluster_stays"),
+            Test(COMPRESSED, "a_cluster_lives_as_long_as_one_of_its_streams"),
+            Test(COMPRESSED_BY_QEMU, "compressed_images_of_qemu_are_images_to_us"),
         ];
+        "in sectors that are longer" [Test(ALIGNED, "compressed_clusters_are_read_in_whole_sectors")];
+        "no stream" [Test(COMPRESSED, "what_cannot_be_decompressed_is_told")];
         "past the end of the file" [Test(DAMAGE, "compressed_data_may_reach_past_the_end")];
     }
     "EntryProblem::Reserved" {

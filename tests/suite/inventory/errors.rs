@@ -7,8 +7,8 @@ use qcow2_crashtest::workload::FaultKind;
 use super::line::By::{Damage, Fault, Nothing, Probe as Met, Test};
 use super::line::lines;
 use super::tests::{
-    BACKING, CHECK, CORPUS, DAMAGE, FILE, INTEROP, LIMITED, MALFORMED, MUTANTS, REAL_FILE, REFUSED,
-    RETRY, SNAPSHOTS, TABLES,
+    BACKING, CHECK, COMPRESSED, CORPUS, DAMAGE, FILE, INTEROP, LIMITED, MALFORMED, MUTANTS,
+    REAL_FILE, REFUSED, RETRY, SNAPSHOTS, TABLES,
 };
 
 lines! {
@@ -99,9 +99,14 @@ lines! {
         "told" [Test(SNAPSHOTS, "consequences_of_damage"), Test(CORPUS, "every_file_is_a_test")];
     }
     "IoError::Unsupported" {
-        "a compressed cluster" [
+        "a layer on a storage that makes no sense" [
+            Nothing("the words of Limits::fault, which have lines"),
+        ];
+    }
+    "IoError::Compressed" {
+        "told" [
+            Test(COMPRESSED, "what_cannot_be_decompressed_is_told"),
             Test(SNAPSHOTS, "consequences_of_damage"),
-            Test(MUTANTS, "mutants_of_qemu_images_get_no_worse"),
         ];
     }
     "IoError::Lost" {

@@ -11,8 +11,8 @@ use super::line::By::{
 };
 use super::line::lines;
 use super::tests::{
-    CHECK, CORPUS, COST, DAMAGE, EXTENSION, GUEST_TRACE, HEADER, IMAGE, INTEROP, LIMITED,
-    MALFORMED, MUTANTS, RARE, REFCOUNT, SNAPSHOTS,
+    CHECK, COMPRESSED_BY_QEMU, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, GUEST_TRACE, HEADER,
+    IMAGE, INTEROP, LIMITED, MALFORMED, MUTANTS, RARE, REFCOUNT, SNAPSHOTS,
 };
 
 lines! {
@@ -212,10 +212,17 @@ lines! {
         "unknown, or without its bit" [Test(MALFORMED, "bad_headers_are_refused_by_name")];
     }
     "CompressionType::Deflate" {
-        "known" [Test(MUTANTS, "mutants_of_qemu_images_get_no_worse")];
+        "read" [
+            Test(COMPRESSED_BY_QEMU, "compressed_images_of_qemu_are_images_to_us"),
+            Test(DECOMPRESS, "a_stream_of_another_length_is_damaged"),
+        ];
     }
     "CompressionType::Zstd" {
-        "known" [Test(MUTANTS, "mutants_of_qemu_images_get_no_worse")];
+        "read" [
+            Test(COMPRESSED_BY_QEMU, "compressed_images_of_qemu_are_images_to_us"),
+            Test(DECOMPRESS, "frames_follow_each_other_until_the_cluster_is_full"),
+            Test(DECOMPRESS, "a_window_without_end_takes_no_memory"),
+        ];
     }
     "Header.padding" {
         "zero" [Met(Probe::CleanClose)] P4;

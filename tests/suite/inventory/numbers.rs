@@ -11,8 +11,8 @@ use super::line::By::{
 use super::line::lines;
 use super::plans::{clusters, is_discard, is_write, some};
 use super::tests::{
-    CACHE, CHECK, CORPUS, COST, DAMAGE, EXTENSION, FREE, GROW, HEADER, INTEROP, LIMITED, MALFORMED,
-    MATRIX, RARE, RETRY, SHRINK,
+    CACHE, CHECK, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, FREE, GROW, HEADER, INTEROP,
+    LIMITED, MALFORMED, MATRIX, RARE, RETRY, SHRINK,
 };
 
 lines! {
@@ -91,6 +91,12 @@ lines! {
     }
     "claims::MANY_ORPHANS" {
         "more than that" [Test(RETRY, "failed_requests_do_not_pile_up")];
+    }
+    "decompress::WINDOW_BITS" {
+        "made with it, and with a longer one" [
+            Test(DECOMPRESS, "a_stream_gives_its_cluster_whatever_follows"),
+            Test(DECOMPRESS, "a_longer_window_is_understood_too"),
+        ];
     }
     "free::MOST" {
         "more runs than that" [Test(FREE, "what_is_too_much_is_searched_for_again")];
