@@ -22,6 +22,7 @@ use crate::evidence::{BytesEvidence, ValueKey, Values};
 use crate::image::{
     ALL_ALLOCATED, ALL_ZERO, AUTOCLEAR_BITMAPS, BITMAPS_BYTES, COPIED, EXTENSION_BITMAPS,
     EXTENSION_LAYER_FORMAT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2, MAX_L1_BYTES,
+    compressed_entry,
 };
 use crate::op::Geometry;
 use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value, ZEROES};
@@ -55,6 +56,10 @@ pub enum Initial {
     /// Some data, and more where no guest sees it: behind the end of the disk in the last cluster, in its L2 table, and in one
     /// more L2 table. The file ends inside the first L2 table. The header (of version 3) has a compatible feature bit that nobody knows.
     Leftovers,
+    /// Some data, and more that is compressed: streams that follow each other without a gap, some of them across two host clusters, so that
+    /// a cluster has as many as it can count. With refcounts of one bit each has a cluster of its own. At 512-byte clusters, in which no
+    /// data of ours compresses, there is none.
+    Compressed,
     /// As many refcount blocks as one cluster of refcount table refers to, all of whose entries but one are in use: by leaked
     /// clusters, so that nothing else is long.
     FullOfLeaks,
@@ -62,7 +67,7 @@ pub enum Initial {
 
 impl Initial {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Fresh,
         Self::RefcountBlockOneShort,
         Self::RefcountTableOneShort,
@@ -72,6 +77,7 @@ impl Initial {
         Self::Fragmented,
         Self::Bitmaps,
         Self::Leftovers,
+        Self::Compressed,
         Self::FullOfLeaks,
     ];
 
@@ -87,6 +93,7 @@ impl Initial {
             Self::Fragmented => "fragmented",
             Self::Bitmaps => "bitmaps",
             Self::Leftovers => "leftovers",
+            Self::Compressed => "compressed",
             Self::FullOfLeaks => "full-of-leaks",
         }
     }
@@ -169,6 +176,7 @@ pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible>
         Initial::Fragmented => Ok(fragmented(geometry)),
         Initial::Bitmaps => Ok(bitmaps(geometry)),
         Initial::Leftovers => Ok(leftovers(geometry)),
+        Initial::Compressed => compressed(geometry),
         Initial::FullOfLeaks => full_of_leaks(geometry),
     }
 }
@@ -344,6 +352,59 @@ fn leftovers(geometry: &Geometry) -> Built {
     }
     layout.ends_early = true;
     layout.finish()
+}
+
+fn compressed(geometry: &Geometry) -> Result<Built, Infeasible> {
+    let size = geometry.cluster_size();
+    if size < 2 * UNIT as u64 {
+        let why = "a unit of data is shorter than any stream of it".to_owned();
+        return Err(Infeasible { initial: Initial::Compressed, why });
+    }
+    let mut layout = Layout::with_room_for(geometry, SOME_DATA);
+    let most = u64::MAX >> (64 - (1u32 << geometry.refcount_order));
+    let chosen: Vec<u64> = some_clusters(geometry, 2).collect();
+    let (plain, small): (Vec<_>, Vec<_>) = (0..).zip(chosen).partition(|(index, _)| index % 4 == 3);
+    // The streams first: what lies across two clusters needs two that follow each other.
+    let (mut placed, mut at, mut end) = (Vec::new(), 0, 0);
+    for (index, guest) in small {
+        let within = index % geometry.cluster_units();
+        let unit = guest * geometry.cluster_units() + within;
+        let mut whole = vec![0; usize::try_from(size).expect("a cluster fits in memory")];
+        let from = usize::try_from(within).expect("it is small") * UNIT;
+        whole[from..from + UNIT].copy_from_slice(&payload::unit(unit, payload::INITIAL));
+        let stream = miniz_oxide::deflate::compress_to_vec(&whole, 6);
+        let length = stream.len() as u64;
+        let last = |at: u64| (at + length).next_multiple_of(UNIT as u64).div_ceil(size);
+        let is_full = |layout: &Layout, cluster| layout.refcounts.get(&cluster) == Some(&most);
+        if at == end || is_full(&layout, at / size) || most == 1 {
+            at = layout.next * size;
+        }
+        layout.next = layout.next.max(last(at));
+        end = layout.next * size;
+        for cluster in at / size..last(at) {
+            *layout.refcounts.entry(cluster).or_insert(0) += 1;
+        }
+        layout.put(at, &stream);
+        placed.push((guest, compressed_entry(at, length, geometry.cluster_bits), unit));
+        at += length;
+    }
+    for (guest, entry, unit) in placed {
+        layout.set_l2(guest, entry);
+        let units = geometry.cluster_units();
+        for other in guest * units..(guest + 1) * units {
+            let value = match other == unit {
+                true => Value::Tag { unit, id: payload::INITIAL },
+                false => Value::Zero,
+            };
+            if let Some(there) = layout.guest.get_mut(other as usize) {
+                *there = value;
+            }
+        }
+    }
+    for (_, guest) in plain {
+        layout.map_data(guest);
+    }
+    Ok(layout.finish())
 }
 
 /// At most 32 guest clusters, at least `step` apart, from the whole disk, so that several L2 tables exist where there can be.

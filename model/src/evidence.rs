@@ -53,6 +53,9 @@ pub trait Evidence {
     /// The bytes that `key` names.
     fn bytes(&self, key: ValueKey) -> &Unit;
 
+    /// The key that names these bytes, where one does. (Of a file, those that it has are known, and those that somebody else named.)
+    fn key_of(&self, bytes: &Unit) -> Option<ValueKey>;
+
     /// A mark in time for [`Evidence::changed_since`].
     fn generation(&self) -> u64;
 
@@ -85,6 +88,12 @@ impl Values {
             same_hash.push(ValueKey(next));
             ValueKey(next)
         })
+    }
+
+    /// The key of `bytes`, if they are known.
+    pub fn find(&self, bytes: &Unit) -> Option<ValueKey> {
+        let same_hash = self.by_hash.get(&xxh3_64(bytes))?;
+        same_hash.iter().copied().find(|key| self.contents[key.0 as usize] == *bytes)
     }
 
     /// The bytes of `key`, which must be of this store.
@@ -184,6 +193,10 @@ impl Evidence for BytesEvidence {
 
     fn bytes(&self, key: ValueKey) -> &Unit {
         self.values.bytes(key)
+    }
+
+    fn key_of(&self, bytes: &Unit) -> Option<ValueKey> {
+        self.values.find(bytes)
     }
 
     fn generation(&self) -> u64 {

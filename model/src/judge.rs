@@ -20,10 +20,11 @@ use crate::audit::{AuditReport, Auditor};
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::{Finding, Property, Stage};
 use crate::guest::{Guest, LowerDisk, Misread};
-use crate::image::{Bit, Header, Image, Mapping, Recording, decode_l2};
+use crate::image::{Bit, Header, Image, Mapping, Recording, decode_l2, stream_of};
 use crate::mistake::Mistake;
 use crate::op::MAX_VIRTUAL_SIZE;
 use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
+use crate::stream::Stream;
 
 /// Violations that a verdict keeps; there may be more.
 pub const MAX_VIOLATIONS: usize = 64;
@@ -325,6 +326,20 @@ impl Judge {
         // A larger disk is no reference disk's: its size is a violation already.
         let units = header.size.min(MAX_VIRTUAL_SIZE) / UNIT as u64;
         each_guest_cluster(image, header, units, self.mistake, |units, shown| match shown {
+            Shown::Stream(stream) => {
+                let mut readings: Vec<Vec<Option<ValueKey>>> = Vec::new();
+                stream.each_reading(evidence, in_memory(header.cluster_size()), |cluster| {
+                    let contents = cluster.unwrap_or_default().as_chunks::<UNIT>().0;
+                    readings.push(contents.iter().map(|unit| evidence.key_of(unit)).collect());
+                });
+                // What cannot be read, or is nobody's, is a violation already.
+                for (within, unit) in units.enumerate() {
+                    for reading in &readings {
+                        let key = reading.get(within).copied().flatten();
+                        into.add(unit, key.unwrap_or(ValueKey::ZERO));
+                    }
+                }
+            }
             Shown::Host(offset) => {
                 let (mut unit, mut at) = (units.start, offset / UNIT as u64);
                 while unit < units.end {
@@ -406,26 +421,29 @@ impl Judge {
                 let from = piece.start * UNIT as u64;
                 let ours = match mapping {
                     Mapping::Host(offset) => Shown::Host(offset + (next - from)),
+                    Mapping::Compressed(offset) => Shown::Stream(Stream { offset, length: 0 }),
                     Mapping::Unallocated if shows(next) => Shown::Below,
-                    _ => Shown::Zero,
+                    Mapping::Unallocated | Mapping::Zero => Shown::Zero,
                 };
                 let theirs = match extent.to {
                     Mapping::Host(offset) => {
                         Shown::Host(offset.saturating_add(next - extent.guest))
                     }
+                    Mapping::Compressed(offset) => Shown::Stream(Stream { offset, length: 0 }),
                     Mapping::Unallocated if shows(next) => Shown::Below,
-                    _ => Shown::Zero,
+                    Mapping::Unallocated | Mapping::Zero => Shown::Zero,
                 };
                 if ours != theirs {
                     let place = |shown| match shown {
                         Shown::Host(at) => format!("{at:#x}"),
+                        Shown::Stream(Stream { offset, .. }) => format!("a stream at {offset:#x}"),
                         Shown::Below => "the layer below".to_owned(),
                         Shown::Zero => "nowhere".to_owned(),
                     };
                     let story =
                         format!("the subject maps it to {}, not {}", place(theirs), place(ours));
                     let host = match ours {
-                        Shown::Host(at) => Some(at),
+                        Shown::Host(at) | Shown::Stream(Stream { offset: at, .. }) => Some(at),
                         Shown::Below | Shown::Zero => None,
                     };
                     return disagrees(next / UNIT as u64, host, story);
@@ -507,6 +525,15 @@ impl Judge {
                 }
             };
             match shown {
+                Shown::Stream(_) if *mistake == Mistake::StreamsUnjudged => {}
+                Shown::Stream(stream) => {
+                    let room = MAX_VIOLATIONS.saturating_sub(violations.len());
+                    violations.extend(
+                        p1_p2_stream(units, stream, header, evidence, guest, *mistake)
+                            .into_iter()
+                            .take(room),
+                    );
+                }
                 Shown::Below | Shown::Zero if *mistake == Mistake::UnmappedUnjudged => {}
                 Shown::Below if *mistake == Mistake::LayerUnjudged => {}
                 Shown::Zero if guest.permits_zeroes(units.clone()) => {}
@@ -682,6 +709,68 @@ enum Shown {
     Zero,
     /// What the layer below holds.
     Below,
+    /// What a stream in the file gives.
+    Stream(Stream),
+}
+
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a cluster fits in memory")
+}
+
+/// P1 and P2 of a compressed cluster: every way in which it may read is allowed, and it can be read in every way.
+fn p1_p2_stream<E: Evidence>(
+    units: Range<u64>,
+    stream: Stream,
+    header: &Header,
+    evidence: &E,
+    guest: &Guest,
+    mistake: Mistake,
+) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    stream.each_reading(evidence, in_memory(header.cluster_size()), |cluster| {
+        let place = |unit| Place::Guest { unit, host: Some(stream.offset) };
+        let allowed = |unit| {
+            guest
+                .allowed(unit)
+                .into_iter()
+                .map(|key| payload::decode(evidence.bytes(key)))
+                .collect()
+        };
+        let Some(cluster) = cluster else {
+            let unit = units.start;
+            return violations.push(Violation {
+                property: Property::P2,
+                kind: "undecodable",
+                place: place(unit),
+                found: None,
+                allowed: allowed(unit),
+                story: "its cluster is compressed, and no stream is there that gives one"
+                    .to_owned(),
+            });
+        };
+        for (unit, bytes) in units.clone().zip(cluster.as_chunks::<UNIT>().0) {
+            match evidence.key_of(bytes) {
+                Some(key) if guest.permits(unit, key) => {}
+                Some(key) => violations.extend(p1_p2_content(
+                    unit,
+                    Some(stream.offset),
+                    key,
+                    evidence,
+                    guest,
+                    mistake,
+                )),
+                None => violations.push(Violation {
+                    property: Property::P2,
+                    kind: "invented",
+                    place: place(unit),
+                    found: Some(payload::decode(bytes)),
+                    allowed: allowed(unit),
+                    story: "nobody ever wrote what its stream gives".to_owned(),
+                }),
+            }
+        }
+    });
+    violations
 }
 
 /// Shows every guest cluster, as its units, with what it reads as; neighbours whose entries are empty at once, and one that has
@@ -721,7 +810,7 @@ fn each_guest_cluster(
             Mapping::Host(offset) => show(unit..end, Shown::Host(offset)),
             Mapping::Unallocated if header.has_layer() => show(unit..end, Shown::Below),
             Mapping::Unallocated | Mapping::Zero => show(unit..end, Shown::Zero),
-            Mapping::Compressed(_) => {}
+            Mapping::Compressed(_) => show(unit..end, Shown::Stream(stream_of(entry, header))),
         }
         (unit, cluster) = (end, cluster + clusters);
     }
@@ -745,7 +834,11 @@ fn each_guest_piece(
             Mapping::Host(offset) => show(piece.start..next, Shown::Host(offset)),
             Mapping::Unallocated => show(piece.start..next, nothing),
             Mapping::Zero => show(piece.start..next, Shown::Zero),
-            Mapping::Compressed(_) => {}
+            Mapping::Compressed(_) => {
+                let cluster = piece.start * UNIT as u64 / header.cluster_size();
+                let (entry, _) = image.entry(header, cluster);
+                show(piece.start..next, Shown::Stream(stream_of(entry, header)));
+            }
         }
     }
     if next < units {

@@ -36,4 +36,5 @@ pub mod mistake;
 mod mistaken;
 pub mod op;
 pub mod payload;
+mod stream;
 mod text;

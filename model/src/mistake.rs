@@ -146,6 +146,8 @@ pub enum Mistake {
     SecondTableUnjudged,
     /// Judge: what shows the layer below is taken for granted.
     LayerUnjudged,
+    /// Judge: what compressed clusters read as is taken for granted.
+    StreamsUnjudged,
     /// Judge: that an image names another layer, or none, is not noticed.
     LayerNameIgnored,
     /// Judge: what shows the layer below counts as zeroes where contents are compared.
@@ -180,7 +182,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// Every mistake.
-    pub const ALL: [Self; 81] = [
+    pub const ALL: [Self; 82] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -247,6 +249,7 @@ impl Mistake {
         Self::MappingUncompared,
         Self::SecondTableUnjudged,
         Self::LayerUnjudged,
+        Self::StreamsUnjudged,
         Self::LayerNameIgnored,
         Self::LayerComparedAsZeroes,
         Self::SubclusterZeroesIgnored,

@@ -49,6 +49,7 @@ proptest! {
             initial,
             Initial::RefcountBlockOneShort | Initial::RefcountTableOneShort | Initial::FullOfLeaks
         ));
+        prop_assume!(initial != Initial::Compressed || bits > 9);
         let geometry = Geometry {
             version: 3,
             cluster_bits: bits,
@@ -110,6 +111,10 @@ impl Evidence for Counting {
 
     fn bytes(&self, key: model::evidence::ValueKey) -> &Unit {
         self.disk.bytes(key)
+    }
+
+    fn key_of(&self, bytes: &Unit) -> Option<model::evidence::ValueKey> {
+        self.disk.key_of(bytes)
     }
 
     fn generation(&self) -> u64 {
@@ -176,6 +181,9 @@ fn a_file_of_too_many_clusters_is_refused() {
         }
         fn bytes(&self, key: model::evidence::ValueKey) -> &Unit {
             self.0.bytes(key)
+        }
+        fn key_of(&self, bytes: &Unit) -> Option<model::evidence::ValueKey> {
+            self.0.key_of(bytes)
         }
         fn generation(&self) -> u64 {
             0

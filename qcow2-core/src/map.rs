@@ -184,7 +184,8 @@ impl State {
             (self.set_mapping(at, mapping), link.read_zero)
         } else {
             let content = self.content(link.guest_cluster, old)?;
-            let reads_zero = mutant!(self.rules, LayerOvertaken => !matches!(content, Content::Host(_)); matches!(content, Content::Zero));
+            let reads_zero = mutant!(self.rules, LayerOvertaken => matches!(content, Content::Zero | Content::Below(_)); matches!(content, Content::Zero));
+            let reads_zero = mutant!(self.rules, CompressedOvertaken => !matches!(content, Content::Host(_) | Content::Below(_)); reads_zero);
             (self.cache.set_entry(at, L2Entry::data(link.host, true).0), reads_zero)
         };
         // Space that was never written reads as zeroes, which is what the guest may still see here.
@@ -232,7 +233,9 @@ impl State {
             // Each cluster that the stream may reach into has a reference for it.
             Mapping::Compressed { offset, length, .. } => {
                 let size = self.cluster_size();
-                for cluster in offset / size..(offset + length).div_ceil(size) {
+                let (first, end) = (offset / size, (offset + length).div_ceil(size));
+                let end = mutant!(self.rules, StreamCountedDownOnce => first + 1; end);
+                for cluster in first..end {
                     self.dereference(cluster, before, discard);
                 }
             }

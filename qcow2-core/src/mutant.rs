@@ -121,6 +121,16 @@ mutants! {
         /// The page of a new table holds what its memory held before.
         NewTableKeepsOldBytes = "mutant:new-table-keeps-old-bytes";
     }
+    Compressed, "compressed clusters": {
+        /// Of the host clusters that a stream reaches into only the first one loses a reference with it.
+        StreamCountedDownOnce = "mutant:stream-counted-down-once";
+        /// What a write leaves of a compressed cluster is filled with zeroes.
+        CompressedRestZeroed = "mutant:compressed-rest-zeroed";
+        /// A part of a compressed cluster is read from the beginning of that.
+        StreamReadFromStart = "mutant:stream-read-from-start";
+        /// An entry that takes the place of a compressed cluster's does not wait for its data, if that lies in new space.
+        CompressedOvertaken = "mutant:compressed-overtaken";
+    }
     Claims, "claims and dropped requests": {
         /// A write does not claim the guest cluster of which it touches only a part at its end.
         GuestClaimEndsEarly = "mutant:guest-claim-ends-early";
@@ -172,8 +182,7 @@ mutants! {
         /// The count of a freed cluster stays.
         CountNeverLowered = "mutant:count-never-lowered";
         /// The count of a cluster with several references falls to 0 with the first.
-        CountFallsToZero = "mutant:count-falls-to-zero", argued "without snapshots no writer leaves a cluster with two references, so no workload begins with one: \
-            qcow2-core/tests/damage.rs, what_two_clusters_map_stays_for_the_second, notices";
+        CountFallsToZero = "mutant:count-falls-to-zero";
         /// A reference is gone for good once its page is written, before the flush.
         FreedBeforeFlush = "mutant:freed-before-flush";
         /// The write of a page frees what earlier versions dropped, but not what this one did.
@@ -249,8 +258,7 @@ mutants! {
         /// Where the guest reads zeroes, a new mapping never waits for its data.
         ZeroesTakenForHarmless = "mutant:zeroes-taken-for-harmless";
         /// A cluster that others refer to is discarded on the storage.
-        SharedClusterDiscarded = "mutant:shared-cluster-discarded", argued "without snapshots no writer leaves a cluster with two references, so no workload begins with one: \
-            qcow2-core/tests/damage.rs, what_two_clusters_map_stays_for_the_second, notices";
+        SharedClusterDiscarded = "mutant:shared-cluster-discarded";
         /// Zeroing parts of two clusters looks only whether the first one holds data.
         ZeroLooksAtFirstCluster = "mutant:zero-looks-at-first-cluster";
     }

@@ -47,7 +47,10 @@ impl State {
                 let at = at + entry_bytes * index;
                 match self.mapping_in(slot, at)? {
                     Mapping::Unallocated => {}
-                    old => self.clear(at, old, Mapping::Unallocated, true),
+                    old => {
+                        self.check_given_up(old)?;
+                        self.clear(at, old, Mapping::Unallocated, true);
+                    }
                 }
                 clusters.start += 1;
             }

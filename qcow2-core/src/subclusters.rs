@@ -81,14 +81,12 @@ impl State {
                 _ => bits(self.touched(cluster, &wanted.bytes)),
             };
             let own = NonZeroU64::new(host).filter(|_| copied && host < self.length);
+            self.check_given_up(mapping)?;
             targets.push(match own {
-                Some(_) => {
-                    self.check_data(host)?;
-                    match of.data & touched == touched {
-                        true => Target::InPlace(host),
-                        false => Target::Part(own),
-                    }
-                }
+                Some(_) => match of.data & touched == touched {
+                    true => Target::InPlace(host),
+                    false => Target::Part(own),
+                },
                 None => Target::Part(None),
             });
         }

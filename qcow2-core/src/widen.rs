@@ -15,6 +15,7 @@ use std::ops::Range;
 use crate::claim::Claim;
 use crate::error::IoError;
 use crate::image::Image;
+use crate::mutant::mutant;
 use crate::read::{ReadExtent, Source};
 use crate::write::WriteExtent;
 use storage::{Durability, IoBuf, Storage};
@@ -90,7 +91,8 @@ impl<S: Storage> Image<S> {
                         Ok(cluster) => cluster,
                         Err(error) => return (buf, Err(error)),
                     };
-                    let from = index(of.from);
+                    let from =
+                        mutant!(self.options.rules, StreamReadFromStart => 0; index(of.from));
                     buf[done..end].copy_from_slice(&cluster[from..from + (end - done)]);
                     done = end;
                     continue;

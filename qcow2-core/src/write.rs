@@ -147,13 +147,32 @@ impl State {
                 self.check_data(host)?;
                 Target::Revive(host)
             }
+            Mapping::Unallocated | Mapping::ZeroPlain => {
+                Target::New { rest: self.content(cluster, mapping)? }
+            }
             Mapping::Data { copied: false, .. }
             | Mapping::ZeroAllocated { copied: false, .. }
-            | Mapping::Unallocated
-            | Mapping::ZeroPlain
             | Mapping::Mixed { .. }
-            | Mapping::Compressed { .. } => Target::New { rest: self.content(cluster, mapping)? },
+            | Mapping::Compressed { .. } => {
+                self.check_given_up(mapping)?;
+                Target::New { rest: self.content(cluster, mapping)? }
+            }
         })
+    }
+
+    /// Refuses to give up metadata with the guest cluster of an entry that leads to it: it would be counted down, and discarded.
+    pub(crate) fn check_given_up(&self, mapping: Mapping) -> Result<(), IoError> {
+        let bytes = match mapping {
+            Mapping::Data { host, .. }
+            | Mapping::ZeroAllocated { host, .. }
+            | Mapping::Mixed { host: host @ 1.., .. } => host..host + 1,
+            Mapping::Compressed { offset, length, .. } => offset..offset + length,
+            Mapping::Unallocated | Mapping::ZeroPlain | Mapping::Mixed { host: 0, .. } => {
+                return Ok(());
+            }
+        };
+        let size = self.cluster_size();
+        self.check_unused(bytes.start / size..bytes.end.div_ceil(size))
     }
 
     /// Refuses to write guest data over metadata.
@@ -539,6 +558,10 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let sector = self.image.limits.sector() as u64;
         let head = 0..offset.saturating_sub(start).min(size).next_multiple_of(sector);
         let tail = end.saturating_sub(start).min(size) / sector * sector..size;
+        let content = mutant!(self.image.options.rules, CompressedRestZeroed => match content {
+            Content::Stream(_) => Content::Zero,
+            content => content,
+        }; content);
         // Decompressed once for both.
         let whole = match content {
             Content::Stream(of) if !(head.is_empty() && tail.is_empty()) => {

@@ -134,6 +134,9 @@ impl State {
                                 self.check_table_owned(clusters.start)?;
                                 owned = true;
                             }
+                            if new.host().is_none() {
+                                self.check_given_up(old)?;
+                            }
                             self.clear(at, old, new, !is_kept);
                         }
                         clusters.start += 1;

@@ -31,12 +31,12 @@ fn content(cluster: u64, size: usize) -> Vec<u8> {
 fn deflated(data: &[u8]) -> Vec<u8> {
     let mut compress = Compress::new_with_window_bits(Compression::best(), false, 12);
     let mut stream = Vec::with_capacity(2 * data.len());
-    compress.compress_vec(data, &mut stream, FlushCompress::Finish).unwrap();
+    compress.compress_vec(data, &mut stream, FlushCompress::Finish).expect("there is room");
     stream
 }
 
 fn word(bytes: &[u8], at: u64) -> u64 {
-    u64::from_be_bytes(bytes[at as usize..][..8].try_into().unwrap())
+    u64::from_be_bytes(bytes[at as usize..][..8].try_into().expect("eight bytes"))
 }
 
 fn put(bytes: &mut [u8], at: u64, value: &[u8]) {
@@ -47,15 +47,15 @@ pub(crate) fn sample(cluster_bits: u32, extended: bool) -> Sample {
     let size = 1 << cluster_bits;
     let storage = MemoryStorage::default();
     let options = CreateOptions::new(CLUSTERS * size as u64).cluster_bits(cluster_bits);
-    create(&storage, &options.extended_l2(extended)).unwrap();
-    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    create(&storage, &options.extended_l2(extended)).expect("there is room");
+    let image = Image::open(storage.clone(), OpenOptions::new()).expect("it was just made");
     let mut expected: Vec<u8> = (0..3).flat_map(|cluster| content(cluster, size)).collect();
-    image.write(size as u64, &expected[size..]).unwrap();
-    image.close().unwrap();
+    image.write(size as u64, &expected[size..]).expect("there is room");
+    image.close().expect("there is room");
     expected.resize(CLUSTERS as usize * size, 0);
 
     let mut bytes = storage.to_vec();
-    let header = Header::parse(&bytes).unwrap();
+    let header = Header::parse(&bytes).expect("it was just made");
     let (table, entry_len) =
         (word(&bytes, header.l1_table_offset) << 8 >> 8, if extended { 16 } else { 8 });
     let host = word(&bytes, table + entry_len) << 8 >> 8;
@@ -69,7 +69,7 @@ pub(crate) fn sample(cluster_bits: u32, extended: bool) -> Sample {
     for (index, (offset, length)) in
         streams.into_iter().zip([first.len(), second.len()]).enumerate()
     {
-        let entry = L2Entry::compressed(offset, length as u64, cluster_bits).unwrap();
+        let entry = L2Entry::compressed(offset, length as u64, cluster_bits).expect("it fits");
         put(&mut bytes, table + index as u64 * entry_len, &entry.0.to_be_bytes());
         if extended {
             put(&mut bytes, table + index as u64 * 16 + 8, &[0; 8]);
@@ -77,7 +77,8 @@ pub(crate) fn sample(cluster_bits: u32, extended: bool) -> Sample {
     }
     let block = word(&bytes, header.refcount_table_offset);
     put(&mut bytes, block + host / size as u64 * 2, &[0, 2]);
-    let report = check(&MemoryStorage::new(bytes.clone()), Repair::None).unwrap();
+    let report =
+        check(&MemoryStorage::new(bytes.clone()), Repair::None).expect("it can be checked");
     assert!(report.findings.is_empty(), "{report:#?}");
     assert_eq!(report.compressed_clusters, 2);
     Sample { image: bytes, expected, streams }

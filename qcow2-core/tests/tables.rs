@@ -113,6 +113,45 @@ fn an_entry_that_leads_to_a_table_is_not_written_through() {
     }
 }
 
+/// Goal: a table is not given back with the guest cluster of an entry that leads to it, and its space stays its own. Method: every way in
+/// which a guest cluster gives its host cluster up, plain or compressed, and then as many writes as there is room for.
+#[test]
+fn a_table_that_an_entry_leads_to_is_not_given_back() {
+    const COMPRESSED: u64 = 1 << 62;
+    let changes: [Change; 4] = [
+        |image| image.discard(2 * CLUSTER, CLUSTER),
+        |image| image.write_zeroes(2 * CLUSTER, CLUSTER, Zeroing::Free),
+        |image| image.write(2 * CLUSTER, &[1; CLUSTER as usize]),
+        |image| image.shrink(2 * CLUSTER),
+    ];
+    for change in changes {
+        for (host, what) in Sample::new().tables() {
+            for flags in [0, COPIED, ZERO, COPIED | ZERO, COMPRESSED] {
+                if host == 0 {
+                    continue;
+                }
+                let mut sample = Sample::new();
+                sample.put(sample.table(0) + 2 * 8, host | flags);
+                let storage = MemoryStorage::new(sample.bytes.clone());
+                let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+                // It may be refused.
+                let _ = change(&image);
+                let _ = image.flush();
+                for cluster in 10..40 {
+                    let _ = image.write(cluster * CLUSTER, &[0xee; CLUSTER as usize]);
+                    let _ = image.flush();
+                }
+                let _ = image.close();
+                let now = storage.to_vec();
+                let table = host as usize..(host + CLUSTER) as usize;
+                let is_guests = now[table.clone()] == [0xee; CLUSTER as usize];
+                let is_gone = now[table] == [0; CLUSTER as usize];
+                assert!(!is_guests && !is_gone, "{what}, {flags:#x}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_table_that_is_counted_as_free_is_not_given_out() {
     for (host, what) in Sample::new().tables() {

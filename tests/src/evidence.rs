@@ -67,6 +67,10 @@ impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
         self.values.bytes(Key(key.0))
     }
 
+    fn key_of(&self, bytes: &Unit) -> Option<ValueKey> {
+        Some(ValueKey(self.values.intern(bytes).0))
+    }
+
     fn generation(&self) -> u64 {
         0
     }

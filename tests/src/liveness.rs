@@ -304,12 +304,13 @@ impl Exposure {
 
     /// P9: how many clusters a power cut now may leak, in an image that was like this when the life began.
     fn may_leak(&self, before: &Before) -> u64 {
-        let Before { geometry, copies, size, past_end, refcount_table, l1, .. } = *before;
+        let Before { geometry, copies, streams, size, past_end, refcount_table, l1, .. } = *before;
         let cluster = geometry.cluster_size();
         let covered = cluster / 8 * cluster;
         let mut taken = 0;
         let mut moved = 0;
         let settled = self.settled();
+        let given_up = 1 + u64::from(streams);
         // What a growth finds past the end of the disk, and clears.
         let left = || {
             let most = self.largest.max(size);
@@ -337,7 +338,7 @@ impl Exposure {
                 | Op::Uncover { offset, length }
                 | Op::Preallocate { offset, length, .. } => {
                     let touched = |size: u64| (offset + length).div_ceil(size) - offset / size;
-                    taken += 2 * touched(cluster) + touched(covered);
+                    taken += (1 + given_up) * touched(cluster) + touched(covered);
                 }
                 // What it shows of the layer is copied.
                 Op::Read { offset, length } if copies => {
@@ -354,7 +355,7 @@ impl Exposure {
                     let most = self.largest.max(size);
                     let cut =
                         |unit: u64| most.div_ceil(unit) - (to / unit).min(most.div_ceil(unit));
-                    taken += 1 + cut(cluster) + cut(covered);
+                    taken += 1 + given_up * cut(cluster) + cut(covered);
                 }
                 Op::Read { .. } | Op::Flush | Op::Reopen => {}
             }
@@ -375,6 +376,8 @@ pub struct Before {
     geometry: Geometry,
     /// Whether what is read of the layer below is copied.
     copies: bool,
+    /// Whether clusters are compressed: each may lie in two host clusters.
+    streams: bool,
     leaks: u64,
     /// Of the disk, in bytes.
     size: u64,
@@ -398,9 +401,8 @@ impl Before {
         let past = |header: &Header| {
             let end = header.size.div_ceil(header.cluster_size());
             // Whatever else it says, a host cluster may be kept for it.
-            let host = |mapping| !matches!(mapping, Mapping::Compressed(_));
             let mappings = auditor.image().mappings();
-            mappings.filter(|&(cluster, at)| cluster >= end && host(at)).count() as u64
+            mappings.filter(|&(cluster, _)| cluster >= end).count() as u64
         };
         let past_end = header.map_or(0, past);
         let leaks = auditor.report().findings.iter().filter(leak).count();
@@ -409,7 +411,9 @@ impl Before {
         let leaks = if bench.will_repair() { 0 } else { leaks };
         let leaks = (leaks + auditor.image().vouched_for().count()) as u64;
         let copies = bench.session.copy_on_read;
-        Self { geometry: *geometry, copies, leaks, size, past_end, refcount_table, l1 }
+        let compressed = |(_, mapping)| matches!(mapping, Mapping::Compressed(_));
+        let streams = auditor.image().mappings().any(compressed);
+        Self { geometry: *geometry, copies, streams, leaks, size, past_end, refcount_table, l1 }
     }
 
     /// How many clusters a power cut may leak after these requests.
@@ -464,6 +468,7 @@ mod tests {
         exposure.may_leak(&Before {
             geometry: GEOMETRY,
             copies,
+            streams: false,
             leaks: 0,
             size,
             past_end: 0,

@@ -16,7 +16,7 @@
 //! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
 //!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all; images over a layer, subclusters,
 //!    smaller disks and clusters that show the layer again are asked only of whoever [opens](Subject::opens_layers),
-//!    [reads](Subject::reads_subclusters), [shrinks](Subject::shrinks) or [uncovers](Subject::uncovers) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
+//!    [reads](Subject::reads_subclusters), [decompresses](Subject::decompresses), [shrinks](Subject::shrinks) or [uncovers](Subject::uncovers) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
 //!    not its own shows bugs that are none. [`command`](Subject::command) is what reports tell people to type: the running program,
 //!    unless the subject says how that is started (`cargo run --release --`).
 //! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
@@ -237,6 +237,11 @@ pub trait Subject: Clone + Send + Sync + 'static {
         false
     }
 
+    /// Whether it reads compressed clusters, and writes over them. One that does not is given none.
+    fn decompresses(&self) -> bool {
+        false
+    }
+
     /// Whether it makes disks smaller. A subject that does not is not asked to.
     fn shrinks(&self) -> bool {
         false
@@ -414,6 +419,10 @@ impl Subject for Qcow2Core {
         true
     }
 
+    fn decompresses(&self) -> bool {
+        true
+    }
+
     fn shrinks(&self) -> bool {
         true
     }
@@ -569,6 +578,7 @@ impl<S: Storage> SubjectImage for Image<S> {
                 let to = match extent.source {
                     Source::Host(host) => Mapping::Host(host),
                     Source::Below => Mapping::Unallocated,
+                    Source::Compressed(stream) => Mapping::Compressed(stream.offset),
                     _ => Mapping::Zero,
                 };
                 let this = Extent { guest, length: extent.len, to };

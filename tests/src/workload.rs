@@ -16,7 +16,7 @@ use model::case::{Device, Dropped, Opening};
 use model::op::{Durability, Geometry, Op, Preallocation};
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 14;
+pub const GENERATOR: u32 = 15;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,11 +74,13 @@ pub enum Shape {
     Ahead,
     /// What is read from the layer below is copied.
     CopyOnRead,
+    /// The image has compressed clusters.
+    Compressed,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -96,6 +98,7 @@ impl Shape {
         Self::Subclusters,
         Self::Ahead,
         Self::CopyOnRead,
+        Self::Compressed,
     ];
 
     /// The name in reports and on the command line.
@@ -118,6 +121,7 @@ impl Shape {
             Self::Subclusters => "subclusters",
             Self::Ahead => "ahead",
             Self::CopyOnRead => "copy-on-read",
+            Self::Compressed => "compressed",
         }
     }
 }
@@ -324,6 +328,7 @@ impl Plan {
                 ops.any(|op| matches!(op, Op::Preallocate { .. }))
             }
             Shape::CopyOnRead => self.open.copy_on_read && self.geometry.below.is_some(),
+            Shape::Compressed => self.initial == Initial::Compressed,
             Shape::Shrinking => {
                 let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
                 ops.any(|op| matches!(op, Op::Shrink { .. }))
@@ -339,6 +344,13 @@ impl Plan {
             if matches!(op, Op::Shrink { .. }) {
                 *op = Op::Flush;
             }
+        }
+    }
+
+    /// The same without compressed clusters: scattered ones in their place.
+    pub fn never_compressed(&mut self) {
+        if self.initial == Initial::Compressed {
+            self.initial = Initial::Fragmented;
         }
     }
 
@@ -383,7 +395,9 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         || (rng.below(10) == 0 && scope.shape.is_none()))
         && version == 3
         && !(growing || eviction || scope.tiny);
+    let compressed = shaped(&mut rng, Shape::Compressed, 20) && !sparse;
     let initial = match rng.below(24) {
+        _ if compressed => Initial::Compressed,
         0..=4 => Initial::Fresh,
         5..=8 => Initial::Leaky,
         // Neither has feature bits to be marked with.
@@ -409,6 +423,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         _ if eviction || growing => 9,
         _ if extended => 14 + rng.below(3),
         _ if wide => 12 + rng.below(3),
+        (Initial::Compressed, 0..=6) => 10,
+        (Initial::Compressed, _) => 12,
         (_, 0..=5) if sparse => 9,
         (_, 0..=1) if !scope.tiny => 9,
         (_, 0..=7) => 10,

@@ -9,6 +9,7 @@ use crate::finding::Finding;
 use crate::label::Region;
 use crate::op::SUBCLUSTERS;
 use crate::payload::UNIT;
+use crate::stream::Stream;
 
 /// The entry's cluster has a refcount of exactly one.
 pub const COPIED: u64 = 1 << 63;
@@ -168,6 +169,20 @@ pub(super) fn compressed_extent(entry: u64, header: &Header) -> (u64, u64) {
     (start, end.saturating_sub(start))
 }
 
+/// The entry of a compressed cluster whose stream has so many bytes.
+pub(crate) fn compressed_entry(offset: u64, length: u64, cluster_bits: u32) -> u64 {
+    let offset_bits = 70u32.saturating_sub(cluster_bits);
+    let last = offset.saturating_add(length).saturating_sub(1).checked_div(UNIT_BYTES).unwrap_or(0);
+    let first = offset.checked_div(UNIT_BYTES).unwrap_or(0);
+    COMPRESSED | last.saturating_sub(first).wrapping_shl(offset_bits) | offset
+}
+
+/// Where the data of a compressed cluster may be.
+pub(crate) fn stream_of(entry: u64, header: &Header) -> Stream {
+    let (offset, length) = compressed_extent(entry, header);
+    Stream { offset, length }
+}
+
 /// Fills `entries` with (index, entry) of a table's entries that are not 0, in order.
 pub(super) fn nonzero_entries<E: Evidence>(
     evidence: &mut E,
@@ -210,6 +225,8 @@ mod tests {
         let header = Header { version: 3, cluster_bits: 16, ..Header::default() };
         let entry = COMPRESSED | (3 << 54) | 0x5_0123;
         assert_eq!(compressed_extent(entry, &header), (0x5_0123, 4 * 512 - 0x123));
+        assert_eq!(compressed_entry(0x5_0123, 4 * 512 - 0x123, 16), entry);
+        assert_eq!(compressed_entry(0x5_0123, 3 * 512 - 0x122, 16), entry);
         // 512 bytes: 61 bits and one bit.
         let header = Header { version: 3, cluster_bits: 9, ..Header::default() };
         let entry = COMPRESSED | (1 << 61) | 0x600;

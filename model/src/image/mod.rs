@@ -42,7 +42,7 @@ mod recording;
 mod refcounts;
 mod tables;
 
-pub(crate) use entry::{ALL_ALLOCATED, ALL_ZERO, decode_l2};
+pub(crate) use entry::{ALL_ALLOCATED, ALL_ZERO, compressed_entry, decode_l2, stream_of};
 pub use entry::{COPIED, Mapping};
 pub use extensions::{BITMAPS_BYTES, EXTENSION_BITMAPS, EXTENSION_LAYER_FORMAT};
 pub use header::{

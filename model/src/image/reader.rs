@@ -212,7 +212,7 @@ impl Image {
     }
 
     /// The L2 entry of a guest cluster and its bitmap; 0 where there is none.
-    fn entry(&self, header: &Header, guest_cluster: u64) -> (u64, u64) {
+    pub(crate) fn entry(&self, header: &Header, guest_cluster: u64) -> (u64, u64) {
         let table = guest_cluster.checked_div(header.l2_entries()).unwrap_or(0);
         let within = to_usize(guest_cluster.checked_rem(header.l2_entries()).unwrap_or(0));
         let table = self.table(table);

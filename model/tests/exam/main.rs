@@ -27,13 +27,13 @@ use crate::shapes::{
 use crate::states::{
     changes_recorded, claims, clean_close, contents_kept, copied_flags_inherited, dirty_and_lost,
     invented_data, lost_write, mappings, misread_story, no_zero_among_several, second_repair,
-    second_repair_of_sets, sets_kept, whole_set, wrong_size,
+    second_repair_of_sets, sets_kept, streams, whole_set, wrong_size,
 };
 
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Mistake) -> Outcome);
 
-const EXAMS: [Exam; 49] = [
+const EXAMS: [Exam; 50] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -83,6 +83,7 @@ const EXAMS: [Exam; 49] = [
     ("what the image does not say is the layer's", layers),
     ("a discard may leave what a layer shows", discard_beside_layer),
     ("what is uncovered shows the layer, and zeroes past its end", uncovering),
+    ("compressed clusters are judged in every way in which they may read", streams),
 ];
 
 #[test]

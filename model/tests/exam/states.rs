@@ -11,11 +11,11 @@ use model::judge::{
     Contents, Extent, Inherited, Judge, MAX_VIOLATIONS, Place, Statement, Violation, p0_misread,
 };
 use model::mistake::Mistake;
-use model::op::Op;
+use model::op::{Geometry, Op};
 use model::payload::{self, UNIT, Unit};
 
 use crate::guest::{CACHED, PROMISES, ZERO, done, flush};
-use crate::patient::{Patient, STAGES};
+use crate::patient::{KIB, Patient, STAGES};
 use crate::{Outcome, expect};
 
 /// A disk of which some units may hold other values than the one that they would resolve to.
@@ -41,6 +41,10 @@ impl Evidence for Open {
 
     fn bytes(&self, key: ValueKey) -> &Unit {
         self.disk.bytes(key)
+    }
+
+    fn key_of(&self, bytes: &Unit) -> Option<ValueKey> {
+        self.disk.key_of(bytes)
     }
 
     fn generation(&self) -> u64 {
@@ -599,4 +603,42 @@ pub(crate) fn second_repair_of_sets(mistake: Mistake) -> Outcome {
     bytes[9000] ^= 1;
     let mut other = model::evidence::BytesEvidence::new(&bytes);
     expect("a bit", kind(judge.p5_fixed_point(&mut disk, &mut other)), broken)
+}
+
+/// Goal: what a compressed cluster reads as is judged in every way in which its units may be, and that it can be read at all. Method: a
+/// stream becomes another's, becomes none, and may become none, or give a cluster of zeroes.
+pub(crate) fn streams(mistake: Mistake) -> Outcome {
+    let geometry = Geometry { virtual_size: 32 << 10, ..KIB };
+    let mut judge = Judge::with_mistake(mistake);
+    let mut patient = Patient::of(&geometry, Initial::Compressed);
+    let guest = patient.guest(mistake);
+    let found = kinds(judge.state(&mut patient.disk, &guest, Some(Stage::Closed)));
+    expect("as built", found, vec![])?;
+    let mut before = Contents::default();
+    judge.contents(&patient.disk, &mut before);
+    let (first, second) = (patient.l2(0), patient.l2(2));
+    let offset = first & 0x00ff_ffff_ffff_ffff;
+
+    patient.set_l2(0, second);
+    let found = kinds(judge.state(&mut patient.disk, &guest, Some(Stage::CrashedDirty)));
+    let other = [(Property::P2, "other-unit"), (Property::P2, "invented-zero")];
+    expect("another's", found.iter().any(|kind| other.contains(kind)), true)?;
+    let mut after = Contents::default();
+    judge.contents(&patient.disk, &mut after);
+    let changed = judge.p3_same_contents(&before, &after, &patient.disk);
+    expect("another's, after a repair", changed.map(|it| it.kind), Some("content-changed"))?;
+    patient.set_l2(0, first);
+
+    let unit = offset / UNIT as u64;
+    let held = patient.disk.resolve(unit);
+    let held = *patient.disk.bytes(held);
+    patient.disk.patch(offset, &[0xff; 8]);
+    let found = kinds(judge.state(&mut patient.disk, &guest, Some(Stage::Closed)));
+    expect("none", found, vec![(Property::P2, "undecodable")])?;
+
+    let broken = patient.disk.resolve(unit);
+    patient.disk.set(unit, &held);
+    let mut open = Open { disk: patient.disk, others: BTreeMap::from([(unit, vec![broken])]) };
+    let found = kinds(judge.state(&mut open, &guest, Some(Stage::Closed)));
+    expect("none, perhaps", found, vec![(Property::P2, "undecodable")])
 }

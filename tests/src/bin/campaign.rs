@@ -218,7 +218,7 @@ struct Explore {
     #[arg(long)]
     over_layer: bool,
     /// Only these initial images: fresh, refcount-block-one-short, refcount-table-one-short, l1-about-to-grow, leaky,
-    /// dirty, fragmented, bitmaps, leftovers.
+    /// dirty, fragmented, bitmaps, leftovers; and compressed, if it is asked for.
     #[arg(long, value_delimiter = ',')]
     initial: Vec<String>,
     /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.

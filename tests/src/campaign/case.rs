@@ -119,6 +119,9 @@ pub(super) fn run_case<Sub: Subject>(
     if !subject.shrinks() {
         plan.never_shrinks();
     }
+    if !subject.decompresses() {
+        plan.never_compressed();
+    }
     if !subject.uncovers() {
         plan.never_uncovers();
     }

@@ -7,8 +7,8 @@ use qcow2_crashtest::workload::FaultKind;
 use super::line::By::{Damage, Fault, Nothing, Probe as Met, Test};
 use super::line::lines;
 use super::tests::{
-    BACKING, CHECK, COMPRESSED, CORPUS, DAMAGE, FILE, INTEROP, LIMITED, MALFORMED, MUTANTS,
-    REAL_FILE, REFUSED, RETRY, SNAPSHOTS, TABLES,
+    BACKING, CHECK, COMPRESSED, CORPUS, DAMAGE, FILE, INTEROP, LIMITED, MALFORMED, REAL_FILE,
+    REFUSED, RETRY, SNAPSHOTS, TABLES,
 };
 
 lines! {
