@@ -10,9 +10,8 @@
 //!
 //! **Invariant.** Reading, what a partial write leaves of a cluster, zeroing, and whether an entry may overtake its data all ask here.
 
-use crate::decompress::Compressed;
 use crate::error::IoError;
-use crate::format::entry::{Mapping, Subclusters};
+use crate::format::entry::{L2Entry, Mapping, Subclusters};
 use crate::mutant::mutant;
 use crate::state::State;
 
@@ -25,8 +24,8 @@ pub(crate) enum Content {
     Host(u64),
     /// What the layer below holds from this byte on, which is the guest's own offset.
     Below(u64),
-    /// What a stream in the file gives.
-    Stream(Compressed),
+    /// What the stream of this entry gives, at the guest's own place in its cluster.
+    Stream(L2Entry),
 }
 
 impl State {
@@ -34,11 +33,26 @@ impl State {
     #[inline]
     pub(crate) fn content(&self, guest_cluster: u64, mapping: Mapping) -> Result<Content, IoError> {
         match mapping {
+            Mapping::Data { host, .. } => Ok(Content::Host(host)),
+            other => self.content_beside_data(guest_cluster, other),
+        }
+    }
+
+    /// The same for the other kinds, apart, so that the first costs no more than it takes.
+    #[inline(never)]
+    fn content_beside_data(
+        &self,
+        guest_cluster: u64,
+        mapping: Mapping,
+    ) -> Result<Content, IoError> {
+        match mapping {
             Mapping::Unallocated => Ok(self.unallocated(guest_cluster)),
             Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => Ok(Content::Zero),
             Mapping::Data { host, .. } => Ok(Content::Host(host)),
             Mapping::Compressed { offset, length, .. } => {
-                Ok(Content::Stream(Compressed { offset, length, from: 0 }))
+                self.met_compressed.set(true);
+                let entry = L2Entry::compressed(offset, length, self.header.cluster_bits);
+                Ok(Content::Stream(entry.expect("an entry said so")))
             }
             Mapping::Mixed { .. } => unreachable!("it is asked for by subclusters"),
         }
@@ -87,7 +101,7 @@ impl Content {
             Self::Zero => Self::Zero,
             Self::Host(offset) => Self::Host(offset + bytes),
             Self::Below(offset) => Self::Below(offset + bytes),
-            Self::Stream(of) => Self::Stream(Compressed { from: of.from + bytes, ..of }),
+            Self::Stream(entry) => Self::Stream(entry),
         }
     }
 }

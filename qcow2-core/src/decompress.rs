@@ -13,24 +13,13 @@
 //! for zeroes.
 
 use crate::error::IoError;
+use crate::format::entry::{L2Entry, Mapping};
 use crate::format::header::CompressionType;
 use crate::image::Image;
 use storage::{IoBuf, Storage};
 
 /// `inflateInit2` is called with -12 by QEMU, and `deflateInit2` too.
 const WINDOW_BITS: u8 = 12;
-
-/// A part of what a compressed cluster reads as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Compressed {
-    /// Host offset of the stream in bytes.
-    pub offset: u64,
-    /// The most bytes that it has.
-    pub length: u64,
-    /// From which byte of the guest cluster on.
-    pub from: u64,
-}
 
 /// Why a stream gives no cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,9 +75,12 @@ fn frames(stream: &[u8], cluster: &mut [u8]) -> Result<(), Damage> {
 }
 
 impl<S: Storage> Image<S> {
-    /// What a whole compressed cluster reads as.
-    pub(crate) async fn decompress(&self, what: Compressed) -> Result<IoBuf, IoError> {
-        let Compressed { offset, length, .. } = what;
+    /// What the whole guest cluster of a compressed entry reads as.
+    pub(crate) async fn decompress(&self, entry: L2Entry) -> Result<IoBuf, IoError> {
+        let bits = self.cluster_size.trailing_zeros();
+        let Ok(Mapping::Compressed { offset, length, .. }) = entry.decode(bits, 3, 0) else {
+            unreachable!("it was made of such a mapping")
+        };
         let sector = self.limits.sector() as u64;
         let from = offset - offset % sector;
         let to = (offset + length).next_multiple_of(sector);

@@ -157,7 +157,6 @@ pub use barrier::Barrier;
 pub use chain::{Layers, open_chain};
 pub use check::{CheckReport, Finding, MAX_FINDINGS, Problem, check};
 pub use create::{create, create_over};
-pub use decompress::Compressed;
 pub use error::{CheckError, CreateError, ErrorKind, IoError, OpenError};
 pub use file_layers::FileLayers;
 pub use image::{Image, ImageInfo};

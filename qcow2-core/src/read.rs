@@ -5,9 +5,8 @@ use std::fmt;
 use smallvec::SmallVec;
 
 use crate::content::Content;
-use crate::decompress::Compressed;
 use crate::error::IoError;
-use crate::format::entry::Mapping;
+use crate::format::entry::{L2Entry, Mapping};
 use crate::image::Image;
 use crate::layer::{Layer, LayerRead};
 use crate::map::Entries;
@@ -38,8 +37,9 @@ pub enum Source {
     Host(u64),
     /// The layer below, at the guest's own offset; past its end it reads as zeroes. [`Image::below`] has it.
     Below,
-    /// A stream in the file that has to be decompressed, as [`Image::read`] does.
-    Compressed(Compressed),
+    /// The stream that this entry of the L2 table describes, at the guest's own place in the cluster that it gives. [`Image::read`]
+    /// decompresses it.
+    Compressed(L2Entry),
 }
 
 impl Source {
@@ -57,7 +57,7 @@ impl Source {
             Self::Host(offset) => Self::Host(offset + len),
             Self::Zeroes => Self::Zeroes,
             Self::Below => Self::Below,
-            Self::Compressed(of) => Self::Compressed(Compressed { from: of.from + len, ..of }),
+            Self::Compressed(entry) => Self::Compressed(entry),
         }
     }
 }
@@ -68,7 +68,7 @@ impl From<Content> for Source {
             Content::Zero => Self::Zeroes,
             Content::Host(host) => Self::Host(host),
             Content::Below(_) => Self::Below,
-            Content::Stream(of) => Self::Compressed(of),
+            Content::Stream(entry) => Self::Compressed(entry),
         }
     }
 }
@@ -81,6 +81,8 @@ pub struct ReadMap<'a, S: Storage> {
     image: &'a Image<S>,
     ticket: Option<u64>,
     extents: Extents,
+    /// Whether some of it may be compressed.
+    compressed: bool,
 }
 
 impl<S: Storage> ReadMap<'_, S> {
@@ -98,22 +100,25 @@ impl<S: Storage> Drop for ReadMap<'_, S> {
     }
 }
 
+/// Appends what so many bytes of clusters, or subclusters, of `size` bytes are, from `at` on, which goes on behind them.
+#[inline(always)]
+fn push(extents: &mut Extents, at: &mut u64, end: u64, bytes: u64, size: u64, source: Source) {
+    let within = *at % size;
+    let len = (bytes - within).min(end - *at);
+    let source = source.after(within);
+    match extents.last_mut() {
+        Some(last) if last.source.after(last.len) == source => last.len += len,
+        _ => extents.push(ReadExtent { len, source }),
+    }
+    *at += len;
+}
+
 impl State {
     /// Appends the extents of `at..end` to `extents`, as far as the cache knows them; returns how far that is.
     fn resolve(&mut self, extents: &mut Extents, mut at: u64, end: u64) -> Result<u64, Stop> {
         let size = self.cluster_size();
         let start = at;
         let end = end.min((at / size + AT_ONCE).saturating_mul(size));
-        let mut add = |at: &mut u64, clusters: u64, size: u64, source: Source| {
-            let within = *at % size;
-            let len = (clusters * size - within).min(end - *at);
-            let source = source.after(within);
-            match extents.last_mut() {
-                Some(last) if last.source.after(last.len) == source => last.len += len,
-                _ => extents.push(ReadExtent { len, source }),
-            }
-            *at += len;
-        };
         while at < end {
             match self.entries(at / size..end.div_ceil(size), AT_ONCE) {
                 Ok(Entries::NoTable { clusters }) => {
@@ -122,7 +127,7 @@ impl State {
                         0 => (clusters, Source::Zeroes),
                         shown => (shown.min(clusters), Source::Below),
                     };
-                    add(&mut at, clusters, size, source);
+                    push(extents, &mut at, end, clusters * size, size, source);
                 }
                 Ok(Entries::At { slot, at: place, count }) if self.extended => {
                     for place in (place..).step_by(16).take(count) {
@@ -132,10 +137,11 @@ impl State {
                             while at < end && at / size == cluster {
                                 let of = mutant!(self.rules, ReadAsFirstSubcluster => 0; at % size / one);
                                 let content = self.content_of(cluster, mapping, of)?;
-                                add(&mut at, 1, one, content.into());
+                                push(extents, &mut at, end, one, one, content.into());
                             }
                         } else {
-                            add(&mut at, 1, size, self.content(cluster, mapping)?.into());
+                            let content = self.content(cluster, mapping)?;
+                            push(extents, &mut at, end, size, size, content.into());
                         }
                     }
                 }
@@ -143,7 +149,7 @@ impl State {
                     let places = (place..).step_by(8);
                     for (entry, place) in self.cache.entries(slot, place, count).zip(places) {
                         let content = self.content(at / size, self.decode(entry, place)?)?;
-                        add(&mut at, 1, size, content.into());
+                        push(extents, &mut at, end, size, size, content.into());
                     }
                 }
                 Err(Stop::Load { .. }) if at > start => break,
@@ -161,14 +167,17 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// [`IoError::OutOfRange`], [`IoError::Unaligned`], or what reading or decoding the tables met.
     pub async fn map_read(&self, offset: u64, len: u64) -> Result<ReadMap<'_, S>, IoError> {
-        let mut map = ReadMap { image: self, ticket: None, extents: Extents::new() };
+        let extents = Extents::new();
+        let mut map = ReadMap { image: self, ticket: None, extents, compressed: false };
         let mut at = offset;
         loop {
             let (now, end) = self
                 .look(|state| {
                     state.check_range(offset, len)?;
                     map.ticket.get_or_insert_with(|| state.begin_read());
-                    Ok((state.resolve(&mut map.extents, at, offset + len)?, offset + len))
+                    let at = state.resolve(&mut map.extents, at, offset + len)?;
+                    map.compressed = state.met_compressed.get();
+                    Ok((at, offset + len))
                 })
                 .await?;
             at = now;
@@ -196,17 +205,25 @@ impl<S: Storage> Image<S> {
             Err(error) => return (buf, Err(error)),
         };
         let plain = |source| matches!(source, Source::Host(_) | Source::Zeroes);
-        let is_plain = map.extents().iter().all(|extent| plain(extent.source));
+        let is_plain = || map.extents().iter().all(|extent| plain(extent.source));
         // Subclusters may be shorter than sectors.
         let whole_sectors = || {
             let sector = self.limits.sector() as u64;
             map.extents().iter().all(|extent| extent.len.is_multiple_of(sector))
         };
-        if !is_plain {
+        if (self.below.is_some() || map.compressed) && !is_plain() {
             return Box::pin(self.read_and_copy(offset, map, buf)).await;
         }
         if self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors()) {
             return Box::pin(self.read_widened(offset, map.extents(), buf)).await;
+        }
+        // Most are one extent: the buffer goes to the storage as it is.
+        if let [ReadExtent { source: Source::Host(offset), .. }] = *map.extents()
+            && buf.len() <= self.limits.max_transfer
+        {
+            let (buf, read) = self.storage.read(offset, buf).await;
+            let action = "reading data";
+            return (buf, read.map_err(|source| IoError::Storage { action, offset, source }));
         }
         let mut rest = buf;
         let mut done = IoBuf::default();

@@ -18,9 +18,8 @@ use std::ops::Range;
 use crate::alloc::Extent;
 use crate::cache::Slot;
 use crate::content::Content;
-use crate::decompress::Compressed;
 use crate::error::IoError;
-use crate::format::entry::{Mapping, Subclusters};
+use crate::format::entry::{L2Entry, Mapping, Subclusters};
 use crate::map::NewLink;
 use crate::mutant::mutant;
 use crate::read::ReadExtent;
@@ -185,8 +184,9 @@ impl<S: Storage> WriteMap<'_, S> {
         let (host, _, of) = parts(old);
         let decompressed = match old {
             Mapping::Compressed { offset, length, .. } => {
-                let stream = Compressed { offset, length, from: 0 };
-                Some(Box::pin(self.image.decompress(stream)).await?)
+                let entry = L2Entry::compressed(offset, length, size.trailing_zeros());
+                let entry = entry.expect("an entry said so");
+                Some(Box::pin(self.image.decompress(entry)).await?)
             }
             _ => None,
         };
@@ -250,8 +250,8 @@ impl<S: Storage> WriteMap<'_, S> {
         let image = self.image;
         let len_in_memory = usize::try_from(len).expect("a cluster fits in memory");
         let mut buf = IoBuf::zeroed(len_in_memory, image.limits.alignment);
-        if let (Some(whole), Content::Stream(of)) = (whole, content) {
-            let from = usize::try_from(of.from).expect("a cluster fits in memory");
+        if let Some(whole) = whole {
+            let from = usize::try_from(at % image.cluster_size).expect("a cluster fits in memory");
             buf.copy_from_slice(&whole[from..from + len_in_memory]);
         } else if content != Content::Zero {
             let extent = ReadExtent { len, source: content.into() };

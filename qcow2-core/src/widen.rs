@@ -86,15 +86,19 @@ impl<S: Storage> Image<S> {
                     done = end;
                     continue;
                 }
-                Source::Compressed(of) => {
-                    let cluster = match self.decompress(of).await {
+                Source::Compressed(entry) => {
+                    let cluster = match self.decompress(entry).await {
                         Ok(cluster) => cluster,
                         Err(error) => return (buf, Err(error)),
                     };
-                    let from =
-                        mutant!(self.options.rules, StreamReadFromStart => 0; index(of.from));
-                    buf[done..end].copy_from_slice(&cluster[from..from + (end - done)]);
-                    done = end;
+                    while done < end {
+                        // Two guest clusters may have the same stream.
+                        let from = index((offset + done as u64) % self.cluster_size);
+                        let len = (cluster.len() - from).min(end - done);
+                        let from = mutant!(self.options.rules, StreamReadFromStart => 0; from);
+                        buf[done..done + len].copy_from_slice(&cluster[from..from + len]);
+                        done += len;
+                    }
                     continue;
                 }
                 Source::Below => {

@@ -564,8 +564,8 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         }; content);
         // Decompressed once for both.
         let whole = match content {
-            Content::Stream(of) if !(head.is_empty() && tail.is_empty()) => {
-                Some(Box::pin(self.image.decompress(of)).await?)
+            Content::Stream(entry) if !(head.is_empty() && tail.is_empty()) => {
+                Some(Box::pin(self.image.decompress(entry)).await?)
             }
             _ => None,
         };

@@ -96,6 +96,7 @@ use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
 use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry, Preallocation};
+use qcow2_core::format::entry::Mapping as Entry;
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
     Barrier, CheckError, CheckReport, ErrorKind, Image, IoError, Mutant, OpenOptions, Repair, Rule,
@@ -568,7 +569,8 @@ impl<S: Storage> SubjectImage for Image<S> {
     }
 
     async fn map(&self) -> Result<Vec<Extent>, String> {
-        let size = self.info().virtual_size;
+        let info = self.info();
+        let (size, cluster_bits) = (info.virtual_size, info.cluster_size.trailing_zeros());
         let map = plain(self.map_read(0, size).await)?;
         let mut guest = 0;
         Ok(map
@@ -578,7 +580,10 @@ impl<S: Storage> SubjectImage for Image<S> {
                 let to = match extent.source {
                     Source::Host(host) => Mapping::Host(host),
                     Source::Below => Mapping::Unallocated,
-                    Source::Compressed(stream) => Mapping::Compressed(stream.offset),
+                    Source::Compressed(entry) => match entry.decode(cluster_bits, 3, 0) {
+                        Ok(Entry::Compressed { offset, .. }) => Mapping::Compressed(offset),
+                        _ => Mapping::Zero,
+                    },
                     _ => Mapping::Zero,
                 };
                 let this = Extent { guest, length: extent.len, to };

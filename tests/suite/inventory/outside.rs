@@ -28,10 +28,6 @@ pub(super) const OUTSIDE: &[(&str, &str)] = &[
     ("ErrorKind::*", "qcow2-core/src/error.rs::the_kind_of_an_error_is_that_of_its_cause"),
     ("*Error::kind()", "qcow2-core/src/error.rs::the_kind_of_an_error_is_that_of_its_cause"),
     ("Source::*", "an answer: qcow2-core/tests/image.rs::neighbours_are_one_extent"),
-    (
-        "Compressed.*",
-        "an answer: qcow2-core/tests/compressed.rs::compressed_clusters_are_extents_of_their_own",
-    ),
     ("Finding.*", "an answer, of which the variants of Problem have lines"),
     ("EntryError.*", "an answer, of which the variants of EntryProblem have lines"),
     ("Table::*", "the place in an EntryError"),
