@@ -383,11 +383,13 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         |rng: &mut Rng, shape, one_in| scope.shape == Some(shape) || rng.below(one_in) == 0;
     // Sectors ask for clusters that hold whole ones, subclusters for 32 of them, those two for many small clusters.
     let wide = scope.shape == Some(Shape::Sectors);
-    let large = wide || scope.shape == Some(Shape::Subclusters);
+    let large = wide || matches!(scope.shape, Some(Shape::Subclusters | Shape::Compressed));
     let growing =
         shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction) && !large;
     let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing && !large;
-    let sparse = shaped(&mut rng, Shape::Sparse, 40) || eviction || growing;
+    let sparse = (shaped(&mut rng, Shape::Sparse, 40) && scope.shape != Some(Shape::Compressed))
+        || eviction
+        || growing;
     let three =
         scope.lazy == Some(true) || matches!(scope.shape, Some(Shape::Widths | Shape::Subclusters));
     let version = if shaped(&mut rng, Shape::Version2, 8) && !three { 2 } else { 3 };
