@@ -1,7 +1,7 @@
 //! Every crash state of one verb, and what is asked of such a state again and again.
 
 use faultfs::chooser::{Always, Exhaustive};
-use faultfs::direct::{Direct, DirectOptions};
+use faultfs::direct::{self, Direct, DirectOptions};
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::{Fault, FaultAt, FaultPlan, Planned, PlannedFault};
 use faultfs::profile::Profile;
@@ -17,11 +17,12 @@ use qcow2_core::storage::UNIT;
 use crate::recover::{Failure, whole_image};
 
 /// Runs `verb` on copies of `disk` with a power cut at each of its updates and flushes in turn, and after its end, and shows
-/// `judge` every state that each leaves, and whether the verb had ended. A `full` device does not get longer. Returns the first failure and the number of states.
+/// `judge` every state that each leaves, and whether the verb had ended. It says nothing if it could not do what it is for, which is a
+/// failure too, but on a `full` device, which does not get longer. Returns the first failure and the number of states.
 pub(super) fn every_crash<T>(
     disk: &PossibleDisk,
     full: bool,
-    verb: impl Fn(Direct<Exhaustive>) -> Option<T>,
+    verb: impl AsyncFn(Direct<Exhaustive>) -> Option<T>,
     judge: impl Fn(&mut PossibleDisk, &mut Exhaustive, bool) -> Result<(), Failure>,
 ) -> (Option<Failure>, u64) {
     let mut states = 0;
@@ -37,7 +38,12 @@ pub(super) fn every_crash<T>(
             let options =
                 DirectOptions { crash_at: Some(crash_at), faults, ..DirectOptions::default() };
             let direct = Direct::with_options(disk.clone(), chooser, options);
-            let ended = verb(direct.clone()).is_some();
+            let done = direct::run(verb(direct.clone()));
+            if matches!(done, Some(None)) && !full {
+                let failure = seen("verb-failed", "it failed, and no I/O had".to_owned());
+                return (Some(failure), states);
+            }
+            let ended = done.is_some();
             let remains = direct.power_off();
             chooser = remains.chooser;
             let mut crashed = remains.disk.crash(Profile::TornLength, &mut chooser);

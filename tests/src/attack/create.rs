@@ -65,9 +65,7 @@ fn create_over(disk: &PossibleDisk, options: CreateOptions) -> (Option<Failure>,
     every_crash(
         disk,
         false,
-        |direct| {
-            faultfs::direct::run(async move { qcow2_core::create(&direct, &options).await.ok() })
-        },
+        async |direct| qcow2_core::create(&direct, &options).await.ok(),
         |crashed, chooser, ended| {
             let lost = || Err(seen("created-and-lost", "creating it had returned".to_owned()));
             let mut auditor = Auditor::default();

@@ -34,12 +34,10 @@ pub(super) fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
     every_crash(
         &disk,
         false,
-        |direct| {
-            faultfs::direct::run(async move {
-                let options = OpenOptions::new().rules(rules).page_size(512);
-                let image = Image::open(direct, options).await.ok()?;
-                image.grow(NEW).await.ok()
-            })
+        async |direct| {
+            let options = OpenOptions::new().rules(rules).page_size(512);
+            let image = Image::open(direct, options).await.ok()?;
+            image.grow(NEW).await.ok()
         },
         |crashed, chooser, _| {
             let mut auditor = Auditor::default();

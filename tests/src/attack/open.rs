@@ -21,15 +21,13 @@ pub(super) fn open_promising(rules: Rules) -> (Option<Failure>, u64) {
         let (failure, more) = every_crash(
             &disk,
             false,
-            |direct| {
-                faultfs::direct::run(async move {
-                    let options = OpenOptions::new().rules(rules).page_size(512);
-                    let image = Image::open(direct, options).await.ok()?;
-                    let mut data = IoBuf::zeroed(UNIT, UNIT);
-                    data.fill(7);
-                    image.write(0, data, Durability::Cached).await.1.ok()?;
-                    image.flush().await.ok()
-                })
+            async |direct| {
+                let options = OpenOptions::new().rules(rules).page_size(512);
+                let image = Image::open(direct, options).await.ok()?;
+                let mut data = IoBuf::zeroed(UNIT, UNIT);
+                data.fill(7);
+                image.write(0, data, Durability::Cached).await.1.ok()?;
+                image.flush().await.ok()
             },
             |crashed, chooser, _| {
                 let header = crashed.read(0, chooser);

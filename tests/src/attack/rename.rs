@@ -65,13 +65,10 @@ fn do_without(rules: Rules) -> (Option<Failure>, u64) {
     every_crash(
         &disk,
         false,
-        |direct| {
-            faultfs::direct::run(async move {
-                let image = open_over_base(direct, rules).await?;
-                image.copy_up(0, 2 << 10).await.ok()?;
-                image.set_backing(None).await.ok()
-            })
-            .flatten()
+        async |direct| {
+            let image = open_over_base(direct, rules).await?;
+            image.copy_up(0, 2 << 10).await.ok()?;
+            image.set_backing(None).await.ok()
         },
         |crashed, chooser, ended| {
             let mut auditor = Auditor::default();
@@ -106,12 +103,9 @@ fn rename_once(
     every_crash(
         &disk_of(&units_of(image)),
         false,
-        |direct| {
-            faultfs::direct::run(async move {
-                let image = open_over_base(direct, rules).await?;
-                image.set_backing(next).await.ok()
-            })
-            .flatten()
+        async |direct| {
+            let image = open_over_base(direct, rules).await?;
+            image.set_backing(next).await.ok()
         },
         |crashed, chooser, ended| {
             let mut auditor = Auditor::default();

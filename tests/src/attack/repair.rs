@@ -43,11 +43,7 @@ pub(super) fn rebuild_in_place(rules: Rules) -> (Option<Failure>, u64) {
     every_crash(
         &disk,
         true,
-        |direct| {
-            faultfs::direct::run(async move {
-                qcow2_core::check(&direct, Repair::Rebuild, rules).await.ok()
-            })
-        },
+        async |direct| qcow2_core::check(&direct, Repair::Rebuild, rules).await.ok(),
         |crashed, chooser, _| {
             let mut auditor = Auditor::default();
             auditor.audit(&mut DiskEvidence::new(crashed, chooser));
@@ -82,11 +78,7 @@ pub(super) fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
     every_crash(
         &disk,
         false,
-        |direct| {
-            faultfs::direct::run(async move {
-                qcow2_core::check(&direct, Repair::All, rules).await.ok()
-            })
-        },
+        async |direct| qcow2_core::check(&direct, Repair::All, rules).await.ok(),
         |crashed, chooser, _| {
             let mut auditor = Auditor::default();
             let dirty = {
@@ -118,11 +110,7 @@ pub(super) fn repair_unmarked(rules: Rules) -> (Option<Failure>, u64) {
         let (failure, more) = every_crash(
             &damaged.disk,
             false,
-            |direct| {
-                faultfs::direct::run(
-                    async move { qcow2_core::check(&direct, repair, rules).await.ok() },
-                )
-            },
+            async |direct| qcow2_core::check(&direct, repair, rules).await.ok(),
             |crashed, chooser, _| {
                 let now = wrong(crashed, chooser);
                 if let Some(news) = now.difference(&before).next() {

@@ -75,22 +75,20 @@ pub fn separate(
     every_crash(
         &disk,
         false,
-        |direct| {
+        async |direct| {
             let grows = grows.clone();
-            faultfs::direct::run(async move {
-                let growth = if room == Room::Fresh { 16 * cluster } else { 0 };
-                let open = OpenOptions::new().growth(growth).rules(rules);
-                let image = Image::open(direct, open).await.ok()?;
-                if room == Room::Fresh {
-                    for guest in grows {
-                        let data = IoBuf::copy_of(&[9; UNIT], UNIT);
-                        image.write(guest * cluster, data, Durability::Cached).await.1.ok()?;
-                    }
-                    image.flush().await.ok()?;
+
+            let growth = if room == Room::Fresh { 16 * cluster } else { 0 };
+            let open = OpenOptions::new().growth(growth).rules(rules);
+            let image = Image::open(direct, open).await.ok()?;
+            if room == Room::Fresh {
+                for guest in grows {
+                    let data = IoBuf::copy_of(&[9; UNIT], UNIT);
+                    image.write(guest * cluster, data, Durability::Cached).await.1.ok()?;
                 }
-                image.separate().await.ok()
-            })
-            .flatten()
+                image.flush().await.ok()?;
+            }
+            image.separate().await.ok()
         },
         |crashed, chooser, ended| {
             let mut auditor = Auditor::default();

@@ -26,14 +26,12 @@ pub(super) fn write_over_table(rules: Rules) -> (Option<Failure>, u64) {
     every_crash(
         &disk,
         false,
-        |direct| {
-            faultfs::direct::run(async move {
-                let options = OpenOptions::new().rules(rules).page_size(512);
-                let image = Image::open(direct, options).await.ok()?;
-                let mut data = IoBuf::zeroed(UNIT, UNIT);
-                data.fill(7);
-                image.write(0, data, Durability::Cached).await.1.err()
-            })
+        async |direct| {
+            let options = OpenOptions::new().rules(rules).page_size(512);
+            let image = Image::open(direct, options).await.ok()?;
+            let mut data = IoBuf::zeroed(UNIT, UNIT);
+            data.fill(7);
+            image.write(0, data, Durability::Cached).await.1.err()
         },
         |crashed, chooser, ended| {
             if !is_same(crashed, chooser, &disk, 1) {
