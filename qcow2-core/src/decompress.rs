@@ -16,6 +16,7 @@ use crate::error::IoError;
 use crate::format::entry::{L2Entry, Mapping};
 use crate::format::header::CompressionType;
 use crate::image::Image;
+use crate::transfer::read_whole;
 use storage::{IoBuf, Storage};
 
 /// `inflateInit2` is called with -12 by QEMU, and `deflateInit2` too.
@@ -85,16 +86,10 @@ impl<S: Storage> Image<S> {
         let from = offset - offset % sector;
         let to = (offset + length).next_multiple_of(sector);
         let in_memory = |bytes: u64| usize::try_from(bytes).expect("a stream fits in memory");
-        let mut rest = IoBuf::zeroed(in_memory(to - from), self.limits.alignment);
-        let mut sectors = IoBuf::default();
-        while !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(self.limits.max_transfer));
-            let offset = from + sectors.len() as u64;
-            let (piece, read) = self.storage.read(offset, piece).await;
-            let action = "reading compressed data";
-            read.map_err(|source| IoError::Storage { action, offset, source })?;
-            sectors.unsplit(piece);
-        }
+        let sectors = IoBuf::zeroed(in_memory(to - from), self.limits.alignment);
+        let (sectors, read) = read_whole(&self.storage, from, sectors).await;
+        let action = "reading compressed data";
+        read.map_err(|(offset, source)| IoError::Storage { action, offset, source })?;
         let stream = &sectors[in_memory(offset - from)..in_memory(offset + length - from)];
         let mut cluster = IoBuf::zeroed(in_memory(self.cluster_size), self.limits.alignment);
         let kind = self.now(|state| state.header.compression_type);

@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::error::IoError;
+use crate::transfer::read_whole;
 use storage::{IoBuf, Storage, UNIT};
 
 /// What a read from a layer becomes: the buffer, and whether it is filled.
@@ -59,31 +60,24 @@ impl<S: Storage> Raw<S> {
         let fits = offset.is_multiple_of(sector as u64)
             && buf.len().is_multiple_of(sector)
             && buf.is_aligned(limits.alignment);
-        let (mut rest, mut wanted) = (buf, IoBuf::default());
+        let (mut whole, mut wanted) = (buf, IoBuf::default());
         let from = offset - offset % sector as u64;
         let skip = usize::try_from(offset - from).expect("less than a sector");
         if !fits {
-            let whole = (skip + rest.len()).next_multiple_of(sector);
-            wanted = std::mem::replace(&mut rest, IoBuf::zeroed(whole, limits.alignment));
+            let len = (skip + whole.len()).next_multiple_of(sector);
+            wanted = std::mem::replace(&mut whole, IoBuf::zeroed(len, limits.alignment));
         }
-        let mut done = IoBuf::default();
-        while !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(limits.max_transfer));
-            let offset = from + done.len() as u64;
-            let (piece, read) = self.storage.read(offset, piece).await;
-            done.unsplit(piece);
-            if let Err(source) = read {
-                done.unsplit(rest);
-                let buf = if fits { done } else { wanted };
-                return (buf, Err(IoError::Storage { action: "reading data", offset, source }));
-            }
-        }
+        let (whole, read) = read_whole(&self.storage, from, whole).await;
+        let action = "reading data";
+        let read = read.map_err(|(offset, source)| IoError::Storage { action, offset, source });
         if fits {
-            return (done, Ok(()));
+            return (whole, read);
         }
-        let len = wanted.len();
-        wanted.copy_from_slice(&done[skip..skip + len]);
-        (wanted, Ok(()))
+        if read.is_ok() {
+            let len = wanted.len();
+            wanted.copy_from_slice(&whole[skip..skip + len]);
+        }
+        (wanted, read)
     }
 }
 

@@ -145,6 +145,7 @@ mod state;
 mod subclusters;
 mod tables;
 mod taken;
+mod transfer;
 mod widen;
 mod work;
 mod write;

@@ -7,6 +7,7 @@ use crate::error::{CheckError, IoError, OpenError};
 use crate::format::FormatError;
 use crate::format::feature::Incompatible;
 use crate::format::header::{CryptMethod, Header, peek_cluster_bits};
+use crate::transfer::read_whole;
 use storage::{IoBuf, Limits, Storage, UNIT};
 
 /// A header as it was read.
@@ -94,17 +95,10 @@ async fn read_header_with<S: Storage>(
         return Err(LoadError::Unsupported(why));
     }
     let read = |len: usize| async move {
-        let mut rest = IoBuf::zeroed(len, limits.alignment);
-        let mut done = IoBuf::default();
-        while !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(limits.max_transfer));
-            let offset = done.len() as u64;
-            let (piece, result) = storage.read(offset, piece).await;
-            let action = "reading the header";
-            result.map_err(|source| LoadError::Storage { action, offset, source })?;
-            done.unsplit(piece);
-        }
-        Ok::<_, LoadError>(done)
+        let (buf, read) = read_whole(storage, 0, IoBuf::zeroed(len, limits.alignment)).await;
+        let action = "reading the header";
+        read.map_err(|(offset, source)| LoadError::Storage { action, offset, source })?;
+        Ok::<_, LoadError>(buf)
     };
     let sector = limits.sector();
     let first = read(sector).await?;

@@ -7,6 +7,7 @@ use crate::barrier::Barrier;
 use crate::error::CheckError;
 use crate::mutant::mutant;
 use crate::rule::{Rule, Rules};
+use crate::transfer::read_whole;
 use storage::{Durability, IoBuf, Limits, Storage};
 
 /// Reads and writes for check and repair.
@@ -29,21 +30,11 @@ impl<'a, S: Storage> Disk<'a, S> {
         self.read_into(offset, IoBuf::zeroed(len, self.limits.alignment)).await
     }
 
-    pub(super) async fn read_into(
-        &self,
-        offset: u64,
-        mut whole: IoBuf,
-    ) -> Result<IoBuf, CheckError> {
-        let mut done = IoBuf::default();
-        while !whole.is_empty() {
-            let piece = whole.split_to(whole.len().min(self.limits.max_transfer));
-            let at = offset + done.len() as u64;
-            let (piece, result) = self.storage.read(at, piece).await;
-            let action = "reading a table";
-            result.map_err(|source| CheckError::Storage { action, offset: at, source })?;
-            done.unsplit(piece);
-        }
-        Ok(done)
+    pub(super) async fn read_into(&self, offset: u64, buf: IoBuf) -> Result<IoBuf, CheckError> {
+        let (buf, read) = read_whole(self.storage, offset, buf).await;
+        let action = "reading a table";
+        read.map_err(|(offset, source)| CheckError::Storage { action, offset, source })?;
+        Ok(buf)
     }
 
     pub(super) async fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), CheckError> {
