@@ -152,6 +152,55 @@ fn a_table_that_an_entry_leads_to_is_not_given_back() {
     }
 }
 
+/// Goal: the same where entries are extended. Method: parts of clusters too.
+#[test]
+fn a_table_that_an_extended_entry_leads_to_is_not_given_back() {
+    const COMPRESSED: u64 = 1 << 62;
+    const CLUSTER: u64 = 1 << 14;
+    const ALL: u64 = 0xffff_ffff;
+    let changes: [Change; 6] = [
+        |image| image.discard(2 * CLUSTER, CLUSTER),
+        |image| image.write_zeroes(2 * CLUSTER, CLUSTER, Zeroing::Free),
+        |image| image.write_zeroes(2 * CLUSTER + 512, 1024, Zeroing::Free),
+        |image| image.write(2 * CLUSTER, &[1; CLUSTER as usize]),
+        |image| image.write(2 * CLUSTER + 512, &[1; 512]),
+        |image| image.shrink(2 * CLUSTER),
+    ];
+    let whole = {
+        let storage = MemoryStorage::default();
+        create(&storage, &CreateOptions::new(1 << 20).cluster_bits(14).extended_l2(true)).unwrap();
+        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        image.write(0, &[7; 4 * CLUSTER as usize]).unwrap();
+        image.close().unwrap();
+        Sample { bytes: storage.to_vec() }
+    };
+    let (l1, refcounts) = (whole.get(40), whole.get(48));
+    for change in changes {
+        for host in [l1, whole.table(0), refcounts, whole.get(refcounts)] {
+            for flags in [0, COPIED, COMPRESSED] {
+                let mut sample = Sample { bytes: whole.bytes.clone() };
+                let at = sample.table(0) + 2 * 16;
+                sample.put(at, host | flags);
+                sample.put(at + 8, if flags == COMPRESSED { 0 } else { ALL });
+                let storage = MemoryStorage::new(sample.bytes);
+                let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+                // It may be refused.
+                let _ = change(&image);
+                let _ = image.flush();
+                for cluster in 10..20 {
+                    let _ = image.write(cluster * CLUSTER, &[0xee; CLUSTER as usize]);
+                    let _ = image.flush();
+                }
+                let _ = image.close();
+                let table = &storage.to_vec()[host as usize..(host + CLUSTER) as usize];
+                for byte in [0, 1, 0xee] {
+                    assert!(table.iter().any(|it| *it != byte), "{host:#x}, {flags:#x}: {byte:#x}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_table_that_is_counted_as_free_is_not_given_out() {
     for (host, what) in Sample::new().tables() {

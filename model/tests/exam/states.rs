@@ -616,8 +616,21 @@ pub(crate) fn streams(mistake: Mistake) -> Outcome {
     expect("as built", found, vec![])?;
     let mut before = Contents::default();
     judge.contents(&patient.disk, &mut before);
+    let image = judge.auditor().image();
+    let extent = |cluster: u64| {
+        let guest = cluster * 1024;
+        Extent { guest, length: 1024, to: image.mapping(cluster) }
+    };
+    let mut extents: Vec<Extent> = (0..32).map(extent).collect();
+    let agrees = |extents: &[Extent]| judge.p3_mapping_agrees(extents).map(|it| it.kind);
+    expect("mapped as it is", agrees(&extents), None)?;
+    let Mapping::Compressed(offset) = extents[0].to else { return Err("no stream".to_owned()) };
+    for wrong in [Mapping::Zero, Mapping::Compressed(offset + 1), Mapping::Host(offset)] {
+        extents[0].to = wrong;
+        expect("mapped to something else", agrees(&extents), Some("mapping-disagrees"))?;
+    }
+
     let (first, second) = (patient.l2(0), patient.l2(2));
-    let offset = first & 0x00ff_ffff_ffff_ffff;
 
     patient.set_l2(0, second);
     let found = kinds(judge.state(&mut patient.disk, &guest, Some(Stage::CrashedDirty)));
