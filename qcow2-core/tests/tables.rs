@@ -54,6 +54,12 @@ impl Sample {
         ]
     }
 
+    /// The refcount of the cluster at `host`, of `size` bytes.
+    fn refcount(&self, host: u64, size: u64) -> u16 {
+        let at = self.get(self.get(48)) + host / size * 2;
+        (self.get(at & !7) >> (48 - at % 8 * 8)) as u16
+    }
+
     fn set_refcount(&mut self, host: u64, count: u16) {
         let at = self.get(self.get(48)) + host / CLUSTER * 2;
         self.bytes[at as usize..][..2].copy_from_slice(&count.to_be_bytes());
@@ -142,11 +148,12 @@ fn a_table_that_an_entry_leads_to_is_not_given_back() {
                     let _ = image.flush();
                 }
                 let _ = image.close();
-                let now = storage.to_vec();
-                let table = host as usize..(host + CLUSTER) as usize;
-                let is_guests = now[table.clone()] == [0xee; CLUSTER as usize];
-                let is_gone = now[table] == [0; CLUSTER as usize];
+                let now = Sample { bytes: storage.to_vec() };
+                let table = &now.bytes[host as usize..(host + CLUSTER) as usize];
+                let is_guests = table == [0xee; CLUSTER as usize];
+                let is_gone = table == [0; CLUSTER as usize];
                 assert!(!is_guests && !is_gone, "{what}, {flags:#x}");
+                assert_ne!(now.refcount(host, CLUSTER), 0, "{what}, {flags:#x}");
             }
         }
     }
@@ -192,7 +199,9 @@ fn a_table_that_an_extended_entry_leads_to_is_not_given_back() {
                     let _ = image.flush();
                 }
                 let _ = image.close();
-                let table = &storage.to_vec()[host as usize..(host + CLUSTER) as usize];
+                let now = Sample { bytes: storage.to_vec() };
+                assert_ne!(now.refcount(host, CLUSTER), 0, "{host:#x}, {flags:#x}");
+                let table = &now.bytes[host as usize..(host + CLUSTER) as usize];
                 for byte in [0, 1, 0xee] {
                     assert!(table.iter().any(|it| *it != byte), "{host:#x}, {flags:#x}: {byte:#x}");
                 }
