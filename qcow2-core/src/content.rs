@@ -10,7 +10,6 @@
 //!
 //! **Invariant.** Reading, what a partial write leaves of a cluster, zeroing, and whether an entry may overtake its data all ask here.
 
-use crate::error::IoError;
 use crate::format::entry::{L2Entry, Mapping, Subclusters};
 use crate::mutant::mutant;
 use crate::state::State;
@@ -31,28 +30,14 @@ pub(crate) enum Content {
 impl State {
     /// What a guest cluster with this mapping reads as. One that is mixed is asked for [by subclusters](Self::content_of).
     #[inline]
-    pub(crate) fn content(&self, guest_cluster: u64, mapping: Mapping) -> Result<Content, IoError> {
+    pub(crate) fn content(&self, guest_cluster: u64, mapping: Mapping) -> Content {
         match mapping {
-            Mapping::Data { host, .. } => Ok(Content::Host(host)),
-            other => self.content_beside_data(guest_cluster, other),
-        }
-    }
-
-    /// The same for the other kinds, apart, so that the first costs no more than it takes.
-    #[inline(never)]
-    fn content_beside_data(
-        &self,
-        guest_cluster: u64,
-        mapping: Mapping,
-    ) -> Result<Content, IoError> {
-        match mapping {
-            Mapping::Unallocated => Ok(self.unallocated(guest_cluster)),
-            Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => Ok(Content::Zero),
-            Mapping::Data { host, .. } => Ok(Content::Host(host)),
+            Mapping::Unallocated => self.unallocated(guest_cluster),
+            Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } => Content::Zero,
+            Mapping::Data { host, .. } => Content::Host(host),
             Mapping::Compressed { offset, length, .. } => {
-                self.met_compressed.set(true);
                 let entry = L2Entry::compressed(offset, length, self.header.cluster_bits);
-                Ok(Content::Stream(entry.expect("an entry said so")))
+                Content::Stream(entry.expect("an entry said so"))
             }
             Mapping::Mixed { .. } => unreachable!("it is asked for by subclusters"),
         }
@@ -64,17 +49,17 @@ impl State {
         guest_cluster: u64,
         mapping: Mapping,
         subcluster: u64,
-    ) -> Result<Content, IoError> {
+    ) -> Content {
         let Mapping::Mixed { host, of: Subclusters { data, zero }, .. } = mapping else {
-            let content = self.content(guest_cluster, mapping)?;
-            return Ok(content.after(subcluster * self.subcluster_size()));
+            let content = self.content(guest_cluster, mapping);
+            return content.after(subcluster * self.subcluster_size());
         };
         let content = match 1 << subcluster {
             bit if data & bit != 0 => Content::Host(host),
             bit if zero & bit != 0 => Content::Zero,
             _ => self.unallocated(guest_cluster),
         };
-        Ok(content.after(subcluster * self.subcluster_size()))
+        content.after(subcluster * self.subcluster_size())
     }
 
     /// What a guest cluster reads as that the image says nothing about.

@@ -22,19 +22,14 @@ use storage::{IoBuf, Storage};
 
 impl State {
     /// The parts of a guest cluster with this mapping that `bytes` touch, as far as they show the layer below: a bit for each subcluster, or one for all.
-    pub(crate) fn showing(
-        &self,
-        guest_cluster: u64,
-        mapping: Mapping,
-        bytes: &Range<u64>,
-    ) -> Result<u32, IoError> {
+    pub(crate) fn showing(&self, guest_cluster: u64, mapping: Mapping, bytes: &Range<u64>) -> u32 {
         let below = |content| matches!(content, Content::Below(_));
         if !self.extended {
-            return Ok(below(self.content(guest_cluster, mapping)?).into());
+            return below(self.content(guest_cluster, mapping)).into();
         }
-        self.touched(guest_cluster, bytes).try_fold(0, |bits, one| {
-            let shows = below(self.content_of(guest_cluster, mapping, one)?);
-            Ok(bits | u32::from(shows) << one)
+        self.touched(guest_cluster, bytes).fold(0, |bits, one| {
+            let shows = below(self.content_of(guest_cluster, mapping, one));
+            bits | u32::from(shows) << one
         })
     }
 }
@@ -93,7 +88,7 @@ impl<S: Storage> WriteMap<'_, S> {
                     return Ok(0);
                 }
                 let mapping = state.mapping(cluster)?;
-                Ok(state.showing(cluster, mapping, &bytes)?)
+                Ok(state.showing(cluster, mapping, &bytes))
             };
             if image.decide(shows).await? == 0 {
                 continue;

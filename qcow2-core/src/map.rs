@@ -183,7 +183,7 @@ impl State {
             let mapping = Mapping::with_subclusters(link.host, true, link.of);
             (self.set_mapping(at, mapping), link.read_zero)
         } else {
-            let content = self.content(link.guest_cluster, old)?;
+            let content = self.content(link.guest_cluster, old);
             let reads_zero = mutant!(self.rules, LayerOvertaken => matches!(content, Content::Zero | Content::Below(_)); matches!(content, Content::Zero));
             let reads_zero = mutant!(self.rules, CompressedOvertaken => !matches!(content, Content::Host(_) | Content::Below(_)); reads_zero);
             (self.cache.set_entry(at, L2Entry::data(link.host, true).0), reads_zero)

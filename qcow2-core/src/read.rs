@@ -81,8 +81,6 @@ pub struct ReadMap<'a, S: Storage> {
     image: &'a Image<S>,
     ticket: Option<u64>,
     extents: Extents,
-    /// Whether some of it may be compressed.
-    compressed: bool,
 }
 
 impl<S: Storage> ReadMap<'_, S> {
@@ -136,11 +134,11 @@ impl State {
                             let one = self.subcluster_size();
                             while at < end && at / size == cluster {
                                 let of = mutant!(self.rules, ReadAsFirstSubcluster => 0; at % size / one);
-                                let content = self.content_of(cluster, mapping, of)?;
+                                let content = self.content_of(cluster, mapping, of);
                                 push(extents, &mut at, end, one, one, content.into());
                             }
                         } else {
-                            let content = self.content(cluster, mapping)?;
+                            let content = self.content(cluster, mapping);
                             push(extents, &mut at, end, size, size, content.into());
                         }
                     }
@@ -148,7 +146,7 @@ impl State {
                 Ok(Entries::At { slot, at: place, count }) => {
                     let places = (place..).step_by(8);
                     for (entry, place) in self.cache.entries(slot, place, count).zip(places) {
-                        let content = self.content(at / size, self.decode(entry, place)?)?;
+                        let content = self.content(at / size, self.decode(entry, place)?);
                         push(extents, &mut at, end, size, size, content.into());
                     }
                 }
@@ -167,17 +165,14 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// [`IoError::OutOfRange`], [`IoError::Unaligned`], or what reading or decoding the tables met.
     pub async fn map_read(&self, offset: u64, len: u64) -> Result<ReadMap<'_, S>, IoError> {
-        let extents = Extents::new();
-        let mut map = ReadMap { image: self, ticket: None, extents, compressed: false };
+        let mut map = ReadMap { image: self, ticket: None, extents: Extents::new() };
         let mut at = offset;
         loop {
             let (now, end) = self
                 .look(|state| {
                     state.check_range(offset, len)?;
                     map.ticket.get_or_insert_with(|| state.begin_read());
-                    let at = state.resolve(&mut map.extents, at, offset + len)?;
-                    map.compressed = state.met_compressed.get();
-                    Ok((at, offset + len))
+                    Ok((state.resolve(&mut map.extents, at, offset + len)?, offset + len))
                 })
                 .await?;
             at = now;
@@ -205,13 +200,13 @@ impl<S: Storage> Image<S> {
             Err(error) => return (buf, Err(error)),
         };
         let plain = |source| matches!(source, Source::Host(_) | Source::Zeroes);
-        let is_plain = || map.extents().iter().all(|extent| plain(extent.source));
+        let is_plain = map.extents().iter().all(|extent| plain(extent.source));
         // Subclusters may be shorter than sectors.
         let whole_sectors = || {
             let sector = self.limits.sector() as u64;
             map.extents().iter().all(|extent| extent.len.is_multiple_of(sector))
         };
-        if (self.below.is_some() || map.compressed) && !is_plain() {
+        if !is_plain {
             return Box::pin(self.read_and_copy(offset, map, buf)).await;
         }
         if self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors()) {

@@ -1,6 +1,5 @@
 //! Everything mutable about an open image. No I/O, no awaiting: a step looks, decides and changes.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::task::Waker;
@@ -89,8 +88,6 @@ pub(crate) struct State {
     pub(crate) claims: Claims,
     /// What is looked at before a cluster is written to or taken.
     pub(crate) overlap: Overlap,
-    /// Whether a compressed cluster has been looked at: where none was, nobody looks for one among what is to be read.
-    pub(crate) met_compressed: Cell<bool>,
     /// The clusters of all L2 tables and refcount blocks, once they are known.
     pub(crate) metadata: Option<Metadata>,
     /// Counts how often pages were forgotten: a page asked for before must not be loaded after.
@@ -173,7 +170,6 @@ impl State {
             work: Work::default(),
             claims: Claims::new(rules),
             overlap: options.overlap,
-            met_compressed: Cell::new(false),
             metadata: None,
             generation: 0,
             length,

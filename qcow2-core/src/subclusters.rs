@@ -55,10 +55,8 @@ impl State {
         guest_cluster: u64,
         mapping: Mapping,
         mut subclusters: Range<u64>,
-    ) -> Result<bool, Stop> {
-        subclusters.try_fold(true, |zero, one| {
-            Ok(zero && self.content_of(guest_cluster, mapping, one)? == Content::Zero)
-        })
+    ) -> bool {
+        subclusters.all(|one| self.content_of(guest_cluster, mapping, one) == Content::Zero)
     }
 
     /// How guest clusters with these entries, `guest_cluster` and those that follow, get a place for the subclusters that a request to
@@ -76,7 +74,7 @@ impl State {
             let mapping = self.mapping_in(slot, at)?;
             let (host, copied, of) = parts(mapping);
             let touched = match wanted.purpose {
-                Purpose::CopyUp => self.showing(cluster, mapping, &wanted.bytes)?,
+                Purpose::CopyUp => self.showing(cluster, mapping, &wanted.bytes),
                 _ => bits(self.touched(cluster, &wanted.bytes)),
             };
             let own = NonZeroU64::new(host).filter(|_| copied && host < self.length);
@@ -106,9 +104,9 @@ impl State {
             Mapping::with_subclusters(0, false, of)
         };
         let touched = self.touched(guest_cluster, &wanted.bytes);
-        let read_zero = self.reads_zero(guest_cluster, mapping, touched.clone())?;
+        let read_zero = self.reads_zero(guest_cluster, mapping, touched.clone());
         let touched = match wanted.purpose {
-            Purpose::CopyUp => self.showing(guest_cluster, mapping, &wanted.bytes)?,
+            Purpose::CopyUp => self.showing(guest_cluster, mapping, &wanted.bytes),
             _ => bits(touched),
         };
         Ok((mapping, touched, read_zero))
@@ -123,7 +121,7 @@ impl State {
     ) -> Result<(), Stop> {
         let old = self.mapping_at(at)?;
         let (host, copied, of) = old.subclusters().expect("compressed clusters are written to");
-        if self.reads_zero(guest_cluster, old, subclusters.clone())? {
+        if self.reads_zero(guest_cluster, old, subclusters.clone()) {
             return Ok(());
         }
         self.check_unshared(at)?;
@@ -210,7 +208,7 @@ impl<S: Storage> WriteMap<'_, S> {
                 false => [whole.clone(), 0..0],
             };
             for piece in pieces.into_iter().filter(|piece| !piece.is_empty()) {
-                let content = self.image.now(|state| state.content_of(cluster, old, subcluster))?;
+                let content = self.image.now(|state| state.content_of(cluster, old, subcluster));
                 let content = content.after(piece.start - whole.start);
                 let content = mutant!(self.image.options.rules, SubclusterNotFilled => Content::Zero; content);
                 if !fresh || content != Content::Zero {

@@ -148,14 +148,14 @@ impl State {
                 Target::Revive(host)
             }
             Mapping::Unallocated | Mapping::ZeroPlain => {
-                Target::New { rest: self.content(cluster, mapping)? }
+                Target::New { rest: self.content(cluster, mapping) }
             }
             Mapping::Data { copied: false, .. }
             | Mapping::ZeroAllocated { copied: false, .. }
             | Mapping::Mixed { .. }
             | Mapping::Compressed { .. } => {
                 self.check_given_up(mapping)?;
-                Target::New { rest: self.content(cluster, mapping)? }
+                Target::New { rest: self.content(cluster, mapping) }
             }
         })
     }

@@ -43,20 +43,15 @@ pub(crate) enum Step {
 
 impl State {
     /// What to put in the place of a guest cluster's mapping, so that it reads as zeroes; none where it does, or where nothing can say so.
-    fn zeroed(
-        &self,
-        guest_cluster: u64,
-        mapping: Mapping,
-        how: Zeroing,
-    ) -> Result<Option<Mapping>, IoError> {
+    fn zeroed(&self, guest_cluster: u64, mapping: Mapping, how: Zeroing) -> Option<Mapping> {
         let is_shown = self.unallocated(guest_cluster) != Content::Zero;
         let is_shown = mutant!(self.rules, ZeroesShowLayer => is_shown && !self.header.has_zero_entries(); is_shown);
         let empty = match (is_shown, self.header.has_zero_entries()) {
             (false, _) => Mapping::Unallocated,
             (true, true) => Mapping::ZeroPlain,
-            (true, false) => return Ok(None),
+            (true, false) => return None,
         };
-        Ok(match (mapping, how) {
+        match (mapping, how) {
             (Mapping::Unallocated, _) if is_shown => Some(empty),
             (Mapping::Unallocated | Mapping::ZeroPlain, _)
             | (Mapping::ZeroAllocated { .. }, Zeroing::Keep) => None,
@@ -68,26 +63,24 @@ impl State {
             (Mapping::Mixed { host: host @ 1.., copied: true, .. }, Zeroing::Keep) => {
                 Some(Mapping::ZeroAllocated { host, copied: true })
             }
-            (Mapping::Mixed { .. }, _) => Some(empty),
             (
-                Mapping::Data { .. } | Mapping::ZeroAllocated { .. } | Mapping::Compressed { .. },
+                Mapping::Data { .. }
+                | Mapping::ZeroAllocated { .. }
+                | Mapping::Compressed { .. }
+                | Mapping::Mixed { .. },
                 _,
-            ) => {
-                self.content(guest_cluster, mapping)?;
-                Some(empty)
-            }
-        })
+            ) => Some(empty),
+        }
     }
 
     /// What to put in the place of a guest cluster's mapping, so that the layer below shows; none where it does.
-    fn uncovered(&self, guest_cluster: u64, mapping: Mapping) -> Result<Option<Mapping>, IoError> {
+    fn uncovered(&self, mapping: Mapping) -> Option<Mapping> {
         match mapping {
-            Mapping::Unallocated => Ok(None),
+            Mapping::Unallocated => None,
             Mapping::ZeroPlain | Mapping::ZeroAllocated { .. } if mutant!(self.rules, UncoverKeepsZeroes => true; false) => {
-                Ok(None)
+                None
             }
-            Mapping::Mixed { .. } => Ok(Some(Mapping::Unallocated)),
-            _ => self.content(guest_cluster, mapping).map(|_| Some(Mapping::Unallocated)),
+            _ => Some(Mapping::Unallocated),
         }
     }
 
@@ -126,8 +119,8 @@ impl State {
                         let at = at + entry_bytes * index;
                         let old = self.mapping_in(slot, at)?;
                         let new = match becomes {
-                            Becomes::Zeroes(how) => self.zeroed(clusters.start, old, how)?,
-                            Becomes::Below => self.uncovered(clusters.start, old)?,
+                            Becomes::Zeroes(how) => self.zeroed(clusters.start, old, how),
+                            Becomes::Below => self.uncovered(old),
                         };
                         if let Some(new) = new {
                             if !owned {
@@ -154,7 +147,7 @@ impl State {
         if self.extended {
             let mapping = self.mapping(guest_cluster)?;
             let touched = self.touched(guest_cluster, &bytes);
-            return self.reads_zero(guest_cluster, mapping, touched).map(|zero| !zero);
+            return Ok(!self.reads_zero(guest_cluster, mapping, touched));
         }
         self.has_data(guest_cluster)
     }
@@ -163,11 +156,9 @@ impl State {
     pub(crate) fn has_data(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
         let mapping = self.mapping(guest_cluster)?;
         if let Mapping::Mixed { .. } = mapping {
-            return self
-                .reads_zero(guest_cluster, mapping, 0..Subclusters::COUNT)
-                .map(|zero| !zero);
+            return Ok(!self.reads_zero(guest_cluster, mapping, 0..Subclusters::COUNT));
         }
-        Ok(self.content(guest_cluster, mapping)? != Content::Zero)
+        Ok(self.content(guest_cluster, mapping) != Content::Zero)
     }
 }
 
