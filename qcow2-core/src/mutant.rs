@@ -122,6 +122,10 @@ mutants! {
         NewTableKeepsOldBytes = "mutant:new-table-keeps-old-bytes";
     }
     Compressed, "compressed clusters": {
+        /// The count of a cluster with several references falls to 0 with the first.
+        CountFallsToZero = "mutant:count-falls-to-zero";
+        /// A cluster that others refer to is discarded on the storage.
+        SharedClusterDiscarded = "mutant:shared-cluster-discarded";
         /// Of the host clusters that a stream reaches into only the first one loses a reference with it.
         StreamCountedDownOnce = "mutant:stream-counted-down-once";
         /// What a write leaves of a compressed cluster is filled with zeroes.
@@ -181,8 +185,6 @@ mutants! {
         FreedNotReused = "mutant:freed-not-reused";
         /// The count of a freed cluster stays.
         CountNeverLowered = "mutant:count-never-lowered";
-        /// The count of a cluster with several references falls to 0 with the first.
-        CountFallsToZero = "mutant:count-falls-to-zero";
         /// A reference is gone for good once its page is written, before the flush.
         FreedBeforeFlush = "mutant:freed-before-flush";
         /// The write of a page frees what earlier versions dropped, but not what this one did.
@@ -257,8 +259,6 @@ mutants! {
         ReviveNotPadded = "mutant:revive-not-padded";
         /// Where the guest reads zeroes, a new mapping never waits for its data.
         ZeroesTakenForHarmless = "mutant:zeroes-taken-for-harmless";
-        /// A cluster that others refer to is discarded on the storage.
-        SharedClusterDiscarded = "mutant:shared-cluster-discarded";
         /// Zeroing parts of two clusters looks only whether the first one holds data.
         ZeroLooksAtFirstCluster = "mutant:zero-looks-at-first-cluster";
     }
