@@ -706,6 +706,7 @@ impl Case {
                     }
                     if let Some(
                         Op::Write { offset, length, .. }
+                        | Op::WriteCompressed { offset, length, .. }
                         | Op::WriteZeroes { offset, length, .. }
                         | Op::Discard { offset, length }
                         | Op::Uncover { offset, length }

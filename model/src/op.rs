@@ -171,6 +171,16 @@ pub enum Op {
         #[serde(default, skip_serializing_if = "Durability::is_cached")]
         durability: Durability,
     },
+    /// Writes generated payload, whole clusters of it compressed where that makes them shorter; durable after the next flush. A subject that
+    /// compresses nothing writes it as it is.
+    WriteCompressed {
+        /// Where.
+        offset: u64,
+        /// How much.
+        length: u64,
+        /// Names the payload, which compresses if this says so ([`compresses`](crate::payload::compresses)); otherwise as of a write.
+        id: u32,
+    },
     /// Makes a range read as zeroes.
     WriteZeroes {
         /// Where.
@@ -238,6 +248,9 @@ impl Op {
             Self::Write { offset, length, id, durability } => {
                 Self::Write { offset, length: cut(offset, length)?, id, durability }
             }
+            Self::WriteCompressed { offset, length, id } => {
+                Self::WriteCompressed { offset, length: cut(offset, length)?, id }
+            }
             Self::WriteZeroes { offset, length, unmap } => {
                 Self::WriteZeroes { offset, length: cut(offset, length)?, unmap }
             }
@@ -261,6 +274,7 @@ impl Op {
     pub fn length(&self) -> u64 {
         match *self {
             Self::Write { length, .. }
+            | Self::WriteCompressed { length, .. }
             | Self::WriteZeroes { length, .. }
             | Self::Discard { length, .. }
             | Self::Uncover { length, .. }
@@ -277,10 +291,11 @@ impl Op {
                 .then(|| (field, format!("{value} is not a multiple of 512")))
         };
         match *self {
-            Self::Write { id: 0, .. } => {
+            Self::Write { id: 0, .. } | Self::WriteCompressed { id: 0, .. } => {
                 Some(("id", "0 is the id of an initial image's data".to_owned()))
             }
             Self::Write { offset, length, .. }
+            | Self::WriteCompressed { offset, length, .. }
             | Self::WriteZeroes { offset, length, .. }
             | Self::Discard { offset, length }
             | Self::Uncover { offset, length }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use crate::backing::Backing;
 use crate::chain::Layers;
 use crate::check::CheckReport;
+use crate::compress::Executor;
 use crate::error::{CheckError, CreateError, IoError, OpenError};
 use crate::image::ImageInfo;
 use crate::layer::Layer;
@@ -155,6 +156,35 @@ impl<S: Storage> Image<S> {
             buf[skip..skip + data.len()].copy_from_slice(data);
             block_on(self.inner.write(start, buf, Durability::Cached))
         })
+    }
+
+    /// As [`crate::Image::write_compressed`], at any offset and length.
+    ///
+    /// # Errors
+    /// As [`crate::Image::write_compressed`].
+    pub fn write_compressed(
+        &self,
+        offset: u64,
+        data: &[u8],
+        executor: &dyn Executor,
+    ) -> Result<(), IoError> {
+        let asked = data.len() as u64;
+        let done = (|| {
+            let Some((first, last)) = self.whole_units(offset, asked)? else {
+                return self.write(offset, data);
+            };
+            let (head, rest) = data.split_at(self.small(offset, first - offset)?);
+            let (whole, tail) = rest.split_at(self.small(offset, last - first)?);
+            self.write(offset, head)?;
+            {
+                let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
+                let buf = IoBuf::copy_of(whole, self.inner.storage().limits().alignment);
+                let how = Durability::Cached;
+                block_on(self.inner.write_compressed(first, buf, how, executor)).1?;
+            }
+            self.write(last, tail)
+        })();
+        done.map_err(as_asked(offset, asked))
     }
 
     /// As [`crate::Image::write_zeroes`], at any offset and length.

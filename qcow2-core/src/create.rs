@@ -16,7 +16,7 @@ use crate::barrier::Barrier;
 use crate::error::CreateError;
 use crate::format::entry::{L1Entry, L2Entry, RefcountTableEntry};
 use crate::format::feature::{Compatible, Incompatible};
-use crate::format::header::Header;
+use crate::format::header::{CompressionType, Header};
 use crate::format::{extension, limits, refcount};
 use crate::load::check_alignment;
 use crate::options::{CreateOptions, Preallocation};
@@ -160,6 +160,12 @@ fn plan(options: &CreateOptions, backing: Option<&Backing>) -> Result<Header, Cr
             "extended L2 entries need version 3 of the format, not version {version}"
         )));
     }
+    if options.compression != CompressionType::Deflate && options.version < 3 {
+        let version = options.version;
+        return Err(CreateError::Option(format!(
+            "compression with zstd needs version 3 of the format, not version {version}"
+        )));
+    }
     let least = limits::EXTENDED_L2_CLUSTER_BITS_MIN;
     if options.extended_l2 && options.cluster_bits < least {
         let bits = options.cluster_bits;
@@ -172,6 +178,10 @@ fn plan(options: &CreateOptions, backing: Option<&Backing>) -> Result<Header, Cr
     if options.extended_l2 {
         header.incompatible |= Incompatible::EXTENDED_L2;
         header.l1_size = header.l1_entries_for(options.virtual_size)?;
+    }
+    if options.compression != CompressionType::Deflate {
+        header.incompatible |= Incompatible::COMPRESSION;
+        header.compression_type = options.compression;
     }
     // A disk of no bytes has an L1 table too: a cluster without an entry would belong to nothing.
     header.l1_size = header.l1_size.max(1);

@@ -20,11 +20,11 @@ use crate::transfer::read_whole;
 use storage::{IoBuf, Storage};
 
 /// `inflateInit2` is called with -12 by QEMU, and `deflateInit2` too.
-const WINDOW_BITS: u8 = 12;
+pub(crate) const WINDOW_BITS: u8 = 12;
 
 /// Why a stream gives no cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum Damage {
+pub(crate) enum Damage {
     #[error("it ends before the cluster is full")]
     TooShort,
     #[error("it is longer than a cluster")]
@@ -34,7 +34,11 @@ enum Damage {
 }
 
 /// Decompresses a stream to a whole cluster.
-fn decompress(kind: CompressionType, stream: &[u8], cluster: &mut [u8]) -> Result<(), Damage> {
+pub(crate) fn decompress(
+    kind: CompressionType,
+    stream: &[u8],
+    cluster: &mut [u8],
+) -> Result<(), Damage> {
     match kind {
         CompressionType::Deflate => inflate(stream, cluster),
         CompressionType::Zstd => frames(stream, cluster),

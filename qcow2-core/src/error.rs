@@ -237,6 +237,12 @@ pub enum IoError {
         /// What is wrong with it.
         why: String,
     },
+    /// The caller's executor dropped the work of compressing a guest cluster, which is not written.
+    #[error("the guest cluster at {offset:#x} was not compressed: the executor dropped the work")]
+    NotCompressed {
+        /// Guest offset in bytes.
+        offset: u64,
+    },
     /// The image uses something that this implementation does not support.
     #[error("{0} is not supported")]
     Unsupported(String),
@@ -267,6 +273,7 @@ impl IoError {
             Self::OutOfRange { .. }
             | Self::Unaligned { .. }
             | Self::Resize(_)
+            | Self::NotCompressed { .. }
             | Self::Backing(_) => ErrorKind::InvalidInput,
             Self::Header(error) => ErrorKind::of_format(error),
             Self::Entry(_)

@@ -58,6 +58,7 @@
 //! | [`Image::open`] | a dirty image has been repaired, durably |
 //! | [`Image::write`] | the data is there for whoever reads; durable after the next flush |
 //! | the same, [`Through`](storage::Durability::Through) | the data is durable, and so is all that it takes to find it |
+//! | [`Image::write_compressed`] | as `write` |
 //! | [`Image::write_zeroes`], [`Image::discard`] | as `write`; what was discarded in whole clusters reads as zeroes (in version 2 over a layer it stays as it is) |
 //! | [`Image::preallocate`], [`Image::copy_up`] | a write there takes no cluster, or needs no layer; nothing reads as anything else, before or after |
 //! | [`Image::set_backing`] | the image names the new layer, durably; until then the one of before |
@@ -95,7 +96,7 @@
 //! - [`blocking`]: the same with plain calls.
 //!
 //! Images of version 2 and 3 are read, written, checked and repaired here, with standard L2 entries and with extended ones, and over layers:
-//! [`open_chain()`]. Compressed clusters are read and written over, and none is written. Encryption, external data files and internal
+//! [`open_chain()`]; compressed clusters too, with deflate and zstd. Encryption, external data files and internal
 //! snapshots are refused at open, by name. Persistent bitmaps are not kept up: opening for writing gives them up, and their clusters leak until a repair;
 //! read-only leaves them alone.
 
@@ -108,6 +109,7 @@ mod chain;
 mod check;
 mod claim;
 mod claims;
+mod compress;
 mod content;
 mod copy_on_read;
 mod create;
@@ -144,11 +146,13 @@ mod shrink;
 mod state;
 mod subclusters;
 mod tables;
+mod tail;
 mod taken;
 mod transfer;
 mod widen;
 mod work;
 mod write;
+mod write_compressed;
 mod write_header;
 mod zero;
 
@@ -157,6 +161,7 @@ pub use backing::{Backing, Format};
 pub use barrier::Barrier;
 pub use chain::{Layers, open_chain};
 pub use check::{CheckReport, Finding, MAX_FINDINGS, Problem, check};
+pub use compress::{Executor, Inline};
 pub use create::{create, create_over};
 pub use error::{CheckError, CreateError, ErrorKind, IoError, OpenError};
 pub use file_layers::FileLayers;

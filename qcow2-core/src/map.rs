@@ -18,6 +18,7 @@ use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::{State, Stop};
+use crate::tail::Room;
 
 /// Where the L2 entry of a guest cluster is.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +48,10 @@ pub(crate) struct NewLink {
     /// In an image with extended entries, what becomes of the subclusters, and whether those that are written read as zeroes before.
     pub(crate) of: Subclusters,
     pub(crate) read_zero: bool,
+}
+
+fn lost_table(guest_cluster: u64) -> IoError {
+    IoError::Lost(format!("guest cluster {guest_cluster} lost its L2 table"))
 }
 
 impl State {
@@ -141,9 +146,15 @@ impl State {
 
     /// Lets the L2 entry at host offset `at`, whose page is in the cache, say this; returns the page's new version.
     fn set_mapping(&mut self, at: u64, mapping: Mapping) -> u64 {
-        let uncompressed = "nothing makes compressed clusters";
+        let compressed = |offset, length| {
+            let entry = L2Entry::compressed(offset, length, self.header.cluster_bits);
+            entry.expect("who makes one asks whether there can be one")
+        };
         if self.extended {
-            let (entry, bitmap) = L2Entry::extended(mapping).expect(uncompressed);
+            let (entry, bitmap) = match mapping {
+                Mapping::Compressed { offset, length, .. } => (compressed(offset, length), 0),
+                _ => L2Entry::extended(mapping).expect("it is not compressed"),
+            };
             return self.cache.set_entries(at, [entry.0, bitmap]);
         }
         let entry = match mapping {
@@ -152,7 +163,7 @@ impl State {
             Mapping::ZeroAllocated { host, copied } => L2Entry::zero_allocated(host, copied),
             Mapping::Data { host, copied } => L2Entry::data(host, copied),
             Mapping::Mixed { .. } => unreachable!("only extended entries say so"),
-            Mapping::Compressed { .. } => unreachable!("{uncompressed}"),
+            Mapping::Compressed { offset, length, .. } => compressed(offset, length),
         };
         self.cache.set_entry(at, entry.0)
     }
@@ -174,8 +185,7 @@ impl State {
         data: Stamp,
     ) -> Result<(), Stop> {
         let EntryPlace::At(at) = self.entry_place(link.guest_cluster)? else {
-            let cluster = link.guest_cluster;
-            return Err(IoError::Lost(format!("guest cluster {cluster} lost its L2 table")).into());
+            return Err(lost_table(link.guest_cluster).into());
         };
         let old = self.mapping_at(at)?;
         let page = self.cache.page_of(at);
@@ -199,6 +209,31 @@ impl State {
             self.order_reference(page, extent.clusters.end, &extent.counts);
             self.drop_mapping(old, Before::Page { offset: page, version }, false);
         }
+        Ok(())
+    }
+
+    /// Maps a guest cluster to a stream in this room and drops the reference that this replaces. `data` is what makes the stream durable:
+    /// no space reads as one before, so that nothing may overtake it.
+    pub(crate) fn link_stream(
+        &mut self,
+        guest_cluster: u64,
+        stream: Mapping,
+        room: &Room,
+        data: Stamp,
+    ) -> Result<(), Stop> {
+        let EntryPlace::At(at) = self.entry_place(guest_cluster)? else {
+            return Err(lost_table(guest_cluster).into());
+        };
+        let old = self.mapping_at(at)?;
+        let page = self.cache.page_of(at);
+        let version = self.set_mapping(at, stream);
+        if mutant!(self.rules, StreamOvertaken => false; true) {
+            self.order(page, Rule::DataBeforeMapping, Before::Written(data));
+        }
+        self.order_reference(page, room.end, &room.counts);
+        mutant!(self.rules, ReplacedByStreamKept => (); {
+            self.drop_mapping(old, Before::Page { offset: page, version }, false);
+        });
         Ok(())
     }
 

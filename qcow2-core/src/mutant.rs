@@ -134,6 +134,28 @@ mutants! {
         StreamReadFromStart = "mutant:stream-read-from-start";
         /// An entry that takes the place of a compressed cluster's does not wait for its data, if that lies in new space.
         CompressedOvertaken = "mutant:compressed-overtaken";
+        /// An entry does not wait for the stream that it leads to.
+        StreamOvertaken = "mutant:stream-overtaken";
+        /// The descriptor of a stream leaves out its last sector.
+        StreamLacksItsEnd = "mutant:stream-lacks-its-end";
+        /// What a stream takes the place of is not given up.
+        ReplacedByStreamKept = "mutant:replaced-by-stream-kept";
+        /// A last cluster that was cut short is compressed as if the disk had not grown meanwhile.
+        GrownClusterCompressed = "mutant:grown-cluster-compressed", argued "it takes a request to the end of the disk that waits, a growth and a write \
+            behind that end: qcow2-core/tests/grow.rs, what_was_the_end_is_not_whole_any_more, notices";
+        /// Streams go on into a cluster that is free, or somebody else's by now.
+        TailOutlivesCluster = "mutant:tail-outlives-cluster";
+        /// Streams go on into a cluster while it is discarded.
+        TailBesideDiscard = "mutant:tail-beside-discard";
+        /// A stream goes on behind its cluster, whatever is there.
+        StreamAcrossAnywhere = "mutant:stream-across-anywhere";
+        /// A stream goes into a cluster that has as many references as it can count.
+        FullCountIgnored = "mutant:full-count-ignored";
+        /// An entry does not wait for the count of a cluster that its stream shares.
+        SharedCountNotAwaited = "mutant:shared-count-not-awaited";
+        /// An entry waits for the count of the first host cluster of its stream, but not of the second.
+        SecondHostNotAwaited = "mutant:second-host-not-awaited", argued "a flush writes all counts before any entry that waits for some of \
+            them: it takes a stream across two clusters whose counts are in two pages, and an eviction or a failed write that parts those";
     }
     Claims, "claims and dropped requests": {
         /// A write does not claim the guest cluster of which it touches only a part at its end.

@@ -1,5 +1,6 @@
 //! How an image is created and opened.
 
+use crate::format::header::CompressionType;
 use crate::rule::Rules;
 
 /// Methods that give the same options with one of them changed.
@@ -71,6 +72,8 @@ pub struct CreateOptions {
     /// Whether L2 entries have 16 bytes, and guest clusters 32 subclusters: a small write to a large cluster then fills up no more than its
     /// subclusters. Needs version 3 and clusters of 16 KiB.
     pub extended_l2: bool,
+    /// What clusters are compressed with that are written so. Another one than deflate needs version 3, and readers of at least QEMU 5.1.
+    pub compression: CompressionType,
     /// How much of the guest disk's space is taken at once. Over a layer it needs extended L2 entries: a standard one that has a cluster
     /// shows what that holds, and not the layer.
     pub preallocation: Preallocation,
@@ -88,6 +91,7 @@ impl CreateOptions {
             refcount_bits: 16,
             lazy_refcounts: false,
             extended_l2: false,
+            compression: CompressionType::Deflate,
             preallocation: Preallocation::Off,
             rules: Rules::all(),
         }
@@ -106,6 +110,8 @@ impl CreateOptions {
         lazy_refcounts: bool,
         /// Whether guest clusters have subclusters.
         extended_l2: bool,
+        /// Clusters are compressed with this.
+        compression: CompressionType,
         /// So much of the guest disk's space is taken at once.
         preallocation: Preallocation,
         /// These write orders.

@@ -38,6 +38,9 @@ impl State {
             // Only where it matters: counts far apart are in many pages, more than a small cache keeps for one step.
             let alone = !discard
                 || mutant!(self.rules, SharedClusterDiscarded => true; self.refcount(cluster)? == 1);
+            if discard && alone {
+                mutant!(self.rules, TailBesideDiscard => (); self.end_tail_in(cluster));
+            }
             run = match (discard && alone, run) {
                 (true, None) if keys.is_empty() => Some(cluster..cluster + 1),
                 (true, Some(run)) if run.end == cluster => Some(run.start..cluster + 1),

@@ -84,8 +84,30 @@ impl State {
                 refcount::set(page, order, place.index, left)
                     .expect("a count that went down still fits");
             });
+            if left == 0 {
+                mutant!(self.rules, TailOutlivesCluster => (); self.end_tail_in(cluster));
+            }
         }
         Ok(())
+    }
+
+    /// Raises the refcount of a cluster in use by one; returns what makes that durable, or none if it counts all that it can.
+    pub(crate) fn raise_refcount(&mut self, cluster: u64) -> Result<Option<Counts>, Stop> {
+        let (order, count) = (self.header.refcount_order, self.refcount(cluster)?);
+        let most = refcount::max(order);
+        let is_full = mutant!(self.rules, FullCountIgnored => false; count == most);
+        let Some(place) = self.refcount_place(cluster)?.filter(|_| !is_full && count > 0) else {
+            return Ok(None);
+        };
+        let version = self.cache.change(place.page, |page| {
+            refcount::set(page, order, place.index, (count + 1).min(most)).expect("it fits");
+        });
+        let table = self.cache.undurable(place.table_page, &self.clock);
+        let mut counts: Counts = table.into_iter().collect();
+        if mutant!(self.rules, SharedCountNotAwaited => false; true) {
+            counts.push(Before::Page { offset: place.page, version });
+        }
+        Ok(Some(counts))
     }
 
     /// Sets the refcounts of free clusters to 1; returns what makes that durable.

@@ -129,7 +129,7 @@ pub struct Rules {
     #[cfg(feature = "sabotage")]
     skipped: u128,
     #[cfg(feature = "sabotage")]
-    mutants: u128,
+    mutants: [u64; 4],
 }
 
 impl Rules {
@@ -141,7 +141,7 @@ impl Rules {
             #[cfg(feature = "sabotage")]
             skipped: 0,
             #[cfg(feature = "sabotage")]
-            mutants: 0,
+            mutants: [0; 4],
         }
     }
 
@@ -163,13 +163,21 @@ impl Rules {
     #[cfg(feature = "sabotage")]
     #[must_use]
     pub const fn with_mutant(self, mutant: Mutant) -> Self {
-        Self { mutants: self.mutants | 1 << mutant as u8, ..self }
+        let mut mutants = self.mutants;
+        mutants[mutant as usize / 64] |= 1 << (mutant as usize % 64);
+        Self { mutants, ..self }
     }
 
     /// Whether that mistake is in the code.
     #[cfg(feature = "sabotage")]
     pub const fn has_mutant(self, mutant: Mutant) -> bool {
-        self.mutants & (1 << mutant as u8) != 0
+        self.mutants[mutant as usize / 64] & 1 << (mutant as usize % 64) != 0
+    }
+
+    #[cfg(feature = "sabotage")]
+    const fn has_mutants(self) -> bool {
+        let [a, b, c, d] = self.mutants;
+        a | b | c | d != 0
     }
 
     /// Whether the flush of that name is to do nothing.
@@ -187,7 +195,7 @@ impl Rules {
     /// Whether nothing is taken away and no mistake is put in: what the invariants of this crate need to hold.
     pub(crate) const fn are_whole(self) -> bool {
         #[cfg(feature = "sabotage")]
-        return self.broken == 0 && self.skipped == 0 && self.mutants == 0;
+        return self.broken == 0 && self.skipped == 0 && !self.has_mutants();
         #[cfg(not(feature = "sabotage"))]
         true
     }

@@ -107,6 +107,8 @@ pub(crate) struct State {
     pub(crate) untouched_from: u64,
     pub(crate) free: Free,
     pub(crate) freed: freed::Queue,
+    /// Where the next stream goes, if it fits: what is left of the cluster that streams were last put into, as a range of the file.
+    pub(crate) tail: Option<std::ops::Range<u64>>,
     /// Reads in flight, by ticket.
     readers: InFlight,
     next_ticket: u64,
@@ -181,6 +183,7 @@ impl State {
             untouched_from: clusters,
             free: Free::new(rules),
             freed: freed::Queue::new(rules),
+            tail: None,
             readers: InFlight::default(),
             next_ticket: 0,
             orphaned: BTreeMap::new(),

@@ -112,17 +112,18 @@ impl State {
         Ok((mapping, touched, read_zero))
     }
 
-    /// Lets these subclusters of a guest cluster read as zeroes. They keep their place in the host cluster, if there is one.
+    /// Lets these subclusters of a guest cluster read as zeroes. They keep their place in the host cluster, if there is one. Returns whether
+    /// it has subclusters: one that is compressed has none, and is left as it is.
     pub(crate) fn zero_subclusters(
         &mut self,
         guest_cluster: u64,
         at: u64,
         subclusters: Range<u64>,
-    ) -> Result<(), Stop> {
+    ) -> Result<bool, Stop> {
         let old = self.mapping_at(at)?;
-        let (host, copied, of) = old.subclusters().expect("compressed clusters are written to");
+        let Some((host, copied, of)) = old.subclusters() else { return Ok(false) };
         if self.reads_zero(guest_cluster, old, subclusters.clone()) {
-            return Ok(());
+            return Ok(true);
         }
         self.check_unshared(at)?;
         self.check_table_owned(guest_cluster)?;
@@ -131,7 +132,7 @@ impl State {
         let zero = mutant!(self.rules, ZeroedShowsLayer => of.zero; of.zero | zeroed);
         let of = Subclusters { data, zero };
         self.keep(at, Mapping::with_subclusters(host, copied, of));
-        Ok(())
+        Ok(true)
     }
 }
 

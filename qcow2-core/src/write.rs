@@ -572,7 +572,8 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         for range in [head, tail].into_iter().filter(|range| !range.is_empty()) {
             let to = host + range.start;
             if let Some(whole) = &whole {
-                Box::pin(self.put(&whole[memory(range.start)..memory(range.end)], to)).await?;
+                let rest = &whole[memory(range.start)..memory(range.end)];
+                Box::pin(self.put(rest, to, not_filled)).await?;
                 continue;
             }
             let content = mutant!(self.image.options.rules, LayerNotCopied => match content {
@@ -596,14 +597,18 @@ impl<'a, S: Storage> WriteMap<'a, S> {
     }
 
     /// Writes whole sectors to host offset `to`.
-    pub(crate) async fn put(&mut self, bytes: &[u8], to: u64) -> Result<(), IoError> {
+    pub(crate) async fn put(
+        &mut self,
+        bytes: &[u8],
+        to: u64,
+        failed: fn(u64, std::io::Error) -> IoError,
+    ) -> Result<(), IoError> {
         let limits = self.image.limits;
         let places = (to..).step_by(limits.max_transfer);
-        for (to, piece) in places.zip(bytes.chunks(limits.max_transfer)) {
-            let mut buf = IoBuf::zeroed(piece.len(), limits.alignment);
-            buf.copy_from_slice(piece);
-            let (_, written) = self.claim.write(to, buf, Durability::Cached).await;
-            written.map_err(|source| not_filled(to, source))?;
+        for (offset, piece) in places.zip(bytes.chunks(limits.max_transfer)) {
+            let buf = IoBuf::copy_of(piece, limits.alignment);
+            let (_, written) = self.claim.write(offset, buf, Durability::Cached).await;
+            written.map_err(|source| failed(offset, source))?;
         }
         Ok(())
     }

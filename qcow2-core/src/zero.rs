@@ -223,7 +223,11 @@ impl<S: Storage> Image<S> {
 
     /// The whole guest clusters of a range that may be changed. The last cluster of the disk may be cut short: all that there is of it
     /// is the whole.
-    async fn whole_clusters(&self, offset: u64, len: u64) -> Result<Range<u64>, IoError> {
+    pub(crate) async fn whole_clusters(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> Result<Range<u64>, IoError> {
         self.begin_change().await?;
         let disk = self
             .with(|state| {
@@ -282,28 +286,18 @@ impl<S: Storage> Image<S> {
 
     /// Zeroes a part of one or two clusters.
     async fn zero_part(&self, from: u64, to: u64, size: u64) -> Result<(), IoError> {
-        if self.now(|state| state.extended) && !self.is_compressed(from..to).await? {
+        if self.now(|state| state.extended) {
             let one = size / Subclusters::COUNT;
             let whole = from.next_multiple_of(one)..to / one * one;
-            if !whole.is_empty() {
+            if whole.is_empty() {
+                return self.write_zeroes_to_part(from, to, one).await;
+            }
+            if Box::pin(self.zero_whole_subclusters(whole.clone())).await? {
                 self.write_zeroes_to_part(from, whole.start, one).await?;
-                Box::pin(self.zero_whole_subclusters(whole.clone())).await?;
                 return self.write_zeroes_to_part(whole.end, to, one).await;
             }
-            return self.write_zeroes_to_part(from, to, one).await;
         }
         self.write_zeroes_to_part(from, to, size).await
-    }
-
-    /// Whether one of the clusters that a range touches is compressed: it has no bits. None becomes so.
-    async fn is_compressed(&self, bytes: Range<u64>) -> Result<bool, IoError> {
-        for cluster in self.clusters(bytes.start, bytes.end.saturating_sub(bytes.start)) {
-            let mapping = self.decide(|state| state.mapping(cluster)).await?;
-            if let Mapping::Compressed { .. } = mapping {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Writes zeroes to a part of some clusters, or subclusters, of so many bytes; not to those that read as zeroes.
@@ -324,8 +318,9 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    /// Lets whole subclusters of one guest cluster, or of two, read as zeroes by their bits.
-    async fn zero_whole_subclusters(&self, bytes: Range<u64>) -> Result<(), IoError> {
+    /// Lets whole subclusters of one guest cluster, or of two, read as zeroes by their bits. Returns whether it has: one that is compressed
+    /// has no bits.
+    async fn zero_whole_subclusters(&self, bytes: Range<u64>) -> Result<bool, IoError> {
         let size = self.cluster_size;
         let clusters = bytes.start / size..bytes.end.div_ceil(size);
         let _claim = self.claim(Resource::Guest(clusters.clone())).await?;
@@ -337,18 +332,19 @@ impl<S: Storage> Image<S> {
                 let step = |state: &mut State| match state.entry_place_to_change(cluster)? {
                     EntryPlace::At(at) => {
                         let subclusters = state.touched(cluster, &part);
-                        state.zero_subclusters(cluster, at, subclusters)?;
-                        Ok(Step::Done)
+                        let has_bits = state.zero_subclusters(cluster, at, subclusters)?;
+                        Ok((Step::Done, has_bits))
                     }
-                    EntryPlace::NoTable(_) if cluster >= state.shown() => Ok(Step::Done),
-                    EntryPlace::NoTable(index) => Ok(Step::NeedsTable(index)),
+                    EntryPlace::NoTable(_) if cluster >= state.shown() => Ok((Step::Done, true)),
+                    EntryPlace::NoTable(index) => Ok((Step::NeedsTable(index), true)),
                 };
                 match self.decide(step).await? {
-                    Step::Done => break,
-                    Step::NeedsTable(index) => Box::pin(self.add_l2_table(index)).await?,
+                    (Step::Done, true) => break,
+                    (Step::Done, false) => return Ok(false),
+                    (Step::NeedsTable(index), _) => Box::pin(self.add_l2_table(index)).await?,
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 }

@@ -12,22 +12,22 @@ use qcow2_core::{CreateError, CreateOptions, OpenError, OpenOptions, Repair, Zer
 
 use crate::compressed::{Sample, sample};
 
-const SECTOR: usize = 4096;
+pub(crate) const SECTOR: usize = 4096;
 const MAGIC: &[u8] = b"QFI\xfb";
 
 /// A storage in memory that takes nothing but whole sectors, in buffers whose address is a multiple of one. A header that is there
 /// changes in its first 512 bytes only: a storage that tears between those tears no header.
 #[derive(Clone, Debug)]
-struct Aligned {
-    bytes: MemoryStorage,
+pub(crate) struct Aligned {
+    pub(crate) bytes: MemoryStorage,
     alignment: usize,
-    max_transfer: usize,
+    pub(crate) max_transfer: usize,
     /// Whether it keeps its length, and what it held.
     fixed: bool,
 }
 
 impl Aligned {
-    fn new(bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
         let bytes = MemoryStorage::new(bytes);
         Self { bytes, alignment: SECTOR, max_transfer: 1 << 30, fixed: false }
     }

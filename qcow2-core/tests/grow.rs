@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use qcow2_core::blocking::{Image, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf};
-use qcow2_core::{CreateOptions, OpenOptions, Repair, Zeroing};
+use qcow2_core::{CreateOptions, Inline, OpenOptions, Repair, Zeroing};
 
 /// Goal: what somebody left past the end of the disk does not come to light. Method: an image full of data whose size in the header
 /// becomes smaller, as a program leaves it that is interrupted while it shrinks one; then growth within the last cluster, within the
@@ -114,31 +114,40 @@ fn more_holes_than_are_known_are_passed() {
     assert_eq!(storage.to_vec().len(), length, "there was room");
 }
 
-/// Goal: zeroing up to the end of the disk leaves alone what is written behind that end once the disk has grown, in the cluster that the end
-/// used to cut short. Method: a request that waits for its first cluster; meanwhile the disk grows, and the rest of its last cluster is
-/// written.
+/// Goal: zeroing up to the end of the disk, or compressing, leaves alone what is written behind that end once the disk has grown, in the
+/// cluster that the end used to cut short. Method: a request that waits for its first cluster; meanwhile the disk grows, and the rest of its
+/// last cluster is written.
 #[test]
 fn what_was_the_end_is_not_whole_any_more() {
-    let storage = MemoryStorage::default();
     let size = (3 << 12) + 512;
-    create(&storage, &CreateOptions::new(size).cluster_bits(12)).expect("there is room");
-    let image = block_on(qcow2_core::Image::open(storage, OpenOptions::new()));
-    let image = image.expect("in order");
-    let buf = |len: usize, byte| IoBuf::copy_of(&vec![byte; len], 1);
-    block_on(image.write(0, buf(size as usize, 7), Durability::Cached)).1.expect("room");
-    let mut context = Context::from_waker(Waker::noop());
-    let map = block_on(image.map_write(2 << 12, 512)).expect("it is in place");
-    let from = (2 << 12) + 1024;
-    let mut waits = pin!(image.write_zeroes(from, size - from, Zeroing::Free));
-    assert!(waits.as_mut().poll(&mut context).is_pending(), "somebody writes there");
-    block_on(image.grow(5 << 12)).expect("there is room");
-    block_on(image.write(size, buf(512, 9), Durability::Cached)).1.expect("room");
-    drop(map);
-    assert!(matches!(waits.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
-    let (read, result) = block_on(image.read(from, IoBuf::zeroed((size - from) as usize, 1)));
-    result.expect("nothing fails");
-    assert!(read.iter().all(|&byte| byte == 0));
-    let (read, result) = block_on(image.read(size, IoBuf::zeroed(512, 1)));
-    result.expect("nothing fails");
-    assert_eq!(read[..], [9; 512]);
+    let buf = |len: u64, byte| IoBuf::copy_of(&vec![byte; len as usize], 1);
+    for compresses in [false, true] {
+        let storage = MemoryStorage::default();
+        create(&storage, &CreateOptions::new(size).cluster_bits(12)).expect("there is room");
+        let image = block_on(qcow2_core::Image::open(storage, OpenOptions::new()));
+        let image = image.expect("in order");
+        block_on(image.write(0, buf(size, 7), Durability::Cached)).1.expect("room");
+        let mut context = Context::from_waker(Waker::noop());
+        let map = block_on(image.map_write(2 << 12, 512)).expect("it is in place");
+        let from = (2 << 12) + if compresses { 0 } else { 1024 };
+        let mut waits = pin!(async {
+            if compresses {
+                let (data, how) = (buf(size - from, 0), Durability::Cached);
+                image.write_compressed(from, data, how, &Inline).await.1
+            } else {
+                image.write_zeroes(from, size - from, Zeroing::Free).await
+            }
+        });
+        assert!(waits.as_mut().poll(&mut context).is_pending(), "somebody writes there");
+        block_on(image.grow(5 << 12)).expect("there is room");
+        block_on(image.write(size, buf(512, 9), Durability::Cached)).1.expect("room");
+        drop(map);
+        assert!(matches!(waits.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
+        let (read, result) = block_on(image.read(from, buf(size - from, 1)));
+        result.expect("nothing fails");
+        assert!(read.iter().all(|&byte| byte == 0));
+        let (read, result) = block_on(image.read(size, buf(512, 1)));
+        result.expect("nothing fails");
+        assert_eq!(read[..], [9; 512]);
+    }
 }

@@ -22,3 +22,4 @@ mod sparse;
 mod subclusters;
 mod tables;
 mod version_2;
+mod write_compressed;

@@ -153,11 +153,12 @@ fn every_part_is_silent() {
 fn every_alphabet_is_silent() {
     type Change = fn(World) -> World;
     let plain: Change = |world| world;
-    let alphabets: [(&[Symbol], u32, Change); 5] = [
+    let alphabets: [(&[Symbol], u32, Change); 6] = [
         (&Symbol::ALL, 1024, plain),
         (&Symbol::RESIZING, 1024, plain),
         (&Symbol::ALL, 512, World::over_layer),
         (&Symbol::AHEAD, 1024, |world| world.over_layer().copying()),
+        (&Symbol::COMPRESSING, 4096, plain),
         (&Symbol::SUBCLUSTERS, 16384, |world| world.with_subclusters().over_layer()),
     ];
     for (alphabet, cluster, change) in alphabets {

@@ -7,6 +7,7 @@ use faultfs::profile::{DiscardMode, Profile};
 use model::build::Initial;
 use model::case::{Device, Opening};
 use model::op::{Durability, Geometry, Op, Preallocation};
+use model::payload::COMPRESSIBLE;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qcow2_crashtest::leaf::LeafChooser;
@@ -25,6 +26,10 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (range.clone(), 1..1000u32, any::<bool>()).prop_map(|((offset, length), id, through)| {
             let durability = if through { Durability::Through } else { Durability::Cached };
             Op::Write { offset, length, id, durability }
+        }),
+        2 => (range.clone(), 1..1000u32, any::<bool>()).prop_map(|((offset, length), id, small)| {
+            let id = if small { id | COMPRESSIBLE } else { id };
+            Op::WriteCompressed { offset, length, id }
         }),
         2 => (range.clone(), any::<bool>())
             .prop_map(|((offset, length), unmap)| Op::WriteZeroes { offset, length, unmap }),

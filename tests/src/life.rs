@@ -608,6 +608,13 @@ pub async fn perform<I: SubjectImage>(
 ) -> Result<Option<IoBuf>, String> {
     let buffer =
         |length: u64| IoBuf::zeroed(usize::try_from(length).expect("requests are small"), UNIT);
+    let payload = |offset, length, id| {
+        let mut data = buffer(length);
+        for (unit, bytes) in (offset / UNIT as u64..).zip(data.as_chunks_mut::<UNIT>().0) {
+            *bytes = payload::unit(unit, id);
+        }
+        data
+    };
     match request {
         None => {}
         Some(Request::Raw(offset, data)) => {
@@ -615,11 +622,10 @@ pub async fn perform<I: SubjectImage>(
         }
         Some(Request::Op(op)) => match *op {
             Op::Write { offset, length, id, durability } => {
-                let mut data = buffer(length);
-                for (unit, bytes) in (offset / UNIT as u64..).zip(data.as_chunks_mut::<UNIT>().0) {
-                    *bytes = payload::unit(unit, id);
-                }
-                image.write(offset, data, durability).await?;
+                image.write(offset, payload(offset, length, id), durability).await?;
+            }
+            Op::WriteCompressed { offset, length, id } => {
+                image.write_compressed(offset, payload(offset, length, id)).await?;
             }
             Op::WriteZeroes { offset, length, unmap } => {
                 image.write_zeroes(offset, length, unmap).await?;

@@ -230,6 +230,8 @@ pub struct Exposure {
     failed: u64,
     /// To how many bytes a shrink was to lead that did not end well: it may have left what a growth clears.
     half_shrunk: Option<u64>,
+    /// Whether something was written compressed, and may lie in two host clusters from then on.
+    compressed: bool,
     /// By task and operation.
     requests: BTreeMap<(usize, usize), Exposed>,
 }
@@ -259,6 +261,7 @@ impl Exposure {
         match op {
             Op::Grow { to } => self.largest = self.largest.max(to),
             Op::Shrink { to } => self.smallest = Some(self.smallest.map_or(to, |it| it.min(to))),
+            Op::WriteCompressed { .. } => self.compressed = true,
             _ => {}
         }
         let exposed = Exposed { op, began: self.clock, returned: None, well: false };
@@ -310,7 +313,7 @@ impl Exposure {
         let mut taken = 0;
         let mut moved = 0;
         let settled = self.settled();
-        let given_up = 1 + u64::from(streams);
+        let given_up = 1 + u64::from(streams || self.compressed);
         // What a growth finds past the end of the disk, and clears.
         let left = || {
             let most = self.largest.max(size);
@@ -339,6 +342,11 @@ impl Exposure {
                 | Op::Preallocate { offset, length, .. } => {
                     let touched = |size: u64| (offset + length).div_ceil(size) - offset / size;
                     taken += (1 + given_up) * touched(cluster) + touched(covered);
+                }
+                // A stream may reach from one host cluster into a second one.
+                Op::WriteCompressed { offset, length, .. } => {
+                    let touched = |size: u64| (offset + length).div_ceil(size) - offset / size;
+                    taken += (2 + given_up) * touched(cluster) + touched(covered);
                 }
                 // What it shows of the layer is copied.
                 Op::Read { offset, length } if copies => {

@@ -358,6 +358,15 @@ fn simpler(op: Op, geometry: &Geometry) -> Vec<Op> {
             }
             all
         }
+        Op::WriteCompressed { offset, length, id } => {
+            let shorter = ranges(offset, length).map(|(offset, length)| Op::WriteCompressed {
+                offset,
+                length,
+                id,
+            });
+            let plain = Op::Write { offset, length, id, durability: Durability::Cached };
+            std::iter::once(plain).chain(shorter).collect()
+        }
         Op::Discard { offset, length } => {
             ranges(offset, length).map(|(offset, length)| Op::Discard { offset, length }).collect()
         }

@@ -72,6 +72,7 @@ fn scope_for(mutant: Mutant) -> Scope {
         | Mutant::L1NotLookedAt
         | Mutant::StalePageLoaded => shape(Shape::Eviction),
         Mutant::DequeuedBeforeLoaded => shape(Shape::Widths),
+        Mutant::TailBesideDiscard => Scope { contended: true, ..shape(Shape::Compressing) },
         Mutant::ForgetsFirstPageOnly | Mutant::OldL1NotAwaited => shape(Shape::Growing),
         _ => Scope::default(),
     }

@@ -1,12 +1,14 @@
 //! Rare situations, recognised in what a life did and in what a recovery found.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
 use faultfs::trace::{Event, Io, IoKind};
 use model::image::Mapping;
 use model::label::Region;
+use model::payload::UNIT;
 
 use crate::leaf::Answer;
 use crate::probe::{Probe, Probes};
@@ -23,6 +25,39 @@ pub(crate) struct Shape {
     blocks: usize,
     /// Guest cluster by host offset.
     owners: BTreeMap<u64, u64>,
+    streams: Streams,
+}
+
+/// How compressed clusters lie in an image.
+#[derive(Clone, Copy, Default)]
+struct Streams {
+    across: bool,
+    in_one_unit: bool,
+    together: bool,
+    full: bool,
+}
+
+impl Streams {
+    /// Of these ranges of the file, in clusters that can count so many references.
+    fn of(streams: impl Iterator<Item = Range<u64>>, cluster: u64, most: u64) -> Self {
+        let mut streams: Vec<_> = streams.collect();
+        streams.sort_unstable_by_key(|stream| stream.start);
+        let unit = UNIT as u64;
+        let mut parts = BTreeMap::<u64, u64>::new();
+        for stream in &streams {
+            for host in stream.start / cluster..stream.end.div_ceil(cluster) {
+                *parts.entry(host).or_default() += 1;
+            }
+        }
+        let across = |stream: &Range<u64>| (stream.end - 1) / cluster > stream.start / cluster;
+        let meet = |two: &[Range<u64>]| (two[0].end - 1) / unit == two[1].start / unit;
+        Self {
+            across: streams.iter().any(across),
+            in_one_unit: streams.windows(2).any(meet),
+            together: parts.values().any(|&count| count >= 3),
+            full: most > 1 && parts.values().any(|&count| count == most),
+        }
+    }
 }
 
 impl Shape {
@@ -44,6 +79,7 @@ impl Shape {
             refcount_table: header.refcount_table_offset,
             blocks: image.refcount_blocks(),
             owners: owners.collect(),
+            streams: Streams::of(image.streams(), header.cluster_size(), header.refcount_max()),
         }
     }
 
@@ -56,6 +92,16 @@ impl Shape {
         }
         if after.blocks > self.blocks {
             probes.hit(Probe::RefcountBlockGrowth);
+        }
+        for (met, probe) in [
+            (after.streams.across, Probe::StreamAcross),
+            (after.streams.in_one_unit, Probe::StreamsInUnit),
+            (after.streams.together, Probe::StreamsTogether),
+            (after.streams.full, Probe::FullCount),
+        ] {
+            if met {
+                probes.hit(probe);
+            }
         }
         let reused = |(host, guest)| self.owners.get(host).is_some_and(|owner| owner != guest);
         if after.owners.iter().any(reused) {

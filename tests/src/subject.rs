@@ -99,8 +99,8 @@ use model::op::{Durability, Geometry, Preallocation};
 use qcow2_core::format::entry::Mapping as Entry;
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
-    Barrier, CheckError, CheckReport, ErrorKind, Image, IoError, Mutant, OpenOptions, Repair, Rule,
-    Rules, Source, Zeroing,
+    Barrier, CheckError, CheckReport, ErrorKind, Image, Inline, IoError, Mutant, OpenOptions,
+    Repair, Rule, Rules, Source, Zeroing,
 };
 
 use crate::layer::Base;
@@ -238,7 +238,7 @@ pub trait Subject: Clone + Send + Sync + 'static {
         false
     }
 
-    /// Whether it reads compressed clusters, and writes over them. One that does not is given none.
+    /// Whether it reads compressed clusters, and writes over them. One that does not is given none, and not asked to write any.
     fn decompresses(&self) -> bool {
         false
     }
@@ -306,6 +306,15 @@ pub trait SubjectImage: Send + Sync + 'static {
         data: IoBuf,
         durability: Durability,
     ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Writes a range, compressed where that makes it shorter; a subject that does not compress writes it as it is.
+    fn write_compressed(
+        &self,
+        offset: u64,
+        data: IoBuf,
+    ) -> impl Future<Output = Result<(), String>> + Send {
+        self.write(offset, data, Durability::Cached)
+    }
 
     /// Makes a range read as zeroes.
     fn write_zeroes(
@@ -527,6 +536,11 @@ impl<S: Storage> SubjectImage for Image<S> {
             Durability::Through => qcow2_core::storage::Durability::Through,
         };
         plain(Self::write(self, offset, data, how).await.1)
+    }
+
+    async fn write_compressed(&self, offset: u64, data: IoBuf) -> Result<(), String> {
+        let how = qcow2_core::storage::Durability::Cached;
+        plain(Self::write_compressed(self, offset, data, how, &Inline).await.1)
     }
 
     async fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> Result<(), String> {

@@ -14,9 +14,10 @@ use faultfs::trace::IoKind;
 use model::build::Initial;
 use model::case::{Device, Dropped, Opening};
 use model::op::{Durability, Geometry, Op, Preallocation};
+use model::payload::COMPRESSIBLE;
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 15;
+pub const GENERATOR: u32 = 16;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,11 +77,13 @@ pub enum Shape {
     CopyOnRead,
     /// The image has compressed clusters.
     Compressed,
+    /// Clusters are written compressed.
+    Compressing,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -99,6 +102,7 @@ impl Shape {
         Self::Ahead,
         Self::CopyOnRead,
         Self::Compressed,
+        Self::Compressing,
     ];
 
     /// The name in reports and on the command line.
@@ -122,6 +126,7 @@ impl Shape {
             Self::Ahead => "ahead",
             Self::CopyOnRead => "copy-on-read",
             Self::Compressed => "compressed",
+            Self::Compressing => "compressing",
         }
     }
 }
@@ -329,6 +334,10 @@ impl Plan {
             }
             Shape::CopyOnRead => self.open.copy_on_read && self.geometry.below.is_some(),
             Shape::Compressed => self.initial == Initial::Compressed,
+            Shape::Compressing => {
+                let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
+                ops.any(|op| matches!(op, Op::WriteCompressed { .. }))
+            }
             Shape::Shrinking => {
                 let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
                 ops.any(|op| matches!(op, Op::Shrink { .. }))
@@ -347,10 +356,15 @@ impl Plan {
         }
     }
 
-    /// The same without compressed clusters: scattered ones in their place.
+    /// The same without compressed clusters: scattered ones in their place, and plain writes.
     pub fn never_compressed(&mut self) {
         if self.initial == Initial::Compressed {
             self.initial = Initial::Fragmented;
+        }
+        for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
+            if let Op::WriteCompressed { offset, length, id } = *op {
+                *op = Op::Write { offset, length, id, durability: Durability::Cached };
+            }
         }
     }
 
@@ -383,13 +397,12 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         |rng: &mut Rng, shape, one_in| scope.shape == Some(shape) || rng.below(one_in) == 0;
     // Sectors ask for clusters that hold whole ones, subclusters for 32 of them, those two for many small clusters.
     let wide = scope.shape == Some(Shape::Sectors);
-    let large = wide || matches!(scope.shape, Some(Shape::Subclusters | Shape::Compressed));
+    let streams = matches!(scope.shape, Some(Shape::Compressed | Shape::Compressing));
+    let large = wide || streams || scope.shape == Some(Shape::Subclusters);
     let growing =
         shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction) && !large;
     let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing && !large;
-    let sparse = (shaped(&mut rng, Shape::Sparse, 40) && scope.shape != Some(Shape::Compressed))
-        || eviction
-        || growing;
+    let sparse = (shaped(&mut rng, Shape::Sparse, 40) && !streams) || eviction || growing;
     let three =
         scope.lazy == Some(true) || matches!(scope.shape, Some(Shape::Widths | Shape::Subclusters));
     let version = if shaped(&mut rng, Shape::Version2, 8) && !three { 2 } else { 3 };
@@ -398,6 +411,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         && version == 3
         && !(growing || eviction || scope.tiny);
     let compressed = shaped(&mut rng, Shape::Compressed, 20) && !sparse;
+    let compressing = shaped(&mut rng, Shape::Compressing, 8);
     let initial = match rng.below(24) {
         _ if compressed => Initial::Compressed,
         0..=4 => Initial::Fresh,
@@ -427,6 +441,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         _ if wide => 12 + rng.below(3),
         (Initial::Compressed, 0..=6) => 10,
         (Initial::Compressed, _) => 12,
+        // The more sectors a cluster has, the more lengths its streams have.
+        (_, drawn) if compressing && !sparse => [12, 10][usize::from(drawn > 6)],
         (_, 0..=5) if sparse => 9,
         (_, 0..=1) if !scope.tiny => 9,
         (_, 0..=7) => 10,
@@ -522,6 +538,9 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     if ahead && !contended {
         draw.weights[8] = 1 + draw.rng.below(20);
     }
+    if compressing {
+        draw.weights[9] = 10 + draw.rng.below(60);
+    }
     if shrinking {
         draw.shrinking = true;
         draw.weights[6] = 24;
@@ -546,6 +565,11 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         let how = Preallocation::Metadata;
         lives[0].tasks[0].insert(0, Op::Preallocate { offset, length, how });
     }
+    if scope.shape == Some(Shape::Compressing) {
+        let (offset, length) = (0, virtual_size.min(2 * cluster));
+        let id = COMPRESSIBLE - 1;
+        lives[0].tasks[0].insert(0, Op::WriteCompressed { offset, length, id: id | COMPRESSIBLE });
+    }
     if wide || (cluster >= u64::from(SECTOR) && rng.below(3) == 0) {
         device.sector = SECTOR;
         if !device.max_transfer.is_multiple_of(SECTOR) {
@@ -562,7 +586,7 @@ struct Draw<'a> {
     size: u64,
     cluster: u64,
     hot: Vec<u64>,
-    weights: [u32; 9],
+    weights: [u32; 10],
     contended: bool,
     /// Requests may be as long as the disk.
     long: bool,
@@ -582,10 +606,10 @@ impl<'a> Draw<'a> {
         let clusters = u32::try_from(geometry.clusters()).expect("plans are small");
         let spots = 2 + rng.below(5);
         let hot = (0..spots).map(|_| u64::from(rng.below(clusters))).collect();
-        // write, write through, zeroes, discard, read, flush, grow, reopen, preallocate
+        // write, write through, zeroes, discard, read, flush, grow, reopen, preallocate, write compressed
         let most = [60, 15, 20, 30, 15, 30, 4, 4];
         let some = most.map(|most| if rng.below(4) == 0 { 0 } else { 1 + rng.below(most) });
-        let mut weights = [0; 9];
+        let mut weights = [0; 10];
         weights[..8].copy_from_slice(&some);
         let mut draw = Self {
             rng,
@@ -603,7 +627,7 @@ impl<'a> Draw<'a> {
         };
         if contended {
             draw.hot.truncate(2);
-            draw.weights = [20, 0, 0, 14, 24, 14, 0, 0, 0];
+            draw.weights = [20, 0, 0, 14, 24, 14, 0, 0, 0, 0];
         }
         draw.weights[0] = draw.weights[0].max(10);
         draw
@@ -624,7 +648,7 @@ impl<'a> Draw<'a> {
         self.hot = (0..60).map(|_| u64::from(self.rng.below(clusters))).collect();
         // No growth, and seldom a flush: what is evicted should not be durable.
         let through = [4, 30][self.rng.below(2) as usize];
-        self.weights = [60, through, 8, 20, 15, 6, 0, 1, 0];
+        self.weights = [60, through, 8, 20, 15, 6, 0, 1, 0, 0];
         self.spread = true;
     }
 
@@ -657,7 +681,7 @@ impl<'a> Draw<'a> {
         let weights = self.weights;
         if kinds.contains(&FaultKind::WriteThroughFailed) {
             // A storage is written through only where a cluster is written again whose mapping a flush has covered.
-            self.weights = [20, 60, 4, 4, 4, 30, 0, 0, 0];
+            self.weights = [20, 60, 4, 4, 4, 30, 0, 0, 0, 0];
         }
         let before = self.size;
         let task = |draw: &mut Self, task| -> Vec<Op> {
@@ -748,13 +772,7 @@ impl<'a> Draw<'a> {
                 Op::WriteZeroes { offset, length, unmap: self.rng.below(2) == 0 }
             }
             3 => {
-                let (offset, length) = self.range();
-                let start = offset - offset % self.cluster;
-                let end = (offset + length).next_multiple_of(self.cluster).min(self.size);
-                let (offset, length) = match self.rng.below(5) {
-                    0 => (offset, length),
-                    _ => (start, end - start),
-                };
+                let (offset, length) = self.whole_clusters();
                 if self.layered && self.rng.below(3) == 0 {
                     Op::Uncover { offset, length }
                 } else {
@@ -809,8 +827,23 @@ impl<'a> Draw<'a> {
                 let how = [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
                 Op::Preallocate { offset, length, how: how[self.rng.below(3) as usize] }
             }
+            9 => {
+                let (offset, length) = self.whole_clusters();
+                let compresses = if self.rng.below(4) == 0 { 0 } else { COMPRESSIBLE };
+                let id = self.next_id | compresses;
+                self.next_id += 1;
+                Op::WriteCompressed { offset, length, id }
+            }
             _ => Op::Flush,
         }
+    }
+
+    /// A range, in four cases of five of whole clusters.
+    fn whole_clusters(&mut self) -> (u64, u64) {
+        let (offset, length) = self.range();
+        let start = offset - offset % self.cluster;
+        let end = (offset + length).next_multiple_of(self.cluster).min(self.size);
+        if self.rng.below(5) == 0 { (offset, length) } else { (start, end - start) }
     }
 
     /// A range: mostly around a hot cluster, mostly short, often a part of a cluster, sometimes exactly one or several.

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use qcow2_core::{OpenOptions, Repair};
+use qcow2_core::format::CompressionType;
+use qcow2_core::{CreateOptions, Inline, OpenOptions, Repair};
 use qcow2_crashtest::qemu;
 
 use crate::bench::Bench;
@@ -92,6 +93,66 @@ fn compressed_images_of_qemu_are_images_to_us() {
         }
     }
     assert!(full > 3, "refcounts that come to their limit");
+}
+
+/// Goal: what we compress is QEMU's to read, to write over and to check, and ours again. Method: every cluster size, deflate and zstd, both
+/// kinds of entry, wide and narrow refcounts, eager and lazy, version 2; a disk that is filled, parts of it written again, compressed and not,
+/// a power cut, and as many requests through QEMU.
+#[test]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
+fn what_we_compress_is_qemus_to_read() {
+    let mut compressed = 0;
+    for cluster_bits in 9..=21u32 {
+        let cluster = 1u64 << cluster_bits;
+        let size = (24 << cluster_bits.min(16)).max(5 << cluster_bits) + 512;
+        for (index, kind) in
+            [CompressionType::Deflate, CompressionType::Zstd].into_iter().enumerate()
+        {
+            let seed = u64::from(cluster_bits) * 2 + index as u64;
+            let old = kind == CompressionType::Deflate && cluster_bits % 4 == 0;
+            let mut options = CreateOptions::new(size).cluster_bits(cluster_bits).compression(kind);
+            options = match old {
+                true => options.version(2),
+                false => options
+                    .refcount_bits([16, 2, 64, 1, 4][seed as usize % 5])
+                    .extended_l2(cluster_bits >= 14 && seed.is_multiple_of(3))
+                    .lazy_refcounts(seed % 4 < 2),
+            };
+            let bench = Bench::new();
+            drop(bench.create(&options));
+            let mut expected = Expected::zeroes(size, cluster);
+            expected.bytes = disk(seed, size, cluster);
+            let image = bench.open(OpenOptions::new());
+            image.write_compressed(0, &expected.bytes, &Inline).unwrap();
+            let mut scatter = Scatter::new(seed);
+            for step in steps(seed, 12, size, cluster) {
+                step.apply(&image);
+                expected.apply(step);
+                let from = scatter.below(size / 512) * 512;
+                let len = (1 + scatter.below(3 * cluster / 512)) * 512;
+                let range = from as usize..(from + len).min(size) as usize;
+                let again = disk(scatter.below(1 << 20), range.len() as u64, cluster);
+                image.write_compressed(from, &again, &Inline).unwrap();
+                expected.bytes[range].copy_from_slice(&again);
+            }
+            image.flush().unwrap();
+            // As after a power cut.
+            drop(image);
+            drop(bench.open(OpenOptions::new()).close().unwrap());
+            compressed += bench.check(Repair::Leaks).compressed_clusters;
+            bench.assert_sound(&expected);
+
+            let theirs: Vec<Step> = steps(1000 + seed, 12, size, cluster);
+            let commands: Vec<String> = theirs.iter().map(|step| step.command()).collect();
+            qemu::io(bench.path(), &commands).unwrap().success().unwrap();
+            theirs.into_iter().for_each(|step| expected.apply(step));
+            bench.assert_sound(&expected);
+        }
+    }
+    assert!(compressed > 100, "{compressed}");
 }
 
 /// Goal: an overlay shows the compressed image below it, and is written without changing that. Method: as images in the cloud are used.

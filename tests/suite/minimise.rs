@@ -67,6 +67,7 @@ fn shorter(op: Op, skip: u64) -> Option<Op> {
     let mut shorter = op;
     match &mut shorter {
         Op::Write { offset, length, .. }
+        | Op::WriteCompressed { offset, length, .. }
         | Op::WriteZeroes { offset, length, .. }
         | Op::Discard { offset, length }
         | Op::Uncover { offset, length }

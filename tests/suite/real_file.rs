@@ -158,16 +158,12 @@ impl Disk {
         let done = match op.clip(image.size()) {
             None => Ok(()),
             Some(Op::Write { offset, length, id, durability }) => {
-                let first = offset / UNIT as u64;
-                let data: Vec<u8> = (first..first + length / UNIT as u64)
-                    .flat_map(|unit| payload::unit(unit, id))
-                    .collect();
-                block_on(SubjectImage::write(
-                    image,
-                    offset,
-                    IoBuf::copy_of(&data, UNIT),
-                    durability,
-                ))
+                let data = payload(offset, length, id);
+                block_on(SubjectImage::write(image, offset, data, durability))
+            }
+            Some(Op::WriteCompressed { offset, length, id }) => {
+                let data = payload(offset, length, id);
+                block_on(SubjectImage::write_compressed(image, offset, data))
             }
             Some(Op::WriteZeroes { offset, length, unmap }) => {
                 block_on(SubjectImage::write_zeroes(image, offset, length, unmap))
@@ -314,6 +310,12 @@ impl Disk {
 
 fn verdict(what: &str, when: &str, violations: &[Violation]) -> Verdict {
     violations.first().map_or(Ok(()), |violation| Err(format!("{what}, {when}:\n{violation}")))
+}
+
+fn payload(offset: u64, length: u64, id: u32) -> IoBuf {
+    let units = offset / UNIT as u64..(offset + length) / UNIT as u64;
+    let data: Vec<u8> = units.flat_map(|unit| payload::unit(unit, id)).collect();
+    IoBuf::copy_of(&data, UNIT)
 }
 
 fn read(image: &Image, offset: u64, length: u64) -> Result<Vec<Unit>, String> {

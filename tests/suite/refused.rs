@@ -9,7 +9,7 @@ use qcow2_core::blocking::{self, block_on, check, create};
 use qcow2_core::storage::file::{Access, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Limits, MOST_ALIGNMENT};
-use qcow2_core::{CreateOptions, ErrorKind, Image, IoError, OpenOptions, Repair, Zeroing};
+use qcow2_core::{CreateOptions, ErrorKind, Image, Inline, IoError, OpenOptions, Repair, Zeroing};
 
 use crate::common::{assert_clean, four_clusters};
 
@@ -112,6 +112,10 @@ fn requests(image: &Image<MemoryStorage>, offset: u64, len: u64) -> Vec<Result<(
         let (buf, result) = block_on(image.write(offset, buf, Durability::Cached));
         assert_eq!(buf.len(), bytes, "the buffer comes back");
         results.push(result);
+        let how = Durability::Cached;
+        let (buf, result) = block_on(image.write_compressed(offset, buf, how, &Inline));
+        assert_eq!(buf.len(), bytes, "the buffer comes back");
+        results.push(result);
     }
     results
 }
@@ -178,6 +182,7 @@ fn plain_calls_that_do_not_fit_are_refused_by_name() {
             (offset, 2, image.read(offset, &mut [0; 2])),
             (offset, 2, image.write(offset, &[0; 2])),
             (offset, 2, image.write_zeroes(offset, 2, Zeroing::Free)),
+            (before, 8192, image.write_compressed(before, &[0; 8192], &Inline)),
             (before, 8192, image.write_zeroes(before, 8192, Zeroing::Keep)),
             (before, 8192, image.discard(before, 8192)),
             (before, 8192, image.uncover(before, 8192)),
@@ -190,6 +195,7 @@ fn plain_calls_that_do_not_fit_are_refused_by_name() {
     for offset in [0, 1, 4096, SIZE] {
         image.read(offset, &mut []).unwrap();
         image.write(offset, &[]).unwrap();
+        image.write_compressed(offset, &[], &Inline).unwrap();
         image.write_zeroes(offset, 0, Zeroing::Free).unwrap();
         image.discard(offset, 0).unwrap();
         image.uncover(offset, 0).unwrap();

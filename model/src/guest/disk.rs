@@ -217,10 +217,14 @@ impl Guest {
         match self.clip(op) {
             None => self.start(What::Nothing, Flight::Nothing),
             Some(Op::Write { offset, length, id, durability }) => {
-                let first = units(offset);
-                let keys: Vec<_> =
-                    (first..first + units(length)).map(|unit| key_of(unit, id)).collect();
-                self.begin_write(first, &keys, durability)
+                let units = units(offset)..units(offset + length);
+                let keys: Vec<_> = units.clone().map(|unit| key_of(unit, id)).collect();
+                self.begin_write(units.start, &keys, durability)
+            }
+            // How it lies in the file is nothing that the guest sees.
+            Some(Op::WriteCompressed { offset, length, id }) => {
+                let durability = Durability::Cached;
+                self.begin(&Op::Write { offset, length, id, durability }, key_of)
             }
             Some(Op::WriteZeroes { offset, length, .. }) => {
                 self.begin_zeroes(units(offset), units(length))

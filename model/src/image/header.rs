@@ -129,6 +129,11 @@ impl Header {
         self.cluster_size() >> if self.has_extended_l2() { 4 } else { 3 }
     }
 
+    /// The largest refcount that can be stored.
+    pub const fn refcount_max(&self) -> u64 {
+        u64::MAX.wrapping_shr(64u32.wrapping_sub(1u32.wrapping_shl(self.refcount_order)))
+    }
+
     /// Host clusters that one refcount block counts.
     pub fn block_entries(&self) -> u64 {
         self.cluster_size().wrapping_shl(3).wrapping_shr(self.refcount_order)

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::bytes::{UNIT_BYTES, to_usize};
-use super::entry::{Mapping, Table, decode_whole, pieces_of};
+use super::entry::{Mapping, Table, compressed_extent, decode_whole, pieces_of};
 use super::extensions::find_extensions;
 use super::header::{Header, MAX_BACKING_NAME};
 use super::recording::Recording;
@@ -178,6 +178,16 @@ impl Image {
         let header = self.header.unwrap_or_default();
         self.entries()
             .map(move |(cluster, entry, bitmap)| (cluster, decode_whole(entry, bitmap, &header)))
+    }
+
+    /// The bytes of the file that the descriptor of each compressed guest cluster spans, in the order of the disk.
+    pub fn streams(&self) -> impl Iterator<Item = Range<u64>> {
+        let header = self.header.unwrap_or_default();
+        self.entries().filter_map(move |(_, entry, bitmap)| {
+            let Mapping::Compressed(_) = decode_whole(entry, bitmap, &header) else { return None };
+            let (offset, length) = compressed_extent(entry, &header);
+            Some(offset..offset.saturating_add(length))
+        })
     }
 
     /// The units of its cluster around a guest unit of which the image says the same, itself among them, and where the first of them is:

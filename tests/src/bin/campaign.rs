@@ -214,6 +214,9 @@ struct Explore {
     /// Requests of the alphabet of clusters that are taken ahead; over a layer, what is read of it is copied.
     #[arg(long, conflicts_with_all = ["pairs", "races", "resizing", "subclusters"])]
     ahead: bool,
+    /// Requests of the alphabet of clusters that are written compressed.
+    #[arg(long, conflicts_with_all = ["pairs", "races", "resizing", "subclusters", "ahead"])]
+    compressing: bool,
     /// Images over a layer that is longer than the disk.
     #[arg(long)]
     over_layer: bool,
@@ -396,11 +399,12 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
     };
     let settings = explore::ExploreSettings {
         worlds,
-        alphabet: match (args.resizing, args.subclusters, args.ahead) {
-            (true, _, _) => &Symbol::RESIZING,
-            (_, true, _) => &Symbol::SUBCLUSTERS,
-            (_, _, true) => &Symbol::AHEAD,
-            (false, false, false) => &Symbol::ALL,
+        alphabet: match () {
+            () if args.resizing => &Symbol::RESIZING,
+            () if args.subclusters => &Symbol::SUBCLUSTERS,
+            () if args.ahead => &Symbol::AHEAD,
+            () if args.compressing => &Symbol::COMPRESSING,
+            () => &Symbol::ALL,
         },
         operations: args.operations,
         at_once: match (args.pairs, args.races) {

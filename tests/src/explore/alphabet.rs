@@ -18,6 +18,7 @@ use model::build::Initial;
 use model::case::{Device, Opening};
 use model::guest::Guest;
 use model::op::{Durability, Geometry, Op, Preallocation};
+use model::payload::COMPRESSIBLE;
 
 use crate::probe::Probe;
 use crate::subject::{Session, Subject};
@@ -75,6 +76,12 @@ pub enum Symbol {
     ShrinkBeforeF,
     /// The disk ends behind the first unit of B.
     ShrinkInB,
+    /// All of A, compressed.
+    CompressA,
+    /// All of A and B, each compressed by itself.
+    CompressAB,
+    /// All of F, compressed.
+    CompressFar,
 }
 
 impl Symbol {
@@ -137,6 +144,20 @@ impl Symbol {
         Self::Reopen,
     ];
 
+    /// The alphabet of clusters that are written compressed.
+    pub const COMPRESSING: [Self; 10] = [
+        Self::CompressA,
+        Self::CompressAB,
+        Self::CompressFar,
+        Self::WriteA,
+        Self::WritePartOfB,
+        Self::ZeroB,
+        Self::DiscardA,
+        Self::DiscardAll,
+        Self::Flush,
+        Self::Reopen,
+    ];
+
     /// The alphabet of races: who still uses a cluster, who gives it up, and who gets it next.
     pub const RACING: [Self; 5] =
         [Self::ReadA, Self::WriteA, Self::WritePartOfB, Self::DiscardA, Self::Flush];
@@ -165,6 +186,9 @@ impl Symbol {
             Self::ReadPartOfB => "read-part-of-b",
             Self::ShrinkBeforeF => "shrink-before-f",
             Self::ShrinkInB => "shrink-in-b",
+            Self::CompressA => "compress-a",
+            Self::CompressAB => "compress-a-b",
+            Self::CompressFar => "compress-far",
         }
     }
 
@@ -174,6 +198,10 @@ impl Symbol {
         let (far, subcluster) = (far(geometry), cluster / 32);
         let write = |offset, length, durability| Op::Write { offset, length, id, durability };
         let cached = |offset, length| write(offset, length, Durability::Cached);
+        let compressed = |offset, length| {
+            let id = id | COMPRESSIBLE;
+            Op::WriteCompressed { offset, length, id }
+        };
         match self {
             Self::WriteA => cached(0, cluster),
             Self::WritePartOfB => match cluster {
@@ -211,6 +239,9 @@ impl Symbol {
             Self::ReadPartOfB => Op::Read { offset: cluster, length: 512 },
             Self::ShrinkBeforeF => Op::Shrink { to: far * cluster },
             Self::ShrinkInB => Op::Shrink { to: cluster + 512 },
+            Self::CompressA => compressed(0, cluster),
+            Self::CompressAB => compressed(0, 2 * cluster),
+            Self::CompressFar => compressed(far * cluster, cluster),
         }
     }
 }
@@ -486,9 +517,9 @@ mod tests {
         for bits in [9, 10, 12] {
             let geometry = World::new(bits, false, Initial::Fresh).geometry;
             assert_eq!(geometry.fault(), None);
-            for op in
-                operations(&[&Symbol::ALL[..], &Symbol::RACING, &Symbol::AHEAD].concat(), &geometry)
-            {
+            let alphabets =
+                [&Symbol::ALL[..], &Symbol::RACING, &Symbol::AHEAD, &Symbol::COMPRESSING];
+            for op in operations(&alphabets.concat(), &geometry) {
                 assert_eq!(op.fault(), None, "{op:?}");
                 assert_eq!(op.clip(geometry.virtual_size), Some(op), "{op:?}");
             }

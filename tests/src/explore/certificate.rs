@@ -251,12 +251,13 @@ impl Certificate {
         let pairs = self.departures.map(|departures| AtOnce::Pairs { departures });
         let at_once = pairs.or_else(|| self.delays.map(|delays| AtOnce::Races { delays }));
         let has = |symbol: Symbol| self.alphabet.iter().any(|name| name == symbol.name());
-        let resizing = match (has(Symbol::ShrinkInB), has(Symbol::PreallocateAB)) {
-            (true, _) => ", of those that resize",
-            (_, true) => ", of those that take clusters ahead",
-            (false, false) => "",
+        let those = match () {
+            () if has(Symbol::ShrinkInB) => ", of those that resize",
+            () if has(Symbol::PreallocateAB) => ", of those that take clusters ahead",
+            () if has(Symbol::CompressAB) => ", of those that compress",
+            () => "",
         };
-        let what = AtOnce::covers(at_once, self.operations) + resizing;
+        let what = AtOnce::covers(at_once, self.operations) + those;
         let old = self.worlds.iter().all(|world| world.geometry.version == 2);
         let layered = self.worlds.iter().all(|world| world.geometry.below.is_some());
         let extended = self.worlds.iter().all(|world| world.geometry.extended_l2);

@@ -29,7 +29,7 @@ use model::finding::Property;
 use model::judge::{Place, Violation};
 use model::label::{Label, Region};
 use model::op::{Durability, Op, Preallocation};
-use model::payload::{INITIAL, STALE, Value};
+use model::payload::{COMPRESSIBLE, INITIAL, STALE, Value};
 
 use crate::leaf::Labels;
 use crate::life::Cause;
@@ -841,6 +841,10 @@ fn describe(op: &Op) -> String {
         Op::Write { offset, length, id, durability } => {
             let through = if durability == Durability::Through { ", through" } else { "" };
             format!("write {length} bytes at {offset:#x} (id {id}{through})")
+        }
+        Op::WriteCompressed { offset, length, id } => {
+            let id = id & !COMPRESSIBLE;
+            format!("write {length} bytes at {offset:#x} (id {id}), compressed")
         }
         Op::WriteZeroes { offset, length, unmap } => {
             let how = if unmap { ", clusters freed" } else { "" };

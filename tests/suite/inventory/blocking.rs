@@ -4,6 +4,7 @@ use super::line::By::{Nothing, Test};
 use super::line::lines;
 use super::tests::{
     BACKING, BLOCKING, COST, HEAP, IMAGE, LAYERS, PREALLOCATE, RARE, REFUSED, SEPARATE, SHRINK,
+    WRITE_COMPRESSED,
 };
 
 lines! {
@@ -33,6 +34,12 @@ lines! {
     "blocking::Image::write()" {
         "any byte, any length" [Test(BLOCKING, "blocking_calls_survive_power_cuts")];
         "within one unit, by several threads" [Test(RARE, "threads_may_share_a_unit")];
+        "past the end" [Test(REFUSED, "plain_calls_that_do_not_fit_are_refused_by_name")];
+    }
+    "blocking::Image::write_compressed()" {
+        "any byte, any length" [
+            Test(WRITE_COMPRESSED, "what_is_written_compressed_reads_back"),
+        ];
         "past the end" [Test(REFUSED, "plain_calls_that_do_not_fit_are_refused_by_name")];
     }
     "blocking::Image::write_zeroes()" {

@@ -2,12 +2,13 @@
 
 use qcow2_core::{Barrier, Rule};
 use qcow2_crashtest::sabotage::Target;
+use qcow2_crashtest::workload::Shape;
 
-use super::line::By::{Attack, Nothing, Test};
+use super::line::By::{Attack, Nothing, Shape as Shaped, Test};
 use super::line::lines;
 use super::tests::{
-    BLOCK_DEVICE, CAMPAIGN, CHECK, GUEST_TRACE, IMAGE, INTEROP, LIMITED, MATRIX, PREALLOCATE, RARE,
-    REFUSED, SUBCLUSTERS, VERSION_2,
+    BLOCK_DEVICE, CAMPAIGN, CHECK, COMPRESSED_BY_QEMU, GUEST_TRACE, IMAGE, INTEROP, LIMITED,
+    MATRIX, PREALLOCATE, RARE, REFUSED, SUBCLUSTERS, VERSION_2, WRITE_COMPRESSED,
 };
 
 lines! {
@@ -34,6 +35,14 @@ lines! {
         "on, for version 2 or for smaller clusters" [
             Test(SUBCLUSTERS, "what_has_no_subclusters_is_refused"),
         ];
+    }
+    "CreateOptions.compression" {
+        "deflate" [Shaped(Shape::Compressing)] P0 P2;
+        "zstd" [
+            Test(WRITE_COMPRESSED, "what_is_written_compressed_reads_back"),
+            Test(COMPRESSED_BY_QEMU, "what_we_compress_is_qemus_to_read"),
+        ];
+        "zstd, for version 2" [Test(WRITE_COMPRESSED, "zstd_needs_version_3")];
     }
     "CreateOptions.preallocation" {
         "each, in every kind of image" [

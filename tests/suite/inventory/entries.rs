@@ -185,6 +185,7 @@ lines! {
             Test(COMPRESSED_BY_QEMU, "compressed_images_of_qemu_are_images_to_us"),
         ];
         "in sectors that are longer" [Test(ALIGNED, "compressed_clusters_are_read_in_whole_sectors")];
+        "written" [Explored(Symbol::CompressAB), Shaped(Shape::Compressing)] P0 P1 P2 P3 P4;
         "begun with" [Start(Initial::Compressed), Shaped(Shape::Compressed)] P0 P1 P2 P3 P4;
         "no stream" [Test(COMPRESSED, "what_cannot_be_decompressed_is_told")];
         "past the end of the file" [Test(DAMAGE, "compressed_data_may_reach_past_the_end")];

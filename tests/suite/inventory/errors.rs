@@ -8,7 +8,7 @@ use super::line::By::{Damage, Fault, Nothing, Probe as Met, Test};
 use super::line::lines;
 use super::tests::{
     BACKING, CHECK, COMPRESSED, CORPUS, DAMAGE, FILE, INTEROP, LIMITED, MALFORMED, REAL_FILE,
-    REFUSED, RETRY, SNAPSHOTS, TABLES,
+    REFUSED, RETRY, SNAPSHOTS, TABLES, WRITE_COMPRESSED,
 };
 
 lines! {
@@ -108,6 +108,9 @@ lines! {
             Test(COMPRESSED, "what_cannot_be_decompressed_is_told"),
             Test(SNAPSHOTS, "consequences_of_damage"),
         ];
+    }
+    "IoError::NotCompressed" {
+        "told" [Test(WRITE_COMPRESSED, "dropped_work_is_told")];
     }
     "IoError::Lost" {
         "told" [

@@ -2,17 +2,18 @@
 
 use model::build::Initial;
 use qcow2_core::Rule;
+use qcow2_crashtest::explore::alphabet::Symbol;
 use qcow2_crashtest::probe::Probe;
 use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::workload::Shape;
 
 use super::line::By::{
-    Attack, Initial as Start, Nothing, Plans, Probe as Met, Shape as Shaped, Test,
+    Attack, Explored, Initial as Start, Nothing, Plans, Probe as Met, Shape as Shaped, Test,
 };
 use super::line::lines;
 use super::tests::{
-    CHECK, COMPRESSED_BY_QEMU, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, GUEST_TRACE, HEADER,
-    IMAGE, INTEROP, LIMITED, MALFORMED, MUTANTS, RARE, REFCOUNT, SNAPSHOTS,
+    CHECK, COMPRESS, COMPRESSED_BY_QEMU, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, GUEST_TRACE,
+    HEADER, IMAGE, INTEROP, LIMITED, MALFORMED, MUTANTS, RARE, REFCOUNT, SNAPSHOTS,
 };
 
 lines! {
@@ -212,12 +213,21 @@ lines! {
         "unknown, or without its bit" [Test(MALFORMED, "bad_headers_are_refused_by_name")];
     }
     "CompressionType::Deflate" {
+        "written" [
+            Explored(Symbol::CompressAB),
+            Test(COMPRESS, "a_stream_gives_what_it_was_made_of_and_zeroes"),
+            Test(COMPRESSED_BY_QEMU, "what_we_compress_is_qemus_to_read"),
+        ] P0 P2;
         "read" [
             Test(COMPRESSED_BY_QEMU, "compressed_images_of_qemu_are_images_to_us"),
             Test(DECOMPRESS, "a_stream_of_another_length_is_damaged"),
         ];
     }
     "CompressionType::Zstd" {
+        "written" [
+            Test(COMPRESS, "a_stream_gives_what_it_was_made_of_and_zeroes"),
+            Test(COMPRESSED_BY_QEMU, "what_we_compress_is_qemus_to_read"),
+        ];
         "read" [
             Test(COMPRESSED_BY_QEMU, "compressed_images_of_qemu_are_images_to_us"),
             Test(DECOMPRESS, "frames_follow_each_other_until_the_cluster_is_full"),

@@ -16,12 +16,13 @@ use super::line::By::{
 };
 use super::line::lines;
 use super::plans::{
-    beside_others, clusters, ends_at_clusters, is_discard, is_read, is_write, is_zeroing, range,
-    some, takes_a_short_last_cluster,
+    beside_others, clusters, ends_at_clusters, is_compressed, is_discard, is_read, is_write,
+    is_zeroing, range, some, takes_a_short_last_cluster,
 };
 use super::tests::{
-    BACKING, BLOCKING, CORPUS, COST, GROW, IMAGE, INTEROP, LAYERS, MATRIX, PREALLOCATE, RARE,
-    REAL_FILE, REFUSED, RETRY, SEPARATE, SEPARATED, SHRINK, SHUTTLE, TABLES, WRONG,
+    BACKING, BLOCKING, COMPRESS, COMPRESSED_BY_QEMU, CORPUS, COST, GROW, IMAGE, INTEROP, LAYERS,
+    MATRIX, PREALLOCATE, RARE, REAL_FILE, REFUSED, RETRY, SEPARATE, SEPARATED, SHRINK, SHUTTLE,
+    TABLES, WRITE_COMPRESSED, WRONG,
 };
 
 lines! {
@@ -225,6 +226,47 @@ lines! {
         "nothing to do, or not to be changed" [
             Test(SEPARATE, "nothing_is_separated_where_nothing_is_shared"),
         ];
+    }
+    "Image::write_compressed()" {
+        "one cluster, two, and over what is there" [
+            Explored(Symbol::CompressA),
+            Explored(Symbol::CompressAB),
+            Shaped(Shape::Compressing),
+        ] P0 P1 P2 P4;
+        "beside other requests" [Plans(10, |plan| beside_others(plan, is_compressed))] P0 P1;
+        "parts of clusters at its ends" [
+            Plans(40, |plan| some(plan, |op, cluster| {
+                is_compressed(op) && !ends_at_clusters(op, cluster, true, true)
+            })),
+            Test(WRITE_COMPRESSED, "what_is_written_compressed_reads_back"),
+        ] P0 P2;
+        "a short last cluster" [
+            Plans(8, |plan| takes_a_short_last_cluster(plan, is_compressed)),
+        ] P0 P2;
+        "counts that come to their limit" [
+            Plans(2, |plan| plan.geometry.refcount_order == 1 && some(plan, |op, _| is_compressed(op))),
+            Test(WRITE_COMPRESSED, "a_cluster_takes_as_many_streams_as_it_can_count"),
+        ] P4;
+        "of subclusters" [
+            Plans(4, |plan| plan.geometry.extended_l2 && some(plan, |op, _| is_compressed(op))),
+        ] P0 P2 P4;
+        "in sectors that are longer" [Test(WRITE_COMPRESSED, "streams_share_no_sector")];
+        "read by QEMU, and written over" [
+            Test(COMPRESSED_BY_QEMU, "what_we_compress_is_qemus_to_read"),
+        ];
+        "where nothing is gained" [
+            Plans(6, |plan| {
+                plan.geometry.cluster_bits == 9 && some(plan, |op, _| is_compressed(op))
+            }),
+            Test(COMPRESS, "what_saves_no_sector_is_no_stream"),
+        ] P0 P2;
+        "that do not fit" [Test(REFUSED, "requests_that_do_not_fit_are_refused_by_name")];
+    }
+    "Executor::run()" {
+        "at once, on threads" [
+            Test(WRITE_COMPRESSED, "what_is_written_compressed_reads_back"),
+        ];
+        "work that is dropped" [Test(WRITE_COMPRESSED, "dropped_work_is_told")];
     }
     "Image::uncover()" {
         "one cluster" [Explored(Symbol::UncoverA)] P0 P1 P2;

@@ -12,7 +12,7 @@ use super::line::lines;
 use super::plans::{clusters, is_discard, is_write, some};
 use super::tests::{
     CACHE, CHECK, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, FREE, GROW, HEADER, INTEROP,
-    LIMITED, MALFORMED, MATRIX, RARE, RETRY, SHRINK,
+    LIMITED, MALFORMED, MATRIX, RARE, RETRY, SHRINK, WRITE_COMPRESSED,
 };
 
 lines! {
@@ -56,6 +56,9 @@ lines! {
             Plans(1, |plan| some(plan, |op, cluster| is_write(op) && clusters(op, cluster) > 256)),
             Test(COST, "a_long_request_costs_what_it_covers"),
         ] P1 P2;
+    }
+    "write_compressed::AT_ONCE" {
+        "more clusters than that" [Test(WRITE_COMPRESSED, "streams_lie_without_a_gap")];
     }
     "preallocate::ZEROES" {
         "more zeroes than that" [Test(MATRIX, "every_pair_of_options_goes_both_ways")];

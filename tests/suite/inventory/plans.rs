@@ -13,6 +13,7 @@ pub(super) fn some(plan: &Plan, is: impl Fn(&Op, u64) -> bool) -> bool {
 pub(super) const fn range(op: &Op) -> Option<(u64, u64)> {
     match *op {
         Op::Write { offset, length, .. }
+        | Op::WriteCompressed { offset, length, .. }
         | Op::WriteZeroes { offset, length, .. }
         | Op::Discard { offset, length }
         | Op::Uncover { offset, length }
@@ -24,6 +25,10 @@ pub(super) const fn range(op: &Op) -> Option<(u64, u64)> {
 
 pub(super) const fn is_write(op: &Op) -> bool {
     matches!(op, Op::Write { .. })
+}
+
+pub(super) const fn is_compressed(op: &Op) -> bool {
+    matches!(op, Op::WriteCompressed { .. })
 }
 
 pub(super) const fn is_zeroing(op: &Op) -> bool {
