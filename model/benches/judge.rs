@@ -11,7 +11,7 @@ use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
 use model::guest::{DiscardReads, Guest, Promises};
 use model::judge::Judge;
-use model::op::{Durability, Geometry};
+use model::op::{Compression, Durability, Geometry};
 
 /// An image, and its reference disk with `undecided` units written and not flushed.
 fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence, Guest) {
@@ -23,6 +23,7 @@ fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence,
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let built = build(&geometry, initial).expect("the geometry allows it");
     let mut evidence = built.evidence();

@@ -16,15 +16,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ruzstd::encoding::CompressionLevel;
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::{BytesEvidence, ValueKey, Values};
 use crate::image::{
     ALL_ALLOCATED, ALL_ZERO, AUTOCLEAR_BITMAPS, BITMAPS_BYTES, COPIED, EXTENSION_BITMAPS,
-    EXTENSION_LAYER_FORMAT, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2, MAX_L1_BYTES,
-    compressed_entry,
+    EXTENSION_LAYER_FORMAT, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2,
+    MAX_L1_BYTES, compressed_entry,
 };
-use crate::op::Geometry;
+use crate::op::{Compression, Geometry};
 use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value, ZEROES};
 
 /// What a life starts from.
@@ -372,7 +373,12 @@ fn compressed(geometry: &Geometry) -> Result<Built, Infeasible> {
         let mut whole = vec![0; usize::try_from(size).expect("a cluster fits in memory")];
         let from = usize::try_from(within).expect("it is small") * UNIT;
         whole[from..from + UNIT].copy_from_slice(&payload::unit(unit, payload::INITIAL));
-        let stream = miniz_oxide::deflate::compress_to_vec(&whole, 6);
+        let stream = match geometry.compression {
+            Compression::Deflate => miniz_oxide::deflate::compress_to_vec(&whole, 6),
+            Compression::Zstd => {
+                ruzstd::encoding::compress_to_vec(&whole[..], CompressionLevel::Fastest)
+            }
+        };
         let length = stream.len() as u64;
         let last = |at: u64| (at + length).next_multiple_of(UNIT as u64).div_ceil(size);
         let is_full = |layout: &Layout, cluster| layout.refcounts.get(&cluster) == Some(&most);
@@ -688,7 +694,10 @@ impl Layout {
         }
         let dirty = if self.dirty { INCOMPATIBLE_DIRTY } else { 0 };
         let extended = if geometry.extended_l2 { INCOMPATIBLE_EXTENDED_L2 } else { 0 };
-        self.put_u64(72, dirty | extended);
+        let zstd = geometry.compression == Compression::Zstd;
+        let compression = if zstd { INCOMPATIBLE_COMPRESSION } else { 0 };
+        self.put_u64(72, dirty | extended | compression);
+        self.put(104, &[u8::from(zstd)]);
         let foreign = if self.ends_early { FOREIGN_COMPATIBLE } else { 0 };
         self.put_u64(80, u64::from(geometry.lazy_refcounts) | foreign);
         if let Some((count, bytes, directory)) = self.bitmaps {

@@ -22,7 +22,7 @@ use crate::finding::{Finding, Property, Stage};
 use crate::guest::{Guest, LowerDisk, Misread};
 use crate::image::{Bit, Header, Image, Mapping, Recording, decode_l2, stream_of};
 use crate::mistake::Mistake;
-use crate::op::MAX_VIRTUAL_SIZE;
+use crate::op::{Compression, MAX_VIRTUAL_SIZE};
 use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
 use crate::stream::Stream;
 
@@ -421,7 +421,9 @@ impl Judge {
                 let from = piece.start * UNIT as u64;
                 let ours = match mapping {
                     Mapping::Host(offset) => Shown::Host(offset + (next - from)),
-                    Mapping::Compressed(offset) => Shown::Stream(Stream { offset, length: 0 }),
+                    Mapping::Compressed(offset) => {
+                        Shown::Stream(Stream { offset, length: 0, kind: Compression::Deflate })
+                    }
                     Mapping::Unallocated if shows(next) => Shown::Below,
                     Mapping::Unallocated | Mapping::Zero => Shown::Zero,
                 };
@@ -429,7 +431,9 @@ impl Judge {
                     Mapping::Host(offset) => {
                         Shown::Host(offset.saturating_add(next - extent.guest))
                     }
-                    Mapping::Compressed(offset) => Shown::Stream(Stream { offset, length: 0 }),
+                    Mapping::Compressed(offset) => {
+                        Shown::Stream(Stream { offset, length: 0, kind: Compression::Deflate })
+                    }
                     Mapping::Unallocated if shows(next) => Shown::Below,
                     Mapping::Unallocated | Mapping::Zero => Shown::Zero,
                 };

@@ -27,6 +27,26 @@ pub struct Geometry {
     /// Whether L2 entries are extended: 16 bytes, the second half of which is a bitmap of 32 subclusters.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub extended_l2: bool,
+    /// What clusters are compressed with that are.
+    #[serde(default, skip_serializing_if = "Compression::is_deflate")]
+    pub compression: Compression,
+}
+
+/// What clusters are compressed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Raw deflate.
+    #[default]
+    Deflate,
+    /// Zstandard.
+    Zstd,
+}
+
+impl Compression {
+    fn is_deflate(&self) -> bool {
+        *self == Self::Deflate
+    }
 }
 
 impl Geometry {
@@ -95,6 +115,8 @@ impl Geometry {
             Some("lazy refcounts need version 3".to_owned())
         } else if self.version == 2 && self.extended_l2 {
             Some("extended L2 entries need version 3".to_owned())
+        } else if self.version == 2 && self.compression == Compression::Zstd {
+            Some("compression with zstd needs version 3".to_owned())
         } else if !(9..=21).contains(&self.cluster_bits) {
             Some(format!("cluster_bits {} is not in 9..=21", self.cluster_bits))
         } else if self.extended_l2 && self.cluster_bits < EXTENDED_CLUSTER_BITS {
@@ -352,6 +374,7 @@ mod tests {
             lazy_refcounts: false,
             below: None,
             extended_l2: false,
+            compression: Compression::Deflate,
         };
         let faults = |size| (of(size).fault().is_some(), Op::Grow { to: size }.fault().is_some());
         assert_eq!(faults(4 << 30), (false, false));
@@ -369,6 +392,7 @@ mod tests {
             lazy_refcounts: false,
             below: None,
             extended_l2: true,
+            compression: Compression::Deflate,
         };
         assert_eq!([14, 16, 21].map(|bits| of(3, bits).fault()), [None, None, None]);
         let fault = |version, bits| of(version, bits).fault().unwrap_or_default();

@@ -6,7 +6,7 @@
 use model::build::Initial;
 use model::case::*;
 use model::finding::Property;
-use model::op::{Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, Durability, Geometry, Op, Preallocation};
 use model::payload::{self, UNIT};
 
 fn everything() -> Case {
@@ -44,6 +44,7 @@ fn everything() -> Case {
             lazy_refcounts: true,
             below: None,
             extended_l2: false,
+            compression: Compression::Deflate,
         },
         device: Device { sector: 4096, max_transfer: 4096, ..Device::default() },
         open: Opening {

@@ -9,7 +9,7 @@ use model::build::{Initial, build};
 use model::evidence::{BytesEvidence, Evidence};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::judge::{Contents, Judge};
-use model::op::{Durability, Geometry};
+use model::op::{Compression, Durability, Geometry};
 use model::payload::Unit;
 use proptest::prelude::*;
 
@@ -58,6 +58,7 @@ proptest! {
             lazy_refcounts: false,
             below: None,
             extended_l2: bits == 14,
+            compression: Compression::Deflate,
         };
         let built = build(&geometry, initial).unwrap();
         let mut evidence = built.evidence();
@@ -137,6 +138,7 @@ fn a_table_that_everything_points_to_is_walked_once() {
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut disk = built.evidence();
@@ -166,6 +168,7 @@ fn a_file_of_too_many_clusters_is_refused() {
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let built = build(&geometry, Initial::Fresh).unwrap();
     struct Long(BytesEvidence, u64);

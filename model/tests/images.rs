@@ -11,7 +11,7 @@ use model::finding::{Finding, Stage};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::image::Mapping;
 use model::judge::Judge;
-use model::op::{Durability, Geometry};
+use model::op::{Compression, Durability, Geometry};
 use model::payload::{self, Value};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -24,6 +24,7 @@ fn geometry(cluster_bits: u32, refcount_order: u32, virtual_size: u64) -> Geomet
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     }
 }
 

@@ -6,7 +6,7 @@ use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
 use model::build::Initial;
 use model::case::{Device, Opening};
-use model::op::{Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, Durability, Geometry, Op, Preallocation};
 use model::payload::COMPRESSIBLE;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -55,6 +55,7 @@ fn geometry() -> impl Strategy<Value = Geometry> {
             lazy_refcounts: lazy,
             below: None,
             extended_l2: false,
+            compression: Compression::Deflate,
         }
     })
 }

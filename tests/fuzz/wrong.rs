@@ -10,7 +10,7 @@ use model::case::{Device, Opening, Status, Step};
 use model::finding::Property;
 use model::guest::Promises;
 use model::judge::{Extent, Statement};
-use model::op::{Durability, Geometry, Op};
+use model::op::{Compression, Durability, Geometry, Op};
 use qcow2_core::Image;
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_crashtest::campaign::{self, Budget, Report, Settings};
@@ -130,6 +130,7 @@ fn a_check_that_is_wrong_is_found() {
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let session = Session::of(&Opening::new("wrong"), None);
     let judged = |how, initial, run| {
@@ -280,6 +281,7 @@ fn who_does_not_go_on_is_found() {
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let open = Opening { cache_pages: 1, growth_step: 1 << 10, ..Opening::new("wrong") };
     let session = Session::of(&open, None);
@@ -311,6 +313,7 @@ fn long_requests_are_told_from_endless_ones() {
         lazy_refcounts: true,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let write =
         |id, offset, length| Op::Write { offset, length, id, durability: Durability::Cached };

@@ -30,7 +30,7 @@ use faultfs::values::Values;
 use model::case::Opening;
 use model::evidence::ValueKey;
 use model::guest::Guest;
-use model::op::{Geometry, MAX_VIRTUAL_SIZE, Op};
+use model::op::{Compression, Geometry, MAX_VIRTUAL_SIZE, Op};
 use qcow2_core::{CreateError, CreateOptions};
 
 use crate::campaign::draw_steps;
@@ -287,6 +287,7 @@ pub fn run<Sub: Subject>(
         lazy_refcounts: lazy,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let mut disk = create(&geometry)?;
     let units = trial::cluster_units(&geometry);

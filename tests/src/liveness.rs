@@ -451,7 +451,7 @@ pub fn p9_bounded_waste(leaked: u64, may_leak: u64) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::{Before, Exposure, p9_bounded_waste};
-    use model::op::{Durability, Geometry, Op};
+    use model::op::{Compression, Durability, Geometry, Op};
 
     const GEOMETRY: Geometry = Geometry {
         version: 3,
@@ -461,6 +461,7 @@ mod tests {
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
 
     fn write(length: u64) -> Op {

@@ -560,6 +560,7 @@ fn fewest_losses<Sub: Subject>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::op::Compression;
 
     /// Goal: no request far out keeps the disk as large as it is: it comes down to where the disk begins, and its length to one unit.
     #[test]
@@ -572,6 +573,7 @@ mod tests {
             lazy_refcounts: false,
             below: None,
             extended_l2: false,
+            compression: Compression::Deflate,
         };
         let (offset, length) = (1000 * UNIT, 24 * UNIT);
         let (id, durability) = (1, Durability::Cached);

@@ -13,7 +13,7 @@ use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use model::build::Initial;
 use model::case::{Device, Dropped, Opening};
-use model::op::{Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, Durability, Geometry, Op, Preallocation};
 use model::payload::COMPRESSIBLE;
 
 /// Version of this generator: cases of different versions with the same seed differ.
@@ -361,6 +361,7 @@ impl Plan {
         if self.initial == Initial::Compressed {
             self.initial = Initial::Fragmented;
         }
+        self.geometry.compression = Compression::Deflate;
         for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
             if let Op::WriteCompressed { offset, length, id } = *op {
                 *op = Op::Write { offset, length, id, durability: Durability::Cached };
@@ -469,6 +470,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         (_, Initial::FullOfLeaks) => 6,
         // What a growth needs first is in several pages.
         (_, _) if growing && rng.below(2) == 0 => 6,
+        // Of which three streams fill a count up.
+        _ if compressing && rng.below(6) == 0 => 1,
         (false, _) => 4,
         // What is full of counts of few bits takes long to look through.
         (true, Initial::RefcountTableOneShort | Initial::RefcountBlockOneShort) => {
@@ -484,6 +487,10 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         virtual_size,
         lazy_refcounts: scope.lazy.unwrap_or_else(|| rng.below(2) == 0) && version == 3,
         extended_l2: extended,
+        compression: match (compressed || compressing) && version == 3 && rng.below(3) == 0 {
+            true => Compression::Zstd,
+            false => Compression::Deflate,
+        },
         below: (shaped(&mut rng, Shape::Layered, 6) || scope.shape == Some(Shape::CopyOnRead))
             .then(|| match rng.below(4) {
                 // Somewhere inside the disk, in a cluster or at its end; and longer by what a growth or two bring.

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use model::audit::Auditor;
 use model::build::{Initial, build};
-use model::op::Geometry;
+use model::op::{Compression, Geometry};
 use model::payload::{self, Value, ZEROES};
 use qcow2_crashtest::qemu;
 
@@ -33,6 +33,7 @@ fn qemu_img_agrees_on_every_image() {
                 lazy_refcounts: false,
                 below: None,
                 extended_l2: false,
+                compression: Compression::Deflate,
             })
         })
     });
@@ -45,6 +46,7 @@ fn qemu_img_agrees_on_every_image() {
             lazy_refcounts: false,
             below: None,
             extended_l2: true,
+            compression: Compression::Deflate,
         })
     });
     let mut auditor = Auditor::default();

@@ -8,7 +8,7 @@ use model::audit::Auditor;
 use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
 use model::image::{COPIED, Mapping};
-use model::op::Geometry;
+use model::op::{Compression, Geometry};
 use qcow2_crashtest::explore::course::Course;
 use qcow2_crashtest::recover::Watched;
 
@@ -24,6 +24,7 @@ fn where_a_subcluster_is_bears_on_a_course() {
         lazy_refcounts: false,
         below: None,
         extended_l2: true,
+        compression: Compression::Deflate,
     };
     let bytes = build(&geometry, Initial::Fragmented).unwrap().to_bytes();
     let number = |at: usize| u64::from_be_bytes(*bytes[at..].first_chunk().expect("8 bytes"));
@@ -63,6 +64,7 @@ fn what_guest_data_may_bear_on_is_not_done_again() {
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut auditor = Auditor::default();

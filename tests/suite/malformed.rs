@@ -9,7 +9,7 @@ use model::audit::Auditor;
 use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
 use model::finding::{Finding, Stage};
-use model::op::Geometry;
+use model::op::{Compression, Geometry};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 use qcow2_core::blocking::{Image, check, create};
@@ -383,6 +383,7 @@ static BASES: LazyLock<Vec<(u32, Vec<u8>)>> = LazyLock::new(|| {
             lazy_refcounts: false,
             below: None,
             extended_l2: false,
+            compression: Compression::Deflate,
         };
         bases.push((cluster_bits, build(&geometry, initial).unwrap().to_bytes()));
     }

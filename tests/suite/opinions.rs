@@ -9,7 +9,7 @@ use model::audit::{AuditReport, Auditor};
 use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
 use model::finding::Finding;
-use model::op::Geometry;
+use model::op::{Compression, Geometry};
 use qcow2_core::blocking::Image;
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CheckReport, OpenOptions, Problem, Repair};
@@ -95,6 +95,7 @@ fn three_checks_agree_on_initial_images() {
                     lazy_refcounts: false,
                     below: None,
                     extended_l2: false,
+                    compression: Compression::Deflate,
                 };
                 let Ok(built) = build(&geometry, initial) else { continue };
                 images += 1;

@@ -11,7 +11,7 @@ use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use faultfs::values::Values;
 use model::build::{Initial, build};
-use model::op::{Geometry, Op};
+use model::op::{Compression, Geometry, Op};
 use qcow2_core::blocking::{self, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Storage};
@@ -364,6 +364,7 @@ fn every_repair_may_be_cut_short() {
             lazy_refcounts: lazy,
             below: None,
             extended_l2: false,
+            compression: Compression::Deflate,
         };
         let mut built = build(&geometry, initial).unwrap();
         let image = built.to_bytes();

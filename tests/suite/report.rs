@@ -10,7 +10,7 @@ use model::finding::Stage;
 use model::guest::Promises;
 use model::image::Mapping;
 use model::judge::{Place, Statement};
-use model::op::{Geometry, Op};
+use model::op::{Compression, Geometry, Op};
 use model::payload::{self, Value};
 use qcow2_core::storage::{Durability, IoBuf, Storage};
 use qcow2_crashtest::life::Order;
@@ -119,6 +119,7 @@ fn a_repair_that_is_not_a_fixed_point() {
             lazy_refcounts: true,
             below: None,
             extended_l2: false,
+            compression: Compression::Deflate,
         },
         initial: Initial::Dirty,
         device: Device::default(),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use model::build::{Initial, build};
-use model::op::Geometry;
+use model::op::{Compression, Geometry};
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CreateOptions, OpenOptions, Repair, Zeroing};
@@ -61,6 +61,7 @@ fn a_scattered_image() {
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     insta::assert_snapshot!(dump(&built.to_bytes()));

@@ -180,7 +180,7 @@ pub(crate) fn compressed_entry(offset: u64, length: u64, cluster_bits: u32) -> u
 /// Where the data of a compressed cluster may be.
 pub(crate) fn stream_of(entry: u64, header: &Header) -> Stream {
     let (offset, length) = compressed_extent(entry, header);
-    Stream { offset, length }
+    Stream { offset, length, kind: header.compression() }
 }
 
 /// Fills `entries` with (index, entry) of a table's entries that are not 0, in order.

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::bytes::{UNIT_BYTES, be8, be32, be64};
 use crate::finding::Finding;
-use crate::op::EXTENDED_CLUSTER_BITS;
+use crate::op::{Compression, EXTENDED_CLUSTER_BITS};
 use crate::payload::Unit;
 
 /// Largest L1 table in bytes.
@@ -19,7 +19,8 @@ pub const INCOMPATIBLE_DIRTY: u64 = 1;
 /// Incompatible feature: the image is known to be damaged.
 pub const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
-const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
+/// Incompatible feature: clusters are compressed with something else than deflate.
+pub const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 /// Incompatible feature: L2 entries have 16 bytes and speak of subclusters.
 pub const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 const INCOMPATIBLE_KNOWN: u64 = 0x1f;
@@ -127,6 +128,11 @@ impl Header {
     /// Entries in an L2 table.
     pub fn l2_entries(&self) -> u64 {
         self.cluster_size() >> if self.has_extended_l2() { 4 } else { 3 }
+    }
+
+    /// What compressed clusters are compressed with.
+    pub(crate) const fn compression(&self) -> Compression {
+        if self.compression_type == 1 { Compression::Zstd } else { Compression::Deflate }
     }
 
     /// The largest refcount that can be stored.

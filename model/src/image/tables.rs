@@ -117,10 +117,6 @@ impl Image {
             if entry & COPIED != 0 {
                 findings.push(Finding::ReservedBits { at, entry, bits: COPIED });
             }
-            if header.compression_type != 0 {
-                let what = "compressed cluster of another kind than deflate";
-                findings.push(Finding::Unsupported { what, value: entry });
-            }
             let (start, length) = compressed_extent(entry, header);
             let length = match self.mistake {
                 Mistake::CompressedCountsOnce => 1,

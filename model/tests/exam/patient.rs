@@ -6,7 +6,7 @@ use model::finding::Stage;
 use model::guest::Guest;
 use model::image::COPIED;
 use model::mistake::Mistake;
-use model::op::Geometry;
+use model::op::{Compression, Geometry};
 use model::payload::{self, Unit};
 
 use crate::guest::PROMISES;
@@ -24,6 +24,7 @@ pub(crate) const KIB: Geometry = Geometry {
     lazy_refcounts: false,
     below: None,
     extended_l2: false,
+    compression: Compression::Deflate,
 };
 
 /// An image under the knife. With 1 KiB clusters: header 0, refcount table 1, its only block 2, L1 3, then `Fragmented` puts

@@ -11,7 +11,7 @@ use model::audit::Auditor;
 use model::build::{Built, Initial, build};
 use model::finding::Property;
 use model::image::Mapping;
-use model::op::Geometry;
+use model::op::{Compression, Geometry};
 use qcow2_core::storage::UNIT;
 
 use crate::recover::{Failure, whole_image};
@@ -72,6 +72,7 @@ pub(super) fn small(initial: Initial, virtual_size: u64, lazy_refcounts: bool) -
         lazy_refcounts,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     build(&geometry, initial).expect("the geometry is a small one")
 }

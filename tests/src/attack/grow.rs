@@ -3,7 +3,7 @@
 use faultfs::values::Key;
 use model::audit::Auditor;
 use model::build::{Initial, build};
-use model::op::Geometry;
+use model::op::{Compression, Geometry};
 use qcow2_core::storage::UNIT;
 use qcow2_core::{Image, OpenOptions, Rules};
 
@@ -25,6 +25,7 @@ pub(super) fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
         lazy_refcounts: false,
         below: None,
         extended_l2: false,
+        compression: Compression::Deflate,
     };
     let mut built = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
     let (_, header) = built.units.first_mut().expect("an image has a header");

@@ -9,7 +9,7 @@ use model::audit::Auditor;
 use model::build::{Built, Initial, build};
 use model::finding::{Finding, Stage};
 use model::image::{COPIED, Mapping};
-use model::op::Geometry;
+use model::op::{Compression, Geometry};
 use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
 use qcow2_core::{Barrier, Image, OpenOptions, Repair, Rules};
 
@@ -181,6 +181,7 @@ impl Unmarked {
             lazy_refcounts: false,
             below: None,
             extended_l2: false,
+            compression: Compression::Deflate,
         };
         build(&geometry, Initial::Leaky).expect("the geometry is a small one")
     }

@@ -17,7 +17,7 @@ use faultfs::disk::PossibleDisk;
 use model::build::Initial;
 use model::case::{Device, Opening};
 use model::guest::Guest;
-use model::op::{Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, Durability, Geometry, Op, Preallocation};
 use model::payload::COMPRESSIBLE;
 
 use crate::probe::Probe;
@@ -351,6 +351,7 @@ impl World {
             lazy_refcounts: lazy,
             below: None,
             extended_l2: false,
+            compression: Compression::Deflate,
         };
         let open = Opening { cache_pages: 4, growth_step: cluster, ..Opening::new("") };
         Self { geometry, initial, session: Session::of(&open, geometry.below) }

@@ -1,6 +1,7 @@
 //! The header.
 
 use model::build::Initial;
+use model::op::Compression;
 use qcow2_core::Rule;
 use qcow2_crashtest::explore::alphabet::Symbol;
 use qcow2_crashtest::probe::Probe;
@@ -11,6 +12,7 @@ use super::line::By::{
     Attack, Explored, Initial as Start, Nothing, Plans, Probe as Met, Shape as Shaped, Test,
 };
 use super::line::lines;
+use super::plans::{is_compressed, some};
 use super::tests::{
     CHECK, COMPRESS, COMPRESSED_BY_QEMU, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, GUEST_TRACE,
     HEADER, IMAGE, INTEROP, LIMITED, MALFORMED, MUTANTS, RARE, REFCOUNT, SNAPSHOTS,
@@ -207,9 +209,10 @@ lines! {
     "Header.compression_type" {
         "deflate" [Met(Probe::CleanClose)] P4;
         "zstd" [
+            Plans(20, |plan| plan.geometry.compression == Compression::Zstd),
             Test(MUTANTS, "mutants_of_qemu_images_get_no_worse"),
             Test(HEADER, "compression_type_and_its_bit"),
-        ];
+        ] P0 P2 P4;
         "unknown, or without its bit" [Test(MALFORMED, "bad_headers_are_refused_by_name")];
     }
     "CompressionType::Deflate" {
@@ -225,9 +228,12 @@ lines! {
     }
     "CompressionType::Zstd" {
         "written" [
+            Plans(10, |plan| {
+                plan.geometry.compression == Compression::Zstd && some(plan, |op, _| is_compressed(op))
+            }),
             Test(COMPRESS, "a_stream_gives_what_it_was_made_of_and_zeroes"),
             Test(COMPRESSED_BY_QEMU, "what_we_compress_is_qemus_to_read"),
-        ];
+        ] P0 P2;
         "read" [
             Test(COMPRESSED_BY_QEMU, "compressed_images_of_qemu_are_images_to_us"),
             Test(DECOMPRESS, "frames_follow_each_other_until_the_cluster_is_full"),
