@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
 use crate::decompress::WINDOW_BITS;
+#[cfg(doc)]
+use crate::error::IoError;
 use crate::format::header::CompressionType;
 use storage::IoBuf;
 
@@ -32,7 +34,7 @@ use storage::IoBuf;
 /// }
 /// ```
 pub trait Executor: Send + Sync {
-    /// Does this, now or soon, on any thread. Who drops it instead lets the request fail that it is part of.
+    /// Does this, now or soon, on any thread. If it is dropped instead, its request fails with [`IoError::NotCompressed`].
     fn run(&self, work: Box<dyn FnOnce() + Send>);
 }
 
@@ -88,61 +90,73 @@ impl Compressor {
     /// Lets `executor` compress the beginning of a guest cluster.
     pub(crate) fn start(self, data: IoBuf, executor: &dyn Executor) -> Compression {
         let slot = Arc::new(Mutex::new(Slot::Waiting(None)));
-        let result = Sender(Arc::clone(&slot));
+        let job = Job { data, slot: Arc::clone(&slot) };
         executor.run(Box::new(move || {
-            let stream = self.compress(&data);
-            result.send(data, stream);
+            let stream = self.compress(&job.data);
+            job.done(stream);
         }));
         Compression(slot)
     }
 }
 
-/// A guest cluster and its stream, on their way from the executor.
-#[derive(Debug)]
-enum Slot {
-    Waiting(Option<Waker>),
-    Done(Option<(IoBuf, Option<Vec<u8>>)>),
+/// What became of a guest cluster: its data, and its stream if it has one that saves anything; none of both if its work was dropped.
+pub(crate) struct Compressed {
+    pub(crate) data: IoBuf,
+    pub(crate) outcome: Option<Option<Vec<u8>>>,
 }
 
-struct Sender(Arc<Mutex<Slot>>);
+enum Slot {
+    Waiting(Option<Waker>),
+    Done(Compressed),
+    Taken,
+}
 
-impl Sender {
-    fn send(self, data: IoBuf, stream: Option<Vec<u8>>) {
-        self.put(Some((data, stream)));
+/// The work on one guest cluster, whose data comes back whatever becomes of it.
+struct Job {
+    data: IoBuf,
+    slot: Arc<Mutex<Slot>>,
+}
+
+impl Job {
+    fn done(mut self, stream: Option<Vec<u8>>) {
+        self.put(Some(stream));
     }
 
-    fn put(&self, result: Option<(IoBuf, Option<Vec<u8>>)>) {
-        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn put(&mut self, outcome: Option<Option<Vec<u8>>>) {
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Slot::Waiting(waker) = &mut *slot {
             let waker = waker.take();
-            *slot = Slot::Done(result);
+            let data = std::mem::take(&mut self.data);
+            *slot = Slot::Done(Compressed { data, outcome });
             drop(slot);
             waker.into_iter().for_each(Waker::wake);
         }
     }
 }
 
-impl Drop for Sender {
+impl Drop for Job {
     fn drop(&mut self) {
         self.put(None);
     }
 }
 
 /// The compression of one guest cluster that an executor was given.
-#[derive(Debug)]
 pub(crate) struct Compression(Arc<Mutex<Slot>>);
 
 impl Compression {
-    /// The data and its stream, if it has one that saves anything; none if the executor dropped the work.
-    pub(crate) async fn done(self) -> Option<(IoBuf, Option<Vec<u8>>)> {
+    /// Waits until the work is done, or dropped.
+    pub(crate) async fn done(self) -> Compressed {
         poll_fn(|context| {
             let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match &mut *slot {
-                Slot::Done(result) => Poll::Ready(result.take()),
                 Slot::Waiting(waker) => {
                     *waker = Some(context.waker().clone());
                     Poll::Pending
                 }
+                done => match std::mem::replace(done, Slot::Taken) {
+                    Slot::Done(compressed) => Poll::Ready(compressed),
+                    _ => unreachable!("it is waited for once"),
+                },
             }
         })
         .await

@@ -72,7 +72,7 @@ pub struct CreateOptions {
     /// Whether L2 entries have 16 bytes, and guest clusters 32 subclusters: a small write to a large cluster then fills up no more than its
     /// subclusters. Needs version 3 and clusters of 16 KiB.
     pub extended_l2: bool,
-    /// What clusters are compressed with that are written so. Another one than deflate needs version 3, and readers of at least QEMU 5.1.
+    /// The compression of clusters that [`Image::write_compressed`](crate::Image::write_compressed) writes. Another one than deflate needs version 3, and readers of at least QEMU 5.1.
     pub compression: CompressionType,
     /// How much of the guest disk's space is taken at once. Over a layer it needs extended L2 entries: a standard one that has a cluster
     /// shows what that holds, and not the layer.

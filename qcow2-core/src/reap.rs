@@ -35,12 +35,19 @@ impl State {
         self.work.looked_at += ready.len() as u64;
         for (key, discard) in ready {
             let (cluster, _) = key;
-            // Only where it matters: counts far apart are in many pages, more than a small cache keeps for one step.
-            let alone = !discard
-                || mutant!(self.rules, SharedClusterDiscarded => true; self.refcount(cluster)? == 1);
-            if discard && alone {
-                mutant!(self.rules, TailBesideDiscard => (); self.end_tail_in(cluster));
-            }
+            // Only where it matters: counts far apart are in many pages. What asks for one that is not there leaves it to the next step.
+            let alone = match discard {
+                false => true,
+                true => match self.refcount(cluster) {
+                    Ok(count) => {
+                        // Several of its references may go at once.
+                        let before = keys.iter().rev().take_while(|(other, _)| *other == cluster);
+                        mutant!(self.rules, SharedClusterDiscarded => true; count <= 1 + before.count() as u64)
+                    }
+                    Err(Stop::Load { .. }) if !keys.is_empty() => break,
+                    Err(stop) => return Err(stop),
+                },
+            };
             run = match (discard && alone, run) {
                 (true, None) if keys.is_empty() => Some(cluster..cluster + 1),
                 (true, Some(run)) if run.end == cluster => Some(run.start..cluster + 1),
@@ -51,6 +58,9 @@ impl State {
                     return Ok(Some(Reap { keys, discard }));
                 }
             };
+            if discard && alone {
+                mutant!(self.rules, TailBesideDiscard => (); self.end_tail_in(cluster));
+            }
             keys.push_back(key);
         }
         let size = self.cluster_size();

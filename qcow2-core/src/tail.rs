@@ -10,8 +10,8 @@
 //!
 //! **Invariant.** A stream begins at a sector, and what is behind it in its last sector are zeroes of its own write: two streams are never in
 //! flight in one sector, and a stream whose write was lost takes no other with it. Room goes one way, and is not used again before the cluster
-//! is free: what a stream held is never written over while something may lead there. The tail is of a cluster that this session took and that
-//! something still refers to; it ends with the last reference, and before a discard of the cluster.
+//! is free: what a stream held is never written over while something may lead there. The tail is of a cluster that this session took, and
+//! ends when its count falls to 0 or is full, and before a discard of it.
 
 use std::ops::Range;
 

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 
-use crate::compress::{Compressor, Executor};
+use crate::compress::{Compressed, Compressor, Executor};
 use crate::error::IoError;
 use crate::format::entry::{L2Entry, Mapping};
 use crate::format::refcount;
@@ -49,16 +49,18 @@ impl State {
 impl<S: Storage> Image<S> {
     /// Writes `buf` at guest offset `offset`, both multiples of 512 bytes, and compresses the whole clusters of it that this makes shorter, in
     /// work for `executor`: up to 32 clusters at a time. The last cluster of the disk may be cut short; what else is no whole cluster is
-    /// written as by [`Image::write`], and so is what does not compress. The buffer comes back in every case, but for clusters whose
-    /// work the executor dropped: they are zeroes in it.
+    /// written as by [`Image::write`], and so is what does not compress. Where no two clusters can share one, or a cluster is no longer
+    /// than a sector of the storage, nothing is compressed. The buffer comes back in every case.
     ///
     /// A compressed cluster that is written to again, in part too, takes a cluster of its own: this is for data that stays, as in an image that
-    /// is filled once and kept.
+    /// is filled once and kept. Zeroes are compressed like anything else; [`Image::write_zeroes`] takes no space.
+    ///
+    /// Of two requests at once on the same bytes each cluster, and what is no whole one, has an order of its own.
     ///
     /// With [`Durability::Through`], or on an image opened `write_through`, the data is durable when this returns.
     ///
     /// # Errors
-    /// As [`Image::write`], and [`IoError::NotCompressed`].
+    /// As [`Image::write`], and [`IoError::NotCompressed`]. What came before may be written, and what comes after is not.
     pub async fn write_compressed(
         &self,
         offset: u64,
@@ -71,55 +73,62 @@ impl<S: Storage> Image<S> {
             Ok(whole) => whole,
             Err(error) => return (buf, Err(error)),
         };
-        // Where no two can share a host cluster, none gets shorter.
-        let is_shared = self.now(|state| refcount::max(state.header.refcount_order) > 1);
-        if whole.is_empty() || !is_shared {
+        let (kind, counts) =
+            self.now(|state| (state.header.compression_type, state.header.refcount_order));
+        let sector = self.limits.sector();
+        let gains = refcount::max(counts) > 1 && size > sector as u64;
+        if whole.is_empty() || !gains {
             return self.write(offset, buf, durability).await;
         }
-        let compressor = Compressor {
-            kind: self.now(|state| state.header.compression_type),
-            cluster: usize::try_from(size).expect("a cluster fits in memory"),
-            sector: self.limits.sector(),
-        };
+        let cluster = usize::try_from(size).expect("a cluster fits in memory");
+        let compressor = Compressor { kind, cluster, sector };
         let (mut rest, mut done, mut result) = (buf, IoBuf::default(), Ok(()));
         let head = usize::try_from(whole.start * size - offset).expect("it is part of a buffer");
-        if head > 0 {
-            (done, result) =
-                Box::pin(self.write(offset, rest.split_to(head), Durability::Cached)).await;
-        }
-        let mut cluster = whole.start;
+        // What is to be written as it is, in one piece, behind what is done.
+        let mut plain = rest.split_to(head);
+        let mut guest_cluster = whole.start;
         let mut ahead = VecDeque::new();
         let mut not_started = whole;
         loop {
             while ahead.len() < AT_ONCE && result.is_ok() && !not_started.is_empty() {
-                let data = rest.split_to(rest.len().min(compressor.cluster));
-                ahead.push_back((data.len(), compressor.start(data, executor)));
+                let data = rest.split_to(rest.len().min(cluster));
+                ahead.push_back(compressor.start(data, executor));
                 not_started.start += 1;
             }
-            let Some((len, compression)) = ahead.pop_front() else { break };
-            let data = match compression.done().await {
-                Some((data, stream)) if result.is_ok() => {
-                    let written;
-                    (written, result) = self.write_cluster(cluster, data, stream).await;
-                    written
-                }
-                Some((data, _)) => data,
+            let Some(compression) = ahead.pop_front() else { break };
+            let Compressed { data, outcome } = compression.done().await;
+            let stream = match outcome {
+                Some(stream) => stream,
                 None => {
-                    let offset = cluster * size;
+                    let offset = guest_cluster * size;
                     result = result.and(Err(IoError::NotCompressed { offset }));
-                    IoBuf::zeroed(len, self.limits.alignment)
+                    None
                 }
             };
-            done.unsplit(data);
-            cluster += 1;
+            let mut is_stream = false;
+            if let (Some(bytes), true) = (stream, result.is_ok()) {
+                (plain, result) = self.write_plain(offset + done.len() as u64, plain).await;
+                done.unsplit(std::mem::take(&mut plain));
+                if result.is_ok() {
+                    let stream = Stream { guest_cluster, bytes: &bytes };
+                    match self.write_stream(stream, data.len() as u64).await {
+                        Ok(written) => is_stream = written,
+                        Err(error) => result = Err(error),
+                    }
+                }
+            }
+            if is_stream {
+                done.unsplit(data);
+            } else {
+                plain.unsplit(data);
+            }
+            guest_cluster += 1;
         }
-        if result.is_ok() && !rest.is_empty() {
-            let tail;
-            let at = offset + done.len() as u64;
-            (tail, result) = Box::pin(self.write(at, rest, Durability::Cached)).await;
-            rest = tail;
+        plain.unsplit(rest);
+        if result.is_ok() {
+            (plain, result) = self.write_plain(offset + done.len() as u64, plain).await;
         }
-        done.unsplit(rest);
+        done.unsplit(plain);
         let through = self.options.write_through || durability == Durability::Through;
         if result.is_ok() && through {
             result = Box::pin(self.flush()).await;
@@ -127,23 +136,20 @@ impl<S: Storage> Image<S> {
         (done, result)
     }
 
-    /// Writes one guest cluster, of which the disk may end in the middle, as this stream or, without one, as it is.
-    async fn write_cluster(
-        &self,
-        guest_cluster: u64,
-        data: IoBuf,
-        stream: Option<Vec<u8>>,
-    ) -> (IoBuf, Result<(), IoError>) {
-        let offset = guest_cluster * self.cluster_size;
-        if let Some(bytes) = stream {
-            let stream = Stream { guest_cluster, bytes: &bytes };
-            match self.write_stream(stream, data.len() as u64).await {
-                Ok(true) => return (data, Ok(())),
-                Ok(false) => {}
-                Err(error) => return (data, Err(error)),
-            }
+    /// Writes what is not compressed; durable after the next flush, whatever the image's options say.
+    async fn write_plain(&self, offset: u64, data: IoBuf) -> (IoBuf, Result<(), IoError>) {
+        if data.is_empty() {
+            return (data, Ok(()));
         }
-        Box::pin(self.write(offset, data, Durability::Cached)).await
+        let mut map = match Box::pin(self.map_write(offset, data.len() as u64)).await {
+            Ok(map) => map,
+            Err(error) => return (data, Err(error)),
+        };
+        let (data, written) = Box::pin(map.write_data(data, Durability::Cached)).await;
+        match written {
+            Ok(()) => (data, map.commit().await),
+            Err(error) => (data, Err(error)),
+        }
     }
 
     /// Puts a stream into the file and lets the entry of its guest cluster lead to it, if the `len` bytes that it was made of are still all

@@ -23,8 +23,8 @@
 //! lowers the counts, if nobody has), and so on for B and a flush C (which writes them). Until then it counts; one that failed
 //! or was dropped counts to the end of the session, and so does a read during which an I/O failed: it returns what was asked for, whatever
 //! becomes of the copy that it makes of a layer. It touches `c` guest
-//! clusters under `t` L2 tables and can leak `c` that it takes, `c` that it gives up,
-//! and `t` new tables. Besides, refcount blocks are made for what is taken, and a table that moves (refcounts; L1 if the disk
+//! clusters under `t` L2 tables and can leak `c` that it takes, `c` that it gives up, twice as many of both where a stream may lie in two
+//! clusters, and `t` new tables. Besides, refcount blocks are made for what is taken, and a table that moves (refcounts; L1 if the disk
 //! grows) leaves its old or its new copy behind.
 
 use std::collections::BTreeMap;
@@ -318,7 +318,7 @@ impl Exposure {
         let left = || {
             let most = self.largest.max(size);
             let cut = self.half_shrunk.map_or(0, |to| most.saturating_sub(to));
-            past_end + cut.div_ceil(cluster)
+            (past_end + cut.div_ceil(cluster)) * given_up
         };
         // What a growth over a longer layer needs to hide it: tables of marks, or zeroes in version 2.
         let hides = |to: u64| {

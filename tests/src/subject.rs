@@ -89,8 +89,9 @@
 //! crash states that fail. If no flush helps, the order of what was written is not the cause. `COMMANDS` shows it again, and `dump` writes
 //! the image for `qemu-img` and other readers: if they see it too, it is no matter of this harness.
 
-use std::future::Future;
-use std::sync::OnceLock;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
@@ -99,7 +100,7 @@ use model::op::{Durability, Geometry, Preallocation};
 use qcow2_core::format::entry::Mapping as Entry;
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
-    Barrier, CheckError, CheckReport, ErrorKind, Image, Inline, IoError, Mutant, OpenOptions,
+    Barrier, CheckError, CheckReport, ErrorKind, Executor, Image, IoError, Mutant, OpenOptions,
     Repair, Rule, Rules, Source, Zeroing,
 };
 
@@ -516,6 +517,24 @@ fn claim(report: Result<CheckReport, CheckError>, sound: Statement) -> Result<St
     }
 }
 
+/// Work that is done one by one while a request waits, the newest first, so that others can get ahead of the request meanwhile.
+#[derive(Default)]
+struct Later(Mutex<Vec<Box<dyn FnOnce() + Send>>>);
+
+impl Later {
+    /// Does the newest, if there is any.
+    fn do_one(&self) -> bool {
+        let work = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        work.map(|work| work()).is_some()
+    }
+}
+
+impl Executor for Later {
+    fn run(&self, work: Box<dyn FnOnce() + Send>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(work);
+    }
+}
+
 fn plain<T>(result: Result<T, IoError>) -> Result<T, String> {
     result.map_err(|error| error.to_string())
 }
@@ -539,8 +558,16 @@ impl<S: Storage> SubjectImage for Image<S> {
     }
 
     async fn write_compressed(&self, offset: u64, data: IoBuf) -> Result<(), String> {
-        let how = qcow2_core::storage::Durability::Cached;
-        plain(Self::write_compressed(self, offset, data, how, &Inline).await.1)
+        let (how, later) = (qcow2_core::storage::Durability::Cached, Later::default());
+        let mut request = pin!(Self::write_compressed(self, offset, data, how, &later));
+        let written = poll_fn(|context| {
+            let polled = request.as_mut().poll(context);
+            if polled.is_pending() && later.do_one() {
+                context.waker().wake_by_ref();
+            }
+            polled
+        });
+        plain(written.await.1)
     }
 
     async fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> Result<(), String> {

@@ -437,6 +437,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
             Initial::RefcountTableOneShort | Initial::RefcountBlockOneShort | Initial::FullOfLeaks,
             _,
         ) => 9,
+        _ if eviction && compressing => 10,
         _ if eviction || growing => 9,
         _ if extended => 14 + rng.below(3),
         _ if wide => 12 + rng.below(3),
@@ -470,6 +471,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         (_, Initial::FullOfLeaks) => 6,
         // What a growth needs first is in several pages.
         (_, _) if growing && rng.below(2) == 0 => 6,
+        // Counts in many pages.
+        _ if compressing && eviction => 6,
         // Of which three streams fill a count up.
         _ if compressing && rng.below(6) == 0 => 1,
         (false, _) => 4,

@@ -208,13 +208,16 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
     let full = [Initial::RefcountTableOneShort];
     let both = [false, true];
     let all: &[Symbol] = &Symbol::ALL;
+    let fragmented = |size| worlds(&[size], &both, &[Initial::Fragmented]);
     let stages = [
         (worlds(&[1024, 512], &both, &cheap), all, 1, None),
         (worlds(&[512], &both, &full), all, 1, None),
         (worlds(&[1024, 512], &both, &cheap), all, 2, None),
         (worlds(&[1024, 512], &both, &cheap), &Symbol::RESIZING, 2, None),
-        (worlds(&[512], &both, &[Initial::Fragmented]), all, 2, Some(AtOnce::Races { delays: 2 })),
-        (worlds(&[512], &both, &[Initial::Fragmented]), all, 3, Some(AtOnce::Races { delays: 1 })),
+        (worlds(&[4096], &both, &cheap), &Symbol::COMPRESSING, 2, None),
+        (fragmented(512), &Symbol::RACING, 2, Some(AtOnce::Races { delays: 2 })),
+        (fragmented(4096), &Symbol::RACING_COMPRESSED, 2, Some(AtOnce::Races { delays: 2 })),
+        (fragmented(512), &Symbol::RACING, 3, Some(AtOnce::Races { delays: 1 })),
         (worlds(&[1024], &both, &cheap), all, 2, Some(AtOnce::Pairs { departures: 2 })),
         (worlds(&[1024, 4096], &both, &cheap), all, 3, None),
         (worlds(&[512], &both, &full), all, 2, None),

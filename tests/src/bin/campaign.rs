@@ -214,8 +214,8 @@ struct Explore {
     /// Requests of the alphabet of clusters that are taken ahead; over a layer, what is read of it is copied.
     #[arg(long, conflicts_with_all = ["pairs", "races", "resizing", "subclusters"])]
     ahead: bool,
-    /// Requests of the alphabet of clusters that are written compressed.
-    #[arg(long, conflicts_with_all = ["pairs", "races", "resizing", "subclusters", "ahead"])]
+    /// Requests of the alphabet of clusters that are written compressed; in races, of those around the cluster that streams are put into.
+    #[arg(long, conflicts_with_all = ["pairs", "resizing", "subclusters", "ahead"])]
     compressing: bool,
     /// Images over a layer that is longer than the disk.
     #[arg(long)]
@@ -403,6 +403,8 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
             () if args.resizing => &Symbol::RESIZING,
             () if args.subclusters => &Symbol::SUBCLUSTERS,
             () if args.ahead => &Symbol::AHEAD,
+            () if args.races.is_some() && args.compressing => &Symbol::RACING_COMPRESSED,
+            () if args.races.is_some() => &Symbol::RACING,
             () if args.compressing => &Symbol::COMPRESSING,
             () => &Symbol::ALL,
         },

@@ -162,6 +162,10 @@ impl Symbol {
     pub const RACING: [Self; 5] =
         [Self::ReadA, Self::WriteA, Self::WritePartOfB, Self::DiscardA, Self::Flush];
 
+    /// The alphabet of races around the cluster that streams are put into.
+    pub const RACING_COMPRESSED: [Self; 5] =
+        [Self::CompressA, Self::CompressFar, Self::WriteA, Self::DiscardA, Self::Flush];
+
     /// Its name in certificates.
     pub const fn name(self) -> &'static str {
         match self {
@@ -302,20 +306,19 @@ pub fn pairs() -> Vec<[Symbol; 2]> {
         .collect()
 }
 
-/// What two tasks do at once in races: up to `most` requests of [`Symbol::RACING`] beside one.
-pub fn races(most: u32) -> Vec<[Vec<Symbol>; 2]> {
-    let letters = Symbol::RACING;
+/// What two tasks do at once in races: up to `most` requests of an alphabet beside one.
+pub fn races(letters: &[Symbol], most: u32) -> Vec<[Vec<Symbol>; 2]> {
     let mut longest = vec![Vec::new()];
     let mut tasks = Vec::new();
     for _ in 0..most {
         let longer = |task: &Vec<Symbol>| {
             let task = task.clone();
-            letters.map(move |next| [task.clone(), vec![next]].concat())
+            letters.iter().map(move |&next| [task.clone(), vec![next]].concat())
         };
         longest = longest.iter().flat_map(longer).collect();
         tasks.extend(longest.iter().cloned());
     }
-    let beside = |task: Vec<Symbol>| letters.map(move |other| [task.clone(), vec![other]]);
+    let beside = |task: Vec<Symbol>| letters.iter().map(move |&other| [task.clone(), vec![other]]);
     tasks.into_iter().flat_map(beside).collect()
 }
 
@@ -502,7 +505,7 @@ mod tests {
 
     #[test]
     fn races_are_all_different() {
-        let mut all = races(3);
+        let mut all = races(&Symbol::RACING, 3);
         assert_eq!(all.len(), (5 + 25 + 125) * 5);
         assert!(all.contains(&[
             vec![Symbol::DiscardA, Symbol::Flush, Symbol::WritePartOfB],

@@ -1,7 +1,5 @@
 //! Requests of two tasks at once: which, and in which orders.
 
-use super::alphabet::Symbol;
-
 /// What two tasks do at once, and in which orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtOnce {
@@ -10,7 +8,7 @@ pub enum AtOnce {
         /// How often.
         departures: u32,
     },
-    /// Up to [`operations`](super::ExploreSettings::operations) requests beside one, of the alphabet of races, in the plain order with at most so many steps put
+    /// Up to [`operations`](super::ExploreSettings::operations) requests beside one, in the plain order with at most so many steps put
     /// off until nothing else can go on.
     Races {
         /// How many.
@@ -19,14 +17,6 @@ pub enum AtOnce {
 }
 
 impl AtOnce {
-    /// The requests that tasks are made of.
-    pub const fn alphabet(self) -> &'static [Symbol] {
-        match self {
-            Self::Pairs { .. } => &Symbol::ALL,
-            Self::Races { .. } => &Symbol::RACING,
-        }
-    }
-
     /// What is explored, in a few words.
     pub fn covers(at_once: Option<Self>, operations: u32) -> String {
         match at_once {

@@ -198,7 +198,7 @@ impl Certificate {
         settings: &ExploreSettings,
         report: &ExploreReport,
     ) -> Self {
-        let alphabet = settings.at_once.map_or(settings.alphabet, AtOnce::alphabet);
+        let alphabet = settings.alphabet;
         let mut sizes: Vec<Geometry> = settings.worlds.iter().map(|world| world.geometry).collect();
         sizes.sort_by_key(|geometry| geometry.cluster_bits);
         sizes.dedup_by_key(|geometry| geometry.cluster_bits);
@@ -254,7 +254,7 @@ impl Certificate {
         let those = match () {
             () if has(Symbol::ShrinkInB) => ", of those that resize",
             () if has(Symbol::PreallocateAB) => ", of those that take clusters ahead",
-            () if has(Symbol::CompressAB) => ", of those that compress",
+            () if has(Symbol::CompressA) => ", of those that compress",
             () => "",
         };
         let what = AtOnce::covers(at_once, self.operations) + those;

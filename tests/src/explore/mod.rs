@@ -255,7 +255,7 @@ pub fn run<Sub: Subject>(
         Some(AtOnce::Pairs { .. }) => {
             alphabet::pairs().into_iter().map(|pair| pair.map(|symbol| vec![symbol])).collect()
         }
-        Some(AtOnce::Races { .. }) => alphabet::races(settings.operations),
+        Some(AtOnce::Races { .. }) => alphabet::races(settings.alphabet, settings.operations),
     };
     let all = match settings.at_once {
         None => alphabet::count(settings.alphabet, settings.operations),

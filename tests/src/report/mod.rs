@@ -371,7 +371,10 @@ impl Story {
         let lives = &self.trial.lives[..=self.life];
         let writer = lives.iter().enumerate().find_map(|(number, life)| {
             life.tasks.iter().enumerate().find_map(|(task, ops)| {
-                let is = |op: &Op| matches!(op, Op::Write { id: of, .. } if *of == id);
+                let is = |op: &Op| match op {
+                    Op::Write { id: of, .. } | Op::WriteCompressed { id: of, .. } => *of == id,
+                    _ => false,
+                };
                 ops.iter().position(is).map(|op| (number, task, op))
             })
         });
