@@ -575,6 +575,10 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         let how = Preallocation::Metadata;
         lives[0].tasks[0].insert(0, Op::Preallocate { offset, length, how });
     }
+    if scope.shape == Some(Shape::Shrinking) {
+        let middle = lives[0].tasks[0].len() / 2;
+        lives[0].tasks[0].insert(middle, Op::Shrink { to: virtual_size - 512 });
+    }
     if scope.shape == Some(Shape::Compressing) {
         let (offset, length) = (0, virtual_size.min(2 * cluster));
         let id = COMPRESSIBLE - 1;
@@ -917,7 +921,7 @@ mod tests {
             let scope = Scope { shape: Some(shape), ..Scope::default() };
             let drawn = |seed: &u64| plan(*seed, &scope).shapes().any(|drawn| drawn == shape);
             let cases = (0..40).filter(drawn).count();
-            let least = if matches!(shape, Shape::Long | Shape::Shrinking) { 20 } else { 40 };
+            let least = if shape == Shape::Long { 20 } else { 40 };
             assert!(cases >= least, "{shape}: {cases} of 40");
         }
         assert!("x".parse::<Shape>().unwrap_err().to_string().contains("sparse"));
