@@ -9,15 +9,18 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use qcow2_core::blocking::{create, create_over};
+use qcow2_core::format::CompressionType;
 use qcow2_core::storage::file::{Existing, FileStorage};
-use qcow2_core::{Backing, CreateOptions, Format, OpenOptions, Preallocation, Repair, Zeroing};
+use qcow2_core::{
+    Backing, CreateOptions, Format, Inline, OpenOptions, Preallocation, Repair, Zeroing,
+};
 use qcow2_crashtest::qemu;
 
 use crate::bench::Bench;
 use crate::common::{Expected, Step, steps};
 
 /// The values of the axes, as QEMU spells them.
-const AXES: [(&str, &[&str]); 7] = [
+const AXES: [(&str, &[&str]); 8] = [
     ("cluster_size", &["512", "4096", "16384", "65536", "2097152"]),
     ("compat", &["0.10", "1.1"]),
     ("refcount_bits", &["1", "2", "4", "8", "16", "32", "64"]),
@@ -25,6 +28,7 @@ const AXES: [(&str, &[&str]); 7] = [
     ("layer", &["none", "raw", "raw-longer", "qcow2", "qcow2-shorter"]),
     ("lazy_refcounts", &["off", "on"]),
     ("preallocation", &["off", "metadata", "falloc", "full"]),
+    ("compression_type", &["zlib", "zstd"]),
 ];
 
 /// One value for each axis, by its index.
@@ -40,6 +44,7 @@ struct Meaning {
     layer: &'static str,
     lazy: bool,
     ahead: &'static str,
+    compression: CompressionType,
 }
 
 impl Meaning {
@@ -54,13 +59,18 @@ impl Meaning {
             layer: value(4),
             lazy: value(5) == "on",
             ahead: value(6),
+            compression: match value(7) {
+                "zstd" => CompressionType::Zstd,
+                _ => CompressionType::Deflate,
+            },
         }
     }
 
     /// Whether there is such an image.
     fn exists(&self) -> bool {
         let old = self.version == 2;
-        !(old && (self.refcount_bits != 16 || self.extended || self.lazy))
+        let zstd = self.compression == CompressionType::Zstd;
+        !(old && (self.refcount_bits != 16 || self.extended || self.lazy || zstd))
             && !(self.extended && self.cluster < 16384)
             && !(self.layer != "none" && self.ahead != "off" && !self.extended)
     }
@@ -77,6 +87,7 @@ impl Meaning {
             .refcount_bits(self.refcount_bits)
             .extended_l2(self.extended)
             .lazy_refcounts(self.lazy)
+            .compression(self.compression)
             .preallocation(match self.ahead {
                 "metadata" => Preallocation::Metadata,
                 "falloc" => Preallocation::Falloc,
@@ -135,7 +146,7 @@ fn kinds() -> (Vec<Kind>, Vec<Kind>) {
         covering.push(best);
     }
     // Version 3 with refcounts of 16 bits, in clusters of 64 KiB.
-    const USUAL: Kind = [3, 1, 4, 0, 0, 0, 0];
+    const USUAL: Kind = [3, 1, 4, 0, 0, 0, 0, 0];
     let distance =
         |kind: &Kind| kind.iter().zip(USUAL).filter(|(one, usual)| **one != *usual).count();
     let mut impossible = Vec::new();
@@ -152,7 +163,7 @@ fn kinds() -> (Vec<Kind>, Vec<Kind>) {
         }
     }
     // The three that exclude each other.
-    impossible.push([3, 1, 4, 0, 1, 0, 1]);
+    impossible.push([3, 1, 4, 0, 1, 0, 1, 0]);
     (covering, impossible)
 }
 
@@ -219,6 +230,11 @@ fn go(kind: &Kind, by_us: bool, number: usize) {
         assert!(space < size / 2 + (1 << 20), "{space} bytes for nothing");
     }
 
+    // Some clusters in the middle, which we write compressed.
+    let middle = size as usize / 3 / 512 * 512;
+    let packed = middle..(middle + 3 * meaning.cluster as usize).min(size as usize);
+    let data: Vec<u8> = packed.clone().map(|at| 1 + (at / 100 % 50) as u8).collect();
+    let mut compressed = 0;
     for session in [by_us, !by_us] {
         let seed = 2 * number as u64 + u64::from(session);
         let mut done = steps(seed, 16, size, 2 * meaning.cluster.min(1 << 17));
@@ -232,14 +248,22 @@ fn go(kind: &Kind, by_us: bool, number: usize) {
                 step.apply(&image);
                 image.read(size / 2, &mut [0; 1024]).unwrap();
             }
+            image.write_compressed(packed.start as u64, &data, &Inline).unwrap();
             image.close().unwrap();
         } else {
             let commands: Vec<String> = done.iter().map(|step| step.command()).collect();
             qemu::io(bench.path(), &commands).unwrap().success().unwrap();
         }
         done.iter().for_each(|&step| expected.apply(step));
+        if session {
+            expected.bytes[packed.clone()].copy_from_slice(&data);
+            compressed = bench.check(Repair::None).compressed_clusters;
+            let theirs = qemu::check(bench.path()).unwrap().compressed_clusters;
+            assert_eq!(theirs, compressed);
+        }
         bench.assert_sound(&expected);
     }
+    assert_eq!(compressed > 0, meaning.cluster > 512 && meaning.refcount_bits > 1);
 
     let grown = size + 3 * meaning.cluster + 512;
     // QEMU cannot hide a longer layer in version 2, and does not grow over one.
