@@ -42,7 +42,7 @@ impl State {
                     Ok(count) => {
                         // Several of its references may go at once.
                         let before = keys.iter().rev().take_while(|(other, _)| *other == cluster);
-                        mutant!(self.rules, SharedClusterDiscarded => true; count <= 1 + before.count() as u64)
+                        mutant!(self.rules, SharedClusterDiscarded => true; count == 1 + before.count() as u64)
                     }
                     Err(Stop::Load { .. }) if !keys.is_empty() => break,
                     Err(stop) => return Err(stop),
