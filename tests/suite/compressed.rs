@@ -2,7 +2,9 @@
 
 use std::fs;
 
+use qcow2_core::blocking::Image;
 use qcow2_core::format::CompressionType;
+use qcow2_core::storage::file::FileStorage;
 use qcow2_core::{CreateOptions, Inline, OpenOptions, Repair};
 use qcow2_crashtest::qemu;
 
@@ -39,6 +41,24 @@ fn compressed(seed: u64, size: u64, cluster: u64, options: &str) -> (Bench, Expe
     let paths = [raw.as_path(), bench.path()].map(|path| path.to_str().unwrap());
     qemu::img(from.into_iter().chain(paths)).unwrap().success().unwrap();
     (bench, expected)
+}
+
+/// Flushes, drops the image as a power cut would, and opens it again; it is sound then. How many of its clusters are compressed.
+fn cut_power(bench: &Bench, image: Image<FileStorage>, expected: &Expected) -> u64 {
+    image.flush().unwrap();
+    drop(image);
+    drop(bench.open(OpenOptions::new()).close().unwrap());
+    let report = bench.check(Repair::Leaks);
+    bench.assert_sound(expected);
+    report.compressed_clusters
+}
+
+/// Lets QEMU do these requests; the image is sound then.
+fn qemu_goes_on(bench: &Bench, expected: &mut Expected, steps: Vec<Step>) {
+    let commands: Vec<String> = steps.iter().map(|step| step.command()).collect();
+    qemu::io(bench.path(), &commands).unwrap().success().unwrap();
+    steps.into_iter().for_each(|step| expected.apply(step));
+    bench.assert_sound(expected);
 }
 
 /// Goal: images that QEMU compressed are ours to read, to write over and to repair, and sound to both afterwards.
@@ -78,18 +98,8 @@ fn compressed_images_of_qemu_are_images_to_us() {
                 step.apply(&image);
                 expected.apply(step);
             }
-            image.flush().unwrap();
-            // As after a power cut.
-            drop(image);
-            drop(bench.open(OpenOptions::new()).close().unwrap());
-            bench.check(Repair::Leaks);
-            bench.assert_sound(&expected);
-
-            let theirs: Vec<Step> = steps(1000 + seed, 12, size, cluster);
-            let commands: Vec<String> = theirs.iter().map(|step| step.command()).collect();
-            qemu::io(bench.path(), &commands).unwrap().success().unwrap();
-            theirs.into_iter().for_each(|step| expected.apply(step));
-            bench.assert_sound(&expected);
+            cut_power(&bench, image, &expected);
+            qemu_goes_on(&bench, &mut expected, steps(1000 + seed, 12, size, cluster));
         }
     }
     assert!(full > 3, "refcounts that come to their limit");
@@ -138,18 +148,8 @@ fn what_we_compress_is_qemus_to_read() {
                 image.write_compressed(from, &again, &Inline).unwrap();
                 expected.bytes[range].copy_from_slice(&again);
             }
-            image.flush().unwrap();
-            // As after a power cut.
-            drop(image);
-            drop(bench.open(OpenOptions::new()).close().unwrap());
-            compressed += bench.check(Repair::Leaks).compressed_clusters;
-            bench.assert_sound(&expected);
-
-            let theirs: Vec<Step> = steps(1000 + seed, 12, size, cluster);
-            let commands: Vec<String> = theirs.iter().map(|step| step.command()).collect();
-            qemu::io(bench.path(), &commands).unwrap().success().unwrap();
-            theirs.into_iter().for_each(|step| expected.apply(step));
-            bench.assert_sound(&expected);
+            compressed += cut_power(&bench, image, &expected);
+            qemu_goes_on(&bench, &mut expected, steps(1000 + seed, 12, size, cluster));
         }
     }
     assert!(compressed > 100, "{compressed}");
