@@ -14,6 +14,10 @@ named! {
         PagesInOrder = "flush:pages-in-order",
         /// Before one page that has to go to the storage now and waits for something: it makes room, or a rule needs it.
         PageInOrder = "flush:page-in-order",
+        /// Of the external data file, in a guest flush or a close, before the pages of the image file.
+        DataFile = "flush:data-file",
+        /// After the entries that map guest clusters of a raw data file, before the guest's data goes there.
+        RawMapping = "flush:raw-mapping",
         /// After a guest flush has written its pages, before it returns.
         GuestFlush = "flush:guest-flush",
         /// Before the header names a dirty bit less at a close.
@@ -61,6 +65,8 @@ named! {
         Repair = "flush:repair",
         /// After the header of what was there is gone, before anything else of it goes.
         CreateOverOld = "flush:create-over-old",
+        /// Of the external data file of a new image, before anything leads to it.
+        CreateDataFile = "flush:create-data-file",
         /// After everything else of a new image, before its first unit.
         CreateBeforeHeader = "flush:create-before-header",
         /// After a new image was written, before creating it returns.

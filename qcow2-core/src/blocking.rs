@@ -9,6 +9,7 @@ use crate::backing::Backing;
 use crate::chain::Layers;
 use crate::check::CheckReport;
 use crate::compress::Executor;
+use crate::data_file::DataFile;
 use crate::error::{CheckError, CreateError, IoError, OpenError};
 use crate::image::ImageInfo;
 use crate::layer::Layer;
@@ -38,6 +39,20 @@ pub fn create_over<S: Storage>(
     backing: &Backing,
 ) -> Result<(), CreateError> {
     block_on(crate::create_over(storage, options, backing))
+}
+
+/// As [`crate::create_with_data`].
+///
+/// # Errors
+/// See [`CreateError`].
+pub fn create_with_data<S: Storage>(
+    storage: &S,
+    data: &S,
+    options: &CreateOptions,
+    said: &DataFile,
+    backing: Option<&Backing>,
+) -> Result<(), CreateError> {
+    block_on(crate::create_with_data(storage, data, options, said, backing))
 }
 
 /// As [`crate::check()`].
@@ -82,6 +97,19 @@ impl<S: Storage> Image<S> {
         options: OpenOptions,
     ) -> Result<Self, OpenError> {
         Ok(Self::new(block_on(crate::Image::open_over(storage, layer, options))?))
+    }
+
+    /// As [`crate::Image::open_with_data`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_with_data(
+        storage: S,
+        data: S,
+        layer: Option<Arc<dyn Layer>>,
+        options: OpenOptions,
+    ) -> Result<Self, OpenError> {
+        Ok(Self::new(block_on(crate::Image::open_with_data(storage, data, layer, options))?))
     }
 
     /// As [`crate::open_chain()`].

@@ -530,6 +530,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::{Cache, Kind, NONE, Need, RECENT, Room};
+    use crate::files::File;
     use quickcheck::quickcheck;
 
     use crate::order::{Before, Edge, FlushClock, Stamp};
@@ -550,14 +551,14 @@ mod tests {
         cache.wait_for(0, Edge { rule: Rule::RefcountBeforeReference, before });
         assert_eq!(cache.next_step(0, &clock), Need::Write(512));
         assert_eq!(cache.next_step(512, &clock), Need::Write(512));
-        let stamp = clock.stamp();
+        let stamp = clock.stamp(File::Image);
         cache.written(512, counted, stamp);
         assert_eq!(cache.next_step(0, &clock), Need::Flush(stamp));
-        let flush = clock.submit();
+        let flush = clock.submit(File::Image);
         clock.complete(flush);
         assert_eq!(cache.next_step(0, &clock), Need::Write(0));
         let (version, _) = cache.snapshot(0);
-        let stamp = clock.stamp();
+        let stamp = clock.stamp(File::Image);
         cache.written(0, version, stamp);
         assert_eq!(cache.next_step(0, &clock), Need::Nothing);
         assert_eq!(cache.dirty(0..u64::MAX, true, 9), (vec![], None));
@@ -568,7 +569,7 @@ mod tests {
         let mut cache = Cache::new(512, 1, 1, Rules::all());
         cache.insert(0, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
         let version = cache.set_entry(0, 1);
-        let stamp = clock.stamp();
+        let stamp = clock.stamp(File::Image);
         for _ in 0..40 {
             assert!(cache.find(1024).is_none());
         }
@@ -593,7 +594,7 @@ mod tests {
         assert_eq!(cache.undurable(0, &clock), Some(Before::Written(stamp)));
         cache.insert(0, Kind::L2, IoBuf::copy_of(&[0; 512], 1));
         assert_eq!(cache.need(before, &clock), Need::Flush(stamp));
-        let flush = clock.submit();
+        let flush = clock.submit(File::Image);
         clock.complete(flush);
         assert_eq!(cache.need(before, &clock), Need::Nothing);
         assert_ne!(stamp, Stamp::DURABLE);
@@ -612,7 +613,7 @@ mod tests {
     fn an_evicted_page_is_durable_after_a_flush() {
         let mut clock = FlushClock::default();
         let (cache, before, _) = evicted(&mut clock);
-        let flush = clock.submit();
+        let flush = clock.submit(File::Image);
         clock.complete(flush);
         assert_eq!(cache.undurable(0, &clock), None);
         assert_eq!(cache.need(before, &clock), Need::Nothing);
@@ -627,9 +628,9 @@ mod tests {
         let version = cache.set_entry(0, 1);
         let newest = Some(Before::Page { offset: 0, version });
         assert_eq!(cache.undurable(0, &clock), newest);
-        cache.written(0, version, clock.stamp());
+        cache.written(0, version, clock.stamp(File::Image));
         assert_eq!(cache.undurable(0, &clock), newest, "no flush has covered it");
-        let flush = clock.submit();
+        let flush = clock.submit(File::Image);
         clock.complete(flush);
         assert_eq!(cache.undurable(0, &clock), None);
     }

@@ -12,7 +12,9 @@ use std::io;
 use std::sync::Arc;
 
 use crate::backing::{Backing, Format};
+use crate::data_file::DataFile;
 use crate::error::OpenError;
+use crate::format::header::Header;
 use crate::format::limits;
 use crate::image::Image;
 use crate::layer::{Layer, Raw};
@@ -26,11 +28,14 @@ impl Backing {
     /// # Errors
     /// [`OpenError`] if its header cannot be read.
     pub async fn of<S: Storage>(storage: &S) -> Result<Option<Self>, OpenError> {
-        let header = read_header(storage).await?.header;
-        Ok(header.backing_name().map(|name| Self {
+        Ok(Self::of_header(&read_header(storage).await?.header))
+    }
+
+    fn of_header(header: &Header) -> Option<Self> {
+        header.backing_name().map(|name| Self {
             name: name.to_vec(),
             format: header.backing_format().map(<[u8]>::to_vec),
-        }))
+        })
     }
 
     fn known_format(&self) -> Result<Format, OpenError> {
@@ -54,6 +59,21 @@ pub trait Layers<S: Storage> {
         backing: &Backing,
         above: &[S],
     ) -> impl Future<Output = io::Result<S>> + Send;
+
+    /// Opens the external data file of an image, for writing too if that is asked for, or refuses to, which it does unless it says
+    /// otherwise. `images` are the storages of the images from the top down; the last one names it.
+    fn open_data(
+        &mut self,
+        said: &DataFile,
+        images: &[S],
+        writable: bool,
+    ) -> impl Future<Output = io::Result<S>> + Send {
+        let _ = (said, images, writable);
+        std::future::ready(Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "whoever opens the layers opens no data files",
+        )))
+    }
 }
 
 /// Opens the image on `storage` over the layers that it and they name, each opened by `layers` and read-only. A layer may be dirty or
@@ -68,10 +88,26 @@ pub async fn open_chain<S: Storage + fmt::Debug>(
 ) -> Result<Image<S>, OpenError> {
     let mut names: Vec<Backing> = Vec::new();
     let mut chain = vec![storage];
+    let mut data_files: Vec<Option<S>> = Vec::new();
     let mut bottom = Format::Qcow2;
     while bottom == Format::Qcow2 {
         let last = chain.last().expect("the top image is there");
-        let Some(backing) = Backing::of(last).await.map_err(below(names.last()))? else { break };
+        let header = read_header(last).await.map_err(|error| below(names.last())(error.into()))?;
+        let data = match DataFile::of_header(&header.header) {
+            None => None,
+            Some(said) => {
+                // Those below are only read.
+                let writable = options.writable && names.is_empty();
+                let opened = layers.open_data(&said, &chain, writable).await;
+                let opened = opened.map_err(|source| {
+                    let name = String::from_utf8_lossy(&said.name).into();
+                    below(names.last())(OpenError::DataFile { name, source })
+                })?;
+                Some(opened)
+            }
+        };
+        data_files.push(data);
+        let Some(backing) = Backing::of_header(&header.header) else { break };
         if chain.len() > limits::LAYERS {
             let most = limits::LAYERS;
             return Err(OpenError::Unsupported(format!("a chain of more than {most} layers")));
@@ -92,9 +128,10 @@ pub async fn open_chain<S: Storage + fmt::Debug>(
             continue;
         }
         let options = if name.is_some() { OpenOptions::read_only() } else { options };
-        let image = match layer {
-            Some(layer) => Image::open_over(storage, layer, options).await,
-            None => Image::open(storage, options).await,
+        let image = match (data_files.pop().flatten(), layer) {
+            (Some(data), layer) => Image::open_with_data(storage, data, layer, options).await,
+            (None, Some(layer)) => Image::open_over(storage, layer, options).await,
+            (None, None) => Image::open(storage, options).await,
         };
         let image = image.map_err(below(name.as_ref()))?;
         if name.is_none() {

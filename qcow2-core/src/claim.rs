@@ -10,6 +10,7 @@ use std::task::Poll;
 use crate::barrier::Barrier;
 use crate::claims::{Resource, Turn};
 use crate::error::IoError;
+use crate::files::File;
 use crate::image::Image;
 use crate::mutant::mutant;
 use crate::rule::Rule;
@@ -29,7 +30,7 @@ impl<S: Storage> Image<S> {
         resource: Resource,
         check: impl Fn(&State) -> Result<(), IoError>,
     ) -> Result<Claim<'_, S>, IoError> {
-        self.storage.pause().await;
+        self.files.image.pause().await;
         let mut resource = Some(resource);
         let mut claim = Claim {
             image: self,
@@ -73,7 +74,7 @@ impl<S: Storage> Image<S> {
         if orphans.is_empty() {
             return Ok(());
         }
-        let settled = self.storage.settle().await;
+        let settled = self.files.settle().await;
         self.now(|state| {
             state.release_orphans(&orphans);
             settled.map_err(|source| state.fail_flush(source))
@@ -97,10 +98,10 @@ pub(crate) struct Claim<'a, S: Storage> {
 }
 
 impl<S: Storage> Claim<'_, S> {
-    /// Writes under the claim.
+    /// Writes to a host address under the claim.
     pub(crate) async fn write(
         &mut self,
-        offset: u64,
+        host: u64,
         buf: IoBuf,
         durability: Durability,
     ) -> (IoBuf, std::io::Result<()>) {
@@ -108,12 +109,12 @@ impl<S: Storage> Claim<'_, S> {
         if durability == Durability::Through {
             self.through = Some(self.image.now(State::begin_through));
         }
-        let (buf, result) = self.image.storage.write(offset, buf, durability).await;
+        let (buf, result) = self.image.files.write(host, buf, durability).await;
         if let Some(number) = self.through.take() {
             // In the same step as its end: a sync that failed may have lost what others wrote.
             self.image.now(|state| {
                 if let Err(source) = &result {
-                    state.fail_sync("writing through", offset, source);
+                    state.fail_sync("writing through", host, source);
                 }
                 state.end_through(number);
             });
@@ -121,34 +122,34 @@ impl<S: Storage> Claim<'_, S> {
         (buf, self.ended(result))
     }
 
-    /// Zeroes under the claim.
+    /// Zeroes host addresses under the claim.
     pub(crate) async fn write_zeroes(&mut self, range: Range<u64>) -> std::io::Result<()> {
         self.in_flight = true;
-        let result = self.image.storage.write_zeroes(range).await;
+        let result = self.image.files.write_zeroes(range).await;
         self.ended(result)
     }
 
-    /// Discards under the claim.
+    /// Discards host addresses under the claim.
     pub(crate) async fn discard(&mut self, range: Range<u64>) -> std::io::Result<()> {
         self.in_flight = true;
-        let result = self.image.storage.discard(range).await;
+        let result = self.image.files.discard(range).await;
         self.ended(result)
     }
 
-    /// Changes the file length under the claim.
-    pub(crate) async fn set_len(&mut self, len: u64) -> std::io::Result<()> {
+    /// Changes the length of a file under the claim.
+    pub(crate) async fn set_len(&mut self, file: File, len: u64) -> std::io::Result<()> {
         self.in_flight = true;
-        let result = self.image.storage.set_len(len).await;
+        let result = self.image.files.of(file).set_len(len).await;
         self.ended(result)
     }
 
-    /// Flushes under the claim.
-    pub(crate) async fn flush(&mut self, barrier: Barrier) -> std::io::Result<()> {
+    /// Flushes a file under the claim.
+    pub(crate) async fn flush(&mut self, file: File, barrier: Barrier) -> std::io::Result<()> {
         if self.image.options.rules.skips(barrier) {
             return Ok(());
         }
         self.in_flight = mutant!(self.image.options.rules, DroppedFlushForgotten => false; true);
-        let result = self.image.storage.flush().await;
+        let result = self.image.files.of(file).flush().await;
         self.in_flight = false;
         result
     }
@@ -163,7 +164,7 @@ impl<S: Storage> Claim<'_, S> {
     /// Waits until what failed under the claim cannot land any more, so that its range can be used again.
     pub(crate) async fn settle(&mut self) -> Result<(), IoError> {
         if self.failed && self.image.options.rules.hold(Rule::SettleBeforeRetry) {
-            let settled = self.image.storage.settle().await;
+            let settled = self.image.files.settle().await;
             settled.map_err(|source| self.image.now(|state| state.fail_flush(source)))?;
             self.failed = false;
         }

@@ -14,6 +14,7 @@
 use std::ops::Range;
 use std::task::Waker;
 
+use crate::files::File;
 use crate::mutant::mutant;
 use crate::rule::Rules;
 
@@ -35,14 +36,14 @@ pub(crate) enum Resource {
     Refcounts,
     /// The turning of freed clusters into free ones.
     Reap,
-    /// The length of the file.
+    /// The length of the image file.
     Length,
     /// The header.
     Header,
     /// Metadata pages, by host offset.
     Pages(Range<u64>),
-    /// The submission of a flush.
-    Flush,
+    /// The submission of a flush of this file.
+    Flush(File),
 }
 
 impl Resource {

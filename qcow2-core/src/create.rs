@@ -13,9 +13,11 @@ use std::ops::Range;
 
 use crate::backing::Backing;
 use crate::barrier::Barrier;
+use crate::data_file::DataFile;
 use crate::error::CreateError;
-use crate::format::entry::{L1Entry, L2Entry, RefcountTableEntry};
-use crate::format::feature::{Compatible, Incompatible};
+use crate::files::in_data;
+use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry, Subclusters};
+use crate::format::feature::{Autoclear, Compatible, Incompatible};
 use crate::format::header::{CompressionType, Header};
 use crate::format::{extension, limits, refcount};
 use crate::load::check_alignment;
@@ -32,7 +34,7 @@ const PIECE: usize = 256 << 10;
 /// # Errors
 /// [`CreateError::Option`] if an option is outside what the format allows; [`CreateError::Storage`] if the storage failed.
 pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<(), CreateError> {
-    write_image(storage, options, &plan(options, None)?).await
+    write_image(storage, None, options, &plan(options, None, None)?).await
 }
 
 /// The same for an image over a layer that it names. What the guest has not written reads as that layer, and as zeroes past its end.
@@ -45,18 +47,35 @@ pub async fn create_over<S: Storage>(
     options: &CreateOptions,
     backing: &Backing,
 ) -> Result<(), CreateError> {
-    write_image(storage, options, &plan(options, Some(backing))?).await
+    write_image(storage, None, options, &plan(options, Some(backing), None)?).await
+}
+
+/// The same for an image whose guest data is in `data`, an external data file that the image calls `said`; over a layer, if there is to be
+/// one. Of what `data` holds nothing is seen by the guest; if it is raw, or space in it is taken at once, it is emptied. Whoever makes the file
+/// sees to it that its name is durable: [`FileStorage::create`](storage::file::FileStorage::create) does.
+///
+/// # Errors
+/// As [`create_over`]; also if version 2 is asked for, or a raw data file over a layer.
+pub async fn create_with_data<S: Storage>(
+    storage: &S,
+    data: &S,
+    options: &CreateOptions,
+    said: &DataFile,
+    backing: Option<&Backing>,
+) -> Result<(), CreateError> {
+    write_image(storage, Some(data), options, &plan(options, backing, Some(said))?).await
 }
 
 async fn write_image<S: Storage>(
     storage: &S,
+    data: Option<&S>,
     options: &CreateOptions,
     header: &Header,
 ) -> Result<(), CreateError> {
     let size = header.cluster_size();
     let tables = header.l1_table_offset + l1_bytes(header);
     let ahead = Preallocated::new(options, header);
-    let clusters = tables / size + ahead.tables + ahead.data;
+    let clusters = tables / size + ahead.tables + ahead.taken();
     let end = clusters * size;
 
     let limits = storage.limits();
@@ -65,6 +84,11 @@ async fn write_image<S: Storage>(
     }
     let sector = limits.sector();
     let out = Output { storage, limits };
+    if let Some(limits) = data.map(S::limits)
+        && let Some(why) = limits.fault().or_else(|| check_alignment(&limits, header.cluster_bits))
+    {
+        return Err(CreateError::Option(why));
+    }
     let old = out.step("asking for its length", storage.len().await)?;
     if old > 0 {
         if old < end {
@@ -74,6 +98,9 @@ async fn write_image<S: Storage>(
         if options.rules.hold(Rule::OldHeaderFirst) {
             out.flush(Barrier::CreateOverOld, options.rules).await?;
         }
+    }
+    if let Some(data) = data {
+        write_data_file(data, options, header).await?;
     }
     out.step("emptying the file", storage.set_len(0).await)?;
     out.step("growing the file", storage.set_len(end).await)?;
@@ -101,6 +128,7 @@ async fn write_image<S: Storage>(
     ahead.write(&out, header, tables).await?;
     match options.preallocation {
         Preallocation::Off | Preallocation::Metadata => {}
+        _ if ahead.in_data_file => {}
         Preallocation::Falloc => {
             let data = end - ahead.data * size..end;
             out.step("keeping space for data", storage.write_zeroes(data).await)?;
@@ -125,8 +153,42 @@ async fn write_image<S: Storage>(
     out.flush(Barrier::Create, options.rules).await
 }
 
+/// Makes an external data file as long as the disk, durably; and zero where it is seen.
+async fn write_data_file<S: Storage>(
+    data: &S,
+    options: &CreateOptions,
+    header: &Header,
+) -> Result<(), CreateError> {
+    let limits = data.limits();
+    let out = Output { storage: data, limits };
+    let end = header.size.next_multiple_of(limits.sector() as u64);
+    let is_seen = header.has_raw_data_file() || options.preallocation != Preallocation::Off;
+    let length = out.step("asking for its length", data.len().await)?;
+    if is_seen {
+        out.step("emptying the data file", data.set_len(0).await)?;
+    }
+    if is_seen || length < end {
+        out.step("growing the data file", data.set_len(end).await)?;
+    }
+    let reserves = options.preallocation == Preallocation::Falloc;
+    if end > 0 && (is_seen && !limits.unwritten_reads_zero || reserves) {
+        out.step("zeroing the data file", data.write_zeroes(0..end).await)?;
+    }
+    if options.preallocation == Preallocation::Full {
+        out.fill(0..end).await?;
+    }
+    match options.rules.hold(Rule::DataFileFirst) {
+        true => out.flush(Barrier::CreateDataFile, options.rules).await,
+        false => Ok(()),
+    }
+}
+
 /// Checks the options and places the tables.
-fn plan(options: &CreateOptions, backing: Option<&Backing>) -> Result<Header, CreateError> {
+fn plan(
+    options: &CreateOptions,
+    backing: Option<&Backing>,
+    data: Option<&DataFile>,
+) -> Result<Header, CreateError> {
     if options.lazy_refcounts && options.version < 3 {
         let version = options.version;
         return Err(CreateError::Option(format!(
@@ -188,6 +250,22 @@ fn plan(options: &CreateOptions, backing: Option<&Backing>) -> Result<Header, Cr
     if options.lazy_refcounts {
         header.compatible |= Compatible::LAZY_REFCOUNTS;
     }
+    if let Some(said) = data {
+        if options.version < 3 {
+            let version = options.version;
+            return Err(CreateError::Option(format!(
+                "an external data file needs version 3 of the format, not version {version}"
+            )));
+        }
+        if let Some(why) = said.fault(backing) {
+            return Err(CreateError::Option(why.into()));
+        }
+        header.incompatible |= Incompatible::DATA_FILE;
+        if said.raw {
+            header.autoclear |= Autoclear::RAW_DATA_FILE;
+        }
+        header.set_extension(extension::DATA_FILE, said.name.clone());
+    }
     if let Some(Backing { format: Some(format), .. }) = backing {
         header.set_extension(extension::BACKING_FORMAT, format.clone());
     }
@@ -208,7 +286,7 @@ fn plan(options: &CreateOptions, backing: Option<&Backing>) -> Result<Header, Cr
     }
     let size = header.cluster_size();
     let ahead = Preallocated::new(options, &header);
-    let others = l1_bytes(&header) / size + ahead.tables + ahead.data;
+    let others = l1_bytes(&header) / size + ahead.tables + ahead.taken();
     let (mut blocks, mut table_clusters) = (1, 1);
     loop {
         let clusters = 1 + table_clusters + blocks + others;
@@ -238,22 +316,31 @@ fn l1_bytes(header: &Header) -> u64 {
     (u64::from(header.l1_size) * 8).next_multiple_of(header.cluster_size())
 }
 
-/// What preallocation takes: L2 tables, and behind them a data cluster for each guest cluster.
+/// What preallocation takes: L2 tables, and behind them a data cluster for each guest cluster, unless that is in a data file.
 struct Preallocated {
     tables: u64,
     data: u64,
+    in_data_file: bool,
 }
 
 impl Preallocated {
     fn new(options: &CreateOptions, header: &Header) -> Self {
-        if options.preallocation == Preallocation::Off {
-            return Self { tables: 0, data: 0 };
+        let in_data_file = header.has_data_file();
+        // Whoever writes to a raw data file needs all entries.
+        if options.preallocation == Preallocation::Off && !header.has_raw_data_file() {
+            return Self { tables: 0, data: 0, in_data_file };
         }
         let data = header.size.div_ceil(header.cluster_size());
-        Self { tables: data.div_ceil(header.l2_entries()), data }
+        Self { tables: data.div_ceil(header.l2_entries()), data, in_data_file }
     }
 
-    /// Writes the L1 table and the L2 tables, which lie at `at`. An extended entry gets no bits: it goes on to show what is below.
+    /// Data clusters in the image file.
+    const fn taken(&self) -> u64 {
+        if self.in_data_file { 0 } else { self.data }
+    }
+
+    /// Writes the L1 table and the L2 tables, which lie at `at`. An extended entry gets no bits: it goes on to show what is below. Without a
+    /// layer one that leads into a data file has all of them, because that is zero.
     async fn write<S: Storage>(
         &self,
         out: &Output<'_, S>,
@@ -267,7 +354,18 @@ impl Preallocated {
         let first = at + self.tables * size;
         for table in 0..self.tables {
             let clusters = table * per_table..((table + 1) * per_table).min(self.data);
-            let entry = |cluster| [L2Entry::data(first + cluster * size, true).0, 0];
+            let in_data_file = |cluster| {
+                let data = if header.backing_name().is_none() { u32::MAX } else { 0 };
+                let of = Subclusters { data, zero: 0 };
+                let mapping = Mapping::with_subclusters(in_data(cluster * size), true, of);
+                let entry = L2Entry::in_data_file(mapping, cluster * size, words == 2);
+                let (entry, bitmap) = entry.expect("it is all data, or extended");
+                [entry.0, bitmap]
+            };
+            let entry = |cluster| match self.in_data_file {
+                true => in_data_file(cluster),
+                false => [L2Entry::data(first + cluster * size, true).0, 0],
+            };
             let entries = clusters.flat_map(|cluster| entry(cluster).into_iter().take(words));
             out.write_entries(at + table * size, entries).await?;
         }

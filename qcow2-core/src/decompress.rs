@@ -91,7 +91,7 @@ impl<S: Storage> Image<S> {
         let to = (offset + length).next_multiple_of(sector);
         let in_memory = |bytes: u64| usize::try_from(bytes).expect("a stream fits in memory");
         let sectors = IoBuf::zeroed(in_memory(to - from), self.limits.alignment);
-        let (sectors, read) = read_whole(&self.storage, from, sectors).await;
+        let (sectors, read) = read_whole(&self.files.image, from, sectors).await;
         let action = "reading compressed data";
         read.map_err(|(offset, source)| IoError::Storage { action, offset, source })?;
         let stream = &sectors[in_memory(offset - from)..in_memory(offset + length - from)];

@@ -123,6 +123,24 @@ pub enum OpenError {
         /// Why not.
         source: io::Error,
     },
+    /// What opens files did not open the external data file.
+    #[error("cannot open the external data file {name:?}: {source}")]
+    DataFile {
+        /// What the image calls it.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The external data file ends before the guest disk does. What is missing would read as zeroes that nobody wrote.
+    #[error(
+        "cannot open the image: its external data file has {length} bytes, and the guest disk {size}"
+    )]
+    DataFileTooShort {
+        /// Bytes of the data file.
+        length: u64,
+        /// Bytes of the guest disk.
+        size: u64,
+    },
     /// An image below could not be opened.
     #[error("in the backing file {backing:?}: {error}")]
     Below {
@@ -141,10 +159,13 @@ impl OpenError {
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Option(_) => ErrorKind::InvalidInput,
             Self::ReadOnlyStorage => ErrorKind::ReadOnly,
-            Self::MarkedCorrupt | Self::Unrepairable(_) | Self::CutShort(_) => ErrorKind::Damaged,
+            Self::MarkedCorrupt
+            | Self::Unrepairable(_)
+            | Self::CutShort(_)
+            | Self::DataFileTooShort { .. } => ErrorKind::Damaged,
             Self::Repair(error) => error.kind(),
             Self::Io(error) => error.kind(),
-            Self::Layer { .. } => ErrorKind::Storage,
+            Self::Layer { .. } | Self::DataFile { .. } => ErrorKind::Storage,
             Self::Below { error, .. } => error.kind(),
         }
     }
@@ -162,6 +183,16 @@ pub enum IoError {
         /// What was attempted.
         action: &'static str,
         /// Host offset in bytes.
+        offset: u64,
+        /// The storage's own error.
+        source: io::Error,
+    },
+    /// An operation on the external data file failed.
+    #[error("{action} at byte {offset:#x} of the external data file failed: {source}")]
+    DataFile {
+        /// What was attempted.
+        action: &'static str,
+        /// Where, in bytes, which is the guest's own offset.
         offset: u64,
         /// The storage's own error.
         source: io::Error,
@@ -267,7 +298,9 @@ impl IoError {
     /// What kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Storage { source, .. } => ErrorKind::of_storage(source),
+            Self::Storage { source, .. } | Self::DataFile { source, .. } => {
+                ErrorKind::of_storage(source)
+            }
             Self::Poisoned(_) => ErrorKind::Poisoned,
             Self::ReadOnly => ErrorKind::ReadOnly,
             Self::OutOfRange { .. }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::backing::Backing;
 use crate::chain::Layers;
+use crate::data_file::DataFile;
 use storage::file::{Access, FileStorage};
 
 /// Files in one directory and those below it. A name is looked up from where the file lies that says it, with symbolic links resolved.
@@ -28,12 +29,14 @@ impl FileLayers {
         Ok(Self { directory: directory.as_ref().canonicalize()? })
     }
 
-    fn resolve(&self, backing: &Backing, above: &[FileStorage]) -> io::Result<PathBuf> {
+    /// The file of that name, which the last of these says.
+    fn resolve(&self, name: &[u8], above: &[FileStorage]) -> io::Result<PathBuf> {
         let refused = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-        let name = Path::new(OsStr::from_bytes(&backing.name));
+        let name = Path::new(OsStr::from_bytes(name));
         let first = name.as_os_str().as_bytes().split(|&byte| byte == b'/').next();
         if first.is_some_and(|first| first.contains(&b':')) {
-            return refused(format!("the name {backing:?} has a protocol in front"));
+            let name = name.display();
+            return refused(format!("the name {name:?} has a protocol in front"));
         }
         let from = above.last().expect("somebody names it").path().canonicalize()?;
         let path = from.parent().unwrap_or(&from).join(name).canonicalize()?;
@@ -45,7 +48,7 @@ impl FileLayers {
         let wanted = identity(&path)?;
         for storage in above {
             if identity(storage.path())? == wanted {
-                return refused(format!("{} is below itself", path.display()));
+                return refused(format!("{} is one of the images above it", path.display()));
             }
         }
         Ok(path)
@@ -54,7 +57,21 @@ impl FileLayers {
 
 impl Layers<FileStorage> for FileLayers {
     async fn open(&mut self, backing: &Backing, above: &[FileStorage]) -> io::Result<FileStorage> {
-        let path = self.resolve(backing, above)?;
+        let path = self.resolve(&backing.name, above)?;
         FileStorage::open(path, Access::ReadOnly).map_err(io::Error::other)
+    }
+
+    async fn open_data(
+        &mut self,
+        said: &DataFile,
+        images: &[FileStorage],
+        writable: bool,
+    ) -> io::Result<FileStorage> {
+        if said.name.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the image does not name it"));
+        }
+        let path = self.resolve(&said.name, images)?;
+        let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
+        FileStorage::open(path, access).map_err(io::Error::other)
     }
 }

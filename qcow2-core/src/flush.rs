@@ -10,6 +10,7 @@ use crate::barrier::Barrier;
 use crate::cache::Need;
 use crate::claims::Resource;
 use crate::error::IoError;
+use crate::files::File;
 use crate::format::feature::Incompatible;
 use crate::image::Image;
 use crate::mutant::mutant;
@@ -120,8 +121,9 @@ impl<S: Storage> Image<S> {
             return Ok(());
         }
         self.restore_header().await?;
+        self.flush_data().await?;
         self.write_pages(false).await?;
-        let newest = self.with(|state| state.clock.newest()).await;
+        let newest = self.with(|state| state.clock.newest(File::Image)).await;
         self.ensure(
             Rule::DurableBeforeAcknowledge,
             Barrier::GuestFlush,
@@ -133,6 +135,16 @@ impl<S: Storage> Image<S> {
             self.reap(u64::MAX).await?;
         }
         Ok(())
+    }
+
+    /// Makes what was written to the external data file durable: what was written in place there, nothing in the image file waits for.
+    async fn flush_data(&self) -> Result<(), IoError> {
+        if self.files.data.is_none() {
+            return Ok(());
+        }
+        let newest = self.with(|state| state.clock.newest(File::Data)).await;
+        let before = [Before::Written(newest)];
+        self.ensure(Rule::DurableBeforeAcknowledge, Barrier::DataFile, &before).await
     }
 
     /// Writes the dirty pages of this moment; those of refcount structures if references need them, or if `all`.
@@ -168,23 +180,24 @@ impl<S: Storage> Image<S> {
     /// As [`Image::flush`]; the image is then as after a crash, and is repaired, if need be, at the next open.
     pub async fn close(self) -> Result<S, IoError> {
         if !self.options.writable {
-            return Ok(self.storage);
+            return Ok(self.files.image);
         }
         let rules = self.options.rules;
         mutant!(rules, CloseBesideOrphans => (); self.settle().await?);
         self.with(|state| state.accepts_changes()).await?;
         loop {
             mutant!(rules, CloseLeavesHeaderInDoubt => (); self.restore_header().await?);
+            self.flush_data().await?;
             self.write_pages(mutant!(rules, CloseLeavesRefcounts => false; true)).await?;
             let done = self.with(|state| state.freed.is_empty()).await;
             if mutant!(rules, CloseForgetsFreed => true; done) {
                 break;
             }
-            let newest = self.with(|state| state.clock.newest()).await;
+            let newest = self.with(|state| state.clock.newest(File::Image)).await;
             self.flush_storage(Barrier::CloseFreed, newest).await?;
             self.reap(u64::MAX).await?;
         }
-        let newest = self.with(|state| state.clock.newest()).await;
+        let newest = self.with(|state| state.clock.newest(File::Image)).await;
         self.ensure(Rule::AllBeforeClean, Barrier::CloseBeforeClean, &[Before::Written(newest)])
             .await?;
         if self.now(|state| state.marked_dirty()) {
@@ -196,10 +209,10 @@ impl<S: Storage> Image<S> {
             )
             .await?;
         }
-        let newest = self.with(|state| state.clock.newest()).await;
+        let newest = self.with(|state| state.clock.newest(File::Image)).await;
         self.ensure(Rule::DurableBeforeAcknowledge, Barrier::Close, &[Before::Written(newest)])
             .await?;
         self.with(|state| state.accepts_changes()).await?;
-        Ok(self.storage)
+        Ok(self.files.image)
     }
 }

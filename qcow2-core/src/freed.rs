@@ -158,6 +158,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::{Freed, Key, Queue, Until};
+    use crate::files::File;
     use crate::order::FlushClock;
 
     fn ready(queue: &Queue) -> Vec<Key> {
@@ -165,7 +166,7 @@ mod tests {
     }
 
     fn flush(clock: &mut FlushClock) {
-        let flush = clock.submit();
+        let flush = clock.submit(File::Image);
         clock.complete(flush);
     }
 
@@ -176,12 +177,12 @@ mod tests {
         let mut clock = FlushClock::default();
         let mut queue = Queue::default();
         queue.insert((9, 0), FREED, Until::Written { page: 512, version: 7 });
-        queue.written(0, 9, clock.stamp());
-        queue.written(1024, 9, clock.stamp());
-        queue.written(512, 6, clock.stamp());
+        queue.written(0, 9, clock.stamp(File::Image));
+        queue.written(1024, 9, clock.stamp(File::Image));
+        queue.written(512, 6, clock.stamp(File::Image));
         flush(&mut clock);
         assert!(queue.contains(9) && !queue.has_ready(&clock, None));
-        queue.written(512, 8, clock.stamp());
+        queue.written(512, 8, clock.stamp(File::Image));
         assert!(!queue.has_ready(&clock, None), "no flush has covered it");
         flush(&mut clock);
         assert!(queue.has_ready(&clock, Some(4)), "one look shows that a reader is there");
@@ -201,7 +202,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.insert((1, 0), FREED, Until::Now);
         queue.insert((2, 1), Freed { ticket: 6, ..FREED }, Until::Now);
-        queue.insert((3, 2), FREED, Until::Flushed(clock.stamp()));
+        queue.insert((3, 2), FREED, Until::Flushed(clock.stamp(File::Image)));
         queue.insert((4, 3), FREED, Until::Written { page: 512, version: 3 });
         queue.insert((4, 4), FREED, Until::Written { page: 1024, version: 4 });
         queue.go_on(9, &clock, Some(5));

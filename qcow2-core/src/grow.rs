@@ -14,6 +14,7 @@ use crate::cache::Kind;
 use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::error::IoError;
+use crate::files::File;
 use crate::format::header::Header;
 use crate::image::Image;
 use crate::map::EntryPlace;
@@ -73,6 +74,7 @@ impl<S: Storage> Image<S> {
             self.enlarge_l1(&header, entries, header.size).await?;
             header = self.with(|state| state.header.clone()).await;
         }
+        self.grow_data_file(header.size, size).await?;
         self.clear_past_end(&header, size).await?;
         if missing <= header.l1_size {
             let _tables = self.claim(Resource::Tables(0..u64::MAX)).await?;
@@ -122,7 +124,7 @@ impl<S: Storage> Image<S> {
             before.extend(
                 dirty.into_iter().map(|(offset, version)| Before::Page { offset, version }),
             );
-            before.push(Before::Written(state.clock.stamp()));
+            before.push(Before::Written(state.clock.stamp(File::Image)));
             before.push(Before::Written(state.length_stamp));
         })
         .await;
@@ -161,7 +163,7 @@ impl<S: Storage> Image<S> {
         let buf = IoBuf::zeroed(len, self.limits.alignment);
         map.write_data(buf, Durability::Cached).await.1?;
         map.commit().await?;
-        Ok(self.with(|state| state.clock.newest()).await)
+        Ok(self.with(|state| state.clock.newest(state.guest_file)).await)
     }
 
     /// Makes everything between the end of the guest disk and `size` read as zeroes, durably: the rest of its last cluster, and
@@ -172,8 +174,14 @@ impl<S: Storage> Image<S> {
         let end = size.div_ceil(cluster_size);
         let whole = header.size.div_ceil(cluster_size);
         let mut pages = BTreeSet::new();
-        let mut data = Stamp::DURABLE;
+        // Its length covers the new space, and what it had there is gone.
+        let mut data = self.with(|state| state.clock.newest(File::Data)).await;
         let rest = whole * cluster_size - header.size;
+        let rest = match self.files.data {
+            None => rest,
+            // No further than the data file.
+            Some(_) => rest.min(self.data_end(size) - header.size),
+        };
         let rest = mutant!(self.options.rules, TailNotCleared => 0; rest);
         if rest > 0 && self.decide(|state| state.has_data(header.size / cluster_size)).await? {
             let len = usize::try_from(rest).expect("a cluster fits in memory");
@@ -181,7 +189,7 @@ impl<S: Storage> Image<S> {
             let buf = IoBuf::zeroed(len, self.limits.alignment);
             map.write_data(buf, Durability::Cached).await.1?;
             map.commit().await?;
-            data = self.with(|state| state.clock.newest()).await;
+            data = self.with(|state| state.clock.newest(state.guest_file)).await;
         }
         if rest > 0 {
             // Though it may read as zeroes by now, its entry on the storage may still lead to something.

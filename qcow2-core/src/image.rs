@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::IoError;
+use crate::files::Files;
 use crate::format::feature::Incompatible;
 use crate::layer::{Below, Layer};
 use crate::options::OpenOptions;
@@ -22,7 +23,7 @@ use storage::{Limits, Storage};
 /// [`Image::close`] it is as if the power had failed, except that nothing unflushed is taken back.
 #[derive(Debug)]
 pub struct Image<S> {
-    pub(crate) storage: S,
+    pub(crate) files: Files<S>,
     /// What its guest reads where the image says nothing.
     pub(crate) below: Option<Below>,
     pub(crate) limits: Limits,
@@ -50,16 +51,16 @@ pub struct ImageInfo {
 
 impl<S: Storage> Image<S> {
     pub(crate) fn new(
-        storage: S,
+        files: Files<S>,
         below: Option<Below>,
         options: OpenOptions,
         state: State,
     ) -> Self {
-        let limits = storage.limits();
+        let limits = files.limits();
         let (cluster_size, page_size) = (state.cluster_size(), state.cache.page_size());
         let knows_metadata = AtomicBool::new(false);
         let state = Mutex::new(state);
-        Self { storage, below, limits, options, cluster_size, page_size, knows_metadata, state }
+        Self { files, below, limits, options, cluster_size, page_size, knows_metadata, state }
     }
 
     /// Geometry and flags as of now.
@@ -79,7 +80,12 @@ impl<S: Storage> Image<S> {
 
     /// The storage under the image.
     pub fn storage(&self) -> &S {
-        &self.storage
+        &self.files.image
+    }
+
+    /// The storage of its external data file, if it has one.
+    pub fn data_file(&self) -> Option<&S> {
+        self.files.data.as_ref()
     }
 
     /// The layer below, if there is one.
@@ -89,17 +95,20 @@ impl<S: Storage> Image<S> {
 
     /// Gives the storage back without any I/O, as a crash would.
     pub fn abandon(self) -> S {
-        self.storage
+        self.files.image
     }
 
-    /// A copy of the image on `storage`, which holds a copy of what this one's storage holds. From then on each goes its own way.
+    /// A copy of the image on `storage`, and on `data` if it has an external data file, which hold copies of what is under this one. From
+    /// then on each goes its own way.
     /// None while a request is in flight, or while one that was dropped or failed has left something that must settle first: what
     /// is in flight is in the storage too, and has no copy.
     #[cfg(feature = "sabotage")]
-    pub fn fork<T: Storage>(&self, storage: T) -> Option<Image<T>> {
+    pub fn fork<T: Storage>(&self, storage: T, data: Option<T>) -> Option<Image<T>> {
         let state = self.now(|state| state.is_idle().then(|| state.clone()))?;
-        assert_eq!(storage.limits(), self.limits, "the storage is a copy");
-        let fork = Image::new(storage, self.below.clone(), self.options, state);
+        assert_eq!(storage.limits(), self.files.image.limits(), "the storage is a copy");
+        assert_eq!(data.is_some(), self.files.data.is_some(), "both files are copied");
+        let fork =
+            Image::new(Files { image: storage, data }, self.below.clone(), self.options, state);
         let knows_metadata = self.knows_metadata.load(Ordering::Acquire);
         fork.knows_metadata.store(knows_metadata, Ordering::Release);
         Some(fork)
@@ -107,7 +116,7 @@ impl<S: Storage> Image<S> {
 
     /// The one way into the state: a scheduling point, then a step without I/O.
     pub(crate) async fn with<R>(&self, step: impl FnOnce(&mut State) -> R) -> R {
-        self.storage.pause().await;
+        self.files.image.pause().await;
         self.now(step)
     }
 

@@ -6,6 +6,7 @@
 
 use crate::claims::Resource;
 use crate::error::IoError;
+use crate::files::File;
 use crate::image::Image;
 use crate::mutant::mutant;
 use crate::order::Stamp;
@@ -28,7 +29,7 @@ impl State {
             self.durable_length = self.length;
         }
         self.length = length;
-        self.length_stamp = self.clock.stamp();
+        self.length_stamp = self.clock.stamp(File::Image);
     }
 
     /// By how much the file grows.
@@ -60,11 +61,11 @@ impl<S: Storage> Image<S> {
         let generous = length.checked_add(growth);
         let generous = generous.and_then(|end| end.checked_next_multiple_of(size));
         let mut target = needed.max(generous.unwrap_or(needed));
-        let mut result = claim.set_len(target).await;
+        let mut result = claim.set_len(File::Image, target).await;
         if target > needed && result.as_ref().is_err_and(storage::is_no_space) {
             claim.settle().await?;
             target = mutant!(self.options.rules, GenerousLengthRemembered => target; needed);
-            result = claim.set_len(needed).await;
+            result = claim.set_len(File::Image, needed).await;
         }
         result.map_err(|source| IoError::Storage {
             action: "growing the file",
@@ -94,7 +95,7 @@ impl<S: Storage> Image<S> {
             })
             .await;
         let Some(target) = target else { return Ok(()) };
-        match claim.set_len(target).await {
+        match claim.set_len(File::Image, target).await {
             Ok(()) => {
                 self.with(|state| {
                     state.set_length(target);

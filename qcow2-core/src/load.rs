@@ -5,7 +5,6 @@ use std::io;
 
 use crate::error::{CheckError, IoError, OpenError};
 use crate::format::FormatError;
-use crate::format::feature::Incompatible;
 use crate::format::header::{CryptMethod, Header, peek_cluster_bits};
 use crate::transfer::read_whole;
 use storage::{IoBuf, Limits, Storage, UNIT};
@@ -135,9 +134,6 @@ pub(crate) fn check_supported(header: &Header) -> Result<(), LoadError> {
     }
     if header.nb_snapshots != 0 {
         return unsupported("an image with internal snapshots");
-    }
-    if header.incompatible.contains(Incompatible::DATA_FILE) {
-        return unsupported("an external data file (incompatible feature bit 2)");
     }
     Ok(())
 }

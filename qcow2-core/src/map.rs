@@ -5,6 +5,8 @@
 //!
 //!   header ──> L1 table ──entry──> L2 table (one cluster) ──entry──> data cluster
 //! ```
+//!
+//! With an external data file the data cluster is in that file, at the guest's own offset, and belongs to no other guest cluster ever.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -13,6 +15,7 @@ use crate::alloc::Extent;
 use crate::cache::{Kind, Slot};
 use crate::content::Content;
 use crate::error::IoError;
+use crate::files::{File, in_data, place};
 use crate::format::entry::{L1Entry, L2Entry, Mapping, Subclusters};
 use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
@@ -123,29 +126,74 @@ impl State {
         Ok((slot, usize::try_from(count).expect("a page fits in memory")))
     }
 
-    /// What a standard L2 entry from host offset `at` says.
-    pub(crate) fn decode(&self, entry: u64, at: u64) -> Result<Mapping, IoError> {
-        Ok(L2Entry(entry).decode(self.header.cluster_bits, self.header.version, at)?)
+    /// The place of a guest cluster in the external data file, as a host address.
+    pub(crate) fn place_in_data(&self, guest_cluster: u64) -> u64 {
+        debug_assert!(self.guest_file == File::Data);
+        in_data(guest_cluster * self.cluster_size())
     }
 
-    /// What the L2 entry at host offset `at` says, which is in this page.
-    pub(crate) fn mapping_in(&self, slot: Slot, at: u64) -> Result<Mapping, IoError> {
+    /// Whether what an entry leads to is past the end of the image file, and so holds nothing.
+    pub(crate) fn is_past_end(&self, host: u64) -> bool {
+        host >= self.length && place(host).0 == File::Image
+    }
+
+    /// What a standard L2 entry from host offset `at` says of a guest cluster.
+    #[inline]
+    pub(crate) fn decode(&self, cluster: u64, entry: u64, at: u64) -> Result<Mapping, IoError> {
+        match self.guest_file {
+            File::Image => {
+                Ok(L2Entry(entry).decode(self.header.cluster_bits, self.header.version, at)?)
+            }
+            File::Data => self.decode_in_data(cluster, entry, None, at),
+        }
+    }
+
+    #[cold]
+    fn decode_in_data(
+        &self,
+        cluster: u64,
+        entry: u64,
+        bitmap: Option<u64>,
+        at: u64,
+    ) -> Result<Mapping, IoError> {
+        let bits = self.header.cluster_bits;
+        let (guest, place) = (cluster * self.cluster_size(), self.place_in_data(cluster));
+        Ok(L2Entry(entry).decode_in_data_file(bitmap, bits, guest, place, at)?)
+    }
+
+    /// What the L2 entry at host offset `at` says of a guest cluster; it is in this page.
+    pub(crate) fn mapping_in(&self, cluster: u64, slot: Slot, at: u64) -> Result<Mapping, IoError> {
         let entry = self.cache.entry(slot, at);
         if !self.extended {
-            return self.decode(entry, at);
+            return self.decode(cluster, entry, at);
         }
         let bitmap = self.cache.entry(slot, at + 8);
-        Ok(L2Entry(entry).decode_extended(bitmap, self.header.cluster_bits, at)?)
+        match self.guest_file {
+            File::Image => {
+                Ok(L2Entry(entry).decode_extended(bitmap, self.header.cluster_bits, at)?)
+            }
+            File::Data => self.decode_in_data(cluster, entry, Some(bitmap), at),
+        }
     }
 
-    /// What the L2 entry at host offset `at` says.
-    pub(crate) fn mapping_at(&mut self, at: u64) -> Result<Mapping, Stop> {
+    /// What the L2 entry at host offset `at` says of a guest cluster.
+    pub(crate) fn mapping_at(&mut self, cluster: u64, at: u64) -> Result<Mapping, Stop> {
         let slot = self.find(self.cache.page_of(at), Kind::L2)?;
-        Ok(self.mapping_in(slot, at)?)
+        Ok(self.mapping_in(cluster, slot, at)?)
     }
 
     /// Lets the L2 entry at host offset `at`, whose page is in the cache, say this; returns the page's new version.
-    fn set_mapping(&mut self, at: u64, mapping: Mapping) -> u64 {
+    fn set_mapping(&mut self, cluster: u64, at: u64, mapping: Mapping) -> u64 {
+        if self.guest_file == File::Data {
+            let guest = cluster * self.cluster_size();
+            let entry = L2Entry::in_data_file(mapping, guest, self.extended);
+            let (entry, bitmap) =
+                entry.expect("nothing is compressed, or mixed without subclusters");
+            return match self.extended {
+                true => self.cache.set_entries(at, [entry.0, bitmap]),
+                false => self.cache.set_entry(at, entry.0),
+            };
+        }
         let compressed = |offset, length| {
             let entry = L2Entry::compressed(offset, length, self.header.cluster_bits);
             entry.expect("who makes one asks whether there can be one")
@@ -171,7 +219,7 @@ impl State {
     /// Where a guest cluster is.
     pub(crate) fn mapping(&mut self, guest_cluster: u64) -> Result<Mapping, Stop> {
         match self.entry_place(guest_cluster)? {
-            EntryPlace::At(at) => self.mapping_at(at),
+            EntryPlace::At(at) => self.mapping_at(guest_cluster, at),
             EntryPlace::NoTable(_) => Ok(Mapping::Unallocated),
         }
     }
@@ -187,11 +235,14 @@ impl State {
         let EntryPlace::At(at) = self.entry_place(link.guest_cluster)? else {
             return Err(lost_table(link.guest_cluster).into());
         };
-        let old = self.mapping_at(at)?;
+        let old = self.mapping_at(link.guest_cluster, at)?;
         let page = self.cache.page_of(at);
         let (version, reads_zero) = if self.extended {
             let mapping = Mapping::with_subclusters(link.host, true, link.of);
-            (self.set_mapping(at, mapping), link.read_zero)
+            (self.set_mapping(link.guest_cluster, at, mapping), link.read_zero)
+        } else if self.guest_file == File::Data {
+            let mapping = Mapping::Data { host: link.host, copied: true };
+            (self.set_mapping(link.guest_cluster, at, mapping), false)
         } else {
             let content = self.content(link.guest_cluster, old);
             let reads_zero = mutant!(self.rules, LayerOvertaken => matches!(content, Content::Zero | Content::Below(_)); matches!(content, Content::Zero));
@@ -224,9 +275,9 @@ impl State {
         let EntryPlace::At(at) = self.entry_place(guest_cluster)? else {
             return Err(lost_table(guest_cluster).into());
         };
-        let old = self.mapping_at(at)?;
+        let old = self.mapping_at(guest_cluster, at)?;
         let page = self.cache.page_of(at);
-        let version = self.set_mapping(at, stream);
+        let version = self.set_mapping(guest_cluster, at, stream);
         if mutant!(self.rules, StreamOvertaken => false; true) {
             self.order(page, Rule::DataBeforeMapping, Before::Written(data));
         }
@@ -237,16 +288,23 @@ impl State {
         Ok(())
     }
 
-    /// Lets the L2 entry at host offset `at`, whose page is in the cache, say something about the same cluster that it has.
-    pub(crate) fn keep(&mut self, at: u64, mapping: Mapping) {
-        self.set_mapping(at, mapping);
+    /// Lets the L2 entry of a guest cluster at host offset `at`, whose page is in the cache, say something about the same host cluster.
+    pub(crate) fn keep(&mut self, guest_cluster: u64, at: u64, mapping: Mapping) {
+        self.set_mapping(guest_cluster, at, mapping);
     }
 
-    /// Lets the L2 entry at host offset `at`, which said `old` and whose page is in the cache, say something that refers to no new
-    /// cluster; drops the old reference unless it keeps that.
-    pub(crate) fn clear(&mut self, at: u64, old: Mapping, new: Mapping, discard: bool) {
+    /// Lets the L2 entry of a guest cluster at host offset `at`, which said `old` and whose page is in the cache, say something that refers
+    /// to no new host cluster; drops the old reference unless it keeps that.
+    pub(crate) fn clear(
+        &mut self,
+        guest_cluster: u64,
+        at: u64,
+        old: Mapping,
+        new: Mapping,
+        discard: bool,
+    ) {
         let page = self.cache.page_of(at);
-        let version = self.set_mapping(at, new);
+        let version = self.set_mapping(guest_cluster, at, new);
         if mutant!(self.rules, KeptClusterFreed => true; new.host().is_none()) {
             self.drop_mapping(old, Before::Page { offset: page, version }, discard);
         }
@@ -259,6 +317,9 @@ impl State {
             }
         }; ());
         match old {
+            // What is in the data file belongs to its guest cluster for ever.
+            Mapping::Data { .. } | Mapping::ZeroAllocated { .. } | Mapping::Mixed { .. }
+                if self.guest_file == File::Data => {}
             Mapping::Data { host, .. }
             | Mapping::ZeroAllocated { host, .. }
             | Mapping::Mixed { host: host @ 1.., .. } => {

@@ -140,6 +140,16 @@ mutants! {
         StreamLacksItsEnd = "mutant:stream-lacks-its-end";
         /// What a stream takes the place of is not given up.
         ReplacedByStreamKept = "mutant:replaced-by-stream-kept";
+        /// A write to the external data file counts as one to the image file.
+        DataStampedInImageFile = "mutant:data-stamped-in-image-file";
+        /// What is to show the layer below is discarded in the data file while its entry may still be there.
+        UncoverDiscardsData = "mutant:uncover-discards-data";
+        /// Zeroes in a raw data file are said by entries.
+        RawZeroedByEntry = "mutant:raw-zeroed-by-entry";
+        /// What a raw data file has behind the end of the disk comes to light when that grows.
+        GrownRawNotZeroed = "mutant:grown-raw-not-zeroed";
+        /// The bit that vouches for a raw data file is cleared when the image is opened for writing.
+        RawBitCleared = "mutant:raw-bit-cleared";
         /// A last cluster that was cut short is compressed as if the disk had not grown meanwhile.
         GrownClusterCompressed = "mutant:grown-cluster-compressed", argued "it takes a request to the end of the disk that waits, a growth and a write \
             behind that end: qcow2-core/tests/grow.rs, what_was_the_end_is_not_whole_any_more, notices";

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use crate::check;
+use crate::data_file::DataFile;
 use crate::error::OpenError;
+use crate::files::{Files, failed, in_data};
 use crate::format::FormatError;
 use crate::format::feature::{Compatible, Incompatible};
 use crate::format::header::Header;
 use crate::image::Image;
 use crate::layer::{Below, Layer};
-use crate::load::{HeaderRead, check_supported, read_header};
+use crate::load::{HeaderRead, check_alignment, check_supported, read_header};
 use crate::mutant::mutant;
 use crate::options::{OpenOptions, Repair};
 use crate::state::State;
-use storage::Storage;
+use storage::{Limits, Storage};
 
 impl<S: Storage> Image<S> {
     /// Opens the image on `storage`. For writing, a dirty image is repaired first; read-only, nothing is ever written.
@@ -24,7 +26,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// See [`OpenError`]. The storage is dropped with the error; keep a clone or reference where that matters.
     pub async fn open(storage: S, options: OpenOptions) -> Result<Self, OpenError> {
-        Self::open_with(storage, None, options).await
+        Self::open_files(Files { image: storage, data: None }, None, options).await
     }
 
     /// The same for an image that names a backing file, which is `layer`.
@@ -36,20 +38,39 @@ impl<S: Storage> Image<S> {
         layer: Arc<dyn Layer>,
         options: OpenOptions,
     ) -> Result<Self, OpenError> {
-        Self::open_with(storage, Some(Below::new(layer)), options).await
+        let files = Files { image: storage, data: None };
+        Self::open_files(files, Some(Below::new(layer)), options).await
     }
 
-    async fn open_with(
+    /// The same for an image with an external data file, which is `data`, over the layer that it names, if it names one. What it calls its
+    /// data file says [`DataFile::of`]; whether to open a file of that name is the caller's to decide.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; [`OpenError::Option`] if the image has no data file, [`OpenError::DataFileTooShort`] if it ends before the disk.
+    pub async fn open_with_data(
         storage: S,
+        data: S,
+        layer: Option<Arc<dyn Layer>>,
+        options: OpenOptions,
+    ) -> Result<Self, OpenError> {
+        let files = Files { image: storage, data: Some(data) };
+        Self::open_files(files, layer.map(Below::new), options).await
+    }
+
+    async fn open_files(
+        files: Files<S>,
         below: Option<Below>,
         options: OpenOptions,
     ) -> Result<Self, OpenError> {
         check_options(&options)?;
-        if options.writable && !storage.writable() {
+        let storage = &files.image;
+        let data_writable = files.data.as_ref().is_none_or(S::writable);
+        if options.writable && !(storage.writable() && data_writable) {
             return Err(OpenError::ReadOnlyStorage);
         }
-        let mut read = read_header(&storage).await?;
+        let mut read = read_header(storage).await?;
         check_supported(&read.header)?;
+        check_data_file(&files, &read.header).await?;
         match (read.header.backing_name(), &below) {
             (Some(name), None) => {
                 let name = String::from_utf8_lossy(name);
@@ -74,12 +95,12 @@ impl<S: Storage> Image<S> {
         };
         check_tables(&read.header, read.length)?;
         if options.writable {
-            prepare(&storage, &options, &mut read).await?;
+            prepare(storage, &options, &mut read).await?;
         }
-        let limits = storage.limits();
+        let limits = files.limits();
         let shown = below.as_ref().map_or(0, |below| below.size);
         let state = State::new(read, &options, &limits, lazy, shown);
-        Ok(Self::new(storage, below, options, state))
+        Ok(Self::new(files, below, options, state))
     }
 }
 
@@ -108,6 +129,42 @@ async fn prepare<S: Storage>(
         }
     }
     check::give_up_autoclear(storage, read, options.rules).await?;
+    Ok(())
+}
+
+/// Checks that there is an external data file if the image has one, that it is long enough, and that both files can be written together.
+async fn check_data_file<S: Storage>(files: &Files<S>, header: &Header) -> Result<(), OpenError> {
+    let data = match (DataFile::of_header(header), &files.data) {
+        (None, None) => return Ok(()),
+        (Some(said), None) => {
+            let name = String::from_utf8_lossy(&said.name);
+            return Err(OpenError::Option(format!(
+                "it has the external data file {name:?} (incompatible feature bit 2), which has to be opened first"
+            )));
+        }
+        (None, Some(_)) => {
+            return Err(OpenError::Option("it has no external data file".into()));
+        }
+        (Some(said), Some(_)) if said.raw && header.backing_name().is_some() => {
+            return Err(OpenError::Unsupported(
+                "a raw external data file (autoclear feature bit 1) over a backing file".into(),
+            ));
+        }
+        (Some(_), Some(data)) => data,
+    };
+    let fault =
+        |limits: Limits| limits.fault().or_else(|| check_alignment(&limits, header.cluster_bits));
+    if let Some(why) = fault(data.limits()).or_else(|| fault(files.limits())) {
+        return Err(OpenError::Unsupported(why));
+    }
+    // What somebody left in flight must not land under what is written from now on.
+    let failed = |action| move |source| OpenError::Io(failed(action, in_data(0), source));
+    data.settle().await.map_err(failed("waiting for what was left in flight"))?;
+    let length = data.len().await.map_err(failed("asking for the length"))?;
+    let size = header.size;
+    if length < size {
+        return Err(OpenError::DataFileTooShort { length, size });
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What must be durable before what: stamps for things written, edges between them.
 //!
-//! Time is counted in flushes. A write that completes while `n` flushes have been submitted carries [`Stamp`] `n + 1`: it
-//! is durable once flush `n + 1`, or any later one, has completed.
+//! Time is counted in flushes, for each file of an image by itself. A write to a file that completes while `n` flushes of it have been
+//! submitted carries [`Stamp`] `n + 1` of that file: it is durable once flush `n + 1`, or any later one, has completed.
 //!
 //! ```text
 //!   submitted:      0            1                 2
@@ -15,24 +15,50 @@
 
 use smallvec::{Array, SmallVec};
 
+use crate::files::File;
 use crate::mutant::mutant;
 use crate::rule::{Rule, Rules};
 
-/// The number of the flush that makes something durable.
+/// The flush that makes something durable: its number, and in the highest bit which file's. Of one file the later is the greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Stamp(u64);
 
 impl Stamp {
     /// What was durable before the image was opened.
     pub(crate) const DURABLE: Self = Self(0);
+
+    const OF_DATA: u64 = 1 << 63;
+
+    const fn new(file: File, number: u64) -> Self {
+        match file {
+            File::Image => Self(number),
+            File::Data => Self(number | Self::OF_DATA),
+        }
+    }
+
+    /// The file whose flush it is.
+    pub(crate) const fn file(self) -> File {
+        if self.0 & Self::OF_DATA == 0 { File::Image } else { File::Data }
+    }
+
+    const fn number(self) -> u64 {
+        self.0 & !Self::OF_DATA
+    }
+}
+
+/// Counts the flushes of one file.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flushes {
+    submitted: u64,
+    completed: u64,
+    newest: u64,
 }
 
 /// Counts flushes and what they cover.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FlushClock {
-    submitted: u64,
-    completed: u64,
-    newest: u64,
+    image: Flushes,
+    data: Flushes,
     rules: Rules,
 }
 
@@ -41,37 +67,56 @@ impl FlushClock {
         Self { rules, ..Self::default() }
     }
 
-    /// The stamp of a write that has just completed.
-    pub(crate) fn stamp(&mut self) -> Stamp {
-        let last = mutant!(self.rules, StampOfRunningFlush => self.completed; self.submitted);
-        self.newest = last + 1;
-        Stamp(self.newest)
+    const fn of(&self, file: File) -> &Flushes {
+        match file {
+            File::Image => &self.image,
+            File::Data => &self.data,
+        }
     }
 
-    /// The stamp of the newest completed write.
-    pub(crate) fn newest(&self) -> Stamp {
-        Stamp(self.newest)
+    const fn of_mut(&mut self, file: File) -> &mut Flushes {
+        match file {
+            File::Image => &mut self.image,
+            File::Data => &mut self.data,
+        }
     }
 
-    /// Numbers a flush that is about to be submitted.
-    pub(crate) fn submit(&mut self) -> Stamp {
-        self.submitted += 1;
-        Stamp(self.submitted)
+    /// The stamp of a write to that file that has just completed.
+    pub(crate) fn stamp(&mut self, file: File) -> Stamp {
+        let rules = self.rules;
+        let flushes = self.of_mut(file);
+        let last = mutant!(rules, StampOfRunningFlush => flushes.completed; flushes.submitted);
+        flushes.newest = last + 1;
+        Stamp::new(file, flushes.newest)
+    }
+
+    /// The stamp of the newest completed write to that file.
+    pub(crate) fn newest(&self, file: File) -> Stamp {
+        Stamp::new(file, self.of(file).newest)
+    }
+
+    /// Numbers a flush of that file that is about to be submitted.
+    pub(crate) fn submit(&mut self, file: File) -> Stamp {
+        let flushes = self.of_mut(file);
+        flushes.submitted += 1;
+        Stamp::new(file, flushes.submitted)
     }
 
     /// Records that the flush `stamp` completed well.
     pub(crate) fn complete(&mut self, stamp: Stamp) {
-        debug_assert!(stamp.0 <= self.submitted, "what completes was submitted");
-        self.completed = self.completed.max(stamp.0);
+        let flushes = self.of_mut(stamp.file());
+        debug_assert!(stamp.number() <= flushes.submitted, "what completes was submitted");
+        flushes.completed = flushes.completed.max(stamp.number());
     }
 
     /// Whether what carries `stamp` is durable.
     pub(crate) fn is_durable(&self, stamp: Stamp) -> bool {
+        let flushes = self.of(stamp.file());
         debug_assert!(
-            stamp.0 <= self.submitted + 1,
+            stamp.number() <= flushes.submitted + 1,
             "nothing waits for a flush after the next one"
         );
-        stamp.0 <= self.completed
+        stamp.number() <= flushes.completed
     }
 }
 
@@ -96,7 +141,7 @@ impl Edge {
     pub(crate) fn merge_into(self, edges: &mut SmallVec<impl Array<Item = Self>>, rules: Rules) {
         for edge in edges.iter_mut().filter(|edge| edge.rule == self.rule) {
             match (&mut edge.before, self.before) {
-                (Before::Written(old), Before::Written(new)) => {
+                (Before::Written(old), Before::Written(new)) if old.file() == new.file() => {
                     *old = mutant!(rules, MergeKeepsEarlier => (*old).min(new); (*old).max(new));
                     return;
                 }
@@ -119,21 +164,38 @@ mod tests {
     use super::{Before, Edge, FlushClock, Stamp};
     use smallvec::SmallVec;
 
+    use crate::files::File;
     use crate::rule::{Rule, Rules};
 
     #[test]
     fn a_flush_covers_only_what_completed_before_it_was_submitted() {
         let mut clock = FlushClock::default();
-        let early = clock.stamp();
-        let first = clock.submit();
-        let late = clock.stamp();
+        let early = clock.stamp(File::Image);
+        let first = clock.submit(File::Image);
+        let late = clock.stamp(File::Image);
         clock.complete(first);
         assert!(clock.is_durable(early));
         assert!(!clock.is_durable(late));
-        let second = clock.submit();
+        let second = clock.submit(File::Image);
         clock.complete(second);
         assert!(clock.is_durable(late));
         assert!(clock.is_durable(Stamp::DURABLE));
+    }
+
+    #[test]
+    fn a_flush_covers_one_file_only() {
+        let mut clock = FlushClock::default();
+        let (image, data) = (clock.stamp(File::Image), clock.stamp(File::Data));
+        let flush = clock.submit(File::Data);
+        clock.complete(flush);
+        assert!(clock.is_durable(data) && !clock.is_durable(image));
+        assert_eq!((image.file(), data.file()), (File::Image, File::Data));
+        let mut edges = SmallVec::<[Edge; 4]>::new();
+        for stamp in [image, data, clock.stamp(File::Image)] {
+            let edge = Edge { rule: Rule::DataBeforeMapping, before: Before::Written(stamp) };
+            edge.merge_into(&mut edges, Rules::all());
+        }
+        assert_eq!(edges.len(), 2, "what one file waits for does not replace the other's");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::barrier::Barrier;
 use crate::cache::{Kind, Need, Room};
 use crate::claims::Resource;
 use crate::error::IoError;
+use crate::files::File;
 use crate::image::Image;
 use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
@@ -57,7 +58,7 @@ impl<S: Storage> Image<S> {
         let missing =
             |state: &mut State| (!state.cache.contains(page)).then(|| state.cache.buffer());
         let Some(buf) = self.with(missing).await else { return Ok(()) };
-        let (buf, result) = self.storage.read(page, buf).await;
+        let (buf, result) = self.files.read(page, buf).await;
         result.map_err(|source| IoError::Storage {
             action: "reading metadata",
             offset: page,
@@ -131,7 +132,7 @@ impl<S: Storage> Image<S> {
         }
         let (_, result) = claim.write(first, buf, Durability::Cached).await;
         self.with(|state| {
-            let stamp = state.clock.stamp();
+            let stamp = state.clock.stamp(File::Image);
             result.map_err(|source| IoError::Storage {
                 action: "writing metadata",
                 offset: first,
@@ -145,24 +146,25 @@ impl<S: Storage> Image<S> {
         .await
     }
 
-    /// Makes everything that carries `stamp` or an earlier one durable.
+    /// Makes everything in the file of `stamp` durable that carries it or an earlier one.
     pub(crate) async fn flush_storage(
         &self,
         barrier: Barrier,
         stamp: Stamp,
     ) -> Result<(), IoError> {
-        let mut claim = self.claim(Resource::Flush).await?;
+        let file = stamp.file();
+        let mut claim = self.claim(Resource::Flush(file)).await?;
         let flush = self
             .with(|state| {
                 state.accepts_changes()?;
-                Ok::<_, IoError>((!state.clock.is_durable(stamp)).then(|| state.clock.submit()))
+                Ok::<_, IoError>((!state.clock.is_durable(stamp)).then(|| state.clock.submit(file)))
             })
             .await?;
         let Some(flush) = flush else { return Ok(()) };
         if self.now(|state| state.claims.has_sync_orphans()) {
             self.settle().await?;
         }
-        let result = claim.flush(barrier).await;
+        let result = claim.flush(file, barrier).await;
         // In the same step as its end: between the two, a failure could be dropped with the future.
         let result = self.now(|state| result.map_err(|source| state.fail_flush(source)));
         result?;

@@ -141,7 +141,7 @@ impl<S: Storage> Image<S> {
             let len = usize::try_from(piece).expect("a piece fits in memory");
             let buf =
                 IoBuf::zeroed(len.next_multiple_of(self.limits.sector()), self.limits.alignment);
-            let (buf, result) = self.storage.read(at, buf).await;
+            let (buf, result) = self.files.read(at, buf).await;
             let action = "reading metadata";
             result.map_err(|source| IoError::Storage { action, offset: at, source })?;
             for (bytes, at) in buf[..len].as_chunks::<8>().0.iter().zip((at..).step_by(8)) {

@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use crate::content::Content;
 use crate::error::IoError;
+use crate::files::{File, failed, in_data, place};
 use crate::format::entry::{L2Entry, Mapping};
 use crate::image::Image;
 use crate::layer::{Layer, LayerRead};
@@ -33,8 +34,10 @@ pub struct ReadExtent {
 pub enum Source {
     /// The guest reads zeroes.
     Zeroes,
-    /// The file, from this byte on.
+    /// The image file, from this byte on.
     Host(u64),
+    /// The external data file, from this byte on, which is the guest's own offset. [`Image::data_file`] has it.
+    Data(u64),
     /// The layer below, at the guest's own offset; past its end it reads as zeroes. [`Image::below`] has it.
     Below,
     /// The stream that this entry of the L2 table describes, at the guest's own place in the cluster that it gives. [`Image::read`]
@@ -43,10 +46,19 @@ pub enum Source {
 }
 
 impl Source {
-    /// The host offset in bytes, if it is in the file.
+    /// The host offset in bytes, if it is in the image file.
     pub const fn host(self) -> Option<u64> {
         match self {
             Self::Host(offset) => Some(offset),
+            Self::Zeroes | Self::Data(_) | Self::Below | Self::Compressed(_) => None,
+        }
+    }
+
+    /// The host address, if it is in a file as it is.
+    pub(crate) const fn address(self) -> Option<u64> {
+        match self {
+            Self::Host(offset) => Some(offset),
+            Self::Data(offset) => Some(in_data(offset)),
             Self::Zeroes | Self::Below | Self::Compressed(_) => None,
         }
     }
@@ -55,6 +67,7 @@ impl Source {
     const fn after(self, len: u64) -> Self {
         match self {
             Self::Host(offset) => Self::Host(offset + len),
+            Self::Data(offset) => Self::Data(offset + len),
             Self::Zeroes => Self::Zeroes,
             Self::Below => Self::Below,
             Self::Compressed(entry) => Self::Compressed(entry),
@@ -66,7 +79,10 @@ impl From<Content> for Source {
     fn from(content: Content) -> Self {
         match content {
             Content::Zero => Self::Zeroes,
-            Content::Host(host) => Self::Host(host),
+            Content::Host(host) => match place(host) {
+                (File::Image, offset) => Self::Host(offset),
+                (File::Data, offset) => Self::Data(offset),
+            },
             Content::Below(_) => Self::Below,
             Content::Stream(entry) => Self::Compressed(entry),
         }
@@ -129,7 +145,8 @@ impl State {
                 }
                 Ok(Entries::At { slot, at: place, count }) if self.extended => {
                     for place in (place..).step_by(16).take(count) {
-                        let (cluster, mapping) = (at / size, self.mapping_in(slot, place)?);
+                        let (cluster, mapping) =
+                            (at / size, self.mapping_in(at / size, slot, place)?);
                         if let Mapping::Mixed { .. } = mapping {
                             let one = self.subcluster_size();
                             while at < end && at / size == cluster {
@@ -146,7 +163,8 @@ impl State {
                 Ok(Entries::At { slot, at: place, count }) => {
                     let places = (place..).step_by(8);
                     for (entry, place) in self.cache.entries(slot, place, count).zip(places) {
-                        let content = self.content(at / size, self.decode(entry, place)?);
+                        let cluster = at / size;
+                        let content = self.content(cluster, self.decode(cluster, entry, place)?);
                         push(extents, &mut at, end, size, size, content.into());
                     }
                 }
@@ -199,7 +217,7 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
-        let plain = |source| matches!(source, Source::Host(_) | Source::Zeroes);
+        let plain = |source| matches!(source, Source::Host(_) | Source::Data(_) | Source::Zeroes);
         let is_plain = map.extents().iter().all(|extent| plain(extent.source));
         // Subclusters may be shorter than sectors.
         let whole_sectors = || {
@@ -213,31 +231,30 @@ impl<S: Storage> Image<S> {
             return Box::pin(self.read_widened(offset, map.extents(), buf)).await;
         }
         // Most are one extent: the buffer goes to the storage as it is.
-        if let [ReadExtent { source: Source::Host(offset), .. }] = *map.extents()
+        if let [ReadExtent { source, .. }] = *map.extents()
+            && let Some(host) = source.address()
             && buf.len() <= self.limits.max_transfer
         {
-            let (buf, read) = self.storage.read(offset, buf).await;
-            let action = "reading data";
-            return (buf, read.map_err(|source| IoError::Storage { action, offset, source }));
+            let (buf, read) = self.files.read(host, buf).await;
+            return (buf, read.map_err(|source| failed("reading data", host, source)));
         }
         let mut rest = buf;
         let mut done = IoBuf::default();
         for extent in map.extents() {
             let mut len = usize::try_from(extent.len).expect("it is part of a buffer");
-            let mut host = extent.source.host();
+            let mut host = extent.source.address();
             while len > 0 {
                 let mut piece = rest.split_to(len.min(self.limits.max_transfer));
                 len -= piece.len();
-                if let Some(offset) = host {
+                if let Some(at) = host {
                     let read;
-                    (piece, read) = self.storage.read(offset, piece).await;
+                    (piece, read) = self.files.read(at, piece).await;
                     if let Err(source) = read {
                         piece.unsplit(rest);
                         done.unsplit(piece);
-                        let action = "reading data";
-                        return (done, Err(IoError::Storage { action, offset, source }));
+                        return (done, Err(failed("reading data", at, source)));
                     }
-                    host = Some(offset + piece.len() as u64);
+                    host = Some(at + piece.len() as u64);
                 } else {
                     piece.fill(0);
                 }

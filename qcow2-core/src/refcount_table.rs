@@ -8,6 +8,7 @@ use crate::cache::Kind;
 use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::error::IoError;
+use crate::files::File;
 use crate::format::entry::RefcountTableEntry;
 use crate::format::{limits, refcount};
 use crate::image::Image;
@@ -54,7 +55,8 @@ impl<S: Storage> Image<S> {
             let at = state.header.refcount_table_offset + 8 * block;
             state.entry(at, Kind::RefcountTable)?;
             state.check_room()?;
-            let zeroes = if fresh { state.reaches(taken.end) } else { state.clock.stamp() };
+            let zeroes =
+                if fresh { state.reaches(taken.end) } else { state.clock.stamp(File::Image) };
             let order = state.header.refcount_order;
             state.cache.insert_zeroes(range.start, Kind::RefcountBlock, zeroes);
             let own = mutant!(state.rules, BlockNotCounted => 0; 1);
@@ -140,7 +142,7 @@ impl<S: Storage> Image<S> {
         self.with(|state| state.note_written(region.end)).await;
         self.write_all(claim, cluster * size, &bytes).await?;
         self.with(|state| {
-            before.push(Before::Written(state.clock.stamp()));
+            before.push(Before::Written(state.clock.stamp(File::Image)));
             before.push(Before::Written(state.length_stamp));
         })
         .await;

@@ -118,6 +118,14 @@ named! {
         ///
         /// Broken: the old size survives the crash, and what was to be cut off is gone or was not, cluster by cluster.
         SizeBeforeCleared = "size-before-cleared",
+        /// The entry that maps a guest cluster of a raw data file, before anything but zeroes is written there.
+        ///
+        /// Broken: whoever reads the data file by itself sees what the guest wrote, and the guest sees zeroes.
+        MappingBeforeRawData = "mapping-before-raw-data",
+        /// The external data file of a new image, before the header that leads to it.
+        ///
+        /// Broken: the image has a data file that is too short, or shows what was in it before.
+        DataFileFirst = "data-file-first",
     }
 }
 

@@ -32,7 +32,8 @@ impl State {
                 Entries::At { slot, at, count } => {
                     let entry_bytes = self.entry_bytes();
                     for index in 0..count as u64 {
-                        let mapping = self.mapping_in(slot, at + entry_bytes * index)?;
+                        let at = at + entry_bytes * index;
+                        let mapping = self.mapping_in(clusters.start, slot, at)?;
                         clusters.start += 1;
                         if self.is_shared(mapping) {
                             return Ok(Some(clusters.start - 1));
@@ -46,11 +47,11 @@ impl State {
     }
 
     /// Whether a mapping's host cluster has others too, as its entry says: the count may have gone down since it was written.
-    const fn is_shared(&self, mapping: Mapping) -> bool {
+    fn is_shared(&self, mapping: Mapping) -> bool {
         match mapping {
             Mapping::Data { host, copied: false }
             | Mapping::ZeroAllocated { host, copied: false }
-            | Mapping::Mixed { host: host @ 1.., copied: false, .. } => host < self.length,
+            | Mapping::Mixed { host: host @ 1.., copied: false, .. } => !self.is_past_end(host),
             // What is compressed may share what it lies in.
             _ => false,
         }

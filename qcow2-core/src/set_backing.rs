@@ -13,6 +13,7 @@ use crate::barrier::Barrier;
 use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::error::IoError;
+use crate::files::File;
 use crate::image::Image;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
@@ -32,6 +33,9 @@ impl<S: Storage> Image<S> {
         self.now(|state| state.accepts_requests())?;
         if backing.is_some() && self.below.is_none() {
             return Err(IoError::Backing("it is open without one, and would show it".into()));
+        }
+        if backing.is_some() && self.now(|state| state.raw) {
+            return Err(IoError::Backing("its data file is to be the disk by itself".into()));
         }
         if self.options.rules.hold(Rule::CopiedBeforeRename) {
             self.flush().await?;
@@ -79,7 +83,7 @@ impl<S: Storage> Image<S> {
         for at in (first..end).step_by(self.limits.max_transfer) {
             let len = (end - at).min(self.limits.max_transfer as u64);
             let buf = IoBuf::zeroed(len as usize, self.limits.alignment);
-            let (mut buf, read) = self.storage.read(at, buf).await;
+            let (mut buf, read) = self.files.read(at, buf).await;
             let action = "reading what is beside a name";
             read.map_err(|source| IoError::Storage { action, offset: at, source })?;
             let from = offset.max(at);
@@ -93,6 +97,6 @@ impl<S: Storage> Image<S> {
                 self.now(|state| state.sector.copy_from_slice(&buf));
             }
         }
-        Ok(self.with(|state| state.clock.stamp()).await)
+        Ok(self.with(|state| state.clock.stamp(File::Image)).await)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   requests there end ──> header: size ──> L2 entries past it ──> L2 tables past it      each durable before the next
-//!                              │                  └─ their clusters are freed       └─ and so are they
+//!                              │                  └─ their clusters are freed       └─ and so are they; the data file is cut
 //!                              └ a power cut before: all of the old disk; after: none of what was cut off
 //! ```
 //!
@@ -45,11 +45,11 @@ impl State {
             let entry_bytes = self.entry_bytes();
             for index in 0..count as u64 {
                 let at = at + entry_bytes * index;
-                match self.mapping_in(slot, at)? {
+                match self.mapping_in(clusters.start, slot, at)? {
                     Mapping::Unallocated => {}
                     old => {
                         self.check_given_up(old)?;
-                        self.clear(at, old, Mapping::Unallocated, true);
+                        self.clear(clusters.start, at, old, Mapping::Unallocated, true);
                     }
                 }
                 clusters.start += 1;
@@ -102,7 +102,7 @@ impl<S: Storage> Image<S> {
         let cluster_size = header.cluster_size();
         let past =
             mutant!(self.options.rules, ShrinkBesideRequests => u64::MAX - 1; size / cluster_size);
-        let _guest = self.claim(Resource::Guest(past..u64::MAX)).await?;
+        let mut guest = self.claim(Resource::Guest(past..u64::MAX)).await?;
         let mut claim = self.claim(Resource::Header).await?;
         let to = mutant!(self.options.rules, ShrinkRoundsUp => size.next_multiple_of(cluster_size); size);
         let stamp = self.write_header(&mut claim, |header| header.size = to, |_, _| {}).await?;
@@ -119,6 +119,7 @@ impl<S: Storage> Image<S> {
         }
         self.flush().await?;
         self.drop_empty_tables(tables).await?;
+        self.cut_data_file(&mut guest, size).await?;
         self.flush().await
     }
 

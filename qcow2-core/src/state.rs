@@ -7,6 +7,7 @@ use std::task::Waker;
 use crate::cache::{Cache, Kind, Need, Slot};
 use crate::claims::Claims;
 use crate::error::IoError;
+use crate::files::{File, place};
 use crate::format::entry::Subclusters;
 use crate::format::feature::Incompatible;
 use crate::format::header::Header;
@@ -81,6 +82,10 @@ pub(crate) struct State {
     pub(crate) table_bits: u32,
     /// Length of the layer below in bytes; 0 if there is none.
     pub(crate) below: u64,
+    /// Where guest data is.
+    pub(crate) guest_file: File,
+    /// Whether the data file read as a raw disk has to be the guest's disk at every moment.
+    pub(crate) raw: bool,
     pub(crate) rules: Rules,
     pub(crate) cache: Cache,
     pub(crate) clock: FlushClock,
@@ -151,6 +156,8 @@ impl State {
         let rules = options.rules;
         let length = mutant!(rules, OpenLengthRoundedUp => clusters * cluster_size; length);
         let extended = header.extended_l2();
+        let guest_file = if header.has_data_file() { File::Data } else { File::Image };
+        let raw = header.has_raw_data_file();
         let entry_bits = if extended { 4 } else { 3 };
         let table_bits = header.cluster_bits - entry_bits;
         let zeroes = limits.unwritten_reads_zero;
@@ -166,6 +173,8 @@ impl State {
             entry_bits,
             table_bits,
             below,
+            guest_file,
+            raw,
             rules,
             cache: Cache::new(page_size, cache_pages, limits.alignment, rules),
             clock: FlushClock::new(rules),
@@ -254,9 +263,18 @@ impl State {
     }
 
     /// Something that syncs failed, a flush or a write through, for whatever reason: the same. Nothing is acknowledged any more.
-    pub(crate) fn fail_sync(&mut self, action: &'static str, offset: u64, source: &io::Error) {
+    pub(crate) fn fail_sync(&mut self, action: &'static str, host: u64, source: &io::Error) {
         if self.rules.hold(Rule::FailedFlushIsFinal) {
-            let reason = || format!("{action} at host offset {offset:#x} failed: {source}");
+            let reason = || match place(host) {
+                (File::Image, offset) => {
+                    format!("{action} at host offset {offset:#x} failed: {source}")
+                }
+                (File::Data, offset) => {
+                    format!(
+                        "{action} at byte {offset:#x} of the external data file failed: {source}"
+                    )
+                }
+            };
             self.poison.get_or_insert_with(reason);
         }
     }

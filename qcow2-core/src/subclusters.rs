@@ -19,6 +19,7 @@ use crate::alloc::Extent;
 use crate::cache::Slot;
 use crate::content::Content;
 use crate::error::IoError;
+use crate::files::File;
 use crate::format::entry::{L2Entry, Mapping, Subclusters};
 use crate::map::NewLink;
 use crate::mutant::mutant;
@@ -71,19 +72,26 @@ impl State {
         targets: &mut Targets,
     ) -> Result<(), Stop> {
         for (cluster, at) in (guest_cluster..).zip((at..).step_by(16)).take(count) {
-            let mapping = self.mapping_in(slot, at)?;
+            let mapping = self.mapping_in(cluster, slot, at)?;
             let (host, copied, of) = parts(mapping);
+            if self.raw && of.data != u32::MAX {
+                targets.push(Target::Unseen);
+                continue;
+            }
             let touched = match wanted.purpose {
                 Purpose::CopyUp => self.showing(cluster, mapping, &wanted.bytes),
                 _ => bits(self.touched(cluster, &wanted.bytes)),
             };
-            let own = NonZeroU64::new(host).filter(|_| copied && host < self.length);
+            let own = NonZeroU64::new(host).filter(|_| copied && !self.is_past_end(host));
             self.check_given_up(mapping)?;
             targets.push(match own {
                 Some(_) => match of.data & touched == touched {
                     true => Target::InPlace(host),
                     false => Target::Part(own),
                 },
+                None if self.guest_file == File::Data => {
+                    Target::Part(NonZeroU64::new(self.place_in_data(cluster)))
+                }
                 None => Target::Part(None),
             });
         }
@@ -97,7 +105,7 @@ impl State {
         let (host, copied, of) = parts(mapping);
         let mapping = if let Mapping::Compressed { .. } = mapping {
             mapping
-        } else if host < self.length {
+        } else if !self.is_past_end(host) {
             Mapping::with_subclusters(host, copied, of)
         } else {
             let of = Subclusters { data: 0, zero: of.zero | of.data };
@@ -120,7 +128,7 @@ impl State {
         at: u64,
         subclusters: Range<u64>,
     ) -> Result<bool, Stop> {
-        let old = self.mapping_at(at)?;
+        let old = self.mapping_at(guest_cluster, at)?;
         let Some((host, copied, of)) = old.subclusters() else { return Ok(false) };
         if self.reads_zero(guest_cluster, old, subclusters.clone()) {
             return Ok(true);
@@ -131,7 +139,7 @@ impl State {
         let data = mutant!(self.rules, ZeroedKeepsData => of.data; of.data & !zeroed);
         let zero = mutant!(self.rules, ZeroedShowsLayer => of.zero; of.zero | zeroed);
         let of = Subclusters { data, zero };
-        self.keep(at, Mapping::with_subclusters(host, copied, of));
+        self.keep(guest_cluster, at, Mapping::with_subclusters(host, copied, of));
         Ok(true)
     }
 }
@@ -208,7 +216,11 @@ impl<S: Storage> WriteMap<'_, S> {
                 true => [whole.start..from, until..whole.end],
                 false => [whole.clone(), 0..0],
             };
-            for piece in pieces.into_iter().filter(|piece| !piece.is_empty()) {
+            // Nothing is written past the end of a disk that is a file by itself.
+            let all = self.image.room_in(cluster, to);
+            let inside = |piece: Range<u64>| piece.start.min(all)..piece.end.min(all);
+            let pieces = pieces.map(inside).into_iter();
+            for piece in pieces.filter(|piece| !piece.is_empty()) {
                 let content = self.image.now(|state| state.content_of(cluster, old, subcluster));
                 let content = content.after(piece.start - whole.start);
                 let content = mutant!(self.image.options.rules, SubclusterNotFilled => Content::Zero; content);
@@ -261,7 +273,7 @@ impl<S: Storage> WriteMap<'_, S> {
             let zeroed = self.claim.write_zeroes(to..to + len).await;
             return zeroed.map_err(|source| not_filled(to, source));
         }
-        let extent = WriteExtent { len, host: to };
+        let extent = WriteExtent::at(to, len);
         image.write_widened(&mut self.claim, &[extent], buf, Durability::Cached).await.1
     }
 }

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use crate::claim::Claim;
 use crate::error::IoError;
+use crate::files::failed;
 use crate::image::Image;
 use crate::mutant::mutant;
 use crate::read::{ReadExtent, Source};
@@ -80,7 +81,9 @@ impl<S: Storage> Image<S> {
         for extent in extents {
             let end = done + index(extent.len);
             let host = match extent.source {
-                Source::Host(host) => host,
+                Source::Host(_) | Source::Data(_) => {
+                    extent.source.address().expect("it is in a file")
+                }
                 Source::Zeroes => {
                     buf[done..end].fill(0);
                     done = end;
@@ -117,11 +120,10 @@ impl<S: Storage> Image<S> {
             };
             for piece in self.pieces(host..host + extent.len) {
                 let whole = IoBuf::zeroed(piece.whole_len(), self.limits.alignment);
-                let offset = piece.whole.start;
-                let (whole, read) = self.storage.read(offset, whole).await;
+                let host = piece.whole.start;
+                let (whole, read) = self.files.read(host, whole).await;
                 if let Err(source) = read {
-                    let action = "reading data";
-                    return (buf, Err(IoError::Storage { action, offset, source }));
+                    return (buf, Err(failed("reading data", host, source)));
                 }
                 let end = done + piece.part_len();
                 buf[done..end].copy_from_slice(&whole[piece.within()]);
@@ -141,7 +143,7 @@ impl<S: Storage> Image<S> {
     ) -> (IoBuf, Result<(), IoError>) {
         let mut done = 0;
         for extent in extents {
-            for piece in self.pieces(extent.host..extent.host + extent.len) {
+            for piece in self.pieces(extent.address()..extent.address() + extent.len) {
                 let end = done + piece.part_len();
                 let written = self.write_piece(claim, &piece, &buf[done..end], how).await;
                 if written.is_err() {
@@ -166,17 +168,16 @@ impl<S: Storage> Image<S> {
         let (first, last) = (whole.start, whole.end - sector);
         let is_first = part.start > whole.start;
         let is_last = part.end < whole.end && !(is_first && last == first);
-        for (offset, _) in [(first, is_first), (last, is_last)].into_iter().filter(|(_, is)| *is) {
+        for (host, _) in [(first, is_first), (last, is_last)].into_iter().filter(|(_, is)| *is) {
             let edge = IoBuf::zeroed(index(sector), alignment);
-            let (edge, read) = self.storage.read(offset, edge).await;
+            let (edge, read) = self.files.read(host, edge).await;
             let action = "reading what is beside the data";
-            read.map_err(|source| IoError::Storage { action, offset, source })?;
-            let at = index(offset - whole.start);
+            read.map_err(|source| failed(action, host, source))?;
+            let at = index(host - whole.start);
             buf[at..at + edge.len()].copy_from_slice(&edge);
         }
         buf[piece.within()].copy_from_slice(data);
         let (_, written) = claim.write(whole.start, buf, how).await;
-        let (action, offset) = ("writing data", whole.start);
-        written.map_err(|source| IoError::Storage { action, offset, source })
+        written.map_err(|source| failed("writing data", whole.start, source))
     }
 }

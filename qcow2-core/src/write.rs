@@ -22,6 +22,7 @@ use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::content::Content;
 use crate::error::IoError;
+use crate::files::{File, failed, in_data, place};
 use crate::format::entry::{L1Entry, Mapping, Subclusters};
 use crate::image::Image;
 use crate::map::{EntryPlace, NewLink};
@@ -39,8 +40,25 @@ use storage::{Durability, IoBuf, Storage, UNIT};
 pub struct WriteExtent {
     /// Length in bytes.
     pub len: u64,
-    /// Host offset in bytes.
-    pub host: u64,
+    /// The file that it is in: [`Image::storage`], or [`Image::data_file`].
+    pub file: File,
+    /// Offset in that file in bytes.
+    pub offset: u64,
+}
+
+impl WriteExtent {
+    pub(crate) const fn at(host: u64, len: u64) -> Self {
+        let (file, offset) = place(host);
+        Self { len, file, offset }
+    }
+
+    /// Its host address.
+    pub(crate) const fn address(&self) -> u64 {
+        match self.file {
+            File::Image => self.offset,
+            File::Data => in_data(self.offset),
+        }
+    }
 }
 
 /// Host extents for a guest range that is about to be written.
@@ -84,8 +102,10 @@ pub(crate) enum Target {
     NoTable(u64),
     /// It has one of its own that holds its data.
     InPlace(u64),
-    /// It has one of its own whose content nobody reads.
-    Revive(u64),
+    /// It has one of its own whose content nobody reads: a partial write leaves this of it.
+    Own { host: u64, rest: Content },
+    /// Its place in the data file is not mapped, and whoever reads that as a raw disk sees it all the same.
+    Unseen,
     /// It needs a new one; a partial write leaves this of it.
     New { rest: Content },
     /// Not all of its subclusters that the request touches have data. It has this host cluster of its own, or none.
@@ -123,7 +143,7 @@ impl State {
         let mut changes_table = false;
         let mut cluster = first;
         for (entry, at) in self.cache.entries(slot, at, count).zip((at..).step_by(8)) {
-            let target = self.write_target(cluster, self.decode(entry, at)?)?;
+            let target = self.write_target(cluster, self.decode(cluster, entry, at)?)?;
             cluster += 1;
             changes_table |= !matches!(target, Target::InPlace(_));
             targets.push(target);
@@ -131,8 +151,19 @@ impl State {
         if changes_table { self.check_table_owned(first) } else { Ok(()) }
     }
 
+    /// The file whose flush makes guest data durable that was written.
+    fn data_stamped_in(&self) -> File {
+        mutant!(self.rules, DataStampedInImageFile => File::Image; self.guest_file)
+    }
+
     fn write_target(&self, cluster: u64, mapping: Mapping) -> Result<Target, IoError> {
         Ok(match mapping {
+            Mapping::Data { host, .. } if self.guest_file == File::Data => Target::InPlace(host),
+            _ if self.raw => Target::Unseen,
+            _ if self.guest_file == File::Data => {
+                let rest = self.content(cluster, mapping);
+                Target::Own { host: self.place_in_data(cluster), rest }
+            }
             // What is past the end of the file holds nothing.
             Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. }
                 if host >= self.length =>
@@ -145,7 +176,7 @@ impl State {
             }
             Mapping::ZeroAllocated { host, copied: true } => {
                 self.check_data(host)?;
-                Target::Revive(host)
+                Target::Own { host, rest: Content::Zero }
             }
             Mapping::Unallocated | Mapping::ZeroPlain => {
                 Target::New { rest: self.content(cluster, mapping) }
@@ -333,11 +364,11 @@ impl<S: Storage> Image<S> {
                 state.drop_table(old.host / size, Before::Page { offset: page, version });
             }
             if !extent.fresh {
-                let zeroes = Before::Written(state.clock.stamp());
+                let zeroes = Before::Written(state.clock.stamp(File::Image));
                 state.order(page, Rule::ZeroesBeforePointer, zeroes);
             }
             state.order_reference(page, extent.clusters.end, &extent.counts);
-            let stamp = state.clock.newest();
+            let stamp = state.clock.newest(File::Image);
             state.cache.insert_zeroes(host, Kind::L2, stamp);
             claim.clusters.clear();
             Ok(())
@@ -350,8 +381,8 @@ fn memory(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a cluster fits in memory")
 }
 
-pub(crate) fn not_filled(offset: u64, source: std::io::Error) -> IoError {
-    IoError::Storage { action: "filling the rest of a cluster", offset, source }
+pub(crate) fn not_filled(host: u64, source: std::io::Error) -> IoError {
+    failed("filling the rest of a cluster", host, source)
 }
 
 impl<'a, S: Storage> WriteMap<'a, S> {
@@ -403,14 +434,22 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                         cluster += 1;
                         rest = others;
                     }
-                    Target::Revive(host) => {
+                    Target::Own { host, rest: left } => {
                         mutant!(image.options.rules, ReviveNotPadded => (); {
-                            self.pad(cluster, host, Content::Zero, offset, end, size).await?;
+                            self.pad(cluster, host, left, offset, end, size).await?;
                         });
                         self.add_link(cluster, host, None);
                         self.add_extent(cluster, host, offset, end, size);
                         cluster += 1;
                         rest = others;
+                    }
+                    Target::Unseen => {
+                        let unseen =
+                            rest.iter().take_while(|target| matches!(target, Target::Unseen));
+                        let unseen = cluster..cluster + unseen.count() as u64;
+                        Box::pin(self.let_see(unseen)).await?;
+                        // They are in place now.
+                        rest = &[];
                     }
                     Target::Part(_) => {
                         let parts = Box::pin(self.resolve_parts(cluster, rest, &wanted)).await?;
@@ -480,7 +519,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         if self.links.is_empty() {
             let image = self.image;
             mutant!(image.options.rules, InPlaceWriteUnstamped => (); {
-                image.with(|state| state.clock.stamp()).await;
+                image.with(|state| state.clock.stamp(state.data_stamped_in())).await;
             });
             return Ok(());
         }
@@ -490,7 +529,8 @@ impl<'a, S: Storage> WriteMap<'a, S> {
             let batch = links.len().min(done + AT_ONCE as usize);
             image
                 .decide(|state| {
-                    let data = *data.get_or_insert_with(|| state.clock.stamp());
+                    let data =
+                        *data.get_or_insert_with(|| state.clock.stamp(state.data_stamped_in()));
                     for link in &links[done..batch] {
                         let run = link.run.map(|run| &runs[run.get() as usize - 1]);
                         state.link(link, run, data)?;
@@ -538,8 +578,8 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let Some(len) = to.checked_sub(from).filter(|&len| len > 0) else { return };
         let host = host + from % size;
         match self.extents.last_mut() {
-            Some(last) if last.host + last.len == host => last.len += len,
-            _ => self.extents.push(WriteExtent { len, host }),
+            Some(last) if last.address() + last.len == host => last.len += len,
+            _ => self.extents.push(WriteExtent::at(host, len)),
         }
     }
 
@@ -557,7 +597,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         // In whole sectors of the storage; what the request has of them is written over this.
         let sector = self.image.limits.sector() as u64;
         let head = 0..offset.saturating_sub(start).min(size).next_multiple_of(sector);
-        let tail = end.saturating_sub(start).min(size) / sector * sector..size;
+        let all = self.image.room_in(cluster, host);
+        let tail = (end.saturating_sub(start).min(size) / sector * sector).min(all)..all;
+        let head = head.start..head.end.min(all);
         let content = mutant!(self.image.options.rules, CompressedRestZeroed => match content {
             Content::Stream(_) => Content::Zero,
             content => content,
@@ -624,7 +666,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                 Content::Zero => {}
                 Content::Host(from) => {
                     let read;
-                    (buf, read) = self.image.storage.read(from, buf).await;
+                    (buf, read) = self.image.files.read(from, buf).await;
                     read.map_err(|source| not_filled(to, source))?;
                 }
                 Content::Below(from) => {
@@ -646,7 +688,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         buf: IoBuf,
         how: Durability,
     ) -> (IoBuf, Result<(), IoError>) {
-        let begin = self.extents.first().map_or(0, |first| first.host);
+        let begin = self.extents.first().map_or(0, |first| first.offset);
         if self.image.limits.alignment > UNIT && !self.image.takes(begin, &buf) {
             let written = self.image.write_widened(&mut self.claim, &self.extents, buf, how);
             return Box::pin(written).await;
@@ -654,7 +696,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let mut rest = buf;
         let mut done = IoBuf::default();
         for extent in &self.extents {
-            let mut offset = extent.host;
+            let mut host = extent.address();
             let mut len = usize::try_from(extent.len).expect("it is part of a buffer");
             while len > 0 {
                 let piece = rest.split_to(len.min(self.image.limits.max_transfer));
@@ -662,10 +704,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                 let how = mutant!(self.image.options.rules, ThroughFirstPieceOnly => {
                     if done.is_empty() { how } else { Durability::Cached }
                 }; how);
-                let (piece, written) = self.claim.write(offset, piece, how).await;
-                let action = "writing data";
-                let result = written.map_err(|source| IoError::Storage { action, offset, source });
-                offset += piece.len() as u64;
+                let (piece, written) = self.claim.write(host, piece, how).await;
+                let result = written.map_err(|source| failed("writing data", host, source));
+                host += piece.len() as u64;
                 done.unsplit(piece);
                 if result.is_err() {
                     done.unsplit(rest);

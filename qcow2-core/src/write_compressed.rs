@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 
 use crate::compress::{Compressed, Compressor, Executor};
 use crate::error::IoError;
+use crate::files::File;
 use crate::format::entry::{L2Entry, Mapping};
 use crate::format::refcount;
 use crate::image::Image;
@@ -37,7 +38,7 @@ impl State {
         match self.entry_place_to_change(guest_cluster)? {
             EntryPlace::NoTable(index) => Ok(Some(index)),
             EntryPlace::At(at) => {
-                let old = self.mapping_at(at)?;
+                let old = self.mapping_at(guest_cluster, at)?;
                 self.check_given_up(old)?;
                 self.check_table_owned(guest_cluster)?;
                 Ok(None)
@@ -50,7 +51,7 @@ impl<S: Storage> Image<S> {
     /// Writes `buf` at guest offset `offset`, both multiples of 512 bytes, and compresses the whole clusters of it that this makes shorter, in
     /// work for `executor`: up to 32 clusters at a time. The last cluster of the disk may be cut short; what else is no whole cluster is
     /// written as by [`Image::write`], and so is what does not compress. Where no two clusters can share one, or a cluster is no longer
-    /// than a sector of the storage, nothing is compressed. The buffer comes back in every case.
+    /// than a sector of the storage, or where guest data is in an external data file, nothing is compressed. The buffer comes back in every case.
     ///
     /// A compressed cluster that is written to again, in part too, takes a cluster of its own: this is for data that stays, as in an image that
     /// is filled once and kept. Zeroes are compressed like anything else; [`Image::write_zeroes`] takes no space.
@@ -73,10 +74,12 @@ impl<S: Storage> Image<S> {
             Ok(whole) => whole,
             Err(error) => return (buf, Err(error)),
         };
-        let (kind, counts) =
-            self.now(|state| (state.header.compression_type, state.header.refcount_order));
+        let (kind, counts, guest_file) = self.now(|state| {
+            (state.header.compression_type, state.header.refcount_order, state.guest_file)
+        });
         let sector = self.limits.sector();
-        let gains = refcount::max(counts) > 1 && size > sector as u64;
+        let may_share = refcount::max(counts) > 1 && guest_file == File::Image;
+        let gains = may_share && size > sector as u64;
         if whole.is_empty() || !gains {
             return self.write(offset, buf, durability).await;
         }
@@ -195,7 +198,7 @@ impl<S: Storage> WriteMap<'_, S> {
         let (claim, mut data) = (&mut self.claim, None);
         image
             .decide(|state| {
-                let data = *data.get_or_insert_with(|| state.clock.stamp());
+                let data = *data.get_or_insert_with(|| state.clock.stamp(File::Image));
                 state.link_stream(stream.guest_cluster, mapping, &room, data)?;
                 // In the same step: what is referred to is not given back.
                 claim.clusters.clear();

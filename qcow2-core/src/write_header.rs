@@ -8,6 +8,7 @@ use crate::barrier::Barrier;
 use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::error::IoError;
+use crate::files::File;
 use crate::format::feature::Incompatible;
 use crate::format::header::Header;
 use crate::image::Image;
@@ -58,7 +59,7 @@ impl<S: Storage> Image<S> {
             state.sector.copy_from_slice(&buf);
             // One that was in doubt before stays so until it is durable.
             state.header_known = known;
-            let stamp = state.clock.stamp();
+            let stamp = state.clock.stamp(File::Image);
             then(state, stamp);
             Ok(stamp)
         })

@@ -117,7 +117,7 @@ impl State {
                     let entry_bytes = self.entry_bytes();
                     for index in 0..count as u64 {
                         let at = at + entry_bytes * index;
-                        let old = self.mapping_in(slot, at)?;
+                        let old = self.mapping_in(clusters.start, slot, at)?;
                         let new = match becomes {
                             Becomes::Zeroes(how) => self.zeroed(clusters.start, old, how),
                             Becomes::Below => self.uncovered(old),
@@ -130,7 +130,7 @@ impl State {
                             if new.host().is_none() {
                                 self.check_given_up(old)?;
                             }
-                            self.clear(at, old, new, !is_kept);
+                            self.clear(clusters.start, at, old, new, !is_kept);
                         }
                         clusters.start += 1;
                     }
@@ -170,7 +170,9 @@ impl<S: Storage> Image<S> {
     pub async fn write_zeroes(&self, offset: u64, len: u64, how: Zeroing) -> Result<(), IoError> {
         let whole = self.whole_clusters(offset, len).await?;
         let (size, end) = (self.cluster_size, offset + len);
-        if whole.start >= whole.end {
+        if self.is_raw() {
+            self.zero_in_raw(offset..end).await?;
+        } else if whole.start >= whole.end {
             self.zero_part(offset, end, size).await?;
         } else {
             self.zero_part(offset, whole.start * size, size).await?;
@@ -201,7 +203,7 @@ impl<S: Storage> Image<S> {
     pub async fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
         let whole = self.whole_clusters(offset, len).await?;
         let becomes = Becomes::Zeroes(Zeroing::Free);
-        self.clear_clusters(whole, offset + len, becomes).await?;
+        self.clear_or_zero(whole, offset + len, becomes).await?;
         if self.options.write_through { self.flush().await } else { Ok(()) }
     }
 
@@ -217,8 +219,23 @@ impl<S: Storage> Image<S> {
         // A growth hides what a longer layer shows of the last cluster past the end of before, and only then is the disk larger.
         let _size = if waits { Some(self.claim(Resource::Size).await?) } else { None };
         let becomes = mutant!(self.options.rules, UncoverHidesLayer => Becomes::Zeroes(Zeroing::Free); Becomes::Below);
-        self.clear_clusters(whole, offset + len, becomes).await?;
+        self.clear_or_zero(whole, offset + len, becomes).await?;
         if self.options.write_through { self.flush().await } else { Ok(()) }
+    }
+
+    /// Lets whole guest clusters of a request that ends at byte `end` become what they are to. In a data file that is the guest's disk by
+    /// itself there is nothing below, and zeroes are written.
+    async fn clear_or_zero(
+        &self,
+        whole: Range<u64>,
+        end: u64,
+        becomes: Becomes,
+    ) -> Result<(), IoError> {
+        if self.is_raw() {
+            let size = self.cluster_size;
+            return self.zero_in_raw(whole.start * size..end.min(whole.end * size)).await;
+        }
+        self.clear_clusters(whole, end, becomes).await.map(drop)
     }
 
     /// The whole guest clusters of a range that may be changed. The last cluster of the disk may be cut short: all that there is of it
@@ -254,7 +271,7 @@ impl<S: Storage> Image<S> {
         if clusters.is_empty() {
             return Ok(clusters.end);
         }
-        let _claim = self.claim(Resource::Guest(clusters.clone())).await?;
+        let mut claim = self.claim(Resource::Guest(clusters.clone())).await?;
         // The disk may have become smaller while the claim was waited for; or larger, and then a last cluster that was cut short is not
         // whole any more: somebody may have written to what there is of it now.
         let last = clusters.end - 1;
@@ -266,8 +283,15 @@ impl<S: Storage> Image<S> {
             clusters.end = last;
         }
         let done = clusters.end;
+        let first = clusters.start;
         while !clusters.is_empty() {
             self.clear_step(&mut clusters, becomes).await?;
+        }
+        // What is to show the layer below would show zeroes if its entry outlives a power cut.
+        let gone = becomes == Becomes::Zeroes(Zeroing::Free);
+        if mutant!(self.options.rules, UncoverDiscardsData => gone || becomes == Becomes::Below; gone)
+        {
+            self.discard_data(&mut claim, first..done).await?;
         }
         Ok(done)
     }

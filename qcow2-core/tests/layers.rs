@@ -451,7 +451,7 @@ fn what_a_policy_does_not_allow_is_not_opened() {
     says(Backing::new("/etc/hostname", Format::Raw), "is not in");
     says(Backing::new("nbd://host/disk", Format::Raw), "has a protocol in front");
     says(Backing::new("missing", Format::Raw), "No such file");
-    says(Backing::new("top.qcow2", Format::Qcow2), "is below itself");
+    says(Backing::new("top.qcow2", Format::Qcow2), "is one of the images above it");
     says(Backing::new("base.raw", Format::Qcow2), "not a qcow2 image");
     let of = |format: Option<&str>| Backing {
         name: NAME.into(),

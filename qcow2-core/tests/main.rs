@@ -7,6 +7,7 @@ mod check;
 mod compressed;
 mod cost;
 mod damage;
+mod data_file;
 mod draws;
 mod examples;
 mod grow;

@@ -3,7 +3,9 @@
 use crate::barrier::Barrier;
 use crate::error::CheckError;
 use crate::format::feature::Autoclear;
+use crate::format::header::Header;
 use crate::load::HeaderRead;
+use crate::mutant::mutant;
 use crate::rule::{Rule, Rules};
 use storage::Storage;
 
@@ -25,11 +27,21 @@ pub(super) async fn clear_autoclear<S: Storage>(
     disk.ensure(Rule::AutoclearFirst, Barrier::Autoclear).await
 }
 
-/// Clears all autoclear bits of an image that is about to be written, durably.
+/// The autoclear bits whose promise whoever writes to the image here keeps: that its data file is the guest's disk by itself.
+pub(super) const fn kept_by_writers(header: &Header) -> Autoclear {
+    match header.has_data_file() {
+        true => Autoclear::RAW_DATA_FILE,
+        false => Autoclear::empty(),
+    }
+}
+
+/// Clears the autoclear bits of an image that is about to be written whose promises nobody keeps, durably.
 pub(crate) async fn give_up_autoclear<S: Storage>(
     storage: &S,
     image: &mut HeaderRead,
     rules: Rules,
 ) -> Result<(), CheckError> {
-    clear_autoclear(&mut Disk::new(storage, rules), image, Autoclear::empty()).await
+    let keep = kept_by_writers(&image.header);
+    let keep = mutant!(rules, RawBitCleared => Autoclear::empty(); keep);
+    clear_autoclear(&mut Disk::new(storage, rules), image, keep).await
 }

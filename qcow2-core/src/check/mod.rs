@@ -17,6 +17,8 @@
 //! | `autoclear` | bits that nobody keeps from now on |
 //! | `disk` | reads, writes and flushes of all that |
 //!
+//! Guest data in an external data file is counted by nobody; its entries are looked at all the same.
+//!
 //! **Guest data and mappings are never changed.** What cannot be repaired without guessing keeps its references, so that its
 //! clusters are never handed out, and stays a finding. If what is referred to cannot be told at all (a table in whose place is
 //! something else, an L1 entry that makes no sense), nothing at all is written. [`CheckReport::is_writable`] tells the two apart.
@@ -38,6 +40,7 @@ mod report;
 mod survey;
 
 pub(crate) use autoclear::give_up_autoclear;
+use autoclear::kept_by_writers;
 pub use report::{CheckReport, Finding, MAX_FINDINGS, Problem};
 
 use crate::error::CheckError;
@@ -84,6 +87,7 @@ async fn run<S: Storage>(
     check_supported(&image.header)?;
     let mut disk = Disk::new(storage, rules);
     let mut counted = image.header.clone();
+    let keep = keep | kept_by_writers(&image.header);
     counted.autoclear &= keep;
     let zero_past_end = repair == Repair::ZeroPastEnd;
     let survey = Survey::take(&disk, &counted, image.length, zero_past_end).await?;

@@ -118,10 +118,17 @@ impl References {
         entry: Halves,
         rules: Rules,
     ) -> L2Entry {
-        let is_valid = entry.decode(header, 0).is_ok();
+        let is_valid = match header.has_data_file() {
+            true => !entry.first.is_compressed(),
+            false => entry.decode(header, 0).is_ok(),
+        };
         let entry = entry.first;
         if !is_valid {
             return entry;
+        }
+        if header.has_data_file() {
+            // Each place there belongs to one guest cluster for ever.
+            return if entry.host() != 0 { entry.with_copied(true) } else { entry };
         }
         let references = self.to(entry.host(), header);
         let single = !entry.is_compressed()

@@ -250,6 +250,8 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
             }
         };
         let past_end = |entry: Halves| match entry.decode(&header, 0) {
+            // No entry leads into this file.
+            _ if header.has_data_file() => false,
             Ok(
                 Mapping::Data { host, .. }
                 | Mapping::ZeroAllocated { host, .. }

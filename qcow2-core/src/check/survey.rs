@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::error::CheckError;
+use crate::files::in_data;
 use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
 use crate::format::header::Header;
 use crate::format::{limits, refcount};
@@ -19,7 +20,7 @@ use crate::mutant::mutant;
 use storage::{IoBuf, Storage, UNIT};
 
 use super::disk::Disk;
-use super::entries::{entries, l2_entries};
+use super::entries::{Halves, entries, l2_entries};
 use super::references::{Metadata, References};
 use super::report::{CheckReport, Problem};
 
@@ -37,6 +38,8 @@ pub(super) struct Survey {
     pub(super) structure: Vec<u64>,
     /// L2 tables, each once.
     pub(super) tables: Vec<u64>,
+    /// The first guest cluster of each of these, if guest data is in an external data file.
+    first_clusters: Vec<u64>,
     /// Whether the refcount structures can be corrected in place.
     pub(super) sound: bool,
     pub(super) copied_wrong: bool,
@@ -73,6 +76,7 @@ impl Survey {
             blocks: BTreeMap::new(),
             structure: Vec::new(),
             tables: Vec::new(),
+            first_clusters: Vec::new(),
             sound: true,
             copied_wrong: false,
             past_end: PastEnd {
@@ -105,6 +109,7 @@ impl Survey {
         survey.read_bitmaps(disk, header, length, &mut metadata).await?;
         let entries = survey.read_l1(disk, header, length, &mut metadata).await?;
         let suspects = match header.extended_l2() {
+            _ if header.has_data_file() => survey.read_l2_of_data_file(disk, header).await?,
             true => survey.read_l2::<true, S>(disk, header, length).await?,
             false => survey.read_l2::<false, S>(disk, header, length).await?,
         };
@@ -247,6 +252,10 @@ impl Survey {
                             self.report.hopeless = true;
                         } else if table.host < length {
                             self.tables.push(table.host);
+                            if header.has_data_file() {
+                                let index = read / 8 + index;
+                                self.first_clusters.push(index * header.l2_entries());
+                            }
                         }
                     }
                     // What it would map, nobody knows.
@@ -321,6 +330,41 @@ impl Survey {
                             self.count(header, length, host..host + size);
                         }
                     }
+                }
+            }
+        }
+        Ok(suspects)
+    }
+
+    /// Looks at the entries of an image whose guest data is in an external data file, each at its own offset there: they count nothing.
+    /// Returns whether any COPIED bit needs a second look.
+    async fn read_l2_of_data_file<S: Storage>(
+        &mut self,
+        disk: &Disk<'_, S>,
+        header: &Header,
+    ) -> Result<bool, CheckError> {
+        let (size, bits) = (header.cluster_size(), header.cluster_bits);
+        let entry_bytes = size / header.l2_entries();
+        let mut suspects = false;
+        let tables: Vec<_> =
+            self.tables.iter().copied().zip(self.first_clusters.iter().copied()).collect();
+        for (offset, first_cluster) in tables {
+            let table = disk.read(offset, size).await?;
+            let entries: Vec<_> = match header.extended_l2() {
+                true => {
+                    l2_entries::<true>(&table).map(|(at, it)| (at, it, Some(it.bitmap))).collect()
+                }
+                false => l2_entries::<false>(&table).map(|(at, it)| (at, it, None)).collect(),
+            };
+            for (within, Halves { first, .. }, bitmap) in entries {
+                let (at, cluster) = (offset + within, first_cluster + within / entry_bytes);
+                let guest = cluster.saturating_mul(size);
+                match first.decode_in_data_file(bitmap, bits, guest, in_data(guest), at) {
+                    Ok(mapping) => {
+                        suspects |= first.host() != 0 && !first.copied();
+                        self.report.allocated_clusters += u64::from(mapping.host().is_some());
+                    }
+                    Err(error) => self.report.add_staying(Problem::Entry(error)),
                 }
             }
         }
@@ -462,7 +506,10 @@ impl Survey {
             for (within, entry) in l2_entries::<EXTENDED>(&table) {
                 let right = self.references.with_right_copied(header, entry, disk.rules);
                 if right != entry.first {
-                    let counted = self.references.to(right.host(), header);
+                    let counted = match header.has_data_file() {
+                        true => 1,
+                        false => self.references.to(right.host(), header),
+                    };
                     let (at, entry) = (offset + within, entry.first.0);
                     self.report.add(Problem::Copied { at, entry, counted });
                     self.copied_wrong = true;

@@ -102,6 +102,19 @@ pub enum EntryProblem {
     /// A compressed cluster, which has no subclusters, with a bitmap of them.
     #[error("is compressed and has the subcluster bitmap {0:#018x}")]
     BitmapOfCompressed(u64),
+    /// A compressed cluster in an image with an external data file, which holds none.
+    #[error("is compressed, and the image has an external data file")]
+    CompressedInDataFile,
+    /// In an external data file each guest cluster lies at its own guest offset.
+    #[error(
+        "points to {host:#x} of the external data file, and the guest cluster begins at {guest:#x}"
+    )]
+    NotItsPlace {
+        /// The offset in the entry.
+        host: u64,
+        /// The guest offset at which the guest cluster begins.
+        guest: u64,
+    },
 }
 
 /// What the subclusters of a guest cluster are, bit i of each for subcluster i. No bit is set in both.
@@ -361,6 +374,69 @@ impl L2Entry {
             return Err(bad(EntryProblem::DataNowhere(of.data)));
         }
         Ok(Mapping::with_subclusters(host, copied, of))
+    }
+
+    /// What the entry of the guest cluster that begins at guest offset `guest` says in an image with an external data file, where that
+    /// is the offset of its data too; `place` is what the mapping is to call it, which is not 0. `bitmap` is the second half of an extended
+    /// entry. `at` is where the entry is in the file.
+    ///
+    /// Offset 0 is a place there, if the copied bit is set. Whether it is set says nothing else: nothing in a data file is shared.
+    ///
+    /// # Errors
+    /// [`EntryError`] as [`decode`](Self::decode) and [`decode_extended`](Self::decode_extended); also if it points to another place, or is
+    /// compressed.
+    pub fn decode_in_data_file(
+        self,
+        bitmap: Option<u64>,
+        cluster_bits: u32,
+        guest: u64,
+        place: u64,
+        at: u64,
+    ) -> Result<Mapping, EntryError> {
+        let bad = |problem| EntryError { table: Table::L2, at, value: self.0, problem };
+        if self.is_compressed() {
+            return Err(bad(EntryProblem::CompressedInDataFile));
+        }
+        let never = if bitmap.is_some() { L2_RESERVED | ZERO } else { L2_RESERVED };
+        reserved(self.0, never).map_err(bad)?;
+        let host = aligned(self.host(), cluster_bits).map_err(bad)?;
+        let is_there = host != 0 || self.copied();
+        if is_there && host != guest {
+            return Err(bad(EntryProblem::NotItsPlace { host, guest }));
+        }
+        let of = match bitmap {
+            Some(bitmap) => Subclusters::of_bitmap(bitmap),
+            None if self.0 & ZERO != 0 => Subclusters { data: 0, zero: u32::MAX },
+            None if is_there => Subclusters { data: u32::MAX, zero: 0 },
+            None => Subclusters::default(),
+        };
+        match of.data & of.zero {
+            0 => {}
+            both => return Err(bad(EntryProblem::ZeroAndData(both))),
+        }
+        if !is_there && of.data != 0 {
+            return Err(bad(EntryProblem::DataNowhere(of.data)));
+        }
+        Ok(Mapping::with_subclusters(if is_there { place } else { 0 }, true, of))
+    }
+
+    /// The entry that says this of the guest cluster at guest offset `guest` in an image with an external data file, where it has a place
+    /// unless its host is 0; in its two halves, of which a standard entry has the first. None for a compressed cluster, and for what no
+    /// entry of its kind can say.
+    pub const fn in_data_file(
+        mapping: Mapping,
+        guest: u64,
+        is_extended: bool,
+    ) -> Option<(Self, u64)> {
+        let Some((host, _, of)) = mapping.subclusters() else { return None };
+        let first = if host == 0 { 0 } else { guest | COPIED };
+        match of {
+            of if is_extended => Some((Self(first), of.bitmap())),
+            Subclusters { data: 0, zero: u32::MAX } => Some((Self(first | ZERO), 0)),
+            Subclusters { data: u32::MAX, zero: 0 } if host != 0 => Some((Self(first), 0)),
+            Subclusters { data: 0, zero: 0 } if host == 0 => Some((Self(first), 0)),
+            _ => None,
+        }
     }
 
     /// What a standard entry of an image without external data file says. `at` is where the entry is in the file.

@@ -454,6 +454,16 @@ impl Header {
         self.extension(extension::BACKING_FORMAT).map(|(_, data)| data)
     }
 
+    /// Whether guest data is in an external data file.
+    pub const fn has_data_file(&self) -> bool {
+        self.incompatible.contains(Incompatible::DATA_FILE)
+    }
+
+    /// Whether that file, read as a raw disk, is the guest's disk.
+    pub fn has_raw_data_file(&self) -> bool {
+        self.has_data_file() && self.autoclear.contains(Autoclear::RAW_DATA_FILE)
+    }
+
     /// Name of the external data file, if the image says it.
     pub fn data_file_name(&self) -> Option<&[u8]> {
         self.extension(extension::DATA_FILE).map(|(_, data)| data)
