@@ -328,8 +328,8 @@ async fn operate(storage: SimStorage, op: Op, byte: u8) {
         }
         Op::Zeroes { first, count } => storage.write_zeroes(range(first, count)).await,
         Op::Discard { first, count } => storage.discard(range(first, count)).await,
-        Op::SetLen(len) => storage.set_len(bytes(len)).await,
-        Op::Flush => storage.flush().await,
+        Op::SetLen(_, len) => storage.set_len(bytes(len)).await,
+        Op::Flush(_) => storage.flush().await,
     };
 }
 
