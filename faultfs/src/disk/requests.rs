@@ -80,13 +80,14 @@ impl PossibleDisk {
     /// Submits a change of the length of a file, as [`submit_set_len`](Self::submit_set_len) is one of the first.
     ///
     /// # Panics
-    /// If the file has no room for `len` units.
+    /// If the file has no room for `len` units, or if there is no such file.
     pub fn submit_set_len_of<C: Chooser + ?Sized>(
         &mut self,
         file: File,
         len: u32,
         chooser: &mut C,
     ) -> WriteId {
+        assert!(self.files().contains(&file), "a length of no file");
         assert!(len as usize <= self.room(file).len(), "a file of {len} units");
         self.firm_up(file, MAX_UNITS, chooser);
         let mut beyond = self.beyond(file, len);
