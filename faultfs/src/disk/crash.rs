@@ -59,8 +59,7 @@ impl PossibleDisk {
         };
         let torn = matches!(profile, Profile::Torn | Profile::TornLength);
         let fates = if torn { Vec::new() } else { self.fates(profile, chooser) };
-        let lengths = self.files().iter().map(|&file| self.length_after(file, profile, &fates));
-        let lengths: Vec<Option<Vec<u32>>> = lengths.collect();
+        let lengths = File::BOTH.map(|file| self.length_after(file, profile, &fates));
         if torn {
             self.fold_allowed();
         } else {
@@ -77,7 +76,7 @@ impl PossibleDisk {
                 }
             }
         }
-        for (&file, lengths) in self.files().iter().zip(lengths) {
+        for (file, lengths) in File::BOTH.into_iter().zip(lengths) {
             self.enter_length(file, lengths);
         }
         self.compact();

@@ -101,6 +101,9 @@ pub enum File {
 }
 
 impl File {
+    /// Both, whether or not a disk has the second.
+    pub const BOTH: [Self; 2] = [Self::First, Self::Second];
+
     /// Whether it is the one that every disk has.
     pub const fn is_first(&self) -> bool {
         matches!(self, Self::First)

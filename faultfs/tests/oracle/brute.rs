@@ -264,7 +264,7 @@ pub(crate) fn random_program(rng: &mut Rng, length: u32) -> (Lens, String) {
 fn longer_programs_at_random() {
     let mut rng = Rng::new(1);
     let mut tally = Tally::default();
-    for _ in 0..6000 {
+    for _ in 0..9000 {
         let (lens, text) = random_program(&mut rng, 6);
         compare(lens, &text, &mut tally);
     }

@@ -517,7 +517,7 @@ impl Life {
                 in_order && (lost.is_empty() || free.iter().all(|&at| !lands(at)))
             }
             // Each file by itself.
-            Profile::Epoch => [File::First, File::Second].into_iter().all(|file| {
+            Profile::Epoch => File::BOTH.into_iter().all(|file| {
                 let of_file = |&&at: &&usize| self.past[at].file == file;
                 let flushes = || self.past.iter().filter(|p| p.is_flush() && p.file == file);
                 let finished = flushes().filter(|past| past.well && past.ended.is_some());
