@@ -117,12 +117,22 @@ pub enum Defect {
     YoungerFlushEndsOlder,
     /// The change log does not tell that a whole write was decided.
     ChangesForgetFates,
+    /// A flush of one file covers what completed of the other.
+    FlushCoversBothFiles,
+    /// A failed flush of one file loses what completed of the other.
+    FailedFlushLosesBothFiles,
+    /// A shorter length of the first file cuts the second one off.
+    SetLenCutsBothFiles,
+    /// A flush of one file in flight is a barrier of the other.
+    BarrierIsOfBothFiles,
+    /// Profile `prefix` cuts off what completed before something durable of the other file.
+    FlushOrdersOneFile,
 }
 
 impl Defect {
     /// All of them.
     #[doc(hidden)]
-    pub const ALL: [Self; 55] = [
+    pub const ALL: [Self; 60] = [
         Self::FlushKeepsSuperseded,
         Self::NewestOrBase,
         Self::ThroughForgotten,
@@ -178,5 +188,10 @@ impl Defect {
         Self::OlderFlushCoversYounger,
         Self::YoungerFlushEndsOlder,
         Self::ChangesForgetFates,
+        Self::FlushCoversBothFiles,
+        Self::FailedFlushLosesBothFiles,
+        Self::SetLenCutsBothFiles,
+        Self::BarrierIsOfBothFiles,
+        Self::FlushOrdersOneFile,
     ];
 }

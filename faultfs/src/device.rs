@@ -10,7 +10,7 @@ use storage::{Durability, UNIT};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::chooser::Chooser;
-use crate::disk::{FlushId, Landing, MAX_UNITS, PossibleDisk, WriteId};
+use crate::disk::{File, FlushId, Landing, MAX_UNITS, PossibleDisk, WriteId};
 use crate::fault::{Fault, FaultPlan};
 use crate::profile::FlushFailure;
 use crate::trace::{Event, Io, IoKind, Trace};
@@ -121,9 +121,11 @@ impl Device {
         self.by_kind[kind as usize]
     }
 
-    /// Numbers and traces an I/O, and refuses what no storage would do. `buf` is what it transfers from or to.
+    /// Numbers and traces an I/O, and refuses what no storage would do. `range` is of bytes of the file, and `buf` is what
+    /// the I/O transfers from or to.
     pub(crate) fn describe(
         &mut self,
+        file: File,
         kind: IoKind,
         range: Range<u64>,
         data: &[u8],
@@ -132,7 +134,9 @@ impl Device {
     ) -> io::Result<Io> {
         let len = range.end.saturating_sub(range.start);
         let nth = &mut self.by_kind[kind as usize];
-        let io = Io { index: self.submitted, nth: *nth, kind, offset: range.start, len, task };
+        let room = self.disk.room(file);
+        let offset = range.start.saturating_add(u64::from(room.start) * UNIT as u64);
+        let io = Io { index: self.submitted, nth: *nth, kind, offset, len, task, file };
         self.submitted += 1;
         *nth += 1;
         if let Some(trace) = &mut self.trace {
@@ -141,7 +145,7 @@ impl Device {
         }
         let limits = self.disk.limits();
         let align = limits.alignment as u64;
-        let breach = if !io.offset.is_multiple_of(align) || !len.is_multiple_of(align) {
+        let breach = if !range.start.is_multiple_of(align) || !len.is_multiple_of(align) {
             Breach::Misaligned(io)
         } else if limits.alignment > UNIT
             && !buf.is_empty()
@@ -155,8 +159,8 @@ impl Device {
         } else if kind == IoKind::Discard && !limits.can_discard {
             Breach::NoDiscard(io)
         } else {
-            let end = io.offset.checked_add(len);
-            let fits = end.is_some_and(|end| end <= u64::from(MAX_UNITS) * UNIT as u64);
+            let end = range.start.checked_add(len);
+            let fits = end.is_some_and(|end| end <= (room.len() * UNIT) as u64);
             if fits || matches!(kind, IoKind::Read | IoKind::Flush) {
                 return Ok(io);
             }
@@ -186,7 +190,7 @@ impl Device {
         let first = unit_of(io.offset);
         let effect = match io.kind {
             IoKind::Read => Effect::None,
-            IoKind::Flush => Effect::Flush(self.disk.submit_flush()),
+            IoKind::Flush => Effect::Flush(self.disk.submit_flush_of(io.file)),
             IoKind::Write | IoKind::WriteThrough => {
                 let durability = match io.kind {
                     IoKind::Write => Durability::Cached,
@@ -200,7 +204,10 @@ impl Device {
                 Effect::Write(self.disk.submit_zeroes(first, io.units(), chooser))
             }
             IoKind::Discard => Effect::Write(self.disk.submit_discard(first, io.units(), chooser)),
-            IoKind::SetLen => Effect::Write(self.disk.submit_set_len(first, chooser)),
+            IoKind::SetLen => {
+                let len = first - self.disk.room(io.file).start;
+                Effect::Write(self.disk.submit_set_len_of(io.file, len, chooser))
+            }
         };
         Started { io, effect, fault }
     }
@@ -283,11 +290,12 @@ impl Device {
         let targets = buf.as_chunks_mut::<UNIT>().0;
         let count = targets.len().min(transferred);
         let targets = &mut targets[..count];
+        let end = self.disk.room(started.io.file).end;
         let mut at = 0;
         while at < targets.len() {
-            let unit = (first + at as u32).min(MAX_UNITS);
+            let unit = (first + at as u32).min(end);
             let rest = (targets.len() - at) as u32;
-            let zeroes = if unit < MAX_UNITS { self.disk.zero_run(unit, rest) } else { rest };
+            let zeroes = if unit < end { self.disk.zero_run(unit, rest) } else { rest };
             if zeroes > 0 {
                 targets[at..at + zeroes as usize].as_flattened_mut().fill(0);
                 at += zeroes as usize;

@@ -17,7 +17,7 @@ use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 
 use crate::chooser::Chooser;
 use crate::device::{Breach, Device, MAX_IDLE, span};
-use crate::disk::PossibleDisk;
+use crate::disk::{File, PossibleDisk};
 use crate::fault::FaultPlan;
 use crate::trace::{IoKind, Trace};
 
@@ -42,7 +42,9 @@ pub struct DirectOptions {
 pub struct Done {
     /// What it was.
     pub kind: IoKind,
-    /// The bytes that it covered; of a length change, the new length twice.
+    /// The file that it went to.
+    pub file: File,
+    /// The bytes of this file that it covered; of a length change, the new length twice.
     pub range: Range<u64>,
     /// What it wrote.
     pub data: Box<[u8]>,
@@ -59,17 +61,19 @@ pub struct Submitted {
     pub flushes: u64,
 }
 
-/// A storage over a possible disk without a schedule. Clones share the disk.
+/// A storage over a possible disk without a schedule: one file of it. Clones share the disk.
 pub struct Direct<C> {
     shared: Arc<Mutex<Option<Powered<C>>>>,
     limits: Limits,
+    file: File,
     /// Calls since the last operation.
     idle: Arc<AtomicU32>,
 }
 
 impl<C> Clone for Direct<C> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), limits: self.limits, idle: Arc::clone(&self.idle) }
+        let (shared, idle) = (Arc::clone(&self.shared), Arc::clone(&self.idle));
+        Self { shared, limits: self.limits, file: self.file, idle }
     }
 }
 
@@ -105,12 +109,12 @@ pub struct Remains<C> {
 }
 
 impl<C: Chooser + Send + 'static> Direct<C> {
-    /// A storage over `disk` that never fails.
+    /// A storage over `disk` that never fails: its first file.
     pub fn new(disk: PossibleDisk, chooser: C) -> Self {
         Self::with_options(disk, chooser, DirectOptions::default())
     }
 
-    /// A storage over `disk`.
+    /// A storage over `disk`: its first file.
     pub fn with_options(disk: PossibleDisk, chooser: C, options: DirectOptions) -> Self {
         let limits = disk.limits();
         let mut device = Device::new(disk);
@@ -121,7 +125,14 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         let record = options.record.then(Vec::new);
         let powered = Powered { device, chooser, crash_at, crashed: false, forks, record };
         let idle = Arc::new(AtomicU32::new(0));
-        Self { shared: Arc::new(Mutex::new(Some(powered))), limits, idle }
+        Self { shared: Arc::new(Mutex::new(Some(powered))), limits, file: File::First, idle }
+    }
+
+    /// The second file of the same disk, if it has one; none once the power is off. What `settle` ends is of both files.
+    #[must_use]
+    pub fn second(&self) -> Option<Self> {
+        let second = self.lock().as_ref()?.device.disk.second();
+        second.map(|_| Self { file: File::Second, ..self.clone() })
     }
 
     /// A storage in the same state that shares nothing with this one but the store of values: each goes its own way from
@@ -146,7 +157,8 @@ impl<C: Chooser + Send + 'static> Direct<C> {
             record: None,
         };
         let idle = Arc::new(AtomicU32::new(self.idle.load(Ordering::Relaxed)));
-        Self { shared: Arc::new(Mutex::new(Some(powered))), limits: self.limits, idle }
+        let shared = Arc::new(Mutex::new(Some(powered)));
+        Self { shared, limits: self.limits, file: self.file, idle }
     }
 
     /// Takes the disk away from the storage, whoever still holds it: nothing they call ever ends.
@@ -162,13 +174,15 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         Remains { disk, chooser, breaches, trace, counts, crashed, forks, record }
     }
 
-    /// Does once more what was recorded on another disk, without whoever did it there. Reads are left out.
+    /// Does once more what was recorded on another disk, each operation on its file, without whoever did it there. Reads
+    /// are left out.
     ///
     /// # Panics
     /// If something fails that did not fail there.
     pub fn again(&self, record: &[Done]) {
-        for Done { kind, range, data } in record.iter().filter(|done| done.kind != IoKind::Read) {
-            let done = self.update(*kind, range.clone(), data);
+        for done in record.iter().filter(|done| done.kind != IoKind::Read) {
+            let Done { kind, file, range, data } = done;
+            let done = self.update(*file, *kind, range.clone(), data);
             assert!(matches!(done, Some(Ok(()))), "{kind:?} at {range:?} failed: {done:?}");
         }
     }
@@ -210,19 +224,25 @@ impl<C: Chooser + Send + 'static> Direct<C> {
     }
 
     /// Does one operation that changes something; none if the power fails at it.
-    fn update(&self, kind: IoKind, range: Range<u64>, data: &[u8]) -> Option<io::Result<()>> {
+    fn update(
+        &self,
+        file: File,
+        kind: IoKind,
+        range: Range<u64>,
+        data: &[u8],
+    ) -> Option<io::Result<()>> {
         let mut shared = self.lock();
         let Powered { device, chooser, crash_at, crashed, forks, record } = shared.as_mut()?;
         if *crashed {
             return None;
         }
-        let io = match device.describe(kind, range.clone(), data, data, None) {
+        let io = match device.describe(file, kind, range.clone(), data, data, None) {
             Ok(io) => io,
             Err(refused) => return self.idles().then_some(Err(refused)),
         };
         self.idle.store(0, Ordering::Relaxed);
         if let Some(record) = record {
-            record.push(Done { kind, range, data: data.into() });
+            record.push(Done { kind, file, range, data: data.into() });
         }
         let started = device.start(io, data, chooser);
         if let Some(forks) = forks.as_mut().filter(|_| kind != IoKind::Flush) {
@@ -244,9 +264,10 @@ impl<C: Chooser + Send + 'static> Direct<C> {
         }
         let range = span(offset, buf);
         if let Some(record) = record {
-            record.push(Done { kind: IoKind::Read, range: range.clone(), data: Box::default() });
+            let (kind, range, data) = (IoKind::Read, range.clone(), Box::default());
+            record.push(Done { kind, file: self.file, range, data });
         }
-        let io = match device.describe(IoKind::Read, range, &[], buf, None) {
+        let io = match device.describe(self.file, IoKind::Read, range, &[], buf, None) {
             Ok(io) => io,
             Err(refused) => return self.idles().then_some(Err(refused)),
         };
@@ -283,7 +304,7 @@ impl<C: Chooser + Send + 'static> Storage for Direct<C> {
     async fn len(&self) -> io::Result<u64> {
         let len = match self.lock().as_mut() {
             Some(Powered { device, chooser, crashed: false, .. }) if self.idles() => {
-                Some(device.disk.len(chooser))
+                Some(device.disk.len_of(self.file, chooser))
             }
             _ => None,
         };
@@ -291,7 +312,7 @@ impl<C: Chooser + Send + 'static> Storage for Direct<C> {
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
-        or_never(self.update(IoKind::SetLen, len..len, &[])).await
+        or_never(self.update(self.file, IoKind::SetLen, len..len, &[])).await
     }
 
     async fn read(&self, offset: u64, mut buf: IoBuf) -> (IoBuf, io::Result<()>) {
@@ -306,20 +327,20 @@ impl<C: Chooser + Send + 'static> Storage for Direct<C> {
         durability: Durability,
     ) -> (IoBuf, io::Result<()>) {
         let kind = IoKind::of_write(durability);
-        let outcome = or_never(self.update(kind, span(offset, &buf), &buf)).await;
+        let outcome = or_never(self.update(self.file, kind, span(offset, &buf), &buf)).await;
         (buf, outcome)
     }
 
     async fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
-        or_never(self.update(IoKind::WriteZeroes, range, &[])).await
+        or_never(self.update(self.file, IoKind::WriteZeroes, range, &[])).await
     }
 
     async fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        or_never(self.update(IoKind::Discard, range, &[])).await
+        or_never(self.update(self.file, IoKind::Discard, range, &[])).await
     }
 
     async fn flush(&self) -> io::Result<()> {
-        or_never(self.update(IoKind::Flush, 0..0, &[])).await
+        or_never(self.update(self.file, IoKind::Flush, 0..0, &[])).await
     }
 
     async fn settle(&self) -> io::Result<()> {
@@ -372,7 +393,7 @@ mod tests {
     use super::{Direct, DirectOptions, Submitted, run};
     use crate::chooser::{Always, Random};
     use crate::device::{Breach, MAX_IDLE};
-    use crate::disk::{MAX_UNITS, PossibleDisk};
+    use crate::disk::{File, MAX_UNITS, PossibleDisk};
     use crate::fault::{Fault, FaultAt, FaultPlan, Planned, PlannedFault};
     use crate::profile::Profile;
     use crate::trace::{Io, IoKind};
@@ -758,5 +779,119 @@ mod tests {
             storage.discard(0..512).await.unwrap();
         })
         .unwrap();
+    }
+
+    #[test]
+    fn each_of_two_files_has_a_handle_and_nothing_of_the_other() {
+        let disk = PossibleDisk::new(&Values::new(), 2);
+        assert!(Direct::new(disk.clone(), Always(0)).second().is_none());
+        let options = DirectOptions { trace: true, ..DirectOptions::default() };
+        let first = Direct::with_options(disk.with_second(4, 1), Always(0), options);
+        let second = first.second().unwrap();
+        assert!(second.second().is_some());
+        run(async {
+            first.write(512, buf(1, 1), Durability::Cached).await.1.unwrap();
+            second.write(512, buf(2, 2), Durability::Cached).await.1.unwrap();
+            assert_eq!((first.len().await.unwrap(), second.len().await.unwrap()), (1024, 1536));
+            let all = read(&first, 0, 4096).await;
+            assert_eq!(all, [vec![0; 512], vec![1; 512], vec![0; 3072]].concat(), "its own room");
+            assert_eq!(read(&first, 2048, 1024).await, vec![0; 1024], "past its room");
+            assert_eq!(read(&second, 0, 1024).await, [[0; 512], [2; 512]].concat());
+            assert_eq!(read(&second, u64::MAX - 1023, 512).await, vec![0; 512]);
+            second.flush().await.unwrap();
+            second.set_len(512).await.unwrap();
+            first.settle().await.unwrap();
+        })
+        .unwrap();
+        let remains = first.power_off();
+        assert_eq!(remains.breaches, []);
+        let crashed = remains.disk.crash(Profile::Torn, &mut Always(0));
+        assert_eq!(crashed.undecided(), [1], "the flush was of the second file");
+        let places = remains.trace.unwrap().dump(|_| String::new());
+        let of_second = places.lines().filter(|line| line.contains("(file 2)")).count();
+        assert_eq!(of_second, 2, "a flush and a length:\n{places}");
+        assert!(second.second().is_none(), "the power is off");
+    }
+
+    #[test]
+    fn a_file_ends_with_its_room() {
+        let disk = PossibleDisk::new(&Values::new(), 2).with_second(4, 1);
+        let limits = storage::Limits { alignment: 1024, ..crate::DEFAULT_LIMITS };
+        let first = Direct::new(disk.clone(), Always(0));
+        let second = first.second().unwrap();
+        let room = u64::from(MAX_UNITS - 4) * 512;
+        let large = run(async {
+            first.set_len(2048).await.unwrap();
+            second.set_len(room).await.unwrap();
+            [
+                first.set_len(2560).await,
+                first.write(1536, buf(1, 2), Durability::Cached).await.1,
+                first.discard(2048..2560).await,
+                second.set_len(room + 512).await,
+                second.write_zeroes(room..room + 512).await,
+            ]
+            .map(|outcome| outcome.unwrap_err().kind())
+        });
+        assert_eq!(large, Some([ErrorKind::FileTooLarge; 5]));
+        // Alignment is within the file, wherever that begins.
+        let odd = PossibleDisk::new(disk.values(), 2).with_second(5, 1).with_limits(limits);
+        let second = Direct::new(odd, Always(0)).second().unwrap();
+        run(async {
+            second.write_zeroes(1024..2048).await.unwrap();
+            second.write_zeroes(512..1536).await.unwrap_err();
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn what_was_recorded_of_two_files_is_done_again_on_each() {
+        let disk = PossibleDisk::new(&Values::new(), 4).with_second(8, 4);
+        let options = || DirectOptions { forks: true, record: true, ..DirectOptions::default() };
+        let storage = Direct::with_options(disk.clone(), Always(0), options());
+        let second = storage.second().unwrap();
+        run(async {
+            storage.write(0, buf(1, 2), Durability::Cached).await.1.unwrap();
+            second.write(1024, buf(2, 4), Durability::Cached).await.1.unwrap();
+            second.flush().await.unwrap();
+            read(&second, 0, 512).await;
+            second.set_len(512).await.unwrap();
+            storage.set_len(1024).await.unwrap();
+            storage.flush().await.unwrap();
+        })
+        .unwrap();
+        let first = storage.power_off();
+        let files: Vec<File> = first.record.iter().map(|done| done.file).collect();
+        use File::{First, Second};
+        assert_eq!(files, [First, Second, Second, Second, Second, First, First]);
+        assert_eq!(first.record[1].range, 1024..3072, "of the file");
+        let hashes =
+            |forks: &[PossibleDisk]| forks.iter().map(PossibleDisk::state_hash).collect::<Vec<_>>();
+        // Whichever handle it is that does it again.
+        for of_second in [false, true] {
+            let storage = Direct::with_options(disk.clone(), Always(0), options());
+            let handle = if of_second { storage.second().unwrap() } else { storage.clone() };
+            handle.again(&first.record);
+            let again = storage.power_off();
+            assert_eq!(again.disk.state_hash(), first.disk.state_hash());
+            assert_eq!(hashes(&again.forks), hashes(&first.forks));
+        }
+    }
+
+    #[test]
+    fn whoever_settles_one_file_settles_both() {
+        let at = FaultAt::Nth { kind: IoKind::Write, nth: 0 };
+        let plan = Planned(vec![PlannedFault { at, fault: Fault::Late }]);
+        let options = DirectOptions { faults: Some(Box::new(plan)), ..DirectOptions::default() };
+        let disk = PossibleDisk::new(&Values::new(), 2).with_second(4, 1);
+        let first = Direct::with_options(disk, Always(0), options);
+        let second = first.second().unwrap();
+        run(async {
+            assert!(second.write(0, buf(1, 1), Durability::Cached).await.1.is_err());
+            first.settle().await.unwrap();
+            second.write(0, buf(2, 1), Durability::Through).await.1.unwrap();
+        })
+        .unwrap();
+        let remains = first.power_off();
+        assert_eq!((remains.breaches.len(), remains.disk.undecided().len()), (0, 0));
     }
 }

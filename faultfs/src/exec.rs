@@ -33,7 +33,7 @@ use storage::{Durability, IoBuf, Limits, Storage, UNIT};
 use crate::chooser::{Choice, Chooser, Recording, Taken, ask};
 use crate::defect::Defect;
 use crate::device::{Breach, Device, EIO, MAX_IDLE, Started, span, unit_of};
-use crate::disk::PossibleDisk;
+use crate::disk::{File, PossibleDisk};
 use crate::fault::{Fault, FaultPlan, NoFaults};
 use crate::schedule::{Candidate, Schedule, TaskId};
 use crate::trace::{Event, Io, IoKind, Trace};
@@ -163,10 +163,10 @@ impl Sim {
         }
     }
 
-    /// A storage whose I/O this executor schedules.
+    /// A storage whose I/O this executor schedules: the first file of the disk.
     pub fn storage(&self) -> SimStorage {
         let limits = self.lock().device.disk.limits();
-        SimStorage { world: Arc::clone(&self.world), limits }
+        SimStorage { world: Arc::clone(&self.world), limits, file: File::First }
     }
 
     /// Adds a task. Results leave it through whatever it shares with its maker.
@@ -417,6 +417,7 @@ impl World {
 
     fn submit(
         &mut self,
+        file: File,
         kind: IoKind,
         range: Range<u64>,
         data: &[u8],
@@ -424,7 +425,7 @@ impl World {
         waker: &Waker,
     ) -> io::Result<u64> {
         let task = self.current.map(|TaskId(number)| number);
-        let io = self.device.describe(kind, range, data, buf, task)?;
+        let io = self.device.describe(file, kind, range, data, buf, task)?;
         self.submitted += 1;
         let mut seen = Vec::new();
         for at in 0..self.in_flight.len() {
@@ -462,10 +463,10 @@ impl World {
 
     /// Notes what the units of a read hold that a write may change while it is in flight.
     fn look(&mut self, read: &Io, write: &Io, seen: &mut Vec<(u32, Vec<Key>)>) {
-        let (read, write) = (read.range(), write.range());
+        let (file, read, write) = (read.file, read.range(), write.range());
         let disk = &mut self.device.disk;
         let units = unit_of(read.start.max(write.start))..unit_of(read.end.min(write.end));
-        for unit in units.start..units.end.min(disk.extent()) {
+        for unit in units.start..units.end.min(disk.extent()).min(disk.room(file).end) {
             disk.decide(unit, &mut self.chooser);
             let mut keys = Vec::new();
             disk.visible(unit, &mut keys);
@@ -574,11 +575,12 @@ fn read_over(
     options[ask(chooser, options.len(), what)]
 }
 
-/// A storage under a [`Sim`]. Clones share the disk.
+/// A storage under a [`Sim`]: one file of the disk. Clones share it.
 #[derive(Clone)]
 pub struct SimStorage {
     world: Arc<Mutex<World>>,
     limits: Limits,
+    file: File,
 }
 
 /// One I/O as a future: submitted when first polled, orphaned when dropped in flight.
@@ -603,7 +605,8 @@ impl InFlight<'_> {
             let mut world = lock(&self.storage.world);
             let Some(index) = self.index else {
                 let buf = into.as_deref().unwrap_or(data);
-                match world.submit(kind, range.clone(), data, buf, context.waker()) {
+                let file = self.storage.file;
+                match world.submit(file, kind, range.clone(), data, buf, context.waker()) {
                     Ok(index) => self.index = Some(index),
                     // It takes a step, or whoever tries for ever would never let go.
                     Err(error) => {
@@ -652,6 +655,13 @@ impl Drop for InFlight<'_> {
 }
 
 impl SimStorage {
+    /// The second file of the same disk, if it has one. What `settle` waits for and ends is of both files.
+    #[must_use]
+    pub fn second(&self) -> Option<Self> {
+        let second = lock(&self.world).device.disk.second();
+        second.map(|_| Self { file: File::Second, ..self.clone() })
+    }
+
     /// How many I/Os were submitted so far, by all tasks.
     pub fn submitted(&self) -> u64 {
         lock(&self.world).device.submitted()
@@ -674,7 +684,7 @@ impl Storage for SimStorage {
                 return Poll::Pending;
             }
             let World { device, chooser, .. } = &mut *world;
-            let len = device.disk.len(chooser);
+            let len = device.disk.len_of(self.file, chooser);
             world.trace_choices();
             Poll::Ready(Ok(u64::from(len) * UNIT as u64))
         })

@@ -196,12 +196,13 @@ impl FaultPlan for RandomFaults {
 #[cfg(test)]
 mod tests {
     use super::{Fault, FaultAt, FaultPlan, FaultRates, Planned, PlannedFault, RandomFaults};
+    use crate::disk::File;
     use crate::profile::FlushFailure;
     use crate::rng::Ratio;
     use crate::trace::{Io, IoKind};
 
     fn io(index: u64, nth: u64, kind: IoKind) -> Io {
-        Io { index, nth, kind, offset: 0, len: 2048, task: None }
+        Io { index, nth, kind, offset: 0, len: 2048, task: None, file: File::First }
     }
 
     #[test]

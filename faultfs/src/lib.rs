@@ -30,6 +30,9 @@
 //! [crashed](disk::PossibleDisk::crash) disk. Who decides what survived is a [chooser](chooser::Chooser): `Random` for a sample,
 //! `Exhaustive` for all of it. Recovery may be cut short in the same way, as often as one likes.
 //!
+//! What keeps two files has both on one disk, under one power cut: [`with_second`](disk::PossibleDisk::with_second) makes room for
+//! the second, and [`second`](direct::Direct::second) is the handle of it.
+//!
 //! `faultfs/examples` has a write-ahead log of some fifty lines and a page store that copies on write, each with its oracle, and each
 //! without one of its flushes: `cargo test -p faultfs --test examples` finds that within a second.
 //!

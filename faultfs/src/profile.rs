@@ -16,11 +16,12 @@ use serde::{Deserialize, Serialize};
 pub enum Profile {
     /// The process died: all completed writes, and any of those in flight.
     Kill,
-    /// The device works in order: one cut in completion order. A completed write-through write is never cut off, so
-    /// nothing that completed before it is either. Writes in flight may follow only when nothing was cut.
+    /// The device works in order: one cut in completion order, of two files through both. A completed write-through write
+    /// is never cut off, nor is a write that a flush of its file covered, so nothing that completed before it is either.
+    /// Writes in flight may follow only when nothing was cut.
     Prefix,
-    /// A flush is a barrier from the moment it is submitted: nothing submitted after it without all that completed
-    /// before it. Between two barriers, any subset.
+    /// A flush is a barrier in its file from the moment it is submitted: nothing submitted after it without all that
+    /// completed before it. Between two barriers, any subset.
     Epoch,
     /// A write-back cache that never tears: any subset of writes, each whole.
     Cache,

@@ -11,6 +11,7 @@ use storage::{Durability, UNIT};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::chooser::Taken;
+use crate::disk::File;
 use crate::schedule::TaskId;
 
 /// What an I/O does.
@@ -78,12 +79,15 @@ pub struct Io {
     pub nth: u64,
     /// What it does.
     pub kind: IoKind,
-    /// Where it begins, in bytes.
+    /// Where it begins, in bytes of the disk: a second file does not begin at 0.
     pub offset: u64,
     /// How many bytes it covers.
     pub len: u64,
     /// Number of the task that submitted it, if a task did.
     pub task: Option<u32>,
+    /// The file that it goes to.
+    #[serde(default, skip_serializing_if = "File::is_first")]
+    pub file: File,
 }
 
 impl Io {
@@ -92,7 +96,8 @@ impl Io {
         (self.len / UNIT as u64) as u32
     }
 
-    /// The bytes that it may change or return. A change of length reaches from the new length to the end of everything.
+    /// The bytes that it may change or return. A change of length reaches from the new length to the end of
+    /// everything that its file may hold.
     pub const fn range(&self) -> std::ops::Range<u64> {
         match self.kind {
             IoKind::SetLen => self.offset..u64::MAX,
@@ -100,10 +105,10 @@ impl Io {
         }
     }
 
-    /// Whether both touch a common byte.
+    /// Whether both touch a common byte of the same file.
     pub const fn overlaps(&self, other: &Self) -> bool {
         let (a, b) = (self.range(), other.range());
-        a.start < b.end && b.start < a.end
+        self.file.is_first() == other.file.is_first() && a.start < b.end && b.start < a.end
     }
 }
 
@@ -185,9 +190,10 @@ impl Trace {
                 Event::Submit { io, content } => {
                     let who = io.task.map_or("-", task);
                     let what = format!("submit   #{:<4} {:<13}", io.index, io.kind.name());
+                    let file = if io.file.is_first() { "" } else { " (file 2)" };
                     let place = match io.kind {
-                        IoKind::Flush => String::new(),
-                        IoKind::SetLen => format!(" {:#x}", io.offset),
+                        IoKind::Flush => file.to_owned(),
+                        IoKind::SetLen => format!(" {:#x}{file}", io.offset),
                         _ => format!(" {:#x}+{:#x} {}", io.offset, io.len, label(io.offset)),
                     };
                     let bytes = match content {
@@ -217,7 +223,8 @@ impl Trace {
 ///   0      1      2            10           18           26           34           42
 ///   +------+------+------------+------------+------------+------------+------------+
 ///   | what | kind |   index    |    nth     |   offset   |   length   |  content   |   big-endian; a task goes into
-///   +------+------+------------+------------+------------+------------+------------+   the upper half of nth
+///   +------+------+------------+------------+------------+------------+------------+   the upper half of nth,
+///                                                                                   a file into that of kind
 /// ```
 fn encode(event: &Event) -> [u8; 42] {
     let mut bytes = [0; 42];
@@ -231,7 +238,11 @@ fn encode(event: &Event) -> [u8; 42] {
     match *event {
         Event::Submit { io, content } => {
             let task = io.task.map_or(0, |task| u64::from(task) + 1) << 40;
-            put(0, io.kind as u8, [io.index, io.nth + task, io.offset, io.len, content]);
+            put(
+                0,
+                io.kind as u8 + ((io.file as u8) << 4),
+                [io.index, io.nth + task, io.offset, io.len, content],
+            );
         }
         Event::Complete { index, content } => put(1, 0, [index, 0, 0, 0, content]),
         Event::Fail { index, errno } => {
@@ -254,11 +265,19 @@ fn encode(event: &Event) -> [u8; 42] {
 mod tests {
     use super::{Event, Io, IoKind, Trace};
     use crate::chooser::Taken;
+    use crate::disk::File;
     use crate::schedule::TaskId;
 
     fn sample() -> Vec<Event> {
-        let io =
-            Io { index: 0, nth: 0, kind: IoKind::Write, offset: 0x400, len: 512, task: Some(0) };
+        let io = Io {
+            index: 0,
+            nth: 0,
+            kind: IoKind::Write,
+            offset: 0x400,
+            len: 512,
+            task: Some(0),
+            file: File::First,
+        };
         vec![
             Event::Run(TaskId(0)),
             Event::Submit { io, content: 0xabc },
@@ -308,7 +327,7 @@ mod tests {
     #[test]
     fn what_has_no_bytes_and_what_has_no_place_is_dumped_without() {
         let submit = |kind, offset, len| {
-            let io = Io { index: 7, nth: 0, kind, offset, len, task: None };
+            let io = Io { index: 7, nth: 0, kind, offset, len, task: None, file: File::First };
             let mut trace = Trace::new();
             trace.record(Event::Submit { io, content: 0 });
             trace.dump(|_| "label".to_owned())
@@ -342,5 +361,37 @@ mod tests {
         ] {
             assert!(kind.is_update(), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn the_file_shows_only_where_it_is_not_the_first() {
+        let of =
+            |file, kind| Io { index: 1, nth: 0, kind, offset: 0x800, len: 512, task: None, file };
+        let first = of(File::First, IoKind::Write);
+        let json = r#"{"index":1,"nth":0,"kind":"write","offset":2048,"len":512,"task":null}"#;
+        assert_eq!(serde_json::to_string(&first).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Io>(json).unwrap(), first);
+        let second = of(File::Second, IoKind::Write);
+        let json = serde_json::to_string(&second).unwrap();
+        assert!(json.ends_with(r#","file":"second"}"#), "{json}");
+        assert_eq!(serde_json::from_str::<Io>(&json).unwrap(), second);
+        let hashed = |io| hash(&[Event::Submit { io, content: 0 }]);
+        assert_ne!(hashed(first), hashed(second));
+        let dumped = |kind| {
+            let mut trace = Trace::new();
+            trace.record(Event::Submit { io: of(File::Second, kind), content: 0 });
+            trace.dump(|_| "label".to_owned())
+        };
+        assert_eq!(
+            [IoKind::Flush, IoKind::SetLen, IoKind::Discard].map(dumped),
+            [
+                "    0 submit   #1    flush         by - (file 2)\n",
+                "    0 submit   #1    set-len       by - 0x800 (file 2)\n",
+                "    0 submit   #1    discard       by - 0x800+0x200 label\n",
+            ]
+        );
+        let cut = of(File::First, IoKind::SetLen);
+        assert!(first.overlaps(&cut) && !second.overlaps(&cut) && !first.overlaps(&second));
+        assert!(second.overlaps(&of(File::Second, IoKind::SetLen)));
     }
 }

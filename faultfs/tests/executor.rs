@@ -15,7 +15,7 @@ use std::task::Poll;
 
 use faultfs::Breach;
 use faultfs::chooser::{Always, Exhaustive, Playback, Random};
-use faultfs::disk::PossibleDisk;
+use faultfs::disk::{File, PossibleDisk};
 use faultfs::exec::{PATIENCE, Sim, SimOptions, SimStorage, StepResult};
 use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
 use faultfs::profile::{FlushFailure, Profile};
@@ -781,4 +781,40 @@ fn settle_reports_the_failure_of_a_dropped_sync() {
             assert_eq!(*heard, [reported, Ok(())], "{kind:?} {fault:?}, {ends_first}");
         }
     }
+}
+
+/// Goal: what is in flight in one file bears on no I/O of the other, nor on what a crash left open there. Method: a cut of the first file, a read of it that goes on past
+/// its room, and a write and a flush of the second, all in flight together.
+#[test]
+fn files_of_one_disk_do_not_meet() {
+    let explored = every_schedule(|schedule| {
+        let mut disk = disk(2).with_second(4, 2);
+        let key = disk.values().intern(&[9; UNIT]);
+        disk.submit_write(5, &[key], Durability::Cached, &mut Always(0));
+        disk.crash_in_place(Profile::Torn, &mut Always(0));
+        let mut sim = Sim::new(disk, SimOptions::new(schedule, Always(u32::MAX)));
+        let first = sim.storage();
+        let second = first.second().unwrap();
+        let seen = shared(Vec::new());
+        let (cut, reader, writer) = (first.clone(), first, second.clone());
+        sim.spawn("cut", async move { cut.set_len(0).await.unwrap() });
+        let found = Arc::clone(&seen);
+        sim.spawn("read", async move {
+            let read = read(&reader, 0, 6).await;
+            *found.lock().unwrap() = read;
+        });
+        sim.spawn("write", async move {
+            write(&writer, 0, 7, 1).await.unwrap();
+            writer.flush().await.unwrap();
+            assert_eq!(writer.len().await.unwrap(), unit(2));
+        });
+        assert_eq!(sim.run(), StepResult::Done);
+        assert_eq!(sim.breaches(), []);
+        assert_eq!(*seen.lock().unwrap(), [0; 6]);
+        let disk = sim.disk();
+        assert_eq!(disk.possible_lengths(), [2, 0]);
+        assert_eq!(disk.possible_lengths_of(File::Second), [2]);
+        assert_eq!((disk.undecided(), disk.single(4).is_some()), (vec![5], true));
+    });
+    assert!(explored > 100, "{explored}");
 }

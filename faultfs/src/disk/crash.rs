@@ -3,7 +3,7 @@
 //! Invariant: after a crash nothing is in flight, no flush is, and every unit is a base (under `cache`: a base below
 //! writes whose fate is shared by their units). The chooser is asked here only for what a profile fixes before recovery
 //! starts: the cut of `prefix` and `epoch`, and which of the free writes landed. What a unit holds of the rest is asked when somebody
-//! first reads it (`read.rs`), how long the file is when somebody asks for that (`length.rs`).
+//! first reads it (`read.rs`), how long a file is when somebody asks for that (`length.rs`).
 //!
 //! | profile | completed writes | in flight or failed | length |
 //! | --- | --- | --- | --- |
@@ -14,12 +14,21 @@
 //! | `torn` | any, unit by unit | the same | any that is visible |
 //! | `torn-length` | any, unit by unit | the same | any, back to the durable one |
 //!
+//! Of two files, `prefix` makes one cut through the completions of both: they are on one device, and it works in order. So
+//! nothing is cut off that completed before a write that a flush covered, be it a flush of the other file. `epoch` makes a
+//! cut for each file by its own barriers. It still leaves what `prefix` does: let each file reach the last of its barriers
+//! that was submitted before the first write that `prefix` lost; all of this file that ended before that barrier has
+//! landed, and all that was submitted after the next one is lost. What `cache` and those after it leave open is a matter
+//! of single writes, units and files, whichever file that is.
+//!
 //! A disk that crashed under `cache` and crashes again under a profile that tears forgets, for the units written in
 //! between, that older writes were whole.
 
-use super::PossibleDisk;
+use std::borrow::Cow;
+
 use super::length::Fate;
 use super::record::{NEVER, NONE, State, Write, push_unique};
+use super::{File, PossibleDisk};
 use crate::chooser::{Choice, Chooser, ask};
 use crate::defect::Defect;
 use crate::profile::Profile;
@@ -50,11 +59,11 @@ impl PossibleDisk {
         };
         let torn = matches!(profile, Profile::Torn | Profile::TornLength);
         let fates = if torn { Vec::new() } else { self.fates(profile, chooser) };
-        let length = self.length_after(profile, &fates);
+        let lengths = File::BOTH.map(|file| self.length_after(file, profile, &fates));
         if torn {
             self.fold_allowed();
         } else {
-            for pending in &mut self.length.changes {
+            for pending in self.length.iter_mut().flat_map(|length| &mut length.changes) {
                 pending.certain |= self.writes[pending.write as usize].state.is_completed();
             }
             for (write, fate) in self.writes.iter_mut().zip(fates) {
@@ -67,9 +76,11 @@ impl PossibleDisk {
                 }
             }
         }
-        self.enter_length(length);
+        for (file, lengths) in File::BOTH.into_iter().zip(lengths) {
+            self.enter_length(file, lengths);
+        }
         self.compact();
-        self.barriers.clear();
+        self.barriers.iter_mut().for_each(Vec::clear);
         self.stuck = false;
         self.log.restart();
     }
@@ -102,13 +113,18 @@ impl PossibleDisk {
                 })
             }
             Profile::Epoch => {
-                let count = self.barriers.len();
-                let cut = ask(chooser, count + 1, Choice::Epoch);
-                let reached = if cut == count { 0 } else { self.barriers[count - 1 - cut] };
-                let next = if cut == 0 { NEVER } else { self.barriers[count - cut] };
+                let (mut reached, mut next) = ([0; 2], [NEVER; 2]);
+                for &file in self.files() {
+                    let barriers = self.barriers_of(file);
+                    let count = barriers.len();
+                    let cut = ask(chooser, count + 1, Choice::Epoch);
+                    reached[file as usize] =
+                        if cut == count { 0 } else { barriers[count - 1 - cut] };
+                    next[file as usize] = if cut == 0 { NEVER } else { barriers[count - cut] };
+                }
                 Box::new(move |write| match write.state {
-                    State::Done if write.ended_before(reached) => Some(true),
-                    _ => (write.submitted > next).then_some(false),
+                    State::Done if write.ended_before(reached[write.file as usize]) => Some(true),
+                    _ => (write.submitted > next[write.file as usize]).then_some(false),
                 })
             }
             Profile::Cache | Profile::Torn | Profile::TornLength => Box::new(|_| None),
@@ -142,13 +158,23 @@ impl PossibleDisk {
         fates
     }
 
-    /// The lengths that the crash leaves; none where they hang on writes whose fate is left open.
-    fn length_after(&self, profile: Profile, fates: &[State]) -> Option<Vec<u32>> {
+    /// When the flushes of a file were submitted that a crash takes for barriers, ascending.
+    fn barriers_of(&self, file: File) -> Cow<'_, [u64]> {
+        if !self.has(Defect::BarrierIsOfBothFiles) {
+            return Cow::Borrowed(&self.barriers[file as usize]);
+        }
+        let mut all = self.barriers.concat();
+        all.sort_unstable();
+        Cow::Owned(all)
+    }
+
+    /// The lengths of a file that the crash leaves; none where they hang on writes whose fate is left open.
+    fn length_after(&self, file: File, profile: Profile, fates: &[State]) -> Option<Vec<u32>> {
         match profile {
-            Profile::TornLength => Some(self.possible_lengths()),
-            Profile::Torn => Some(self.visible_lengths()),
+            Profile::TornLength => Some(self.possible_lengths_of(file)),
+            Profile::Torn => Some(self.visible_lengths_of(file)),
             Profile::Kill | Profile::Prefix | Profile::Epoch => {
-                Some(self.lengths(|pending, write| {
+                Some(self.lengths(file, |pending, write| {
                     let landed = pending.certain || write.state.is_completed();
                     match fates[pending.write as usize] {
                         _ if landed => Fate::Must,
@@ -162,23 +188,24 @@ impl PossibleDisk {
         }
     }
 
-    fn enter_length(&mut self, lengths: Option<Vec<u32>>) {
-        if self.length.changes.is_empty() {
+    fn enter_length(&mut self, file: File, lengths: Option<Vec<u32>>) {
+        if self.length[file as usize].changes.is_empty() {
             return;
         }
         match lengths {
-            Some(lengths) => self.set_length_base(&lengths),
+            Some(lengths) => self.set_length_base(file, &lengths),
             None => {
-                let possible = self.possible_lengths();
+                let possible = self.possible_lengths_of(file);
                 if let [len] = possible[..] {
-                    self.set_length_base(&[len]);
+                    self.set_length_base(file, &[len]);
                 }
             }
         }
-        let possible = self.possible_lengths();
+        let possible = self.possible_lengths_of(file);
         let (longest, shortest) = (possible[0], possible[possible.len() - 1]);
-        self.length.firm = if longest == shortest { NONE } else { shortest };
-        self.zero_from(longest);
+        let firm = self.room(file).start + shortest;
+        self.length[file as usize].firm = if longest == shortest { NONE } else { firm };
+        self.zero_from(file, longest);
     }
 
     /// Every unit may be anything that is allowed, whatever the others are.

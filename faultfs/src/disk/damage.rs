@@ -7,7 +7,7 @@
 //! | profile | which units | what becomes of one |
 //! | --- | --- | --- |
 //! | `trash` | those that the crash left undecided | all ones, noise, or half of one value and half of another |
-//! | `bit-rot` | all of the file | its value with one bit flipped |
+//! | `bit-rot` | all of the files | its value with one bit flipped |
 //! | `misdirected` | those that the crash left undecided | its newest value lies in any unit; its own stays undecided, so the write landed there as well or instead |
 
 use storage::UNIT;
@@ -22,10 +22,18 @@ use crate::values::Key;
 impl PossibleDisk {
     /// Damages what a crash has left. Returns the units that hold what was never written there, ascending.
     pub fn damage<C: Chooser + ?Sized>(&mut self, how: Robustness, chooser: &mut C) -> Vec<u32> {
-        let len = self.possible_lengths()[0];
+        // The files at their longest, one behind the other: how many units, and which of the disk each is.
+        let ends: Vec<u32> = self.files().iter().map(|&f| self.possible_lengths_of(f)[0]).collect();
+        let (first, len, second) = (ends[0], ends.iter().sum(), self.second());
+        let unit_at = |n: u32| match second {
+            Some(start) if n >= first => start + (n - first),
+            _ => n,
+        };
         let units: Vec<u32> = match how {
-            Robustness::BitRot => (0..len).collect(),
-            Robustness::Trash if self.has(Defect::TrashStrikesAll) => (0..len).collect(),
+            Robustness::BitRot => (0..len).map(unit_at).collect(),
+            Robustness::Trash if self.has(Defect::TrashStrikesAll) => {
+                (0..len).map(unit_at).collect()
+            }
             Robustness::Trash | Robustness::Misdirected => self.undecided(),
         };
         let mut struck = Vec::new();
@@ -42,7 +50,8 @@ impl PossibleDisk {
                 Robustness::Trash => self.trash(unit, kind),
                 Robustness::BitRot => self.rot(unit, chooser),
                 Robustness::Misdirected => {
-                    let to = ask(chooser, len as usize, Choice::Misdirected { unit, len }) as u32;
+                    let what = Choice::Misdirected { unit, len };
+                    let to = unit_at(ask(chooser, len as usize, what) as u32);
                     let to = if self.has(Defect::MisdirectedStaysHome) { unit } else { to };
                     let mut keys = Vec::new();
                     self.peek(unit, &mut keys);

@@ -21,6 +21,15 @@ pub(super) fn set_hash(unit: u32, keys: &[Key]) -> u64 {
     }
 }
 
+/// The share of a length: of the first file, or of a second one that begins at unit `second`.
+#[inline]
+pub(super) const fn length_hash(second: Option<u32>, len: u32) -> u64 {
+    match second {
+        None => mix((1 << 62) + len as u64),
+        Some(start) => mix((3 << 62) + ((start as u64) << 32) + len as u64),
+    }
+}
+
 /// Finaliser of SplitMix64: every bit of the input moves half the bits of the output.
 #[inline]
 pub(super) const fn mix(mut x: u64) -> u64 {

@@ -1,7 +1,7 @@
 //! The possible disk: all crash states at once.
 //!
 //! Invariant: for every unit of 512 bytes this type knows exactly the set of values that a power cut may leave, and for
-//! the file exactly the set of lengths; a test holds both against an enumeration written from the rules alone.
+//! each file exactly the set of lengths; a test holds both against an enumeration written from the rules alone.
 //!
 //! ```text
 //!   unit   0      1      2      3      4            one 32-bit cell each: the key of a decided value, or a slot
@@ -30,6 +30,14 @@
 //! that a failed flush loses.
 //! A discard supersedes nothing: its zero stands beside what was there.
 //!
+//! A disk may hold a second file, whose units follow the room of the first one. Both go through the same power cut, and
+//! a sync that fails for good ends the syncs of both; a length, a cut and a flush are of one file alone:
+//!
+//! ```text
+//!   unit   0 ............ room of the first | second ............ room of the second ............ MAX_UNITS
+//!          |<- length of the first ->|      |<- its length ->|
+//! ```
+//!
 //! What a crash leaves is a base again, so recovery, nested crashes and second lives need nothing more. Under profile
 //! `cache` the units of one write share their fate, so there the crash leaves the writes in place as part of the medium
 //! until a read decides them.
@@ -40,7 +48,7 @@
 //! | `cells` | one unit, with the writes on it |
 //! | `requests` | writes, discards, lengths and flushes, from submission to end |
 //! | `read` | what a read returns, and decides |
-//! | `length` | the lengths that the file may have |
+//! | `length` | the lengths that a file may have |
 //! | `crash` | what a power cut leaves |
 //! | `damage` | what is done to an image that no writer can survive |
 //! | `view` `changes` `hash` | what a judge may see without deciding anything, what has changed, and whether two disks are equal |
@@ -56,6 +64,9 @@ mod record;
 mod requests;
 mod view;
 
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 use storage::{Limits, UNIT};
 
 use crate::defect::Defect;
@@ -76,13 +87,36 @@ pub const DEFAULT_LIMITS: Limits = Limits {
     unwritten_reads_zero: true,
 };
 
+/// Which file of a disk: most have but one.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum File {
+    /// The one that begins at unit 0.
+    #[default]
+    First,
+    /// The one that [`PossibleDisk::with_second`] adds.
+    Second,
+}
+
+impl File {
+    /// Both, whether or not a disk has the second.
+    pub const BOTH: [Self; 2] = [Self::First, Self::Second];
+
+    /// Whether it is the one that every disk has.
+    pub const fn is_first(&self) -> bool {
+        matches!(self, Self::First)
+    }
+}
+
 /// A write, zeroing, discard or length change that was submitted and has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteId(u32);
 
 /// A flush that was submitted and has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlushId(u64);
+pub struct FlushId(u64, File);
 
 /// What a failed write has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,10 +145,14 @@ pub struct PossibleDisk {
     sets: Vec<Key>,
     writes: Vec<Write>,
     free_writes: Vec<u32>,
-    length: Length,
-    /// When the flushes were submitted that are in flight, ascending.
-    barriers: Vec<u64>,
-    /// When the last write-through write completed.
+    /// First unit of the second file; [`NONE`] where there is none.
+    second_at: u32,
+    /// By file.
+    length: [Length; 2],
+    /// When the flushes of each file were submitted that are in flight, ascending.
+    barriers: [Vec<u64>; 2],
+    /// What completed before this is not cut off under `prefix`: the end of the last write-through write or, with two
+    /// files, of the last write that a flush covered.
     through_at: u64,
     /// A sync failed for good.
     stuck: bool,
@@ -147,8 +185,9 @@ impl PossibleDisk {
             sets: Vec::new(),
             writes: Vec::new(),
             free_writes: Vec::new(),
-            length: Length::new(len),
-            barriers: Vec::new(),
+            second_at: NONE,
+            length: [Length::new(len), Length::none()],
+            barriers: [Vec::new(), Vec::new()],
             through_at: 0,
             stuck: false,
             clock: 1,
@@ -175,18 +214,96 @@ impl PossibleDisk {
         let units =
             u32::try_from(len.div_ceil(UNIT as u64)).expect("the length is below MAX_UNITS");
         let mut disk = Self::new(values, units);
+        disk.fill(0, units, extents);
+        disk
+    }
+
+    /// The same disk with a second file of `len` units that are all zero, durably. The first file is below `first_unit`
+    /// from now on, unit n of the second one is unit `first_unit + n` of the disk. Every page of units below the end is
+    /// listed, so a `first_unit` far behind what the first file may need makes each fork dearer.
+    ///
+    /// # Panics
+    /// If there is a second file already, if the first one may reach beyond `first_unit`, or if the second ends beyond
+    /// [`MAX_UNITS`].
+    #[must_use]
+    pub fn with_second(mut self, first_unit: u32, len: u32) -> Self {
+        assert!(self.second().is_none(), "a disk has two files at most");
+        let first_ends = self.possible_lengths()[0].max(self.visible_lengths()[0]);
+        assert!(first_ends <= first_unit, "the first file has {first_ends} units");
+        assert!(
+            self.nonzero_cells(first_unit..MAX_UNITS).next().is_none(),
+            "something lies beyond unit {first_unit}"
+        );
+        let end = first_unit.checked_add(len).filter(|&end| end <= MAX_UNITS);
+        let end = end.filter(|_| first_unit < MAX_UNITS).expect("both files are below MAX_UNITS");
+        self.reserve(end);
+        self.second_at = first_unit;
+        self.length[File::Second as usize] = Length::new(len);
+        self
+    }
+
+    /// The same disk with a second file, as [`with_second`](Self::with_second) has it, of `len` bytes that hold
+    /// `extents` as those of [`from_extents`](Self::from_extents) do.
+    ///
+    /// # Panics
+    /// As both do.
+    #[must_use]
+    pub fn with_second_extents<'a>(
+        self,
+        first_unit: u32,
+        len: u64,
+        extents: impl IntoIterator<Item = (u64, &'a [u8])>,
+    ) -> Self {
+        let units =
+            u32::try_from(len.div_ceil(UNIT as u64)).expect("the length is below MAX_UNITS");
+        let mut disk = self.with_second(first_unit, units);
+        disk.fill(first_unit, units, extents);
+        disk
+    }
+
+    /// Puts extents into a file of `units` units from unit `start` on.
+    fn fill<'a>(
+        &mut self,
+        start: u32,
+        units: u32,
+        extents: impl IntoIterator<Item = (u64, &'a [u8])>,
+    ) {
         let mut keys = Vec::new();
         for (offset, bytes) in extents {
             assert!(offset.is_multiple_of(UNIT as u64), "an extent begins within a unit: {offset}");
             keys.clear();
-            values.intern_all(bytes, &mut keys);
+            self.values.intern_all(bytes, &mut keys);
             let first = offset / UNIT as u64;
             assert!(first + keys.len() as u64 <= u64::from(units), "an extent at {offset} is cut");
-            for (unit, key) in (first as u32..).zip(&keys) {
-                disk.set_cell(unit, key.0);
+            for (unit, key) in (start + first as u32..).zip(&keys) {
+                self.set_cell(unit, key.0);
             }
         }
-        disk
+    }
+
+    /// The first unit of the second file, if there is one.
+    pub const fn second(&self) -> Option<u32> {
+        if self.second_at == NONE { None } else { Some(self.second_at) }
+    }
+
+    /// The files that there are.
+    pub(crate) const fn files(&self) -> &'static [File] {
+        if self.second_at == NONE { &[File::First] } else { &[File::First, File::Second] }
+    }
+
+    /// The file to which a unit belongs.
+    #[inline]
+    pub(crate) const fn file_of(&self, unit: u32) -> File {
+        if unit < self.second_at { File::First } else { File::Second }
+    }
+
+    /// The units that a file may have.
+    #[inline]
+    pub(crate) fn room(&self, file: File) -> Range<u32> {
+        match file {
+            File::First => 0..self.second_at.min(MAX_UNITS),
+            File::Second => self.second_at.min(MAX_UNITS)..MAX_UNITS,
+        }
     }
 
     /// The same disk with another discard.
@@ -267,6 +384,7 @@ impl Clone for PossibleDisk {
             sets,
             writes,
             free_writes,
+            second_at,
             length,
             barriers,
             through_at,
@@ -290,6 +408,7 @@ impl Clone for PossibleDisk {
         self.sets.clone_from(sets);
         self.writes.clone_from(writes);
         self.free_writes.clone_from(free_writes);
+        self.second_at = *second_at;
         self.length.clone_from(length);
         self.barriers.clone_from(barriers);
         self.through_at = *through_at;

@@ -1,9 +1,9 @@
 //! What a read returns, and what it decides about the medium by looking.
 //!
-//! Invariant: what was decided stays so, until a write, a discard or a cut of the file changes it.
+//! Invariant: what was decided stays so, until a write, a discard or a cut of its file changes it.
 
-use super::PossibleDisk;
 use super::record::{Base, NONE, State, Write, push_unique};
+use super::{File, PossibleDisk};
 use crate::chooser::{Choice, Chooser, ask};
 use crate::defect::Defect;
 use crate::values::Key;
@@ -12,8 +12,8 @@ impl PossibleDisk {
     /// What a read of `unit` returns now. What it learns about the medium stays so, even if something newer is in
     /// flight above it.
     pub fn read<C: Chooser + ?Sized>(&mut self, unit: u32, chooser: &mut C) -> Key {
-        if unit >= self.length.firm {
-            self.decide_length(chooser);
+        if unit >= self.firm(unit) {
+            self.decide_length(self.file_of(unit), chooser);
         }
         let Some(slot) = self.slot_at(unit) else { return Key(self.cell(unit)) };
         let mut options = std::mem::take(&mut self.scratch);
@@ -38,8 +38,8 @@ impl PossibleDisk {
 
     /// Decides what is on the medium of `unit`, below whatever is pending.
     pub fn decide<C: Chooser + ?Sized>(&mut self, unit: u32, chooser: &mut C) {
-        if unit >= self.length.firm {
-            self.decide_length(chooser);
+        if unit >= self.firm(unit) {
+            self.decide_length(self.file_of(unit), chooser);
         }
         if let Some(slot) = self.slot_at(unit)
             && self.floor(slot, State::is_completed).is_none()
@@ -49,12 +49,26 @@ impl PossibleDisk {
         }
     }
 
-    /// The length that a caller sees now, in units. What it learns about the medium stays so.
+    /// The length of the first file that a caller sees now, in units. What it learns about the medium stays so.
     pub fn len<C: Chooser + ?Sized>(&mut self, chooser: &mut C) -> u32 {
-        if self.length.firm != NONE {
-            self.decide_length(chooser);
+        self.len_of(File::First, chooser)
+    }
+
+    /// The length of a file that a caller sees now, as [`len`](Self::len) is that of the first.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn len_of<C: Chooser + ?Sized>(&mut self, file: File, chooser: &mut C) -> u32 {
+        if self.length[file as usize].firm != NONE {
+            self.decide_length(file, chooser);
         }
-        self.visible_length(chooser)
+        self.visible_length(file, chooser)
+    }
+
+    /// Units below this one are within every length of the file of `unit` that a crash left open.
+    #[inline]
+    pub(super) const fn firm(&self, unit: u32) -> u32 {
+        self.length[self.file_of(unit) as usize].firm
     }
 
     /// Appends what pending writes let a read of the unit return; true if what is on the medium is another option.

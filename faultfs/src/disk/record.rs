@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here decides or changes anything; indices of one list into another are 32 bits, and [`NONE`] leads nowhere.
 
+use super::File;
 use crate::values::Key;
 
 /// Units per page of cells. A page is stored only when some unit of it is not zero.
@@ -59,6 +60,7 @@ pub(super) struct Write {
     pub(super) state: State,
     pub(super) discard: bool,
     pub(super) through: bool,
+    pub(super) file: File,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,13 +108,14 @@ impl Write {
     }
 }
 
+/// The length of one file. All lengths are counted from its own first unit.
 #[derive(Debug)]
 pub(super) struct Length {
     /// What the medium may say below all changes, longest first.
     pub(super) base: Vec<u32>,
     /// Pending changes, oldest first.
     pub(super) changes: Vec<Pending>,
-    /// Units below this one are within every length that a crash left open; [`NONE`] when it left none open.
+    /// Units of the disk below this one are within every length that a crash left open; [`NONE`] when it left none open.
     pub(super) firm: u32,
 }
 
@@ -131,6 +134,11 @@ impl Clone for Length {
 impl Length {
     pub(super) fn new(len: u32) -> Self {
         Self { base: vec![len], changes: Vec::new(), firm: NONE }
+    }
+
+    /// That of a file that there is not.
+    pub(super) const fn none() -> Self {
+        Self { base: Vec::new(), changes: Vec::new(), firm: NONE }
     }
 
     #[inline]

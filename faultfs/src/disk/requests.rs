@@ -3,16 +3,20 @@
 use storage::Durability;
 
 use super::record::{Base, Change, NEVER, NONE, State, Write};
-use super::{FlushId, Landing, MAX_UNITS, PossibleDisk, WriteId};
+use super::{File, FlushId, Landing, MAX_UNITS, PossibleDisk, WriteId};
 use crate::chooser::Chooser;
 use crate::defect::Defect;
 use crate::profile::{DiscardMode, FlushFailure};
 use crate::values::Key;
 
 impl PossibleDisk {
-    /// Submits a write of one key per unit from unit `first`. It extends the file if it ends beyond it.
+    /// Submits a write of one key per unit from unit `first`. It extends the file that this unit belongs to if it ends
+    /// beyond it.
     ///
     /// All submissions may have to decide a length that a crash left open, and then ask `chooser`.
+    ///
+    /// # Panics
+    /// If it ends beyond the room of the file, like all submissions.
     pub fn submit_write<C: Chooser + ?Sized>(
         &mut self,
         first: u32,
@@ -21,7 +25,7 @@ impl PossibleDisk {
         chooser: &mut C,
     ) -> WriteId {
         let count = u32::try_from(keys.len()).expect("a write has fewer than 2^32 units");
-        let write = self.begin(first, count, chooser);
+        let write = self.begin(self.file_of(first), first, count, chooser);
         self.writes[write as usize].through = durability == Durability::Through;
         self.extend(write, first + count);
         self.reserve(first + count);
@@ -38,7 +42,7 @@ impl PossibleDisk {
         count: u32,
         chooser: &mut C,
     ) -> WriteId {
-        let write = self.begin(first, count, chooser);
+        let write = self.begin(self.file_of(first), first, count, chooser);
         self.writes[write as usize].discard = self.has(Defect::ZeroesAreDiscard);
         self.extend(write, first + count);
         self.reserve(first + count);
@@ -56,7 +60,7 @@ impl PossibleDisk {
         chooser: &mut C,
     ) -> WriteId {
         let end = (first + count).min(self.extent()).max(first);
-        let write = self.begin(first, end - first, chooser);
+        let write = self.begin(self.file_of(first), first, end - first, chooser);
         let either = self.discard == DiscardMode::Either || self.has(Defect::DiscardModeIgnored);
         self.writes[write as usize].discard = either && !self.has(Defect::DiscardIsZero);
         for unit in first..end {
@@ -65,17 +69,35 @@ impl PossibleDisk {
         WriteId(write)
     }
 
-    /// Submits a change of the length to `len` units. The units that it cuts become zero.
+    /// Submits a change of the length of the first file to `len` units. The units that it cuts become zero.
     ///
     /// # Panics
-    /// If `len` is more than [`MAX_UNITS`].
+    /// If the file has no room for `len` units: [`MAX_UNITS`] where there is no second one.
     pub fn submit_set_len<C: Chooser + ?Sized>(&mut self, len: u32, chooser: &mut C) -> WriteId {
-        assert!(len <= MAX_UNITS, "a file of {len} units");
-        self.firm_up(MAX_UNITS, chooser);
-        let write = self.begin(len, self.extent().saturating_sub(len), chooser);
+        self.submit_set_len_of(File::First, len, chooser)
+    }
+
+    /// Submits a change of the length of a file, as [`submit_set_len`](Self::submit_set_len) is one of the first.
+    ///
+    /// # Panics
+    /// If the file has no room for `len` units, or if there is no such file.
+    pub fn submit_set_len_of<C: Chooser + ?Sized>(
+        &mut self,
+        file: File,
+        len: u32,
+        chooser: &mut C,
+    ) -> WriteId {
+        assert!(self.files().contains(&file), "a length of no file");
+        assert!(len as usize <= self.room(file).len(), "a file of {len} units");
+        self.firm_up(file, MAX_UNITS, chooser);
+        let mut beyond = self.beyond(file, len);
+        let write = self.begin(file, beyond.start, beyond.end - beyond.start, chooser);
         self.change_length(write, Change::Set(len));
+        if self.has(Defect::SetLenCutsBothFiles) {
+            beyond.end = MAX_UNITS;
+        }
         if !self.has(Defect::CutUnitsKept) {
-            let cut: Vec<u32> = self.nonzero_cells(len).collect();
+            let cut: Vec<u32> = self.nonzero_cells(beyond).collect();
             for unit in cut {
                 self.push(unit, Key::ZERO, write);
             }
@@ -87,7 +109,7 @@ impl PossibleDisk {
     /// failed for good, and the answer is false.
     pub fn complete(&mut self, write: WriteId) -> bool {
         let id = write.0 as usize;
-        let Write { first, count, through, .. } = self.writes[id];
+        let Write { first, count, through, file, .. } = self.writes[id];
         if through && self.stuck && !self.has(Defect::StickySparesThrough) {
             self.fail_sync(write, FlushFailure::Sticky);
             return false;
@@ -111,10 +133,10 @@ impl PossibleDisk {
             if self.has(Defect::ThroughForgetsLength) {
                 self.forget_length(write.0);
             }
-            self.settle_length();
+            self.settle_length(file);
         }
         if through && self.has(Defect::ThroughIsBarrier) {
-            self.cover(now);
+            self.cover(file, now);
         }
         self.free_if_unused(write.0);
         true
@@ -124,7 +146,7 @@ impl PossibleDisk {
     pub fn fail(&mut self, write: WriteId, landing: Landing) {
         let now = self.tick();
         let id = write.0 as usize;
-        let Write { first, count, discard, .. } = self.writes[id];
+        let Write { first, count, discard, file, .. } = self.writes[id];
         self.log.changed(first, count);
         let landing = match landing {
             Landing::Any if self.has(Defect::FailedWriteVanishes) => Landing::First(0),
@@ -151,17 +173,18 @@ impl PossibleDisk {
                     self.prune(slot);
                 }
             }
-            self.shorten_length(write.0, if landed == 0 { 0 } else { first + landed });
+            let end = first + landed - self.room(file).start;
+            self.shorten_length(write.0, if landed == 0 { 0 } else { end });
         }
         self.free_if_unused(write.0);
     }
 
     /// Ends a write-through write whose data was transferred and whose sync failed: what a flush submitted with it would
-    /// have lost by failing so is lost, and the write itself with it.
+    /// have lost by failing so is lost, and the write itself with it. The flush is one of its own file.
     pub fn fail_sync(&mut self, write: WriteId, failure: FlushFailure) {
         let now = self.tick();
         let id = write.0 as usize;
-        let Write { first, count, submitted, .. } = self.writes[id];
+        let Write { first, count, submitted, file, .. } = self.writes[id];
         self.log.changed(first, count);
         self.writes[id].ended = now;
         let failure = match failure {
@@ -177,12 +200,12 @@ impl PossibleDisk {
         let tainted = taints && !self.has(Defect::FailedSyncSparesItself);
         self.writes[id].state = if tainted { State::Failed } else { State::Done };
         if !taints || !self.has(Defect::FailedSyncSparesOthers) {
-            self.lose(submitted, failure);
+            self.lose(file, submitted, failure);
         }
         self.free_if_unused(write.0);
     }
 
-    /// Ends what failed late: none of it lands any more.
+    /// Ends what failed late, in either file: none of it lands any more.
     pub fn settle(&mut self) {
         if self.has(Defect::LateSurvivesSettle) {
             return;
@@ -205,26 +228,37 @@ impl PossibleDisk {
             || (self.has(Defect::LateLengthSurvivesSettle) && self.sets_length(write))
     }
 
-    /// Submits a flush.
+    /// Submits a flush of the first file.
     pub fn submit_flush(&mut self) -> FlushId {
+        self.submit_flush_of(File::First)
+    }
+
+    /// Submits a flush of a file. It says nothing of the writes of the other one.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn submit_flush_of(&mut self, file: File) -> FlushId {
+        assert!(self.files().contains(&file), "a flush of no file");
         let now = self.tick();
-        self.barriers.push(now);
-        FlushId(now)
+        self.barriers[file as usize].push(now);
+        FlushId(now, file)
     }
 
     /// Ends a flush well, unless an earlier sync failed for good: then it fails too, and the answer is false.
     #[must_use]
     pub fn complete_flush(&mut self, flush: FlushId) -> bool {
         self.tick();
+        let FlushId(submitted, file) = flush;
+        let barriers = &mut self.barriers[file as usize];
         if self.stuck {
-            self.barriers.retain(|&barrier| barrier != flush.0);
+            barriers.retain(|&barrier| barrier != submitted);
             return false;
         }
-        let youngest = self.barriers.last().copied().unwrap_or(flush.0).max(flush.0);
-        // An older flush in flight says nothing that this one has not said.
-        self.barriers.retain(|&barrier| barrier > flush.0);
+        let youngest = barriers.last().copied().unwrap_or(submitted).max(submitted);
+        // An older flush of the file in flight says nothing that this one has not said.
+        barriers.retain(|&barrier| barrier > submitted);
         let ahead = self.has(Defect::OlderFlushCoversYounger);
-        self.cover(if ahead { youngest } else { flush.0 });
+        self.cover(file, if ahead { youngest } else { submitted });
         if self.has(Defect::LateEndsAtFlush) {
             self.settle();
         }
@@ -242,9 +276,11 @@ impl PossibleDisk {
     /// Ends a flush with an error.
     pub fn fail_flush(&mut self, flush: FlushId, failure: FlushFailure) {
         self.tick();
+        let FlushId(submitted, file) = flush;
         let older = self.has(Defect::YoungerFlushEndsOlder);
-        self.barriers.retain(|&barrier| barrier != flush.0 && !(older && barrier < flush.0));
-        self.lose(flush.0, failure);
+        self.barriers[file as usize]
+            .retain(|&barrier| barrier != submitted && !(older && barrier < submitted));
+        self.lose(file, submitted, failure);
         if self.has(Defect::FailedFlushDropsPending) {
             for slot in 0..self.slots.len() {
                 if self.slots[slot].head != NONE {
@@ -254,20 +290,21 @@ impl PossibleDisk {
             }
         }
         if self.has(Defect::FailedFlushCovers) {
-            self.cover(flush.0);
+            self.cover(file, submitted);
         }
     }
 
     #[inline]
     pub(super) fn begin<C: Chooser + ?Sized>(
         &mut self,
+        file: File,
         first: u32,
         count: u32,
         chooser: &mut C,
     ) -> u32 {
-        let end = first.checked_add(count).filter(|&end| end <= MAX_UNITS);
-        let end = end.expect("the caller keeps within MAX_UNITS");
-        self.firm_up(end, chooser);
+        let end = first.checked_add(count).filter(|&end| end <= self.room(file).end);
+        let end = end.expect("the caller keeps within the room of the file");
+        self.firm_up(file, end, chooser);
         self.log.limit(self.extent());
         self.log.changed(first, count);
         let write = Write {
@@ -279,6 +316,7 @@ impl PossibleDisk {
             state: State::InFlight,
             discard: false,
             through: false,
+            file,
         };
         if let Some(free) = self.free_writes.pop() {
             self.writes[free as usize] = write;
@@ -289,34 +327,42 @@ impl PossibleDisk {
         }
     }
 
-    /// Settles what had completed before `time`.
-    pub(super) fn cover(&mut self, time: u64) {
+    /// Settles what had completed of a file before `time`.
+    pub(super) fn cover(&mut self, file: File, time: u64) {
         let covers_submitted = self.has(Defect::FlushCoversSubmitted);
-        let mut any = false;
+        let both = self.has(Defect::FlushCoversBothFiles);
+        let mut last = None;
         for write in &mut self.writes {
             let completed =
                 write.ended_before(time) || (covers_submitted && write.submitted < time);
-            if write.state == State::Done && completed {
+            if write.state == State::Done && completed && (write.file == file || both) {
                 write.state = State::Settled;
-                any = true;
+                last = last.max(Some(write.ended));
             }
         }
-        if !any {
-            return;
+        let Some(last) = last else { return };
+        // In one file this covers all that completed before. In two it may leave what the other file's flush is to
+        // cover, and a device that works in order has made that durable on the way.
+        if self.second().is_some() && !self.has(Defect::FlushOrdersOneFile) {
+            self.through_at = self.through_at.max(last);
         }
         for slot in 0..self.slots.len() {
             if self.slots[slot].head != NONE {
                 self.prune(slot);
             }
         }
-        self.settle_length();
+        for &file in self.files() {
+            self.settle_length(file);
+        }
     }
 
-    /// A sync failed that was to cover what had completed before `time`.
-    pub(super) fn lose(&mut self, time: u64, failure: FlushFailure) {
+    /// A sync failed that was to cover what had completed of a file before `time`.
+    pub(super) fn lose(&mut self, file: File, time: u64, failure: FlushFailure) {
+        let both = self.has(Defect::FailedFlushLosesBothFiles);
         if failure == FlushFailure::CleanMarked && !self.has(Defect::CleanMarkedIsRetrySafe) {
             for write in &mut self.writes {
-                if write.state == State::Done && write.ended_before(time) {
+                let concerned = write.file == file || both;
+                if write.state == State::Done && write.ended_before(time) && concerned {
                     write.state = State::Failed;
                     self.log.changed(write.first, write.count);
                 }

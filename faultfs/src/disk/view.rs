@@ -2,11 +2,13 @@
 //!
 //! Invariant: nothing here takes a chooser, so nothing here collapses anything.
 
-use super::PossibleDisk;
+use std::ops::Range;
+
 use super::changes::Mark;
-use super::hash::{cell_hash, mix, set_hash};
+use super::hash::{cell_hash, length_hash, mix, set_hash};
 use super::length::Fate;
 use super::record::{Change, NEVER, NONE, PAGE, SLOT, State, Write, push_unique};
+use super::{File, MAX_UNITS, PossibleDisk};
 use crate::chooser::Chooser;
 use crate::defect::Defect;
 use crate::values::Key;
@@ -25,7 +27,7 @@ impl PossibleDisk {
             None => keys.push(Key(self.cell(unit))),
             Some(slot) => self.allowed(slot, keys),
         }
-        if unit >= self.length.firm && !keys[from..].contains(&Key::ZERO) {
+        if unit >= self.firm(unit) && !keys[from..].contains(&Key::ZERO) {
             keys.push(Key::ZERO);
         }
     }
@@ -41,7 +43,7 @@ impl PossibleDisk {
                 }
             }
         }
-        if unit >= self.length.firm && !keys[from..].contains(&Key::ZERO) {
+        if unit >= self.firm(unit) && !keys[from..].contains(&Key::ZERO) {
             keys.push(Key::ZERO);
         }
     }
@@ -50,14 +52,16 @@ impl PossibleDisk {
     /// [`peek`](Self::peek).
     pub fn single(&self, unit: u32) -> Option<Key> {
         let cell = self.cell(unit);
-        (cell & SLOT == 0 && (unit < self.length.firm || cell == 0)).then_some(Key(cell))
+        (cell & SLOT == 0 && (unit < self.firm(unit) || cell == 0)).then_some(Key(cell))
     }
 
     /// The values of units from `unit` on, `most` at most, as long as [`single`](Self::single) gives one. There may be more than
-    /// these: a run ends at the end of a page at the latest.
+    /// these: a run ends at the end of a page or of the room of a file at the latest.
     #[inline]
     pub fn single_run(&self, unit: u32, most: u32) -> impl Iterator<Item = Key> {
-        let most = most.min(self.length.firm.saturating_sub(unit)) as usize;
+        let file = self.file_of(unit);
+        let end = self.room(file).end.min(self.length[file as usize].firm);
+        let most = most.min(end.saturating_sub(unit)) as usize;
         let page = self.directory.get(unit as usize / PAGE).copied().unwrap_or(0);
         let cells = &self.pages[page as usize][unit as usize % PAGE..];
         let cells = &cells[..most.min(cells.len())];
@@ -65,9 +69,10 @@ impl PossibleDisk {
         cells[..run].iter().map(|&cell| Key(cell))
     }
 
-    /// How many units from `unit` on, `most` at most, hold zeroes whatever a crash left open.
+    /// How many units of a file from `unit` on, `most` at most, hold zeroes whatever a crash left open.
     pub fn zero_run(&self, unit: u32, most: u32) -> u32 {
-        let end = unit.saturating_add(most).min(self.directory.len() as u32 * PAGE as u32);
+        let end = self.extent().min(self.room(self.file_of(unit)).end);
+        let end = unit.saturating_add(most).min(end);
         let mut at = unit;
         while at < end {
             let page = self.directory[at as usize / PAGE];
@@ -87,7 +92,11 @@ impl PossibleDisk {
     /// Units that are more than one decided value, in ascending order.
     pub fn undecided(&self) -> Vec<u32> {
         let slots = self.slots.iter().map(|slot| slot.unit).filter(|&unit| unit != NONE);
-        let mut units: Vec<u32> = slots.chain(self.nonzero_cells(self.length.firm)).collect();
+        let mut units: Vec<u32> = slots.collect();
+        for &file in self.files() {
+            let Range { start, end } = self.room(file);
+            units.extend(self.nonzero_cells(self.length[file as usize].firm.max(start)..end));
+        }
         units.sort_unstable();
         units.dedup();
         let mut keys = Vec::new();
@@ -101,22 +110,30 @@ impl PossibleDisk {
 
     /// Units that may hold something else than zero, in ascending order.
     pub fn nonzero(&self) -> impl Iterator<Item = u32> {
-        self.nonzero_cells(0)
+        self.nonzero_cells(0..MAX_UNITS)
     }
 
-    pub(super) fn nonzero_cells(&self, from: u32) -> impl Iterator<Item = u32> {
-        let pages = self.directory.iter().enumerate().skip(from as usize / PAGE);
+    pub(super) fn nonzero_cells(&self, units: Range<u32>) -> impl Iterator<Item = u32> {
+        let Range { start, end } = units;
+        let pages = (end as usize).div_ceil(PAGE).min(self.directory.len());
+        let pages = self.directory[..pages].iter().enumerate().skip(start as usize / PAGE);
         pages.filter(|&(_, &page)| page != 0).flat_map(move |(at, &page)| {
             let first = (at * PAGE) as u32;
             (first..).zip(&self.pages[page as usize]).filter_map(move |(unit, &cell)| {
-                (unit >= from && cell != Key::ZERO.0).then_some(unit)
+                (unit >= start && unit < end && cell != Key::ZERO.0).then_some(unit)
             })
         })
     }
 
-    /// Every length that a crash now may leave under profile `torn-length`, longest first.
+    /// Every length of the first file that a crash now may leave under profile `torn-length`, longest first.
     pub fn possible_lengths(&self) -> Vec<u32> {
-        self.lengths(|pending, write| match write.state {
+        self.possible_lengths_of(File::First)
+    }
+
+    /// Every length of a file that a crash now may leave under profile `torn-length`, longest first; none if there is no
+    /// such file.
+    pub fn possible_lengths_of(&self, file: File) -> Vec<u32> {
+        self.lengths(file, |pending, write| match write.state {
             _ if pending.certain => Fate::Must,
             State::Settled | State::Landed => Fate::Must,
             State::Lost => Fate::Not,
@@ -126,9 +143,14 @@ impl PossibleDisk {
         })
     }
 
-    /// Every length that a caller may see now, longest first.
+    /// Every length of the first file that a caller may see now, longest first.
     pub fn visible_lengths(&self) -> Vec<u32> {
-        self.lengths(|pending, write| match write.state {
+        self.visible_lengths_of(File::First)
+    }
+
+    /// Every length of a file that a caller may see now, longest first; none if there is no such file.
+    pub fn visible_lengths_of(&self, file: File) -> Vec<u32> {
+        self.lengths(file, |pending, write| match write.state {
             State::Lost if !pending.certain => Fate::Not,
             state => {
                 Fate::must_if(pending.certain || state.is_completed() || state == State::Landed)
@@ -136,9 +158,10 @@ impl PossibleDisk {
         })
     }
 
-    /// Whether a crash left the length open and nothing has decided it.
+    /// Whether a crash left a length open, of either file, and nothing has decided it.
     pub const fn length_is_open(&self) -> bool {
-        self.length.firm != NONE
+        let [first, second] = &self.length;
+        first.firm != NONE || second.firm != NONE
     }
 
     /// Now.
@@ -153,11 +176,19 @@ impl PossibleDisk {
         self.log.ranges.get(from..)
     }
 
-    /// Decides everything and gives the file's bytes.
+    /// Decides everything of the first file and gives its bytes.
     pub fn image<C: Chooser + ?Sized>(&mut self, chooser: &mut C) -> Vec<u8> {
-        let len = self.len(chooser);
+        self.image_of(File::First, chooser)
+    }
+
+    /// Decides everything of a file and gives its bytes.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn image_of<C: Chooser + ?Sized>(&mut self, file: File, chooser: &mut C) -> Vec<u8> {
+        let len = self.len_of(file, chooser);
         let mut bytes = vec![0; len as usize * UNIT];
-        for (unit, target) in (0..len).zip(bytes.as_chunks_mut::<UNIT>().0) {
+        for (unit, target) in self.room(file).zip(bytes.as_chunks_mut::<UNIT>().0) {
             let key = self.read(unit, chooser);
             if key != Key::ZERO {
                 *target = *self.values.bytes(key);
@@ -167,7 +198,7 @@ impl PossibleDisk {
     }
 
     /// A hash of what a crash may leave: equal for two disks (of one value store) whose units have the same allowed
-    /// sets and which have the same possible lengths, whatever led there. Under profile `torn-length` such disks have
+    /// sets and of which the files have the same possible lengths, whatever led there. Under profile `torn-length` such disks have
     /// the same crash states.
     pub fn allowed_hash(&self) -> u64 {
         let mut hash = self.plain_hash;
@@ -179,10 +210,7 @@ impl PossibleDisk {
                 hash = hash.wrapping_add(set_hash(slot.unit, &keys));
             }
         }
-        for len in self.possible_lengths() {
-            hash = hash.wrapping_add(mix((1 << 62) + u64::from(len)));
-        }
-        hash
+        hash.wrapping_add(self.lengths_hash())
     }
 
     /// A hash of what a crash may leave, as [`allowed_hash`](Self::allowed_hash) is, that depends on the bytes and not on
@@ -206,21 +234,23 @@ impl PossibleDisk {
                 }
             }
         });
-        for len in self.possible_lengths() {
-            hash = hash.wrapping_add(mix((1 << 62) + u64::from(len)));
-        }
-        hash
+        hash.wrapping_add(self.lengths_hash())
     }
 
-    /// A hash of what these units hold and of the length: equal for forks of one value store that hold the same there, whatever
-    /// they hold elsewhere. None if one of these units or the length is not decided, or if any write is pending.
+    /// A hash of what these units hold and of the lengths: equal for forks of one value store that hold the same there, whatever
+    /// they hold elsewhere. None if one of these units or a length is not decided, or if any write is pending.
     pub fn decided_hash(&self, units: impl IntoIterator<Item = u32>) -> Option<u64> {
-        let &[len] = &self.length.base[..] else { return None };
+        let mut lengths = 0u64;
+        for &file in self.files() {
+            let &[len] = &self.length[file as usize].base[..] else { return None };
+            lengths = lengths.wrapping_add(self.length_hash(file, len));
+        }
         let pending = self.writes.iter().any(|write| write.refs > 0);
-        if pending || !self.barriers.is_empty() || self.stuck || self.length_is_open() {
+        let flushing = self.barriers.iter().any(|barriers| !barriers.is_empty());
+        if pending || flushing || self.stuck || self.length_is_open() {
             return None;
         }
-        units.into_iter().try_fold(mix((1 << 62) + u64::from(len)), |hash, unit| {
+        units.into_iter().try_fold(lengths, |hash, unit| {
             Some(hash.wrapping_add(cell_hash(unit, self.single(unit)?.0)))
         })
     }
@@ -228,7 +258,7 @@ impl PossibleDisk {
     /// A hash of everything that can bear on what this disk does next: sets, pending writes with their order in time
     /// (not its dates), lengths, flushes in flight. For forks of one value store.
     pub fn state_hash(&self) -> u64 {
-        let mut times: Vec<u64> = self.barriers.clone();
+        let mut times: Vec<u64> = self.barriers.concat();
         times.push(self.through_at);
         for write in self.writes.iter().filter(|write| write.refs > 0) {
             times.extend([write.submitted, write.ended]);
@@ -259,21 +289,44 @@ impl PossibleDisk {
             }
             hash = hash.wrapping_add(mix(one));
         }
-        for &len in &self.length.base {
-            hash = hash.wrapping_add(mix((1 << 62) + u64::from(len)));
-        }
-        for pending in &self.length.changes {
-            let change = match pending.change {
-                Change::Set(len) => u64::from(len) << 2,
-                Change::Extend(end) => (u64::from(end) << 2) + 1,
-            };
-            let write = write_hash(&self.writes[pending.write as usize]);
-            hash = mix(hash ^ write.wrapping_add((change << 1) + u64::from(pending.certain)));
-        }
-        for &barrier in &self.barriers {
-            hash = mix(hash ^ rank(barrier));
+        for &file in self.files() {
+            if !file.is_first() {
+                // So that what follows is not taken for more of the first.
+                hash = mix(hash.wrapping_add(3 << 62));
+            }
+            let length = &self.length[file as usize];
+            for &len in &length.base {
+                hash = hash.wrapping_add(self.length_hash(file, len));
+            }
+            for pending in &length.changes {
+                let change = match pending.change {
+                    Change::Set(len) => u64::from(len) << 2,
+                    Change::Extend(end) => (u64::from(end) << 2) + 1,
+                };
+                let write = write_hash(&self.writes[pending.write as usize]);
+                hash = mix(hash ^ write.wrapping_add((change << 1) + u64::from(pending.certain)));
+            }
+            for &barrier in &self.barriers[file as usize] {
+                hash = mix(hash ^ rank(barrier));
+            }
         }
         mix(hash ^ rank(self.through_at) << 1 ^ u64::from(self.stuck))
+    }
+
+    /// The share of all possible lengths in a hash of the disk.
+    fn lengths_hash(&self) -> u64 {
+        let mut hash = 0u64;
+        for &file in self.files() {
+            for len in self.possible_lengths_of(file) {
+                hash = hash.wrapping_add(self.length_hash(file, len));
+            }
+        }
+        hash
+    }
+
+    /// The share of one length of a file in a hash of the disk.
+    fn length_hash(&self, file: File, len: u32) -> u64 {
+        length_hash(self.second().filter(|_| !file.is_first()), len)
     }
 
     /// Appends what a crash may leave of a unit.
@@ -315,7 +368,7 @@ mod tests {
     use storage::{Durability, UNIT};
 
     use super::super::Landing;
-    use super::{PAGE, PossibleDisk};
+    use super::{MAX_UNITS, PAGE, PossibleDisk};
     use crate::chooser::Always;
     use crate::profile::{FlushFailure, Profile, Robustness};
     use crate::values::{Key, Values};
@@ -464,7 +517,7 @@ mod tests {
             assert_eq!(disk.zero_run(unit, most), run, "{most} from {unit}");
         }
         assert_eq!(disk.nonzero().collect::<Vec<_>>(), [3, 3 * page - 1]);
-        assert_eq!(disk.nonzero_cells(4).collect::<Vec<_>>(), [3 * page - 1]);
+        assert_eq!(disk.nonzero_cells(4..MAX_UNITS).collect::<Vec<_>>(), [3 * page - 1]);
         let empty = PossibleDisk::new(&values, 2 * page);
         assert_eq!((empty.zero_run(0, 9 * page), empty.zero_run(page + 1, 9)), (2 * page, 9));
     }
@@ -486,7 +539,7 @@ mod tests {
                     let single: Vec<Key> =
                         (unit..unit + most).map_while(|unit| disk.single(unit)).collect();
                     assert!(single.starts_with(&run), "{most} from {unit}: {run:?} in {single:?}");
-                    let ends = unit >= disk.length.firm || single.is_empty() || most == 0;
+                    let ends = unit >= disk.length[0].firm || single.is_empty() || most == 0;
                     assert!(ends || !run.is_empty(), "{most} from {unit}: no run in {single:?}");
                     longest = longest.max(run.len());
                 }

@@ -38,8 +38,7 @@ const TABLE: &[(&str, Profile, u32, &str, &str)] = &[
     ("nor for units that it spares", TornLength, 2, "W(c) crash D(b)", ""),
 ];
 
-fn asked(len: u32, text: &str, profile: Profile) -> String {
-    let program = Program::parse(len, text).expect("the table is well formed");
+fn asked(program: &Program, profile: Profile) -> String {
     let keys = Keys::new();
     let mut questions: Vec<String> = Vec::new();
     let name = |unit: u32| char::from(b'a' + unit as u8);
@@ -72,7 +71,24 @@ fn asked(len: u32, text: &str, profile: Profile) -> String {
 #[test]
 fn exactly_what_is_open_is_asked_for_when_it_matters() {
     for &(row, profile, len, program, expected) in TABLE {
-        assert_eq!(asked(len, program, profile), expected, "{row} ({profile}): {program}");
+        let parsed = Program::parse(len, program).expect("the table is well formed");
+        assert_eq!(asked(&parsed, profile), expected, "{row} ({profile}): {program}");
+    }
+}
+
+/// Of two files of a unit each.
+#[test]
+fn each_file_is_asked_for_what_is_its_own() {
+    for (row, profile, program, expected) in [
+        ("one cut", Prefix, "W(a) W(c) crash", "prefix of 3"),
+        ("durable with what was before", Prefix, "W(a) W(c) f crash", ""),
+        ("a cut each", Epoch, "F~ f~ f~ crash", "epoch of 2, epoch of 3"),
+        ("a length each", TornLength, "W(b) W(d) crash N n N n", "length 2 1, length 2 1"),
+        ("no length of the other", TornLength, "W(b) crash W(cd) n R(d)", ""),
+        ("a length for its own units", TornLength, "W(b) W(d) crash W(d)", "length 2 1"),
+    ] {
+        let parsed = Program::parse(1, program).expect("well formed").with_second(Some(1));
+        assert_eq!(asked(&parsed, profile), expected, "{row} ({profile}): {program}");
     }
 }
 

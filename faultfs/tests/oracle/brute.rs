@@ -1,7 +1,7 @@
 //! Every small program, compared with the naive enumerator, under every profile.
 //!
 //! Goal: no combination of a few operations that the litmus table forgot makes a difference. Method: all sequences over
-//! alphabets (order, lengths, failures and discards, overlap, late failures, failed syncs), each ended by a crash, and longer ones at random.
+//! alphabets (order, lengths, failures and discards, overlap, late failures, failed syncs, the same of two files), each ended by a crash, and longer ones at random.
 //! Programs with discards run on devices of both kinds.
 //! On the way the profiles are held to their order: what one may leave contains what the weaker one may.
 
@@ -14,10 +14,13 @@ use faultfs::rng::Rng;
 use super::naive;
 use super::program::{Order, Program};
 
-const ALPHABETS: &[(u32, &[&str])] = &[
+/// Lengths of the files.
+type Lens = (u32, Option<u32>);
+
+const ALPHABETS: &[(Lens, &[&str])] = &[
     // Order: whole and multi-unit writes, flushes in flight, crashes in between.
     (
-        2,
+        (2, None),
         &[
             "W(a)", "W(ab)", "T(b)", "F", "crash", "R(a)", "R(b)", "W(a)~", "T(b)~", "F~", "<.",
             ">.", "<!",
@@ -25,7 +28,7 @@ const ALPHABETS: &[(u32, &[&str])] = &[
     ),
     // Lengths: appends, cuts, growth.
     (
-        2,
+        (2, None),
         &[
             "W(c)", "T(c)", "W(b)", "Z(d)", "L1", "L3", "F", "crash", "R(c)", "N", "W(c)~",
             "T(d)~", "L1~", "L2~", "F~", "<.", ">.",
@@ -33,17 +36,20 @@ const ALPHABETS: &[(u32, &[&str])] = &[
     ),
     // Failures and discards.
     (
-        2,
+        (2, None),
         &[
             "W(a)", "T(a)", "D(ab)", "Z(a)", "F", "F!clean", "F!sticky", "F~", "<!clean", "W(a)!",
             "W(bc)!1", "R(a)", "crash",
         ],
     ),
     // Overlap, which breaks the contract of a storage and has a meaning all the same.
-    (2, &["W(a)~", "W(ab)~", "T(a)~", "W(a)", "F", "F~", "<.", ">.", "<!", "crash", "R(a)"]),
+    (
+        (2, None),
+        &["W(a)~", "W(ab)~", "T(a)~", "W(a)", "F", "F~", "<.", ">.", "<!", "crash", "R(a)"],
+    ),
     // Late failures: what may land until it is settled.
     (
-        2,
+        (2, None),
         &[
             "W(a)!late",
             "W(bc)!late",
@@ -62,7 +68,7 @@ const ALPHABETS: &[(u32, &[&str])] = &[
     ),
     // Failed syncs: write-through that fails after its data.
     (
-        2,
+        (2, None),
         &[
             "T(a)",
             "T(b)!retry",
@@ -76,6 +82,42 @@ const ALPHABETS: &[(u32, &[&str])] = &[
             "<!clean",
             "<.",
             "R(a)",
+            "crash",
+        ],
+    ),
+    // Two files: order, flushes of each, barriers of each.
+    (
+        (1, Some(1)),
+        &[
+            "W(a)", "W(c)", "T(a)", "T(c)", "F", "f", "crash", "R(a)", "R(c)", "W(a)~", "W(c)~",
+            "F~", "f~", "<.", "<!",
+        ],
+    ),
+    // Two files: appends, cuts, growth up to the room of the first one.
+    (
+        (1, Some(2)),
+        &[
+            "W(b)", "W(d)", "W(ab)", "T(d)", "L0", "L2", "l1", "l2", "F", "f", "N", "n", "crash",
+            "W(b)~", "l0~", "<.",
+        ],
+    ),
+    // Two files: failures, discards, failed syncs of one of them.
+    (
+        (1, Some(1)),
+        &[
+            "W(a)",
+            "W(c)",
+            "D(c)",
+            "Z(d)",
+            "F!clean",
+            "f!clean",
+            "f!sticky",
+            "T(c)!clean",
+            "F",
+            "f",
+            "W(a)!late",
+            "W(cd)!1",
+            "S",
             "crash",
         ],
     ),
@@ -111,9 +153,14 @@ fn discards(text: &str) -> &'static [DiscardMode] {
     }
 }
 
+/// The program of `text` on files of these lengths.
+pub(crate) fn parse((len, second): Lens, text: &str) -> Option<Program> {
+    Some(Program::parse(len, text)?.with_second(second))
+}
+
 /// Compares one program under all profiles.
-fn compare(len: u32, text: &str, tally: &mut Tally) {
-    let Some(program) = Program::parse(len, text) else { return };
+fn compare(lens: Lens, text: &str, tally: &mut Tally) {
+    let Some(program) = parse(lens, text) else { return };
     for &discard in discards(text) {
         compare_on(&program.clone().with_discard(discard), text, tally);
     }
@@ -133,8 +180,8 @@ fn compare_on(program: &Program, text: &str, tally: &mut Tally) {
         let found = program.explore(profile, None, order);
         assert_eq!(
             found, expected,
-            "{text} (length {}, {:?}) under {profile}: found, expected",
-            program.len, program.discard
+            "{text} (length {}, {:?}, {:?}) under {profile}: found, expected",
+            program.len, program.second, program.discard
         );
         if let Some(weaker) = &weaker {
             assert!(
@@ -149,10 +196,10 @@ fn compare_on(program: &Program, text: &str, tally: &mut Tally) {
 }
 
 fn compare_all(alphabet: usize, lengths: std::ops::RangeInclusive<u32>) -> Tally {
-    let (len, symbols) = ALPHABETS[alphabet];
+    let (lens, symbols) = ALPHABETS[alphabet];
     let mut tally = Tally::default();
     for length in lengths {
-        for_each_program(symbols, length, |text| compare(len, text, &mut tally));
+        for_each_program(symbols, length, |text| compare(lens, text, &mut tally));
     }
     println!(
         "alphabet {alphabet}: {} comparisons, {} outcomes, {} programs unspecified",
@@ -191,20 +238,35 @@ fn overlap() {
     assert!(compare_all(3, 0..=4).compared > 30_000);
 }
 
-/// A program of `length` symbols of one alphabet, ended by a crash, and the length of its file.
-pub(crate) fn random_program(rng: &mut Rng, length: u32) -> (u32, String) {
-    let (len, symbols) = ALPHABETS[rng.below(ALPHABETS.len() as u32) as usize];
+#[test]
+fn order_of_two_files() {
+    assert!(compare_all(6, 0..=4).compared > 50_000);
+}
+
+#[test]
+fn lengths_of_two_files() {
+    assert!(compare_all(7, 0..=3).compared > 10_000);
+}
+
+#[test]
+fn failures_of_two_files() {
+    assert!(compare_all(8, 0..=3).compared > 10_000);
+}
+
+/// A program of `length` symbols of one alphabet, ended by a crash, and the lengths of its files.
+pub(crate) fn random_program(rng: &mut Rng, length: u32) -> (Lens, String) {
+    let (lens, symbols) = ALPHABETS[rng.below(ALPHABETS.len() as u32) as usize];
     let symbols = (0..length).map(|_| symbols[rng.below(symbols.len() as u32) as usize]);
-    (len, symbols.chain(["crash"]).collect::<Vec<_>>().join(" "))
+    (lens, symbols.chain(["crash"]).collect::<Vec<_>>().join(" "))
 }
 
 #[test]
 fn longer_programs_at_random() {
     let mut rng = Rng::new(1);
     let mut tally = Tally::default();
-    for _ in 0..6000 {
-        let (len, text) = random_program(&mut rng, 6);
-        compare(len, &text, &mut tally);
+    for _ in 0..9000 {
+        let (lens, text) = random_program(&mut rng, 6);
+        compare(lens, &text, &mut tally);
     }
     println!("{} comparisons, {} outcomes", tally.compared, tally.outcomes);
     assert!(tally.compared > 5_000);
@@ -214,9 +276,9 @@ fn longer_programs_at_random() {
 pub(crate) fn first_failure(defect: Defect, longest: u32) -> Option<String> {
     let mut failure = None;
     for length in 1..=longest {
-        for &(len, symbols) in ALPHABETS {
+        for &(lens, symbols) in ALPHABETS {
             for_each_program(symbols, length, |text| {
-                let Some(program) = Program::parse(len, text).filter(|_| failure.is_none()) else {
+                let Some(program) = parse(lens, text).filter(|_| failure.is_none()) else {
                     return;
                 };
                 for &discard in discards(text) {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use faultfs::Defect;
 use faultfs::chooser::{Choice, Chooser, Exhaustive, ask};
+use faultfs::disk::File;
 use faultfs::exec::{Sim, SimOptions, SimStorage, StepResult};
 use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
 use faultfs::profile::DiscardMode::{self, Either, Zeroes};
@@ -19,7 +20,7 @@ use storage::{Durability, IoBuf, Storage, UNIT};
 
 use super::brute::for_each_program;
 use super::naive;
-use super::program::{Ending, Event, Keys, Op, Order, Program, look};
+use super::program::{Ending, Event, Keys, Op, Order, Program, SECOND, look};
 
 const ALL: &[Profile] = &Profile::ALL;
 /// Those that lose what has completed.
@@ -318,18 +319,29 @@ fn step_until(sim: &mut Sim, done: impl Fn(&StepResult, &Sim) -> bool) -> Result
 
 /// One operation, whatever it returns.
 async fn operate(storage: SimStorage, op: Op, byte: u8) {
+    let second = storage.second();
+    let file = match op {
+        Op::Write { first, .. } | Op::Zeroes { first, .. } | Op::Discard { first, .. } => {
+            if second.is_some() && first >= SECOND { File::Second } else { File::First }
+        }
+        Op::SetLen(file, _) | Op::Flush(file) => file,
+    };
+    let (storage, start) = match file {
+        File::First => (storage, 0),
+        File::Second => (second.expect("there are two files"), SECOND),
+    };
     let bytes = |units: u32| u64::from(units) * UNIT as u64;
-    let range = |first: u32, count: u32| bytes(first)..bytes(first + count);
+    let range = |first: u32, count: u32| bytes(first - start)..bytes(first - start + count);
     let _ = match op {
         Op::Write { first, count, through, .. } => {
             let buf = IoBuf::copy_of(&vec![byte; count as usize * UNIT], UNIT);
             let durability = if through { Durability::Through } else { Durability::Cached };
-            storage.write(bytes(first), buf, durability).await.1
+            storage.write(bytes(first - start), buf, durability).await.1
         }
         Op::Zeroes { first, count } => storage.write_zeroes(range(first, count)).await,
         Op::Discard { first, count } => storage.discard(range(first, count)).await,
-        Op::SetLen(len) => storage.set_len(bytes(len)).await,
-        Op::Flush => storage.flush().await,
+        Op::SetLen(_, len) => storage.set_len(bytes(len)).await,
+        Op::Flush(_) => storage.flush().await,
     };
 }
 
@@ -339,10 +351,21 @@ async fn operate(storage: SimStorage, op: Op, byte: u8) {
 fn every_small_program_with_what_was_dropped() {
     const SYMBOLS: &[&str] =
         &["D(a)-", "D(ab)-!", "Z(c)-", "L1-", "L3-", "L3-!late", "W(b)-", "S", "F", "W(b)", "T(a)"];
+    assert!(compare_all(2, None, SYMBOLS) > 2000);
+}
+
+#[test]
+fn every_small_program_with_what_was_dropped_on_two_files() {
+    const SYMBOLS: &[&str] =
+        &["D(c)-", "Z(d)-!", "L2-", "l1-", "l2-!late", "W(c)-", "S", "F", "f", "W(b)", "T(c)"];
+    assert!(compare_all(1, Some(2), SYMBOLS) > 2000);
+}
+
+fn compare_all(len: u32, second: Option<u32>, symbols: &[&str]) -> u32 {
     let mut compared = 0;
     for length in 1..=3 {
-        for_each_program(SYMBOLS, length, |text| {
-            let program = Program::parse(2, text).expect("well formed");
+        for_each_program(symbols, length, |text| {
+            let program = Program::parse(len, text).expect("well formed").with_second(second);
             for profile in [Kill, Prefix, Cache, TornLength] {
                 let mut expected = BTreeSet::new();
                 for program in program.endings() {
@@ -356,7 +379,7 @@ fn every_small_program_with_what_was_dropped() {
             }
         });
     }
-    assert!(compared > 2000, "{compared}");
+    compared
 }
 
 /// The first row that a defect fails.

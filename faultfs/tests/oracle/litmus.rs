@@ -16,6 +16,8 @@ pub(crate) struct Litmus {
     pub(crate) profile: Profile,
     /// Length of the file at first.
     pub(crate) len: u32,
+    /// That of the second file, if there is one.
+    pub(crate) second: Option<u32>,
     pub(crate) program: &'static str,
     pub(crate) outcomes: &'static str,
 }
@@ -27,7 +29,18 @@ const fn row(
     program: &'static str,
     outcomes: &'static str,
 ) -> Litmus {
-    Litmus { name, profile, len, program, outcomes }
+    Litmus { name, profile, len, second: None, program, outcomes }
+}
+
+/// With a second file, units c and d.
+const fn two(
+    name: &'static str,
+    profile: Profile,
+    (len, second): (u32, u32),
+    program: &'static str,
+    outcomes: &'static str,
+) -> Litmus {
+    Litmus { name, profile, len, second: Some(second), program, outcomes }
 }
 
 pub(crate) const TABLE: &[Litmus] = &[
@@ -172,6 +185,57 @@ pub(crate) const TABLE: &[Litmus] = &[
     row("a flush decides nothing", TornLength, 2, "W(a) crash W(b) F crash", "|o2 |12"),
     row("a new write settles it", TornLength, 1, "W(a) crash W(a) F crash", "|2"),
     row("what was in flight is over", TornLength, 2, "W(a)~ crash T(b) F crash", "|o2 |12"),
+    // Two files: what a flush covers.
+    two("the flush of the other", TornLength, (1, 1), "W(a) f W(c) crash", "|o,o |1,o |o,2 |1,2"),
+    two("the flush of the same", TornLength, (1, 1), "W(a) F W(c) crash", "|1,o |1,2"),
+    two("and of the second", TornLength, (1, 1), "W(c) f W(a) crash", "|o,1 |2,1"),
+    two("flushed each", TornLength, (1, 1), "W(a) W(c) F f crash", "|1,2"),
+    two("other in flight, this covers", TornLength, (1, 1), "f~ W(a) F <. crash", "|1,o"),
+    two("write-through in one", TornLength, (1, 1), "W(a) T(c) crash", "|o,2 |1,2"),
+    two("one torn, one durable", Torn, (1, 2), "W(a) T(cd) crash", "|o,22 |1,22"),
+    two("marked clean in one", TornLength, (1, 1), "W(a) W(c) f!clean F f crash", "|1,o |1,2"),
+    two("and not in the other", TornLength, (1, 1), "W(a) W(c) F!clean F f crash", "|o,2 |1,2"),
+    two("a sync marks clean", TornLength, (1, 1), "W(a) T(c)!clean F f crash", "|1,o |1,2"),
+    two("stuck is the device", TornLength, (1, 1), "W(c) F!sticky f crash", "E|o,o E|o,1"),
+    two("settled are both", TornLength, (1, 1), "W(a)!late W(c)!late S T(a) T(c) crash", "|3,4"),
+    // Two files under weaker profiles.
+    two("one cut through both", Prefix, (1, 1), "W(a) W(c) crash", "|o,o |1,o |1,2"),
+    two("durable with all before it", Prefix, (1, 1), "W(a) W(c) f crash", "|1,2"),
+    two("but not what came later", Prefix, (1, 1), "W(c) W(a) f crash", "|o,1 |2,1"),
+    two("a write-through in one binds both", Prefix, (1, 1), "W(a) T(c) crash", "|1,2"),
+    two("a barrier of its own", Epoch, (1, 1), "W(a) F~ W(c) crash", "|o,o |1,o |o,2 |1,2"),
+    two("and one of the other", Epoch, (1, 2), "W(c) f~ W(d) crash", "|o,oo |o,1o |o,12"),
+    two(
+        "that of the other is none",
+        Epoch,
+        (2, 1),
+        "W(a) f~ W(b) crash",
+        "|oo,o |1o,o |o2,o |12,o",
+    ),
+    two("a barrier in each", Epoch, (2, 1), "W(a) F~ f~ W(b) crash", "|oo,o |1o,o |12,o"),
+    two("the process dies with both", Kill, (1, 1), "W(a) W(c)~ crash", "|1,o |1,2"),
+    two("whole in each", Cache, (1, 2), "W(a) W(cd) crash", "|o,oo |1,oo |o,22 |1,22"),
+    // Two files: lengths.
+    two("a cut spares the other", TornLength, (1, 1), "L0 F crash", "|,o"),
+    two("whichever it is", TornLength, (2, 2), "l1 f crash", "|oo,o"),
+    two("an append spares the other", TornLength, (1, 1), "T(d) crash", "|o,o1"),
+    two(
+        "two lengths lag each",
+        TornLength,
+        (1, 1),
+        "L2 l0 crash",
+        "|o,o |o,. |o, |o.,o |o.,. |o.,",
+    ),
+    two("one flushed, one not", TornLength, (1, 1), "L2 l0 f crash", "|o, |o.,"),
+    two("the first one is full", TornLength, (1, 1), "W(b) F L2 l2 f crash", "|o1,o."),
+    two("a short one is for ever", TornLength, (1, 1), "W(d) crash n l2 f", "1|o,o. 2|o,o. 2|o,o1"),
+    two(
+        "each is asked by itself",
+        Torn,
+        (1, 1),
+        "W(b)~ W(d)~ crash N",
+        "1|o,o 1|o,o. 1|o,o2 2|o.,o 2|o.,o. 2|o.,o2 2|o1,o 2|o1,o. 2|o1,o2",
+    ),
 ];
 
 /// The first row that a defect fails.
@@ -184,7 +248,8 @@ pub(crate) fn first_failure(defect: Defect) -> Option<&'static str> {
 }
 
 fn parse(litmus: &Litmus) -> Program {
-    Program::parse(litmus.len, litmus.program).expect("the table is well formed")
+    let program = Program::parse(litmus.len, litmus.program).expect("the table is well formed");
+    program.with_second(litmus.second)
 }
 
 fn expected(litmus: &Litmus) -> BTreeSet<String> {

@@ -7,14 +7,16 @@
 
 use std::collections::BTreeSet;
 
+use faultfs::disk::File;
 use faultfs::profile::{DiscardMode, FlushFailure, Profile};
 
-use super::program::{Ending, Event, OLD, Op, Program, UNITS, ZERO, finish};
+use super::program::{Ending, Event, OLD, Op, Program, SECOND, UNITS, ZERO, finish};
 
 /// An operation and what became of it.
 #[derive(Clone, Debug)]
 struct Past {
     op: Op,
+    file: File,
     submitted: usize,
     ended: Option<usize>,
     well: bool,
@@ -26,12 +28,17 @@ struct Past {
     forgotten: Vec<u32>,
     /// The device zeroes what it discards.
     zeroes: bool,
+    /// Where the file has no room any more.
+    room_end: u32,
 }
+
+/// The length of the file, and that of a second one if there is one.
+type Lens = (u32, Option<u32>);
 
 #[derive(Clone, Debug)]
 struct Life {
     base: [u8; UNITS as usize],
-    len: u32,
+    lens: Lens,
     past: Vec<Past>,
     /// Number in the program of the first operation of this life.
     first: usize,
@@ -52,9 +59,12 @@ pub(crate) fn outcomes(
 ) -> Result<BTreeSet<String>, Unspecified> {
     let mut base = [ZERO; UNITS as usize];
     base[..program.len as usize].fill(OLD);
+    if let Some(len) = program.second {
+        base[SECOND as usize..(SECOND + len) as usize].fill(OLD);
+    }
     let life = Life {
         base,
-        len: program.len,
+        lens: (program.len, program.second),
         past: Vec::new(),
         first: 0,
         time: 0,
@@ -76,8 +86,8 @@ fn live(
     let Some((event, rest)) = events.split_first() else {
         let per_unit: Vec<Vec<u8>> = (0..UNITS).map(|unit| life.visible(unit)).collect();
         for units in product(&per_unit) {
-            for len in life.visible_lengths() {
-                found.insert(finish(life.reads.clone(), &units, len));
+            for lens in life.both(Life::visible_lengths) {
+                found.insert(finish(life.reads.clone(), &units, lens));
             }
         }
         return Ok(());
@@ -88,8 +98,8 @@ fn live(
         Event::End(number, ending) => life.end(number, ending),
         Event::Drop(..) => unreachable!("a program is compared without dropped futures"),
         Event::Settle => life.settle(),
-        Event::Len => {
-            for len in life.visible_lengths() {
+        Event::Len(file) => {
+            for len in life.visible_lengths(file) {
                 let mut next = life.clone();
                 next.reads.push_str(&len.to_string());
                 live(next, rest, profile, found)?;
@@ -116,11 +126,11 @@ fn live(
         }
         Event::Crash => {
             let first = life.first + life.past.len();
-            for (base, len) in life.crash_states(profile) {
+            for (base, lens) in life.crash_states(profile) {
                 let reads = life.reads.clone();
                 let time = life.time;
                 let (past, discard) = (Vec::new(), life.discard);
-                let next = Life { base, len, past, first, time, stuck: false, reads, discard };
+                let next = Life { base, lens, past, first, time, stuck: false, reads, discard };
                 live(next, rest, profile, found)?;
             }
             return Ok(());
@@ -139,7 +149,7 @@ impl Past {
     }
 
     fn is_flush(&self) -> bool {
-        self.op == Op::Flush
+        matches!(self.op, Op::Flush(_))
     }
 
     /// Whether it gives `unit` a value that replaces what was there.
@@ -152,8 +162,8 @@ impl Past {
             Op::Write { first, count, .. }
             | Op::Zeroes { first, count }
             | Op::Discard { first, count } => (first..first + count).contains(&unit),
-            Op::SetLen(len) => unit >= len,
-            Op::Flush => false,
+            Op::SetLen(file, len) => unit >= start_of(file) + len && unit < self.room_end,
+            Op::Flush(_) => false,
         };
         within && !self.forgotten.contains(&unit)
     }
@@ -176,8 +186,19 @@ impl Past {
     fn changes_length(&self) -> bool {
         match self.op {
             Op::Write { count, .. } | Op::Zeroes { count, .. } => count > 0,
-            Op::SetLen(_) => true,
-            Op::Discard { .. } | Op::Flush => false,
+            Op::SetLen(..) => true,
+            Op::Discard { .. } | Op::Flush(_) => false,
+        }
+    }
+
+    /// Whether it does anything at all.
+    fn acts(&self) -> bool {
+        match self.op {
+            Op::Write { count, .. } | Op::Zeroes { count, .. } | Op::Discard { count, .. } => {
+                count > 0
+            }
+            Op::SetLen(..) => true,
+            Op::Flush(_) => false,
         }
     }
 
@@ -187,16 +208,19 @@ impl Past {
             Op::Write { first, count, .. }
             | Op::Zeroes { first, count }
             | Op::Discard { first, count } => first..first + count,
-            Op::SetLen(len) => len..u32::MAX,
-            Op::Flush => 0..0,
+            Op::SetLen(file, len) => start_of(file) + len..self.room_end,
+            Op::Flush(_) => 0..0,
         }
     }
 }
 
 impl Life {
     fn submit(&mut self, op: Op) -> Result<(), Unspecified> {
+        let file = self.file_of(op);
+        let two = self.lens.1.is_some();
         let new = Past {
             op,
+            file,
             submitted: self.time,
             ended: None,
             well: false,
@@ -204,10 +228,11 @@ impl Life {
             tainted: false,
             forgotten: Vec::new(),
             zeroes: self.discard == DiscardMode::Zeroes,
+            room_end: if two && file.is_first() { SECOND } else { u32::MAX },
         };
         // Overlapping writes break the contract of a storage and are compared all the same; not so what overlaps a
         // change of length, or a discard unless one of them failed late.
-        let sets_length = |past: &Past| matches!(past.op, Op::SetLen(_));
+        let sets_length = |past: &Past| matches!(past.op, Op::SetLen(..));
         for past in self.past.iter().filter(|past| past.ended.is_none()) {
             let (a, b) = (past.reach(), new.reach());
             let open = sets_length(past)
@@ -249,7 +274,7 @@ impl Life {
                     *through = false;
                 }
                 self.past[at].tainted = failure == FlushFailure::CleanMarked;
-                self.fail_sync(submitted, failure);
+                self.fail_sync(self.past[at].file, submitted, failure);
                 return;
             }
         }
@@ -271,18 +296,20 @@ impl Life {
                     Op::Zeroes { count, .. } | Op::Discard { count, .. } => {
                         *count = landed.min(*count)
                     }
-                    Op::SetLen(_) | Op::Flush => {
+                    Op::SetLen(..) | Op::Flush(_) => {
                         self.past[at].op = Op::Zeroes { first: 0, count: 0 }
                     }
                 }
             }
-            Ending::Sync(failure) if self.past[at].is_flush() => self.fail_sync(submitted, failure),
+            Ending::Sync(failure) if self.past[at].is_flush() => {
+                self.fail_sync(self.past[at].file, submitted, failure);
+            }
             Ending::Sync(_) => {}
         }
     }
 
-    /// A sync failed that began at `submitted`.
-    fn fail_sync(&mut self, submitted: usize, failure: FlushFailure) {
+    /// A sync of a file failed that began at `submitted`. That it failed for good is for both files to know.
+    fn fail_sync(&mut self, file: File, submitted: usize, failure: FlushFailure) {
         match failure {
             FlushFailure::RetrySafe => {}
             FlushFailure::Sticky => self.stuck = true,
@@ -292,7 +319,8 @@ impl Life {
                     .iter()
                     .map(|past| {
                         let ended_before = past.ended.is_some_and(|ended| ended < submitted);
-                        past.completed() && ended_before && !self.covered(past)
+                        let covered = self.covered(past);
+                        past.file == file && past.completed() && ended_before && !covered
                     })
                     .collect();
                 for (past, marked) in self.past.iter_mut().zip(marked) {
@@ -305,8 +333,9 @@ impl Life {
     /// Whether it is durable.
     fn covered(&self, past: &Past) -> bool {
         let through = matches!(past.op, Op::Write { through: true, .. });
-        let flushed =
-            self.past.iter().any(|flush| flush.is_flush() && flush.well && past.before(flush));
+        let flushed = self.past.iter().any(|flush| {
+            flush.is_flush() && flush.file == past.file && flush.well && past.before(flush)
+        });
         past.completed() && (through || flushed)
     }
 
@@ -354,12 +383,41 @@ impl Life {
             .all(|past| self.covered(past))
     }
 
-    /// Every length that some subset of the changes, in some order that real time allows, leads to.
-    fn lengths(&self, must: impl Fn(&Past) -> bool, may: impl Fn(&Past) -> bool) -> BTreeSet<u32> {
+    /// The file of which an operation is.
+    fn file_of(&self, op: Op) -> File {
+        match op {
+            Op::Write { first, .. } | Op::Zeroes { first, .. } | Op::Discard { first, .. } => {
+                let second = self.lens.1.is_some() && first >= SECOND;
+                if second { File::Second } else { File::First }
+            }
+            Op::SetLen(file, _) | Op::Flush(file) => file,
+        }
+    }
+
+    /// Every combination of a length of the one file and one of the other, if there is one.
+    fn both(&self, lengths: impl Fn(&Self, File) -> BTreeSet<u32>) -> BTreeSet<Lens> {
+        let seconds: Vec<Option<u32>> = match self.lens.1 {
+            None => vec![None],
+            Some(_) => lengths(self, File::Second).into_iter().map(Some).collect(),
+        };
+        let firsts = lengths(self, File::First);
+        firsts
+            .iter()
+            .flat_map(|&first| seconds.iter().map(move |&second| (first, second)))
+            .collect()
+    }
+
+    /// Every length of a file that some subset of its changes, in some order that real time allows, leads to.
+    fn lengths(
+        &self,
+        file: File,
+        must: impl Fn(&Past) -> bool,
+        may: impl Fn(&Past) -> bool,
+    ) -> BTreeSet<u32> {
         let (must, may): (Vec<&Past>, Vec<&Past>) = self
             .past
             .iter()
-            .filter(|past| past.changes_length() && (must(past) || may(past)))
+            .filter(|past| past.file == file && past.changes_length() && (must(past) || may(past)))
             .partition(|past| must(past));
         let mut found = BTreeSet::new();
         for subset in 0..1u32 << may.len() {
@@ -367,31 +425,41 @@ impl Life {
             chosen.extend(
                 may.iter().enumerate().filter(|(n, _)| subset >> n & 1 == 1).map(|(_, p)| p),
             );
-            in_every_order(&chosen, self.len, &mut found);
+            let len = if file.is_first() { Some(self.lens.0) } else { self.lens.1 };
+            in_every_order(&chosen, len.expect("a file that there is"), &mut found);
         }
         found
     }
 
-    fn visible_lengths(&self) -> BTreeSet<u32> {
-        self.lengths(Past::completed, |_| true)
+    fn visible_lengths(&self, file: File) -> BTreeSet<u32> {
+        self.lengths(file, Past::completed, |_| true)
     }
 
-    fn crash_states(&self, profile: Profile) -> BTreeSet<([u8; UNITS as usize], u32)> {
+    fn crash_states(&self, profile: Profile) -> BTreeSet<([u8; UNITS as usize], Lens)> {
         let mut states = BTreeSet::new();
-        let mut add = |per_unit: &[Vec<u8>], lengths: &BTreeSet<u32>| {
+        let mut add = |per_unit: &[Vec<u8>], lengths: &BTreeSet<Lens>| {
             for units in product(per_unit) {
-                for &len in lengths {
+                for &(first, second) in lengths {
                     let mut state = [ZERO; UNITS as usize];
-                    let kept = (len as usize).min(state.len());
-                    state[..kept].copy_from_slice(&units[..kept]);
-                    states.insert((state, len));
+                    for (unit, &value) in (0..).zip(&units) {
+                        let kept = match second {
+                            Some(second) if unit >= SECOND => unit - SECOND < second,
+                            _ => unit < first,
+                        };
+                        if kept {
+                            state[unit as usize] = value;
+                        }
+                    }
+                    states.insert((state, (first, second)));
                 }
             }
         };
         if matches!(profile, Profile::Torn | Profile::TornLength) {
             let lengths = match profile {
-                Profile::Torn => self.visible_lengths(),
-                _ => self.lengths(|past| self.covered(past), |_| true),
+                Profile::Torn => self.both(Self::visible_lengths),
+                _ => {
+                    self.both(|life, file| life.lengths(file, |past| life.covered(past), |_| true))
+                }
             };
             let per_unit: Vec<Vec<u8>> = (0..UNITS).map(|unit| self.allowed(unit)).collect();
             add(&per_unit, &lengths);
@@ -411,7 +479,9 @@ impl Life {
             }
             let has_landed =
                 |past: &Past| landed.iter().any(|&at| std::ptr::eq(&self.past[at], past));
-            let lengths = self.lengths(|past| past.completed() || has_landed(past), |_| false);
+            let lengths = self.both(|life, file| {
+                life.lengths(file, |past| past.completed() || has_landed(past), |_| false)
+            });
             let per_unit: Vec<Vec<u8>> =
                 (0..UNITS).map(|unit| self.surviving(unit, has_landed, has_landed)).collect();
             add(&per_unit, &lengths);
@@ -435,41 +505,38 @@ impl Life {
             Profile::Kill => completed.iter().all(|&at| lands(at)),
             Profile::Prefix => {
                 let lost: Vec<usize> = completed.iter().copied().filter(|&at| !lands(at)).collect();
-                let through = |past: &Past| matches!(past.op, Op::Write { through: true, .. });
                 let ended = |at: usize| self.past[at].ended;
-                // What landed is a prefix: nothing landed that completed after something lost.
+                // What landed is a prefix: nothing landed, or is durable by a sync of whichever file, that completed
+                // after something lost.
                 let in_order = lost.iter().all(|&gone| {
                     completed.iter().all(|&at| !lands(at) || ended(at) < ended(gone))
                         && self.past.iter().all(|past| {
-                            !(through(past) && past.completed()) || past.ended < ended(gone)
+                            !(past.acts() && self.covered(past)) || past.ended < ended(gone)
                         })
                 });
                 in_order && (lost.is_empty() || free.iter().all(|&at| !lands(at)))
             }
-            Profile::Epoch => {
-                let finished = self
-                    .past
-                    .iter()
-                    .filter(|past| past.is_flush() && past.well && past.ended.is_some());
+            // Each file by itself.
+            Profile::Epoch => File::BOTH.into_iter().all(|file| {
+                let of_file = |&&at: &&usize| self.past[at].file == file;
+                let flushes = || self.past.iter().filter(|p| p.is_flush() && p.file == file);
+                let finished = flushes().filter(|past| past.well && past.ended.is_some());
                 let latest = finished.map(|past| past.submitted).max().unwrap_or(0);
-                let mut barriers: Vec<usize> = self
-                    .past
-                    .iter()
-                    .filter(|past| {
-                        past.is_flush() && past.ended.is_none() && past.submitted > latest
-                    })
+                let mut barriers: Vec<usize> = flushes()
+                    .filter(|past| past.ended.is_none() && past.submitted > latest)
                     .map(|past| past.submitted)
                     .collect();
                 barriers.insert(0, 0);
                 (0..barriers.len()).any(|reached| {
                     let next = barriers.get(reached + 1).copied().unwrap_or(usize::MAX);
-                    completed.iter().all(|&at| {
+                    completed.iter().filter(of_file).all(|&at| {
                         lands(at) || self.past[at].ended.is_some_and(|end| end >= barriers[reached])
                     }) && landed
                         .iter()
+                        .filter(of_file)
                         .all(|&at| self.covered(&self.past[at]) || self.past[at].submitted < next)
                 })
-            }
+            }),
             Profile::Cache | Profile::Torn | Profile::TornLength => true,
         }
     }
@@ -485,14 +552,21 @@ fn in_every_order(left: &[&Past], len: u32, found: &mut BTreeSet<u32>) {
             continue;
         }
         let len = match left[at].op {
-            Op::Write { first, count, .. } | Op::Zeroes { first, count } => len.max(first + count),
-            Op::SetLen(len) => len,
-            Op::Discard { .. } | Op::Flush => len,
+            Op::Write { first, count, .. } | Op::Zeroes { first, count } => {
+                len.max(first + count - start_of(left[at].file))
+            }
+            Op::SetLen(_, len) => len,
+            Op::Discard { .. } | Op::Flush(_) => len,
         };
         let mut rest = left.to_vec();
         rest.remove(at);
         in_every_order(&rest, len, found);
     }
+}
+
+/// The unit at which a file begins.
+fn start_of(file: File) -> u32 {
+    if file.is_first() { 0 } else { SECOND }
 }
 
 fn product(per_unit: &[Vec<u8>]) -> Vec<Vec<u8>> {

@@ -4,6 +4,7 @@
 //!   W(ab)   cached write of units a and b      T(a)   write-through         Z(a)  zeroes       D(a)  discard
 //!   L3      set_len to 3 units                 F      flush                 R(a)  read         N     read the length
 //!   crash   power cut     S     settle         /      only sets operations apart
+//!   l1 f n  length, flush, read of the length of a second file, if there is one: units c and d are its first two
 //!
 //!   X!  fails with EIO     W(ab)!1  fails with ENOSPC after one unit     F!retry F!clean F!sticky  failing flush
 //!   X!late  fails with EIO and may land until it is settled              T(a)!retry ...  failing in its sync
@@ -14,19 +15,21 @@
 //!
 //! The n-th data write writes the value n to each of its units. An outcome shows what was read and, after a bar, every
 //! unit up to the length of the file: `.` zero, `o` what was there at first, a digit the write that it came from.
-//! `E` among the reads is a flush or write-through that failed because an earlier sync had failed for good.
+//! A second file follows after a `,`. `E` among the reads is a flush or write-through that failed because an earlier sync had failed for good.
 
 use std::collections::BTreeSet;
 
 use faultfs::Defect;
 use faultfs::chooser::{Always, Chooser, Exhaustive};
-use faultfs::disk::{FlushId, Landing, PossibleDisk, WriteId};
+use faultfs::disk::{File, FlushId, Landing, PossibleDisk, WriteId};
 use faultfs::profile::{DiscardMode, FlushFailure, Profile};
 use faultfs::values::{Key, Values};
 use storage::{Durability, UNIT};
 
 /// Units that a program may touch.
 pub(crate) const UNITS: u32 = 4;
+/// The first unit of a second file.
+pub(crate) const SECOND: u32 = 2;
 pub(crate) const OLD: u8 = b'o';
 pub(crate) const ZERO: u8 = b'.';
 
@@ -35,8 +38,8 @@ pub(crate) enum Op {
     Write { first: u32, count: u32, through: bool, value: u8 },
     Zeroes { first: u32, count: u32 },
     Discard { first: u32, count: u32 },
-    SetLen(u32),
-    Flush,
+    SetLen(File, u32),
+    Flush(File),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +60,7 @@ pub(crate) enum Event {
     /// Nobody waits for its end any more.
     Drop(usize, Ending),
     Read(u32),
-    Len,
+    Len(File),
     Settle,
     Crash,
 }
@@ -66,6 +69,8 @@ pub(crate) enum Event {
 pub(crate) struct Program {
     /// Length of the file at first; all these units hold `OLD`.
     pub(crate) len: u32,
+    /// That of the second file, if there is one.
+    pub(crate) second: Option<u32>,
     pub(crate) discard: DiscardMode,
     pub(crate) events: Vec<Event>,
 }
@@ -82,6 +87,8 @@ impl Program {
                 Some(at) => token.split_at(at),
                 None => (token, ""),
             };
+            let file =
+                if head.as_bytes()[0].is_ascii_lowercase() { File::Second } else { File::First };
             let range = |text: &str| {
                 let (first, last) =
                     (text.as_bytes()[2] - b'a', text.as_bytes()[text.len() - 2] - b'a');
@@ -95,14 +102,14 @@ impl Program {
                 }
                 b'Z' => Op::Zeroes { first: range(head).0, count: range(head).1 },
                 b'D' => Op::Discard { first: range(head).0, count: range(head).1 },
-                b'L' => Op::SetLen(u32::from(head.as_bytes()[1] - b'0')),
-                b'F' => Op::Flush,
+                b'L' | b'l' => Op::SetLen(file, u32::from(head.as_bytes()[1] - b'0')),
+                b'F' | b'f' => Op::Flush(file),
                 b'R' => {
                     events.push(Event::Read(range(head).0));
                     continue;
                 }
-                b'N' => {
-                    events.push(Event::Len);
+                b'N' | b'n' => {
+                    events.push(Event::Len(file));
                     continue;
                 }
                 b'S' => {
@@ -135,7 +142,12 @@ impl Program {
             }
             submitted += 1;
         }
-        Some(Self { len, discard: DiscardMode::default(), events })
+        Some(Self { len, second: None, discard: DiscardMode::default(), events })
+    }
+
+    /// The same with a second file of `len` units, if any. The first one has room for two.
+    pub(crate) fn with_second(self, len: Option<u32>) -> Self {
+        Self { second: len, ..self }
     }
 
     /// The same on a device with another discard.
@@ -185,6 +197,13 @@ impl Program {
     pub(crate) fn disk(&self, keys: &Keys) -> PossibleDisk {
         let old = vec![OLD; self.len as usize * UNIT];
         let disk = PossibleDisk::from_extents(&keys.values, old.len() as u64, [(0, &old[..])]);
+        let disk = match self.second {
+            None => disk,
+            Some(len) => {
+                let old = vec![OLD; len as usize * UNIT];
+                disk.with_second_extents(SECOND, old.len() as u64, [(0, &old[..])])
+            }
+        };
         disk.with_discard(self.discard)
     }
 
@@ -208,7 +227,7 @@ impl Program {
                 }
                 Event::Drop(..) => unreachable!("the disk knows no futures"),
                 Event::Read(unit) => reads.push(keys.name(disk.read(unit, chooser))),
-                Event::Len => reads.push_str(&disk.len(chooser).to_string()),
+                Event::Len(file) => reads.push_str(&disk.len_of(file, chooser).to_string()),
                 Event::Settle => disk.settle(),
                 Event::Crash => disk.crash_in_place(profile, chooser),
             }
@@ -238,18 +257,22 @@ pub(crate) fn look(
     chooser: &mut impl Chooser,
 ) -> String {
     let mut units = [ZERO; UNITS as usize];
-    let mut len = 0;
+    let lengths = |disk: &mut PossibleDisk, chooser: &mut _| {
+        let second = disk.second().map(|_| disk.len_of(File::Second, chooser));
+        (disk.len(chooser), second)
+    };
+    let mut lens = (0, None);
     if order == Order::LengthFirst {
-        len = disk.len(chooser);
+        lens = lengths(disk, chooser);
     }
     for at in 0..UNITS {
         let unit = if order == Order::LengthFirst { at } else { UNITS - 1 - at };
         units[unit as usize] = keys.name(disk.read(unit, chooser)) as u8;
     }
     if order == Order::UnitsFirst {
-        len = disk.len(chooser);
+        lens = lengths(disk, chooser);
     }
-    finish(reads, &units, len)
+    finish(reads, &units, lens)
 }
 
 /// A value store with one value for each name.
@@ -290,14 +313,24 @@ pub(crate) enum Order {
     UnitsFirst,
 }
 
-/// What was read, then the file; bytes beyond its end that are not zero are shown after a `!`.
-pub(crate) fn finish(mut reads: String, units: &[u8], len: u32) -> String {
-    let (file, beyond) = units.split_at((len as usize).min(units.len()));
-    reads.push('|');
-    reads.extend(file.iter().map(|&unit| char::from(unit)));
-    if beyond.iter().any(|&unit| unit != ZERO) {
-        reads.push('!');
-        reads.extend(beyond.iter().map(|&unit| char::from(unit)));
+/// What was read, then the files; bytes beyond the end of one that are not zero are shown after a `!`.
+pub(crate) fn finish(mut reads: String, units: &[u8], lens: (u32, Option<u32>)) -> String {
+    let mut show = |separator: char, units: &[u8], len: u32| {
+        let (file, beyond) = units.split_at((len as usize).min(units.len()));
+        reads.push(separator);
+        reads.extend(file.iter().map(|&unit| char::from(unit)));
+        if beyond.iter().any(|&unit| unit != ZERO) {
+            reads.push('!');
+            reads.extend(beyond.iter().map(|&unit| char::from(unit)));
+        }
+    };
+    match lens {
+        (len, None) => show('|', units, len),
+        (len, Some(second)) => {
+            let (first_file, second_file) = units.split_at(SECOND as usize);
+            show('|', first_file, len);
+            show(',', second_file, second);
+        }
     }
     reads
 }
@@ -338,8 +371,8 @@ fn submit(disk: &mut PossibleDisk, op: Op, keys: &Keys, chooser: &mut impl Choos
         }
         Op::Zeroes { first, count } => disk.submit_zeroes(first, count, chooser),
         Op::Discard { first, count } => disk.submit_discard(first, count, chooser),
-        Op::SetLen(len) => disk.submit_set_len(len, chooser),
-        Op::Flush => return Id::Flush(disk.submit_flush()),
+        Op::SetLen(file, len) => disk.submit_set_len_of(file, len, chooser),
+        Op::Flush(file) => return Id::Flush(disk.submit_flush_of(file)),
     })
 }
 
@@ -367,4 +400,15 @@ fn a_run_without_choices_is_the_plain_disk() {
     let chooser = &mut Always(0);
     let (mut disk, reads) = program.run(program.disk(&keys), &keys, Profile::TornLength, chooser);
     assert_eq!(look(&mut disk, reads, &keys, Order::LengthFirst, chooser), "13|1233");
+}
+
+#[test]
+fn a_run_on_two_files_is_the_plain_disk() {
+    let program = Program::parse(2, "W(a) W(cd) R(d) l3 n N F f L1 W(b) crash").unwrap();
+    let keys = Keys::new();
+    let chooser = &mut Always(0);
+    let disk = program.with_second(Some(1));
+    let (mut disk, reads) = disk.run(disk.disk(&keys), &keys, Profile::TornLength, chooser);
+    assert_eq!(look(&mut disk, reads, &keys, Order::LengthFirst, chooser), "232|13,22");
+    assert_eq!(disk.image_of(File::Second, chooser).len(), 3 * UNIT);
 }

@@ -8,25 +8,38 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use faultfs::Defect;
 use faultfs::chooser::{Exhaustive, Random};
-use faultfs::disk::PossibleDisk;
+use faultfs::disk::{File, PossibleDisk};
 use faultfs::profile::Profile;
 use faultfs::rng::Rng;
 use faultfs::values::Key;
 
-use super::brute::random_program;
+use super::brute::{parse, random_program};
 use super::naive;
 use super::program::{Keys, Order, Program, UNITS, explore, look};
 
-type Sets = (Vec<BTreeSet<Key>>, BTreeSet<u32>);
+/// Of each unit and of each file.
+type Sets = (Vec<BTreeSet<Key>>, Vec<BTreeSet<u32>>);
+
+fn files(disk: &PossibleDisk) -> impl Iterator<Item = File> {
+    [File::First].into_iter().chain(disk.second().map(|_| File::Second))
+}
+
+fn each_file(disk: &PossibleDisk, lengths: impl Fn(File) -> Vec<u32>) -> Vec<Vec<u32>> {
+    files(disk).map(lengths).collect()
+}
 
 /// Values of each unit and lengths over all explorations of `look`.
 fn explored(disk: &PossibleDisk, prepare: impl Fn(&mut PossibleDisk, &mut Exhaustive)) -> Sets {
-    let mut lengths = BTreeSet::new();
-    explore(|chooser| {
-        let mut fork = disk.clone();
-        prepare(&mut fork, chooser);
-        lengths.insert(fork.len(chooser));
+    let lengths = files(disk).map(|file| {
+        let mut lengths = BTreeSet::new();
+        explore(|chooser| {
+            let mut fork = disk.clone();
+            prepare(&mut fork, chooser);
+            lengths.insert(fork.len_of(file, chooser));
+        });
+        lengths
     });
+    let lengths = lengths.collect();
     let units = (0..UNITS).map(|unit| {
         let mut values = BTreeSet::new();
         explore(|chooser| {
@@ -39,7 +52,7 @@ fn explored(disk: &PossibleDisk, prepare: impl Fn(&mut PossibleDisk, &mut Exhaus
     (units.collect(), lengths)
 }
 
-fn viewed(view: impl Fn(u32, &mut Vec<Key>), lengths: Vec<u32>) -> Sets {
+fn viewed(view: impl Fn(u32, &mut Vec<Key>), lengths: Vec<Vec<u32>>) -> Sets {
     let units = (0..UNITS).map(|unit| {
         let mut keys = Vec::new();
         view(unit, &mut keys);
@@ -47,20 +60,21 @@ fn viewed(view: impl Fn(u32, &mut Vec<Key>), lengths: Vec<u32>) -> Sets {
         assert_eq!(set.len(), keys.len(), "a value is listed twice");
         set
     });
-    (units.collect(), lengths.into_iter().collect())
+    let lengths = lengths.into_iter().map(|lengths| lengths.into_iter().collect());
+    (units.collect(), lengths.collect())
 }
 
 /// Calls `check` with every disk that `program` passes through under `profile`.
 fn at_every_event(
     text: &str,
-    len: u32,
+    lens: (u32, Option<u32>),
     keys: &Keys,
     profile: Profile,
     mut check: impl FnMut(&PossibleDisk),
 ) {
     // Where the rules leave the meaning of an overlap open there is nothing to compare with.
     let specified = |program: &Program| naive::outcomes(program, Profile::Kill).is_ok();
-    let Some(program) = Program::parse(len, text).filter(specified) else { return };
+    let Some(program) = parse(lens, text).filter(specified) else { return };
     for events in 0..=program.events.len() {
         let start = Program { events: program.events[..events].to_vec(), ..program.clone() };
         explore(|chooser| check(&start.run(program.disk(keys), keys, profile, chooser).0));
@@ -73,19 +87,24 @@ fn peeking_is_exploring() {
     let keys = Keys::new();
     let mut open = 0;
     for _ in 0..1500 {
-        let (len, text) = random_program(&mut rng, 5);
+        let (lens, text) = random_program(&mut rng, 5);
         for profile in [Profile::Epoch, Profile::Cache, Profile::TornLength] {
-            at_every_event(&text, len, &keys, profile, |disk| {
+            at_every_event(&text, lens, &keys, profile, |disk| {
                 if profile == Profile::Cache && disk.length_is_open() {
                     // Here the length and the units hang on the same writes: decided, everything is exact again.
                     return;
                 }
-                let visible = viewed(|unit, keys| disk.visible(unit, keys), disk.visible_lengths());
+                let visible = viewed(
+                    |unit, keys| disk.visible(unit, keys),
+                    each_file(disk, |file| disk.visible_lengths_of(file)),
+                );
                 assert_eq!(visible, explored(disk, |_, _| {}), "{text} ({profile}): a read");
 
                 // What the medium holds is only cut off when a length is chosen, so the sets are compared by unit.
-                let (peeked, lengths) =
-                    viewed(|unit, keys| disk.peek(unit, keys), disk.possible_lengths());
+                let (peeked, lengths) = viewed(
+                    |unit, keys| disk.peek(unit, keys),
+                    each_file(disk, |file| disk.possible_lengths_of(file)),
+                );
                 let crash = |fork: &mut PossibleDisk, chooser: &mut _| {
                     fork.crash_in_place(Profile::TornLength, chooser);
                 };
@@ -94,10 +113,14 @@ fn peeking_is_exploring() {
                     lengths, crashed_lengths,
                     "{text} ({profile}): the length after a crash"
                 );
-                let shortest = lengths.first().copied().unwrap_or(0);
+                let shortest = |file: usize| lengths[file].first().copied().unwrap_or(0);
                 for unit in 0..UNITS {
                     let mut peeked = peeked[unit as usize].clone();
-                    if unit >= shortest {
+                    let cut = match disk.second() {
+                        Some(start) if unit >= start => unit - start >= shortest(1),
+                        _ => unit >= shortest(0),
+                    };
+                    if cut {
                         peeked.insert(Key::ZERO);
                     }
                     assert_eq!(peeked, crashed[unit as usize], "{text} ({profile}): unit {unit}");
@@ -128,9 +151,12 @@ fn hashes_tell_disks_apart_by_what_they_may_do() {
     let mut by_state: BTreeMap<u64, Vec<BTreeSet<String>>> = BTreeMap::new();
     let mut met_again = 0;
     for _ in 0..1500 {
-        let (len, text) = random_program(&mut rng, 4);
-        at_every_event(&text, len, &keys, Profile::Cache, |disk| {
-            let sets = viewed(|unit, keys| disk.peek(unit, keys), disk.possible_lengths());
+        let (lens, text) = random_program(&mut rng, 4);
+        at_every_event(&text, lens, &keys, Profile::Cache, |disk| {
+            let sets = viewed(
+                |unit, keys| disk.peek(unit, keys),
+                each_file(disk, |file| disk.possible_lengths_of(file)),
+            );
             if !disk.length_is_open() {
                 let hash = disk.allowed_hash();
                 assert_eq!(by_allowed.entry(hash).or_insert_with(|| sets.clone()), &sets, "{text}");
@@ -178,8 +204,8 @@ pub(crate) fn changes(defect: Option<Defect>, told: &mut u32) -> Option<String> 
     let mut rng = Rng::new(4);
     let keys = Keys::new();
     for _ in 0..3000 {
-        let (len, text) = random_program(&mut rng, 5);
-        let Some(program) = Program::parse(len, &text) else { continue };
+        let (lens, text) = random_program(&mut rng, 5);
+        let Some(program) = parse(lens, &text) else { continue };
         let random = Random::new(rng.next_u64());
         let mut before: Option<(PossibleDisk, Sets)> = None;
         for at in 0..=program.events.len() {
@@ -192,7 +218,10 @@ pub(crate) fn changes(defect: Option<Defect>, told: &mut u32) -> Option<String> 
                 Profile::Cache,
                 &mut same,
             );
-            let now = viewed(|unit, keys| disk.peek(unit, keys), disk.possible_lengths());
+            let now = viewed(
+                |unit, keys| disk.peek(unit, keys),
+                each_file(&disk, |file| disk.possible_lengths_of(file)),
+            );
             if let Some((earlier, sets)) = before
                 && let Some(ranges) = disk.changed_since(earlier.mark())
             {
