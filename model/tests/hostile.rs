@@ -59,6 +59,7 @@ proptest! {
             below: None,
             extended_l2: bits == 14,
             compression: Compression::Deflate,
+            data_file: None,
         };
         let built = build(&geometry, initial).unwrap();
         let mut evidence = built.evidence();
@@ -139,6 +140,7 @@ fn a_table_that_everything_points_to_is_walked_once() {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut disk = built.evidence();
@@ -169,6 +171,7 @@ fn a_file_of_too_many_clusters_is_refused() {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let built = build(&geometry, Initial::Fresh).unwrap();
     struct Long(BytesEvidence, u64);

@@ -25,6 +25,7 @@ fn geometry(cluster_bits: u32, refcount_order: u32, virtual_size: u64) -> Geomet
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) const KIB: Geometry = Geometry {
     below: None,
     extended_l2: false,
     compression: Compression::Deflate,
+    data_file: None,
 };
 
 /// An image under the knife. With 1 KiB clusters: header 0, refcount table 1, its only block 2, L1 3, then `Fragmented` puts
