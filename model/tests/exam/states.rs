@@ -19,12 +19,20 @@ use crate::patient::{KIB, Patient, STAGES};
 use crate::{Outcome, expect};
 
 /// A disk of which some units may hold other values than the one that they would resolve to.
-struct Open {
-    disk: BytesEvidence,
-    others: BTreeMap<u64, Vec<ValueKey>>,
+pub(crate) struct Open {
+    pub(crate) disk: BytesEvidence,
+    pub(crate) others: BTreeMap<u64, Vec<ValueKey>>,
 }
 
 impl Evidence for Open {
+    fn data_file(&self) -> Option<u64> {
+        self.disk.data_file()
+    }
+
+    fn data_len(&mut self) -> u64 {
+        self.disk.data_len()
+    }
+
     fn len(&mut self) -> u64 {
         self.disk.len()
     }
