@@ -115,6 +115,9 @@ pub(crate) fn raw_view(mistake: Mistake) -> Outcome {
             expect("seen in the file only", found, vec![("raw-view", in_data(unit))])?;
             let found = kinds(judge.state(&mut spoilt.disk, &guest, None));
             expect("its property", found, vec![(Property::P2, "raw-view")])?;
+            let mut known = Open { disk: spoilt.disk, others: BTreeMap::new() };
+            let found = told(&mut judge, &mut known, &guest);
+            expect("seen though it is decided", found, vec![("raw-view", in_data(unit))])?;
         }
         let end = geometry.virtual_size;
         patient.disk.set_data_len(end + 1024);

@@ -47,6 +47,20 @@ impl Evidence for Open {
         self.disk.peek(unit, visit);
     }
 
+    fn zero_run(&self, unit: u64, most: u64) -> u64 {
+        self.decided(unit, most).take_while(|key| *key == ZERO).count() as u64
+    }
+
+    fn decided(&self, unit: u64, most: u64) -> impl Iterator<Item = ValueKey> {
+        let known =
+            (unit..unit.saturating_add(most)).take_while(|unit| !self.others.contains_key(unit));
+        known.map(|unit| {
+            let mut only = ZERO;
+            self.disk.peek(unit, |key| only = key);
+            only
+        })
+    }
+
     fn bytes(&self, key: ValueKey) -> &Unit {
         self.disk.bytes(key)
     }
