@@ -653,10 +653,11 @@ impl Judge {
                 next += 1;
                 if zeroes {
                     // Zeroes on both sides: that they are allowed was asked already.
-                    let decided = evidence.decided(at, rest);
-                    let run = evidence
-                        .zero_run(at, rest)
-                        .max(decided.take_while(|key| *key == ValueKey::ZERO).count() as u64);
+                    let known = |key: &ValueKey| *key == ValueKey::ZERO;
+                    let run = match evidence.zero_run(at, rest) {
+                        0 => evidence.decided(at, rest).take_while(known).count() as u64,
+                        run => run,
+                    };
                     if run > 0 {
                         next = unit + run;
                         continue;

@@ -125,6 +125,24 @@ pub(crate) fn raw_view(mistake: Mistake) -> Outcome {
         expect("behind the disk", told(&mut judge, &mut patient.disk, &guest), vec![])?;
     }
 
+    // Guest cluster 1 is read from the place of 30, and its own holds zeroes, which are allowed.
+    let mut patient = Patient::of(&RAW, Initial::Fragmented);
+    let guest = patient.guest(mistake);
+    patient.set_l2(1, 30 << 10 | COPIED);
+    let elsewhere = |unit| Place::Guest { unit, host: Some(START + (58 + unit) * UNIT as u64) };
+    let mut wanted = vec![("data-file-offset", None)];
+    wanted.extend([2, 3].map(|unit| ("other-unit", Some(elsewhere(unit)))));
+    wanted.extend([2, 3].map(|unit| ("views-differ", Some(in_data(unit)))));
+    let guest_places = |found: Vec<(&'static str, Place)>| -> Vec<_> {
+        let place = |place| Some(place).filter(|place| matches!(place, Place::Guest { .. }));
+        found.into_iter().map(|(kind, at)| (kind, place(at))).collect()
+    };
+    let found = guest_places(told(&mut judge, &mut patient.disk, &guest));
+    expect("read elsewhere", found, wanted.clone())?;
+    let mut known = Open { disk: patient.disk, others: BTreeMap::new() };
+    let found = guest_places(told(&mut judge, &mut known, &guest));
+    expect("read elsewhere, and decided", found, wanted)?;
+
     // Guest cluster 30, units 60 and 61, is zeroed, and its entry says so.
     let mut patient = Patient::of(&RAW, Initial::Fragmented);
     let mut guest = patient.guest(mistake);
@@ -247,6 +265,7 @@ pub(crate) fn data_file_named(mistake: Mistake) -> Outcome {
     let stories: Vec<_> = found.iter().map(|violation| violation.to_string()).collect();
     let wanted = "P10 data-file: image\n  its data file is none, not Plain Some(\"data.raw\")";
     expect("no data file any more", stories, vec![wanted.to_owned()])?;
+    expect("and no name", judge.auditor().image().data_name(), None)?;
     let guest = Guest::new(&[ZERO; 128], crate::guest::PROMISES).with_mistake(mistake);
     patient.put_u64(72, 4);
     let found = kinds(judge.state(&mut patient.disk, &guest, Some(Stage::Closed)));
@@ -268,8 +287,11 @@ fn units_of_a_data_file_are_named_and_mapped() {
     let names = ["data[0]#0", "data[1]#1", "data[64]#0", "beyond-end", "beyond-end"];
     assert_eq!(offsets.map(label), names);
     assert_eq!(image.label(START - 1).to_string(), "beyond-end");
-    let (region, units) = image.region(DATA_FIRST + 3);
-    assert_eq!((region.to_string().as_str(), units), ("data[1]", DATA_FIRST + 3..DATA_FIRST + 4));
+    for unit in [2, 3] {
+        let (region, units) = image.region(DATA_FIRST + unit);
+        let wanted = DATA_FIRST + unit..DATA_FIRST + 4;
+        assert_eq!((region.to_string().as_str(), units), ("data[1]", wanted));
+    }
     let cluster = |cluster: u64| {
         let guest = cluster * 1024;
         Extent { guest, length: 1024, to: image.mapping(cluster) }

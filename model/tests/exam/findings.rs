@@ -177,6 +177,15 @@ const DAMAGES: &[Damage] = &[
         },
         &[("header", NOWHERE)],
     ),
+    (
+        "a promise of raw data without a data file, over a layer",
+        |p| {
+            p.put_u64(8, 512);
+            p.disk.patch(16, &9u32.to_be_bytes());
+            p.put_u64(88, 2);
+        },
+        &[],
+    ),
     ("a name's length without a name", |p| p.disk.patch(16, &u32::MAX.to_be_bytes()), &[]),
     ("a name's place without a name", |p| p.put_u64(8, 512), &[]),
     ("snapshots", |p| p.disk.patch(60, &1u32.to_be_bytes()), &[("unsupported", NOWHERE)]),
