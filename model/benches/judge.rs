@@ -24,6 +24,7 @@ fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence,
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let built = build(&geometry, initial).expect("the geometry allows it");
     let mut evidence = built.evidence();

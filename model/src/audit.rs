@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The invariant: every reference in the image is counted once, every refcount that is not 0 is compared, and so is COPIED in
-//! every entry that can carry it. The auditor states facts; [`Finding::violates`] says when they are violations.
+//! every entry that can carry it. What is in a data file is counted by nothing, and no reference. The auditor states facts; [`Finding::violates`] says when they are violations.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -216,6 +216,8 @@ fn overlooked(finding: &Finding, mistake: Mistake) -> bool {
             | (Mistake::MisalignedIgnored, Finding::Misaligned { .. })
             | (Mistake::ReservedBitsIgnored, Finding::ReservedBits { .. })
             | (Mistake::InvalidSubclustersIgnored, Finding::InvalidSubclusters { .. })
+            | (Mistake::DataFileOffsetIgnored, Finding::DataFileOffset { .. })
+            | (Mistake::DataFileShortIgnored, Finding::DataFileShort { .. })
             | (Mistake::HeaderFieldIgnored, Finding::Header { .. })
             | (Mistake::UnsupportedIgnored, Finding::Unsupported { .. })
     )

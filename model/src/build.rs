@@ -9,6 +9,9 @@
 //!   header | refcount table | refcount block  | L1 | L2 tables, data, holes with stale bytes, bitmaps
 //! ```
 //!
+//! With a data file what a guest cluster holds lies there, at the offset that the guest has; the image has none of its data. A plain one
+//! has stale bytes where the image maps nothing or zeroes, and a raw one has zeroes there.
+//!
 //! Two kinds that fill refcount structures up fill them with a long L1 table: entries past the disk's end are legal, so
 //! nothing leaks, and zeroes cost a sparse file nothing. An L1 table ends at 32 MiB, which sets the limit of what is feasible.
 //! Whoever opens such an image reads a long table, so prefer small clusters and wide refcounts there. A third fills them with
@@ -19,14 +22,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use ruzstd::encoding::CompressionLevel;
 use serde::{Deserialize, Serialize};
 
-use crate::evidence::{BytesEvidence, ValueKey, Values};
+use crate::evidence::{BytesEvidence, DATA_FIRST, ValueKey, Values};
 use crate::image::{
-    ALL_ALLOCATED, ALL_ZERO, AUTOCLEAR_BITMAPS, BITMAPS_BYTES, COPIED, EXTENSION_BITMAPS,
-    EXTENSION_LAYER_FORMAT, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2,
-    MAX_L1_BYTES, compressed_entry,
+    ALL_ALLOCATED, ALL_ZERO, AUTOCLEAR_BITMAPS, AUTOCLEAR_RAW_DATA, BITMAPS_BYTES, COPIED,
+    EXTENSION_BITMAPS, EXTENSION_DATA_NAME, EXTENSION_LAYER_FORMAT, INCOMPATIBLE_COMPRESSION,
+    INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2, MAX_L1_BYTES,
+    compressed_entry,
 };
-use crate::op::{Compression, Geometry};
-use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value, ZEROES};
+use crate::op::{Compression, DataFile, Geometry};
+use crate::payload::{self, DATA_NAME, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value, ZEROES};
 
 /// What a life starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -43,7 +47,7 @@ pub enum Initial {
     /// cluster is mapped: growing past what its last entry covers needs a new L1 table.
     L1AboutToGrow,
     /// Leaked clusters, and mapped ones whose refcount is 2 though nothing else refers to them, without COPIED: writing
-    /// there must copy. (With 1-bit refcounts only the former.)
+    /// there must copy. (With 1-bit refcounts, or a data file, only the former.)
     Leaky,
     /// The dirty bit set: refcounts too low, zero and too high.
     Dirty,
@@ -56,10 +60,11 @@ pub enum Initial {
     Bitmaps,
     /// Some data, and more where no guest sees it: behind the end of the disk in the last cluster, in its L2 table, and in one
     /// more L2 table. The file ends inside the first L2 table. The header (of version 3) has a compatible feature bit that nobody knows.
+    /// A data file is three clusters longer than the disk, with stale bytes there, and nothing is in the one more table.
     Leftovers,
     /// Some data, and more that is compressed: streams that follow each other without a gap, some of them across two host clusters, so that
     /// a cluster has as many as it can count. With refcounts of one bit each has a cluster of its own. At 512-byte clusters, in which no
-    /// data of ours compresses, there is none.
+    /// data of ours compresses, there is none, and none beside a data file.
     Compressed,
     /// As many refcount blocks as one cluster of refcount table refers to, all of whose entries but one are in use: by leaked
     /// clusters, so that nothing else is long.
@@ -128,13 +133,28 @@ pub struct Built {
     pub units: Vec<(u64, Unit)>,
     /// What each guest unit reads as.
     pub guest: Vec<Value>,
+    /// The data file, if the image has one.
+    pub data: Option<BuiltData>,
+}
+
+/// The data file of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuiltData {
+    /// Its length in bytes.
+    pub length: u64,
+    /// Units that are not zero: (unit number in this file, content), ascending.
+    pub units: Vec<(u64, Unit)>,
 }
 
 impl Built {
-    /// The image as evidence, over a fresh store.
+    /// The image, and its data file if it has one, as evidence over a fresh store.
     pub fn evidence(&self) -> BytesEvidence {
         let mut evidence = BytesEvidence::empty(Values::default(), self.length);
         self.units.iter().for_each(|(unit, bytes)| evidence.set(*unit, bytes));
+        if let Some(data) = &self.data {
+            evidence.add_data(data.length);
+            data.units.iter().for_each(|(unit, bytes)| evidence.set(DATA_FIRST + unit, bytes));
+        }
         evidence
     }
 
@@ -147,7 +167,7 @@ impl Built {
         keys.collect()
     }
 
-    /// The whole file.
+    /// The whole file of the image.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.evidence().to_bytes()
     }
@@ -165,6 +185,19 @@ pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible>
         let why = "version 2 has no feature bits".to_owned();
         return Err(Infeasible { initial, why });
     }
+    if geometry.data_file.is_some() && initial == Initial::Compressed {
+        let why = "a data file has no compressed clusters".to_owned();
+        return Err(Infeasible { initial, why });
+    }
+    let built = lay_out(geometry, initial)?;
+    if built.data.is_some() && built.length > DATA_FIRST * UNIT as u64 {
+        let why = format!("beside a data file {} bytes of image are too many", built.length);
+        return Err(Infeasible { initial, why });
+    }
+    Ok(built)
+}
+
+fn lay_out(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible> {
     match initial {
         Initial::Fresh => Ok(Layout::with_room_for(geometry, 0).finish()),
         Initial::RefcountBlockOneShort => nearly_full(geometry, initial, 1),
@@ -224,7 +257,7 @@ fn l1_about_to_grow(geometry: &Geometry) -> Built {
 
 fn leaky(geometry: &Geometry) -> Built {
     let mut layout = Layout::with_room_for(geometry, SOME_DATA);
-    let most = if geometry.refcount_order == 0 { 1 } else { 2 };
+    let most = most_of_data(geometry);
     for guest in some_clusters(geometry, 3) {
         for leaked in [layout.take_cluster(), layout.take_cluster()] {
             layout.fill_with_stale(leaked);
@@ -238,12 +271,18 @@ fn leaky(geometry: &Geometry) -> Built {
     layout.finish()
 }
 
+/// A refcount of a cluster of data that is above its one reference where it can be, and counted at all.
+fn most_of_data(geometry: &Geometry) -> u64 {
+    if geometry.refcount_order == 0 || geometry.data_file.is_some() { 1 } else { 2 }
+}
+
 fn dirty(geometry: &Geometry) -> Built {
     let mut layout = Layout::with_room_for(geometry, SOME_DATA);
-    let most = if geometry.refcount_order == 0 { 1 } else { 2 };
+    let most = most_of_data(geometry);
     for (index, guest) in some_clusters(geometry, 2).enumerate() {
         let host = layout.map_data(guest);
         match index % 3 {
+            _ if geometry.data_file.is_some() => None,
             0 => layout.refcounts.insert(host, 0),
             1 => layout.refcounts.insert(host, most),
             _ => None,
@@ -271,10 +310,15 @@ fn fragmented(geometry: &Geometry) -> Built {
         let mixed = geometry.extended_l2 && index % 8 < 3;
         let zero = if mixed { MIXED & ALL_ZERO } else { ALL_ZERO };
         match index % 4 {
-            1 if geometry.has_features() => layout.set_zero(guest, 0, zero),
+            1 if geometry.has_features() => {
+                layout.set_zero(guest, 0, zero);
+                if geometry.data_file.is_some() {
+                    layout.fill_data_with_stale(guest);
+                }
+            }
             2 if geometry.has_features() => {
-                let host = layout.take_cluster();
-                layout.fill_with_stale(host);
+                let host = layout.host_for(guest);
+                layout.fill_data_with_stale(host);
                 layout.set_zero(guest, (host * geometry.cluster_size()) | COPIED, zero);
             }
             0 if mixed => layout.map_mixed(guest),
@@ -286,6 +330,10 @@ fn fragmented(geometry: &Geometry) -> Built {
             let hole = layout.take_cluster();
             layout.fill_with_stale(hole);
             layout.refcounts.remove(&hole);
+            // The next one is none of the chosen, and mapped nowhere.
+            if geometry.data_file.is_some() {
+                layout.fill_data_with_stale(guest + 1);
+            }
         }
     }
     layout.finish()
@@ -337,15 +385,21 @@ fn leftovers(geometry: &Geometry) -> Built {
     let (clusters, entries) = (geometry.clusters(), geometry.l2_entries());
     let last = clusters.checked_sub(1);
     let next_table = clusters.next_multiple_of(entries);
-    let behind = BTreeSet::from([next_table + 3, next_table, clusters + 2, clusters]);
+    let behind = match geometry.data_file {
+        None => BTreeSet::from([next_table + 3, next_table, clusters + 2, clusters]),
+        Some(_) => BTreeSet::from([clusters + 2, clusters]),
+    };
     let inside = some_clusters(geometry, 3).chain(last).collect::<BTreeSet<_>>();
     // Tables come last, that of the first clusters at the very end.
-    let hosts = layout.take_clusters((behind.len() + inside.len()) as u64);
-    let mapped = behind.into_iter().rev().chain(inside.into_iter().rev());
-    for (guest, host) in mapped.zip(hosts..) {
+    let mapped: Vec<u64> = behind.into_iter().rev().chain(inside.into_iter().rev()).collect();
+    let hosts: Vec<u64> = mapped.iter().map(|guest| layout.host_for(*guest)).collect();
+    if geometry.data_file.is_some() {
+        layout.data_length = (clusters + 3) * geometry.cluster_size();
+    }
+    for (guest, host) in mapped.into_iter().zip(hosts) {
         layout.map_data_at(guest, host);
         if guest >= clusters {
-            layout.fill_with_stale(host);
+            layout.fill_behind_the_end(guest, host);
         }
         if Some(guest) == last {
             layout.fill_behind_the_end(guest, host);
@@ -437,6 +491,9 @@ fn below(geometry: &Geometry, unit: u64) -> Value {
 struct Layout {
     geometry: Geometry,
     units: BTreeMap<u64, Unit>,
+    /// Those of the data file, by their numbers in it.
+    data: BTreeMap<u64, Unit>,
+    data_length: u64,
     refcounts: BTreeMap<u64, u64>,
     blocks: u64,
     next: u64,
@@ -463,6 +520,8 @@ impl Layout {
         let mut layout = Self {
             geometry: *geometry,
             units: BTreeMap::new(),
+            data: BTreeMap::new(),
+            data_length: geometry.virtual_size,
             refcounts: BTreeMap::new(),
             blocks,
             next: 0,
@@ -582,15 +641,28 @@ impl Layout {
 
     /// Maps a guest cluster to a new host cluster, as [`MIXED`] says: with its own data, and stale bytes where that is not seen.
     fn map_mixed(&mut self, guest: u64) {
-        let host = self.take_cluster();
-        self.fill_with_stale(host);
+        let host = self.host_for(guest);
+        self.fill_data_with_stale(host);
         self.set_zero(guest, (host * self.geometry.cluster_size()) | COPIED, MIXED);
         self.put_data(guest, host, MIXED);
     }
 
+    /// A host cluster for a guest cluster: its own place in the data file, or a new one.
+    fn host_for(&mut self, guest: u64) -> u64 {
+        if self.geometry.data_file.is_some() { guest } else { self.take_cluster() }
+    }
+
+    /// Sets a unit of the file that guest data is in.
+    fn put_data_unit(&mut self, unit: u64, bytes: Unit) {
+        match self.geometry.data_file {
+            None => self.units.insert(unit, bytes),
+            Some(_) => self.data.insert(unit, bytes),
+        };
+    }
+
     /// Maps a guest cluster to a new host cluster full of its own data.
     fn map_data(&mut self, guest: u64) -> u64 {
-        let host = self.take_cluster();
+        let host = self.host_for(guest);
         self.map_data_at(guest, host);
         host
     }
@@ -609,7 +681,7 @@ impl Layout {
             let unit = guest * units + within;
             if let Some(value) = self.guest.get_mut(unit as usize) {
                 *value = Value::Tag { unit, id: payload::INITIAL };
-                self.units.insert(host * units + within, payload::unit(unit, payload::INITIAL));
+                self.put_data_unit(host * units + within, payload::unit(unit, payload::INITIAL));
             }
         }
     }
@@ -620,12 +692,26 @@ impl Layout {
         self.units.extend(all.map(|unit| (unit, payload::unit(unit, payload::STALE))));
     }
 
-    /// Stale bytes behind the end of the disk in its last cluster.
-    fn fill_behind_the_end(&mut self, last: u64, host: u64) {
+    /// Stale bytes in a host cluster that guest data is to be in, as far as they may lie there: a raw data file has none where the disk is.
+    fn fill_data_with_stale(&mut self, host: u64) {
         let units = self.geometry.cluster_units();
-        for within in self.geometry.units() - last * units..units {
+        match self.geometry.data_file {
+            None => self.fill_with_stale(host),
+            Some(DataFile::Raw) => {}
+            Some(DataFile::Plain) => {
+                let end = ((host + 1) * units).min(self.geometry.units());
+                let all = host * units..end;
+                self.data.extend(all.map(|unit| (unit, payload::unit(unit, payload::STALE))));
+            }
+        }
+    }
+
+    /// Stale bytes in a host cluster where the guest cluster is behind the end of the disk.
+    fn fill_behind_the_end(&mut self, guest: u64, host: u64) {
+        let units = self.geometry.cluster_units();
+        for within in self.geometry.units().saturating_sub(guest * units)..units {
             let unit = host * units + within;
-            self.units.insert(unit, payload::unit(unit, payload::STALE));
+            self.put_data_unit(unit, payload::unit(unit, payload::STALE));
         }
     }
 
@@ -645,7 +731,12 @@ impl Layout {
         let units: Vec<(u64, Unit)> = self.units.into_iter().collect();
         let used = units.last().map_or(0, |(unit, _)| (unit + 1) * UNIT as u64);
         let length = if self.ends_early { used } else { self.next * size };
-        Built { length, units, guest: self.guest }
+        self.data.retain(|_, unit| *unit != ZEROES);
+        let data = geometry.data_file.map(|_| BuiltData {
+            length: self.data_length,
+            units: self.data.into_iter().collect(),
+        });
+        Built { length, units, guest: self.guest, data }
     }
 
     fn put_refcount(&mut self, cluster: u64, count: u64) {
@@ -674,11 +765,17 @@ impl Layout {
         self.put_u64(40, self.l1 * size);
         self.put_u64(48, REFCOUNT_TABLE * size);
         self.put(56, &1u32.to_be_bytes());
-        let extensions = match (geometry.has_features(), self.bitmaps) {
+        let mut extensions = match (geometry.has_features(), self.bitmaps) {
             (false, _) => 72,
             (true, None) => 112,
             (true, Some(_)) => 112 + 8 + u64::from(BITMAPS_BYTES),
         };
+        if geometry.data_file.is_some() {
+            self.put(extensions, &EXTENSION_DATA_NAME.to_be_bytes());
+            self.put(extensions + 4, &(DATA_NAME.len() as u32).to_be_bytes());
+            self.put(extensions + 8, DATA_NAME);
+            extensions += 8 + (DATA_NAME.len() as u64).next_multiple_of(8);
+        }
         if geometry.below.is_some() {
             self.put(extensions, &EXTENSION_LAYER_FORMAT.to_be_bytes());
             self.put(extensions + 4, &(LAYER_FORMAT.len() as u32).to_be_bytes());
@@ -696,12 +793,15 @@ impl Layout {
         let extended = if geometry.extended_l2 { INCOMPATIBLE_EXTENDED_L2 } else { 0 };
         let zstd = geometry.compression == Compression::Zstd;
         let compression = if zstd { INCOMPATIBLE_COMPRESSION } else { 0 };
-        self.put_u64(72, dirty | extended | compression);
+        let data = if geometry.data_file.is_some() { INCOMPATIBLE_DATA_FILE } else { 0 };
+        self.put_u64(72, dirty | extended | compression | data);
         self.put(104, &[u8::from(zstd)]);
         let foreign = if self.ends_early { FOREIGN_COMPATIBLE } else { 0 };
         self.put_u64(80, u64::from(geometry.lazy_refcounts) | foreign);
+        let raw = geometry.data_file == Some(DataFile::Raw);
+        let vouched_for = if self.bitmaps.is_some() { AUTOCLEAR_BITMAPS } else { 0 };
+        self.put_u64(88, vouched_for | if raw { AUTOCLEAR_RAW_DATA } else { 0 });
         if let Some((count, bytes, directory)) = self.bitmaps {
-            self.put_u64(88, AUTOCLEAR_BITMAPS);
             self.put(112, &EXTENSION_BITMAPS.to_be_bytes());
             self.put(116, &BITMAPS_BYTES.to_be_bytes());
             self.put(120, &count.to_be_bytes());

@@ -4,6 +4,9 @@
 //! recovery does: the choice is made once and stays. Guest data is only *peeked* at: the whole set is shown and nothing is
 //! decided. A disk that holds one value everywhere, such as a file, is the simple case ([`BytesEvidence`]).
 //!
+//! A disk may be two files, an image and a file of guest data beside it: one space of unit numbers has both, the second from
+//! [`Evidence::data_file`] on.
+//!
 //! Values are named by [`ValueKey`]s. The invariant that everything here rests on: within one store, equal keys are equal
 //! bytes, and [`ValueKey::ZERO`] is the unit of zeroes and nothing else is.
 
@@ -22,9 +25,20 @@ impl ValueKey {
     pub const ZERO: Self = Self(0);
 }
 
-/// A disk under judgement. Units past the end hold zeroes.
+/// A disk under judgement. Units past the end of a file hold zeroes.
 pub trait Evidence {
-    /// The file length in bytes; decides it if it was open.
+    /// The first unit of the data file, if there is one: its unit n is unit `first + n`, and all units of the image come before it. A
+    /// multiple of the units in the largest cluster, 4096.
+    fn data_file(&self) -> Option<u64> {
+        None
+    }
+
+    /// The length of the data file in bytes; decides it if it was open.
+    fn data_len(&mut self) -> u64 {
+        0
+    }
+
+    /// The length of the file, of two that of the image, in bytes; decides it if it was open.
     fn len(&mut self) -> u64;
 
     /// Whether the file has no byte at all.
@@ -102,43 +116,75 @@ impl Values {
     }
 }
 
-/// A disk with one value everywhere: a file, a crash image, what the builder made.
+/// The first unit of a data file in [`BytesEvidence`]: an image beside one ends within 64 MiB.
+pub const DATA_FIRST: u64 = 1 << 17;
+
+/// A disk with one value everywhere: a file, a crash image, what the builder made; or two of them, an image and its data file.
 #[derive(Clone, Debug)]
 pub struct BytesEvidence {
     /// The contents that the keys name.
     pub values: Values,
+    image: Part,
+    data: Option<Part>,
+    changes: Vec<u64>,
+}
+
+/// One file of a disk.
+#[derive(Clone, Debug)]
+struct Part {
     units: Vec<ValueKey>,
     length: u64,
-    changes: Vec<u64>,
+}
+
+impl Part {
+    fn empty(length: u64) -> Self {
+        Self { units: vec![ValueKey::ZERO; units_in(length)], length }
+    }
+}
+
+fn units_in(length: u64) -> usize {
+    usize::try_from(length.div_ceil(UNIT as u64)).expect("a disk fits in memory")
 }
 
 impl BytesEvidence {
     /// A disk of exactly these bytes; a last unit that is cut short continues in zeroes.
     pub fn new(bytes: &[u8]) -> Self {
         let mut disk = Self::empty(Values::default(), bytes.len() as u64);
-        for (index, chunk) in bytes.chunks(UNIT).enumerate() {
-            let mut unit = ZEROES;
-            unit[..chunk.len()].copy_from_slice(chunk);
-            disk.set(index as u64, &unit);
-        }
-        disk.changes.clear();
+        disk.fill(0, bytes);
+        disk
+    }
+
+    /// An image of exactly these bytes, and its data file.
+    pub fn with_data(image: &[u8], data: &[u8]) -> Self {
+        let mut disk = Self::new(image);
+        disk.add_data(data.len() as u64);
+        disk.fill(DATA_FIRST, data);
         disk
     }
 
     /// A disk of `length` zero bytes over a store that may know contents already.
     pub fn empty(values: Values, length: u64) -> Self {
-        let count = usize::try_from(length.div_ceil(UNIT as u64)).expect("a disk fits in memory");
-        Self { values, units: vec![ValueKey::ZERO; count], length, changes: Vec::new() }
+        Self { values, image: Part::empty(length), data: None, changes: Vec::new() }
     }
 
-    /// Overwrites one unit within the length.
+    /// Puts a data file of `length` zero bytes beside the image.
+    pub fn add_data(&mut self, length: u64) {
+        self.data = Some(Part::empty(length));
+        self.assert_apart();
+    }
+
+    /// Overwrites one unit within the length of its file.
     pub fn set(&mut self, unit: u64, bytes: &Unit) {
         let key = self.values.intern(bytes);
-        self.units[usize::try_from(unit).expect("a disk fits in memory")] = key;
+        let (part, first) = match &mut self.data {
+            Some(data) if unit >= DATA_FIRST => (data, DATA_FIRST),
+            _ => (&mut self.image, 0),
+        };
+        part.units[usize::try_from(unit - first).expect("a disk fits in memory")] = key;
         self.changes.push(unit);
     }
 
-    /// Changes bytes anywhere within the length.
+    /// Changes bytes anywhere within the length of their file.
     pub fn patch(&mut self, offset: u64, bytes: &[u8]) {
         for (at, byte) in (offset..).zip(bytes) {
             let unit = at / UNIT as u64;
@@ -148,39 +194,90 @@ impl BytesEvidence {
         }
     }
 
-    /// Cuts or extends the file; new space holds zeroes.
+    /// Cuts or extends the file, of two the image; new space holds zeroes.
     pub fn set_len(&mut self, length: u64) {
-        let count = usize::try_from(length.div_ceil(UNIT as u64)).expect("a disk fits in memory");
-        let (old, new) = (self.units.len() as u64, count as u64);
-        self.changes.extend(old.min(new)..old.max(new));
-        self.units.resize(count, ValueKey::ZERO);
-        let within = (length % UNIT as u64) as usize;
-        if length < self.length && within > 0 {
-            // What the unit held behind the end is gone as well.
-            let mut unit = *self.values.bytes(self.units[count - 1]);
-            unit[within..].fill(0);
-            self.set(length / UNIT as u64, &unit);
-        }
-        self.length = length;
+        let old = std::mem::replace(&mut self.image.length, length);
+        self.resize(0, old, length);
+        self.assert_apart();
     }
 
-    /// The whole file.
+    /// The same with the data file, which must be there.
+    pub fn set_data_len(&mut self, length: u64) {
+        let data = self.data.as_mut().expect("there is a data file");
+        let old = std::mem::replace(&mut data.length, length);
+        self.resize(DATA_FIRST, old, length);
+    }
+
+    /// The whole file, of two the image.
     pub fn to_bytes(&self) -> Vec<u8> {
+        self.bytes_of(&self.image)
+    }
+
+    /// The whole data file, if there is one.
+    pub fn data_bytes(&self) -> Option<Vec<u8>> {
+        self.data.as_ref().map(|data| self.bytes_of(data))
+    }
+
+    fn bytes_of(&self, part: &Part) -> Vec<u8> {
         let mut bytes: Vec<u8> =
-            self.units.iter().flat_map(|key| *self.values.bytes(*key)).collect();
-        bytes.truncate(usize::try_from(self.length).expect("a disk fits in memory"));
+            part.units.iter().flat_map(|key| *self.values.bytes(*key)).collect();
+        bytes.truncate(usize::try_from(part.length).expect("a disk fits in memory"));
         bytes
     }
 
+    /// What the units from `first` on hold at first, which is no change.
+    fn fill(&mut self, first: u64, bytes: &[u8]) {
+        for (unit, chunk) in (first..).zip(bytes.chunks(UNIT)) {
+            let mut content = ZEROES;
+            content[..chunk.len()].copy_from_slice(chunk);
+            self.set(unit, &content);
+        }
+        self.changes.clear();
+    }
+
+    /// Gives the file that begins at unit `first` the units of its new length.
+    fn resize(&mut self, first: u64, old: u64, length: u64) {
+        let count = units_in(length);
+        let part =
+            if first == 0 { &mut self.image } else { self.data.as_mut().expect("asked for") };
+        let (had, has) = (part.units.len() as u64, count as u64);
+        self.changes.extend(first + had.min(has)..first + had.max(has));
+        part.units.resize(count, ValueKey::ZERO);
+        let within = (length % UNIT as u64) as usize;
+        if length < old && within > 0 {
+            // What the unit held behind the end is gone as well.
+            let mut unit = *self.values.bytes(part.units[count - 1]);
+            unit[within..].fill(0);
+            self.set(first + length / UNIT as u64, &unit);
+        }
+    }
+
+    fn assert_apart(&self) {
+        let apart = self.data.is_none() || self.image.units.len() as u64 <= DATA_FIRST;
+        assert!(apart, "the image runs into its data file");
+    }
+
     fn get(&self, unit: u64) -> ValueKey {
-        let held = usize::try_from(unit).ok().and_then(|unit| self.units.get(unit));
+        let (part, first) = match &self.data {
+            Some(data) if unit >= DATA_FIRST => (data, DATA_FIRST),
+            _ => (&self.image, 0),
+        };
+        let held = usize::try_from(unit - first).ok().and_then(|unit| part.units.get(unit));
         held.copied().unwrap_or(ValueKey::ZERO)
     }
 }
 
 impl Evidence for BytesEvidence {
+    fn data_file(&self) -> Option<u64> {
+        self.data.as_ref().map(|_| DATA_FIRST)
+    }
+
+    fn data_len(&mut self) -> u64 {
+        self.data.as_ref().map_or(0, |data| data.length)
+    }
+
     fn len(&mut self) -> u64 {
-        self.length
+        self.image.length
     }
 
     fn resolve(&mut self, unit: u64) -> ValueKey {
@@ -258,5 +355,34 @@ mod tests {
         let mut seen = Vec::new();
         disk.changed_since(mark, |unit| seen.push(unit));
         assert_eq!(seen, [3, 4]);
+    }
+
+    #[test]
+    fn an_image_and_its_data_file_are_apart() {
+        let (image, data) = ([1; 700], [2; 1000]);
+        let mut disk = BytesEvidence::with_data(&image, &data);
+        assert_eq!((disk.to_bytes(), disk.data_bytes()), (image.to_vec(), Some(data.to_vec())));
+        assert_eq!((disk.len(), disk.data_file(), disk.data_len()), (700, Some(DATA_FIRST), 1000));
+        assert_eq!(disk.generation(), 0);
+        assert_eq!([2, DATA_FIRST - 1, DATA_FIRST + 2].map(|at| disk.resolve(at).0), [0; 3]);
+        disk.patch((DATA_FIRST + 1) * UNIT as u64 - 1, &[3, 4]);
+        disk.set_data_len(513);
+        disk.set_len(513);
+        disk.set_data_len(515);
+        let bytes = [&[2; 511][..], &[3, 4, 0, 0]].concat();
+        assert_eq!((disk.to_bytes(), disk.data_bytes()), (vec![1; 513], Some(bytes)));
+        let mut seen = Vec::new();
+        disk.changed_since(0, |unit| seen.push(unit));
+        seen.dedup();
+        assert_eq!(seen, [DATA_FIRST, DATA_FIRST + 1, 1]);
+        assert_eq!(BytesEvidence::new(&image).data_file(), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "the image runs into its data file")]
+    fn an_image_ends_before_its_data_file() {
+        let mut disk = BytesEvidence::with_data(&[], &[]);
+        disk.set_len(DATA_FIRST * UNIT as u64);
+        disk.set_len(DATA_FIRST * UNIT as u64 + 1);
     }
 }

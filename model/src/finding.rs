@@ -103,7 +103,8 @@ pub enum Finding {
         /// References found.
         counted: u64,
     },
-    /// An entry does not say COPIED, though its cluster has exactly one reference and a refcount of one.
+    /// An entry does not say COPIED, though its cluster has exactly one reference and a refcount of one, or is in a data file, where nothing
+    /// else can refer to it.
     CopiedMissing {
         /// What the entry points to.
         at: Region,
@@ -170,6 +171,22 @@ pub enum Finding {
         /// Why it is not valid.
         why: &'static str,
     },
+    /// A cluster is not where the guest has it, and nowhere else may it be in a data file.
+    DataFileOffset {
+        /// What the entry points to.
+        at: Region,
+        /// The entry.
+        entry: u64,
+        /// The guest's offset.
+        guest: u64,
+    },
+    /// The data file ends before the disk does.
+    DataFileShort {
+        /// Its length.
+        length: u64,
+        /// The virtual size.
+        disk: u64,
+    },
     /// The dirty bit is set.
     Dirty,
     /// The corrupt bit is set.
@@ -231,7 +248,8 @@ impl Finding {
             Self::OutOfRange { at, .. }
             | Self::Misaligned { at, .. }
             | Self::ReservedBits { at, .. }
-            | Self::InvalidSubclusters { at, .. } => data(at),
+            | Self::InvalidSubclusters { at, .. }
+            | Self::DataFileOffset { at, .. } => data(at),
             _ => false,
         }
     }
@@ -249,6 +267,8 @@ impl Finding {
             Self::Misaligned { .. } => "misaligned",
             Self::ReservedBits { .. } => "reserved-bits",
             Self::InvalidSubclusters { .. } => "invalid-subclusters",
+            Self::DataFileOffset { .. } => "data-file-offset",
+            Self::DataFileShort { .. } => "data-file-short",
             Self::Dirty => "dirty",
             Self::Corrupt => "corrupt",
             Self::Header { .. } => "header",
@@ -293,6 +313,12 @@ impl fmt::Display for Finding {
             }
             Self::InvalidSubclusters { at, entry, bitmap, why } => {
                 write!(f, "{at}: entry {entry:#018x} has subclusters {bitmap:#018x}: {why}")
+            }
+            Self::DataFileOffset { at, entry, guest } => {
+                write!(f, "{at}: entry {entry:#018x} is not for {guest:#x}, where the guest has it")
+            }
+            Self::DataFileShort { length, disk } => {
+                write!(f, "the data file ends at {length:#x}, before the disk at {disk:#x}")
             }
             Self::Dirty => f.write_str("the dirty bit is set"),
             Self::Corrupt => f.write_str("the corrupt bit is set"),

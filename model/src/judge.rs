@@ -7,6 +7,9 @@
 //!                    `--> nothing, zero --> zero                               no: P1 if it was once written to g, else P2
 //! ```
 //!
+//! A raw data file is the disk a second time, R(g): unit g of it. Where g is mapped to its own place the two are one unit; elsewhere all
+//! that it may hold has to be what the image says of g.
+//!
 //! The invariant: a state passes only if every value that any guest unit may still turn out to hold is allowed, and every
 //! structural fact is legal at this stage. Nothing here allocates while nothing is wrong.
 //!
@@ -22,8 +25,8 @@ use crate::finding::{Finding, Property, Stage};
 use crate::guest::{Guest, LowerDisk, Misread};
 use crate::image::{Bit, Header, Image, Mapping, Recording, decode_l2, stream_of};
 use crate::mistake::Mistake;
-use crate::op::{Compression, MAX_VIRTUAL_SIZE};
-use crate::payload::{self, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
+use crate::op::{Compression, DataFile, MAX_VIRTUAL_SIZE};
+use crate::payload::{self, DATA_NAME, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
 use crate::stream::Stream;
 
 /// Violations that a verdict keeps; there may be more.
@@ -121,7 +124,7 @@ pub struct Extent {
     pub guest: u64,
     /// Length in bytes.
     pub length: u64,
-    /// Where it begins in the file.
+    /// Where it begins in the file; in a data file counted from where that begins in the [`Evidence`].
     pub to: Mapping,
 }
 
@@ -184,6 +187,14 @@ impl Inherited {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
     size: u64,
+    guest: Sets,
+    /// The units of a raw data file as far as the disk goes; none of any other image.
+    raw: Sets,
+}
+
+/// What each of some units holds or may hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Sets {
     /// One value of each unit.
     one: Vec<ValueKey>,
     /// (unit, another value that it may hold), ascending by unit.
@@ -198,6 +209,22 @@ impl Contents {
 
     /// Units with their values, each value once.
     pub fn values(&self, unit: u64) -> impl Iterator<Item = ValueKey> {
+        self.guest.values(unit)
+    }
+
+    /// The same of the raw data file; nothing of an image that has none.
+    pub fn raw_values(&self, unit: u64) -> impl Iterator<Item = ValueKey> {
+        self.raw.values(unit)
+    }
+}
+
+impl Sets {
+    fn clear(&mut self) {
+        self.one.clear();
+        self.others.clear();
+    }
+
+    fn values(&self, unit: u64) -> impl Iterator<Item = ValueKey> {
         let one = usize::try_from(unit).ok().and_then(|unit| self.one.get(unit)).copied();
         let from = self.others.partition_point(|(of, _)| *of < unit);
         let rest = self.others[from..].iter().take_while(move |(of, _)| *of == unit);
@@ -209,6 +236,22 @@ impl Contents {
             self.one.push(value);
         } else if self.values(unit).all(|known| known != value) {
             self.others.push((unit, value));
+        }
+    }
+
+    /// Adds the units of a range, each as what the unit of the evidence holds that is as far from `at`.
+    fn add_all<E: Evidence>(&mut self, units: Range<u64>, mut at: u64, evidence: &E) {
+        let mut unit = units.start;
+        while unit < units.end {
+            let known = self.one.len();
+            if known as u64 == unit {
+                self.one.extend(evidence.decided(at, units.end - unit));
+            }
+            let run = (self.one.len() - known) as u64;
+            if run == 0 {
+                evidence.peek(at, |key| self.add(unit, key));
+            }
+            (unit, at) = (unit + run.max(1), at + run.max(1));
         }
     }
 }
@@ -261,7 +304,11 @@ impl Judge {
             if self.mistake != Mistake::LayerNameIgnored {
                 p10_layer(self.auditor.image(), guest, &mut self.violations);
             }
+            if self.mistake != Mistake::DataFileNameIgnored {
+                p10_data_file(self.auditor.image(), guest, &mut self.violations);
+            }
             self.contents_allowed(evidence, guest, &header);
+            self.raw_view_allowed(evidence, guest, &header);
             self.p4_changes_recorded(evidence, &header);
         }
         if (self.mistake, stage) == (Mistake::DirtyExcusesAll, Stage::CrashedDirty) {
@@ -317,14 +364,20 @@ impl Judge {
     /// What every guest unit of the image that was judged last may hold. Narrow the reference disk to it, and compare later
     /// contents with it (P3).
     pub fn contents<E: Evidence>(&self, evidence: &E, into: &mut Contents) {
-        into.one.clear();
-        into.others.clear();
+        into.guest.clear();
+        into.raw.clear();
         into.size = 0;
         let image = self.auditor.image();
         let Some(header) = image.header() else { return };
         into.size = header.size;
         // A larger disk is no reference disk's: its size is a violation already.
         let units = header.size.min(MAX_VIRTUAL_SIZE) / UNIT as u64;
+        if let Some(first) = raw_data(header, evidence)
+            && self.mistake != Mistake::RawViewMayChange
+        {
+            into.raw.add_all(0..units, first, evidence);
+        }
+        let into = &mut into.guest;
         each_guest_cluster(image, header, units, self.mistake, |units, shown| match shown {
             Shown::Stream(stream) => {
                 let mut readings: Vec<Vec<Option<ValueKey>>> = Vec::new();
@@ -340,20 +393,7 @@ impl Judge {
                     }
                 }
             }
-            Shown::Host(offset) => {
-                let (mut unit, mut at) = (units.start, offset / UNIT as u64);
-                while unit < units.end {
-                    let known = into.one.len();
-                    if known as u64 == unit {
-                        into.one.extend(evidence.decided(at, units.end - unit));
-                    }
-                    let run = (into.one.len() - known) as u64;
-                    if run == 0 {
-                        evidence.peek(at, |key| into.add(unit, key));
-                    }
-                    (unit, at) = (unit + run.max(1), at + run.max(1));
-                }
-            }
+            Shown::Host(offset) => into.add_all(units, offset / UNIT as u64, evidence),
             Shown::Below if self.mistake != Mistake::LayerComparedAsZeroes => {
                 into.one.extend(units.map(|unit| self.lower.value(unit)));
             }
@@ -379,18 +419,31 @@ impl Judge {
             return None;
         }
         let value = |key| payload::decode(evidence.bytes(key));
-        (0..after.one.len() as u64).find_map(|unit| {
-            let new = || after.values(unit).find(|key| before.values(unit).all(|was| was != *key));
-            let found = self.mistake.added(unit, before, after).unwrap_or_else(new)?;
-            Some(Violation {
-                property: Property::P3,
-                kind: "content-changed",
-                place: Place::Guest { unit, host: None },
-                found: Some(value(found)),
-                allowed: before.values(unit).map(value).collect(),
-                story: String::new(),
+        let changed = |kind, unit, found, before: &Sets| Violation {
+            property: Property::P3,
+            kind,
+            place: Place::Guest { unit, host: None },
+            found: Some(value(found)),
+            allowed: before.values(unit).map(value).collect(),
+            story: String::new(),
+        };
+        let new = |before: &Sets, after: &Sets, unit| {
+            after.values(unit).find(|key| before.values(unit).all(|was| was != *key))
+        };
+        let content = || {
+            (0..after.guest.one.len() as u64).find_map(|unit| {
+                let new = || new(&before.guest, &after.guest, unit);
+                let found = self.mistake.added(unit, before, after).unwrap_or_else(new)?;
+                Some(changed("content-changed", unit, found, &before.guest))
             })
-        })
+        };
+        let raw = || {
+            (0..after.raw.one.len() as u64).find_map(|unit| {
+                let found = new(&before.raw, &after.raw, unit)?;
+                Some(changed("raw-view-changed", unit, found, &before.raw))
+            })
+        };
+        content().or_else(raw)
     }
 
     /// P3: the subject maps the guest's disk as the judge does. `extents` must cover the disk, in order.
@@ -470,8 +523,20 @@ impl Judge {
             let story = format!("the second repair changed the length from {before} to {after}");
             return Some(whole_image(Property::P5, "not-a-fixed-point", story));
         }
+        let (data, still) = (once.data_len(), twice.data_len());
+        if data != still && self.mistake != Mistake::DataFileNoFixedPoint {
+            let story = format!(
+                "the second repair changed the length of the data file from {data} to {still}"
+            );
+            return Some(whole_image(Property::P5, "not-a-fixed-point", story));
+        }
+        let first = once.data_file().unwrap_or(0);
+        let of_data = match self.mistake {
+            Mistake::DataFileNoFixedPoint => 0,
+            _ => data.div_ceil(UNIT as u64),
+        };
         let mut values = (Vec::new(), Vec::new());
-        (0..before.div_ceil(UNIT as u64)).find_map(|unit| {
+        (0..before.div_ceil(UNIT as u64)).chain(first..first + of_data).find_map(|unit| {
             values.0.clear();
             values.1.clear();
             once.peek(unit, |key| values.0.push(key));
@@ -551,7 +616,8 @@ impl Judge {
                         let at = host / UNIT as u64;
                         let run = guest.settled_run(unit, evidence.decided(at, units.end - unit));
                         next += run.max(1);
-                        if run > 0 || mistake.passes_over_unit(host, offset, image.length()) {
+                        if run > 0 || mistake.passes_over_unit(host, offset, image.guest_data_end())
+                        {
                             continue;
                         }
                         let mut fine = false;
@@ -563,6 +629,72 @@ impl Judge {
                         }
                     }
                 }
+            }
+        });
+    }
+
+    /// P2: a raw data file holds the disk by itself, and never something else than what is read through the image.
+    fn raw_view_allowed<E: Evidence>(&mut self, evidence: &E, guest: &Guest, header: &Header) {
+        let Self { auditor, violations, lower, mistake, .. } = self;
+        let Some(first) = raw_data(header, evidence) else { return };
+        if *mistake == Mistake::RawViewUnjudged {
+            return;
+        }
+        let units = guest.units().min(header.size / UNIT as u64);
+        each_guest_cluster(auditor.image(), header, units, *mistake, |units, shown| {
+            // The same units of the file, which were judged as what the guest reads.
+            if shown == Shown::Host((first + units.start) * UNIT as u64) {
+                return;
+            }
+            let zeroes = shown == Shown::Zero;
+            let mut next = units.start;
+            while next < units.end {
+                let (unit, at, rest) = (next, first + next, units.end - next);
+                next += 1;
+                if zeroes {
+                    // Zeroes on both sides: that they are allowed was asked already.
+                    let known = |key: &ValueKey| *key == ValueKey::ZERO;
+                    let run = match evidence.zero_run(at, rest) {
+                        0 => evidence.decided(at, rest).take_while(known).count() as u64,
+                        run => run,
+                    };
+                    if run > 0 {
+                        next = unit + run;
+                        continue;
+                    }
+                }
+                let is_read = |key| match shown {
+                    Shown::Zero => key == ValueKey::ZERO,
+                    Shown::Below => key == lower.value(unit),
+                    Shown::Host(offset) => {
+                        let mut only = true;
+                        let host = offset / UNIT as u64 + (unit - units.start);
+                        evidence.peek(host, |read| only &= read == key);
+                        only
+                    }
+                    // What is compressed there is no data of this file, and a finding.
+                    Shown::Stream(_) => true,
+                };
+                evidence.peek(at, |key| {
+                    let kind = match () {
+                        () if !guest.permits(unit, key) => "raw-view",
+                        () if !is_read(key) && *mistake != Mistake::ViewsMayDiffer => {
+                            "views-differ"
+                        }
+                        () => return,
+                    };
+                    if violations.len() < MAX_VIOLATIONS {
+                        let value = |key| payload::decode(evidence.bytes(key));
+                        violations.push(Violation {
+                            property: Property::P2,
+                            kind,
+                            place: Place::Guest { unit, host: Some(at * UNIT as u64) },
+                            found: Some(value(key)),
+                            allowed: guest.allowed(unit).into_iter().map(value).collect(),
+                            story: guest.story(unit, |key| value(key).to_string()),
+                        });
+                    }
+                });
             }
         });
     }
@@ -673,6 +805,22 @@ pub fn p10_layer(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) 
     }
 }
 
+/// P10: the image has the data file that it was made with, by its name, and promises of it what it did.
+pub fn p10_data_file(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) {
+    let header = image.header().filter(|header| header.has_data_file());
+    let kind = |raw| if raw { DataFile::Raw } else { DataFile::Plain };
+    let found = header.map(|header| (kind(header.has_raw_data()), image.data_name()));
+    let right = guest.data_file().map(|kind| (kind, Some(DATA_NAME)));
+    if found != right {
+        let text = |file: Option<(DataFile, Option<&[u8]>)>| match file {
+            None => "none".to_owned(),
+            Some((kind, name)) => format!("{kind:?} {:?}", name.map(String::from_utf8_lossy)),
+        };
+        let story = format!("its data file is {}, not {}", text(found), text(right));
+        violations.push(whole_image(Property::P10, "data-file", story));
+    }
+}
+
 /// P1 if the value was ever put into this unit, P2 if it was not.
 fn p1_p2_content<E: Evidence>(
     unit: u64,
@@ -715,6 +863,11 @@ enum Shown {
     Below,
     /// What a stream in the file gives.
     Stream(Stream),
+}
+
+/// The first unit of a raw data file, if the image has one.
+fn raw_data<E: Evidence>(header: &Header, evidence: &E) -> Option<u64> {
+    evidence.data_file().filter(|_| header.has_raw_data())
 }
 
 fn in_memory(bytes: u64) -> usize {

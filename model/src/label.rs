@@ -33,7 +33,7 @@ pub enum Region {
     L1,
     /// An L2 table, by its index in the L1 table.
     L2(u64),
-    /// A guest cluster's own host cluster.
+    /// A guest cluster's own host cluster, or its place in the data file, mapped or not.
     Data(u64),
     /// A guest cluster's compressed data.
     Compressed(u64),
@@ -45,7 +45,7 @@ pub enum Region {
     Bitmap(u64),
     /// A host cluster that nothing refers to.
     Free(u64),
-    /// Past the end of the file.
+    /// Past the end of the file, or of the data file.
     BeyondEnd,
 }
 

@@ -119,6 +119,14 @@ pub enum Mistake {
     SharedTableIgnored,
     /// Auditor: compressed data in two clusters is counted in one.
     CompressedCountsOnce,
+    /// Auditor: that a cluster in a data file is not where the guest has it is not noticed.
+    DataFileOffsetIgnored,
+    /// Auditor: that a data file ends before the disk is not noticed.
+    DataFileShortIgnored,
+    /// Auditor: clusters of a data file count as references to the image.
+    DataClustersCounted,
+    /// Auditor: the length of the image is taken for that of its data file.
+    DataFileAsLongAsImage,
 
     /// Judge: any payload is good in any unit.
     ForeignDataAccepted,
@@ -150,6 +158,16 @@ pub enum Mistake {
     StreamsUnjudged,
     /// Judge: that an image names another layer, or none, is not noticed.
     LayerNameIgnored,
+    /// Judge: that an image has another data file, or promises something else of it, is not noticed.
+    DataFileNameIgnored,
+    /// Judge: a raw data file is not looked at by itself.
+    RawViewUnjudged,
+    /// Judge: a raw data file may hold something else than what is read, if that is allowed too.
+    ViewsMayDiffer,
+    /// Judge: a repair may change a raw data file where nobody reads it through the image.
+    RawViewMayChange,
+    /// Judge: a second repair may change the data file.
+    DataFileNoFixedPoint,
     /// Judge: what shows the layer below counts as zeroes where contents are compared.
     LayerComparedAsZeroes,
     /// Judge: that subclusters read as zeroes is not noticed.
@@ -182,7 +200,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// Every mistake.
-    pub const ALL: [Self; 82] = [
+    pub const ALL: [Self; 91] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -236,6 +254,10 @@ impl Mistake {
         Self::HeaderRangesUnchecked,
         Self::SharedTableIgnored,
         Self::CompressedCountsOnce,
+        Self::DataFileOffsetIgnored,
+        Self::DataFileShortIgnored,
+        Self::DataClustersCounted,
+        Self::DataFileAsLongAsImage,
         Self::ForeignDataAccepted,
         Self::OneOfTheSetIsEnough,
         Self::UnmappedUnjudged,
@@ -251,6 +273,11 @@ impl Mistake {
         Self::LayerUnjudged,
         Self::StreamsUnjudged,
         Self::LayerNameIgnored,
+        Self::DataFileNameIgnored,
+        Self::RawViewUnjudged,
+        Self::ViewsMayDiffer,
+        Self::RawViewMayChange,
+        Self::DataFileNoFixedPoint,
         Self::LayerComparedAsZeroes,
         Self::SubclusterZeroesIgnored,
         Self::SilentSubclustersAllocated,

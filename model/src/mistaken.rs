@@ -40,6 +40,11 @@ impl Mistake {
         }
     }
 
+    /// The length of a data file beside an image of `image` bytes.
+    pub(crate) fn length_of_data(self, data: u64, image: u64) -> u64 {
+        if self == Self::DataFileAsLongAsImage { image } else { data }
+    }
+
     /// Whether something that ends at `end` counts as past the end of the file, come what may.
     pub(crate) fn puts_out_of_range(self, end: u64, length: u64) -> bool {
         self == Self::CutClusterOutOfRange && end > length

@@ -30,6 +30,19 @@ pub struct Geometry {
     /// What clusters are compressed with that are.
     #[serde(default, skip_serializing_if = "Compression::is_deflate")]
     pub compression: Compression,
+    /// Whether guest data is in a file of its own, each byte of it where the guest has it, and the image has nothing but metadata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<DataFile>,
+}
+
+/// What is promised of a file of guest data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataFile {
+    /// Nothing: what is in it means something only beside its image.
+    Plain,
+    /// It is the disk: whoever reads it without the image reads what the guest reads.
+    Raw,
 }
 
 /// What clusters are compressed with.
@@ -117,6 +130,10 @@ impl Geometry {
             Some("extended L2 entries need version 3".to_owned())
         } else if self.version == 2 && self.compression == Compression::Zstd {
             Some("compression with zstd needs version 3".to_owned())
+        } else if self.version == 2 && self.data_file.is_some() {
+            Some("a data file needs version 3".to_owned())
+        } else if self.data_file == Some(DataFile::Raw) && self.below.is_some() {
+            Some("a raw data file leaves nothing to a layer below".to_owned())
         } else if !(9..=21).contains(&self.cluster_bits) {
             Some(format!("cluster_bits {} is not in 9..=21", self.cluster_bits))
         } else if self.extended_l2 && self.cluster_bits < EXTENDED_CLUSTER_BITS {
@@ -375,6 +392,7 @@ mod tests {
             below: None,
             extended_l2: false,
             compression: Compression::Deflate,
+            data_file: None,
         };
         let faults = |size| (of(size).fault().is_some(), Op::Grow { to: size }.fault().is_some());
         assert_eq!(faults(4 << 30), (false, false));
@@ -393,6 +411,7 @@ mod tests {
             below: None,
             extended_l2: true,
             compression: Compression::Deflate,
+            data_file: None,
         };
         assert_eq!([14, 16, 21].map(|bits| of(3, bits).fault()), [None, None, None]);
         let fault = |version, bits| of(version, bits).fault().unwrap_or_default();
@@ -409,6 +428,35 @@ mod tests {
         let text = serde_json::to_string(&extended).unwrap();
         assert!(text.contains(r#""extended_l2":true"#), "{text}");
         assert_eq!(serde_json::from_str::<Geometry>(&text).unwrap(), extended);
+    }
+
+    #[test]
+    fn data_files_need_version_3_and_a_raw_one_has_no_layer_below() {
+        let of = |version, below, data_file| Geometry {
+            version,
+            cluster_bits: 16,
+            refcount_order: 4,
+            virtual_size: 1 << 20,
+            lazy_refcounts: false,
+            below,
+            extended_l2: false,
+            compression: Compression::Deflate,
+            data_file,
+        };
+        let [plain, raw] = [DataFile::Plain, DataFile::Raw].map(Some);
+        let fault = |version, below, data_file| of(version, below, data_file).fault();
+        assert_eq!(fault(3, Some(512), plain), None);
+        assert_eq!(fault(3, None, raw), None);
+        assert_eq!(fault(2, None, plain).as_deref(), Some("a data file needs version 3"));
+        let why = "a raw data file leaves nothing to a layer below";
+        assert_eq!(fault(3, Some(512), raw).as_deref(), Some(why));
+        // An image without one is written as it was before there was such a thing.
+        let text = |geometry: Geometry| serde_json::to_string(&geometry).unwrap();
+        assert!(!text(of(3, None, None)).contains("data"), "{}", text(of(3, None, None)));
+        assert!(text(of(3, None, raw)).ends_with(r#""data_file":"raw"}"#));
+        for geometry in [of(3, None, None), of(3, None, plain), of(3, None, raw)] {
+            assert_eq!(serde_json::from_str::<Geometry>(&text(geometry)).unwrap(), geometry);
+        }
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub const LAYER_NAME: &[u8] = b"below.raw";
 /// What such an image says of its format.
 pub const LAYER_FORMAT: &[u8] = b"raw";
 
+/// What an image with a data file calls that.
+pub const DATA_NAME: &[u8] = b"data.raw";
+
 /// A unit of zeroes.
 pub const ZEROES: Unit = [0; UNIT];
 

@@ -45,6 +45,7 @@ fn everything() -> Case {
             below: None,
             extended_l2: false,
             compression: Compression::Deflate,
+            data_file: None,
         },
         device: Device { sector: 4096, max_transfer: 4096, ..Device::default() },
         open: Opening {

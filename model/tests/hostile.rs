@@ -9,7 +9,7 @@ use model::build::{Initial, build};
 use model::evidence::{BytesEvidence, Evidence};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::judge::{Contents, Judge};
-use model::op::{Compression, Durability, Geometry};
+use model::op::{Compression, DataFile, Durability, Geometry};
 use model::payload::Unit;
 use proptest::prelude::*;
 
@@ -43,6 +43,8 @@ proptest! {
         kind in 0..Initial::ALL.len(),
         damages in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..12),
         length in prop::option::of(0u64..300_000),
+        data_file in prop_oneof![Just(None), Just(Some(DataFile::Plain)), Just(Some(DataFile::Raw))],
+        data_length in prop::option::of(0u64..300_000),
     ) {
         let initial = Initial::ALL[kind];
         prop_assume!(!matches!(
@@ -50,6 +52,7 @@ proptest! {
             Initial::RefcountBlockOneShort | Initial::RefcountTableOneShort | Initial::FullOfLeaks
         ));
         prop_assume!(initial != Initial::Compressed || bits > 9);
+        let data_file = data_file.filter(|_| initial != Initial::Compressed);
         let geometry = Geometry {
             version: 3,
             cluster_bits: bits,
@@ -59,6 +62,7 @@ proptest! {
             below: None,
             extended_l2: bits == 14,
             compression: Compression::Deflate,
+            data_file,
         };
         let built = build(&geometry, initial).unwrap();
         let mut evidence = built.evidence();
@@ -68,13 +72,17 @@ proptest! {
             grow: Durability::Through,
             changes: Durability::Cached,
         };
-        let guest = Guest::new(&built.guest_keys(|bytes| evidence.values.intern(bytes)), promises);
+        let guest = Guest::new(&built.guest_keys(|bytes| evidence.values.intern(bytes)), promises)
+            .over(&geometry, |unit| evidence.values.intern(unit));
         for (at, byte, header) in damages {
             let reach = if header { 112 } else { built.length.min(8 << bits) };
             evidence.patch(at.index(reach as usize) as u64, &[byte]);
         }
         if let Some(length) = length {
             evidence.set_len(length);
+        }
+        if let (Some(length), Some(_)) = (data_length, data_file) {
+            evidence.set_data_len(length);
         }
         judge_everything(&mut evidence, &guest);
     }
@@ -139,6 +147,7 @@ fn a_table_that_everything_points_to_is_walked_once() {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut disk = built.evidence();
@@ -169,6 +178,7 @@ fn a_file_of_too_many_clusters_is_refused() {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let built = build(&geometry, Initial::Fresh).unwrap();
     struct Long(BytesEvidence, u64);

@@ -6,12 +6,12 @@
 
 use model::audit::Auditor;
 use model::build::{Built, Initial, build};
-use model::evidence::{BytesEvidence, Evidence, ValueKey};
+use model::evidence::{BytesEvidence, DATA_FIRST, Evidence, ValueKey};
 use model::finding::{Finding, Stage};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::image::Mapping;
 use model::judge::Judge;
-use model::op::{Compression, Durability, Geometry};
+use model::op::{Compression, DataFile, Durability, Geometry};
 use model::payload::{self, Value};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -25,6 +25,7 @@ fn geometry(cluster_bits: u32, refcount_order: u32, virtual_size: u64) -> Geomet
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     }
 }
 
@@ -62,6 +63,22 @@ fn extended() -> impl Iterator<Item = Geometry> {
     })
 }
 
+/// With data files of both kinds, some of the plain ones over a layer, and with extended L2 entries where they can be.
+fn beside_data() -> impl Iterator<Item = Geometry> {
+    let sizes = [512, 64 << 10, (256 << 10) + 512, 3 << 20];
+    (9..=16).flat_map(move |bits| {
+        [0, 4, 6].into_iter().flat_map(move |order| {
+            sizes.into_iter().flat_map(move |size| {
+                let [plain, raw] = [DataFile::Plain, DataFile::Raw]
+                    .map(|kind| Geometry { data_file: Some(kind), ..geometry(bits, order, size) });
+                let all = [plain, raw, Geometry { below: Some((40 << 10) + 512), ..plain }];
+                let extended = all.map(|shape| Geometry { extended_l2: true, ..shape });
+                all.into_iter().chain(extended.into_iter().filter(move |_| bits >= 14))
+            })
+        })
+    })
+}
+
 fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Guest {
     let promises = Promises {
         cluster_units: geometry.cluster_units(),
@@ -77,7 +94,7 @@ fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Gu
 fn every_image_is_what_it_says() {
     let mut judge = Judge::default();
     let mut built_of_kind = [0; Initial::ALL.len()];
-    let all = || geometries().chain(layered()).chain(extended());
+    let all = || geometries().chain(layered()).chain(extended()).chain(beside_data());
     for geometry in all() {
         for (kind, initial) in Initial::ALL.into_iter().enumerate() {
             let Ok(built) = build(&geometry, initial) else { continue };
@@ -248,10 +265,13 @@ fn images_stay_what_they_were() {
 fn add(hash: &mut Xxh3, geometry: &Geometry, initial: Initial) {
     match build(geometry, initial) {
         Ok(built) => {
-            hash.update(&built.length.to_be_bytes());
-            for (unit, bytes) in &built.units {
-                hash.update(&unit.to_be_bytes());
-                hash.update(bytes);
+            let data = built.data.iter().map(|data| (data.length, &data.units));
+            for (length, units) in std::iter::once((built.length, &built.units)).chain(data) {
+                hash.update(&length.to_be_bytes());
+                for (unit, bytes) in units {
+                    hash.update(&unit.to_be_bytes());
+                    hash.update(bytes);
+                }
             }
         }
         Err(why) => hash.update(why.to_string().as_bytes()),
@@ -280,6 +300,77 @@ fn extended_images_stay_what_they_were() {
         extended().for_each(|geometry| add(&mut hash, &geometry, initial));
         assert_eq!(hash.digest(), expected, "{initial:?}");
     }
+}
+
+/// The same of images with a data file.
+#[test]
+fn images_with_a_data_file_stay_what_they_were() {
+    let expected: [(Initial, u64); 11] = [
+        (Initial::Fresh, 0x3d1e131785788db1),
+        (Initial::RefcountBlockOneShort, 0xa0d2cdc5d81e005e),
+        (Initial::RefcountTableOneShort, 0x80e7cbec8aef1eb6),
+        (Initial::L1AboutToGrow, 0xd31fc9e3d04a7360),
+        (Initial::Leaky, 0x9922c1e2de8c702a),
+        (Initial::Dirty, 0x04e846b64c560269),
+        (Initial::Fragmented, 0xb33f74ea6f7836e9),
+        (Initial::Bitmaps, 0x9d2bbc930a0bd001),
+        (Initial::Leftovers, 0xf24b34151ce260f2),
+        (Initial::Compressed, 0x54e1d286e4a45c73),
+        (Initial::FullOfLeaks, 0x6a2b7b45b77a7e89),
+    ];
+    assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
+    for (initial, expected) in expected {
+        let mut hash = Xxh3::new();
+        beside_data().for_each(|geometry| add(&mut hash, &geometry, initial));
+        assert_eq!(hash.digest(), expected, "{initial:?}");
+    }
+}
+
+/// Goal: a data file ends where the disk does, or behind it with stale bytes; where the image maps nothing to it a plain one has stale
+/// bytes too, and a raw one is what the guest reads. Method: every unit of the data file.
+#[test]
+fn data_files_are_what_they_say() {
+    let mut plain_ones_with_stale_bytes = 0;
+    for geometry in beside_data() {
+        for initial in Initial::ALL {
+            let built = build(&geometry, initial);
+            if initial == Initial::Compressed {
+                let why = built.unwrap_err().to_string();
+                assert!(why.ends_with("a data file has no compressed clusters"), "{why}");
+                continue;
+            }
+            let Ok(built) = built else { continue };
+            let what = format!("{initial:?} {geometry:?}");
+            let data = built.data.as_ref().unwrap();
+            let clusters = match initial {
+                Initial::Leftovers => geometry.clusters() + 3,
+                _ => 0,
+            };
+            let length = geometry.virtual_size.max(clusters * geometry.cluster_size());
+            assert_eq!(data.length, length, "{what}");
+            let mut evidence = built.evidence();
+            let mut value = |unit| {
+                let key = evidence.resolve(DATA_FIRST + unit);
+                payload::decode(evidence.bytes(key))
+            };
+            let stale = |unit| Value::Tag { unit, id: payload::STALE };
+            let behind = initial == Initial::Leftovers;
+            assert_eq!(value(geometry.units()) == stale(geometry.units()), behind, "{what}");
+            let held: Vec<Value> = (0..geometry.units()).map(value).collect();
+            if geometry.data_file == Some(DataFile::Raw) {
+                assert_eq!(held, built.guest, "{what}");
+            } else if (0..).zip(&held).any(|(unit, held)| *held == stale(unit)) {
+                assert_eq!(initial, Initial::Fragmented);
+                plain_ones_with_stale_bytes += 1;
+            }
+        }
+    }
+    assert!(plain_ones_with_stale_bytes > 50, "{plain_ones_with_stale_bytes}");
+    // 32 pairs of leaked clusters of 2 MiB.
+    let geometry = geometry(21, 4, 1 << 30);
+    let geometry = Geometry { data_file: Some(DataFile::Plain), ..geometry };
+    let why = build(&geometry, Initial::Leaky).unwrap_err().to_string();
+    assert!(why.contains("bytes of image are too many"), "{why}");
 }
 
 /// Goal: workloads begin with streams of every situation: two in a unit, one across host clusters, a host cluster with as many as it can

@@ -11,7 +11,7 @@ use super::promises::{DiscardReads, Promises};
 use super::units::{Units, set_hash};
 use crate::evidence::ValueKey;
 use crate::mistake::Mistake;
-use crate::op::{Durability, Geometry, Op};
+use crate::op::{DataFile, Durability, Geometry, Op};
 use crate::payload::{UNIT, Unit};
 
 /// A read that returned what it must not (P0).
@@ -46,6 +46,7 @@ pub struct Guest {
     now: u32,
     initial: Arc<[ValueKey]>,
     lower: LowerDisk,
+    data_file: Option<DataFile>,
     history: History,
     mistake: Mistake,
 }
@@ -88,13 +89,16 @@ impl Guest {
             now: 0,
             initial: initial.into(),
             lower: LowerDisk::default(),
+            data_file: None,
             history: History::default(),
             mistake: Mistake::None,
         }
     }
 
-    /// The same disk on an image over the layer that a geometry says, if it says one, with the keys that `intern` gives.
+    /// The same disk on an image over the layer that a geometry says, if it says one, with the keys that `intern` gives, and with the data
+    /// file that it says.
     pub fn over(mut self, geometry: &Geometry, mut intern: impl FnMut(&Unit) -> ValueKey) -> Self {
+        self.data_file = geometry.data_file;
         self.lower = LowerDisk::of(geometry, &mut intern);
         self
     }
@@ -102,6 +106,11 @@ impl Guest {
     /// The layer below the image.
     pub fn lower(&self) -> &LowerDisk {
         &self.lower
+    }
+
+    /// The data file of the image, if it was made with one.
+    pub fn data_file(&self) -> Option<DataFile> {
+        self.data_file
     }
 
     /// The same disk with a deliberate mistake.

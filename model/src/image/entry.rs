@@ -35,7 +35,7 @@ pub enum Mapping {
     Unallocated,
     /// Reads as zeroes, whether or not a host cluster is kept for it.
     Zero,
-    /// In the host cluster at this offset.
+    /// In the host cluster at this offset; in a data file counted from where that begins in the [`Evidence`].
     Host(u64),
     /// Compressed, from this byte on.
     Compressed(u64),
@@ -87,6 +87,17 @@ pub(super) fn is_cluster(
     offset != 0 && aligned
 }
 
+/// Where the host cluster of an L2 entry that is not compressed begins, if it has one. In a data file it may begin at offset 0, of which
+/// COPIED says whether it is meant.
+#[inline]
+pub(super) fn host_of(entry: u64, header: &Header) -> Option<u64> {
+    let offset = entry & OFFSET;
+    match header.data_at {
+        None => (offset != 0).then_some(offset),
+        Some(start) => (offset != 0 || entry & COPIED != 0).then(|| start.saturating_add(offset)),
+    }
+}
+
 /// What an L2 entry that is not extended says, whether or not it is valid.
 #[inline]
 pub(crate) fn decode_l2(entry: u64, header: &Header) -> Mapping {
@@ -94,10 +105,8 @@ pub(crate) fn decode_l2(entry: u64, header: &Header) -> Mapping {
         Mapping::Compressed(compressed_extent(entry, header).0)
     } else if entry & ZERO != 0 && header.version > 2 {
         Mapping::Zero
-    } else if entry & OFFSET == 0 {
-        Mapping::Unallocated
     } else {
-        Mapping::Host(entry & OFFSET)
+        host_of(entry, header).map_or(Mapping::Unallocated, Mapping::Host)
     }
 }
 
@@ -108,10 +117,11 @@ pub(super) fn decode_whole(entry: u64, bitmap: u64, header: &Header) -> Mapping 
     if !header.has_extended_l2() || entry & COMPRESSED != 0 {
         return decode_l2(entry, header);
     }
-    match subclusters(entry, bitmap) {
-        (0, 0) => Mapping::Unallocated,
-        (0, _) => Mapping::Zero,
-        _ => Mapping::Host(entry & OFFSET),
+    let host = host_of(entry, header);
+    match (subclusters(host, bitmap), host) {
+        ((0, 0), _) => Mapping::Unallocated,
+        ((0, _), _) | (_, None) => Mapping::Zero,
+        (_, Some(host)) => Mapping::Host(host),
     }
 }
 
@@ -125,7 +135,8 @@ pub(crate) fn pieces_of(
 ) -> impl Iterator<Item = (Range<u64>, Mapping)> + use<> {
     let whole = (!header.has_extended_l2() || entry & COMPRESSED != 0)
         .then(|| (SUBCLUSTERS, decode_l2(entry, header)));
-    let (allocated, zero) = subclusters(entry, bitmap);
+    let host = host_of(entry, header);
+    let (allocated, zero) = subclusters(host, bitmap);
     let size = header.cluster_size();
     let start = move |index: u64| index.saturating_mul(size).checked_div(SUBCLUSTERS).unwrap_or(0);
     let units = move |index| start(index).checked_div(UNIT_BYTES).unwrap_or(0);
@@ -140,7 +151,7 @@ pub(crate) fn pieces_of(
             let mapping = match (of(allocated) & 1, of(zero) & 1) {
                 (0, 0) => Mapping::Unallocated,
                 (0, _) => Mapping::Zero,
-                _ => Mapping::Host((entry & OFFSET).saturating_add(start(first))),
+                _ => Mapping::Host(host.unwrap_or(0).saturating_add(start(first))),
             };
             (alike.into(), mapping)
         });
@@ -151,9 +162,9 @@ pub(crate) fn pieces_of(
 
 /// Which subclusters are in the host cluster, and which read as zeroes; none is both.
 #[inline]
-fn subclusters(entry: u64, bitmap: u64) -> (u64, u64) {
+fn subclusters(host: Option<u64>, bitmap: u64) -> (u64, u64) {
     let zero = bitmap >> 32;
-    let allocated = if entry & OFFSET == 0 { 0 } else { bitmap & ALL_ALLOCATED & !zero };
+    let allocated = if host.is_none() { 0 } else { bitmap & ALL_ALLOCATED & !zero };
     (allocated, zero)
 }
 

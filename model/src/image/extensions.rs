@@ -13,6 +13,8 @@ pub const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 pub const BITMAPS_BYTES: u32 = 24;
 /// Type of the header extension that says of what format the layer below is.
 pub const EXTENSION_LAYER_FORMAT: u32 = 0xe279_2aca;
+/// Type of the header extension that names the data file.
+pub const EXTENSION_DATA_NAME: u32 = 0x4441_5441;
 const EXTENSION_LUKS: u32 = 0x0537_be77;
 
 /// Where the data of the extensions is that the judge knows.
@@ -20,6 +22,7 @@ const EXTENSION_LUKS: u32 = 0x0537_be77;
 pub(super) struct Extensions {
     pub(super) bitmaps: Option<u64>,
     pub(super) layer_format: Option<Range<u64>>,
+    pub(super) data_name: Option<Range<u64>>,
 }
 
 /// The extension area: type, length, data padded to 8 bytes, until type 0 or the backing file's name.
@@ -59,6 +62,9 @@ pub(super) fn find_extensions<E: Evidence>(
             }
             EXTENSION_LAYER_FORMAT => {
                 found.layer_format = Some(data..data.saturating_add(length.into()));
+            }
+            EXTENSION_DATA_NAME => {
+                found.data_name = Some(data..data.saturating_add(length.into()));
             }
             EXTENSION_LUKS => findings.push(Finding::Unsupported { what: "LUKS", value: at }),
             _ => {}

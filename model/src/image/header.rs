@@ -18,7 +18,8 @@ const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
 pub const INCOMPATIBLE_DIRTY: u64 = 1;
 /// Incompatible feature: the image is known to be damaged.
 pub const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
-const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+/// Incompatible feature: guest data is in a data file.
+pub const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 /// Incompatible feature: clusters are compressed with something else than deflate.
 pub const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 /// Incompatible feature: L2 entries have 16 bytes and speak of subclusters.
@@ -26,6 +27,8 @@ pub const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 const INCOMPATIBLE_KNOWN: u64 = 0x1f;
 /// Autoclear feature: the bitmaps extension agrees with the image.
 pub const AUTOCLEAR_BITMAPS: u64 = 1;
+/// Autoclear feature: the data file by itself reads as the disk.
+pub const AUTOCLEAR_RAW_DATA: u64 = 1 << 1;
 
 /// The header's fields, as they are in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +69,8 @@ pub struct Header {
     pub header_length: u32,
     /// 0 deflate, 1 zstd.
     pub compression_type: u8,
+    /// Where the data file begins, of an image with one: its bytes follow those of the image in the evidence. In no header by itself.
+    pub(super) data_at: Option<u64>,
 }
 
 impl Header {
@@ -93,6 +98,7 @@ impl Header {
             refcount_order: if v3 { be32(unit, 96) } else { 4 },
             header_length: if v3 { be32(unit, 100) } else { 72 },
             compression_type: 0,
+            data_at: None,
         };
         let compression_type = if header.header_length > 104 { be8(unit, 104) } else { 0 };
         let header = Self { compression_type, ..header };
@@ -102,6 +108,16 @@ impl Header {
     /// Whether it names a layer below. A place for a name without a name is none.
     pub fn has_layer(&self) -> bool {
         self.backing_file_offset != 0 && self.backing_file_size != 0
+    }
+
+    /// Whether guest data is in a data file.
+    pub fn has_data_file(&self) -> bool {
+        self.incompatible_features & INCOMPATIBLE_DATA_FILE != 0
+    }
+
+    /// Whether that is the disk even without the image.
+    pub fn has_raw_data(&self) -> bool {
+        self.has_data_file() && self.autoclear_features & AUTOCLEAR_RAW_DATA != 0
     }
 
     /// Bytes in a cluster.
@@ -234,17 +250,18 @@ impl Header {
         fault(typed, false, "compression_type", 104, kind, "disagrees with its feature bit");
         fault(kind <= 1, false, "compression_type", 104, kind, "is unknown");
 
-        let mut unsupported = |supported: bool, fatal: bool, what, value| {
+        let lone = !(self.has_raw_data() && self.has_layer());
+        let bits = self.autoclear_features;
+        fault(lone, false, "autoclear_features", 88, bits, "say raw data, over a layer below");
+
+        let mut unsupported = |supported: bool, what, value| {
             if !supported {
                 findings.push(Finding::Unsupported { what, value });
-                usable.set(usable.get() && !fatal);
             }
         };
         let lacks = |feature: u64| self.incompatible_features & feature == 0;
-        let bits = self.incompatible_features;
-        unsupported(lacks(INCOMPATIBLE_DATA_FILE), true, "external data file", bits);
-        unsupported(self.crypt_method == 0, false, "encryption", self.crypt_method.into());
-        unsupported(self.nb_snapshots == 0, false, "internal snapshots", self.nb_snapshots.into());
+        unsupported(self.crypt_method == 0, "encryption", self.crypt_method.into());
+        unsupported(self.nb_snapshots == 0, "internal snapshots", self.nb_snapshots.into());
 
         if self.is_dirty() {
             findings.push(Finding::Dirty);

@@ -17,6 +17,8 @@
 //!                                                  data cluster, zero, or nothing
 //! ```
 //!
+//! Of an image with a data file the last step leads there, to the offset that the guest has, and nothing counts what is there.
+//!
 //! The invariant: whatever the bytes, reading ends after work in proportion to the length of the file, because a cluster is
 //! walked as a table at most once and nothing past the end of the file is walked at all. All buffers are kept from one image
 //! to the next.
@@ -44,10 +46,13 @@ mod tables;
 
 pub(crate) use entry::{ALL_ALLOCATED, ALL_ZERO, compressed_entry, decode_l2, stream_of};
 pub use entry::{COPIED, Mapping};
-pub use extensions::{BITMAPS_BYTES, EXTENSION_BITMAPS, EXTENSION_LAYER_FORMAT};
+pub use extensions::{
+    BITMAPS_BYTES, EXTENSION_BITMAPS, EXTENSION_DATA_NAME, EXTENSION_LAYER_FORMAT,
+};
 pub use header::{
-    AUTOCLEAR_BITMAPS, Header, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY,
-    INCOMPATIBLE_EXTENDED_L2, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES,
+    AUTOCLEAR_BITMAPS, AUTOCLEAR_RAW_DATA, Header, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_CORRUPT,
+    INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2, MAX_BACKING_NAME,
+    MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES,
 };
 pub use reader::{Image, LayerName, MAX_CLUSTERS};
 pub(crate) use recording::{Bit, Recording};

@@ -71,6 +71,9 @@ pub struct Image {
     pub(super) recordings: Vec<Recording>,
     pub(super) mapped: Mapped,
     layer: Option<LayerName>,
+    /// Bytes of the data file; 0 without one.
+    pub(super) data_length: u64,
+    data_name: Option<Vec<u8>>,
     pub(super) mistake: Mistake,
 }
 
@@ -80,9 +83,10 @@ impl Image {
         Self { mistake, ..Self::default() }
     }
 
-    /// Bytes of the file that was read last.
-    pub(crate) fn length(&self) -> u64 {
-        self.length
+    /// Where in the evidence the file ends that holds what the guest reads.
+    pub(crate) fn guest_data_end(&self) -> u64 {
+        let data_at = self.header.and_then(|header| header.data_at);
+        data_at.map_or(self.length, |start| start.saturating_add(self.data_length))
     }
 
     /// Units of the file that was read last, the last of them cut short or not.
@@ -101,7 +105,17 @@ impl Image {
         self.forget();
         self.length = evidence.len();
         let first = evidence.resolve(0);
-        let Some(header) = Header::parse(evidence.bytes(first), findings) else { return };
+        let Some(mut header) = Header::parse(evidence.bytes(first), findings) else { return };
+        if header.has_data_file() {
+            let Some(first) = evidence.data_file() else {
+                // Nobody knows then what the guest reads.
+                let (what, value) = ("external data file", header.incompatible_features);
+                findings.push(Finding::Unsupported { what, value });
+                return;
+            };
+            header.data_at = Some(first.saturating_mul(UNIT_BYTES));
+            self.data_length = self.mistake.length_of_data(evidence.data_len(), self.length);
+        }
         let clusters = self.length.div_ceil(header.cluster_size());
         if clusters > MAX_CLUSTERS {
             let what = "file of more than 2^24 clusters";
@@ -115,6 +129,13 @@ impl Image {
         self.claim(Region::Header, 0, header.cluster_size(), 0, findings);
         let extensions = find_extensions(evidence, &header, findings);
         self.read_layer(evidence, &header, extensions.layer_format);
+        if header.has_data_file() {
+            let (length, disk) = (self.data_length, header.size);
+            if length < disk {
+                findings.push(Finding::DataFileShort { length, disk });
+            }
+            self.data_name = extensions.data_name.map(|name| self.text(evidence, &header, name));
+        }
         self.read_refcounts(evidence, &header, findings);
         self.read_tables(evidence, &header, findings);
         if let Some(at) = extensions.bitmaps {
@@ -132,23 +153,30 @@ impl Image {
         if !header.has_layer() {
             return;
         }
-        let last = header.cluster_size().min(self.length);
-        let mut text = |bytes: Range<u64>| -> Vec<u8> {
-            let bytes = bytes.start..bytes.end.min(last);
-            bytes
-                .map(|at| {
-                    let unit = evidence.resolve(at.checked_div(UNIT_BYTES).unwrap_or(0));
-                    let byte = evidence.bytes(unit).get(to_usize(at % UNIT_BYTES));
-                    byte.copied().unwrap_or(0)
-                })
-                .collect()
-        };
+        let mut text = |bytes: Range<u64>| self.text(evidence, header, bytes);
         let name = header.backing_file_offset;
         let length = header.backing_file_size.min(MAX_BACKING_NAME);
         self.layer = Some(LayerName {
             name: text(name..name.saturating_add(length.into())),
             format: format.map(text),
         });
+    }
+
+    /// Bytes of the header, as far as they lie in the first cluster and the file.
+    fn text<E: Evidence>(&self, evidence: &mut E, header: &Header, bytes: Range<u64>) -> Vec<u8> {
+        let end = bytes.end.min(header.cluster_size().min(self.length));
+        (bytes.start..end)
+            .map(|at| {
+                let unit = evidence.resolve(at.checked_div(UNIT_BYTES).unwrap_or(0));
+                let byte = evidence.bytes(unit).get(to_usize(at % UNIT_BYTES));
+                byte.copied().unwrap_or(0)
+            })
+            .collect()
+    }
+
+    /// What the header calls the data file, if it has one and names it.
+    pub fn data_name(&self) -> Option<&[u8]> {
+        self.data_name.as_deref()
     }
 
     /// What the header says of the layer below, if it names one.
@@ -250,6 +278,17 @@ impl Image {
             let region = if offset < self.length { Region::Header } else { Region::BeyondEnd };
             return Label { region, unit: Some(unit) };
         };
+        // Where in the data file a byte is says whose it is, whatever the entries say.
+        if let Some(within) = header.data_at.and_then(|start| offset.checked_sub(start)) {
+            if within >= self.data_length {
+                return Label { region: Region::BeyondEnd, unit: None };
+            }
+            let region = Region::Data(within.wrapping_shr(header.cluster_bits));
+            let unit = within
+                .checked_rem(header.cluster_size())
+                .and_then(|rest| rest.checked_div(UNIT_BYTES));
+            return Label { region, unit };
+        }
         let cluster = offset.wrapping_shr(header.cluster_bits);
         let in_cluster = |first: u64| {
             let start = first.wrapping_shl(header.cluster_bits);
@@ -274,6 +313,9 @@ impl Image {
         let Some(header) = &self.header else { return (region, unit..unit.saturating_add(1)) };
         let in_cluster = header.cluster_size().checked_div(UNIT_BYTES).unwrap_or(1);
         let cluster = unit.checked_div(in_cluster).unwrap_or(unit);
+        if matches!(region, Region::Data(_)) && header.data_at.is_some() {
+            return (region, unit..cluster.saturating_add(1).saturating_mul(in_cluster));
+        }
         let Some(claim) = self.first_claim(cluster) else {
             return (region, unit..unit.saturating_add(1));
         };
@@ -340,6 +382,8 @@ impl Image {
         self.recordings.clear();
         self.mapped = Mapped::default();
         self.layer = None;
+        self.data_length = 0;
+        self.data_name = None;
         self.header = None;
     }
 

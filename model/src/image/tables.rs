@@ -3,7 +3,7 @@
 use super::bytes::{to_usize, units_of};
 use super::entry::{
     ALL_ALLOCATED, COMPRESSED, COPIED, ENTRIES_IN_UNIT, L1_RESERVED, L2_RESERVED, OFFSET, ZERO,
-    compressed_extent, is_cluster, nonzero_entries,
+    compressed_extent, host_of, is_cluster, nonzero_entries,
 };
 use super::header::Header;
 use super::reader::Image;
@@ -79,7 +79,7 @@ impl Image {
                 for (guest, pair) in (first..).zip(words.as_chunks::<2>().0) {
                     let [entry, bitmap] = pair.map(u64::from_be_bytes);
                     let bitmap = self.mistake.misread_bitmap(entry, bitmap);
-                    judge_bitmap(guest, entry, bitmap, findings);
+                    judge_bitmap(guest, entry, bitmap, header, findings);
                     self.take_l2_entry(header, guest, entry, reserved, &mut next_host, findings);
                     self.l2_entries.push(entry);
                     self.l2_bitmaps.push(self.mistake.mistake_subclusters(bitmap));
@@ -114,8 +114,10 @@ impl Image {
     ) {
         if entry & COMPRESSED != 0 {
             let at = Region::Compressed(guest);
-            if entry & COPIED != 0 {
-                findings.push(Finding::ReservedBits { at, entry, bits: COPIED });
+            // A data file has no compressed clusters.
+            let never = if header.data_at.is_some() { COMPRESSED | COPIED } else { COPIED };
+            if entry & never != 0 {
+                findings.push(Finding::ReservedBits { at, entry, bits: entry & never });
             }
             let (start, length) = compressed_extent(entry, header);
             let length = match self.mistake {
@@ -131,23 +133,57 @@ impl Image {
         let at = Region::Data(guest);
         let offset = entry & OFFSET;
         let mut reserved = entry & reserved;
-        if offset == 0 {
+        if offset == 0 && header.data_at.is_none() {
             reserved |= entry & COPIED;
         }
-        if !is_cluster(at, entry, reserved, offset, header, findings) {
-            return;
+        let good = is_cluster(at, entry, reserved, offset, header, findings);
+        match (header.data_at, host_of(entry, header)) {
+            (None, _) if good => {
+                self.claim(at, offset, header.cluster_size(), entry, findings);
+            }
+            (Some(_), Some(host)) if good || offset == 0 => {
+                self.judge_data_cluster(header, guest, entry, host, findings);
+            }
+            _ => return,
         }
-        self.claim(at, offset, header.cluster_size(), entry, findings);
         self.mapped.allocated = self.mapped.allocated.saturating_add(1);
         if next_host.is_some_and(|expected| expected != offset) {
             self.mapped.fragmented = self.mapped.fragmented.saturating_add(1);
         }
         *next_host = offset.checked_add(header.cluster_size());
     }
+
+    /// A cluster in a data file is where the guest has it, which makes it this entry's alone; nothing counts it.
+    fn judge_data_cluster(
+        &mut self,
+        header: &Header,
+        guest: u64,
+        entry: u64,
+        host: u64,
+        findings: &mut Vec<Finding>,
+    ) {
+        let at = Region::Data(guest);
+        let (offset, length) = (entry & OFFSET, header.cluster_size());
+        let guest = guest.saturating_mul(length);
+        if offset != guest {
+            findings.push(Finding::DataFileOffset { at, entry, guest });
+        }
+        let file = self.data_length;
+        if offset.saturating_add(length).saturating_sub(file) >= length {
+            findings.push(Finding::OutOfRange { at, offset, length, file });
+        }
+        if entry & COPIED == 0 {
+            let cluster = host.wrapping_shr(header.cluster_bits);
+            findings.push(Finding::CopiedMissing { at, cluster, entry });
+        }
+        if self.mistake == Mistake::DataClustersCounted {
+            self.claim(at, offset, length, entry, findings);
+        }
+    }
 }
 
 /// What an extended L2 entry says of its subclusters has to make sense.
-fn judge_bitmap(guest: u64, entry: u64, bitmap: u64, findings: &mut Vec<Finding>) {
+fn judge_bitmap(guest: u64, entry: u64, bitmap: u64, header: &Header, findings: &mut Vec<Finding>) {
     if bitmap == 0 {
         return;
     }
@@ -161,7 +197,7 @@ fn judge_bitmap(guest: u64, entry: u64, bitmap: u64, findings: &mut Vec<Finding>
         return;
     }
     let allocated = bitmap & ALL_ALLOCATED;
-    let without_host = if entry & OFFSET == 0 { allocated } else { 0 };
+    let without_host = if host_of(entry, header).is_none() { allocated } else { 0 };
     invalid(Region::Data(guest), allocated & (bitmap >> 32), "one is both allocated and zero");
     invalid(Region::Data(guest), without_host, "one is allocated without a host cluster");
 }

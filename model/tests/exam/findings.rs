@@ -7,8 +7,9 @@ use model::finding::{Finding, Stage};
 use model::image::COPIED;
 use model::label::Region;
 use model::mistake::Mistake;
+use model::op::{DataFile, Geometry};
 
-use crate::patient::{EXTENDED, KIB, Patient, STAGES};
+use crate::patient::{EXTENDED, KIB, PLAIN, Patient, STAGES};
 use crate::{Outcome, expect};
 
 /// One kind of damage to a fragmented image, the findings that it must give, and the stages at which each is legal.
@@ -175,6 +176,15 @@ const DAMAGES: &[Damage] = &[
             p.disk.patch(16, &1024u32.to_be_bytes());
         },
         &[("header", NOWHERE)],
+    ),
+    (
+        "a promise of raw data without a data file, over a layer",
+        |p| {
+            p.put_u64(8, 512);
+            p.disk.patch(16, &9u32.to_be_bytes());
+            p.put_u64(88, 2);
+        },
+        &[],
     ),
     ("a name's length without a name", |p| p.disk.patch(16, &u32::MAX.to_be_bytes()), &[]),
     ("a name's place without a name", |p| p.put_u64(8, 512), &[]),
@@ -418,12 +428,113 @@ const EXTENDED_DAMAGES: &[Damage] = &[
     ),
 ];
 
+/// The same to an image with a data file, [`PLAIN`].
+const DATA_DAMAGES: &[Damage] = &[
+    ("none to an image with a data file", |_| {}, &[]),
+    (
+        "an entry for the place of another",
+        |p| p.set_l2(1, 3 << 10 | COPIED),
+        &[("data-file-offset", NOWHERE)],
+    ),
+    ("an entry for the first place", |p| p.set_l2(1, COPIED), &[("data-file-offset", NOWHERE)]),
+    (
+        "zeroes in the place of another",
+        |p| p.set_l2(1, 3 << 10 | COPIED | 1),
+        &[("data-file-offset", NOWHERE)],
+    ),
+    ("zeroes in its own place", |p| p.set_l2(1, 1 << 10 | COPIED | 1), &[]),
+    ("zeroes nowhere in a data file", |p| p.set_l2(1, 1), &[]),
+    ("the first place without COPIED, which is nowhere", |p| p.set_l2(0, 0), &[]),
+    ("COPIED is missing in a data file", |p| p.set_l2(1, 1 << 10), &[("copied-missing", CRASHED)]),
+    ("a misaligned place", |p| p.set_l2(1, 0x600 | COPIED), &[("misaligned", NOWHERE)]),
+    ("reserved bits beside no place", |p| p.set_l2(1, 2), &[("reserved-bits", NOWHERE)]),
+    (
+        "a compressed cluster beside a data file",
+        |p| {
+            let hole = p.hole();
+            p.set_l2(1, 1 << 62 | (hole * 1024 + 17));
+            p.put_refcount(hole, 1);
+        },
+        &[("reserved-bits", NOWHERE)],
+    ),
+    (
+        "a place past the end of the data file",
+        |p| p.set_l2(64, 64 << 10 | COPIED),
+        &[("out-of-range", NOWHERE)],
+    ),
+    (
+        "a place that the end of the data file cuts",
+        |p| {
+            p.disk.set_data_len((64 << 10) + 1);
+            p.set_l2(64, 64 << 10 | COPIED);
+        },
+        &[],
+    ),
+    (
+        "a data file one byte too short",
+        |p| p.disk.set_data_len((64 << 10) - 1),
+        &[("data-file-short", NOWHERE)],
+    ),
+    ("a longer data file", |p| p.disk.set_data_len(1 << 20), &[]),
+    ("a longer image", |p| p.disk.set_len(1 << 20), &[]),
+    ("a promise of raw data", |p| p.put_u64(88, 2), &[]),
+    (
+        "a promise of raw data over a layer",
+        |p| {
+            p.put_u64(88, 2);
+            p.put_u64(8, 512);
+            p.disk.patch(16, &9u32.to_be_bytes());
+        },
+        &[("header", NOWHERE)],
+    ),
+    (
+        "a name of a data file past the end",
+        |p| p.put_u64(112, 0x4441_5441_0000_0389),
+        &[("header", NOWHERE)],
+    ),
+    ("no name of a data file", |p| p.put_u64(112, 0x4441_5442_0000_0008), &[]),
+    (
+        "snapshots beside a data file",
+        |p| p.disk.patch(60, &1u32.to_be_bytes()),
+        &[("unsupported", NOWHERE)],
+    ),
+];
+
+const EXTENDED_DATA: Geometry = Geometry { data_file: Some(DataFile::Plain), ..EXTENDED };
+
+/// The same with extended L2 entries.
+const EXTENDED_DATA_DAMAGES: &[Damage] = &[
+    ("none to extended entries for a data file", |_| {}, &[]),
+    ("a place for nothing", |p| p.set_subclusters(6, 0), &[]),
+    ("the first place for nothing", |p| p.set_subclusters(0, 0), &[]),
+    (
+        "the first place without COPIED, and allocated",
+        |p| p.set_l2(0, 0),
+        &[("invalid-subclusters", NOWHERE)],
+    ),
+    (
+        "a subcluster in no place",
+        |p| p.set_subclusters(1, 1 << 31),
+        &[("invalid-subclusters", NOWHERE)],
+    ),
+    (
+        "a subcluster in the first place",
+        |p| {
+            p.set_l2(1, COPIED);
+            p.set_subclusters(1, 1 << 31);
+        },
+        &[("data-file-offset", NOWHERE)],
+    ),
+];
+
 /// Every kind of damage, and an image that has suffered it.
 fn damaged() -> impl Iterator<Item = (&'static Damage, Patient)> {
     let kinds = [
         (KIB, Initial::Fragmented, DAMAGES),
         (KIB, Initial::Bitmaps, BITMAP_DAMAGES),
         (EXTENDED, Initial::Fragmented, EXTENDED_DAMAGES),
+        (PLAIN, Initial::Fragmented, DATA_DAMAGES),
+        (EXTENDED_DATA, Initial::Fragmented, EXTENDED_DATA_DAMAGES),
     ];
     kinds.into_iter().flat_map(|(geometry, initial, damages)| {
         damages.iter().map(move |damage| {

@@ -4,6 +4,7 @@
 //! out by hand or by a deliberately naive enumeration; the judge must pass all of them, and every judge with one deliberate
 //! mistake ([`Mistake`]) must fail at least one. The second test prints which examinations notice which mistake.
 
+mod data_files;
 mod findings;
 mod guest;
 mod histories;
@@ -13,6 +14,9 @@ mod states;
 
 use model::mistake::Mistake;
 
+use crate::data_files::{
+    data_file_kept, data_file_named, data_read_where_it_is, raw_view, raw_view_kept,
+};
 use crate::findings::{findings_by_stage, findings_seen};
 use crate::guest::{
     collapse_binds, crash_folds, discard, dropped_write, everything_through, failed_flush,
@@ -33,7 +37,7 @@ use crate::states::{
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Mistake) -> Outcome);
 
-const EXAMS: [Exam; 50] = [
+const EXAMS: [Exam; 55] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -84,6 +88,11 @@ const EXAMS: [Exam; 50] = [
     ("a discard may leave what a layer shows", discard_beside_layer),
     ("what is uncovered shows the layer, and zeroes past its end", uncovering),
     ("compressed clusters are judged in every way in which they may read", streams),
+    ("guest data is read from the data file", data_read_where_it_is),
+    ("a raw data file is the disk too", raw_view),
+    ("repair keeps a raw data file", raw_view_kept),
+    ("a second repair writes nothing to a data file", data_file_kept),
+    ("the image has the data file that it was made with", data_file_named),
 ];
 
 #[test]

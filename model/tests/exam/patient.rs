@@ -6,7 +6,7 @@ use model::finding::Stage;
 use model::guest::Guest;
 use model::image::COPIED;
 use model::mistake::Mistake;
-use model::op::{Compression, Geometry};
+use model::op::{Compression, DataFile, Geometry};
 use model::payload::{self, Unit};
 
 use crate::guest::PROMISES;
@@ -25,7 +25,15 @@ pub(crate) const KIB: Geometry = Geometry {
     below: None,
     extended_l2: false,
     compression: Compression::Deflate,
+    data_file: None,
 };
+
+/// The same with guest data in a file of its own. As `Fragmented` guest clusters 0 and 30 have data, 10 is marked as zero and has no host
+/// cluster, 20 is and has one, and odd ones are mapped nowhere.
+pub(crate) const PLAIN: Geometry = Geometry { data_file: Some(DataFile::Plain), ..KIB };
+
+/// The same, and that file is the disk.
+pub(crate) const RAW: Geometry = Geometry { data_file: Some(DataFile::Raw), ..KIB };
 
 /// An image under the knife. With 1 KiB clusters: header 0, refcount table 1, its only block 2, L1 3, then `Fragmented` puts
 /// the only L2 table somewhere behind.

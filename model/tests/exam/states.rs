@@ -19,12 +19,20 @@ use crate::patient::{KIB, Patient, STAGES};
 use crate::{Outcome, expect};
 
 /// A disk of which some units may hold other values than the one that they would resolve to.
-struct Open {
-    disk: BytesEvidence,
-    others: BTreeMap<u64, Vec<ValueKey>>,
+pub(crate) struct Open {
+    pub(crate) disk: BytesEvidence,
+    pub(crate) others: BTreeMap<u64, Vec<ValueKey>>,
 }
 
 impl Evidence for Open {
+    fn data_file(&self) -> Option<u64> {
+        self.disk.data_file()
+    }
+
+    fn data_len(&mut self) -> u64 {
+        self.disk.data_len()
+    }
+
     fn len(&mut self) -> u64 {
         self.disk.len()
     }
@@ -37,6 +45,20 @@ impl Evidence for Open {
     fn peek(&self, unit: u64, mut visit: impl FnMut(ValueKey)) {
         self.others.get(&unit).into_iter().flatten().copied().for_each(&mut visit);
         self.disk.peek(unit, visit);
+    }
+
+    fn zero_run(&self, unit: u64, most: u64) -> u64 {
+        self.decided(unit, most).take_while(|key| *key == ZERO).count() as u64
+    }
+
+    fn decided(&self, unit: u64, most: u64) -> impl Iterator<Item = ValueKey> {
+        let known =
+            (unit..unit.saturating_add(most)).take_while(|unit| !self.others.contains_key(unit));
+        known.map(|unit| {
+            let mut only = ZERO;
+            self.disk.peek(unit, |key| only = key);
+            only
+        })
     }
 
     fn bytes(&self, key: ValueKey) -> &Unit {
