@@ -124,7 +124,7 @@ pub struct Extent {
     pub guest: u64,
     /// Length in bytes.
     pub length: u64,
-    /// Where it begins in the file; in a data file counted from where that begins in the [`Evidence`].
+    /// Where it begins in the file that guest data is in: the data file, if the image has one.
     pub to: Mapping,
 }
 
@@ -482,7 +482,8 @@ impl Judge {
                 };
                 let theirs = match extent.to {
                     Mapping::Host(offset) => {
-                        Shown::Host(offset.saturating_add(next - extent.guest))
+                        let at = offset.saturating_add(header.data_at.unwrap_or(0));
+                        Shown::Host(at.saturating_add(next - extent.guest))
                     }
                     Mapping::Compressed(offset) => {
                         Shown::Stream(Stream { offset, length: 0, kind: Compression::Deflate })

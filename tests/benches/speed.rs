@@ -31,7 +31,7 @@ use qcow2_crashtest::campaign::{self, Budget, Settings};
 use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, operations, worlds};
 use qcow2_crashtest::life::{Request, perform};
-use qcow2_crashtest::subject::{Qcow2Core, Subject};
+use qcow2_crashtest::subject::{Qcow2Core, open};
 use qcow2_crashtest::workload::Scope;
 use tempfile::TempDir;
 
@@ -177,7 +177,7 @@ fn crash_images(world: &World) -> Vec<Vec<u8>> {
     for symbol in Symbol::ALL {
         let (disk, guest) = initial();
         let direct = Direct::new(disk, Always(0));
-        let opened = run(subject.open(direct.clone(), world.session));
+        let opened = run(open(&subject, direct.clone(), world.session));
         let Some(Ok(image)) = opened else { panic!("it opens") };
         direct.take_forks(true);
         let [op] = operations(&[symbol], &world.geometry)[..] else { panic!("one request") };

@@ -56,6 +56,7 @@ fn geometry() -> impl Strategy<Value = Geometry> {
             below: None,
             extended_l2: false,
             compression: Compression::Deflate,
+            data_file: None,
         }
     })
 }

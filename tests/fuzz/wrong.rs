@@ -131,6 +131,7 @@ fn a_check_that_is_wrong_is_found() {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let session = Session::of(&Opening::new("wrong"), None);
     let judged = |how, initial, run| {
@@ -282,6 +283,7 @@ fn who_does_not_go_on_is_found() {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let open = Opening { cache_pages: 1, growth_step: 1 << 10, ..Opening::new("wrong") };
     let session = Session::of(&open, None);
@@ -314,6 +316,7 @@ fn long_requests_are_told_from_endless_ones() {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let write =
         |id, offset, length| Op::Write { offset, length, id, durability: Durability::Cached };

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use faultfs::chooser::Chooser;
-use faultfs::disk::PossibleDisk;
+use faultfs::disk::{File, PossibleDisk};
 use faultfs::values::{Key, Values};
 use model::evidence::{Evidence, ValueKey};
 use model::payload::{UNIT, Unit};
@@ -32,6 +32,17 @@ fn unit_number(unit: u64) -> Option<u32> {
 impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
     fn len(&mut self) -> u64 {
         u64::from(self.disk.len(self.chooser)) * UNIT as u64
+    }
+
+    fn data_file(&self) -> Option<u64> {
+        self.disk.second().map(u64::from)
+    }
+
+    fn data_len(&mut self) -> u64 {
+        match self.disk.second() {
+            Some(_) => u64::from(self.disk.len_of(File::Second, self.chooser)) * UNIT as u64,
+            None => 0,
+        }
     }
 
     fn resolve(&mut self, unit: u64) -> ValueKey {

@@ -288,6 +288,7 @@ pub fn run<Sub: Subject>(
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let mut disk = create(&geometry)?;
     let units = trial::cluster_units(&geometry);

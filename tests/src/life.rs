@@ -35,7 +35,7 @@ use crate::evidence::DiskEvidence;
 use crate::liveness::Exposure;
 use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, whole_image};
-use crate::subject::{Session, Subject, SubjectImage};
+use crate::subject::{Session, Subject, SubjectImage, open};
 
 /// How many steps a life may take before it counts as hanging, and how many more for each of its requests and each cluster that one
 /// touches: the work of a request may follow its length. Opening the image once more may take a read of every table: on a device of
@@ -252,7 +252,7 @@ pub fn run_scheduled<Sub: Subject>(
             let (subject, storage, session) = (subject.clone(), sim.storage(), script.session);
             let (slot, book) = (Arc::clone(&slot), Arc::clone(&book));
             async move {
-                match subject.open(storage, session).await {
+                match open(&subject, storage, session).await {
                     Ok(image) => {
                         *slot.lock().unwrap_or_else(PoisonError::into_inner) =
                             Some(Arc::new(image));
@@ -560,7 +560,7 @@ impl<Sub: Subject> Task<Sub> {
                     book.exposure.end(self.number, index, true);
                     book.probes.push(Probe::CleanClose);
                 }
-                let opened = self.subject.open(self.storage.clone(), self.session).await;
+                let opened = open(&self.subject, self.storage.clone(), self.session).await;
                 opened.map_err(|refusal| format!("{refusal:?}"))
             }
             Err(text) => {

@@ -44,7 +44,7 @@ use qcow2_core::storage::{IoBuf, Storage};
 
 use crate::evidence::DiskEvidence;
 use crate::recover::{Bench, Failure, Recovered, whole_image};
-use crate::subject::{Session, Subject, SubjectImage};
+use crate::subject::{Session, Subject, SubjectImage, open};
 
 /// Storage operations that going on may take in any case.
 pub const IOS: u64 = 64;
@@ -104,7 +104,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
                 return Err(fail("repair-gave-up", format!("{claim:?}")));
             }
         }
-        let opened = this.open(storage.clone(), session).await;
+        let opened = open(&this, storage.clone(), session).await;
         let image = opened.map_err(|refusal| fail("open-refused", format!("{refusal:?}")))?;
         let size = image.size();
         // Of a large disk several clusters at once.
@@ -462,6 +462,7 @@ mod tests {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
 
     fn write(length: u64) -> Op {

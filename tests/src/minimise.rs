@@ -574,6 +574,7 @@ mod tests {
             below: None,
             extended_l2: false,
             compression: Compression::Deflate,
+            data_file: None,
         };
         let (offset, length) = (1000 * UNIT, 24 * UNIT);
         let (id, durability) = (1, Durability::Cached);

@@ -20,7 +20,7 @@ use model::judge::{Contents, Extent, Judge, Place, Statement, Violation};
 
 use crate::evidence::DiskEvidence;
 use crate::probe::{Probe, Probes};
-use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
+use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage, open};
 
 /// One planned step of recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -382,7 +382,7 @@ impl<Sub: Subject> Bench<Sub> {
         faultfs::direct::run(async move {
             match step {
                 Step::OpenReadOnly | Step::Open => {
-                    let image = subject.open(storage, session).await.map_err(refused)?;
+                    let image = open(&subject, storage, session).await.map_err(refused)?;
                     let map = image.map().await.map_err(|text| refused(Refusal::Failed(text)))?;
                     Ok(Done::Opened(map))
                 }

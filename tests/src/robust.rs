@@ -44,7 +44,7 @@ use crate::life;
 use crate::minimise::{MinimiseProgress, Watch};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, whole_image};
-use crate::subject::{Refusal, Session, Subject, SubjectImage};
+use crate::subject::{Refusal, Session, Subject, SubjectImage, open};
 use crate::trial::{self, Trial, TrialLife, cluster_units};
 use crate::verdict::{Basis, Replay, Verdict};
 use crate::workload::{GENERATOR, Plan};
@@ -232,7 +232,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let result = self.travel(disk, guest, "opening it read-only", None, |storage| {
             let subject = subject.clone();
             async move {
-                match subject.open(storage, read_only).await {
+                match open(&subject, storage, read_only).await {
                     Ok(image) => {
                         let _ = image.map().await;
                         look_around(&image).await;
@@ -267,7 +267,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let opened = |storage: Direct<Always>| {
             let subject = subject.clone();
             async move {
-                match subject.open(storage, session).await {
+                match open(&subject, storage, session).await {
                     Ok(_) if was_dirty => Said::Statement(Statement::Writable),
                     Ok(_) => Said::Used,
                     Err(_) => Said::Statement(Statement::GaveUp),
@@ -283,7 +283,9 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let used = |storage: Direct<Always>| {
             let subject = subject.clone();
             async move {
-                let Ok(image) = subject.open(storage, session).await else { return Said::Refused };
+                let Ok(image) = open(&subject, storage, session).await else {
+                    return Said::Refused;
+                };
                 use_it(&image).await;
                 let _ = image.close().await;
                 Said::Used

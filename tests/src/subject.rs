@@ -93,6 +93,9 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use faultfs::chooser::Chooser;
+use faultfs::direct::Direct;
+use faultfs::exec::SimStorage;
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
 use model::judge::{Extent, Statement};
@@ -259,6 +262,11 @@ pub trait Subject: Clone + Send + Sync + 'static {
         Duties::default()
     }
 
+    /// Whether it opens images whose guest data is in an external data file. One that does not is given none.
+    fn opens_data_files(&self) -> bool {
+        false
+    }
+
     /// Opens the image; for writing, it must be safe to write afterwards.
     fn open<S: Storage>(
         &self,
@@ -266,10 +274,27 @@ pub trait Subject: Clone + Send + Sync + 'static {
         session: Session,
     ) -> impl Future<Output = Result<Self::Image<S>, Refusal>> + Send;
 
-    /// A copy of an open image on `storage`, which holds a copy of what is under it, while no request is in flight. Both then do
-    /// what the image would have done. None: it cannot, and what led to the image is done once more.
-    fn fork<S: Storage>(&self, image: &Self::Image<S>, storage: S) -> Option<Self::Image<S>> {
-        drop(storage);
+    /// The same for an image with an external data file, which is `data`; asked only of a subject that
+    /// [opens](Self::opens_data_files) those.
+    fn open_with_data<S: Storage>(
+        &self,
+        storage: S,
+        data: S,
+        session: Session,
+    ) -> impl Future<Output = Result<Self::Image<S>, Refusal>> + Send {
+        drop((storage, data));
+        std::future::ready(Err(Refusal::GaveUp(format!("it has a data file, and {session:?}"))))
+    }
+
+    /// A copy of an open image on `storage`, which holds a copy of what is under it, and `data`, a copy of its data file, while no request is
+    /// in flight. Both then do what the image would have done. None: it cannot, and what led to the image is done once more.
+    fn fork<S: Storage>(
+        &self,
+        image: &Self::Image<S>,
+        storage: S,
+        data: Option<S>,
+    ) -> Option<Self::Image<S>> {
+        drop((storage, data));
         let _ = image;
         None
     }
@@ -289,6 +314,41 @@ pub trait Subject: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Option<Result<Statement, Refusal>>> + Send {
         drop((storage, mend));
         std::future::ready(None)
+    }
+}
+
+/// A storage of the harness, which may have an external data file on the same disk.
+pub trait Files: Storage {
+    /// The data file, if there is one.
+    fn data_file(&self) -> Option<Self>
+    where
+        Self: Sized;
+}
+
+impl Files for SimStorage {
+    fn data_file(&self) -> Option<Self> {
+        self.second()
+    }
+}
+
+impl<C: Chooser + Send + 'static> Files for Direct<C> {
+    fn data_file(&self) -> Option<Self> {
+        self.second()
+    }
+}
+
+/// Opens the image on a storage of the harness, with its data file if it has one.
+///
+/// # Errors
+/// As the subject says.
+pub async fn open<Sub: Subject, S: Files>(
+    subject: &Sub,
+    storage: S,
+    session: Session,
+) -> Result<Sub::Image<S>, Refusal> {
+    match storage.data_file() {
+        Some(data) => subject.open_with_data(storage, data, session).await,
+        None => subject.open(storage, session).await,
     }
 }
 
@@ -387,6 +447,26 @@ impl Qcow2Core {
         }
         Ok(Self { rules })
     }
+
+    fn open_options(&self, session: &Session) -> OpenOptions {
+        let mut options = OpenOptions::new()
+            .writable(session.writable)
+            .write_through(session.write_through)
+            .pass_discard(session.pass_discard)
+            .copy_on_read(session.copy_on_read)
+            .rules(self.rules);
+        options.lazy_refcounts = session.lazy_refcounts;
+        if session.cache_pages > 0 {
+            options = options.cache_pages(session.cache_pages as usize);
+        }
+        if session.growth > 0 {
+            options = options.growth(session.growth);
+        }
+        if session.page_size > 0 {
+            options = options.page_size(session.page_size.into());
+        }
+        options
+    }
 }
 
 impl Subject for Qcow2Core {
@@ -434,6 +514,10 @@ impl Subject for Qcow2Core {
         true
     }
 
+    fn opens_data_files(&self) -> bool {
+        true
+    }
+
     fn shrinks(&self) -> bool {
         true
     }
@@ -456,22 +540,7 @@ impl Subject for Qcow2Core {
     }
 
     async fn open<S: Storage>(&self, storage: S, session: Session) -> Result<Image<S>, Refusal> {
-        let mut options = OpenOptions::new()
-            .writable(session.writable)
-            .write_through(session.write_through)
-            .pass_discard(session.pass_discard)
-            .copy_on_read(session.copy_on_read)
-            .rules(self.rules);
-        options.lazy_refcounts = session.lazy_refcounts;
-        if session.cache_pages > 0 {
-            options = options.cache_pages(session.cache_pages as usize);
-        }
-        if session.growth > 0 {
-            options = options.growth(session.growth);
-        }
-        if session.page_size > 0 {
-            options = options.page_size(session.page_size.into());
-        }
+        let options = self.open_options(&session);
         let opened = match session.below {
             Some(below) => Image::open_over(storage, Base::new(below).shared(), options).await,
             None => Image::open(storage, options).await,
@@ -479,8 +548,19 @@ impl Subject for Qcow2Core {
         opened.map_err(|error| refusal(error.kind(), error.to_string()))
     }
 
-    fn fork<S: Storage>(&self, image: &Image<S>, storage: S) -> Option<Image<S>> {
-        image.fork(storage)
+    async fn open_with_data<S: Storage>(
+        &self,
+        storage: S,
+        data: S,
+        session: Session,
+    ) -> Result<Image<S>, Refusal> {
+        let layer = session.below.map(|below| Base::new(below).shared());
+        let opened = Image::open_with_data(storage, data, layer, self.open_options(&session)).await;
+        opened.map_err(|error| refusal(error.kind(), error.to_string()))
+    }
+
+    fn fork<S: Storage>(&self, image: &Image<S>, storage: S, data: Option<S>) -> Option<Image<S>> {
+        image.fork(storage, data)
     }
 
     async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
@@ -620,6 +700,7 @@ impl<S: Storage> SubjectImage for Image<S> {
             .map(|extent| {
                 let to = match extent.source {
                     Source::Host(host) => Mapping::Host(host),
+                    Source::Data(offset) => Mapping::Host(offset),
                     Source::Below => Mapping::Unallocated,
                     Source::Compressed(entry) => match entry.decode(cluster_bits, 3, 0) {
                         Ok(Entry::Compressed { offset, .. }) => Mapping::Compressed(offset),

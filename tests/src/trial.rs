@@ -222,8 +222,24 @@ pub(crate) fn limits_of(device: &Device) -> Limits {
 
 /// A disk that holds an image and nothing else.
 pub fn disk_of(built: &Built) -> PossibleDisk {
-    let extents = built.units.iter().map(|(unit, bytes)| (unit * 512, bytes.as_slice()));
-    PossibleDisk::from_extents(&Values::new(), built.length, extents)
+    let extents = |units: &[(u64, Unit)]| -> Vec<(u64, Unit)> {
+        units.iter().map(|(unit, bytes)| (unit * UNIT as u64, *bytes)).collect()
+    };
+    let image = extents(&built.units);
+    let image = image.iter().map(|(offset, bytes)| (*offset, bytes.as_slice()));
+    let disk = PossibleDisk::from_extents(&Values::new(), built.length, image);
+    let Some(data) = &built.data else { return disk };
+    let first = first_of_data(built.length);
+    let units = extents(&data.units);
+    let units = units.iter().map(|(offset, bytes)| (*offset, bytes.as_slice()));
+    disk.with_second_extents(first, data.length, units)
+}
+
+/// The first unit of the data file beside an image of so many bytes, on the same disk: far enough away for the image to grow, and no further,
+/// because a disk has something for each unit in between.
+pub fn first_of_data(length: u64) -> u32 {
+    let units = (length / UNIT as u64 * 4).next_power_of_two().max(1 << 14);
+    u32::try_from(units).expect("an image of a campaign is small")
 }
 
 /// Runs a trial to its end or to its first violation.

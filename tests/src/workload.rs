@@ -13,11 +13,11 @@ use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use model::build::Initial;
 use model::case::{Device, Dropped, Opening};
-use model::op::{Compression, Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, DataFile, Durability, Geometry, Op, Preallocation};
 use model::payload::COMPRESSIBLE;
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 16;
+pub const GENERATOR: u32 = 17;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,11 +79,13 @@ pub enum Shape {
     Compressed,
     /// Clusters are written compressed.
     Compressing,
+    /// Guest data is in an external data file, which may be read as a raw disk.
+    DataFiles,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -103,6 +105,7 @@ impl Shape {
         Self::CopyOnRead,
         Self::Compressed,
         Self::Compressing,
+        Self::DataFiles,
     ];
 
     /// The name in reports and on the command line.
@@ -127,6 +130,7 @@ impl Shape {
             Self::CopyOnRead => "copy-on-read",
             Self::Compressed => "compressed",
             Self::Compressing => "compressing",
+            Self::DataFiles => "data-files",
         }
     }
 }
@@ -328,6 +332,7 @@ impl Plan {
             Shape::Sectors => self.device.sector == SECTOR,
             Shape::Layered => self.geometry.below.is_some(),
             Shape::Subclusters => self.geometry.extended_l2,
+            Shape::DataFiles => self.geometry.data_file.is_some(),
             Shape::Ahead => {
                 let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
                 ops.any(|op| matches!(op, Op::Preallocate { .. }))
@@ -404,14 +409,15 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction) && !large;
     let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing && !large;
     let sparse = (shaped(&mut rng, Shape::Sparse, 40) && !streams) || eviction || growing;
-    let three =
-        scope.lazy == Some(true) || matches!(scope.shape, Some(Shape::Widths | Shape::Subclusters));
+    let three = scope.lazy == Some(true)
+        || matches!(scope.shape, Some(Shape::Widths | Shape::Subclusters | Shape::DataFiles));
     let version = if shaped(&mut rng, Shape::Version2, 8) && !three { 2 } else { 3 };
     let extended = (scope.shape == Some(Shape::Subclusters)
         || (rng.below(10) == 0 && scope.shape.is_none()))
         && version == 3
         && !(growing || eviction || scope.tiny);
-    let compressed = shaped(&mut rng, Shape::Compressed, 20) && !sparse;
+    let apart = shaped(&mut rng, Shape::DataFiles, 8) && version == 3 && !scope.tiny && !streams;
+    let compressed = shaped(&mut rng, Shape::Compressed, 20) && !sparse && !apart;
     let compressing = shaped(&mut rng, Shape::Compressing, 8);
     let initial = match rng.below(24) {
         _ if compressed => Initial::Compressed,
@@ -483,11 +489,12 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         (true, _) => [0, 1, 2, 3, 5, 6][rng.below(6) as usize],
     };
     let virtual_size = u64::from(clusters) * cluster - short;
-    let geometry = Geometry {
+    let mut geometry = Geometry {
         version,
         cluster_bits,
         refcount_order,
         virtual_size,
+        data_file: None,
         lazy_refcounts: scope.lazy.unwrap_or_else(|| rng.below(2) == 0) && version == 3,
         extended_l2: extended,
         compression: match (compressed || compressing) && version == 3 && rng.below(3) == 0 {
@@ -507,6 +514,11 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
                 _ => virtual_size + 512 * u64::from(rng.below(40 * cluster as u32 / 512)),
             }),
     };
+    if apart {
+        // One that is the disk by itself has nothing below it.
+        let raw = rng.below(2) == 0 && geometry.below.is_none();
+        geometry.data_file = Some(if raw { DataFile::Raw } else { DataFile::Plain });
+    }
     let overridden = scope.lazy.is_none() && rng.below(12) == 0 && version == 3;
     let open = Opening {
         cache_pages: if eviction { 1 } else { [1, 4, 1024][rng.below(3) as usize] },

@@ -34,6 +34,7 @@ fn qemu_img_agrees_on_every_image() {
                 below: None,
                 extended_l2: false,
                 compression: Compression::Deflate,
+                data_file: None,
             })
         })
     });
@@ -47,6 +48,7 @@ fn qemu_img_agrees_on_every_image() {
             below: None,
             extended_l2: true,
             compression: Compression::Deflate,
+            data_file: None,
         })
     });
     let mut auditor = Auditor::default();

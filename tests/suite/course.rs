@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use faultfs::direct::Done;
+use faultfs::disk::File;
 use faultfs::trace::IoKind;
 use model::audit::Auditor;
 use model::build::{Initial, build};
@@ -25,6 +26,7 @@ fn where_a_subcluster_is_bears_on_a_course() {
         below: None,
         extended_l2: true,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let bytes = build(&geometry, Initial::Fragmented).unwrap().to_bytes();
     let number = |at: usize| u64::from_be_bytes(*bytes[at..].first_chunk().expect("8 bytes"));
@@ -65,6 +67,7 @@ fn what_guest_data_may_bear_on_is_not_done_again() {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut auditor = Auditor::default();
@@ -80,6 +83,7 @@ fn what_guest_data_may_bear_on_is_not_done_again() {
             kind: *kind,
             range: range.clone(),
             data: Box::default(),
+            file: File::First,
         };
         let records = [ios.iter().map(done).collect(), Vec::new(), Vec::new()];
         let watched = Watched { records, ..Watched::default() };

@@ -21,7 +21,7 @@ use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
 use qcow2_crashtest::explore::{self, ExploreSettings};
 use qcow2_crashtest::life::{Request, perform};
-use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject};
+use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject, open};
 use qcow2_crashtest::trial;
 use qcow2_crashtest::{corpus, probe::Probe};
 
@@ -67,12 +67,12 @@ fn crash_disks(world: &World, ops: &[Op]) -> Vec<PossibleDisk> {
     let options = DirectOptions { forks: ops.is_empty(), ..DirectOptions::default() };
     let mut all = if ops.is_empty() { vec![disk.clone()] } else { Vec::new() };
     let direct = Direct::with_options(disk, Always(0), options);
-    let mut image = run(subject.open(direct.clone(), world.session)).unwrap().unwrap();
+    let mut image = run(open(&subject, direct.clone(), world.session)).unwrap().unwrap();
     for (number, op) in ops.iter().enumerate() {
         direct.take_forks(number + 1 == ops.len());
         if *op == Op::Reopen {
             run(image.close()).unwrap().unwrap();
-            image = run(subject.open(direct.clone(), world.session)).unwrap().unwrap();
+            image = run(open(&subject, direct.clone(), world.session)).unwrap().unwrap();
         } else {
             let request = op.clip(size).map(Request::Op);
             run(perform(&image, request.as_ref())).unwrap().unwrap();
@@ -92,7 +92,7 @@ fn recover(bytes: &[u8], live: &PossibleDisk, session: Session) -> (Vec<u8>, Vec
     let disk = PossibleDisk::from_extents(live.values(), bytes.len() as u64, [(0, bytes)]);
     let options = || DirectOptions { forks: true, ..DirectOptions::default() };
     let direct = Direct::with_options(disk, Always(0), options());
-    drop(run(subject.open(direct.clone(), session)).unwrap().unwrap());
+    drop(run(open(&subject, direct.clone(), session)).unwrap().unwrap());
     let opened = direct.power_off();
     let mut forks = opened.forks;
     let direct = Direct::with_options(opened.disk.clone(), Always(0), options());

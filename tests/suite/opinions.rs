@@ -96,6 +96,7 @@ fn three_checks_agree_on_initial_images() {
                     below: None,
                     extended_l2: false,
                     compression: Compression::Deflate,
+                    data_file: None,
                 };
                 let Ok(built) = build(&geometry, initial) else { continue };
                 images += 1;

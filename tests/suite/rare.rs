@@ -20,7 +20,7 @@ use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::ExploreSettings;
 use qcow2_crashtest::explore::alphabet::{Symbol, initials, operations, worlds};
 use qcow2_crashtest::life::{Request, perform};
-use qcow2_crashtest::subject::{Qcow2Core, Session, Subject};
+use qcow2_crashtest::subject::{Qcow2Core, Session, Subject, open};
 use qcow2_crashtest::trial::disk_of;
 
 use crate::common::{Expected, assert_clean, four_clusters, steps};
@@ -259,12 +259,12 @@ fn a_fork_is_the_image_that_the_same_requests_lead_to() {
         };
         let options = DirectOptions { trace: true, ..DirectOptions::default() };
         let direct = Direct::with_options(disk, Always(0), options);
-        let image = run(subject.open(direct, world.session)).unwrap().unwrap();
+        let image = run(open(&subject, direct, world.session)).unwrap().unwrap();
         let mut forks = Vec::new();
         for op in &ops {
             perform(&image, op);
             forks.iter().for_each(|fork| perform(fork, op));
-            forks.push(image.fork(image.storage().fork()).expect("nothing is in flight"));
+            forks.push(image.fork(image.storage().fork(), None).expect("nothing is in flight"));
         }
         let expected = end(&image);
         assert!(expected.0.len() > 100, "{} events", expected.0.len());
@@ -284,22 +284,22 @@ fn an_image_with_a_request_in_flight_has_no_fork() {
         let (disk, _) = world.start(&subject).unwrap();
         let options = DirectOptions { crash_at, ..DirectOptions::default() };
         let direct = Direct::with_options(disk, Always(0), options);
-        let image = run(subject.open(direct, world.session)).unwrap().unwrap();
-        assert!(image.fork(image.storage().fork()).is_some());
+        let image = run(open(&subject, direct, world.session)).unwrap().unwrap();
+        assert!(image.fork(image.storage().fork(), None).is_some());
         let ended = {
             let mut write = pin!(image.write(0, IoBuf::zeroed(512, 512), Durability::Cached));
             let ended = write.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
-            assert_eq!(image.fork(image.storage().fork()).is_some(), ended);
+            assert_eq!(image.fork(image.storage().fork(), None).is_some(), ended);
             ended
         };
         assert_eq!(ended, crash_at.is_none());
-        assert_eq!(image.fork(image.storage().fork()).is_some(), ended, "it was dropped");
+        assert_eq!(image.fork(image.storage().fork(), None).is_some(), ended, "it was dropped");
         if ended {
             image.storage().power_off();
             let mut read = pin!(image.read(0, IoBuf::zeroed(512, 512)));
             assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
             let other = Direct::new(PossibleDisk::new(&Values::new(), 1), Always(0));
-            assert!(image.fork(other).is_none());
+            assert!(image.fork(other, None).is_none());
         }
     }
 }
@@ -365,6 +365,7 @@ fn every_repair_may_be_cut_short() {
             below: None,
             extended_l2: false,
             compression: Compression::Deflate,
+            data_file: None,
         };
         let mut built = build(&geometry, initial).unwrap();
         let image = built.to_bytes();

@@ -120,6 +120,7 @@ fn a_repair_that_is_not_a_fixed_point() {
             below: None,
             extended_l2: false,
             compression: Compression::Deflate,
+            data_file: None,
         },
         initial: Initial::Dirty,
         device: Device::default(),

@@ -62,6 +62,7 @@ fn a_scattered_image() {
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     insta::assert_snapshot!(dump(&built.to_bytes()));

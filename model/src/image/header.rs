@@ -70,7 +70,7 @@ pub struct Header {
     /// 0 deflate, 1 zstd.
     pub compression_type: u8,
     /// Where the data file begins, of an image with one: its bytes follow those of the image in the evidence. In no header by itself.
-    pub(super) data_at: Option<u64>,
+    pub(crate) data_at: Option<u64>,
 }
 
 impl Header {

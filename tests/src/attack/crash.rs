@@ -73,6 +73,7 @@ pub(super) fn small(initial: Initial, virtual_size: u64, lazy_refcounts: bool) -
         below: None,
         extended_l2: false,
         compression: Compression::Deflate,
+        data_file: None,
     };
     build(&geometry, initial).expect("the geometry is a small one")
 }
@@ -91,7 +92,12 @@ pub(super) fn is_same(
 
 pub(super) fn units_of(image: &[u8]) -> Built {
     let units = image.as_chunks::<UNIT>().0.iter().copied();
-    Built { length: image.len() as u64, units: (0..).zip(units).collect(), guest: Vec::new() }
+    Built {
+        length: image.len() as u64,
+        units: (0..).zip(units).collect(),
+        guest: Vec::new(),
+        data: None,
+    }
 }
 
 pub(super) fn be64(bytes: &[u8]) -> u64 {

@@ -47,9 +47,9 @@ pub(super) fn create(rules: Rules) -> (Option<Failure>, u64) {
 
 /// What may be where an image is created.
 fn predecessors() -> Vec<Built> {
-    let nothing = Built { length: 0, units: Vec::new(), guest: Vec::new() };
+    let nothing = Built { length: 0, units: Vec::new(), guest: Vec::new(), data: None };
     let units = (0..40).map(|unit| (unit, payload::unit(unit, payload::STALE))).collect();
-    let no_image = Built { length: 40 * UNIT as u64, units, guest: Vec::new() };
+    let no_image = Built { length: 40 * UNIT as u64, units, guest: Vec::new(), data: None };
     let images = [
         (Initial::Fragmented, false),
         (Initial::Dirty, true),

@@ -182,6 +182,7 @@ impl Unmarked {
             below: None,
             extended_l2: false,
             compression: Compression::Deflate,
+            data_file: None,
         };
         build(&geometry, Initial::Leaky).expect("the geometry is a small one")
     }

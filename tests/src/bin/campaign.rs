@@ -217,6 +217,10 @@ struct Explore {
     /// Requests of the alphabet of clusters that are written compressed; in races, of those around the cluster that streams are put into.
     #[arg(long, conflicts_with_all = ["pairs", "resizing", "subclusters", "ahead"])]
     compressing: bool,
+    /// Images whose guest data is in a data file, which may be anything where it is not mapped (plain) or is the disk by itself (raw), and
+    /// requests of the alphabet of such images; in pairs and races, the usual one.
+    #[arg(long, conflicts_with_all = ["resizing", "subclusters", "ahead", "compressing"])]
+    data_file: Option<DataFile>,
     /// Images over a layer that is longer than the disk.
     #[arg(long)]
     over_layer: bool,
@@ -285,6 +289,21 @@ fn device(name: &str) -> Result<Device, UnknownProfile> {
 enum Refcounts {
     Eager,
     Lazy,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DataFile {
+    Plain,
+    Raw,
+}
+
+impl From<DataFile> for model::op::DataFile {
+    fn from(kind: DataFile) -> Self {
+        match kind {
+            DataFile::Plain => Self::Plain,
+            DataFile::Raw => Self::Raw,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -385,6 +404,13 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
         true => usual.into_iter().map(World::over_layer).collect(),
         false => usual,
     };
+    let usual: Vec<World> = match args.data_file {
+        Some(kind) => usual.into_iter().map(|world| world.beside(kind.into())).collect(),
+        None => usual,
+    };
+    if let Some(why) = usual.iter().find_map(|world| world.geometry.fault()) {
+        return Err(misuse(format!("--data-file: {why}")));
+    }
     let usual = match args.ahead {
         true => usual.into_iter().map(World::copying).collect(),
         false => usual,
@@ -406,6 +432,7 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
             () if args.races.is_some() && args.compressing => &Symbol::RACING_COMPRESSED,
             () if args.races.is_some() => &Symbol::RACING,
             () if args.compressing => &Symbol::COMPRESSING,
+            () if args.data_file.is_some() && args.pairs.is_none() => &Symbol::DATA_FILES,
             () => &Symbol::ALL,
         },
         operations: args.operations,

@@ -128,6 +128,9 @@ pub(super) fn run_case<Sub: Subject>(
     if !subject.reads_subclusters() {
         plan.geometry.extended_l2 = false;
     }
+    if !subject.opens_data_files() {
+        plan.geometry.data_file = None;
+    }
     if !subject.opens_layers() {
         plan.geometry.below = None;
     }

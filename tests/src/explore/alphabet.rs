@@ -17,7 +17,7 @@ use faultfs::disk::PossibleDisk;
 use model::build::Initial;
 use model::case::{Device, Opening};
 use model::guest::Guest;
-use model::op::{Compression, Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, DataFile, Durability, Geometry, Op, Preallocation};
 use model::payload::COMPRESSIBLE;
 
 use crate::probe::Probe;
@@ -155,6 +155,21 @@ impl Symbol {
         Self::DiscardA,
         Self::DiscardAll,
         Self::Flush,
+        Self::Reopen,
+    ];
+
+    /// The alphabet of guest data in a file of its own.
+    pub const DATA_FILES: [Self; 11] = [
+        Self::WriteA,
+        Self::WritePartOfB,
+        Self::WriteAcross,
+        Self::WriteThrough,
+        Self::ZeroB,
+        Self::ZeroA,
+        Self::DiscardA,
+        Self::Flush,
+        Self::Grow,
+        Self::ShrinkInB,
         Self::Reopen,
     ];
 
@@ -355,6 +370,7 @@ impl World {
             below: None,
             extended_l2: false,
             compression: Compression::Deflate,
+            data_file: None,
         };
         let open = Opening { cache_pages: 4, growth_step: cluster, ..Opening::new("") };
         Self { geometry, initial, session: Session::of(&open, geometry.below) }
@@ -398,6 +414,13 @@ impl World {
     #[must_use]
     pub const fn copying(mut self) -> Self {
         self.session.copy_on_read = true;
+        self
+    }
+
+    /// The same world with guest data in a data file.
+    #[must_use]
+    pub const fn beside(mut self, data_file: DataFile) -> Self {
+        self.geometry.data_file = Some(data_file);
         self
     }
 
@@ -465,6 +488,11 @@ impl fmt::Display for World {
         }
         if self.geometry.below.is_some() {
             f.write_str(", over a layer")?;
+        }
+        match self.geometry.data_file {
+            Some(DataFile::Plain) => f.write_str(", data file")?,
+            Some(DataFile::Raw) => f.write_str(", raw data file")?,
+            None => {}
         }
         match self.geometry.refcount_order {
             _ if self.geometry.version == 2 => write!(f, ", version 2"),

@@ -48,6 +48,13 @@ impl Course {
         let (mut written, mut durable) = (BTreeSet::new(), BTreeSet::new());
         let mut was_metadata = metadata_of(image);
         for done in watched.records.iter().flatten() {
+            // Nothing of a data file is metadata.
+            if !done.file.is_first() {
+                match done.kind {
+                    IoKind::Flush => continue,
+                    _ => return None,
+                }
+            }
             let mut units = units(&done.range);
             let follows = match done.kind {
                 IoKind::Flush => {

@@ -61,7 +61,7 @@ use crate::life::{Order, Request, Script, perform, probe_trace, run_scheduled};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, Watched, collapse, whole_image};
 use crate::situations::{Shape, probe_answers};
-use crate::subject::{Refusal, Session, Subject, SubjectImage};
+use crate::subject::{Refusal, Session, Subject, SubjectImage, open};
 
 /// What exploring has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl<Sub: Subject> Reached<Sub> {
     /// The same again, to go another way from here; none if the subject cannot.
     fn fork(&self, subject: &Sub) -> Option<Self> {
         let direct = self.direct.fork();
-        let image = subject.fork(&self.image, direct.clone())?;
+        let image = subject.fork(&self.image, direct.clone(), direct.second())?;
         Some(Self { guest: self.guest.clone(), direct, image })
     }
 }
@@ -441,7 +441,7 @@ impl<Sub: Subject> Walk<Sub> {
         if judged {
             self.crash(&self.disk.clone(), &guest)?;
         }
-        let image = opened(run(self.bench.subject.open(direct.clone(), self.bench.session)))?;
+        let image = opened(run(open(&self.bench.subject, direct.clone(), self.bench.session)))?;
         self.after(&direct, &guest, judged)?;
         Ok(Reached { guest, direct, image })
     }
@@ -488,7 +488,7 @@ impl<Sub: Subject> Walk<Sub> {
             guest.complete(token);
             self.closed(&direct, &guest)?;
             self.after(&direct, &guest, judged)?;
-            image = opened(run(self.bench.subject.open(direct.clone(), self.bench.session)))?;
+            image = opened(run(open(&self.bench.subject, direct.clone(), self.bench.session)))?;
         } else {
             finished(run(perform(&image, request.as_ref())), "a request")?;
             self.forks_of(&direct, &guest, judged)?;

@@ -345,8 +345,10 @@ fn concerned(violation: &Violation, views: [&View<'_>; 3]) -> Vec<Entry> {
                 all
             }
             Finding::Misaligned { at, .. }
+            | Finding::DataFileOffset { at, .. }
             | Finding::ReservedBits { at, .. }
             | Finding::InvalidSubclusters { at, .. } => of_region(at),
+            Finding::DataFileShort { .. } => vec![Entry::Length],
             Finding::Dirty | Finding::Corrupt => vec![Entry::Dirty],
             Finding::Header { .. } => vec![Entry::L1Table, Entry::RefcountTable, Entry::Length],
             Finding::Unsupported { value, .. } => {

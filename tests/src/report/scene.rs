@@ -19,7 +19,7 @@ use crate::evidence::DiskEvidence;
 use crate::leaf::{Labels, LeafChooser, SharedLeaf, look};
 use crate::recover::{Bench, Failure, StepPlan, name};
 use crate::report::timeline::{Kept, Timeline, unit_of};
-use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
+use crate::subject::{Files, Mend, Refusal, Session, Subject, SubjectImage, open};
 use crate::trial;
 
 /// One look of the judge.
@@ -133,17 +133,13 @@ impl<Sub: Subject> Looker<'_, Sub> {
         Scene { moment, timeline, trace, live, chosen: 0, disk: disk.clone(), image, labels }
     }
 
-    fn run<S: qcow2_core::storage::Storage>(
-        &self,
-        storage: S,
-        step: Step,
-    ) -> Option<Result<(), String>> {
+    fn run<S: Files>(&self, storage: S, step: Step) -> Option<Result<(), String>> {
         let subject = self.bench.subject.clone();
         let session = Session { writable: step != Step::OpenReadOnly, ..self.bench.session };
         direct::run(async move {
             match step {
                 Step::OpenReadOnly | Step::Open => {
-                    let image = subject.open(storage, session).await;
+                    let image = open(&subject, storage, session).await;
                     image.map_err(refused)?.map().await.map(drop)
                 }
                 Step::Repair => {

@@ -14,7 +14,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use faultfs::chooser::Always;
-use faultfs::disk::{FlushId, Landing, PossibleDisk, WriteId};
+use faultfs::disk::{File, FlushId, Landing, PossibleDisk, WriteId};
 use faultfs::fault::{Fault, FaultPlan, Planned};
 use faultfs::profile::FlushFailure;
 use faultfs::trace::{Event, Io, IoKind, Trace};
@@ -24,7 +24,7 @@ use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 
 use crate::life::{self, Cause};
 use crate::probe::Probes;
-use crate::subject::Subject;
+use crate::subject::{Files, Subject};
 use crate::trial::{self, At, Trial};
 
 /// I/O with its contents.
@@ -83,8 +83,10 @@ impl Timeline {
         let mut faults = self.faults.clone();
         let mut running: BTreeMap<u64, (Io, Running)> = BTreeMap::new();
         let extra = |disk: &mut PossibleDisk| {
-            let flush = disk.submit_flush();
-            let _ = disk.complete_flush(flush);
+            for file in File::BOTH {
+                let flush = disk.submit_flush_of(file);
+                let _ = disk.complete_flush(flush);
+            }
         };
         for (at, event) in self.events.iter().enumerate().take(until) {
             if flush_at == Some(at) {
@@ -120,12 +122,12 @@ impl Timeline {
         let mut write = |durability| disk.submit_write(first, &keys(), durability, &mut chooser);
         Running::Write(match io.kind {
             IoKind::Read => return Running::Read,
-            IoKind::Flush => return Running::Flush(disk.submit_flush()),
+            IoKind::Flush => return Running::Flush(disk.submit_flush_of(io.file)),
             IoKind::Write => write(Durability::Cached),
             IoKind::WriteThrough => write(Durability::Through),
             IoKind::WriteZeroes => disk.submit_zeroes(first, io.units(), &mut chooser),
             IoKind::Discard => disk.submit_discard(first, io.units(), &mut chooser),
-            IoKind::SetLen => disk.submit_set_len(first, &mut chooser),
+            IoKind::SetLen => disk.submit_set_len_of(io.file, length_of(disk, io), &mut chooser),
         })
     }
 }
@@ -172,6 +174,12 @@ fn fail(disk: &mut PossibleDisk, what: Running, fault: Option<Fault>) {
             let _ = disk.complete_flush(flush);
         }
     }
+}
+
+/// The length, in units, to which a change of length sets its file.
+pub(super) fn length_of(disk: &PossibleDisk, io: &Io) -> u32 {
+    let begin = if io.file.is_first() { 0 } else { disk.second().unwrap_or(0) };
+    unit_of(io.offset) - begin
 }
 
 /// The unit of a byte offset.
@@ -279,6 +287,13 @@ pub(super) struct Kept<S> {
     pub(super) inner: S,
     /// The bytes of every write, in order.
     pub(super) written: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl<S: Files + Clone> Files for Kept<S> {
+    fn data_file(&self) -> Option<Self> {
+        let inner = self.inner.data_file()?;
+        Some(Self { inner, written: Arc::clone(&self.written) })
+    }
 }
 
 impl<S: Storage> Storage for Kept<S> {
