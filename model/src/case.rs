@@ -461,8 +461,21 @@ pub struct CrashImage {
     pub length: u64,
     /// Units of the file that are not zero.
     pub units: BTreeMap<u64, Content>,
+    /// The data file, if the image has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<CrashData>,
     /// What each guest unit may read as; one that is not listed reads as zeroes.
     pub allowed: BTreeMap<u64, Vec<Content>>,
+}
+
+/// The external data file of a crash image, unit by unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CrashData {
+    /// File length in bytes.
+    pub length: u64,
+    /// Units of the file that are not zero.
+    pub units: BTreeMap<u64, Content>,
 }
 
 /// The content of a unit, as text: `zero`, `tag:18/7` (unit 18 of write 7), or `hex:` and its bytes without the zeroes at the
@@ -621,9 +634,18 @@ impl Case {
             }
         }
         let image = self.image.as_ref()?;
-        let units = image.length.div_ceil(UNIT as u64);
-        let beyond = image.units.keys().find(|unit| **unit >= units)?;
-        Some((format!("image.units.{beyond}"), format!("lies past the end at {units} units")))
+        let data = image.data.as_ref();
+        if data.is_some() != self.geometry.data_file.is_some() {
+            let why = "there is a data file in one of geometry and image only";
+            return Some(("image.data".to_owned(), why.to_owned()));
+        }
+        let beyond = |field: &str, length: u64, of: &BTreeMap<u64, Content>| {
+            let units = length.div_ceil(UNIT as u64);
+            let unit = of.keys().find(|unit| **unit >= units)?;
+            Some((format!("{field}.units.{unit}"), format!("lies past the end at {units} units")))
+        };
+        beyond("image", image.length, &image.units)
+            .or_else(|| data.and_then(|data| beyond("image.data", data.length, &data.units)))
     }
 }
 

@@ -23,6 +23,7 @@ fn everything() -> Case {
     let mut foreign = [0; UNIT];
     foreign[..4].copy_from_slice(b"QFI\xfb");
     let image = CrashImage {
+        data: None,
         length: 5 * UNIT as u64,
         units: [(0, Content::of(&foreign)), (4, Content::of(&payload::unit(2, 1)))].into(),
         allowed: [(2, vec![Content::Zero, Content::Tag { unit: 2, id: 1 }])].into(),

@@ -98,15 +98,17 @@ impl State {
 }
 
 impl<S: Storage> Image<S> {
-    /// How many bytes of a guest cluster there is room for at this host address: in the data file none past the end of the disk, but to the end
-    /// of the storage's sector.
+    /// How many bytes of a guest cluster there are at this host address: in the data file none past its end, which need not be that of the disk.
+    /// What it has there comes to light when the disk grows, so it is filled like the rest; what it has not reads as zeroes then.
     pub(crate) fn room_in(&self, guest_cluster: u64, host: u64) -> u64 {
         let size = self.cluster_size;
         match place(host).0 {
             File::Image => size,
             File::Data => {
-                let rest = self.now(|state| state.header.size) - guest_cluster * size;
-                rest.next_multiple_of(self.limits.sector() as u64).min(size)
+                let end = self.now(|state| {
+                    mutant!(state.rules, DataFilledToDiskEnd => state.header.size; state.data_length)
+                });
+                self.data_end(end.saturating_sub(guest_cluster * size)).min(size)
             }
         }
     }
@@ -116,7 +118,7 @@ impl<S: Storage> Image<S> {
         self.now(|state| mutant!(state.rules, RawZeroedByEntry => false; state.raw))
     }
 
-    /// The end of a guest disk of so many bytes in the data file: that of its last sector.
+    /// The end of so many bytes in the data file: that of the last sector.
     pub(crate) fn data_end(&self, size: u64) -> u64 {
         size.next_multiple_of(self.limits.sector() as u64)
     }
@@ -184,7 +186,11 @@ impl<S: Storage> Image<S> {
         if length < end {
             let grown = claim.set_len(File::Data, end).await;
             grown.map_err(|source| failed("growing the file", in_data(length), source))?;
-            self.with(|state| state.clock.stamp(File::Data)).await;
+            self.with(|state| {
+                state.data_length = end;
+                state.clock.stamp(File::Data)
+            })
+            .await;
         }
         let seen = from..length.min(to);
         if !seen.is_empty() && self.now(|state| state.raw) {
@@ -201,39 +207,29 @@ impl<S: Storage> Image<S> {
         claim: &mut Claim<'_, S>,
         size: u64,
     ) -> Result<(), IoError> {
-        if self.files.data.is_none() {
-            return Ok(());
-        }
+        let Some(data) = &self.files.data else { return Ok(()) };
         let _ = claim.set_len(File::Data, self.data_end(size)).await;
         claim.settle().await?;
-        self.with(|state| state.clock.stamp(File::Data)).await;
+        let length = data.len().await;
+        let length =
+            length.map_err(|source| failed("asking for the length", in_data(0), source))?;
+        self.with(|state| {
+            state.data_length = length;
+            state.clock.stamp(File::Data)
+        })
+        .await;
         Ok(())
     }
 }
 
 impl<S: Storage> WriteMap<'_, S> {
-    /// Maps guest clusters of a raw data file that no entry maps: zeroes where nothing was mapped, then the entries, durably, before the
-    /// guest's own data.
+    /// Maps guest clusters of a raw data file that no entry maps on the storage: zeroes where nothing was mapped, then the entries, durably,
+    /// before the guest's own data.
     pub(crate) async fn let_see(&mut self, clusters: Range<u64>) -> Result<(), IoError> {
         let image = self.image;
-        let (size, sub) = (image.cluster_size, image.cluster_size / Subclusters::COUNT);
-        let disk = image.data_end(image.now(|state| state.header.size));
-        let end = (clusters.end * size).min(disk);
-        if image.now(|state| state.extended) {
-            for cluster in clusters.clone() {
-                let mapping = image.decide(|state| state.mapping(cluster)).await?;
-                let data = mapping.subclusters().map_or(0, |(_, _, of)| of.data);
-                let unmapped = (0..Subclusters::COUNT).filter(|one| data & 1 << one == 0);
-                for one in unmapped {
-                    let from = cluster * size + one * sub;
-                    let bytes = from.min(end)..(from + sub).min(end);
-                    if !bytes.is_empty() {
-                        image.zero_data(&mut self.claim, bytes).await?;
-                    }
-                }
-            }
-        } else {
-            image.zero_data(&mut self.claim, clusters.start * size..end).await?;
+        image.restore_header().await?;
+        for bytes in self.unmapped(clusters.clone()).await? {
+            image.zero_data(&mut self.claim, bytes).await?;
         }
         let mut before = Vec::new();
         for cluster in clusters {
@@ -252,5 +248,28 @@ impl<S: Storage> WriteMap<'_, S> {
         }
         before.dedup();
         image.ensure(Rule::MappingBeforeRawData, Barrier::RawMapping, &before).await
+    }
+
+    /// The parts of guest clusters that no entry maps, neighbours merged, as far as the data file reaches.
+    async fn unmapped(&self, clusters: Range<u64>) -> Result<Vec<Range<u64>>, IoError> {
+        let image = self.image;
+        let size = image.cluster_size;
+        let extended = image.now(|state| state.extended);
+        let part = if extended { size / Subclusters::COUNT } else { size };
+        let mut unmapped: Vec<Range<u64>> = Vec::new();
+        for cluster in clusters {
+            let mapping = image.decide(|state| state.mapping(cluster)).await?;
+            let data = mapping.subclusters().map_or(0, |(_, _, of)| of.data);
+            let end = cluster * size + image.room_in(cluster, in_data(cluster * size));
+            let parts = (cluster * size..end).step_by(usize::try_from(part).expect("it is small"));
+            for from in (0..).zip(parts).filter(|(one, _)| data & 1 << one == 0).map(|(_, at)| at) {
+                let to = (from + part).min(end);
+                match unmapped.last_mut() {
+                    Some(last) if last.end == from => last.end = to,
+                    _ => unmapped.push(from..to),
+                }
+            }
+        }
+        Ok(unmapped)
     }
 }

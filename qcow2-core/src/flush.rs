@@ -38,7 +38,7 @@ struct Targets {
     next: Option<u64>,
     pending: VecDeque<(u64, u64)>,
     waiting: Vec<(u64, u64)>,
-    /// What makes all go that wait.
+    /// What makes all go that wait for one file.
     flush: Stamp,
     /// Most pages in one write.
     run: usize,
@@ -104,7 +104,8 @@ impl State {
             None if targets.waiting.is_empty() => Step::Nothing,
             None => {
                 targets.pending = std::mem::take(&mut targets.waiting).into();
-                Step::Flush(targets.flush)
+                // Those that wait for the other file come in a turn of their own.
+                Step::Flush(std::mem::replace(&mut targets.flush, Stamp::DURABLE))
             }
         }
     }

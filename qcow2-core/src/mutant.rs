@@ -144,6 +144,8 @@ mutants! {
         DataStampedInImageFile = "mutant:data-stamped-in-image-file";
         /// What is to show the layer below is discarded in the data file while its entry may still be there.
         UncoverDiscardsData = "mutant:uncover-discards-data";
+        /// A cluster that the end of the disk cuts short is filled to there, and not as far as the data file goes on.
+        DataFilledToDiskEnd = "mutant:data-filled-to-disk-end";
         /// Zeroes in a raw data file are said by entries.
         RawZeroedByEntry = "mutant:raw-zeroed-by-entry";
         /// What a raw data file has behind the end of the disk comes to light when that grows.

@@ -70,7 +70,7 @@ impl<S: Storage> Image<S> {
         }
         let mut read = read_header(storage).await?;
         check_supported(&read.header)?;
-        check_data_file(&files, &read.header).await?;
+        let data_length = check_data_file(&files, &read.header).await?;
         match (read.header.backing_name(), &below) {
             (Some(name), None) => {
                 let name = String::from_utf8_lossy(name);
@@ -99,7 +99,8 @@ impl<S: Storage> Image<S> {
         }
         let limits = files.limits();
         let shown = below.as_ref().map_or(0, |below| below.size);
-        let state = State::new(read, &options, &limits, lazy, shown);
+        let mut state = State::new(read, &options, &limits, lazy, shown);
+        state.data_length = data_length;
         Ok(Self::new(files, below, options, state))
     }
 }
@@ -133,9 +134,10 @@ async fn prepare<S: Storage>(
 }
 
 /// Checks that there is an external data file if the image has one, that it is long enough, and that both files can be written together.
-async fn check_data_file<S: Storage>(files: &Files<S>, header: &Header) -> Result<(), OpenError> {
+/// Returns its length in bytes, 0 if there is none.
+async fn check_data_file<S: Storage>(files: &Files<S>, header: &Header) -> Result<u64, OpenError> {
     let data = match (DataFile::of_header(header), &files.data) {
-        (None, None) => return Ok(()),
+        (None, None) => return Ok(0),
         (Some(said), None) => {
             let name = String::from_utf8_lossy(&said.name);
             return Err(OpenError::Option(format!(
@@ -165,7 +167,7 @@ async fn check_data_file<S: Storage>(files: &Files<S>, header: &Header) -> Resul
     if length < size {
         return Err(OpenError::DataFileTooShort { length, size });
     }
-    Ok(())
+    Ok(length)
 }
 
 fn check_options(options: &OpenOptions) -> Result<(), OpenError> {

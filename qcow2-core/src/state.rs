@@ -84,6 +84,8 @@ pub(crate) struct State {
     pub(crate) below: u64,
     /// Where guest data is.
     pub(crate) guest_file: File,
+    /// Bytes of the data file, 0 without one.
+    pub(crate) data_length: u64,
     /// Whether the data file read as a raw disk has to be the guest's disk at every moment.
     pub(crate) raw: bool,
     pub(crate) rules: Rules,
@@ -174,6 +176,7 @@ impl State {
             table_bits,
             below,
             guest_file,
+            data_length: 0,
             raw,
             rules,
             cache: Cache::new(page_size, cache_pages, limits.alignment, rules),

@@ -216,7 +216,7 @@ impl<S: Storage> WriteMap<'_, S> {
                 true => [whole.start..from, until..whole.end],
                 false => [whole.clone(), 0..0],
             };
-            // Nothing is written past the end of a disk that is a file by itself.
+            // As far as there is a file.
             let all = self.image.room_in(cluster, to);
             let inside = |piece: Range<u64>| piece.start.min(all)..piece.end.min(all);
             let pieces = pieces.map(inside).into_iter();

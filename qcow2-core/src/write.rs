@@ -104,7 +104,7 @@ pub(crate) enum Target {
     InPlace(u64),
     /// It has one of its own whose content nobody reads: a partial write leaves this of it.
     Own { host: u64, rest: Content },
-    /// Its place in the data file is not mapped, and whoever reads that as a raw disk sees it all the same.
+    /// Its place in the data file is not mapped, or not for good, and whoever reads that as a raw disk sees it all the same.
     Unseen,
     /// It needs a new one; a partial write leaves this of it.
     New { rest: Content },
@@ -135,6 +135,13 @@ impl State {
             }
         };
         let (slot, count) = self.entries_at(at, AT_ONCE.min(clusters.end - first))?;
+        if self.raw
+            && self.rules.hold(Rule::MappingBeforeRawData)
+            && !self.is_mapped_durably(first)?
+        {
+            targets.extend((0..count).map(|_| Target::Unseen));
+            return self.check_table_owned(first);
+        }
         if self.extended {
             self.part_targets(first, slot, at, count, wanted, targets)?;
             let changes = targets.iter().any(|target| !matches!(target, Target::InPlace(_)));

@@ -8,18 +8,20 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use faultfs::disk::PossibleDisk;
+use faultfs::chooser::Chooser;
+use faultfs::disk::{File, PossibleDisk};
 use faultfs::fault::{Fault, FaultAt, Planned, PlannedFault};
 use faultfs::profile::{DiscardMode, FlushFailure, Profile, Robustness};
 use faultfs::trace::{Event, IoKind};
 use faultfs::values::Key;
 use model::case::{
-    Anchor, Case, Content, Crash, CrashImage, Discard, Effect, Exact, FailedIo, Fate, Hash, Life,
-    Origin, Phase, Recovery, SCHEMA, Scheduling, Status,
+    Anchor, Case, Content, Crash, CrashData, CrashImage, Discard, Effect, Exact, FailedIo, Fate,
+    Hash, Life, Origin, Phase, Recovery, SCHEMA, Scheduling, Status,
 };
 use model::guest::Guest;
 use model::label::Label;
 use model::op::Op;
+use model::payload::UNIT;
 
 use crate::figures::commit;
 use crate::file;
@@ -329,19 +331,36 @@ const fn effect_of(fault: Fault) -> (Effect, u32) {
 fn image_of(trial: &Trial, record: &LifeRecord) -> Option<CrashImage> {
     let mut chooser = LeafChooser::written(record.choices.clone());
     let mut disk = record.disk.crash(trial.profile, &mut chooser);
-    let length = u64::from(disk.len(&mut chooser)) * 512;
-    let mut units = BTreeMap::new();
-    for unit in disk.nonzero().collect::<Vec<u32>>() {
-        let key = disk.read(unit, &mut chooser);
-        if key != Key::ZERO {
-            units.insert(u64::from(unit), content(&disk, key));
-        }
-    }
+    let image = decided(&mut disk, &mut chooser);
     let mut guest = record.guest.clone();
     guest.crash();
     let allowed = allowed(&guest, &disk);
-    let small = units.len() <= MAX_IMAGE_UNITS && allowed.len() <= MAX_IMAGE_UNITS;
-    small.then_some(CrashImage { length, units, allowed })
+    let units = image.units.len() + image.data.as_ref().map_or(0, |data| data.units.len());
+    let small = units <= MAX_IMAGE_UNITS && allowed.len() <= MAX_IMAGE_UNITS;
+    small.then_some(CrashImage { allowed, ..image })
+}
+
+/// What a disk holds, all of it decided; nothing is said of what the guest may see.
+pub(crate) fn decided(disk: &mut PossibleDisk, chooser: &mut impl Chooser) -> CrashImage {
+    let length = u64::from(disk.len(chooser)) * UNIT as u64;
+    let mut image = CrashImage { length, ..CrashImage::default() };
+    let second = disk.second();
+    if second.is_some() {
+        let length = u64::from(disk.len_of(File::Second, chooser)) * UNIT as u64;
+        image.data = Some(CrashData { length, ..CrashData::default() });
+    }
+    for unit in disk.nonzero().collect::<Vec<u32>>() {
+        let key = disk.read(unit, chooser);
+        if key == Key::ZERO {
+            continue;
+        }
+        let (units, first) = match (&mut image.data, second.filter(|&first| unit >= first)) {
+            (Some(data), Some(first)) => (&mut data.units, first),
+            _ => (&mut image.units, 0),
+        };
+        units.insert(u64::from(unit - first), content(disk, key));
+    }
+    image
 }
 
 fn content(disk: &PossibleDisk, key: Key) -> Content {

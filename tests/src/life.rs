@@ -36,6 +36,7 @@ use crate::liveness::Exposure;
 use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, whole_image};
 use crate::subject::{Session, Subject, SubjectImage, open};
+use crate::trial::units;
 
 /// How many steps a life may take before it counts as hanging, and how many more for each of its requests and each cluster that one
 /// touches: the work of a request may follow its length. Opening the image once more may take a read of every table: on a device of
@@ -220,7 +221,7 @@ pub fn run_scheduled<Sub: Subject>(
     let values = disk.values().clone();
     let cluster = guest.promises().cluster_units * UNIT as u64;
     let transfers =
-        (u64::from(disk.extent()) * UNIT as u64).div_ceil(disk.limits().max_transfer as u64);
+        (u64::from(units(&disk)) * UNIT as u64).div_ceil(disk.limits().max_transfer as u64);
     let mut options = SimOptions::new(schedule, Always(0));
     options.faults = Box::new(script.faults.clone());
     let mut sim = Sim::new(disk, options);

@@ -45,6 +45,7 @@ use qcow2_core::storage::{IoBuf, Storage};
 use crate::evidence::DiskEvidence;
 use crate::recover::{Bench, Failure, Recovered, whole_image};
 use crate::subject::{Session, Subject, SubjectImage, open};
+use crate::trial::units;
 
 /// Storage operations that going on may take in any case.
 pub const IOS: u64 = 64;
@@ -163,7 +164,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
         return Err(fail("space-lost", story));
     }
     let remains = direct.power_off();
-    let clusters = u64::from(remains.disk.extent()).div_ceil(geometry.cluster_units());
+    let clusters = u64::from(units(&remains.disk)).div_ceil(geometry.cluster_units());
     let per_cluster = if session.write_through { IOS_WRITTEN_THROUGH } else { IOS_PER_CLUSTER };
     let of_disk = size.div_ceil(cluster);
     // A cluster takes several transfers on some devices: data when it is written, a table when the repair and opening look at it, too.

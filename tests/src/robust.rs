@@ -24,7 +24,7 @@ use faultfs::fault::{Fault, FaultPlan};
 use faultfs::profile::{Profile, Robustness};
 use faultfs::rng::Rng;
 use faultfs::trace::Io;
-use faultfs::values::{Key, Values};
+use faultfs::values::Values;
 use model::case::{Case, Content, CrashImage, Origin, SCHEMA, Status};
 use model::evidence::ValueKey;
 use model::finding::{Finding, Property, Stage};
@@ -35,7 +35,7 @@ use model::op::Durability;
 use model::payload::Unit;
 use qcow2_core::storage::{IoBuf, UNIT};
 
-use crate::corpus::CorpusError;
+use crate::corpus::{CorpusError, decided};
 use crate::ended::Ended;
 use crate::evidence::DiskEvidence;
 use crate::figures::{Figures, commit};
@@ -113,7 +113,7 @@ pub fn run_case<Sub: Subject>(
         match roads.judge(&crashed, moment.guest, &mut probes) {
             None => ControlFlow::Continue(()),
             Some(failure) => {
-                found = Some((failure, image_of(&mut crashed)));
+                found = Some((failure, decided(&mut crashed, &mut Always(0))));
                 ControlFlow::Break(())
             }
         }
@@ -309,7 +309,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             violation.story = story;
             Failure { violation, moment: format!("in {road}") }
         };
-        let most = IOS + IOS_PER_UNIT * u64::from(disk.extent());
+        let most = IOS + IOS_PER_UNIT * u64::from(trial::units(disk));
         let left = most * (PLAIN_TRANSFER / disk.limits().max_transfer as u64).max(1);
         let options =
             DirectOptions { faults: Some(Box::new(Meter { left })), ..Default::default() };
@@ -399,19 +399,6 @@ async fn use_it(image: &impl SubjectImage) {
     drop(image.map().await);
 }
 
-fn image_of(disk: &mut PossibleDisk) -> CrashImage {
-    let sure = &mut Always(0);
-    let length = u64::from(disk.len(sure)) * UNIT as u64;
-    let mut units = BTreeMap::new();
-    for unit in disk.nonzero().collect::<Vec<u32>>() {
-        let key = disk.read(unit, sure);
-        if key != Key::ZERO {
-            units.insert(u64::from(unit), Content::of(disk.values().bytes(key)));
-        }
-    }
-    CrashImage { length, units, allowed: BTreeMap::new() }
-}
-
 /// A damaged image as a case: no lives, only the image.
 pub fn case_of(
     trial: &Trial,
@@ -466,13 +453,19 @@ pub fn judge_image<Sub: Subject>(
     image: &CrashImage,
 ) -> Option<Failure> {
     let values = Values::new();
-    let bytes: Vec<(u64, Box<[u8; UNIT]>)> = image
-        .units
-        .iter()
-        .map(|(unit, content)| (unit * UNIT as u64, Box::new(content.bytes())))
-        .collect();
+    let all = |units: &BTreeMap<u64, Content>| -> Vec<(u64, Box<[u8; UNIT]>)> {
+        let at = |unit: &u64| unit * UNIT as u64;
+        units.iter().map(|(unit, content)| (at(unit), Box::new(content.bytes()))).collect()
+    };
+    let bytes = all(&image.units);
     let extents = bytes.iter().map(|(offset, bytes)| (*offset, &bytes[..]));
-    let disk = PossibleDisk::from_extents(&values, image.length, extents);
+    let mut disk = PossibleDisk::from_extents(&values, image.length, extents);
+    if let Some(data) = &image.data {
+        let bytes = all(&data.units);
+        let extents = bytes.iter().map(|(offset, bytes)| (*offset, &bytes[..]));
+        let first = crate::trial::first_of_data(image.length);
+        disk = disk.with_second_extents(first, data.length, extents);
+    }
     let disk = disk.with_limits(crate::trial::limits_of(&case.device));
     let session = Session::of(&case.open, case.geometry.below);
     let promises = Promises {

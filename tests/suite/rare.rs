@@ -20,7 +20,7 @@ use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::ExploreSettings;
 use qcow2_crashtest::explore::alphabet::{Symbol, initials, operations, worlds};
 use qcow2_crashtest::life::{Request, perform};
-use qcow2_crashtest::subject::{Qcow2Core, Session, Subject, open};
+use qcow2_crashtest::subject::{Qcow2Core, Session, open};
 use qcow2_crashtest::trial::disk_of;
 
 use crate::common::{Expected, assert_clean, four_clusters, steps};

@@ -458,9 +458,17 @@ const DATA_DAMAGES: &[Damage] = &[
         &[("reserved-bits", NOWHERE)],
     ),
     (
-        "a place past the end of the data file",
+        "a place past the disk, where the data file has ended",
         |p| p.set_l2(64, 64 << 10 | COPIED),
-        &[("out-of-range", NOWHERE)],
+        &[],
+    ),
+    (
+        "a place of the disk past the end of the data file",
+        |p| {
+            p.disk.set_data_len(63 << 10);
+            p.set_l2(63, 63 << 10 | COPIED);
+        },
+        &[("data-file-short", NOWHERE), ("out-of-range", NOWHERE)],
     ),
     (
         "a place that the end of the data file cuts",
