@@ -182,8 +182,9 @@ impl<S: Storage> Image<S> {
         let action = "asking for the length";
         let length = data.len().await;
         let length = length.map_err(|source| failed(action, in_data(0), source))?;
-        let end = self.data_end(to);
-        if length < end {
+        // In any case: a cut that failed may come to light with a power cut, whatever length the storage says meanwhile.
+        let end = self.data_end(to).max(length);
+        if mutant!(self.options.rules, FailedCutBelieved => length < end; true) {
             let grown = claim.set_len(File::Data, end).await;
             grown.map_err(|source| failed("growing the file", in_data(length), source))?;
             self.with(|state| {
@@ -201,13 +202,18 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    /// Cuts the data file behind a disk that has become smaller; the claim is on all guest clusters there. One that cannot be cut stays longer.
+    /// Cuts the data file behind a disk that has become smaller; the claim is on all guest clusters there. One that cannot be cut stays longer,
+    /// and so does one that is still read there by a read before the ticket `reads`.
     pub(crate) async fn cut_data_file(
         &self,
         claim: &mut Claim<'_, S>,
         size: u64,
+        reads: u64,
     ) -> Result<(), IoError> {
         let Some(data) = &self.files.data else { return Ok(()) };
+        if !self.with(|state| state.reads_ended(reads)).await {
+            return Ok(());
+        }
         let _ = claim.set_len(File::Data, self.data_end(size)).await;
         claim.settle().await?;
         let length = data.len().await;

@@ -146,6 +146,8 @@ mutants! {
         UncoverDiscardsData = "mutant:uncover-discards-data";
         /// A cluster that the end of the disk cuts short is filled to there, and not as far as the data file goes on.
         DataFilledToDiskEnd = "mutant:data-filled-to-disk-end";
+        /// A data file that was to be cut and was not is believed to be as long as it says.
+        FailedCutBelieved = "mutant:failed-cut-believed";
         /// Zeroes in a raw data file are said by entries.
         RawZeroedByEntry = "mutant:raw-zeroed-by-entry";
         /// What a raw data file has behind the end of the disk comes to light when that grows.

@@ -107,6 +107,8 @@ impl<S: Storage> Image<S> {
         let to = mutant!(self.options.rules, ShrinkRoundsUp => size.next_multiple_of(cluster_size); size);
         let stamp = self.write_header(&mut claim, |header| header.size = to, |_, _| {}).await?;
         drop(claim);
+        // Whoever reads past the new end from now on is refused.
+        let reads = self.now(|state| state.next_read());
         let before = [Before::Written(stamp)];
         self.ensure(Rule::SizeBeforeCleared, Barrier::ShrinkSize, &before).await?;
         let first = mutant!(self.options.rules, ShrinkCutsLastCluster => size / cluster_size; size.div_ceil(cluster_size));
@@ -119,7 +121,7 @@ impl<S: Storage> Image<S> {
         }
         self.flush().await?;
         self.drop_empty_tables(tables).await?;
-        self.cut_data_file(&mut guest, size).await?;
+        self.cut_data_file(&mut guest, size, reads).await?;
         self.flush().await
     }
 

@@ -361,6 +361,17 @@ impl State {
         ticket
     }
 
+    /// The ticket of the next read.
+    pub(crate) fn next_read(&self) -> u64 {
+        self.next_ticket
+    }
+
+    /// Whether every read before that ticket has ended.
+    pub(crate) fn reads_ended(&self, ticket: u64) -> bool {
+        self.readers.first().is_none_or(|first| first >= ticket)
+            || !self.rules.hold(Rule::ReadsBeforeReuse)
+    }
+
     pub(crate) fn end_read(&mut self, ticket: u64) {
         debug_assert!(ticket < self.next_ticket, "a read that ends began");
         self.readers.end(ticket);
