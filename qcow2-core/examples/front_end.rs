@@ -20,7 +20,7 @@ async fn write(image: &Image<MemoryStorage>, at: u64, data: &[u8]) -> Result<(),
     for extent in map.extents() {
         let (piece, after) = rest.split_at(usize::try_from(extent.len)?);
         let buf = IoBuf::copy_of(piece, 1);
-        image.storage().write(extent.offset, buf, Durability::Cached).await.1?;
+        image.storage().write(extent.offset(), buf, Durability::Cached).await.1?;
         rest = after;
     }
     // Now the entries that map them may follow; they reach the storage after the data.

@@ -22,7 +22,7 @@ use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::error::{IoError, OpenError};
 use crate::files::{File, failed, in_data, place};
-use crate::format::entry::Subclusters;
+use crate::format::entry::{Mapping, Subclusters};
 use crate::format::header::Header;
 use crate::image::Image;
 use crate::load::read_header;
@@ -36,7 +36,8 @@ use storage::{Durability, IoBuf, Storage};
 /// What an image says about its external data file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataFile {
-    /// The name, as its bytes are in the header; none if it says none.
+    /// The name, as its bytes are in the header; none if it says none. A relative one is looked up from where the image lies by
+    /// [`FileLayers`](crate::FileLayers), and from its working directory by QEMU 10: what both are to find has an absolute one.
     pub name: Vec<u8>,
     /// Whether the data file, read as a raw disk, is the guest's disk.
     pub raw: bool,
@@ -167,7 +168,7 @@ impl<S: Storage> Image<S> {
             if len > 0 {
                 let len_in_memory = usize::try_from(len).expect("less than a sector");
                 let buf = IoBuf::zeroed(len_in_memory, self.limits.alignment);
-                let extent = WriteExtent::at(in_data(edge.start), len);
+                let extent = WriteExtent { len, host: in_data(edge.start) };
                 self.write_widened(claim, &[extent], buf, Durability::Cached).await.1?;
             }
         }
@@ -183,7 +184,7 @@ impl<S: Storage> Image<S> {
         let length = data.len().await;
         let length = length.map_err(|source| failed(action, in_data(0), source))?;
         // In any case: a cut that failed may come to light with a power cut, whatever length the storage says meanwhile.
-        let end = self.data_end(to).max(length);
+        let end = self.data_end(to.max(length));
         if mutant!(self.options.rules, FailedCutBelieved => length < end; true) {
             let grown = claim.set_len(File::Data, end).await;
             grown.map_err(|source| failed("growing the file", in_data(length), source))?;
@@ -211,7 +212,8 @@ impl<S: Storage> Image<S> {
         reads: u64,
     ) -> Result<(), IoError> {
         let Some(data) = &self.files.data else { return Ok(()) };
-        if !self.with(|state| state.reads_ended(reads)).await {
+        let ended = self.with(|state| state.reads_ended(reads)).await;
+        if mutant!(self.options.rules, CutBesideRead => false; !ended) {
             return Ok(());
         }
         let _ = claim.set_len(File::Data, self.data_end(size)).await;
@@ -246,7 +248,10 @@ impl<S: Storage> WriteMap<'_, S> {
                     let host = state.place_in_data(cluster);
                     let link =
                         NewLink { guest_cluster: cluster, host, run: None, of, read_zero: false };
-                    state.link(&link, None, zeroes)?;
+                    // One that is mapped, and not durably, waits for what others have changed.
+                    if !matches!(state.mapping(cluster)?, Mapping::Data { .. }) {
+                        state.link(&link, None, zeroes)?;
+                    }
                     before.extend(state.undurable_tables(cluster)?);
                     Ok(())
                 })

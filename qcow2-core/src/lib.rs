@@ -96,7 +96,7 @@
 //! - [`blocking`]: the same with plain calls.
 //!
 //! Images of version 2 and 3 are read, written, checked and repaired here, with standard L2 entries and with extended ones, and over layers:
-//! [`open_chain()`]. So are compressed clusters, with deflate and zstd. Encryption, external data files and internal
+//! [`open_chain()`]. So are compressed clusters, with deflate and zstd, and guest data in an external data file: [`DataFile`]. Encryption and internal
 //! snapshots are refused at open, by name. Persistent bitmaps are not kept up: opening for writing gives them up, and their clusters leak until a repair;
 //! read-only leaves them alone.
 

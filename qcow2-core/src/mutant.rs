@@ -145,9 +145,14 @@ mutants! {
         /// What is to show the layer below is discarded in the data file while its entry may still be there.
         UncoverDiscardsData = "mutant:uncover-discards-data";
         /// A cluster that the end of the disk cuts short is filled to there, and not as far as the data file goes on.
-        DataFilledToDiskEnd = "mutant:data-filled-to-disk-end";
+        DataFilledToDiskEnd = "mutant:data-filled-to-disk-end", argued "it takes a growth beside two requests to the cluster at the end of a disk \
+            whose data file is longer: corpus/grown-beside-padding.json notices";
         /// A data file that was to be cut and was not is believed to be as long as it says.
-        FailedCutBelieved = "mutant:failed-cut-believed";
+        FailedCutBelieved = "mutant:failed-cut-believed", argued "it takes a shrink whose cut of the data file fails, and a power cut in the growth after \
+            it: corpus/failed-cut-believed.json notices";
+        /// A data file is cut where somebody still reads.
+        CutBesideRead = "mutant:cut-beside-read", argued "it takes a read that is answered after all that a shrink does: \
+            qcow2-core/tests/data_file.rs, whoever_reads_what_is_cut_off_reads_what_was_there, notices";
         /// Zeroes in a raw data file are said by entries.
         RawZeroedByEntry = "mutant:raw-zeroed-by-entry";
         /// What a raw data file has behind the end of the disk comes to light when that grows.

@@ -273,7 +273,7 @@ impl<S: Storage> WriteMap<'_, S> {
             let zeroed = self.claim.write_zeroes(to..to + len).await;
             return zeroed.map_err(|source| not_filled(to, source));
         }
-        let extent = WriteExtent::at(to, len);
+        let extent = WriteExtent { len, host: to };
         image.write_widened(&mut self.claim, &[extent], buf, Durability::Cached).await.1
     }
 }

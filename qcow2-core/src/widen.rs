@@ -143,7 +143,7 @@ impl<S: Storage> Image<S> {
     ) -> (IoBuf, Result<(), IoError>) {
         let mut done = 0;
         for extent in extents {
-            for piece in self.pieces(extent.address()..extent.address() + extent.len) {
+            for piece in self.pieces(extent.host..extent.host + extent.len) {
                 let end = done + piece.part_len();
                 let written = self.write_piece(claim, &piece, &buf[done..end], how).await;
                 if written.is_err() {

@@ -40,24 +40,19 @@ use storage::{Durability, IoBuf, Storage, UNIT};
 pub struct WriteExtent {
     /// Length in bytes.
     pub len: u64,
-    /// The file that it is in: [`Image::storage`], or [`Image::data_file`].
-    pub file: File,
-    /// Offset in that file in bytes.
-    pub offset: u64,
+    /// Its host address.
+    pub(crate) host: u64,
 }
 
 impl WriteExtent {
-    pub(crate) const fn at(host: u64, len: u64) -> Self {
-        let (file, offset) = place(host);
-        Self { len, file, offset }
+    /// The file that it is in: [`Image::storage`], or [`Image::data_file`].
+    pub const fn file(&self) -> File {
+        place(self.host).0
     }
 
-    /// Its host address.
-    pub(crate) const fn address(&self) -> u64 {
-        match self.file {
-            File::Image => self.offset,
-            File::Data => in_data(self.offset),
-        }
+    /// Offset in that file in bytes.
+    pub const fn offset(&self) -> u64 {
+        place(self.host).1
     }
 }
 
@@ -102,8 +97,10 @@ pub(crate) enum Target {
     NoTable(u64),
     /// It has one of its own that holds its data.
     InPlace(u64),
-    /// It has one of its own whose content nobody reads: a partial write leaves this of it.
-    Own { host: u64, rest: Content },
+    /// It has one of its own whose content nobody reads.
+    Revive(u64),
+    /// It has its place in the data file, whose content nobody reads; a partial write leaves this of it.
+    Apart { rest: Content },
     /// Its place in the data file is not mapped, or not for good, and whoever reads that as a raw disk sees it all the same.
     Unseen,
     /// It needs a new one; a partial write leaves this of it.
@@ -164,13 +161,10 @@ impl State {
     }
 
     fn write_target(&self, cluster: u64, mapping: Mapping) -> Result<Target, IoError> {
+        if self.guest_file == File::Data {
+            return Ok(self.target_in_data(cluster, mapping));
+        }
         Ok(match mapping {
-            Mapping::Data { host, .. } if self.guest_file == File::Data => Target::InPlace(host),
-            _ if self.raw => Target::Unseen,
-            _ if self.guest_file == File::Data => {
-                let rest = self.content(cluster, mapping);
-                Target::Own { host: self.place_in_data(cluster), rest }
-            }
             // What is past the end of the file holds nothing.
             Mapping::Data { host, .. } | Mapping::ZeroAllocated { host, .. }
                 if host >= self.length =>
@@ -183,7 +177,7 @@ impl State {
             }
             Mapping::ZeroAllocated { host, copied: true } => {
                 self.check_data(host)?;
-                Target::Own { host, rest: Content::Zero }
+                Target::Revive(host)
             }
             Mapping::Unallocated | Mapping::ZeroPlain => {
                 Target::New { rest: self.content(cluster, mapping) }
@@ -196,6 +190,15 @@ impl State {
                 Target::New { rest: self.content(cluster, mapping) }
             }
         })
+    }
+
+    #[cold]
+    fn target_in_data(&self, cluster: u64, mapping: Mapping) -> Target {
+        match mapping {
+            Mapping::Data { host, .. } => Target::InPlace(host),
+            _ if self.raw => Target::Unseen,
+            _ => Target::Apart { rest: self.content(cluster, mapping) },
+        }
     }
 
     /// Refuses to give up metadata with the guest cluster of an entry that leads to it: it would be counted down, and discarded.
@@ -441,9 +444,14 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                         cluster += 1;
                         rest = others;
                     }
-                    Target::Own { host, rest: left } => {
+                    target @ (Target::Revive(_) | Target::Apart { .. }) => {
+                        let (host, left) = match target {
+                            Target::Apart { rest } => (in_data(cluster * size), rest),
+                            Target::Revive(host) => (host, Content::Zero),
+                            _ => unreachable!("it is one of these"),
+                        };
                         mutant!(image.options.rules, ReviveNotPadded => (); {
-                            self.pad(cluster, host, left, offset, end, size).await?;
+                            Box::pin(self.pad(cluster, host, left, offset, end, size)).await?;
                         });
                         self.add_link(cluster, host, None);
                         self.add_extent(cluster, host, offset, end, size);
@@ -454,9 +462,13 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                         let unseen =
                             rest.iter().take_while(|target| matches!(target, Target::Unseen));
                         let unseen = cluster..cluster + unseen.count() as u64;
-                        Box::pin(self.let_see(unseen)).await?;
-                        // They are in place now.
-                        rest = &[];
+                        Box::pin(self.let_see(unseen.clone())).await?;
+                        rest = &rest[unseen.clone().count()..];
+                        for seen in unseen {
+                            let host = image.now(|state| state.place_in_data(seen));
+                            self.add_extent(seen, host, offset, end, size);
+                            cluster += 1;
+                        }
                     }
                     Target::Part(_) => {
                         let parts = Box::pin(self.resolve_parts(cluster, rest, &wanted)).await?;
@@ -585,8 +597,8 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let Some(len) = to.checked_sub(from).filter(|&len| len > 0) else { return };
         let host = host + from % size;
         match self.extents.last_mut() {
-            Some(last) if last.address() + last.len == host => last.len += len,
-            _ => self.extents.push(WriteExtent::at(host, len)),
+            Some(last) if last.host + last.len == host => last.len += len,
+            _ => self.extents.push(WriteExtent { len, host }),
         }
     }
 
@@ -695,7 +707,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         buf: IoBuf,
         how: Durability,
     ) -> (IoBuf, Result<(), IoError>) {
-        let begin = self.extents.first().map_or(0, |first| first.offset);
+        let begin = self.extents.first().map_or(0, |first| first.host);
         if self.image.limits.alignment > UNIT && !self.image.takes(begin, &buf) {
             let written = self.image.write_widened(&mut self.claim, &self.extents, buf, how);
             return Box::pin(written).await;
@@ -703,7 +715,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let mut rest = buf;
         let mut done = IoBuf::default();
         for extent in &self.extents {
-            let mut host = extent.address();
+            let mut host = extent.host;
             let mut len = usize::try_from(extent.len).expect("it is part of a buffer");
             while len > 0 {
                 let piece = rest.split_to(len.min(self.image.limits.max_transfer));

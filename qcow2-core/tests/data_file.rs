@@ -4,9 +4,9 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use qcow2_core::blocking::{Image, block_on, check, create, create_with_data};
-use qcow2_core::storage::Storage;
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
+use qcow2_core::storage::{Durability, IoBuf, Storage};
 use qcow2_core::{
     Backing, CreateOptions, DataFile, ErrorKind, File, FileLayers, Format, Layer, OpenError,
     OpenOptions, Preallocation, Problem, Raw, Repair, Source, Zeroing,
@@ -181,7 +181,29 @@ fn guest_data_is_in_the_data_file_at_its_own_offset() {
     assert_eq!(source(1 << 20), Source::Zeroes);
     let map = block_on(image.map_write(3 << 20, 1024)).expect("there is room");
     let [extent] = map.extents() else { panic!("{map:?}") };
-    assert_eq!((extent.file, extent.offset, extent.len), (File::Data, 3 << 20, 1024));
+    assert_eq!((extent.file(), extent.offset(), extent.len), (File::Data, 3 << 20, 1024));
+}
+
+/// Goal: a read that began before the disk became smaller finds what was there; the next cut takes it. Method: its map is held.
+#[test]
+fn whoever_reads_what_is_cut_off_reads_what_was_there() {
+    let files = new_image(&DataFile::new(NAME), CreateOptions::new(1 << 20).cluster_bits(12));
+    let open = qcow2_core::Image::open_with_data(
+        files.0.clone(),
+        files.1.clone(),
+        None,
+        OpenOptions::new(),
+    );
+    let image = block_on(open).expect("in order");
+    let data = IoBuf::copy_of(&[7; 4096], 512);
+    block_on(image.write(1 << 19, data, Durability::Cached)).1.expect("there is room");
+    let map = block_on(image.map_read(1 << 19, 4096)).expect("in order");
+    assert_eq!(map.extents()[0].source, Source::Data(1 << 19));
+    block_on(image.shrink(1 << 18)).expect("nothing fails");
+    files.1.with(|data| assert!(data[1 << 19..(1 << 19) + 4096] == [7; 4096]));
+    drop(map);
+    block_on(image.shrink(1 << 17)).expect("nothing fails");
+    assert_eq!(files.1.to_vec().len(), 1 << 17);
 }
 
 /// Goal: an image and its data file are opened together or not at all, and a data file that is too short is refused with both lengths.

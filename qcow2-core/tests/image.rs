@@ -456,7 +456,7 @@ fn zeroes_may_keep_their_cluster() {
     let host = block_on(image.map_read(0, 512)).unwrap().extents()[0].source.host().unwrap();
     block_on(image.write_zeroes(0, 512, Zeroing::Keep)).unwrap();
     assert_eq!(block_on(image.map_read(0, 512)).unwrap().extents()[0].source.host(), None);
-    assert_eq!(block_on(image.map_write(0, 512)).unwrap().extents()[0].offset, host);
+    assert_eq!(block_on(image.map_write(0, 512)).unwrap().extents()[0].offset(), host);
 }
 
 /// Goal: what a read map shows is not handed to another guest cluster while the map lives, and is when it has gone. Method: a cluster that

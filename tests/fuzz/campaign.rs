@@ -5,6 +5,7 @@ use std::time::Duration;
 use faultfs::profile::Profile;
 use model::build::Initial;
 use model::finding::Property;
+use model::op::DataFile;
 use qcow2_core::Rule;
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
@@ -153,12 +154,14 @@ fn every_part_is_silent() {
 fn every_alphabet_is_silent() {
     type Change = fn(World) -> World;
     let plain: Change = |world| world;
-    let alphabets: [(&[Symbol], u32, Change); 6] = [
+    let alphabets: [(&[Symbol], u32, Change); 8] = [
         (&Symbol::ALL, 1024, plain),
         (&Symbol::RESIZING, 1024, plain),
         (&Symbol::ALL, 512, World::over_layer),
         (&Symbol::AHEAD, 1024, |world| world.over_layer().copying()),
         (&Symbol::COMPRESSING, 4096, plain),
+        (&Symbol::DATA_FILES, 1024, |world| world.beside(DataFile::Plain)),
+        (&Symbol::DATA_FILES, 4096, |world| world.beside(DataFile::Raw)),
         (&Symbol::SUBCLUSTERS, 16384, |world| world.with_subclusters().over_layer()),
     ];
     for (alphabet, cluster, change) in alphabets {

@@ -157,23 +157,33 @@ impl Dump<'_> {
         for (index, (value, bitmap)) in (0..).zip(halves).filter(|(_, halves)| *halves != (0, 0)) {
             let at = offset + index * 8 * words;
             let bits = header.cluster_bits;
+            let guest = (first + index) * header.cluster_size();
+            let apart = header.has_data_file();
             let mapping = match header.extended_l2() {
+                extended if apart => {
+                    let bitmap = extended.then_some(bitmap);
+                    L2Entry(value).decode_in_data_file(bitmap, bits, guest, u64::MAX, at)
+                }
                 true => L2Entry(value).decode_extended(bitmap, bits, at),
                 false => L2Entry(value).decode(bits, header.version, at),
+            };
+            let place = |host: u64| match apart {
+                true => format!("{guest:#x} of the data file"),
+                false => format!("{host:#x}"),
             };
             let text = match mapping {
                 Ok(Mapping::Unallocated) => format!("unallocated ({value:#018x})"),
                 Ok(Mapping::ZeroPlain) => "zeroes".to_owned(),
                 Ok(Mapping::ZeroAllocated { host, copied: is }) => {
-                    format!("zeroes, keeps {host:#x}{}", copied(is))
+                    format!("zeroes, keeps {}{}", place(host), copied(is))
                 }
                 Ok(Mapping::Data { host, copied: is }) => {
-                    format!("data at {host:#x}{}", copied(is))
+                    format!("data at {}{}", place(host), copied(is))
                 }
                 Ok(Mapping::Mixed { host, copied: is, of: Subclusters { data, zero } }) => {
                     let place = match host {
                         0 => "no cluster".to_owned(),
-                        host => format!("{host:#x}{}", copied(is)),
+                        host => format!("{}{}", place(host), copied(is)),
                     };
                     format!("{place}, subclusters with data {data:#010x}, zeroes {zero:#010x}")
                 }

@@ -53,6 +53,7 @@ probes! {
     StreamsInUnit "two-streams-in-a-unit" "Two streams of which one ends in the unit in which the other begins.",
     StreamsTogether "three-streams-in-a-cluster" "A host cluster in which three streams have a part.",
     FullCount "full-count" "A host cluster that has as many streams as its refcount can count.",
+    BothFiles "both-files-in-doubt" "A power cut that left units of an image undecided, and units of its data file.",
     ResizeSmaller "resize-that-left-the-smaller-disk" "A crash after which the disk could have two sizes, and had the smaller one.",
     ResizeLarger "resize-that-left-the-larger-disk" "A crash after which the disk could have two sizes, and had the larger one.",
     LaggingLength "lagging-length" "A crash that left the file shorter than it had been.",

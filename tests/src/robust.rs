@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use faultfs::chooser::{Always, Choice, Chooser};
 use faultfs::direct::{Direct, DirectOptions};
-use faultfs::disk::PossibleDisk;
+use faultfs::disk::{File, PossibleDisk};
 use faultfs::fault::{Fault, FaultPlan};
 use faultfs::profile::{Profile, Robustness};
 use faultfs::rng::Rng;
@@ -108,6 +108,9 @@ pub fn run_case<Sub: Subject>(
             });
         }
         crashed.image(&mut vandal);
+        if crashed.second().is_some() {
+            crashed.image_of(File::Second, &mut vandal);
+        }
         figures.states += 1;
         digest = digest.rotate_left(5) ^ crashed.state_hash();
         match roads.judge(&crashed, moment.guest, &mut probes) {

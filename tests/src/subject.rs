@@ -16,7 +16,7 @@
 //! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
 //!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all; images over a layer, subclusters,
 //!    smaller disks and clusters that show the layer again are asked only of whoever [opens](Subject::opens_layers),
-//!    [reads](Subject::reads_subclusters), [decompresses](Subject::decompresses), [shrinks](Subject::shrinks) or [uncovers](Subject::uncovers) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
+//!    [reads](Subject::reads_subclusters), [decompresses](Subject::decompresses), [opens beside a data file](Subject::opens_data_files), [shrinks](Subject::shrinks) or [uncovers](Subject::uncovers) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
 //!    not its own shows bugs that are none. [`command`](Subject::command) is what reports tell people to type: the running program,
 //!    unless the subject says how that is started (`cargo run --release --`).
 //! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in

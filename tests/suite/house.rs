@@ -193,6 +193,11 @@ const SHARED_NAMES: [(&str, &str); 7] = [
         "Image",
         "an image: the library's with futures and with plain calls, and as the judge reads it",
     ),
+    (
+        "DataFile",
+        "an external data file: what an image says of it, and which kind the image of a case has",
+    ),
+    ("File", "one of two files: of a disk, and of an image"),
     ("Mapping", "where a guest cluster is: the library's and the judge's"),
     (
         "Preallocation",

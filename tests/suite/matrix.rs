@@ -8,11 +8,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-use qcow2_core::blocking::{create, create_over};
+use qcow2_core::blocking::{create, create_over, create_with_data};
 use qcow2_core::format::CompressionType;
 use qcow2_core::storage::file::{Existing, FileStorage};
 use qcow2_core::{
-    Backing, CreateOptions, Format, Inline, OpenOptions, Preallocation, Repair, Zeroing,
+    Backing, CreateOptions, DataFile, Format, Inline, OpenOptions, Preallocation, Repair, Zeroing,
 };
 use qcow2_crashtest::qemu;
 
@@ -20,7 +20,7 @@ use crate::bench::Bench;
 use crate::common::{Expected, Step, steps};
 
 /// The values of the axes, as QEMU spells them.
-const AXES: [(&str, &[&str]); 8] = [
+const AXES: [(&str, &[&str]); 9] = [
     ("cluster_size", &["512", "4096", "16384", "65536", "2097152"]),
     ("compat", &["0.10", "1.1"]),
     ("refcount_bits", &["1", "2", "4", "8", "16", "32", "64"]),
@@ -29,6 +29,7 @@ const AXES: [(&str, &[&str]); 8] = [
     ("lazy_refcounts", &["off", "on"]),
     ("preallocation", &["off", "metadata", "falloc", "full"]),
     ("compression_type", &["zlib", "zstd"]),
+    ("data_file", &["none", "plain", "raw"]),
 ];
 
 /// One value for each axis, by its index.
@@ -45,6 +46,7 @@ struct Meaning {
     lazy: bool,
     ahead: &'static str,
     compression: CompressionType,
+    data: &'static str,
 }
 
 impl Meaning {
@@ -63,6 +65,7 @@ impl Meaning {
                 "zstd" => CompressionType::Zstd,
                 _ => CompressionType::Deflate,
             },
+            data: value(8),
         }
     }
 
@@ -73,6 +76,8 @@ impl Meaning {
         !(old && (self.refcount_bits != 16 || self.extended || self.lazy || zstd))
             && !(self.extended && self.cluster < 16384)
             && !(self.layer != "none" && self.ahead != "off" && !self.extended)
+            && !(self.data != "none" && old)
+            && !(self.data == "raw" && self.layer != "none")
     }
 
     /// Bytes of the disk: some L2 tables of small clusters, some clusters of large ones; the last one is cut short.
@@ -97,15 +102,26 @@ impl Meaning {
     }
 }
 
-fn theirs(kind: &Kind, backing: Option<&Backing>) -> String {
-    let said = AXES.iter().zip(kind).filter(|((name, _), _)| *name != "layer");
+fn theirs(bench: &Bench, kind: &Kind, backing: Option<&Backing>) -> String {
+    let said =
+        AXES.iter().zip(kind).filter(|((name, _), _)| !matches!(*name, "layer" | "data_file"));
     let mut options: Vec<String> =
         said.map(|((name, values), &value)| format!("{name}={}", values[value])).collect();
     if let Some(Backing { name, format: Some(format), .. }) = backing {
         let (name, format) = (String::from_utf8_lossy(name), String::from_utf8_lossy(format));
         options.push(format!("backing_file={name},backing_fmt={format}"));
     }
+    let data = data_file(bench);
+    match Meaning::of(kind).data {
+        "plain" => options.push(format!("data_file={}", data.display())),
+        "raw" => options.push(format!("data_file={},data_file_raw=on", data.display())),
+        _ => {}
+    }
     options.join(",")
+}
+
+fn data_file(bench: &Bench) -> PathBuf {
+    bench.directory.path().join("data.raw")
 }
 
 /// Two values of two axes.
@@ -146,7 +162,7 @@ fn kinds() -> (Vec<Kind>, Vec<Kind>) {
         covering.push(best);
     }
     // Version 3 with refcounts of 16 bits, in clusters of 64 KiB.
-    const USUAL: Kind = [3, 1, 4, 0, 0, 0, 0, 0];
+    const USUAL: Kind = [3, 1, 4, 0, 0, 0, 0, 0, 0];
     let distance =
         |kind: &Kind| kind.iter().zip(USUAL).filter(|(one, usual)| **one != *usual).count();
     let mut impossible = Vec::new();
@@ -163,7 +179,7 @@ fn kinds() -> (Vec<Kind>, Vec<Kind>) {
         }
     }
     // The three that exclude each other.
-    impossible.push([3, 1, 4, 0, 1, 0, 1, 0]);
+    impossible.push([3, 1, 4, 0, 1, 0, 1, 0, 0]);
     (covering, impossible)
 }
 
@@ -197,13 +213,23 @@ fn make_image(
     let meaning = Meaning::of(kind);
     if by_us {
         let storage = FileStorage::create(bench.path(), Existing::Refuse).unwrap();
+        // QEMU looks for a relative name in its working directory, and not beside the image.
+        let name = data_file(bench).into_os_string().into_encoded_bytes();
+        let said = match meaning.data {
+            "raw" => DataFile::raw(name),
+            _ => DataFile::new(name),
+        };
         let created = match backing {
+            _ if meaning.data != "none" => {
+                let data = FileStorage::create(data_file(bench), Existing::Refuse).unwrap();
+                create_with_data(&storage, &data, &meaning.ours(), &said, backing)
+            }
             Some(backing) => create_over(&storage, &meaning.ours(), backing),
             None => create(&storage, &meaning.ours()),
         };
         return created.map_err(|error| error.to_string());
     }
-    let options = theirs(kind, backing);
+    let options = theirs(bench, kind, backing);
     qemu::create(bench.path(), meaning.size(), &options).map_err(|error| error.to_string())
 }
 
@@ -219,13 +245,26 @@ fn go(kind: &Kind, by_us: bool, number: usize) {
     let mut expected = Expected::zeroes(size, meaning.cluster);
     let shown = layer.len().min(expected.bytes.len());
     expected.bytes[..shown].copy_from_slice(&layer[..shown]);
-    bench.assert_sound(&expected);
-    let taken = if meaning.ahead == "off" { 0 } else { size.div_ceil(meaning.cluster) };
+    let sound = |expected: &Expected| {
+        bench.assert_sound(expected);
+        if meaning.data == "raw" {
+            let data = fs::read(data_file(&bench)).unwrap();
+            assert!(data[..expected.bytes.len()] == expected.bytes, "it is the disk by itself");
+        }
+    };
+    sound(&expected);
+    let all = meaning.ahead != "off" || meaning.data == "raw";
+    let taken = if all { size.div_ceil(meaning.cluster) } else { 0 };
     assert_eq!(bench.check(Repair::None).allocated_clusters, taken);
     assert_eq!(qemu::check(bench.path()).unwrap().allocated_clusters, taken);
-    let space = fs::metadata(bench.path()).unwrap().blocks() * 512;
+    let of_data = if meaning.data == "none" { bench.path().to_owned() } else { data_file(&bench) };
+    let space = fs::metadata(of_data).unwrap().blocks() * 512;
     if matches!(meaning.ahead, "falloc" | "full") {
-        assert!(space >= size, "{space} bytes are kept for it");
+        // QEMU keeps none in a data file.
+        assert!(
+            space >= size || (!by_us && meaning.data != "none"),
+            "{space} bytes are kept for it"
+        );
     } else if by_us {
         assert!(space < size / 2 + (1 << 20), "{space} bytes for nothing");
     }
@@ -261,9 +300,10 @@ fn go(kind: &Kind, by_us: bool, number: usize) {
             let theirs = qemu::check(bench.path()).unwrap().compressed_clusters;
             assert_eq!(theirs, compressed);
         }
-        bench.assert_sound(&expected);
+        sound(&expected);
     }
-    assert_eq!(compressed > 0, meaning.cluster > 512 && meaning.refcount_bits > 1);
+    let compresses = meaning.cluster > 512 && meaning.refcount_bits > 1 && meaning.data == "none";
+    assert_eq!(compressed > 0, compresses);
 
     let grown = size + 3 * meaning.cluster + 512;
     // QEMU cannot hide a longer layer in version 2, and does not grow over one.
@@ -281,14 +321,14 @@ fn go(kind: &Kind, by_us: bool, number: usize) {
         qemu::img(args).unwrap().success().unwrap();
     }
     expected.bytes.resize(grown as usize, 0);
-    bench.assert_sound(&expected);
+    sound(&expected);
     let image = bench.open(OpenOptions::new());
     image.write_zeroes(0, grown, Zeroing::Keep).unwrap();
     image.close().unwrap();
     expected.bytes.fill(0);
-    bench.assert_sound(&expected);
+    sound(&expected);
     assert!(bench.check(Repair::Rebuild).rebuilt);
-    bench.assert_sound(&expected);
+    sound(&expected);
 }
 
 /// Goal: every pair of values that an image can have is in one that both sides make and use, and what no image has is refused by both.

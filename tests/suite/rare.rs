@@ -178,7 +178,7 @@ fn a_map_may_be_committed_failed_or_dropped() {
         map.begin();
         for extent in map.extents() {
             let data = IoBuf::copy_of(&vec![byte; extent.len as usize], 512);
-            block_on(image.storage().write(extent.offset, data, Durability::Cached)).1.unwrap();
+            block_on(image.storage().write(extent.offset(), data, Durability::Cached)).1.unwrap();
         }
     };
     // Whole clusters, the rest of which nobody has to fill.

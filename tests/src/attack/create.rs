@@ -9,12 +9,12 @@ use model::finding::Stage;
 use model::image::Mapping;
 use model::payload;
 use qcow2_core::storage::{Limits, UNIT};
-use qcow2_core::{CreateOptions, Preallocation, Rules};
+use qcow2_core::{CreateOptions, DataFile, Preallocation, Rules};
 
 use super::crash::{every_crash, guest_unit, seen, small};
 use crate::evidence::DiskEvidence;
 use crate::recover::Failure;
-use crate::trial::disk_of;
+use crate::trial::{disk_of, first_of_data};
 
 /// Every crash state of creating an image where something was: that, no image at all, or a valid and empty new one; once creating it
 /// has returned, the last of these. The new one is shorter than what was there, longer, or of version 2, and its clusters may be taken ahead;
@@ -22,6 +22,13 @@ use crate::trial::disk_of;
 pub(super) fn create(rules: Rules) -> (Option<Failure>, u64) {
     let mut states = 0;
     for before in predecessors() {
+        for said in [DataFile::new(payload::DATA_NAME), DataFile::raw(payload::DATA_NAME)] {
+            let (failure, more) = create_with_data(&before, &said, rules);
+            states += more;
+            if failure.is_some() {
+                return (failure, states);
+            }
+        }
         for stale in [false, true] {
             let kinds = [
                 (3, 4 << 10, Preallocation::Off),
@@ -58,6 +65,50 @@ fn predecessors() -> Vec<Built> {
     ];
     let images = images.map(|(initial, lazy)| small(initial, 8 << 10, lazy));
     [nothing, no_image].into_iter().chain(images).collect()
+}
+
+/// The same with a data file that holds what somebody else left, and is shorter than the new disk or longer. Once there is an image, that is as
+/// long as the disk, and one that is a disk by itself is empty.
+fn create_with_data(before: &Built, said: &DataFile, rules: Rules) -> (Option<Failure>, u64) {
+    let size = 4 << 10;
+    let options = CreateOptions::new(size).cluster_bits(9).rules(rules);
+    let mut states = 0;
+    for units in [3, 12] {
+        let stale: Vec<_> = (0..units).map(|unit| payload::unit(unit, payload::STALE)).collect();
+        let extents = (0..).step_by(UNIT).zip(stale.iter().map(|unit| &unit[..]));
+        let second = first_of_data(before.length);
+        let disk = disk_of(before).with_second_extents(second, units * UNIT as u64, extents);
+        let (failure, more) = every_crash(
+            &disk,
+            false,
+            async |direct| {
+                let data = direct.second().expect("there are two files");
+                qcow2_core::create_with_data(&direct, &data, &options, said, None).await.ok()
+            },
+            |crashed, chooser, _| {
+                let mut auditor = Auditor::default();
+                let report = auditor.audit(&mut DiskEvidence::new(crashed, chooser));
+                let Some(header) = report.header.filter(|header| header.has_data_file()) else {
+                    return Ok(());
+                };
+                let stage =
+                    if header.is_dirty() { Stage::CrashedDirty } else { Stage::CrashedClean };
+                if let Some((_, finding)) = report.violations(stage).next() {
+                    return Err(seen("created-half", finding.to_string()));
+                }
+                let is_full = |unit| crashed.read(second + unit, chooser) != Key::ZERO;
+                if said.raw && (0..(size / UNIT as u64) as u32).any(is_full) {
+                    return Err(seen("created-full", "its data file is not empty".to_owned()));
+                }
+                Ok(())
+            },
+        );
+        states += more;
+        if failure.is_some() {
+            return (failure, states);
+        }
+    }
+    (None, states)
 }
 
 fn create_over(disk: &PossibleDisk, options: CreateOptions) -> (Option<Failure>, u64) {

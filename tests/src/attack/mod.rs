@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use faultfs::profile::Profile;
 use model::build::Initial;
+use model::op::DataFile;
 use qcow2_core::{Barrier, Mutant, Rule, Rules};
 
 use crate::campaign::{self, Budget, Found, Settings};
@@ -209,12 +210,18 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
     let both = [false, true];
     let all: &[Symbol] = &Symbol::ALL;
     let fragmented = |size| worlds(&[size], &both, &[Initial::Fragmented]);
+    let beside = |kind| {
+        let worlds = worlds(&[1024], &both, &cheap).into_iter();
+        worlds.map(|world| world.beside(kind)).collect::<Vec<_>>()
+    };
     let stages = [
         (worlds(&[1024, 512], &both, &cheap), all, 1, None),
         (worlds(&[512], &both, &full), all, 1, None),
         (worlds(&[1024, 512], &both, &cheap), all, 2, None),
         (worlds(&[1024, 512], &both, &cheap), &Symbol::RESIZING, 2, None),
         (worlds(&[4096], &both, &cheap), &Symbol::COMPRESSING, 2, None),
+        (beside(DataFile::Plain), &Symbol::DATA_FILES, 2, None),
+        (beside(DataFile::Raw), &Symbol::DATA_FILES, 2, None),
         (fragmented(512), &Symbol::RACING, 2, Some(AtOnce::Races { delays: 2 })),
         (fragmented(4096), &Symbol::RACING_COMPRESSED, 2, Some(AtOnce::Races { delays: 2 })),
         (fragmented(512), &Symbol::RACING, 3, Some(AtOnce::Races { delays: 1 })),

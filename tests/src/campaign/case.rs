@@ -312,6 +312,13 @@ impl<Sub: Subject> Case<'_, Sub> {
         let profile = self.settings.profile;
         let crashed = moment.sim.with_disk(|disk| disk.crash(profile, &mut asked));
         let length = crashed.possible_lengths();
+        if let Some(second) = crashed.second() {
+            let undecided = crashed.undecided();
+            let is_second = |unit: &u32| *unit >= second;
+            if undecided.iter().any(is_second) && !undecided.iter().all(is_second) {
+                self.figures.probes.hit(Probe::BothFiles);
+            }
+        }
         let keep = self.rng.below(seen.judged + 1) == 0;
         let unrecovered = (keep && works_on).then(|| crashed.clone());
         let at = At::Event(moment.event);

@@ -176,7 +176,7 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// Writes the image that the power cut of a case left.
+    /// Writes the image that the power cut of a case left, and its data file beside it if it has one.
     ///
     /// # Errors
     /// If the case cannot be run or fails without a power cut, or the image cannot be written.
@@ -185,11 +185,19 @@ impl Dump {
             return Ok(ExitStatus::Passed);
         };
         let Minimised { trial, failure } = &found;
-        let image = report::image(&subject, trial, failure, self.repaired).ok_or_else(|| {
-            CorpusError::Case(format!("{}: it fails without a power cut", shown(&self.path)))
-        })?;
+        let (image, data) =
+            report::image(&subject, trial, failure, self.repaired).ok_or_else(|| {
+                CorpusError::Case(format!("{}: it fails without a power cut", shown(&self.path)))
+            })?;
         write(&self.file, &image)?;
         say(&format!("{} bytes in {}\n", image.len(), shown(&self.file)));
+        if let Some(data) = data {
+            let mut name = self.file.clone().into_os_string();
+            name.push(".data");
+            let path = PathBuf::from(name);
+            write(&path, &data)?;
+            say(&format!("{} bytes of data file in {}\n", data.len(), shown(&path)));
+        }
         Ok(ExitStatus::Passed)
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::build::Initial;
 use model::finding::Property;
-use model::op::{Geometry, Op};
+use model::op::{DataFile, Geometry, Op};
 use serde::{Deserialize, Serialize};
 
 use super::alphabet::{Symbol, World, operations};
@@ -252,7 +252,7 @@ impl Certificate {
         let at_once = pairs.or_else(|| self.delays.map(|delays| AtOnce::Races { delays }));
         let has = |symbol: Symbol| self.alphabet.iter().any(|name| name == symbol.name());
         let those = match () {
-            () if has(Symbol::ShrinkInB) => ", of those that resize",
+            () if has(Symbol::ShrinkBeforeF) => ", of those that resize",
             () if has(Symbol::PreallocateAB) => ", of those that take clusters ahead",
             () if has(Symbol::CompressA) => ", of those that compress",
             () => "",
@@ -267,7 +267,14 @@ impl Certificate {
             (false, false) => "",
         };
         let over = if layered { " over a layer" } else { "" };
-        let images = format!("images{of}{over}");
+        let kinds = self.worlds.iter().map(|world| world.geometry.data_file);
+        let beside = match kinds.reduce(|all, kind| if kind == all { all } else { None }).flatten()
+        {
+            Some(DataFile::Plain) => " beside a data file",
+            Some(DataFile::Raw) => " beside a raw data file",
+            None => "",
+        };
+        let images = format!("images{of}{over}{beside}");
         let depth =
             self.depth.map_or_else(|| "a fixed point".to_owned(), |depth| format!("depth {depth}"));
         let Totals { workloads, leaves, memo_hits, distinct_states, .. } = self.totals;

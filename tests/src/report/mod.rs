@@ -22,7 +22,8 @@ mod timeline;
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 
-use faultfs::disk::PossibleDisk;
+use faultfs::chooser::Always;
+use faultfs::disk::{File, PossibleDisk};
 use faultfs::profile::Profile;
 use faultfs::trace::{Event, Io, IoKind};
 use model::finding::Property;
@@ -91,14 +92,14 @@ pub fn verbose<Sub: Subject>(subject: &Sub, trial: &Trial, failure: &Failure) ->
     out
 }
 
-/// The image of a failing trial, as bytes: as the last power cut before the failure left it, or as recovery left that.
-/// None if it fails without a power cut.
+/// The image of a failing trial, as bytes, and its data file if it has one: as the last power cut before the failure left it, or as recovery
+/// left that. None if it fails without a power cut.
 pub fn image<Sub: Subject>(
     subject: &Sub,
     trial: &Trial,
     failure: &Failure,
     repaired: bool,
-) -> Option<Vec<u8>> {
+) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     if fails_alive(failure) {
         return None;
     }
@@ -110,7 +111,9 @@ pub fn image<Sub: Subject>(
     let mut all = scene::scenes(&mut bench, disk, guest, steps, &record.choices, Some(failure));
     let at =
         if repaired { all.len() - 1 } else { scene::last_cut(&all, scene::failing(&all, failure)) };
-    Some(all.swap_remove(at).image)
+    let Scene { image, mut disk, .. } = all.swap_remove(at);
+    let data = disk.second().map(|_| disk.image_of(File::Second, &mut Always(0)));
+    Some((image, data))
 }
 
 /// Everything that is known of a failure.
@@ -394,7 +397,7 @@ impl Story {
         let failing = scene::failing(scenes, &self.failure);
         let cut = scene::last_cut(scenes, failing);
         let Some(live) = &scenes[cut].live else { return Ok(()) };
-        let landed = live.clone().image(&mut faultfs::chooser::Always(0));
+        let landed = live.clone().image(&mut Always(0));
         let last = &scenes[scenes.len() - 1];
         let repaired = last.moment.starts_with("after an explicit repair");
         let titles = ["all landed", "after the cut", if repaired { "repaired" } else { "at last" }];

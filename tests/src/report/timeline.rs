@@ -82,8 +82,10 @@ impl Timeline {
         let mut disk = self.start.clone();
         let mut faults = self.faults.clone();
         let mut running: BTreeMap<u64, (Io, Running)> = BTreeMap::new();
+        let second = disk.second().is_some();
         let extra = |disk: &mut PossibleDisk| {
-            for file in File::BOTH {
+            let there = |file: &File| file.is_first() || second;
+            for file in File::BOTH.into_iter().filter(there) {
                 let flush = disk.submit_flush_of(file);
                 let _ = disk.complete_flush(flush);
             }
