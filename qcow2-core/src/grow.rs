@@ -175,7 +175,7 @@ impl<S: Storage> Image<S> {
         let whole = header.size.div_ceil(cluster_size);
         let mut pages = BTreeSet::new();
         // Its length covers the new space, and what it had there is gone.
-        let mut data = self.with(|state| state.clock.newest(File::Data)).await;
+        let mut data = self.now(|state| state.clock.newest(File::Data));
         let rest = whole * cluster_size - header.size;
         let rest = match self.files.data {
             None => rest,

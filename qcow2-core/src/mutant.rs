@@ -121,25 +121,7 @@ mutants! {
         /// The page of a new table holds what its memory held before.
         NewTableKeepsOldBytes = "mutant:new-table-keeps-old-bytes";
     }
-    Compressed, "compressed clusters": {
-        /// The count of a cluster with several references falls to 0 with the first.
-        CountFallsToZero = "mutant:count-falls-to-zero";
-        /// A cluster that others refer to is discarded on the storage.
-        SharedClusterDiscarded = "mutant:shared-cluster-discarded";
-        /// Of the host clusters that a stream reaches into only the first one loses a reference with it.
-        StreamCountedDownOnce = "mutant:stream-counted-down-once";
-        /// What a write leaves of a compressed cluster is filled with zeroes.
-        CompressedRestZeroed = "mutant:compressed-rest-zeroed";
-        /// A part of a compressed cluster is read from the beginning of that.
-        StreamReadFromStart = "mutant:stream-read-from-start";
-        /// An entry that takes the place of a compressed cluster's does not wait for its data, if that lies in new space.
-        CompressedOvertaken = "mutant:compressed-overtaken";
-        /// An entry does not wait for the stream that it leads to.
-        StreamOvertaken = "mutant:stream-overtaken";
-        /// The descriptor of a stream leaves out its last sector.
-        StreamLacksItsEnd = "mutant:stream-lacks-its-end";
-        /// What a stream takes the place of is not given up.
-        ReplacedByStreamKept = "mutant:replaced-by-stream-kept";
+    DataFiles, "external data files": {
         /// A write to the external data file counts as one to the image file.
         DataStampedInImageFile = "mutant:data-stamped-in-image-file";
         /// What is to show the layer below is discarded in the data file while its entry may still be there.
@@ -159,6 +141,26 @@ mutants! {
         GrownRawNotZeroed = "mutant:grown-raw-not-zeroed";
         /// The bit that vouches for a raw data file is cleared when the image is opened for writing.
         RawBitCleared = "mutant:raw-bit-cleared";
+    }
+    Compressed, "compressed clusters": {
+        /// The count of a cluster with several references falls to 0 with the first.
+        CountFallsToZero = "mutant:count-falls-to-zero";
+        /// A cluster that others refer to is discarded on the storage.
+        SharedClusterDiscarded = "mutant:shared-cluster-discarded";
+        /// Of the host clusters that a stream reaches into only the first one loses a reference with it.
+        StreamCountedDownOnce = "mutant:stream-counted-down-once";
+        /// What a write leaves of a compressed cluster is filled with zeroes.
+        CompressedRestZeroed = "mutant:compressed-rest-zeroed";
+        /// A part of a compressed cluster is read from the beginning of that.
+        StreamReadFromStart = "mutant:stream-read-from-start";
+        /// An entry that takes the place of a compressed cluster's does not wait for its data, if that lies in new space.
+        CompressedOvertaken = "mutant:compressed-overtaken";
+        /// An entry does not wait for the stream that it leads to.
+        StreamOvertaken = "mutant:stream-overtaken";
+        /// The descriptor of a stream leaves out its last sector.
+        StreamLacksItsEnd = "mutant:stream-lacks-its-end";
+        /// What a stream takes the place of is not given up.
+        ReplacedByStreamKept = "mutant:replaced-by-stream-kept";
         /// A last cluster that was cut short is compressed as if the disk had not grown meanwhile.
         GrownClusterCompressed = "mutant:grown-cluster-compressed", argued "it takes a request to the end of the disk that waits, a growth and a write \
             behind that end: qcow2-core/tests/grow.rs, what_was_the_end_is_not_whole_any_more, notices";

@@ -1,15 +1,18 @@
 //! Guest data in a file of its own: what reads back, what the data file holds by itself, and what is refused.
 
 use std::fmt::Debug;
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use qcow2_core::blocking::{Image, block_on, check, create, create_with_data};
+use qcow2_core::format::{L2Entry, Mapping, Subclusters};
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Durability, IoBuf, Storage};
+use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 use qcow2_core::{
-    Backing, CreateOptions, DataFile, ErrorKind, File, FileLayers, Format, Layer, OpenError,
-    OpenOptions, Preallocation, Problem, Raw, Repair, Source, Zeroing,
+    Backing, CreateOptions, DataFile, ErrorKind, File, FileLayers, Format, IoError, Layer,
+    OpenError, OpenOptions, Preallocation, Problem, Raw, Repair, Source, Zeroing,
 };
 
 use crate::aligned::Aligned;
@@ -366,5 +369,115 @@ fn a_policy_opens_data_files() {
         make(&name, said);
         let error = opened(&name, OpenOptions::new()).expect_err("it is not allowed").to_string();
         assert!(error.contains(why) && error.contains(said), "{error}");
+    }
+}
+
+/// A storage in memory whose every change fails, if it is told to.
+#[derive(Clone, Debug, Default)]
+struct Failing {
+    bytes: MemoryStorage,
+    fails: bool,
+}
+
+impl Failing {
+    fn outcome(&self) -> io::Result<()> {
+        if self.fails { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+    }
+}
+
+impl Storage for Failing {
+    fn limits(&self) -> Limits {
+        self.bytes.limits()
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        self.bytes.len().await
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.outcome()?;
+        self.bytes.set_len(len).await
+    }
+
+    async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
+        match self.outcome() {
+            Ok(()) => self.bytes.read(offset, buf).await,
+            failed => (buf, failed),
+        }
+    }
+
+    async fn write(&self, offset: u64, buf: IoBuf, how: Durability) -> (IoBuf, io::Result<()>) {
+        match self.outcome() {
+            Ok(()) => self.bytes.write(offset, buf, how).await,
+            failed => (buf, failed),
+        }
+    }
+
+    async fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        self.outcome()?;
+        self.bytes.write_zeroes(range).await
+    }
+
+    async fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        self.bytes.discard(range).await
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        self.bytes.flush().await
+    }
+
+    async fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Goal: whoever reads an error knows in which file it was. Method: every change and read of the data file fails.
+#[test]
+fn a_data_file_that_fails_is_named() {
+    let (storage, mut data) = (Failing::default(), Failing::default());
+    let options = CreateOptions::new(1 << 20);
+    create_with_data(&storage, &data, &options, &DataFile::new(NAME), None).expect("there is room");
+    let image = Image::open_with_data(storage.clone(), data.clone(), None, OpenOptions::new());
+    image.expect("in order").write(4096, &[1; 512]).expect("there is room");
+    data.fails = true;
+    let image = Image::open_with_data(storage, data, None, OpenOptions::new());
+    let image = image.expect("in order");
+    for error in [
+        image.write(4096, &[2; 512]).expect_err("it fails"),
+        image.write(1 << 19, &[2; 512]).expect_err("it fails"),
+        image.grow(2 << 20).expect_err("it fails"),
+    ] {
+        assert!(matches!(error, IoError::DataFile { .. }), "{error:?}");
+        assert_eq!(error.kind(), ErrorKind::Storage);
+        assert!(error.to_string().contains("of the external data file failed"), "{error}");
+    }
+}
+
+/// Goal: what an entry of an image with a data file says is what it was made of, and it leads to its own place only.
+#[test]
+fn entries_of_a_data_file_round_trip() {
+    const PLACE: u64 = u64::MAX;
+    for guest in [0, 0x1_0000, 0x7fff_0000] {
+        for data in [0, 1, 0x8000_0000, u32::MAX] {
+            for zero in [0, 2, u32::MAX].map(|zero| zero & !data) {
+                for host in [0, PLACE] {
+                    let of = Subclusters { data: if host == 0 { 0 } else { data }, zero };
+                    let mapping = Mapping::with_subclusters(host, true, of);
+                    let (entry, bitmap) =
+                        L2Entry::in_data_file(mapping, guest, true).expect("it is not compressed");
+                    let read = |guest| entry.decode_in_data_file(Some(bitmap), 16, guest, PLACE, 0);
+                    let (_, is_copied, of) = mapping.subclusters().expect("it is not compressed");
+                    let read_back = read(guest).expect("it is its own");
+                    let (place, _, read_of) = read_back.subclusters().expect("not compressed");
+                    assert_eq!((place, read_of), (host, of), "{mapping:?}, {is_copied}");
+                    assert_eq!(read(guest + 0x1_0000).is_err(), host != 0, "{mapping:?}");
+                    let Some((entry, 0)) = L2Entry::in_data_file(mapping, guest, false) else {
+                        continue;
+                    };
+                    let read = entry.decode_in_data_file(None, 16, guest, PLACE, 0);
+                    assert_eq!(read.expect("it is its own").host(), mapping.host());
+                }
+            }
+        }
     }
 }

@@ -25,6 +25,17 @@ impl<'a, C: Chooser> DiskEvidence<'a, C> {
     }
 }
 
+/// How many units the files of a disk have, at most.
+pub fn units(disk: &PossibleDisk) -> u32 {
+    match disk.second() {
+        None => disk.extent(),
+        Some(_) => {
+            let longest = |file| disk.possible_lengths_of(file).first().copied().unwrap_or(0);
+            File::BOTH.into_iter().map(longest).sum()
+        }
+    }
+}
+
 fn unit_number(unit: u64) -> Option<u32> {
     u32::try_from(unit).ok().filter(|&unit| unit < faultfs::disk::MAX_UNITS)
 }

@@ -31,12 +31,11 @@ use model::op::{Durability, Op};
 use model::payload::{self, UNIT};
 use qcow2_core::storage::{IoBuf, Storage};
 
-use crate::evidence::DiskEvidence;
+use crate::evidence::{DiskEvidence, units};
 use crate::liveness::Exposure;
 use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, whole_image};
 use crate::subject::{Session, Subject, SubjectImage, open};
-use crate::trial::units;
 
 /// How many steps a life may take before it counts as hanging, and how many more for each of its requests and each cluster that one
 /// touches: the work of a request may follow its length. Opening the image once more may take a read of every table: on a device of

@@ -42,10 +42,9 @@ use model::op::{Durability, Geometry, Op};
 use model::payload::{self, UNIT};
 use qcow2_core::storage::{IoBuf, Storage};
 
-use crate::evidence::DiskEvidence;
+use crate::evidence::{DiskEvidence, units};
 use crate::recover::{Bench, Failure, Recovered, whole_image};
 use crate::subject::{Session, Subject, SubjectImage, open};
-use crate::trial::units;
 
 /// Storage operations that going on may take in any case.
 pub const IOS: u64 = 64;

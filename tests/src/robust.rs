@@ -37,7 +37,7 @@ use qcow2_core::storage::{IoBuf, UNIT};
 
 use crate::corpus::{CorpusError, decided};
 use crate::ended::Ended;
-use crate::evidence::DiskEvidence;
+use crate::evidence::{DiskEvidence, units};
 use crate::figures::{Figures, commit};
 use crate::leaf::{LeafChooser, SharedLeaf};
 use crate::life;
@@ -312,7 +312,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             violation.story = story;
             Failure { violation, moment: format!("in {road}") }
         };
-        let most = IOS + IOS_PER_UNIT * u64::from(trial::units(disk));
+        let most = IOS + IOS_PER_UNIT * u64::from(units(disk));
         let left = most * (PLAIN_TRANSFER / disk.limits().max_transfer as u64).max(1);
         let options =
             DirectOptions { faults: Some(Box::new(Meter { left })), ..Default::default() };

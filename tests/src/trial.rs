@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use faultfs::disk::{File, PossibleDisk};
+use faultfs::disk::PossibleDisk;
 use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
 use faultfs::trace::Trace;
@@ -233,17 +233,6 @@ pub fn disk_of(built: &Built) -> PossibleDisk {
     let units = extents(&data.units);
     let units = units.iter().map(|(offset, bytes)| (*offset, bytes.as_slice()));
     disk.with_second_extents(first, data.length, units)
-}
-
-/// How many units the files of a disk have, at most.
-pub fn units(disk: &PossibleDisk) -> u32 {
-    match disk.second() {
-        None => disk.extent(),
-        Some(_) => {
-            let longest = |file| disk.possible_lengths_of(file).first().copied().unwrap_or(0);
-            File::BOTH.into_iter().map(longest).sum()
-        }
-    }
 }
 
 /// The first unit of the data file beside an image of so many bytes, on the same disk: far enough away for the image to grow, and no further,

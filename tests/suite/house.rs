@@ -185,7 +185,7 @@ fn every_mutant_has_an_outcome() {
 }
 
 /// Names that more than one public type has, and why nobody can take one for another.
-const SHARED_NAMES: [(&str, &str); 7] = [
+const SHARED_NAMES: [(&str, &str); 9] = [
     ("Durability", "when a write is durable, as the guest asks and as the storage is asked"),
     ("Finding", "what a check found: the library's and the judge's"),
     ("Header", "the header of an image: the library's and the judge's"),

@@ -101,7 +101,6 @@ const BAD_HEADERS: &[(usize, &[u8], &str)] = &[
         "an image with internal snapshots is not supported",
     ),
     (72, &[0x80], "the image uses incompatible features that are not known here: bit 63 (unknown)"),
-    (79, &[4], "an external data file (incompatible feature bit 2) is not supported"),
     (
         79,
         &[8],

@@ -53,7 +53,9 @@ impl Wreck {
     /// The first life of the plan of a seed, cut at a moment of the seed's choice; none if the plan's image is not feasible,
     /// or large.
     fn of(seed: u64, lazy: bool) -> Option<Self> {
-        let plan = workload::plan(seed, &Scope { lazy: Some(lazy), ..Scope::default() });
+        let mut plan = workload::plan(seed, &Scope { lazy: Some(lazy), ..Scope::default() });
+        // What is repaired lies in one file.
+        plan.geometry.data_file = None;
         // An image of many megabytes that would show nothing more than the others.
         if plan.initial == Initial::RefcountTableOneShort {
             return None;
@@ -159,7 +161,7 @@ impl Leftover {
 /// The sample: some seeds, and one that was looked for because it shows a [`Leftover`], as one in some hundred does.
 fn wrecks() -> impl Iterator<Item = Wreck> {
     (0..40)
-        .chain([215])
+        .chain([49])
         .flat_map(|seed| [false, true].map(|lazy| (seed, lazy)))
         .filter_map(|(seed, lazy)| Wreck::of(seed, lazy))
 }

@@ -66,7 +66,6 @@ mod view;
 
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
 use storage::{Limits, UNIT};
 
 use crate::defect::Defect;
@@ -74,6 +73,7 @@ use crate::profile::DiscardMode;
 use crate::values::{Key, Values};
 use changes::ChangeLog;
 pub use changes::Mark;
+pub use record::File;
 use record::{Entry, Length, NONE, PAGE, Slot, Write};
 
 /// No unit reaches this number: 32 GiB.
@@ -86,29 +86,6 @@ pub const DEFAULT_LIMITS: Limits = Limits {
     can_discard: true,
     unwritten_reads_zero: true,
 };
-
-/// Which file of a disk: most have but one.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum File {
-    /// The one that begins at unit 0.
-    #[default]
-    First,
-    /// The one that [`PossibleDisk::with_second`] adds.
-    Second,
-}
-
-impl File {
-    /// Both, whether or not a disk has the second.
-    pub const BOTH: [Self; 2] = [Self::First, Self::Second];
-
-    /// Whether it is the one that every disk has.
-    pub const fn is_first(&self) -> bool {
-        matches!(self, Self::First)
-    }
-}
 
 /// A write, zeroing, discard or length change that was submitted and has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

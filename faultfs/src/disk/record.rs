@@ -2,8 +2,32 @@
 //!
 //! Invariant: nothing here decides or changes anything; indices of one list into another are 32 bits, and [`NONE`] leads nowhere.
 
-use super::File;
+use serde::{Deserialize, Serialize};
+
 use crate::values::Key;
+
+/// Which file of a disk: most have but one.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum File {
+    /// The one that begins at unit 0.
+    #[default]
+    First,
+    /// The one that [`PossibleDisk::with_second`](super::PossibleDisk::with_second) adds.
+    Second,
+}
+
+impl File {
+    /// Both, whether or not a disk has the second.
+    pub const BOTH: [Self; 2] = [Self::First, Self::Second];
+
+    /// Whether it is the one that every disk has.
+    pub const fn is_first(&self) -> bool {
+        matches!(self, Self::First)
+    }
+}
 
 /// Units per page of cells. A page is stored only when some unit of it is not zero.
 pub(super) const PAGE: usize = 32;

@@ -79,10 +79,13 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
             "the first allocation of a session grows the file, and the flush for the length covers the dirty bit too; \
              under torn the length never lags, so only the dirty bit is missing",
         ),
-        Target::Rule(Rule::HeaderLast | Rule::OldHeaderFirst)
-        | Target::Flush(Barrier::CreateOverOld | Barrier::CreateBeforeHeader | Barrier::Create) => {
-            (Attack::Create, "workloads create no images")
-        }
+        Target::Rule(Rule::HeaderLast | Rule::OldHeaderFirst | Rule::DataFileFirst)
+        | Target::Flush(
+            Barrier::CreateOverOld
+            | Barrier::CreateDataFile
+            | Barrier::CreateBeforeHeader
+            | Barrier::Create,
+        ) => (Attack::Create, "workloads create no images"),
         Target::Rule(Rule::DirtyBeforeRepair) | Target::Flush(Barrier::RepairDirtyBit) => (
             Attack::RepairDamaged,
             "half a repair of a clean image leaks at most; it matters where refcounts were too low before",

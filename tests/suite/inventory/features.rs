@@ -4,10 +4,13 @@ use model::build::Initial;
 use qcow2_core::{Barrier, Rule};
 use qcow2_crashtest::probe::Probe;
 use qcow2_crashtest::sabotage::Target;
+use qcow2_crashtest::workload::Shape;
 
-use super::line::By::{Attack, Initial as Start, Plans, Probe as Met, Test};
+use super::line::By::{Attack, Initial as Start, Plans, Probe as Met, Shape as Shaped, Test};
 use super::line::lines;
-use super::tests::{CHECK, DAMAGE, FEATURE, HEADER, MALFORMED, MUTANTS, SNAPSHOTS, TABLES};
+use super::tests::{
+    CHECK, DAMAGE, DATA_FILES, FEATURE, HEADER, MALFORMED, MUTANTS, SNAPSHOTS, TABLES,
+};
 
 lines! {
     "format::feature::DIRTY" {
@@ -29,7 +32,8 @@ lines! {
         ];
     }
     "format::feature::DATA_FILE" {
-        "refused" [Test(MALFORMED, "bad_headers_are_refused_by_name")];
+        "set" [Shaped(Shape::DataFiles)] P0 P1 P2 P4;
+        "set, without a data file" [Test(DATA_FILES, "what_does_not_belong_together_is_refused")];
     }
     "format::feature::COMPRESSION" {
         "with zstd" [Test(MUTANTS, "mutants_of_qemu_images_get_no_worse")];
@@ -58,6 +62,7 @@ lines! {
         "clear, with bitmaps" [Test(HEADER, "bad_bitmaps_matter_only_with_their_bit")];
     }
     "format::feature::RAW_DATA_FILE" {
+        "set" [Shaped(Shape::DataFiles)] P2 P10;
         "set, without a data file" [Test(MUTANTS, "mutants_of_qemu_images_get_no_worse")];
     }
     "format::feature::NAME_ENTRY_BYTES" {

@@ -15,6 +15,7 @@ mod answers;
 mod blocking;
 mod check;
 mod create;
+mod data_files;
 mod entries;
 mod errors;
 mod extensions;
@@ -42,10 +43,11 @@ use self::line::{By, Line};
 use self::outside::OUTSIDE;
 
 /// The parts of the table.
-const PARTS: [&[Line]; 15] = [
+const PARTS: [&[Line]; 16] = [
     create::LINES,
     open::LINES,
     image::LINES,
+    data_files::LINES,
     layers::LINES,
     blocking::LINES,
     check::LINES,

@@ -18,6 +18,10 @@ pub(super) const OUTSIDE: &[(&str, &str)] = &[
         "an answer: tests/suite/rare.rs::a_map_may_be_committed_failed_or_dropped uses it",
     ),
     (
+        "WriteExtent::*()",
+        "an answer: qcow2-core/tests/data_file.rs::guest_data_is_in_the_data_file_at_its_own_offset uses it",
+    ),
+    (
         "WriteExtent.*",
         "an answer: tests/suite/rare.rs::a_map_may_be_committed_failed_or_dropped uses it",
     ),

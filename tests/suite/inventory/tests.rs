@@ -13,6 +13,7 @@ pub(super) const COMPRESS: &str = "qcow2-core/src/compress.rs";
 pub(super) const CORPUS: &str = "tests/suite/corpus.rs";
 pub(super) const COST: &str = "qcow2-core/tests/cost.rs";
 pub(super) const DAMAGE: &str = "qcow2-core/tests/damage.rs";
+pub(super) const DATA_FILES: &str = "qcow2-core/tests/data_file.rs";
 pub(super) const DECOMPRESS: &str = "qcow2-core/src/decompress.rs";
 pub(super) const DIRECT_IO: &str = "tests/suite/direct_io.rs";
 pub(super) const ENTRY: &str = "qcow2-core/src/format/entry.rs";
