@@ -572,7 +572,12 @@ impl Judge {
             Statement::Writable if self.mistake == Mistake::WritableBelieved => return None,
             _ => claim.stage()?,
         };
-        let (_, finding) = self.auditor.report().violations(stage).next()?;
+        // Who checks an image is given the image file only.
+        let is_unseen = |finding: &Finding| {
+            claim != Statement::Writable && matches!(finding, Finding::DataFileShort { .. })
+        };
+        let mut findings = self.auditor.report().violations(stage);
+        let (_, finding) = findings.find(|(_, finding)| !is_unseen(finding))?;
         Some(Violation {
             property: Property::P8,
             kind: "false-claim",

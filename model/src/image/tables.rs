@@ -114,10 +114,14 @@ impl Image {
     ) {
         if entry & COMPRESSED != 0 {
             let at = Region::Compressed(guest);
-            // A data file has no compressed clusters.
-            let never = if header.data_at.is_some() { COMPRESSED | COPIED } else { COPIED };
-            if entry & never != 0 {
-                findings.push(Finding::ReservedBits { at, entry, bits: entry & never });
+            if header.data_at.is_some() {
+                // Beside a data file there are no compressed clusters, so it refers to nothing.
+                let bits = entry & (COMPRESSED | COPIED);
+                findings.push(Finding::ReservedBits { at, entry, bits });
+                return;
+            }
+            if entry & COPIED != 0 {
+                findings.push(Finding::ReservedBits { at, entry, bits: COPIED });
             }
             let (start, length) = compressed_extent(entry, header);
             let length = match self.mistake {

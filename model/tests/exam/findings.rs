@@ -453,7 +453,6 @@ const DATA_DAMAGES: &[Damage] = &[
         |p| {
             let hole = p.hole();
             p.set_l2(1, 1 << 62 | (hole * 1024 + 17));
-            p.put_refcount(hole, 1);
         },
         &[("reserved-bits", NOWHERE)],
     ),
