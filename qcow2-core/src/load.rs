@@ -132,6 +132,11 @@ pub(crate) fn check_supported(header: &Header) -> Result<(), LoadError> {
     if header.crypt_method != CryptMethod::None {
         return unsupported("encryption");
     }
+    if header.has_raw_data_file() && header.backing_name().is_some() {
+        return unsupported(
+            "a raw external data file (autoclear feature bit 1) over a backing file",
+        );
+    }
     if header.nb_snapshots != 0 {
         return unsupported("an image with internal snapshots");
     }

@@ -264,6 +264,9 @@ mutants! {
     Repair, "repair": {
         /// After a repair at opening the header of before is used.
         HeaderOfBeforeRepair = "mutant:header-of-before-repair";
+        /// An entry that makes no sense keeps its COPIED bit though others have the cluster.
+        SenselessStaysCopied = "mutant:senseless-stays-copied", argued "no workload begins with an entry that makes no sense: \
+            qcow2-core/tests/damage.rs, an_entry_that_makes_no_sense_keeps_what_it_may_mean, notices";
         /// An entry keeps COPIED where its cluster has several references.
         CopiedBitLeft = "mutant:copied-bit-left", argued "without snapshots no writer leaves a cluster with two references, so no workload begins with one: \
             qcow2-core/tests/damage.rs notices";

@@ -147,11 +147,6 @@ async fn check_data_file<S: Storage>(files: &Files<S>, header: &Header) -> Resul
         (None, Some(_)) => {
             return Err(OpenError::Option("it has no external data file".into()));
         }
-        (Some(said), Some(_)) if said.raw && header.backing_name().is_some() => {
-            return Err(OpenError::Unsupported(
-                "a raw external data file (autoclear feature bit 1) over a backing file".into(),
-            ));
-        }
         (Some(_), Some(data)) => data,
     };
     let fault =

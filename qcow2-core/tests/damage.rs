@@ -4,7 +4,7 @@
 
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::{CheckReport, CreateOptions, OpenError, OpenOptions, Problem, Repair};
+use qcow2_core::{CheckReport, CreateOptions, Inline, OpenError, OpenOptions, Problem, Repair};
 
 const COPIED: u64 = 1 << 63;
 const DIRTY: u8 = 1;
@@ -275,7 +275,8 @@ fn an_l2_entry_that_makes_no_sense_is_no_reason_to_refuse_the_rest() {
             let report = check(&storage, Repair::All).unwrap();
             assert!(report.is_writable() && !report.is_consistent(), "{report:#?}");
             let kept = Bytes { bytes: storage.to_vec(), ..image.clone() };
-            assert_eq!(kept.get(kept.entry(2)), entry);
+            // The one that says COPIED has its cluster with another: it must not say so to anybody.
+            assert_eq!(kept.get(kept.entry(2)), entry & !COPIED);
             assert_writing_keeps_the_rest(&storage, image.cluster, image.disk, &[]);
             // Nobody has been given what the entry may mean.
             let after = Bytes { bytes: storage.to_vec(), ..image.clone() };
@@ -598,4 +599,73 @@ fn what_two_clusters_map_stays_for_the_second() {
     let image = Image::open(storage, OpenOptions::new()).unwrap();
     image.read(512, &mut data).unwrap();
     assert_eq!(data, [7; 512]);
+}
+
+/// Goal: an entry that makes no sense loses nothing of what it may mean, to whoever takes it for an entry: what others have too is not said to
+/// be its own. Method: the entry of one guest cluster leads to the cluster of another, with a reserved bit, or into it.
+#[test]
+fn an_entry_that_makes_no_sense_keeps_what_it_may_mean() {
+    for wrong in [0x40, 512] {
+        let mut bytes = Bytes::with(12, 1 << 20, &[0, 1, 2]);
+        let (first, second) = (bytes.entry(0), bytes.entry(1));
+        let host = bytes.host(0);
+        bytes.put(second, COPIED | host | wrong);
+        bytes.mark_dirty();
+        bytes.assert_kept(true);
+        let storage = bytes.storage();
+        let report = check(&storage, Repair::All).expect("it is an image");
+        assert!(!report.is_consistent(), "what it should have said, nobody knows");
+        storage.with(|after| {
+            let get = |at: u64| u64::from_be_bytes(after[at as usize..][..8].try_into().unwrap());
+            assert_eq!((get(first), get(second)), (host, host | wrong), "{wrong:#x}");
+        });
+        // Alone there it stays as it is.
+        let mut bytes = Bytes::with(12, 1 << 20, &[0, 1, 2]);
+        bytes.put(second, bytes.get(second) | 0x40);
+        let storage = bytes.storage();
+        check(&storage, Repair::All).expect("it is an image");
+        assert!(storage.to_vec() == bytes.bytes);
+    }
+}
+
+/// Goal: a compressed cluster with a bitmap of subclusters, which makes no sense, does not lose its stream: nobody else gets its space.
+#[test]
+fn a_stream_whose_entry_makes_no_sense_is_not_given_away() {
+    let storage = MemoryStorage::default();
+    let options = CreateOptions::new(1 << 20).cluster_bits(14).extended_l2(true);
+    create(&storage, &options).expect("there is room");
+    let image = Image::open(storage.clone(), OpenOptions::new().growth(0)).expect("in order");
+    image.write_compressed(0, &[7; 1 << 14], &Inline).expect("there is room");
+    image.close().expect("nothing fails");
+    let compressed = check(&storage, Repair::None).expect("it is an image").compressed_clusters;
+    assert_eq!(compressed, 1);
+    let bytes = storage.to_vec();
+    let get = |at: u64| u64::from_be_bytes(bytes[at as usize..][..8].try_into().unwrap());
+    let table = get(get(40)) & !COPIED;
+    storage.with(|bytes| bytes[table as usize + 15] |= 1);
+    let damaged = storage.to_vec();
+    for repair in [Repair::Leaks, Repair::All] {
+        let report = check(&storage, repair).expect("it is an image");
+        assert_eq!((report.corruptions, report.leaks), (1, 0), "{report:?}");
+        assert!(storage.to_vec() == damaged, "{repair:?}");
+    }
+}
+
+/// Goal: an image whose header says by mistake that guest data is in another file does not lose its guest data to a repair: once the bit is
+/// cleared again, all is as it was.
+#[test]
+fn a_data_file_that_is_none_costs_nothing() {
+    const DATA_FILE: u8 = 4;
+    let sound = Bytes::with(12, 1 << 20, &[0, 1, 2, 200]);
+    let mut bytes = sound.clone();
+    bytes.bytes[79] |= DATA_FILE;
+    for repair in [Repair::Leaks, Repair::All, Repair::Rebuild] {
+        let storage = bytes.storage();
+        let report = check(&storage, repair).expect("it is an image");
+        assert_eq!((report.corruptions, report.leaks), (4, 0), "{report:?}");
+        storage.with(|bytes| bytes[79] &= !DATA_FILE);
+        let report = check(&storage, Repair::None).expect("it is an image");
+        assert!(report.is_consistent(), "{repair:?}: {report:?}");
+        assert!(read(storage, sound.cluster, sound.disk) == sound.read());
+    }
 }

@@ -48,7 +48,8 @@ impl PossibleDisk {
             }
             match how {
                 Robustness::Trash => self.trash(unit, kind),
-                Robustness::BitRot => self.rot(unit, chooser),
+                Robustness::BitRot if !self.rot(unit, chooser) => continue,
+                Robustness::BitRot => {}
                 Robustness::Misdirected => {
                     let what = Choice::Misdirected { unit, len };
                     let to = unit_at(ask(chooser, len as usize, what) as u32);
@@ -92,14 +93,21 @@ impl PossibleDisk {
         self.put(unit, key);
     }
 
-    fn rot<C: Chooser + ?Sized>(&mut self, unit: u32, chooser: &mut C) {
+    /// Lets a bit of a unit rot, if it is still there: reading it may decide that its file ends before.
+    fn rot<C: Chooser + ?Sized>(&mut self, unit: u32, chooser: &mut C) -> bool {
         let key = self.read(unit, chooser);
+        let file = self.file_of(unit);
+        let start = if file.is_first() { 0 } else { self.second().unwrap_or(0) };
+        if unit - start >= self.possible_lengths_of(file)[0] {
+            return false;
+        }
         let mut bytes = *self.values.bytes(key);
         let bit = ask(chooser, UNIT * 8, Choice::Bit { unit });
         let flipped = if self.has(Defect::RotFlipsTwo) { 0b11 } else { 0b1 };
         bytes[bit / 8] ^= flipped << (bit % 8);
         let key = self.values.intern(&bytes);
         self.put(unit, key);
+        true
     }
 
     /// Decides what is on the medium of a unit, whatever was possible there.

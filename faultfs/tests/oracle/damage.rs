@@ -153,3 +153,29 @@ fn damage_reaches_units_that_were_never_written() {
     let key = crashed.read(992, &mut Always(0));
     assert_eq!(crashed.values().bytes(key)[0], 1);
 }
+
+/// Goal: behind the end of a file there is nothing that could rot. Method: an append of two units in doubt, whose every unit is struck; whatever
+/// length that leaves, what lies behind it reads as zeroes.
+#[test]
+fn what_is_cut_off_does_not_rot() {
+    let mut lengths = BTreeSet::new();
+    explore(|chooser| {
+        let values = Values::new();
+        let mut disk = PossibleDisk::from_extents(&values, UNIT as u64, [(0, &[1; UNIT][..])]);
+        let keys = [values.intern(&[2; UNIT]), values.intern(&[3; UNIT])];
+        let write = disk.submit_write(1, &keys, Durability::Cached, chooser);
+        disk.complete(write);
+        let mut crashed = disk.crash(Profile::TornLength, chooser);
+        let mut strike = Steer(|options, what: Choice<'_>| match what {
+            Choice::Damage { .. } => 1,
+            Choice::Bit { .. } => 0,
+            _ => faultfs::chooser::Chooser::choose(chooser, options, what),
+        });
+        let struck = crashed.damage(Robustness::BitRot, &mut strike);
+        let len = crashed.len(chooser);
+        assert_eq!(struck, (0..len).collect::<Vec<u32>>());
+        assert!((len..4).all(|unit| crashed.read(unit, chooser) == Key::ZERO), "of {len} units");
+        lengths.insert(len);
+    });
+    assert_eq!(lengths, BTreeSet::from([1, 3]));
+}

@@ -130,7 +130,9 @@ impl Image {
         let extensions = find_extensions(evidence, &header, findings);
         self.read_layer(evidence, &header, extensions.layer_format);
         if header.has_data_file() {
-            let (length, disk) = (self.data_length, header.size);
+            // The guest sees whole units of it.
+            let (length, disk) =
+                (self.data_length, (header.size / UNIT_BYTES).saturating_mul(UNIT_BYTES));
             if length < disk {
                 findings.push(Finding::DataFileShort { length, disk });
             }

@@ -482,6 +482,7 @@ const DATA_DAMAGES: &[Damage] = &[
         |p| p.disk.set_data_len((64 << 10) - 1),
         &[("data-file-short", NOWHERE)],
     ),
+    ("a disk that ends inside a unit", |p| p.put_u64(24, (64 << 10) + 1), &[]),
     ("a longer data file", |p| p.disk.set_data_len(1 << 20), &[]),
     ("a longer image", |p| p.disk.set_len(1 << 20), &[]),
     ("a promise of raw data", |p| p.put_u64(88, 2), &[]),

@@ -111,29 +111,33 @@ impl References {
             && self.run(from).is_none()
     }
 
-    /// An L2 entry with its COPIED bit as the references say; one that makes no sense is left alone.
+    /// An L2 entry with its COPIED bit as the references say. One that makes no sense gets none, and keeps its own only where nobody else has
+    /// what it may mean: a program that takes it for an entry would write there in place.
     pub(super) fn with_right_copied(
         &self,
         header: &Header,
         entry: Halves,
         rules: Rules,
     ) -> L2Entry {
-        let is_valid = match header.has_data_file() {
-            true => !entry.first.is_compressed(),
-            false => entry.decode(header, 0).is_ok(),
+        let first = entry.first;
+        let Ok(mapping) = entry.decode(header, 0) else {
+            let size = header.cluster_size();
+            let mut clusters = entry
+                .meant(header)
+                .into_iter()
+                .flat_map(|it| it.start / size..it.end.div_ceil(size));
+            let shared = clusters.any(|cluster| self.get(cluster) > 1);
+            let shared = mutant!(rules, SenselessStaysCopied => false; shared);
+            return if shared { first.with_copied(false) } else { first };
         };
-        let entry = entry.first;
-        if !is_valid {
-            return entry;
-        }
         if header.has_data_file() {
             // Each place there belongs to one guest cluster for ever.
-            return if entry.host() != 0 { entry.with_copied(true) } else { entry };
+            return first.with_copied(mapping.host().is_some());
         }
-        let references = self.to(entry.host(), header);
-        let single = !entry.is_compressed()
+        let references = self.to(first.host(), header);
+        let single = !first.is_compressed()
             && mutant!(rules, CopiedBitLeft => references >= 1; references == 1);
-        entry.with_copied(single)
+        first.with_copied(single)
     }
 
     /// References to the cluster at a host offset that an entry holds, where 0 means that it points nowhere.

@@ -34,7 +34,7 @@ use super::disk::Disk;
 use super::entries::{Halves, entries, l2_entries};
 use super::references::References;
 use super::report::{CheckReport, Problem};
-use super::survey::{PIECE, Survey};
+use super::survey::{L2Table, PIECE, Survey};
 
 pub(super) struct Repairer<'a, 'b, S> {
     disk: &'a mut Disk<'b, S>,
@@ -239,14 +239,14 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         let header = self.image.header.clone();
         let length = self.image.length;
         let zero = |entry: Halves| match (header.extended_l2(), header.has_zero_entries()) {
-            (false, true) => Halves { first: L2Entry::ZERO_PLAIN, bitmap: 0 },
-            (false, false) => Halves { first: L2Entry(0), bitmap: 0 },
+            (false, true) => Halves { first: L2Entry::ZERO_PLAIN, ..entry },
+            (false, false) => Halves { first: L2Entry(0), ..entry },
             // What shows a layer below goes on to do so.
             (true, _) => {
                 let of = entry.decode(&header, 0).ok().and_then(Mapping::subclusters);
                 let of = of.map_or(Subclusters { data: 0, zero: u32::MAX }, |(_, _, of)| of);
                 let of = Subclusters { data: 0, zero: of.zero | of.data };
-                Halves { first: L2Entry(0), bitmap: of.bitmap() }
+                Halves { first: L2Entry(0), bitmap: of.bitmap(), ..entry }
             }
         };
         let past_end = |entry: Halves| match entry.decode(&header, 0) {
@@ -308,11 +308,11 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
             set_entry(&mut new, index, l1(references, L1Entry(entry)).0);
         }
         self.disk.write_changes(header.l1_table_offset, &old, &new).await?;
-        for &offset in &self.survey.tables {
+        for &L2Table { host: offset, first_cluster } in &self.survey.tables {
             let old = self.disk.read(offset, header.cluster_size()).await?;
             let mut new = old.to_vec();
-            for (within, entry) in l2_entries::<EXTENDED>(&old) {
-                let Halves { first, bitmap } = l2(references, entry);
+            for (within, entry) in l2_entries::<EXTENDED>(&old, first_cluster) {
+                let Halves { first, bitmap, .. } = l2(references, entry);
                 set_entry(&mut new, within / 8, first.0);
                 if EXTENDED {
                     set_entry(&mut new, within / 8 + 1, bitmap);

@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::error::CheckError;
-use crate::files::in_data;
 use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
 use crate::format::header::Header;
 use crate::format::{limits, refcount};
@@ -37,14 +36,19 @@ pub(super) struct Survey {
     /// Clusters of the refcount table and its blocks, as often as they are referred to.
     pub(super) structure: Vec<u64>,
     /// L2 tables, each once.
-    pub(super) tables: Vec<u64>,
-    /// The first guest cluster of each of these, if guest data is in an external data file.
-    first_clusters: Vec<u64>,
+    pub(super) tables: Vec<L2Table>,
     /// Whether the refcount structures can be corrected in place.
     pub(super) sound: bool,
     pub(super) copied_wrong: bool,
     pub(super) past_end: PastEnd,
     pub(super) report: CheckReport,
+}
+
+/// Where an L2 table is, and the first guest cluster that it maps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct L2Table {
+    pub(super) host: u64,
+    pub(super) first_cluster: u64,
 }
 
 /// Entries that point past the end of the file.
@@ -76,7 +80,6 @@ impl Survey {
             blocks: BTreeMap::new(),
             structure: Vec::new(),
             tables: Vec::new(),
-            first_clusters: Vec::new(),
             sound: true,
             copied_wrong: false,
             past_end: PastEnd {
@@ -109,9 +112,8 @@ impl Survey {
         survey.read_bitmaps(disk, header, length, &mut metadata).await?;
         let entries = survey.read_l1(disk, header, length, &mut metadata).await?;
         let suspects = match header.extended_l2() {
-            _ if header.has_data_file() => survey.read_l2_of_data_file(disk, header).await?,
-            true => survey.read_l2::<true, S>(disk, header, length).await?,
-            false => survey.read_l2::<false, S>(disk, header, length).await?,
+            true => survey.read_l2::<true, S>(disk, header, length, &metadata).await?,
+            false => survey.read_l2::<false, S>(disk, header, length, &metadata).await?,
         };
         survey.judge_cut_entry(disk, header, length).await?;
         survey.judge_sharing(&metadata);
@@ -161,6 +163,37 @@ impl Survey {
                 return;
             }
             self.references.add(cluster, 1);
+        }
+    }
+
+    /// Notes that what lies in these bytes is compressed.
+    fn note_stream(&mut self, header: &Header, length: u64, stream: &Range<u64>) {
+        let size = header.cluster_size();
+        let compressed =
+            self.compressed.get_or_insert_with(|| References::new(length.div_ceil(size)));
+        for cluster in stream.start / size..stream.end.div_ceil(size) {
+            if !compressed.is_full_at(cluster) {
+                compressed.add(cluster, 1);
+            }
+        }
+    }
+
+    /// Counts what an entry that makes no sense can mean: that is not handed out. Of a stream only what is in the file, because past its end there
+    /// is none. Beside a data file it means nothing here, unless the feature bit that says so is what is wrong; tables are counted anyway.
+    fn count_meant(&mut self, header: &Header, length: u64, entry: Halves, metadata: &Metadata) {
+        let size = header.cluster_size();
+        let Some(range) = entry.meant(header) else { return };
+        let in_file = range.start.min(length)..range.end.min(length);
+        if header.has_data_file() {
+            let clusters = in_file.start / size..in_file.end.div_ceil(size);
+            for cluster in clusters.filter(|&cluster| !metadata.contains(cluster)) {
+                self.count(header, length, cluster * size..(cluster + 1) * size);
+            }
+        } else if entry.first.is_compressed() {
+            self.note_stream(header, length, &in_file);
+            self.count(header, length, in_file);
+        } else {
+            self.count(header, length, range);
         }
     }
 
@@ -251,11 +284,8 @@ impl Survey {
                             // Something else is there, and what it would map is anybody's guess.
                             self.report.hopeless = true;
                         } else if table.host < length {
-                            self.tables.push(table.host);
-                            if header.has_data_file() {
-                                let index = read / 8 + index;
-                                self.first_clusters.push(index * header.l2_entries());
-                            }
+                            let first_cluster = (read / 8 + index) * header.l2_entries();
+                            self.tables.push(L2Table { host: table.host, first_cluster });
                         }
                     }
                     // What it would map, nobody knows.
@@ -274,19 +304,29 @@ impl Survey {
         disk: &Disk<'_, S>,
         header: &Header,
         length: u64,
+        metadata: &Metadata,
     ) -> Result<bool, CheckError> {
         let size = header.cluster_size();
         let mut suspects = false;
-        for offset in self.tables.clone() {
+        for L2Table { host: offset, first_cluster } in self.tables.clone() {
             let table = disk.read(offset, size).await?;
             let mut previous = None;
-            for (within, entry) in l2_entries::<EXTENDED>(&table) {
+            for (within, entry) in l2_entries::<EXTENDED>(&table, first_cluster) {
                 let at = offset + within;
                 match entry.decode_of::<EXTENDED>(header, at) {
                     Ok(
                         Mapping::Unallocated | Mapping::ZeroPlain | Mapping::Mixed { host: 0, .. },
                     ) => {
                         suspects |= entry.first.copied();
+                    }
+                    // Its place in a data file is its own, and nothing counts it.
+                    Ok(
+                        Mapping::Data { .. }
+                        | Mapping::ZeroAllocated { .. }
+                        | Mapping::Mixed { .. },
+                    ) if header.has_data_file() => {
+                        suspects |= !entry.first.copied();
+                        self.report.allocated_clusters += 1;
                     }
                     Ok(
                         Mapping::Data { host, copied }
@@ -308,63 +348,17 @@ impl Survey {
                     }
                     Ok(Mapping::Compressed { offset, length: bytes, copied }) => {
                         suspects |= copied;
-                        let end = offset + bytes;
-                        let compressed = self
-                            .compressed
-                            .get_or_insert_with(|| References::new(length.div_ceil(size)));
-                        for cluster in offset / size..end.div_ceil(size) {
-                            if !compressed.is_full_at(cluster) {
-                                compressed.add(cluster, 1);
-                            }
-                        }
-                        self.refer(header, length, at, offset..end);
+                        let stream = offset..offset + bytes;
+                        self.note_stream(header, length, &stream);
+                        self.refer(header, length, at, stream);
                         self.report.allocated_clusters += 1;
                         self.report.compressed_clusters += 1;
                         self.report.fragmented_clusters += 1;
                     }
                     Err(error) => {
                         self.report.add_staying(Problem::Entry(error));
-                        // Whatever it meant: what its offset can mean is not handed out.
-                        let host = entry.first.host();
-                        if host != 0 && !entry.first.is_compressed() {
-                            self.count(header, length, host..host + size);
-                        }
+                        self.count_meant(header, length, entry, metadata);
                     }
-                }
-            }
-        }
-        Ok(suspects)
-    }
-
-    /// Looks at the entries of an image whose guest data is in an external data file, each at its own offset there: they count nothing.
-    /// Returns whether any COPIED bit needs a second look.
-    async fn read_l2_of_data_file<S: Storage>(
-        &mut self,
-        disk: &Disk<'_, S>,
-        header: &Header,
-    ) -> Result<bool, CheckError> {
-        let (size, bits) = (header.cluster_size(), header.cluster_bits);
-        let entry_bytes = size / header.l2_entries();
-        let mut suspects = false;
-        let tables: Vec<_> =
-            self.tables.iter().copied().zip(self.first_clusters.iter().copied()).collect();
-        for (offset, first_cluster) in tables {
-            let table = disk.read(offset, size).await?;
-            let entries: Vec<_> = match header.extended_l2() {
-                true => {
-                    l2_entries::<true>(&table).map(|(at, it)| (at, it, Some(it.bitmap))).collect()
-                }
-                false => l2_entries::<false>(&table).map(|(at, it)| (at, it, None)).collect(),
-            };
-            for (within, Halves { first, .. }, bitmap) in entries {
-                let (at, cluster) = (offset + within, first_cluster + within / entry_bytes);
-                let guest = cluster.saturating_mul(size);
-                match first.decode_in_data_file(bitmap, bits, guest, in_data(guest), at) {
-                    Ok(mapping) => {
-                        suspects |= first.host() != 0 && !first.copied();
-                        self.report.allocated_clusters += u64::from(mapping.host().is_some());
-                    }
-                    Err(error) => self.report.add_staying(Problem::Entry(error)),
                 }
             }
         }
@@ -385,7 +379,7 @@ impl Survey {
         let at = length - length % 8;
         let size = header.cluster_size();
         let (l1, table) = (header.l1_table(), header.refcount_table());
-        let is_l2 = self.tables.contains(&(at - at % size));
+        let is_l2 = self.tables.iter().any(|table| table.host == at - at % size);
         if is_l2 && header.extended_l2() && at % 16 == 8 {
             // Bits of subclusters name no cluster.
             return Ok(());
@@ -501,9 +495,9 @@ impl Survey {
         if !suspects && self.references.used().all(|(_, counted)| counted == 1) {
             return Ok(());
         }
-        for offset in self.tables.clone() {
+        for L2Table { host: offset, first_cluster } in self.tables.clone() {
             let table = disk.read(offset, header.cluster_size()).await?;
-            for (within, entry) in l2_entries::<EXTENDED>(&table) {
+            for (within, entry) in l2_entries::<EXTENDED>(&table, first_cluster) {
                 let right = self.references.with_right_copied(header, entry, disk.rules);
                 if right != entry.first {
                     let counted = match header.has_data_file() {

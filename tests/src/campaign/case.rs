@@ -128,8 +128,7 @@ pub(super) fn run_case<Sub: Subject>(
     if !subject.reads_subclusters() {
         plan.geometry.extended_l2 = false;
     }
-    // What may be said of an image whose tables rot is judged by the image file alone.
-    if !subject.opens_data_files() || settings.damage.is_some() {
+    if !subject.opens_data_files() {
         plan.geometry.data_file = None;
     }
     if !subject.opens_layers() {

@@ -1,0 +1,78 @@
+//! What every guest unit holds or may hold, taken down to be compared with what is there later.
+
+use std::ops::Range;
+
+use crate::evidence::{Evidence, ValueKey};
+
+/// What every guest unit holds or may hold, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    pub(super) size: u64,
+    pub(super) guest: Sets,
+    /// The units of a raw data file as far as the disk goes; none of any other image.
+    pub(super) raw: Sets,
+}
+
+/// What each of some units holds or may hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sets {
+    /// One value of each unit.
+    pub(super) one: Vec<ValueKey>,
+    /// (unit, another value that it may hold), ascending by unit.
+    pub(super) others: Vec<(u64, ValueKey)>,
+}
+
+impl Contents {
+    /// Virtual size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Units with their values, each value once.
+    pub fn values(&self, unit: u64) -> impl Iterator<Item = ValueKey> {
+        self.guest.values(unit)
+    }
+
+    /// The same of the raw data file; nothing of an image that has none.
+    pub fn raw_values(&self, unit: u64) -> impl Iterator<Item = ValueKey> {
+        self.raw.values(unit)
+    }
+}
+
+impl Sets {
+    pub(super) fn clear(&mut self) {
+        self.one.clear();
+        self.others.clear();
+    }
+
+    pub(super) fn values(&self, unit: u64) -> impl Iterator<Item = ValueKey> {
+        let one = usize::try_from(unit).ok().and_then(|unit| self.one.get(unit)).copied();
+        let from = self.others.partition_point(|(of, _)| *of < unit);
+        let rest = self.others[from..].iter().take_while(move |(of, _)| *of == unit);
+        one.into_iter().chain(rest.map(|(_, value)| *value))
+    }
+
+    pub(super) fn add(&mut self, unit: u64, value: ValueKey) {
+        if self.one.len() as u64 == unit {
+            self.one.push(value);
+        } else if self.values(unit).all(|known| known != value) {
+            self.others.push((unit, value));
+        }
+    }
+
+    /// Adds the units of a range, each as what the unit of the evidence holds that is as far from `at`.
+    pub(super) fn add_all<E: Evidence>(&mut self, units: Range<u64>, mut at: u64, evidence: &E) {
+        let mut unit = units.start;
+        while unit < units.end {
+            let known = self.one.len();
+            if known as u64 == unit {
+                self.one.extend(evidence.decided(at, units.end - unit));
+            }
+            let run = (self.one.len() - known) as u64;
+            if run == 0 {
+                evidence.peek(at, |key| self.add(unit, key));
+            }
+            (unit, at) = (unit + run.max(1), at + run.max(1));
+        }
+    }
+}

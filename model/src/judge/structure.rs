@@ -1,0 +1,122 @@
+//! P4 and P10, as far as one state shows them: tables, bitmaps and the header say what they may at this stage.
+
+use super::shown::{Shown, each_guest_cluster};
+use super::violation::{MAX_VIOLATIONS, Place, Violation, whole_image};
+use crate::audit::AuditReport;
+use crate::evidence::Evidence;
+use crate::finding::{Property, Stage};
+use crate::guest::Guest;
+use crate::image::{Bit, Header, Image, Recording};
+use crate::mistake::Mistake;
+use crate::op::{DataFile, MAX_VIRTUAL_SIZE};
+use crate::payload::{self, DATA_NAME, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
+
+/// P4, and the structural part of P6: what is illegal at this stage.
+pub fn p4_structure(report: &AuditReport, stage: Stage, violations: &mut Vec<Violation>) {
+    let found = report.violations(stage).take(MAX_VIOLATIONS);
+    violations.extend(found.map(|(property, finding)| Violation {
+        property,
+        kind: finding.name(),
+        place: Place::Structure(*finding),
+        found: None,
+        allowed: Vec::new(),
+        story: String::new(),
+    }));
+    if report.is_cut_short() {
+        let story = format!("more than {} findings", report.findings.len());
+        violations.push(whole_image(Property::P4, "too-many-findings", story));
+    }
+}
+
+/// P10, as far as one state shows it: the disk has one of the sizes that it could have.
+pub fn p10_size(header: &Header, guest: &Guest, violations: &mut Vec<Violation>) {
+    if !guest.permits_size(header.size) {
+        let story = format!("{} bytes; allowed: {:?}", header.size, guest.allowed_sizes());
+        violations.push(whole_image(Property::P10, "virtual-size", story));
+    }
+}
+
+/// P10: the image names the layer that it was made over, whole, or none if it was made over none.
+pub fn p10_layer(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) {
+    let found = image.layer().map(|layer| (&layer.name[..], layer.format.as_deref()));
+    let right = guest.lower().is_there().then_some((LAYER_NAME, Some(LAYER_FORMAT)));
+    if found != right {
+        let text = |layer: Option<(&[u8], Option<&[u8]>)>| match layer {
+            None => "nothing".to_owned(),
+            Some((name, format)) => {
+                let text = String::from_utf8_lossy;
+                format!("{:?} of format {:?}", text(name), format.map(text))
+            }
+        };
+        let story = format!("it is over {}, not over {}", text(found), text(right));
+        violations.push(whole_image(Property::P10, "layer", story));
+    }
+}
+
+/// P10: the image has the data file that it was made with, by its name, and promises of it what it did.
+pub fn p10_data_file(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) {
+    let header = image.header().filter(|header| header.has_data_file());
+    let kind = |raw| if raw { DataFile::Raw } else { DataFile::Plain };
+    let found = header.map(|header| (kind(header.has_raw_data()), image.data_name()));
+    let right = guest.data_file().map(|kind| (kind, Some(DATA_NAME)));
+    if found != right {
+        let text = |file: Option<(DataFile, Option<&[u8]>)>| match file {
+            None => "none".to_owned(),
+            Some((kind, name)) => format!("{kind:?} {:?}", name.map(String::from_utf8_lossy)),
+        };
+        let story = format!("its data file is {}, not {}", text(found), text(right));
+        violations.push(whole_image(Property::P10, "data-file", story));
+    }
+}
+
+/// P4: where a bitmap says that it is up to date, it says so of every unit that a guest has written since. (A unit that
+/// reads as zeroes may always have been so.)
+pub(super) fn p4_changes_recorded<E: Evidence>(
+    image: &Image,
+    header: &Header,
+    evidence: &E,
+    mistake: Mistake,
+    violations: &mut Vec<Violation>,
+) {
+    if image.recordings().is_empty() || mistake == Mistake::StaleBitmapAllowed {
+        return;
+    }
+    let is_set = |bit| match bit {
+        Bit::Is(set) => set,
+        Bit::At(byte, mask) => {
+            let mut set = true;
+            evidence.peek(byte / UNIT as u64, |key| {
+                set &= evidence.bytes(key)[(byte % UNIT as u64) as usize] & mask != 0;
+            });
+            set
+        }
+    };
+    let units = (header.size / UNIT as u64).min(MAX_VIRTUAL_SIZE / UNIT as u64);
+    each_guest_cluster(image, header, units, mistake, |units, shown| {
+        let Shown::Host(host) = shown else { return };
+        for (unit, at) in units.zip(host / UNIT as u64..) {
+            let mut written = None;
+            evidence.peek(at, |key| match payload::decode(evidence.bytes(key)) {
+                Value::Tag { id: payload::INITIAL | payload::STALE | payload::BELOW, .. }
+                | Value::Zero => {}
+                value => written = Some(value),
+            });
+            let missed = |recording: &Recording| {
+                !is_set(recording.bit(unit * UNIT as u64, header.cluster_bits))
+            };
+            if written.is_some()
+                && violations.len() < MAX_VIOLATIONS
+                && image.recordings().iter().any(missed)
+            {
+                violations.push(Violation {
+                    property: Property::P4,
+                    kind: "bitmap-misses-a-change",
+                    place: Place::Guest { unit, host: Some(at * UNIT as u64) },
+                    found: written,
+                    allowed: Vec::new(),
+                    story: "a bitmap says that it is up to date".to_owned(),
+                });
+            }
+        }
+    });
+}
