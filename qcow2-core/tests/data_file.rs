@@ -157,6 +157,14 @@ fn open(
     Image::open_with_data(storage.clone(), data.clone(), None, options)
 }
 
+fn open_async(
+    (storage, data): &(MemoryStorage, MemoryStorage),
+) -> qcow2_core::Image<MemoryStorage> {
+    let (storage, data) = (storage.clone(), data.clone());
+    block_on(qcow2_core::Image::open_with_data(storage, data, None, OpenOptions::new()))
+        .expect("in order")
+}
+
 /// Goal: the image file takes no space for guest data, which lies at its own offset; maps say so.
 #[test]
 fn guest_data_is_in_the_data_file_at_its_own_offset() {
@@ -171,13 +179,7 @@ fn guest_data_is_in_the_data_file_at_its_own_offset() {
         assert_eq!(data.len(), 1 << 30);
         assert!(data[..1024] == [7; 1024] && data[5 << 20..(5 << 20) + 512] == [8; 512]);
     });
-    let open = qcow2_core::Image::open_with_data(
-        files.0.clone(),
-        files.1.clone(),
-        None,
-        OpenOptions::new(),
-    );
-    let image = block_on(open).expect("in order");
+    let image = open_async(&files);
     let source = |at| block_on(image.map_read(at, 512)).expect("in order").extents()[0].source;
     assert_eq!(source(0), Source::Data(0));
     assert_eq!(source(5 << 20), Source::Data(5 << 20));
@@ -191,13 +193,7 @@ fn guest_data_is_in_the_data_file_at_its_own_offset() {
 #[test]
 fn whoever_reads_what_is_cut_off_reads_what_was_there() {
     let files = new_image(&DataFile::new(NAME), CreateOptions::new(1 << 20).cluster_bits(12));
-    let open = qcow2_core::Image::open_with_data(
-        files.0.clone(),
-        files.1.clone(),
-        None,
-        OpenOptions::new(),
-    );
-    let image = block_on(open).expect("in order");
+    let image = open_async(&files);
     let data = IoBuf::copy_of(&[7; 4096], 512);
     block_on(image.write(1 << 19, data, Durability::Cached)).1.expect("there is room");
     let map = block_on(image.map_read(1 << 19, 4096)).expect("in order");
