@@ -59,6 +59,7 @@ cases! {
     moved_beside_nothing "moved-beside-nothing.json",
     rotten_refcount_table_past_end "rotten-refcount-table-past-end.json",
     rotten_sharing_beside_compressed "rotten-sharing-beside-compressed.json",
+    rotten_sharing_beside_nonsense "rotten-sharing-beside-nonsense.json",
     rotten_size_beyond_l1 "rotten-size-beyond-l1.json",
     rotten_size_rounded_down "rotten-size-rounded-down.json",
     rotten_table_of_two_kinds "rotten-table-of-two-kinds.json",
