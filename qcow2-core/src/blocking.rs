@@ -9,6 +9,7 @@ use crate::backing::Backing;
 use crate::chain::Layers;
 use crate::check::CheckReport;
 use crate::compress::Executor;
+use crate::crypt::{Encryption, Passphrase};
 use crate::data_file::DataFile;
 use crate::error::{CheckError, CreateError, IoError, OpenError};
 use crate::image::ImageInfo;
@@ -53,6 +54,20 @@ pub fn create_with_data<S: Storage>(
     backing: Option<&Backing>,
 ) -> Result<(), CreateError> {
     block_on(crate::create_with_data(storage, data, options, said, backing))
+}
+
+/// As [`crate::create_encrypted`].
+///
+/// # Errors
+/// See [`CreateError`].
+pub fn create_encrypted<S: Storage>(
+    storage: &S,
+    data: Option<(&S, &DataFile)>,
+    options: &CreateOptions,
+    encryption: &Encryption,
+    backing: Option<&Backing>,
+) -> Result<(), CreateError> {
+    block_on(crate::create_encrypted(storage, data, options, encryption, backing))
 }
 
 /// As [`crate::check()`].
@@ -110,6 +125,21 @@ impl<S: Storage> Image<S> {
         options: OpenOptions,
     ) -> Result<Self, OpenError> {
         Ok(Self::new(block_on(crate::Image::open_with_data(storage, data, layer, options))?))
+    }
+
+    /// As [`crate::Image::open_encrypted`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_encrypted(
+        storage: S,
+        passphrase: &Passphrase,
+        data: Option<S>,
+        layer: Option<Arc<dyn Layer>>,
+        options: OpenOptions,
+    ) -> Result<Self, OpenError> {
+        let open = crate::Image::open_encrypted(storage, passphrase, data, layer, options);
+        Ok(Self::new(block_on(open)?))
     }
 
     /// As [`crate::open_chain()`].

@@ -12,12 +12,14 @@ use std::io;
 use std::sync::Arc;
 
 use crate::backing::{Backing, Format};
+use crate::crypt::Passphrase;
 use crate::data_file::DataFile;
 use crate::error::OpenError;
-use crate::format::header::Header;
+use crate::files::Files;
+use crate::format::header::{CryptMethod, Header};
 use crate::format::limits;
 use crate::image::Image;
-use crate::layer::{Layer, Raw};
+use crate::layer::{Below, Layer, Raw};
 use crate::load::read_header;
 use crate::options::OpenOptions;
 use storage::Storage;
@@ -74,6 +76,13 @@ pub trait Layers<S: Storage> {
             "whoever opens the layers opens no data files",
         )))
     }
+
+    /// The passphrase of an encrypted image, the last of `images`, which are the storages of the images from the top down; none, unless it
+    /// says otherwise.
+    fn passphrase(&mut self, images: &[S]) -> Option<Passphrase> {
+        let _ = images;
+        None
+    }
 }
 
 /// Opens the image on `storage` over the layers that it and they name, each opened by `layers` and read-only. A layer may be dirty or
@@ -88,7 +97,7 @@ pub async fn open_chain<S: Storage + fmt::Debug>(
 ) -> Result<Image<S>, OpenError> {
     let mut names: Vec<Backing> = Vec::new();
     let mut chain = vec![storage];
-    let mut data_files: Vec<Option<S>> = Vec::new();
+    let mut besides: Vec<(Option<S>, Option<Passphrase>)> = Vec::new();
     let mut bottom = Format::Qcow2;
     while bottom == Format::Qcow2 {
         let last = chain.last().expect("the top image is there");
@@ -106,7 +115,11 @@ pub async fn open_chain<S: Storage + fmt::Debug>(
                 Some(opened)
             }
         };
-        data_files.push(data);
+        let passphrase = match header.header.crypt_method {
+            CryptMethod::None => None,
+            CryptMethod::Aes | CryptMethod::Luks => layers.passphrase(&chain),
+        };
+        besides.push((data, passphrase));
         let Some(backing) = Backing::of_header(&header.header) else { break };
         if chain.len() > limits::LAYERS {
             let most = limits::LAYERS;
@@ -128,11 +141,10 @@ pub async fn open_chain<S: Storage + fmt::Debug>(
             continue;
         }
         let options = if name.is_some() { OpenOptions::read_only() } else { options };
-        let image = match (data_files.pop().flatten(), layer) {
-            (Some(data), layer) => Image::open_with_data(storage, data, layer, options).await,
-            (None, Some(layer)) => Image::open_over(storage, layer, options).await,
-            (None, None) => Image::open(storage, options).await,
-        };
+        let (data, passphrase) = besides.pop().expect("each image has something or nothing");
+        let files = Files { image: storage, data };
+        let under = layer.map(Below::new);
+        let image = Image::open_files(files, under, passphrase.as_ref(), options).await;
         let image = image.map_err(below(name.as_ref()))?;
         if name.is_none() {
             return Ok(image);

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   cluster  0        1 ..               ..                    ..          ..           ..
-//!           | header | refcount table   | refcount blocks     | L1 table  | L2 tables  | data clusters |
-//!                                                               zeroes      ---- with preallocation ---
+//!           | header | refcount table   | refcount blocks     | L1 table  | encryption header | L2 tables  | data clusters |
+//!                                                               zeroes      with LUKS           ---- with preallocation ---
 //! ```
 //!
 //! The header's first 512 bytes are written last, when everything else is durable: until then the file is no image. An old image
@@ -13,14 +13,17 @@ use std::ops::Range;
 
 use crate::backing::Backing;
 use crate::barrier::Barrier;
+use crate::crypt::{Encryption, New};
 use crate::data_file::DataFile;
 use crate::error::CreateError;
 use crate::files::in_data;
 use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry, Subclusters};
+use crate::format::extension::Luks;
 use crate::format::feature::{Autoclear, Compatible, Incompatible};
-use crate::format::header::{CompressionType, Header};
+use crate::format::header::{CompressionType, CryptMethod, Header};
 use crate::format::{extension, limits, refcount};
 use crate::load::check_alignment;
+use crate::mutant::mutant;
 use crate::options::{CreateOptions, Preallocation};
 use crate::rule::{Rule, Rules};
 use storage::{Durability, IoBuf, Limits, Storage, UNIT};
@@ -34,7 +37,7 @@ const PIECE: usize = 256 << 10;
 /// # Errors
 /// [`CreateError::Option`] if an option is outside what the format allows; [`CreateError::Storage`] if the storage failed.
 pub async fn create<S: Storage>(storage: &S, options: &CreateOptions) -> Result<(), CreateError> {
-    write_image(storage, None, options, &plan(options, None, None)?).await
+    write_image(storage, None, None, options, &plan(options, None, None, None)?).await
 }
 
 /// The same for an image over a layer that it names. What the guest has not written reads as that layer, and as zeroes past its end.
@@ -47,7 +50,8 @@ pub async fn create_over<S: Storage>(
     options: &CreateOptions,
     backing: &Backing,
 ) -> Result<(), CreateError> {
-    write_image(storage, None, options, &plan(options, Some(backing), None)?).await
+    let header = plan(options, Some(backing), None, None)?;
+    write_image(storage, None, None, options, &header).await
 }
 
 /// The same for an image whose guest data is in `data`, an external data file that the image calls `said`; over a layer, if there is to be
@@ -63,17 +67,37 @@ pub async fn create_with_data<S: Storage>(
     said: &DataFile,
     backing: Option<&Backing>,
 ) -> Result<(), CreateError> {
-    write_image(storage, Some(data), options, &plan(options, backing, Some(said))?).await
+    let header = plan(options, backing, Some(said), None)?;
+    write_image(storage, Some(data), None, options, &header).await
+}
+
+/// The same for an image whose guest data is encrypted; in an external data file, or over a layer, if there is to be one. With LUKS the key and
+/// its slots take some 2 MiB of the image file.
+///
+/// # Errors
+/// As [`create_with_data`]; also for a raw data file, which could not be read by itself.
+pub async fn create_encrypted<S: Storage>(
+    storage: &S,
+    data: Option<(&S, &DataFile)>,
+    options: &CreateOptions,
+    encryption: &Encryption,
+    backing: Option<&Backing>,
+) -> Result<(), CreateError> {
+    let header = plan(options, backing, data.map(|(_, said)| said), Some(encryption))?;
+    let data = data.map(|(data, _)| data);
+    write_image(storage, data, Some(encryption), options, &header).await
 }
 
 async fn write_image<S: Storage>(
     storage: &S,
     data: Option<&S>,
+    encryption: Option<&Encryption>,
     options: &CreateOptions,
     header: &Header,
 ) -> Result<(), CreateError> {
     let size = header.cluster_size();
-    let tables = header.l1_table_offset + l1_bytes(header);
+    let keys = header.luks()?;
+    let tables = header.l1_table_offset + l1_bytes(header) + key_bytes(header)?;
     let ahead = Preallocated::new(options, header);
     let clusters = tables / size + ahead.tables + ahead.taken();
     let end = clusters * size;
@@ -125,7 +149,22 @@ async fn write_image<S: Storage>(
         out.write((first_block + block) * size, &counts).await?;
     }
     out.write(table_offset, &table).await?;
-    ahead.write(&out, header, tables).await?;
+    if let (Some(luks), Some(New::Luks { slots, material, .. })) =
+        (keys, encryption.map(|encryption| &encryption.0))
+    {
+        let mut bytes = slots.header().encode().to_vec();
+        bytes.resize(bytes.len().next_multiple_of(sector), 0);
+        out.write(luks.offset, &bytes).await?;
+        // Sectors of more than 4 KiB have a part of the first slot behind the header.
+        let from = slots.header().material(0).start;
+        let start = from - from % sector as u64;
+        let mut whole = if start == 0 { bytes } else { Vec::new() };
+        whole.resize(index(from - start), 0);
+        whole.extend(material);
+        whole.resize(whole.len().next_multiple_of(sector), 0);
+        out.write(luks.offset + start, &whole).await?;
+    }
+    ahead.write(&out, header, tables, options.rules).await?;
     match options.preallocation {
         Preallocation::Off | Preallocation::Metadata => {}
         _ if ahead.in_data_file => {}
@@ -188,6 +227,7 @@ fn plan(
     options: &CreateOptions,
     backing: Option<&Backing>,
     data: Option<&DataFile>,
+    encryption: Option<&Encryption>,
 ) -> Result<Header, CreateError> {
     if options.lazy_refcounts && options.version < 3 {
         let version = options.version;
@@ -269,6 +309,20 @@ fn plan(
     if let Some(Backing { format: Some(format), .. }) = backing {
         header.set_extension(extension::BACKING_FORMAT, format.clone());
     }
+    if let Some(encryption) = encryption {
+        if header.has_raw_data_file() {
+            return Err(CreateError::Option(
+                "a data file that is the disk by itself, and encryption besides".into(),
+            ));
+        }
+        header.crypt_method = encryption.method();
+        if let New::Luks { slots, .. } = &encryption.0 {
+            // Where it lies is known when the tables have their places.
+            let length = slots.header().area_bytes();
+            let luks = Luks { offset: header.cluster_size(), length };
+            header.set_extension(extension::LUKS, luks.encode());
+        }
+    }
     if options.cluster_bits > 12 {
         header.name_features();
     }
@@ -284,9 +338,15 @@ fn plan(
                 .into(),
         ));
     }
+    if encryption.is_some() && options.version < 3 && options.preallocation != Preallocation::Off {
+        return Err(CreateError::Option(
+            "preallocation in an encrypted image needs version 3 of the format: no entry of version 2 reads as zeroes"
+                .into(),
+        ));
+    }
     let size = header.cluster_size();
     let ahead = Preallocated::new(options, &header);
-    let others = l1_bytes(&header) / size + ahead.tables + ahead.taken();
+    let others = (l1_bytes(&header) + key_bytes(&header)?) / size + ahead.tables + ahead.taken();
     let (mut blocks, mut table_clusters) = (1, 1);
     loop {
         let clusters = 1 + table_clusters + blocks + others;
@@ -308,7 +368,17 @@ fn plan(
     header.refcount_table_offset = size;
     header.refcount_table_clusters = u32::try_from(table_clusters).expect("it is limited");
     header.l1_table_offset = (1 + table_clusters + blocks) * size;
+    if let Some(luks) = header.luks()? {
+        let offset = header.l1_table_offset + l1_bytes(&header);
+        header.set_extension(extension::LUKS, Luks { offset, ..luks }.encode());
+    }
     Ok(header)
+}
+
+/// Bytes of the clusters of the encryption header.
+fn key_bytes(header: &Header) -> Result<u64, CreateError> {
+    let luks = header.luks()?;
+    Ok(luks.map_or(0, |luks| luks.length.next_multiple_of(header.cluster_size())))
 }
 
 /// Bytes of the clusters of the L1 table.
@@ -346,17 +416,24 @@ impl Preallocated {
         out: &Output<'_, S>,
         header: &Header,
         at: u64,
+        rules: Rules,
     ) -> Result<(), CreateError> {
         let (size, per_table) = (header.cluster_size(), header.l2_entries());
         let words = if header.extended_l2() { 2 } else { 1 };
         let tables = (0..self.tables).map(|table| L1Entry::new(at + table * size, true).0);
         out.write_entries(header.l1_table_offset, tables).await?;
         let first = at + self.tables * size;
+        let is_encrypted = header.crypt_method != CryptMethod::None;
+        // Nothing is enciphered there that could be read.
+        let marks_zero = mutant!(rules, TakenAheadInTheClear => false; is_encrypted);
         for table in 0..self.tables {
             let clusters = table * per_table..((table + 1) * per_table).min(self.data);
             let in_data_file = |cluster| {
-                let data = if header.backing_name().is_none() { u32::MAX } else { 0 };
-                let of = Subclusters { data, zero: 0 };
+                let of = match header.backing_name().is_none() {
+                    true if marks_zero => Subclusters { data: 0, zero: u32::MAX },
+                    true => Subclusters { data: u32::MAX, zero: 0 },
+                    false => Subclusters::default(),
+                };
                 let mapping = Mapping::with_subclusters(in_data(cluster * size), true, of);
                 let entry = L2Entry::in_data_file(mapping, cluster * size, words == 2);
                 let (entry, bitmap) = entry.expect("it is all data, or extended");
@@ -364,6 +441,9 @@ impl Preallocated {
             };
             let entry = |cluster| match self.in_data_file {
                 true => in_data_file(cluster),
+                false if marks_zero && words == 1 => {
+                    [L2Entry::zero_allocated(first + cluster * size, true).0, 0]
+                }
                 false => [L2Entry::data(first + cluster * size, true).0, 0],
             };
             let entries = clusters.flat_map(|cluster| entry(cluster).into_iter().take(words));

@@ -88,6 +88,9 @@ pub enum OpenError {
     /// An option contradicts the image.
     #[error("cannot open the image: {0}")]
     Option(String),
+    /// The image is encrypted, and no key slot of it opens with the passphrase.
+    #[error("cannot open the image: the passphrase opens none of its key slots")]
+    WrongPassphrase,
     /// The storage cannot be changed.
     #[error(
         "cannot open the image for writing: its storage was opened read-only; open that for writing, or the image with `OpenOptions::read_only`"
@@ -157,7 +160,7 @@ impl OpenError {
         match self {
             Self::Format(error) => ErrorKind::of_format(error),
             Self::Unsupported(_) => ErrorKind::Unsupported,
-            Self::Option(_) => ErrorKind::InvalidInput,
+            Self::Option(_) | Self::WrongPassphrase => ErrorKind::InvalidInput,
             Self::ReadOnlyStorage => ErrorKind::ReadOnly,
             Self::MarkedCorrupt
             | Self::Unrepairable(_)

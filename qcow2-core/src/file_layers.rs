@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::backing::Backing;
 use crate::chain::Layers;
+use crate::crypt::Passphrase;
 use crate::data_file::DataFile;
 use storage::file::{Access, FileStorage};
 
@@ -18,6 +19,7 @@ use storage::file::{Access, FileStorage};
 #[derive(Clone, Debug)]
 pub struct FileLayers {
     directory: PathBuf,
+    passphrase: Option<Passphrase>,
 }
 
 impl FileLayers {
@@ -26,7 +28,14 @@ impl FileLayers {
     /// # Errors
     /// What looking for it met.
     pub fn within(directory: impl AsRef<Path>) -> io::Result<Self> {
-        Ok(Self { directory: directory.as_ref().canonicalize()? })
+        Ok(Self { directory: directory.as_ref().canonicalize()?, passphrase: None })
+    }
+
+    /// With this passphrase for every image of them that is encrypted.
+    #[must_use]
+    pub fn passphrase(mut self, passphrase: Passphrase) -> Self {
+        self.passphrase = Some(passphrase);
+        self
     }
 
     /// The file of that name, which the last of these says.
@@ -73,5 +82,9 @@ impl Layers<FileStorage> for FileLayers {
         let path = self.resolve(&said.name, images)?;
         let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
         FileStorage::open(path, access).map_err(io::Error::other)
+    }
+
+    fn passphrase(&mut self, _: &[FileStorage]) -> Option<Passphrase> {
+        self.passphrase.clone()
     }
 }

@@ -161,7 +161,7 @@ impl<S: Storage> Image<S> {
         let len = usize::try_from(self.cluster_size).expect("a cluster fits in memory");
         let mut map = self.map_range(cluster * self.cluster_size, self.cluster_size).await?;
         let buf = IoBuf::zeroed(len, self.limits.alignment);
-        map.write_data(buf, Durability::Cached).await.1?;
+        map.write_data(cluster * self.cluster_size, buf, Durability::Cached).await.1?;
         map.commit().await?;
         Ok(self.with(|state| state.clock.newest(state.guest_file)).await)
     }
@@ -187,7 +187,7 @@ impl<S: Storage> Image<S> {
             let len = usize::try_from(rest).expect("a cluster fits in memory");
             let mut map = self.map_range(header.size, rest).await?;
             let buf = IoBuf::zeroed(len, self.limits.alignment);
-            map.write_data(buf, Durability::Cached).await.1?;
+            map.write_data(header.size, buf, Durability::Cached).await.1?;
             map.commit().await?;
             data = self.with(|state| state.clock.newest(state.guest_file)).await;
         }

@@ -5,8 +5,9 @@
 //! then taken again from the start.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::crypt::Cipher;
 use crate::error::IoError;
 use crate::files::Files;
 use crate::format::feature::Incompatible;
@@ -26,6 +27,8 @@ pub struct Image<S> {
     pub(crate) files: Files<S>,
     /// What its guest reads where the image says nothing.
     pub(crate) below: Option<Below>,
+    /// What guest data is enciphered with, if it is.
+    pub(crate) cipher: Option<Arc<Cipher>>,
     pub(crate) limits: Limits,
     pub(crate) options: OpenOptions,
     /// Bytes of a cluster and of a metadata page.
@@ -47,12 +50,15 @@ pub struct ImageInfo {
     pub lazy_refcounts: bool,
     /// Whether the dirty bit is set.
     pub dirty: bool,
+    /// Whether guest data is encrypted.
+    pub encrypted: bool,
 }
 
 impl<S: Storage> Image<S> {
     pub(crate) fn new(
         files: Files<S>,
         below: Option<Below>,
+        cipher: Option<Arc<Cipher>>,
         options: OpenOptions,
         state: State,
     ) -> Self {
@@ -60,7 +66,17 @@ impl<S: Storage> Image<S> {
         let (cluster_size, page_size) = (state.cluster_size(), state.cache.page_size());
         let knows_metadata = AtomicBool::new(false);
         let state = Mutex::new(state);
-        Self { files, below, limits, options, cluster_size, page_size, knows_metadata, state }
+        Self {
+            files,
+            below,
+            cipher,
+            limits,
+            options,
+            cluster_size,
+            page_size,
+            knows_metadata,
+            state,
+        }
     }
 
     /// Geometry and flags as of now.
@@ -70,6 +86,7 @@ impl<S: Storage> Image<S> {
             cluster_size: state.cluster_size(),
             lazy_refcounts: state.lazy,
             dirty: state.header.incompatible.contains(Incompatible::DIRTY),
+            encrypted: self.cipher.is_some(),
         })
     }
 
@@ -107,8 +124,9 @@ impl<S: Storage> Image<S> {
         let state = self.now(|state| state.is_idle().then(|| state.clone()))?;
         assert_eq!(storage.limits(), self.files.image.limits(), "the storage is a copy");
         assert_eq!(data.is_some(), self.files.data.is_some(), "both files are copied");
-        let fork =
-            Image::new(Files { image: storage, data }, self.below.clone(), self.options, state);
+        let files = Files { image: storage, data };
+        let (below, cipher) = (self.below.clone(), self.cipher.clone());
+        let fork = Image::new(files, below, cipher, self.options, state);
         let knows_metadata = self.knows_metadata.load(Ordering::Acquire);
         fork.knows_metadata.store(knows_metadata, Ordering::Release);
         Some(fork)

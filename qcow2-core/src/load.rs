@@ -129,8 +129,10 @@ pub(crate) fn check_alignment(limits: &Limits, cluster_bits: u32) -> Option<Stri
 /// Refuses, by name, what this implementation cannot do yet.
 pub(crate) fn check_supported(header: &Header) -> Result<(), LoadError> {
     let unsupported = |what: &str| Err(LoadError::Unsupported(what.into()));
-    if header.crypt_method != CryptMethod::None {
-        return unsupported("encryption");
+    if header.crypt_method != CryptMethod::None && header.has_raw_data_file() {
+        return unsupported(
+            "a raw external data file (autoclear feature bit 1) whose data are encrypted",
+        );
     }
     if header.has_raw_data_file() && header.backing_name().is_some() {
         return unsupported(

@@ -261,6 +261,24 @@ mutants! {
         /// Pages of an old refcount table stay in the cache.
         OldTablePagesStay = "mutant:old-table-pages-stay";
     }
+    Encryption, "encrypted guest data": {
+        /// New space is taken for zeroes though they would be deciphered.
+        CipherOfHoles = "mutant:cipher-of-holes";
+        /// Several places of one request are enciphered as if they followed each other.
+        CipherOfFirstPlace = "mutant:cipher-of-first-place";
+        /// What a request leaves of a new cluster is filled up in the clear.
+        FilledInTheClear = "mutant:filled-in-the-clear";
+        /// What is copied from one cluster to another is deciphered as if it had been there.
+        DecipheredAtNewPlace = "mutant:deciphered-at-new-place";
+        /// A compressed cluster is written in an encrypted image, where streams are not enciphered.
+        StreamInTheClear = "mutant:stream-in-the-clear";
+        /// Clusters taken ahead at creation say data, which nobody enciphered.
+        TakenAheadInTheClear = "mutant:taken-ahead-in-the-clear", argued "campaigns create no image with clusters taken ahead: \
+            qcow2-core/tests/encryption.rs, what_is_taken_ahead_reads_as_zeroes, notices";
+        /// The encryption header may be written over.
+        KeysUnprotected = "mutant:keys-unprotected", argued "it takes a damaged image: \
+            qcow2-core/tests/encryption.rs, nothing_is_written_over_the_keys, notices";
+    }
     Repair, "repair": {
         /// After a repair at opening the header of before is used.
         HeaderOfBeforeRepair = "mutant:header-of-before-repair";

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use crate::check;
+use crate::crypt::Passphrase;
 use crate::data_file::DataFile;
 use crate::error::OpenError;
 use crate::files::{Files, failed, in_data};
 use crate::format::FormatError;
+use crate::format::extension;
 use crate::format::feature::{Compatible, Incompatible};
 use crate::format::header::Header;
 use crate::image::Image;
@@ -15,6 +17,7 @@ use crate::load::{HeaderRead, check_alignment, check_supported, read_header};
 use crate::mutant::mutant;
 use crate::options::{OpenOptions, Repair};
 use crate::state::State;
+use crate::unlock::unlock;
 use storage::{Limits, Storage};
 
 impl<S: Storage> Image<S> {
@@ -26,7 +29,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// See [`OpenError`]. The storage is dropped with the error; keep a clone or reference where that matters.
     pub async fn open(storage: S, options: OpenOptions) -> Result<Self, OpenError> {
-        Self::open_files(Files { image: storage, data: None }, None, options).await
+        Self::open_files(Files { image: storage, data: None }, None, None, options).await
     }
 
     /// The same for an image that names a backing file, which is `layer`.
@@ -39,7 +42,7 @@ impl<S: Storage> Image<S> {
         options: OpenOptions,
     ) -> Result<Self, OpenError> {
         let files = Files { image: storage, data: None };
-        Self::open_files(files, Some(Below::new(layer)), options).await
+        Self::open_files(files, Some(Below::new(layer)), None, options).await
     }
 
     /// The same for an image with an external data file, which is `data`, over the layer that it names, if it names one. What it calls its
@@ -54,12 +57,31 @@ impl<S: Storage> Image<S> {
         options: OpenOptions,
     ) -> Result<Self, OpenError> {
         let files = Files { image: storage, data: Some(data) };
-        Self::open_files(files, layer.map(Below::new), options).await
+        Self::open_files(files, layer.map(Below::new), None, options).await
     }
 
-    async fn open_files(
+    /// The same for an image whose guest data is encrypted, in `data` if it has an external data file, over the layer that it names, if it
+    /// names one. An image from before LUKS opens with
+    /// any passphrase; with a wrong one the guest reads what nobody wrote.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; [`OpenError::WrongPassphrase`], [`OpenError::Option`] if the image is not encrypted, and [`OpenError::Unsupported`]
+    /// for a cipher that is not known or key slots that take more than 2^26 rounds of hashing.
+    pub async fn open_encrypted(
+        storage: S,
+        passphrase: &Passphrase,
+        data: Option<S>,
+        layer: Option<Arc<dyn Layer>>,
+        options: OpenOptions,
+    ) -> Result<Self, OpenError> {
+        let files = Files { image: storage, data };
+        Self::open_files(files, layer.map(Below::new), Some(passphrase), options).await
+    }
+
+    pub(crate) async fn open_files(
         files: Files<S>,
         below: Option<Below>,
+        passphrase: Option<&Passphrase>,
         options: OpenOptions,
     ) -> Result<Self, OpenError> {
         check_options(&options)?;
@@ -94,6 +116,7 @@ impl<S: Storage> Image<S> {
             None => read.header.compatible.contains(Compatible::LAZY_REFCOUNTS),
         };
         check_tables(&read.header, read.length)?;
+        let cipher = unlock(storage, &read.header, passphrase).await?;
         if options.writable {
             prepare(storage, &options, &mut read).await?;
         }
@@ -101,7 +124,7 @@ impl<S: Storage> Image<S> {
         let shown = below.as_ref().map_or(0, |below| below.size);
         let mut state = State::new(read, &options, &limits, lazy, shown);
         state.data_length = data_length;
-        Ok(Self::new(files, below, options, state))
+        Ok(Self::new(files, below, cipher.map(Arc::new), options, state))
     }
 }
 
@@ -178,10 +201,23 @@ fn check_options(options: &OpenOptions) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Checks that the tables that the header points to begin inside the file.
+/// Checks that what the header points to lies inside the file.
 fn check_tables(header: &Header, length: u64) -> Result<(), OpenError> {
     let cluster_size = header.cluster_size();
     let end = length.div_ceil(cluster_size) * cluster_size;
+    let keys = header.keys();
+    if keys.end > end {
+        return Err(OpenError::Format(FormatError::BadExtension {
+            kind: extension::LUKS,
+            offset: header.extension(extension::LUKS).map_or(0, |(offset, _)| offset),
+            value: keys.start,
+            rule: format!(
+                "puts the encryption header's end at {}, past the end of the file, {length}",
+                keys.end
+            )
+            .into(),
+        }));
+    }
     for (root, bytes) in header.roots() {
         let Some((field, offset)) = root.field() else { continue };
         if bytes.end > end {

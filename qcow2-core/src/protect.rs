@@ -20,14 +20,21 @@ use storage::{IoBuf, Storage};
 const PIECE: u64 = 32 << 10;
 
 impl State {
+    /// What the header leads to, with its bytes and its name.
+    #[inline]
+    fn rooted(&self) -> impl Iterator<Item = (Range<u64>, &'static str)> + use<> {
+        let keys = (self.keys.clone(), "the encryption header");
+        self.header.roots().into_iter().map(|(root, range)| (range, root.name())).chain([keys])
+    }
+
     /// Refuses an image of whose tables one lies in another: whatever is written to the one changes the other.
     fn check_apart(&self, metadata: &Metadata) -> Result<(), IoError> {
         let size = self.cluster_size();
-        for (root, range) in self.header.roots() {
+        for (range, what) in self.rooted() {
             if let Some((cluster, _)) =
                 metadata.first_in(range.start / size..range.end.div_ceil(size))
             {
-                return Err(IoError::InUse { cluster, what: root.name() });
+                return Err(IoError::InUse { cluster, what });
             }
         }
         match metadata.of_two_kinds() {
@@ -42,10 +49,10 @@ impl State {
             return Ok(());
         }
         let size = self.cluster_size();
-        for (root, range) in self.header.roots() {
+        for (range, what) in self.rooted() {
             let cluster = clusters.start.max(range.start / size);
             if cluster < clusters.end.min(range.end.div_ceil(size)) {
-                return Err(IoError::InUse { cluster, what: root.name() });
+                return Err(IoError::InUse { cluster, what });
             }
         }
         match self.known_tables().and_then(|metadata| metadata.first_in(clusters)) {

@@ -5,6 +5,7 @@ use std::fmt;
 use smallvec::SmallVec;
 
 use crate::content::Content;
+use crate::crypt::Place;
 use crate::error::IoError;
 use crate::files::{File, failed, in_data, place};
 use crate::format::entry::{L2Entry, Mapping};
@@ -36,6 +37,8 @@ pub enum Source {
     Zeroes,
     /// The image file, from this byte on.
     Host(u64),
+    /// The image file, from this byte on, enciphered. [`Image::read`] deciphers it.
+    Enciphered(u64),
     /// The external data file, from this byte on, which is the guest's own offset. [`Image::data_file`] has it.
     Data(u64),
     /// The layer below, at the guest's own offset; past its end it reads as zeroes. [`Image::below`] has it.
@@ -49,7 +52,7 @@ impl Source {
     /// The host offset in bytes, if it is in the image file.
     pub const fn host(self) -> Option<u64> {
         match self {
-            Self::Host(offset) => Some(offset),
+            Self::Host(offset) | Self::Enciphered(offset) => Some(offset),
             Self::Zeroes | Self::Data(_) | Self::Below | Self::Compressed(_) => None,
         }
     }
@@ -57,7 +60,7 @@ impl Source {
     /// The host address, if it is in a file as it is.
     pub(crate) const fn address(self) -> Option<u64> {
         match self {
-            Self::Host(offset) => Some(offset),
+            Self::Host(offset) | Self::Enciphered(offset) => Some(offset),
             Self::Data(offset) => Some(in_data(offset)),
             Self::Zeroes | Self::Below | Self::Compressed(_) => None,
         }
@@ -67,6 +70,7 @@ impl Source {
     const fn after(self, len: u64) -> Self {
         match self {
             Self::Host(offset) => Self::Host(offset + len),
+            Self::Enciphered(offset) => Self::Enciphered(offset + len),
             Self::Data(offset) => Self::Data(offset + len),
             Self::Zeroes => Self::Zeroes,
             Self::Below => Self::Below,
@@ -183,6 +187,18 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// [`IoError::OutOfRange`], [`IoError::Unaligned`], or what reading or decoding the tables met.
     pub async fn map_read(&self, offset: u64, len: u64) -> Result<ReadMap<'_, S>, IoError> {
+        let mut map = self.map_to_read(offset, len).await?;
+        if self.cipher.is_some() {
+            for extent in &mut map.extents {
+                if let Source::Host(host) = extent.source {
+                    extent.source = Source::Enciphered(host);
+                }
+            }
+        }
+        Ok(map)
+    }
+
+    async fn map_to_read(&self, offset: u64, len: u64) -> Result<ReadMap<'_, S>, IoError> {
         let mut map = ReadMap { image: self, ticket: None, extents: Extents::new() };
         let mut at = offset;
         loop {
@@ -213,7 +229,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`Image::map_read`], or the storage's own.
     pub async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, Result<(), IoError>) {
-        let map = match self.map_read(offset, buf.len() as u64).await {
+        let map = match self.map_to_read(offset, buf.len() as u64).await {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
@@ -235,7 +251,10 @@ impl<S: Storage> Image<S> {
             && let Some(host) = source.address()
             && buf.len() <= self.limits.max_transfer
         {
-            let (buf, read) = self.files.read(host, buf).await;
+            let (mut buf, read) = self.files.read(host, buf).await;
+            if let Some(cipher) = &self.cipher {
+                cipher.decipher(Place { guest: offset, host }, &mut buf);
+            }
             return (buf, read.map_err(|source| failed("reading data", host, source)));
         }
         let mut rest = buf;
@@ -253,6 +272,10 @@ impl<S: Storage> Image<S> {
                         piece.unsplit(rest);
                         done.unsplit(piece);
                         return (done, Err(failed("reading data", at, source)));
+                    }
+                    if let Some(cipher) = &self.cipher {
+                        let guest = offset + done.len() as u64;
+                        cipher.decipher(Place { guest, host: at }, &mut piece);
                     }
                     host = Some(at + piece.len() as u64);
                 } else {

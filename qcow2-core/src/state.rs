@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::task::Waker;
 
 use crate::cache::{Cache, Kind, Need, Slot};
@@ -95,6 +96,8 @@ pub(crate) struct State {
     pub(crate) claims: Claims,
     /// What is looked at before a cluster is written to or taken.
     pub(crate) overlap: Overlap,
+    /// The bytes of the encryption header, none without one.
+    pub(crate) keys: Range<u64>,
     /// The clusters of all L2 tables and refcount blocks, once they are known.
     pub(crate) metadata: Option<Metadata>,
     /// Counts how often pages were forgotten: a page asked for before must not be loaded after.
@@ -115,7 +118,7 @@ pub(crate) struct State {
     pub(crate) free: Free,
     pub(crate) freed: freed::Queue,
     /// Where the next stream goes, if it fits: what is left of the cluster that streams were last put into, as a range of the file.
-    pub(crate) tail: Option<std::ops::Range<u64>>,
+    pub(crate) tail: Option<Range<u64>>,
     /// Reads in flight, by ticket.
     readers: InFlight,
     next_ticket: u64,
@@ -160,6 +163,7 @@ impl State {
         let extended = header.extended_l2();
         let guest_file = if header.has_data_file() { File::Data } else { File::Image };
         let raw = header.has_raw_data_file();
+        let keys = mutant!(rules, KeysUnprotected => 0..0; header.keys());
         let entry_bits = if extended { 4 } else { 3 };
         let table_bits = header.cluster_bits - entry_bits;
         let zeroes = limits.unwritten_reads_zero;
@@ -184,6 +188,7 @@ impl State {
             work: Work::default(),
             claims: Claims::new(rules),
             overlap: options.overlap,
+            keys,
             metadata: None,
             generation: 0,
             length,

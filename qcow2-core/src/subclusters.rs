@@ -18,6 +18,7 @@ use std::ops::Range;
 use crate::alloc::Extent;
 use crate::cache::Slot;
 use crate::content::Content;
+use crate::crypt::Place;
 use crate::error::IoError;
 use crate::files::File;
 use crate::format::entry::{L2Entry, Mapping, Subclusters};
@@ -269,9 +270,12 @@ impl<S: Storage> WriteMap<'_, S> {
             let read;
             (buf, read) = image.read_widened(at, &[extent], buf).await;
             read?;
-        } else if image.limits.alignment <= storage::UNIT {
+        } else if image.limits.alignment <= storage::UNIT && image.cipher.is_none() {
             let zeroed = self.claim.write_zeroes(to..to + len).await;
             return zeroed.map_err(|source| not_filled(to, source));
+        }
+        if let Some(cipher) = &image.cipher {
+            cipher.encipher(Place { guest: at, host: to }, &mut buf);
         }
         let extent = WriteExtent { len, host: to };
         image.write_widened(&mut self.claim, &[extent], buf, Durability::Cached).await.1

@@ -13,6 +13,7 @@
 use std::ops::Range;
 
 use crate::claim::Claim;
+use crate::crypt::Place;
 use crate::error::IoError;
 use crate::files::failed;
 use crate::image::Image;
@@ -81,7 +82,7 @@ impl<S: Storage> Image<S> {
         for extent in extents {
             let end = done + index(extent.len);
             let host = match extent.source {
-                Source::Host(_) | Source::Data(_) => {
+                Source::Host(_) | Source::Enciphered(_) | Source::Data(_) => {
                     extent.source.address().expect("it is in a file")
                 }
                 Source::Zeroes => {
@@ -127,6 +128,10 @@ impl<S: Storage> Image<S> {
                 }
                 let end = done + piece.part_len();
                 buf[done..end].copy_from_slice(&whole[piece.within()]);
+                if let Some(cipher) = &self.cipher {
+                    let at = Place { guest: offset + done as u64, host: piece.part.start };
+                    cipher.decipher(at, &mut buf[done..end]);
+                }
                 done = end;
             }
         }

@@ -21,6 +21,7 @@ use crate::cache::Kind;
 use crate::claim::Claim;
 use crate::claims::Resource;
 use crate::content::Content;
+use crate::crypt::{Cipher, Place};
 use crate::error::IoError;
 use crate::files::{File, failed, in_data, place};
 use crate::format::entry::{L1Entry, Mapping, Subclusters};
@@ -282,7 +283,7 @@ impl<S: Storage> Image<S> {
         }
         let direct = through && map.is_mapped_durably(offset, len).await;
         let how = if direct { Durability::Through } else { Durability::Cached };
-        let (buf, result) = map.write_data(buf, how).await;
+        let (buf, result) = map.write_data(offset, buf, how).await;
         if let Err(error) = result {
             return (buf, Err(error));
         }
@@ -324,8 +325,22 @@ impl<S: Storage> Image<S> {
     /// touches are claimed, and share no sector with another.
     ///
     /// # Errors
-    /// As [`Image::write`].
+    /// As [`Image::write`]; [`IoError::Unsupported`] if the image is encrypted: what is written past its cipher would be nothing.
     pub async fn map_write(&self, offset: u64, len: u64) -> Result<WriteMap<'_, S>, IoError> {
+        if self.cipher.is_some() {
+            return Err(IoError::Unsupported(
+                "writing to an encrypted image past its cipher".into(),
+            ));
+        }
+        self.map_to_write(offset, len).await
+    }
+
+    /// The same for who writes through the map.
+    pub(crate) async fn map_to_write(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> Result<WriteMap<'_, S>, IoError> {
         let mut map = self.claim_to_write(offset, len).await?;
         map.resolve(offset, len, true, Purpose::Write).await?;
         Ok(map)
@@ -507,8 +522,11 @@ impl<'a, S: Storage> WriteMap<'a, S> {
 
     /// Takes clusters of the host for the next guest clusters, with as much of their space as is asked for.
     pub(crate) async fn take(&mut self, wanted: u64, purpose: Purpose) -> Result<Extent, IoError> {
-        let run = self.image.allocate(&mut self.claim, wanted).await?;
-        if let Purpose::Keep(space) = purpose {
+        let mut run = self.image.allocate(&mut self.claim, wanted).await?;
+        if self.image.cipher.is_some() {
+            // Zeroes that nobody wrote are not what reads as zeroes.
+            run.fresh = mutant!(self.image.options.rules, CipherOfHoles => run.fresh; false);
+        } else if let Purpose::Keep(space) = purpose {
             Box::pin(self.keep_space(&run, space)).await?;
         }
         Ok(run)
@@ -634,7 +652,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
             let to = host + range.start;
             if let Some(whole) = &whole {
                 let rest = &whole[memory(range.start)..memory(range.end)];
-                Box::pin(self.put(rest, to, not_filled)).await?;
+                let mut rest = rest.to_vec();
+                self.encipher(Place { guest: start + range.start, host: to }, &mut rest);
+                Box::pin(self.put(&rest, to, not_filled)).await?;
                 continue;
             }
             let content = mutant!(self.image.options.rules, LayerNotCopied => match content {
@@ -646,18 +666,28 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                 _ => range.start,
             }; range.start);
             match content.after(at) {
-                Content::Zero => {
+                Content::Zero if self.image.cipher.is_none() => {
                     let filled = self.claim.write_zeroes(to..host + range.end).await;
                     filled.map_err(|source| not_filled(to, source))?;
                 }
                 // What is rare is boxed, so that it does not make every request's future large.
-                content => Box::pin(self.copy(content, to, range.end - range.start)).await?,
+                content => {
+                    let to = Place { guest: start + range.start, host: to };
+                    Box::pin(self.copy(content, to, range.end - range.start)).await?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Writes whole sectors to host offset `to`.
+    /// Enciphers what goes there, if the image is encrypted.
+    fn encipher(&self, to: Place, bytes: &mut [u8]) {
+        if let Some(cipher) = &self.image.cipher {
+            mutant!(self.image.options.rules, FilledInTheClear => (); cipher.encipher(to, bytes));
+        }
+    }
+
+    /// Writes whole sectors to host offset `to`, as they are.
     pub(crate) async fn put(
         &mut self,
         bytes: &[u8],
@@ -674,8 +704,8 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         Ok(())
     }
 
-    /// Copies what is neither zeroes nor compressed to host offset `to`.
-    async fn copy(&mut self, from: Content, to: u64, len: u64) -> Result<(), IoError> {
+    /// Copies what is not compressed there.
+    async fn copy(&mut self, from: Content, to: Place, len: u64) -> Result<(), IoError> {
         let limits = self.image.limits;
         let mut done = 0;
         while done < len {
@@ -686,7 +716,12 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                 Content::Host(from) => {
                     let read;
                     (buf, read) = self.image.files.read(from, buf).await;
-                    read.map_err(|source| not_filled(to, source))?;
+                    read.map_err(|source| not_filled(to.host, source))?;
+                    if let Some(cipher) = &self.image.cipher {
+                        let from = Place { guest: to.guest + done, host: from };
+                        let from = mutant!(self.image.options.rules, DecipheredAtNewPlace => Place { host: to.host + done, ..from }; from);
+                        cipher.decipher(from, &mut buf);
+                    }
                 }
                 Content::Below(from) => {
                     let read;
@@ -695,18 +730,52 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                 }
                 Content::Stream(_) => unreachable!("it is decompressed before"),
             }
-            let (buf, written) = self.claim.write(to + done, buf, Durability::Cached).await;
-            written.map_err(|source| not_filled(to, source))?;
+            let at = Place { guest: to.guest + done, host: to.host + done };
+            self.encipher(at, &mut buf);
+            let (buf, written) = self.claim.write(at.host, buf, Durability::Cached).await;
+            written.map_err(|source| not_filled(at.host, source))?;
             done += buf.len() as u64;
         }
         Ok(())
     }
 
+    /// Writes `buf`, which is the guest's from `offset` on, to the extents.
     pub(crate) async fn write_data(
         &mut self,
+        offset: u64,
         buf: IoBuf,
         how: Durability,
     ) -> (IoBuf, Result<(), IoError>) {
+        match self.image.cipher.clone() {
+            None => self.write_bytes(buf, how).await,
+            Some(cipher) => Box::pin(self.write_enciphered(&cipher, offset, buf, how)).await,
+        }
+    }
+
+    /// The same in an encrypted image. The caller's buffer stays as it is: what the storage gets is another one.
+    async fn write_enciphered(
+        &mut self,
+        cipher: &Cipher,
+        offset: u64,
+        buf: IoBuf,
+        how: Durability,
+    ) -> (IoBuf, Result<(), IoError>) {
+        let mut enciphered = IoBuf::copy_of(&buf, self.image.limits.alignment);
+        let mut done = 0;
+        for extent in &self.extents {
+            let end = done + memory(extent.len);
+            let at = Place { guest: offset + done as u64, host: extent.host };
+            let at = mutant!(self.image.options.rules, CipherOfFirstPlace => Place {
+                host: self.extents[0].host + done as u64,
+                ..at
+            }; at);
+            cipher.encipher(at, &mut enciphered[done..end]);
+            done = end;
+        }
+        (buf, self.write_bytes(enciphered, how).await.1)
+    }
+
+    async fn write_bytes(&mut self, buf: IoBuf, how: Durability) -> (IoBuf, Result<(), IoError>) {
         let begin = self.extents.first().map_or(0, |first| first.host);
         if self.image.limits.alignment > UNIT && !self.image.takes(begin, &buf) {
             let written = self.image.write_widened(&mut self.claim, &self.extents, buf, how);

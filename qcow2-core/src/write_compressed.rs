@@ -78,7 +78,9 @@ impl<S: Storage> Image<S> {
             (state.header.compression_type, state.header.refcount_order, state.guest_file)
         });
         let sector = self.limits.sector();
-        let may_share = refcount::max(counts) > 1 && guest_file == File::Image;
+        // A stream is not enciphered, and so nothing is compressed in an encrypted image.
+        let is_plain = mutant!(self.options.rules, StreamInTheClear => true; self.cipher.is_none());
+        let may_share = refcount::max(counts) > 1 && guest_file == File::Image && is_plain;
         let gains = may_share && size > sector as u64;
         if whole.is_empty() || !gains {
             return self.write(offset, buf, durability).await;
@@ -144,11 +146,11 @@ impl<S: Storage> Image<S> {
         if data.is_empty() {
             return (data, Ok(()));
         }
-        let mut map = match Box::pin(self.map_write(offset, data.len() as u64)).await {
+        let mut map = match Box::pin(self.map_to_write(offset, data.len() as u64)).await {
             Ok(map) => map,
             Err(error) => return (data, Err(error)),
         };
-        let (data, written) = Box::pin(map.write_data(data, Durability::Cached)).await;
+        let (data, written) = Box::pin(map.write_data(offset, data, Durability::Cached)).await;
         match written {
             Ok(()) => (data, map.commit().await),
             Err(error) => (data, Err(error)),

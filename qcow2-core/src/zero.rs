@@ -333,8 +333,8 @@ impl<S: Storage> Image<S> {
             if self.decide(|state| state.has_data_in(looked_at..looked_at + piece)).await? {
                 let len = usize::try_from(piece).expect("a cluster fits in memory");
                 let buf = IoBuf::zeroed(len, self.limits.alignment);
-                let mut map = self.map_write(at, piece).await?;
-                map.write_data(buf, Durability::Cached).await.1?;
+                let mut map = self.map_to_write(at, piece).await?;
+                map.write_data(at, buf, Durability::Cached).await.1?;
                 map.commit().await?;
             }
             at += piece;

@@ -9,6 +9,7 @@ mod cost;
 mod damage;
 mod data_file;
 mod draws;
+mod encryption;
 mod examples;
 mod grow;
 mod heap;

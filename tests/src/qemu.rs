@@ -7,7 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde::Deserialize;
@@ -121,6 +121,63 @@ pub struct MapExtent {
     pub offset: Option<u64>,
 }
 
+/// An image as QEMU is told of it: a file, which is qcow2, and the passphrase if it is encrypted.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// The passphrase, in letters and digits.
+    pub passphrase: Option<&'a str>,
+}
+
+impl<'a> From<&'a Path> for Target<'a> {
+    fn from(path: &'a Path) -> Self {
+        Self { path, passphrase: None }
+    }
+}
+
+impl<'a> From<&'a PathBuf> for Target<'a> {
+    fn from(path: &'a PathBuf) -> Self {
+        path.as_path().into()
+    }
+}
+
+impl Target<'_> {
+    /// The object that has the passphrase.
+    const SECRET: &'static str = "key";
+
+    /// The options of `create` that encrypt an image in this format, `aes` or `luks`.
+    pub fn encrypted(format: &str) -> String {
+        // The hashing takes as little time as it may.
+        let rounds = if format == "luks" { ",encrypt.iter-time=1" } else { "" };
+        format!("encrypt.format={format},encrypt.key-secret={}{rounds}", Self::SECRET)
+    }
+
+    fn secret(self) -> Vec<OsString> {
+        let object = |passphrase| format!("secret,id={},data={passphrase}", Self::SECRET);
+        self.passphrase
+            .map(object)
+            .map_or_else(Vec::new, |object| vec!["--object".into(), object.into()])
+    }
+
+    /// Arguments that name it.
+    fn args(self) -> Vec<OsString> {
+        let mut args = self.secret();
+        if args.is_empty() {
+            return vec!["-f".into(), "qcow2".into(), self.path.into()];
+        }
+        args.extend(["--image-opts".into(), self.options()]);
+        args
+    }
+
+    fn options(self) -> OsString {
+        let mut options = OsString::from("driver=qcow2,file.driver=file,file.filename=");
+        options.push(self.path);
+        options.push(format!(",encrypt.key-secret={}", Self::SECRET));
+        options
+    }
+}
+
 /// Runs `qemu-img`.
 ///
 /// # Errors
@@ -129,12 +186,12 @@ pub fn img<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Run, Qe
     run(command("qemu-img", args))
 }
 
-/// Runs `qemu-io` on the qcow2 image at `path`: `commands` one after the other, as `-c` takes them.
+/// Runs `qemu-io` on an image: `commands` one after the other, as `-c` takes them.
 ///
 /// # Errors
 /// [`QemuError::Start`] if it cannot be run; a bad exit code, as when one of the commands fails, is no error here.
-pub fn io(path: &Path, commands: &[String]) -> Result<Run, QemuError> {
-    io_with(["-f".as_ref(), "qcow2".as_ref(), path.as_os_str()], commands)
+pub fn io<'a>(image: impl Into<Target<'a>>, commands: &[String]) -> Result<Run, QemuError> {
+    io_with(image.into().args(), commands)
 }
 
 /// Runs `qemu-io` with arguments that name the image in some other way.
@@ -164,31 +221,46 @@ pub fn hold_open(path: &Path) -> Result<Child, QemuError> {
 ///
 /// # Errors
 /// [`QemuError`] if that does not succeed.
-pub fn create(path: &Path, size: u64, options: &str) -> Result<(), QemuError> {
-    let size = size.to_string();
-    let args = ["create", "-q", "-f", "qcow2", "-o", options].map(OsStr::new);
-    img(args.into_iter().chain([path.as_os_str(), size.as_ref()]))?.success().map(drop)
+pub fn create<'a>(image: impl Into<Target<'a>>, size: u64, options: &str) -> Result<(), QemuError> {
+    let image = image.into();
+    let args = ["create", "-q", "-f", "qcow2", "-o", options].map(OsString::from);
+    let args = args.into_iter().chain(image.secret());
+    img(args.chain([image.path.into(), size.to_string().into()]))?.success().map(drop)
 }
 
-/// Checks the image at `path` and changes nothing.
+/// Makes an image of another size, with options as `resize` takes them.
+///
+/// # Errors
+/// [`QemuError`] if that does not succeed.
+pub fn resize<'a>(
+    image: impl Into<Target<'a>>,
+    size: u64,
+    options: &[&str],
+) -> Result<(), QemuError> {
+    let args = ["resize", "-q"].iter().chain(options).map(OsString::from);
+    let args = args.chain(image.into().args()).chain([size.to_string().into()]);
+    img(args)?.success().map(drop)
+}
+
+/// Checks an image and changes nothing.
 ///
 /// # Errors
 /// [`QemuError`] if the check itself was not possible. What it found is in the answer.
-pub fn check(path: &Path) -> Result<Check, QemuError> {
-    check_with(&[], path)
+pub fn check<'a>(image: impl Into<Target<'a>>) -> Result<Check, QemuError> {
+    check_with(&[], image.into())
 }
 
-/// Checks the image at `path` and repairs `what`: `leaks` or `all`.
+/// Checks an image and repairs `what`: `leaks` or `all`.
 ///
 /// # Errors
 /// As [`check`].
-pub fn repair(path: &Path, what: &str) -> Result<Check, QemuError> {
-    check_with(&["-r", what], path)
+pub fn repair<'a>(image: impl Into<Target<'a>>, what: &str) -> Result<Check, QemuError> {
+    check_with(&["-r", what], image.into())
 }
 
-fn check_with(options: &[&str], path: &Path) -> Result<Check, QemuError> {
-    let args = ["check", "-f", "qcow2", "--output=json"].iter().chain(options).map(OsStr::new);
-    let run = img(args.chain([path.as_os_str()]))?;
+fn check_with(options: &[&str], image: Target<'_>) -> Result<Check, QemuError> {
+    let args = ["check", "--output=json"].iter().chain(options).map(OsString::from);
+    let run = img(args.chain(image.args()))?;
     match run.code {
         Some(code @ 0..=3) if !run.stdout.is_empty() => Ok(Check { code, ..run.json()? }),
         _ => Err(QemuError::Failed(run)),
@@ -213,14 +285,27 @@ pub fn map(path: &Path) -> Result<Vec<MapExtent>, QemuError> {
     img(args.into_iter().chain([path.as_os_str()]))?.success()?.json()
 }
 
-/// Compares the guest's view of the qcow2 image at `path` with the raw image at `raw`. Where one of them is longer, the
+/// Compares the guest's view of an image with the raw image at `raw`. Where one of them is longer, the
 /// rest must read as zeroes.
 ///
 /// # Errors
 /// [`QemuError::Failed`], which names the first difference, if they differ.
-pub fn compare(path: &Path, raw: &Path) -> Result<(), QemuError> {
-    let args = ["compare", "-f", "raw", "-F", "qcow2"].map(OsStr::new);
-    img(args.into_iter().chain([raw.as_os_str(), path.as_os_str()]))?.success().map(drop)
+pub fn compare<'a>(image: impl Into<Target<'a>>, raw: &Path) -> Result<(), QemuError> {
+    let image = image.into();
+    let secret = image.secret();
+    let args = match secret.is_empty() {
+        true => {
+            let args = ["compare", "-f", "raw", "-F", "qcow2"].map(OsString::from);
+            args.into_iter().chain([raw.into(), image.path.into()]).collect::<Vec<_>>()
+        }
+        false => {
+            let mut with = OsString::from("driver=raw,file.driver=file,file.filename=");
+            with.push(raw);
+            let args = ["compare".into(), "--image-opts".into()];
+            args.into_iter().chain(secret).chain([with, image.options()]).collect()
+        }
+    };
+    img(args)?.success().map(drop)
 }
 
 fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) -> Command {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::format::Header;
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
-use qcow2_core::{CheckReport, CreateOptions, FileLayers, OpenOptions, Repair};
-use qcow2_crashtest::qemu;
+use qcow2_core::{CheckReport, CreateOptions, FileLayers, OpenOptions, Passphrase, Repair};
+use qcow2_crashtest::qemu::{self, Target};
 use tempfile::TempDir;
 
 use crate::common::{Expected, assert_clean};
@@ -16,13 +16,15 @@ use crate::common::{Expected, assert_clean};
 pub(crate) struct Bench {
     pub(crate) directory: TempDir,
     image: PathBuf,
+    /// What the image is encrypted with, if it is.
+    pub(crate) passphrase: Option<&'static str>,
 }
 
 impl Bench {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("image.qcow2");
-        Self { directory, image }
+        Self { directory, image, passphrase: None }
     }
 
     pub(crate) fn with(bytes: &[u8]) -> Self {
@@ -35,6 +37,11 @@ impl Bench {
         &self.image
     }
 
+    /// The image as QEMU is told of it.
+    pub(crate) fn target(&self) -> Target<'_> {
+        Target { path: &self.image, passphrase: self.passphrase }
+    }
+
     pub(crate) fn create(&self, options: &CreateOptions) -> FileStorage {
         let storage = FileStorage::create(&self.image, Existing::Refuse).unwrap();
         create(&storage, options).unwrap();
@@ -45,6 +52,9 @@ impl Bench {
         let access = if options.writable { Access::ReadWrite } else { Access::ReadOnly };
         let storage = FileStorage::open(&self.image, access).unwrap();
         let mut layers = FileLayers::within(self.directory.path()).unwrap();
+        if let Some(passphrase) = self.passphrase {
+            layers = layers.passphrase(Passphrase::new(passphrase));
+        }
         Image::open_chain(storage, &mut layers, options).unwrap()
     }
 
@@ -65,7 +75,7 @@ impl Bench {
     #[track_caller]
     pub(crate) fn assert_sound(&self, expected: &Expected) {
         assert_clean(&self.check(Repair::None));
-        let theirs = qemu::check(&self.image).unwrap();
+        let theirs = qemu::check(self.target()).unwrap();
         assert_eq!((theirs.code, theirs.check_errors), (0, 0), "{theirs:?}");
         self.assert_reads(expected);
     }
@@ -74,7 +84,7 @@ impl Bench {
     pub(crate) fn assert_reads(&self, expected: &Expected) {
         let raw = self.directory.path().join("expected.raw");
         fs::write(&raw, &expected.bytes).unwrap();
-        qemu::compare(&self.image, &raw).unwrap();
+        qemu::compare(self.target(), &raw).unwrap();
         expected.assert_read_from(&self.open(OpenOptions::read_only()));
     }
 

@@ -14,7 +14,7 @@ use std::ops::Range;
 use crate::error::CheckError;
 use crate::format::entry::{L1Entry, L2Entry, Mapping, RefcountTableEntry};
 use crate::format::header::Header;
-use crate::format::{limits, refcount};
+use crate::format::{extension, limits, refcount};
 use crate::mutant::mutant;
 use storage::{IoBuf, Storage, UNIT};
 
@@ -109,6 +109,7 @@ impl Survey {
         }
         let mut metadata = Metadata { l1, others: BTreeSet::from([0]) };
         survey.read_refcount_table(disk, header, length, &mut metadata).await?;
+        survey.count_keys(header, length, &mut metadata);
         survey.read_bitmaps(disk, header, length, &mut metadata).await?;
         let entries = survey.read_l1(disk, header, length, &mut metadata).await?;
         let suspects = match header.extended_l2() {
@@ -241,6 +242,22 @@ impl Survey {
             }
         }
         Ok(())
+    }
+
+    /// Counts the encryption header.
+    fn count_keys(&mut self, header: &Header, length: u64, metadata: &mut Metadata) {
+        let (keys, size) = (header.keys(), header.cluster_size());
+        if keys.is_empty() {
+            return;
+        }
+        if keys.end > length.next_multiple_of(size) {
+            let at = header.extension(extension::LUKS).map_or(0, |(offset, _)| offset);
+            self.report.add_hopeless(Problem::BeyondEnd { at, host: keys.start, length });
+        }
+        for cluster in keys.start / size..keys.end.div_ceil(size) {
+            self.references.add(cluster, 1);
+            metadata.insert(cluster);
+        }
     }
 
     /// Counts the L2 tables. Returns the valid L1 entries that are not zero, with their place.

@@ -227,6 +227,9 @@ impl Luks {
         field.length_is(Self::BYTES)?;
         let luks = Self { offset: field.u64(0)?, length: field.u64(8)? };
         field.ensure(luks.length != 0, 8, 0, || "bytes are no LUKS header".into())?;
+        field.ensure(luks.length <= limits::LUKS_BYTES, 8, luks.length, || {
+            format!("bytes are more than {} of a LUKS header", limits::LUKS_BYTES)
+        })?;
         field.placed(0, luks.offset, luks.length, cluster_bits)?;
         Ok(luks)
     }
@@ -463,7 +466,8 @@ mod tests {
         assert!(decode(512, 1).is_err());
         assert!(decode(limits::HOST_OFFSET_END - 65_536, 65_536).is_ok());
         assert!(decode(limits::HOST_OFFSET_END - 65_536, 65_537).is_err());
-        assert!(decode(65_536, u64::MAX).is_err());
+        assert!(decode(65_536, limits::LUKS_BYTES).is_ok());
+        assert!(decode(65_536, limits::LUKS_BYTES + 1).is_err());
         assert!(Luks::decode(&[0; 15], 120, 16).is_err());
     }
 }

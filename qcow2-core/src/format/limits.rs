@@ -114,3 +114,6 @@ pub const REBUILT_BYTES: u64 = 64 << 20;
 
 /// Most layers below an image that are opened: a chain that has no end is refused, whoever opens its layers.
 pub const LAYERS: usize = 200;
+
+/// Most bytes of a LUKS header with its key slots, which QEMU makes some 2 MiB long. Our own: each of its clusters is counted by a check.
+pub const LUKS_BYTES: u64 = 64 << 20;

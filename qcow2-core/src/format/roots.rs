@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   header ──> L1 table ──> L2 tables ──> data
-//!     └──────> refcount table ──> refcount blocks
+//!     ├──────> refcount table ──> refcount blocks
+//!     └──────> encryption header, by an extension
 //! ```
 //!
 //! **Invariant.** A cluster of any of them is in use though no other table refers to it. Whoever has to know them all walks this list:
@@ -57,7 +58,15 @@ impl Header {
         start..start.saturating_add(clusters.saturating_mul(self.cluster_size()))
     }
 
-    /// Everything that the header leads to, itself first, with its bytes.
+    /// The bytes of the encryption header, none without one.
+    pub(crate) fn keys(&self) -> Range<u64> {
+        match self.luks() {
+            Ok(Some(luks)) => luks.offset..luks.offset.saturating_add(luks.length),
+            _ => 0..0,
+        }
+    }
+
+    /// Everything that a field of the header leads to, itself first, with its bytes. (An extension leads to [the keys](Self::keys).)
     pub(crate) fn roots(&self) -> [(Root, Range<u64>); 3] {
         [
             (Root::Header, 0..self.cluster_size()),
