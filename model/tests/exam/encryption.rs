@@ -13,6 +13,7 @@ use model::judge::{Contents, Judge, Place, Violation, p_cipher_in_clear};
 use model::mistake::Mistake;
 use model::op::{Encryption, Geometry};
 use model::payload::{self, UNIT, Unit};
+use proptest::prelude::*;
 
 use crate::guest::{CACHED, PROMISES, ZERO, flush};
 use crate::patient::{AES, EXTENDED, KIB, LUKS, PLAIN, Patient};
@@ -345,6 +346,81 @@ pub(crate) fn luks_header_counted(mistake: Mistake) -> Outcome {
         patient.put_refcount(cluster, 1);
     }
     Ok(())
+}
+
+/// What is wrong with a fragmented image of this shape some of whose units of data may hold what `sets` says, each unit and value by number,
+/// when one write to every fourth unit is settled and one in flight: properties, guest units, what is found, and the stories.
+fn verdict(geometry: &Geometry, sets: &BTreeMap<u64, Vec<u8>>) -> Vec<(Property, String)> {
+    let mut judge = Judge::default();
+    let mut patient = Patient::of(geometry, Initial::Fragmented);
+    let mut guest = patient.guest(Mistake::None);
+    judge.state(&mut patient.disk, &guest, None);
+    let image = judge.auditor().image();
+    let mapped: Vec<(u64, u64)> = image
+        .pieces()
+        .filter_map(|(piece, mapping)| match mapping {
+            Mapping::Host(offset) => Some(piece.zip(offset / UNIT as u64..)),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    for (unit, _) in mapped.iter().step_by(4) {
+        let [settled, in_flight] =
+            [1, 2].map(|id| patient.disk.values.intern(&payload::unit(*unit, id)));
+        let write = guest.begin_write(*unit, &[settled], CACHED);
+        guest.complete(write);
+        flush(&mut guest);
+        guest.begin_write(*unit, &[in_flight], CACHED);
+    }
+    let mut others = BTreeMap::new();
+    for (which, values) in sets {
+        let (unit, at) = mapped[*which as usize % mapped.len()];
+        let keys = values.iter().map(|value| {
+            let plain = match value % 7 {
+                0 => payload::ZEROES,
+                1 => [*value; UNIT],
+                2 => payload::unit(unit + 1, payload::INITIAL),
+                3 => payload::unit(unit, payload::STALE),
+                4 => payload::unit(unit, payload::INITIAL),
+                id => payload::unit(unit, u32::from(id) - 4),
+            };
+            let held = match geometry.encryption {
+                None => plain,
+                Some(_) => enciphered(geometry, unit, at, &plain),
+            };
+            patient.disk.values.intern(&held)
+        });
+        others.insert(at, keys.collect());
+    }
+    let mut open = Open { disk: patient.disk, others };
+    let found = judge.state(&mut open, &guest, None).iter().map(|violation| {
+        let unit = match violation.place {
+            Place::Guest { unit, .. } => unit,
+            other => panic!("nothing else is damaged: {other:?}"),
+        };
+        let Violation { property, kind, found, allowed, story, .. } = violation;
+        (*property, format!("{kind} {unit} {found:?} {allowed:?} {story}"))
+    });
+    found.collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Goal: an encrypted image is judged as one that is not and holds what the guest reads. Method: the same sets of values in the units of
+    /// each, enciphered or not.
+    #[test]
+    fn encrypted_images_are_judged_as_what_they_decipher_to(
+        sets in prop::collection::btree_map(0u64..48, prop::collection::vec(any::<u8>(), 1..4), 0..12),
+        shape in 0usize..3,
+    ) {
+        let geometry = [KIB, PLAIN, EXTENDED][shape];
+        let wanted = verdict(&geometry, &sets);
+        for kind in [Encryption::Aes, Encryption::Luks] {
+            let found = verdict(&Geometry { encryption: Some(kind), ..geometry }, &sets);
+            prop_assert_eq!(&found, &wanted, "{:?}", kind);
+        }
+    }
 }
 
 /// Goal: data in the clear is told with its place and whose it is.
