@@ -1,7 +1,7 @@
 //! What one crash state costs the judge: the audit alone, the audit and every guest unit, and a copy of the reference disk.
 //!
-//! 128 KiB of guest data at 1 KiB clusters, with and without undecided units, and the two kinds of image whose refcounts were
-//! filled up by a long L1 table.
+//! 128 KiB of guest data at 1 KiB clusters, with and without undecided units, encrypted in both ways, and the two kinds of image whose
+//! refcounts were filled up by a long L1 table.
 
 use std::hint::black_box;
 
@@ -11,10 +11,15 @@ use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
 use model::guest::{DiscardReads, Guest, Promises};
 use model::judge::Judge;
-use model::op::{Compression, Durability, Geometry};
+use model::op::{Compression, Durability, Encryption, Geometry};
 
 /// An image, and its reference disk with `undecided` units written and not flushed.
-fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence, Guest) {
+fn scene(
+    cluster_bits: u32,
+    initial: Initial,
+    undecided: u64,
+    encryption: Option<Encryption>,
+) -> (BytesEvidence, Guest) {
     let geometry = Geometry {
         version: 3,
         cluster_bits,
@@ -25,6 +30,7 @@ fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence,
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption,
     };
     let built = build(&geometry, initial).expect("the geometry allows it");
     let mut evidence = built.evidence();
@@ -35,7 +41,8 @@ fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence,
         grow: Durability::Through,
         changes: Durability::Cached,
     };
-    let mut guest = Guest::new(&keys, promises);
+    let guest = Guest::new(&keys, promises);
+    let mut guest = guest.over(&geometry, |bytes| evidence.values.intern(bytes));
     for unit in 0..undecided {
         let key = evidence.values.intern(&[unit as u8 + 1; 512]);
         guest.begin_write(unit * 7 % 256, &[key], Durability::Cached);
@@ -44,25 +51,28 @@ fn scene(cluster_bits: u32, initial: Initial, undecided: u64) -> (BytesEvidence,
 }
 
 fn states(c: &mut Criterion) {
-    let (mut evidence, _) = scene(10, Initial::Fragmented, 0);
+    let (mut evidence, _) = scene(10, Initial::Fragmented, 0, None);
     let mut auditor = Auditor::default();
     c.bench_function("audit, 128 KiB", |b| {
         b.iter(|| auditor.audit(black_box(&mut evidence)).findings.len());
     });
-    for (name, bits, initial) in [
-        ("audit and every unit, 128 KiB", 10, Initial::Fragmented),
-        ("audit and every unit, leaky", 10, Initial::Leaky),
-        ("audit and every unit, refcount block full", 10, Initial::RefcountBlockOneShort),
-        ("audit and every unit, refcount table full", 9, Initial::RefcountTableOneShort),
+    let (aes, luks) = (Some(Encryption::Aes), Some(Encryption::Luks));
+    for (name, bits, initial, encryption) in [
+        ("audit and every unit, 128 KiB", 10, Initial::Fragmented, None),
+        ("audit and every unit, AES", 10, Initial::Fragmented, aes),
+        ("audit and every unit, LUKS", 10, Initial::Fragmented, luks),
+        ("audit and every unit, leaky", 10, Initial::Leaky, None),
+        ("audit and every unit, refcount block full", 10, Initial::RefcountBlockOneShort, None),
+        ("audit and every unit, refcount table full", 9, Initial::RefcountTableOneShort, None),
     ] {
-        let (mut evidence, guest) = scene(bits, initial, 20);
+        let (mut evidence, guest) = scene(bits, initial, 20, encryption);
         let mut judge = Judge::default();
         assert_eq!(judge.state(&mut evidence, &guest, None), []);
         c.bench_function(name, |b| {
             b.iter(|| judge.state(black_box(&mut evidence), black_box(&guest), None).len());
         });
     }
-    let (_, guest) = scene(10, Initial::Fragmented, 20);
+    let (_, guest) = scene(10, Initial::Fragmented, 20, None);
     c.bench_function("copy of a reference disk, 20 units undecided", |b| {
         b.iter(|| black_box(&guest).clone());
     });

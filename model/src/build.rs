@@ -12,6 +12,9 @@
 //! With a data file what a guest cluster holds lies there, at the offset that the guest has; the image has none of its data. A plain one
 //! has stale bytes where the image maps nothing or zeroes, and a raw one has zeroes there.
 //!
+//! Of an encrypted image what a guest cluster holds is enciphered, and so are stale bytes where it has a place and is not read from it: shown
+//! by mistake they say what they are. Holes and leaks have stale bytes as they are. The LUKS header follows the refcount blocks.
+//!
 //! Two kinds that fill refcount structures up fill them with a long L1 table: entries past the disk's end are legal, so
 //! nothing leaks, and zeroes cost a sparse file nothing. An L1 table ends at 32 MiB, which sets the limit of what is feasible.
 //! Whoever opens such an image reads a long table, so prefer small clusters and wide refcounts there. A third fills them with
@@ -22,14 +25,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use ruzstd::encoding::CompressionLevel;
 use serde::{Deserialize, Serialize};
 
+use crate::crypt::{Cipher, LUKS_BYTES, luks_units};
 use crate::evidence::{BytesEvidence, DATA_FIRST, ValueKey, Values};
 use crate::image::{
     ALL_ALLOCATED, ALL_ZERO, AUTOCLEAR_BITMAPS, AUTOCLEAR_RAW_DATA, BITMAPS_BYTES, COPIED,
-    EXTENSION_BITMAPS, EXTENSION_DATA_NAME, EXTENSION_LAYER_FORMAT, INCOMPATIBLE_COMPRESSION,
-    INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2, MAX_L1_BYTES,
-    compressed_entry,
+    EXTENSION_BITMAPS, EXTENSION_DATA_NAME, EXTENSION_LAYER_FORMAT, EXTENSION_LUKS,
+    INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_DIRTY, INCOMPATIBLE_EXTENDED_L2,
+    LUKS_POINTER_BYTES, MAX_L1_BYTES, compressed_entry,
 };
-use crate::op::{Compression, DataFile, Geometry};
+use crate::op::{Compression, DataFile, Encryption, Geometry};
 use crate::payload::{self, DATA_NAME, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value, ZEROES};
 
 /// What a life starts from.
@@ -38,7 +42,8 @@ use crate::payload::{self, DATA_NAME, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Valu
 pub enum Initial {
     /// Just created: no L2 table, no data.
     Fresh,
-    /// The only refcount block has one free entry left: the second allocation needs a new block.
+    /// The only refcount block has one free entry left: the second allocation needs a new block. (With a LUKS header that it cannot count
+    /// there are more blocks, and one entry is free in all of them.)
     RefcountBlockOneShort,
     /// All blocks of a refcount table of one cluster are there, and one entry is free in all of them: the second allocation
     /// needs a new table. Feasible at 512-byte clusters, and at 1 KiB with wide refcounts.
@@ -64,7 +69,7 @@ pub enum Initial {
     Leftovers,
     /// Some data, and more that is compressed: streams that follow each other without a gap, some of them across two host clusters, so that
     /// a cluster has as many as it can count. With refcounts of one bit each has a cluster of its own. At 512-byte clusters, in which no
-    /// data of ours compresses, there is none, and none beside a data file.
+    /// data of ours compresses, there is none, and none beside a data file or with encryption.
     Compressed,
     /// As many refcount blocks as one cluster of refcount table refers to, all of whose entries but one are in use: by leaked
     /// clusters, so that nothing else is long.
@@ -189,6 +194,15 @@ pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible>
         let why = "a data file has no compressed clusters".to_owned();
         return Err(Infeasible { initial, why });
     }
+    if geometry.encryption.is_some() && initial == Initial::Compressed {
+        let why = "what is encrypted does not compress".to_owned();
+        return Err(Infeasible { initial, why });
+    }
+    let most = l1_clusters(geometry, geometry.l1_entries() + 2) + SOME_DATA;
+    if luks_clusters(geometry) > 0 && blocks_for(geometry, most) > geometry.cluster_size() / 8 {
+        let why = "a refcount table of one cluster cannot count a LUKS header beside it".to_owned();
+        return Err(Infeasible { initial, why });
+    }
     let built = lay_out(geometry, initial)?;
     if built.data.is_some() && built.length > DATA_FIRST * UNIT as u64 {
         let why = format!("beside a data file {} bytes of image are too many", built.length);
@@ -200,7 +214,10 @@ pub fn build(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible>
 fn lay_out(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible> {
     match initial {
         Initial::Fresh => Ok(Layout::with_room_for(geometry, 0).finish()),
-        Initial::RefcountBlockOneShort => nearly_full(geometry, initial, 1),
+        Initial::RefcountBlockOneShort => {
+            let beside_header = luks_clusters(geometry).div_ceil(geometry.block_entries() - 1);
+            nearly_full(geometry, initial, 1 + beside_header)
+        }
         Initial::RefcountTableOneShort => {
             nearly_full(geometry, initial, geometry.cluster_size() / 8)
         }
@@ -215,10 +232,29 @@ fn lay_out(geometry: &Geometry, initial: Initial) -> Result<Built, Infeasible> {
     }
 }
 
+/// Clusters of an L1 table of so many entries.
+fn l1_clusters(geometry: &Geometry, entries: u64) -> u64 {
+    (entries * 8).div_ceil(geometry.cluster_size()).max(1)
+}
+
+/// Clusters of the LUKS header; 0 without one.
+fn luks_clusters(geometry: &Geometry) -> u64 {
+    match geometry.encryption {
+        Some(Encryption::Luks) => LUKS_BYTES.div_ceil(geometry.cluster_size()),
+        Some(Encryption::Aes) | None => 0,
+    }
+}
+
+/// Refcount blocks that count the header, the refcount table, the LUKS header, themselves and so many clusters more.
+fn blocks_for(geometry: &Geometry, clusters: u64) -> u64 {
+    // Every block counts itself too, and leaves room for one cluster less.
+    (FIRST_BLOCK + luks_clusters(geometry) + clusters).div_ceil(geometry.block_entries() - 1)
+}
+
 /// `blocks` refcount blocks of which all entries but one are in use.
 fn nearly_full(geometry: &Geometry, initial: Initial, blocks: u64) -> Result<Built, Infeasible> {
     let mut layout = Layout::new(geometry, blocks);
-    // A block has 64 entries at least, so what counts them and the header leave many.
+    // A block has 64 entries at least, so what counts them and the headers leave many.
     let free = geometry.block_entries() * blocks - layout.next - 1;
     let filler = free * geometry.cluster_size();
     if filler > MAX_L1_BYTES {
@@ -313,12 +349,12 @@ fn fragmented(geometry: &Geometry) -> Built {
             1 if geometry.has_features() => {
                 layout.set_zero(guest, 0, zero);
                 if geometry.data_file.is_some() {
-                    layout.fill_data_with_stale(guest);
+                    layout.fill_data_with_stale(guest, guest);
                 }
             }
             2 if geometry.has_features() => {
                 let host = layout.host_for(guest);
-                layout.fill_data_with_stale(host);
+                layout.fill_data_with_stale(guest, host);
                 layout.set_zero(guest, (host * geometry.cluster_size()) | COPIED, zero);
             }
             0 if mixed => layout.map_mixed(guest),
@@ -332,7 +368,7 @@ fn fragmented(geometry: &Geometry) -> Built {
             layout.refcounts.remove(&hole);
             // The next one is none of the chosen, and mapped nowhere.
             if geometry.data_file.is_some() {
-                layout.fill_data_with_stale(guest + 1);
+                layout.fill_data_with_stale(guest + 1, guest + 1);
             }
         }
     }
@@ -503,6 +539,8 @@ struct Layout {
     tables: BTreeMap<u64, u64>,
     guest: Vec<Value>,
     dirty: bool,
+    /// The first cluster of the LUKS header, if there is one.
+    luks: Option<u64>,
     /// How many, bytes of the directory, and its cluster.
     bitmaps: Option<(u32, u64, u64)>,
     /// Whether the file ends behind the last unit that is not zero, and not at the end of a cluster.
@@ -530,10 +568,17 @@ impl Layout {
             tables: BTreeMap::new(),
             guest: (0..geometry.units()).map(|unit| below(geometry, unit)).collect(),
             dirty: false,
+            luks: None,
             bitmaps: None,
             ends_early: false,
         };
         layout.take_clusters(FIRST_BLOCK + blocks);
+        if luks_clusters(geometry) > 0 {
+            let first = layout.take_clusters(luks_clusters(geometry));
+            let at = first * geometry.cluster_units();
+            layout.units.extend(luks_units().iter().map(|(unit, bytes)| (at + unit, *bytes)));
+            layout.luks = Some(first);
+        }
         layout
     }
 
@@ -549,9 +594,7 @@ impl Layout {
     }
 
     fn with_l1(geometry: &Geometry, entries: u64, clusters: u64) -> Self {
-        let l1 = (entries * 8).div_ceil(geometry.cluster_size()).max(1);
-        // Every block counts itself too, and leaves room for one cluster less.
-        let blocks = (FIRST_BLOCK + l1 + clusters).div_ceil(geometry.block_entries() - 1);
+        let blocks = blocks_for(geometry, l1_clusters(geometry, entries) + clusters);
         let mut layout = Self::new(geometry, blocks);
         layout.place_l1(entries);
         layout
@@ -569,9 +612,8 @@ impl Layout {
     }
 
     fn place_l1(&mut self, entries: u64) {
-        let clusters = (entries * 8).div_ceil(self.geometry.cluster_size());
         self.l1_entries = entries;
-        self.l1 = self.take_clusters(clusters.max(1));
+        self.l1 = self.take_clusters(l1_clusters(&self.geometry, entries));
     }
 
     fn put(&mut self, offset: u64, bytes: &[u8]) {
@@ -642,7 +684,7 @@ impl Layout {
     /// Maps a guest cluster to a new host cluster, as [`MIXED`] says: with its own data, and stale bytes where that is not seen.
     fn map_mixed(&mut self, guest: u64) {
         let host = self.host_for(guest);
-        self.fill_data_with_stale(host);
+        self.fill_data_with_stale(guest, host);
         self.set_zero(guest, (host * self.geometry.cluster_size()) | COPIED, MIXED);
         self.put_data(guest, host, MIXED);
     }
@@ -652,8 +694,12 @@ impl Layout {
         if self.geometry.data_file.is_some() { guest } else { self.take_cluster() }
     }
 
-    /// Sets a unit of the file that guest data is in.
-    fn put_data_unit(&mut self, unit: u64, bytes: Unit) {
+    /// Sets a unit of the file that guest data is in, to what has these bytes for a guest unit.
+    fn put_data_unit(&mut self, guest: u64, unit: u64, mut bytes: Unit) {
+        if let Some(encryption) = self.geometry.encryption {
+            let number = if encryption.by_host() { unit } else { guest };
+            Cipher::of(encryption).encipher(number, &mut bytes);
+        }
         match self.geometry.data_file {
             None => self.units.insert(unit, bytes),
             Some(_) => self.data.insert(unit, bytes),
@@ -681,7 +727,8 @@ impl Layout {
             let unit = guest * units + within;
             if let Some(value) = self.guest.get_mut(unit as usize) {
                 *value = Value::Tag { unit, id: payload::INITIAL };
-                self.put_data_unit(host * units + within, payload::unit(unit, payload::INITIAL));
+                let bytes = payload::unit(unit, payload::INITIAL);
+                self.put_data_unit(unit, host * units + within, bytes);
             }
         }
     }
@@ -692,17 +739,18 @@ impl Layout {
         self.units.extend(all.map(|unit| (unit, payload::unit(unit, payload::STALE))));
     }
 
-    /// Stale bytes in a host cluster that guest data is to be in, as far as they may lie there: a raw data file has none where the disk is.
-    fn fill_data_with_stale(&mut self, host: u64) {
+    /// Stale bytes in a host cluster that a guest cluster's data is to be in, as far as they may lie there: a raw data file has none where the
+    /// disk is.
+    fn fill_data_with_stale(&mut self, guest: u64, host: u64) {
         let units = self.geometry.cluster_units();
-        match self.geometry.data_file {
-            None => self.fill_with_stale(host),
-            Some(DataFile::Raw) => {}
-            Some(DataFile::Plain) => {
-                let end = ((host + 1) * units).min(self.geometry.units());
-                let all = host * units..end;
-                self.data.extend(all.map(|unit| (unit, payload::unit(unit, payload::STALE))));
-            }
+        let end = match self.geometry.data_file {
+            None => units,
+            Some(DataFile::Raw) => 0,
+            Some(DataFile::Plain) => units.min(self.geometry.units().saturating_sub(host * units)),
+        };
+        for within in 0..end {
+            let unit = host * units + within;
+            self.put_data_unit(guest * units + within, unit, payload::unit(unit, payload::STALE));
         }
     }
 
@@ -711,7 +759,7 @@ impl Layout {
         let units = self.geometry.cluster_units();
         for within in self.geometry.units().saturating_sub(guest * units)..units {
             let unit = host * units + within;
-            self.put_data_unit(unit, payload::unit(unit, payload::STALE));
+            self.put_data_unit(guest * units + within, unit, payload::unit(unit, payload::STALE));
         }
     }
 
@@ -761,6 +809,7 @@ impl Layout {
         self.put(4, &geometry.version.to_be_bytes());
         self.put(20, &geometry.cluster_bits.to_be_bytes());
         self.put_u64(24, geometry.virtual_size);
+        self.put(32, &geometry.encryption.map_or(0, Encryption::crypt_method).to_be_bytes());
         self.put(36, &l1_entries.to_be_bytes());
         self.put_u64(40, self.l1 * size);
         self.put_u64(48, REFCOUNT_TABLE * size);
@@ -775,6 +824,13 @@ impl Layout {
             self.put(extensions + 4, &(DATA_NAME.len() as u32).to_be_bytes());
             self.put(extensions + 8, DATA_NAME);
             extensions += 8 + (DATA_NAME.len() as u64).next_multiple_of(8);
+        }
+        if let Some(first) = self.luks {
+            self.put(extensions, &EXTENSION_LUKS.to_be_bytes());
+            self.put(extensions + 4, &LUKS_POINTER_BYTES.to_be_bytes());
+            self.put_u64(extensions + 8, first * size);
+            self.put_u64(extensions + 16, LUKS_BYTES);
+            extensions += 8 + u64::from(LUKS_POINTER_BYTES);
         }
         if geometry.below.is_some() {
             self.put(extensions, &EXTENSION_LAYER_FORMAT.to_be_bytes());

@@ -70,6 +70,11 @@ pub trait Evidence {
     /// The key that names these bytes, where one does. (Of a file, those that it has are known, and those that somebody else named.)
     fn key_of(&self, bytes: &Unit) -> Option<ValueKey>;
 
+    /// Whether this key names these bytes. It may be of another store, and name nothing in this one.
+    fn names(&self, key: ValueKey, bytes: &Unit) -> bool {
+        self.key_of(bytes) == Some(key)
+    }
+
     /// A mark in time for [`Evidence::changed_since`].
     fn generation(&self) -> u64;
 
@@ -296,6 +301,10 @@ impl Evidence for BytesEvidence {
         self.values.find(bytes)
     }
 
+    fn names(&self, key: ValueKey, bytes: &Unit) -> bool {
+        self.values.contents.get(key.0 as usize) == Some(bytes)
+    }
+
     fn generation(&self) -> u64 {
         self.changes.len() as u64
     }
@@ -318,6 +327,15 @@ mod tests {
         assert_eq!(values.intern(&[1; UNIT]), one);
         assert_ne!(values.intern(&[2; UNIT]), one);
         assert_eq!(values.bytes(one), &[1; UNIT]);
+    }
+
+    #[test]
+    fn a_key_names_its_bytes_in_its_store_only() {
+        let mut disk = BytesEvidence::new(&[1; UNIT]);
+        let one = disk.resolve(0);
+        let two = disk.values.clone().intern(&[2; UNIT]);
+        assert!(disk.names(one, &[1; UNIT]) && disk.names(ValueKey::ZERO, &ZEROES));
+        assert!(!disk.names(one, &[2; UNIT]) && !disk.names(two, &[2; UNIT]));
     }
 
     #[test]

@@ -46,11 +46,17 @@ pub enum Property {
     P9,
     /// Image operations are atomic.
     P10,
+    /// What a guest wrote into an encrypted image is never in a file as it was written.
+    #[serde(rename = "P-cipher")]
+    PCipher,
 }
 
 impl fmt::Display for Property {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        match self {
+            Self::PCipher => f.write_str("P-cipher"),
+            _ => fmt::Debug::fmt(self, f),
+        }
     }
 }
 

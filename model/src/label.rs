@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   header   refcount-table   l1                    one of each
+//!   encryption-header                               the LUKS header
 //!   refcount-block[i]   l2[t]                       by table index
 //!   data[g]   compressed[g]                         by guest cluster
 //!   bitmap-directory   bitmap-table[b]   bitmap[b]  by the bitmap's place in the directory
@@ -43,6 +44,8 @@ pub enum Region {
     BitmapTable(u64),
     /// Bits of a bitmap, by the bitmap's place in the directory.
     Bitmap(u64),
+    /// The LUKS header.
+    EncryptionHeader,
     /// A host cluster that nothing refers to.
     Free(u64),
     /// Past the end of the file, or of the data file.
@@ -69,6 +72,7 @@ impl fmt::Display for Region {
             Self::BitmapDirectory => f.write_str("bitmap-directory"),
             Self::BitmapTable(bitmap) => write!(f, "bitmap-table[{bitmap}]"),
             Self::Bitmap(bitmap) => write!(f, "bitmap[{bitmap}]"),
+            Self::EncryptionHeader => f.write_str("encryption-header"),
             Self::Free(host) => write!(f, "free[{host}]"),
             Self::BeyondEnd => f.write_str("beyond-end"),
         }
@@ -129,6 +133,7 @@ impl FromStr for Label {
             ("bitmap-directory", None) => Region::BitmapDirectory,
             ("bitmap-table", Some(bitmap)) => Region::BitmapTable(bitmap),
             ("bitmap", Some(bitmap)) => Region::Bitmap(bitmap),
+            ("encryption-header", None) => Region::EncryptionHeader,
             ("free", Some(host)) => Region::Free(host),
             ("beyond-end", None) => Region::BeyondEnd,
             _ => return Err(bad()),
@@ -164,7 +169,7 @@ mod tests {
 
     quickcheck! {
         fn a_label_reads_back(kind: u8, index: u64, unit: Option<u64>) -> bool {
-            let region = match kind % 12 {
+            let region = match kind % 13 {
                 0 => Region::Header,
                 1 => Region::RefcountTable,
                 2 => Region::RefcountBlock(index),
@@ -176,6 +181,7 @@ mod tests {
                 8 => Region::BitmapDirectory,
                 9 => Region::BitmapTable(index),
                 10 => Region::Bitmap(index),
+                11 => Region::EncryptionHeader,
                 _ => Region::BeyondEnd,
             };
             let label = Label { region, unit };

@@ -128,6 +128,9 @@ pub enum Mistake {
     /// Auditor: the length of the image is taken for that of its data file.
     DataFileAsLongAsImage,
 
+    /// Auditor: the clusters of a LUKS header are not counted.
+    EncryptionHeaderUncounted,
+
     /// Judge: any payload is good in any unit.
     ForeignDataAccepted,
     /// Judge: only one of the values that a unit may hold is looked at.
@@ -168,6 +171,24 @@ pub enum Mistake {
     RawViewMayChange,
     /// Judge: a second repair may change the data file.
     DataFileNoFixedPoint,
+    /// Judge: that an image is encrypted otherwise than it was, or has lost its key, is not noticed.
+    EncryptionIgnored,
+    /// Judge: units are deciphered by the guest's numbers, whatever the cipher.
+    CipherNumberOfGuest,
+    /// Judge: units are deciphered by the host's numbers, whatever the cipher.
+    CipherNumberOfHost,
+    /// Judge: units of a data file are deciphered by their numbers in the evidence.
+    CipherNumberOfEvidence,
+    /// Judge: what deciphers to nothing that anybody wrote is taken for granted.
+    CiphertextUnjudged,
+    /// Judge: of what a unit may hold only one value is deciphered.
+    FirstValueDeciphered,
+    /// Judge: what was never written reads as zeroes in an encrypted image too.
+    ZeroesNotDeciphered,
+    /// Judge: what a value deciphers to is remembered by its key, whatever the store.
+    DecipheredByKey,
+    /// Judge: contents of encrypted images are compared as they are in the file.
+    CiphertextCompared,
     /// Judge: what shows the layer below counts as zeroes where contents are compared.
     LayerComparedAsZeroes,
     /// Judge: that subclusters read as zeroes is not noticed.
@@ -200,7 +221,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// Every mistake.
-    pub const ALL: [Self; 91] = [
+    pub const ALL: [Self; 101] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -258,6 +279,7 @@ impl Mistake {
         Self::DataFileShortIgnored,
         Self::DataClustersCounted,
         Self::DataFileAsLongAsImage,
+        Self::EncryptionHeaderUncounted,
         Self::ForeignDataAccepted,
         Self::OneOfTheSetIsEnough,
         Self::UnmappedUnjudged,
@@ -278,6 +300,15 @@ impl Mistake {
         Self::ViewsMayDiffer,
         Self::RawViewMayChange,
         Self::DataFileNoFixedPoint,
+        Self::EncryptionIgnored,
+        Self::CipherNumberOfGuest,
+        Self::CipherNumberOfHost,
+        Self::CipherNumberOfEvidence,
+        Self::CiphertextUnjudged,
+        Self::FirstValueDeciphered,
+        Self::ZeroesNotDeciphered,
+        Self::DecipheredByKey,
+        Self::CiphertextCompared,
         Self::LayerComparedAsZeroes,
         Self::SubclusterZeroesIgnored,
         Self::SilentSubclustersAllocated,

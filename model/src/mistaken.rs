@@ -7,6 +7,7 @@ use crate::evidence::ValueKey;
 use crate::image::{ALL_ALLOCATED, ALL_ZERO};
 use crate::judge::Contents;
 use crate::mistake::Mistake;
+use crate::op::Encryption;
 use crate::payload::UNIT;
 
 impl Mistake {
@@ -105,6 +106,30 @@ impl Mistake {
             Self::CutDataUnjudged => host >= length,
             _ => false,
         }
+    }
+
+    /// Whether the numbers under which data is deciphered are the host's.
+    pub(crate) fn numbers_by_host(self, encryption: Encryption) -> bool {
+        match self {
+            Self::CipherNumberOfGuest => false,
+            Self::CipherNumberOfHost => true,
+            _ => encryption.by_host(),
+        }
+    }
+
+    /// The unit that counts as number 0 of a file of data that begins at this one.
+    pub(crate) fn first_unit_of_data(self, first: u64) -> u64 {
+        if self == Self::CipherNumberOfEvidence { 0 } else { first }
+    }
+
+    /// Whether a value of a unit is deciphered after so many others.
+    pub(crate) fn deciphers(self, others: usize) -> bool {
+        self != Self::FirstValueDeciphered || others == 0
+    }
+
+    /// Whether what was deciphered is remembered for this value, if this is the mistake that looks at keys alone.
+    pub(crate) fn remembers(self, same_key: bool) -> Option<bool> {
+        (self == Self::DecipheredByKey).then_some(same_key)
     }
 
     /// What a repair is said to have added to a unit, if this is a mistake in that.

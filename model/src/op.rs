@@ -33,6 +33,9 @@ pub struct Geometry {
     /// Whether guest data is in a file of its own, each byte of it where the guest has it, and the image has nothing but metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_file: Option<DataFile>,
+    /// How guest data is enciphered, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
 }
 
 /// What is promised of a file of guest data.
@@ -43,6 +46,31 @@ pub enum DataFile {
     Plain,
     /// It is the disk: whoever reads it without the image reads what the guest reads.
     Raw,
+}
+
+/// How guest data is enciphered, each unit by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encryption {
+    /// AES-128 in CBC mode, as the passphrase says by itself.
+    Aes,
+    /// AES-128 in XTS mode, with a key that a LUKS header in the image keeps for whoever has the passphrase.
+    Luks,
+}
+
+impl Encryption {
+    /// What the header's `crypt_method` says of it.
+    pub const fn crypt_method(self) -> u32 {
+        match self {
+            Self::Aes => 1,
+            Self::Luks => 2,
+        }
+    }
+
+    /// Whether the number of a unit is that of its place in the file that holds the data, and not that of the guest's unit.
+    pub const fn by_host(self) -> bool {
+        matches!(self, Self::Luks)
+    }
 }
 
 /// What clusters are compressed with.
@@ -134,6 +162,8 @@ impl Geometry {
             Some("a data file needs version 3".to_owned())
         } else if self.data_file == Some(DataFile::Raw) && self.below.is_some() {
             Some("a raw data file leaves nothing to a layer below".to_owned())
+        } else if self.data_file == Some(DataFile::Raw) && self.encryption.is_some() {
+            Some("a raw data file is the disk as it is, not enciphered".to_owned())
         } else if !(9..=21).contains(&self.cluster_bits) {
             Some(format!("cluster_bits {} is not in 9..=21", self.cluster_bits))
         } else if self.extended_l2 && self.cluster_bits < EXTENDED_CLUSTER_BITS {
@@ -393,6 +423,7 @@ mod tests {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         };
         let faults = |size| (of(size).fault().is_some(), Op::Grow { to: size }.fault().is_some());
         assert_eq!(faults(4 << 30), (false, false));
@@ -412,6 +443,7 @@ mod tests {
             extended_l2: true,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         };
         assert_eq!([14, 16, 21].map(|bits| of(3, bits).fault()), [None, None, None]);
         let fault = |version, bits| of(version, bits).fault().unwrap_or_default();
@@ -442,6 +474,7 @@ mod tests {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file,
+            encryption: None,
         };
         let [plain, raw] = [DataFile::Plain, DataFile::Raw].map(Some);
         let fault = |version, below, data_file| of(version, below, data_file).fault();
@@ -455,6 +488,35 @@ mod tests {
         assert!(!text(of(3, None, None)).contains("data"), "{}", text(of(3, None, None)));
         assert!(text(of(3, None, raw)).ends_with(r#""data_file":"raw"}"#));
         for geometry in [of(3, None, None), of(3, None, plain), of(3, None, raw)] {
+            assert_eq!(serde_json::from_str::<Geometry>(&text(geometry)).unwrap(), geometry);
+        }
+    }
+
+    #[test]
+    fn both_encryptions_go_with_both_versions_and_with_no_raw_data_file() {
+        let of = |version, data_file, encryption| Geometry {
+            version,
+            cluster_bits: 16,
+            refcount_order: 4,
+            virtual_size: 1 << 20,
+            lazy_refcounts: false,
+            below: None,
+            extended_l2: false,
+            compression: Compression::Deflate,
+            data_file,
+            encryption,
+        };
+        let text = |geometry: Geometry| serde_json::to_string(&geometry).unwrap();
+        // An image without encryption is written as it was before there was such a thing.
+        assert!(!text(of(3, None, None)).contains("crypt"), "{}", text(of(3, None, None)));
+        for (encryption, name) in [(Encryption::Aes, "aes"), (Encryption::Luks, "luks")] {
+            let fault = |version, data_file| of(version, data_file, Some(encryption)).fault();
+            assert_eq!([fault(2, None), fault(3, None)], [None, None]);
+            assert_eq!(fault(3, Some(DataFile::Plain)), None);
+            let why = "a raw data file is the disk as it is, not enciphered";
+            assert_eq!(fault(3, Some(DataFile::Raw)).as_deref(), Some(why));
+            let geometry = of(3, None, Some(encryption));
+            assert!(text(geometry).ends_with(&format!(r#""encryption":"{name}"}}"#)));
             assert_eq!(serde_json::from_str::<Geometry>(&text(geometry)).unwrap(), geometry);
         }
     }

@@ -134,6 +134,11 @@ pub fn decode(bytes: &Unit) -> Value {
     Value::Foreign(xxh3_64(bytes))
 }
 
+/// Whether `bytes` are generated data, whoever wrote it: what an encrypted image may have nowhere as it is.
+pub fn is_payload(bytes: &Unit) -> bool {
+    matches!(decode(bytes), Value::Tag { .. })
+}
+
 fn hex(digits: &mut [u8], value: u64) {
     let mut rest = value;
     for digit in digits.iter_mut().rev() {
@@ -197,6 +202,17 @@ mod tests {
         }
         assert!(sectors.len() > 1 && sectors.iter().all(|&sectors| sectors < 7), "{sectors:?}");
         assert_eq!(decode(&unit(4, id)).to_string(), "unit 4 of compressed write 7");
+    }
+
+    #[test]
+    fn generated_data_is_known_by_all_of_its_bytes() {
+        for id in [INITIAL, 7, COMPRESSIBLE + 7, BELOW, STALE] {
+            let mut bytes = unit(3, id);
+            assert!(is_payload(&bytes), "{id}");
+            bytes[UNIT - 1] ^= 1;
+            assert!(!is_payload(&bytes), "{id}");
+        }
+        assert!(!is_payload(&ZEROES) && !is_payload(&[7; UNIT]));
     }
 
     #[test]

@@ -47,6 +47,7 @@ fn everything() -> Case {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         },
         device: Device { sector: 4096, max_transfer: 4096, ..Device::default() },
         open: Opening {

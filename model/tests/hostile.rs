@@ -9,7 +9,7 @@ use model::build::{Initial, build};
 use model::evidence::{BytesEvidence, Evidence};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::judge::{Contents, Judge};
-use model::op::{Compression, DataFile, Durability, Geometry};
+use model::op::{Compression, DataFile, Durability, Encryption, Geometry};
 use model::payload::Unit;
 use proptest::prelude::*;
 
@@ -45,6 +45,7 @@ proptest! {
         length in prop::option::of(0u64..300_000),
         data_file in prop_oneof![Just(None), Just(Some(DataFile::Plain)), Just(Some(DataFile::Raw))],
         data_length in prop::option::of(0u64..300_000),
+        encryption in prop_oneof![Just(None), Just(Some(Encryption::Aes)), Just(Some(Encryption::Luks))],
     ) {
         let initial = Initial::ALL[kind];
         prop_assume!(!matches!(
@@ -53,6 +54,8 @@ proptest! {
         ));
         prop_assume!(initial != Initial::Compressed || bits > 9);
         let data_file = data_file.filter(|_| initial != Initial::Compressed);
+        let encryption = encryption
+            .filter(|_| initial != Initial::Compressed && data_file != Some(DataFile::Raw));
         let geometry = Geometry {
             version: 3,
             cluster_bits: bits,
@@ -63,6 +66,7 @@ proptest! {
             extended_l2: bits == 14,
             compression: Compression::Deflate,
             data_file,
+            encryption,
         };
         let built = build(&geometry, initial).unwrap();
         let mut evidence = built.evidence();
@@ -148,6 +152,7 @@ fn a_table_that_everything_points_to_is_walked_once() {
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut disk = built.evidence();
@@ -179,6 +184,7 @@ fn a_file_of_too_many_clusters_is_refused() {
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let built = build(&geometry, Initial::Fresh).unwrap();
     struct Long(BytesEvidence, u64);

@@ -11,7 +11,8 @@ use model::finding::{Finding, Stage};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::image::Mapping;
 use model::judge::Judge;
-use model::op::{Compression, DataFile, Durability, Geometry};
+use model::label::Region;
+use model::op::{Compression, DataFile, Durability, Encryption, Geometry};
 use model::payload::{self, Value};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -26,6 +27,7 @@ fn geometry(cluster_bits: u32, refcount_order: u32, virtual_size: u64) -> Geomet
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     }
 }
 
@@ -79,6 +81,29 @@ fn beside_data() -> impl Iterator<Item = Geometry> {
     })
 }
 
+/// Encrypted in both ways, some of them beside a data file or over a layer, and with extended L2 entries where they can be.
+fn encrypted() -> impl Iterator<Item = Geometry> {
+    let sizes = [512, 64 << 10, (256 << 10) + 512];
+    let widths = [(3, 0), (3, 4), (3, 6), (2, 4)];
+    let plain = [9, 10, 12, 14, 16].into_iter().flat_map(move |bits| {
+        widths.into_iter().flat_map(move |(version, order)| {
+            sizes.map(|size| Geometry { version, ..geometry(bits, order, size) })
+        })
+    });
+    let shapes = plain.flat_map(|plain| {
+        let all = [
+            plain,
+            Geometry { below: Some((40 << 10) + 512), ..plain },
+            Geometry { data_file: Some(DataFile::Plain), ..plain },
+            Geometry { extended_l2: true, ..plain },
+        ];
+        all.into_iter().filter(|shape| shape.fault().is_none())
+    });
+    shapes.flat_map(|shape| {
+        [Encryption::Aes, Encryption::Luks].map(|kind| Geometry { encryption: Some(kind), ..shape })
+    })
+}
+
 fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Guest {
     let promises = Promises {
         cluster_units: geometry.cluster_units(),
@@ -94,7 +119,8 @@ fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Gu
 fn every_image_is_what_it_says() {
     let mut judge = Judge::default();
     let mut built_of_kind = [0; Initial::ALL.len()];
-    let all = || geometries().chain(layered()).chain(extended()).chain(beside_data());
+    let all =
+        || geometries().chain(layered()).chain(extended()).chain(beside_data()).chain(encrypted());
     for geometry in all() {
         for (kind, initial) in Initial::ALL.into_iter().enumerate() {
             let Ok(built) = build(&geometry, initial) else { continue };
@@ -193,6 +219,21 @@ fn full_images_have_one_entry_left() {
         let shape = geometry(bits, order, 64 << 10);
         assert_eq!(free_entries(&shape, Initial::RefcountTableOneShort), 1);
     }
+    // A LUKS header is 1028 clusters of 1 KiB.
+    for (bits, order, blocks) in [(9, 6, 34), (10, 4, 4), (12, 4, 2)] {
+        let shape = geometry(bits, order, 64 << 10);
+        let shape = Geometry { encryption: Some(Encryption::Luks), ..shape };
+        assert_eq!(free_entries(&shape, Initial::RefcountBlockOneShort), 1);
+        let mut auditor = Auditor::default();
+        auditor.audit(&mut build(&shape, Initial::RefcountBlockOneShort).unwrap().evidence());
+        assert_eq!(auditor.image().refcount_blocks(), blocks);
+    }
+    let shape = Geometry { encryption: Some(Encryption::Luks), ..geometry(9, 6, 64 << 10) };
+    assert_eq!(free_entries(&shape, Initial::RefcountTableOneShort), 1);
+    let shape = Geometry { virtual_size: 4 << 30, ..shape };
+    let why = build(&shape, Initial::Fresh).unwrap_err().to_string();
+    assert!(why.ends_with("one cluster cannot count a LUKS header beside it"), "{why}");
+    build(&Geometry { encryption: None, ..shape }, Initial::Fresh).unwrap();
     for (bits, order) in [(9, 4), (9, 6), (10, 6)] {
         let shape = geometry(bits, order, 64 << 10);
         let built = build(&shape, Initial::FullOfLeaks).expect("feasible");
@@ -373,6 +414,68 @@ fn data_files_are_what_they_say() {
     assert!(why.contains("bytes of image are too many"), "{why}");
 }
 
+/// The same of encrypted images.
+#[test]
+fn encrypted_images_stay_what_they_were() {
+    let expected: [(Initial, u64); 11] = [
+        (Initial::Fresh, 0xe24a48f578f375dc),
+        (Initial::RefcountBlockOneShort, 0x74a4901d1a5952f3),
+        (Initial::RefcountTableOneShort, 0x1881c161573635e2),
+        (Initial::L1AboutToGrow, 0x5785b99002806210),
+        (Initial::Leaky, 0x85a88394d722425b),
+        (Initial::Dirty, 0x6f0164f96979e760),
+        (Initial::Fragmented, 0xfc2c24ad224e7d4e),
+        (Initial::Bitmaps, 0x07b8a022acae81c2),
+        (Initial::Leftovers, 0xa6a594039c3c0acf),
+        (Initial::Compressed, 0x6736615edce82165),
+        (Initial::FullOfLeaks, 0xda692fbcd6b1bfad),
+    ];
+    assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
+    for (initial, expected) in expected {
+        let mut hash = Xxh3::new();
+        encrypted().for_each(|geometry| add(&mut hash, &geometry, initial));
+        assert_eq!(hash.digest(), expected, "{initial:?}");
+    }
+}
+
+/// Goal: an encrypted image has guest data nowhere in the clear; stale bytes are where no guest cluster has a place. Method: every unit of
+/// both files, and what an image that is not encrypted has in its place.
+#[test]
+fn encrypted_images_have_no_data_in_the_clear() {
+    let mut auditor = Auditor::default();
+    let mut differ = 0;
+    for geometry in encrypted() {
+        for initial in Initial::ALL {
+            let built = build(&geometry, initial);
+            if initial == Initial::Compressed {
+                let why = built.unwrap_err().to_string();
+                let why = why.ends_with("what is encrypted does not compress")
+                    || why.ends_with("a data file has no compressed clusters");
+                assert!(why, "{geometry:?}");
+                continue;
+            }
+            let Ok(built) = built else { continue };
+            let mut evidence = built.evidence();
+            auditor.audit(&mut evidence);
+            let data = built.data.iter().flat_map(|data| &data.units);
+            let data = data.map(|(unit, bytes)| (DATA_FIRST + unit, bytes));
+            for (unit, bytes) in built.units.iter().map(|(unit, bytes)| (*unit, bytes)).chain(data)
+            {
+                let region = auditor.image().label(unit * 512).region;
+                match payload::decode(bytes) {
+                    Value::Tag { id, .. } => {
+                        assert_eq!(id, payload::STALE, "{unit} {initial:?} {geometry:?}");
+                        assert!(matches!(region, Region::Free(_)), "{region} {geometry:?}");
+                    }
+                    Value::Zero => panic!("zeroes are not listed"),
+                    Value::Foreign(_) => differ += u64::from(matches!(region, Region::Data(_))),
+                }
+            }
+        }
+    }
+    assert!(differ > 10_000, "{differ}");
+}
+
 /// Goal: workloads begin with streams of every situation: two in a unit, one across host clusters, a host cluster with as many as it can
 /// count. Method: where they lie in images of narrow and wide refcounts.
 #[test]
@@ -466,6 +569,13 @@ fn labels_name_what_is_there() {
     for (offset, text) in expected {
         assert_eq!(label(offset), text, "{offset}");
     }
+    let luks = Geometry { encryption: Some(Encryption::Luks), ..geometry(16, 4, 64 << 10) };
+    auditor.audit(&mut build(&luks, Initial::Fresh).unwrap().evidence());
+    let header = auditor.image().luks_header().unwrap();
+    assert_eq!(header, 3 << 16..(3 << 16) + 1_052_672);
+    let label = |offset: u64| auditor.image().label(offset).to_string();
+    let names = [header.start, header.end, (3 + 17) << 16].map(label);
+    assert_eq!(names, ["encryption-header#0", "encryption-header#2056", "l1#0"]);
     let built = build(&shape, Initial::Leaky).unwrap();
     let report = auditor.audit(&mut built.evidence());
     let free = report.findings.iter().find_map(|finding| match finding {

@@ -123,7 +123,7 @@ pub(crate) async fn unlock<S: Storage>(
             let slots = read_slots(storage, luks).await?;
             let opened = find_key(storage, luks, &slots, passphrase).await?;
             let key = opened.ok_or(OpenError::WrongPassphrase)?;
-            Ok(Some(Cipher::Luks(Box::new(KeySlots::cipher(&key)))))
+            Ok(Some(Cipher::Luks(KeySlots::cipher(&key))))
         }
     }
 }

@@ -57,6 +57,7 @@ fn geometry() -> impl Strategy<Value = Geometry> {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         }
     })
 }

@@ -132,6 +132,7 @@ fn a_check_that_is_wrong_is_found() {
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let session = Session::of(&Opening::new("wrong"), None);
     let judged = |how, initial, run| {
@@ -284,6 +285,7 @@ fn who_does_not_go_on_is_found() {
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let open = Opening { cache_pages: 1, growth_step: 1 << 10, ..Opening::new("wrong") };
     let session = Session::of(&open, None);
@@ -317,6 +319,7 @@ fn long_requests_are_told_from_endless_ones() {
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let write =
         |id, offset, length| Op::Write { offset, length, id, durability: Durability::Cached };

@@ -289,6 +289,7 @@ pub fn run<Sub: Subject>(
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let mut disk = create(&geometry)?;
     let units = trial::cluster_units(&geometry);

@@ -109,6 +109,7 @@ const fn promise(property: Property) -> &'static str {
         Property::P8 => "errors and claims are honest",
         Property::P9 => "one crash leaks little",
         Property::P10 => "a growth happens whole or not at all",
+        Property::PCipher => "no guest data is written in the clear",
     }
 }
 

@@ -463,6 +463,7 @@ mod tests {
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
 
     fn write(length: u64) -> Op {

@@ -575,6 +575,7 @@ mod tests {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         };
         let (offset, length) = (1000 * UNIT, 24 * UNIT);
         let (id, durability) = (1, Durability::Cached);

@@ -495,6 +495,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         refcount_order,
         virtual_size,
         data_file: None,
+        encryption: None,
         lazy_refcounts: scope.lazy.unwrap_or_else(|| rng.below(2) == 0) && version == 3,
         extended_l2: extended,
         compression: match (compressed || compressing) && version == 3 && rng.below(3) == 0 {

@@ -35,6 +35,7 @@ fn qemu_img_agrees_on_every_image() {
                 extended_l2: false,
                 compression: Compression::Deflate,
                 data_file: None,
+                encryption: None,
             })
         })
     });
@@ -49,6 +50,7 @@ fn qemu_img_agrees_on_every_image() {
             extended_l2: true,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         })
     });
     let mut auditor = Auditor::default();

@@ -27,6 +27,7 @@ fn where_a_subcluster_is_bears_on_a_course() {
         extended_l2: true,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let bytes = build(&geometry, Initial::Fragmented).unwrap().to_bytes();
     let number = |at: usize| u64::from_be_bytes(*bytes[at..].first_chunk().expect("8 bytes"));
@@ -68,6 +69,7 @@ fn what_guest_data_may_bear_on_is_not_done_again() {
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut auditor = Auditor::default();

@@ -384,6 +384,7 @@ static BASES: LazyLock<Vec<(u32, Vec<u8>)>> = LazyLock::new(|| {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         };
         bases.push((cluster_bits, build(&geometry, initial).unwrap().to_bytes()));
     }

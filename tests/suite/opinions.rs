@@ -97,6 +97,7 @@ fn three_checks_agree_on_initial_images() {
                     extended_l2: false,
                     compression: Compression::Deflate,
                     data_file: None,
+                    encryption: None,
                 };
                 let Ok(built) = build(&geometry, initial) else { continue };
                 images += 1;

@@ -366,6 +366,7 @@ fn every_repair_may_be_cut_short() {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         };
         let mut built = build(&geometry, initial).unwrap();
         let image = built.to_bytes();

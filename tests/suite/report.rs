@@ -121,6 +121,7 @@ fn a_repair_that_is_not_a_fixed_point() {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         },
         initial: Initial::Dirty,
         device: Device::default(),

@@ -63,6 +63,7 @@ fn a_scattered_image() {
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     insta::assert_snapshot!(dump(&built.to_bytes()));

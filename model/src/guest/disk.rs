@@ -11,7 +11,7 @@ use super::promises::{DiscardReads, Promises};
 use super::units::{Units, set_hash};
 use crate::evidence::ValueKey;
 use crate::mistake::Mistake;
-use crate::op::{DataFile, Durability, Geometry, Op};
+use crate::op::{DataFile, Durability, Encryption, Geometry, Op};
 use crate::payload::{UNIT, Unit};
 
 /// A read that returned what it must not (P0).
@@ -47,6 +47,7 @@ pub struct Guest {
     initial: Arc<[ValueKey]>,
     lower: LowerDisk,
     data_file: Option<DataFile>,
+    encryption: Option<Encryption>,
     history: History,
     mistake: Mistake,
 }
@@ -90,15 +91,17 @@ impl Guest {
             initial: initial.into(),
             lower: LowerDisk::default(),
             data_file: None,
+            encryption: None,
             history: History::default(),
             mistake: Mistake::None,
         }
     }
 
     /// The same disk on an image over the layer that a geometry says, if it says one, with the keys that `intern` gives, and with the data
-    /// file that it says.
+    /// file and the encryption that it says.
     pub fn over(mut self, geometry: &Geometry, mut intern: impl FnMut(&Unit) -> ValueKey) -> Self {
         self.data_file = geometry.data_file;
+        self.encryption = geometry.encryption;
         self.lower = LowerDisk::of(geometry, &mut intern);
         self
     }
@@ -111,6 +114,11 @@ impl Guest {
     /// The data file of the image, if it was made with one.
     pub fn data_file(&self) -> Option<DataFile> {
         self.data_file
+    }
+
+    /// How the data of the image was enciphered when it was made, if it was.
+    pub fn encryption(&self) -> Option<Encryption> {
+        self.encryption
     }
 
     /// The same disk with a deliberate mistake.

@@ -13,7 +13,7 @@
 //!   bits
 //! ```
 
-use super::bytes::{UNIT_BYTES, be8, to_usize};
+use super::bytes::{number, to_usize};
 use super::entry::{OFFSET, is_cluster, nonzero_entries};
 use super::header::Header;
 use super::reader::Image;
@@ -140,13 +140,4 @@ impl Image {
         self.table_entries = entries;
         self.recordings.push(recording);
     }
-}
-
-/// Bytes of the file as a big-endian number: at most eight, wherever they lie.
-fn number<E: Evidence>(evidence: &mut E, offset: u64, bytes: u64) -> u64 {
-    (offset..offset.saturating_add(bytes)).fold(0, |number, at| {
-        let key = evidence.resolve(at.checked_div(UNIT_BYTES).unwrap_or(0));
-        let byte = be8(evidence.bytes(key), to_usize(at % UNIT_BYTES));
-        number.wrapping_shl(8) | u64::from(byte)
-    })
 }

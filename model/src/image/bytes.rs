@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::evidence::Evidence;
 use crate::payload::{UNIT, Unit};
 
 pub(super) const UNIT_BYTES: u64 = UNIT as u64;
@@ -31,4 +32,13 @@ pub(super) fn be64(bytes: &Unit, at: usize) -> u64 {
 #[inline]
 pub(super) fn to_usize(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// Bytes of the file as a big-endian number: at most eight, wherever they lie.
+pub(super) fn number<E: Evidence>(evidence: &mut E, offset: u64, bytes: u64) -> u64 {
+    (offset..offset.saturating_add(bytes)).fold(0, |number, at| {
+        let key = evidence.resolve(at.checked_div(UNIT_BYTES).unwrap_or(0));
+        let byte = be8(evidence.bytes(key), to_usize(at % UNIT_BYTES));
+        number.wrapping_shl(8) | u64::from(byte)
+    })
 }

@@ -6,6 +6,7 @@ use super::bytes::{UNIT_BYTES, be32, to_usize};
 use super::header::{AUTOCLEAR_BITMAPS, Header};
 use crate::evidence::Evidence;
 use crate::finding::Finding;
+use crate::op::Encryption;
 
 /// Type of the header extension that leads to bitmaps.
 pub const EXTENSION_BITMAPS: u32 = 0x2385_2875;
@@ -15,7 +16,10 @@ pub const BITMAPS_BYTES: u32 = 24;
 pub const EXTENSION_LAYER_FORMAT: u32 = 0xe279_2aca;
 /// Type of the header extension that names the data file.
 pub const EXTENSION_DATA_NAME: u32 = 0x4441_5441;
-const EXTENSION_LUKS: u32 = 0x0537_be77;
+/// Type of the header extension that leads to the LUKS header.
+pub const EXTENSION_LUKS: u32 = 0x0537_be77;
+/// Bytes of its data: offset and length.
+pub const LUKS_POINTER_BYTES: u32 = 16;
 
 /// Where the data of the extensions is that the judge knows.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +27,7 @@ pub(super) struct Extensions {
     pub(super) bitmaps: Option<u64>,
     pub(super) layer_format: Option<Range<u64>>,
     pub(super) data_name: Option<Range<u64>>,
+    pub(super) luks: Option<u64>,
 }
 
 /// The extension area: type, length, data padded to 8 bytes, until type 0 or the backing file's name.
@@ -66,7 +71,17 @@ pub(super) fn find_extensions<E: Evidence>(
             EXTENSION_DATA_NAME => {
                 found.data_name = Some(data..data.saturating_add(length.into()));
             }
-            EXTENSION_LUKS => findings.push(Finding::Unsupported { what: "LUKS", value: at }),
+            // "The full disk encryption header must be present if, and only if, the 'crypt_method' header requires metadata."
+            EXTENSION_LUKS if header.encryption() != Some(Encryption::Luks) => {
+                let (field, value) = ("encryption header extension", header.crypt_method.into());
+                let why = "is a crypt_method that has none";
+                findings.push(Finding::Header { field, offset: at, value, why });
+            }
+            EXTENSION_LUKS if length == LUKS_POINTER_BYTES => found.luks = Some(data),
+            EXTENSION_LUKS => {
+                let (field, why) = ("encryption header extension length", "is not 16");
+                findings.push(Finding::Header { field, offset: at, value: length.into(), why });
+            }
             _ => {}
         }
         at = next;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::bytes::{UNIT_BYTES, be8, be32, be64};
 use crate::finding::Finding;
-use crate::op::{Compression, EXTENDED_CLUSTER_BITS};
+use crate::op::{Compression, EXTENDED_CLUSTER_BITS, Encryption};
 use crate::payload::Unit;
 
 /// Largest L1 table in bytes.
@@ -43,7 +43,7 @@ pub struct Header {
     pub cluster_bits: u32,
     /// Virtual size in bytes.
     pub size: u64,
-    /// 0 if not encrypted.
+    /// 0 if guest data is not encrypted, 1 AES, 2 LUKS.
     pub crypt_method: u32,
     /// Entries in the active L1 table.
     pub l1_size: u32,
@@ -118,6 +118,15 @@ impl Header {
     /// Whether that is the disk even without the image.
     pub fn has_raw_data(&self) -> bool {
         self.has_data_file() && self.autoclear_features & AUTOCLEAR_RAW_DATA != 0
+    }
+
+    /// How guest data is enciphered, if it is.
+    pub const fn encryption(&self) -> Option<Encryption> {
+        match self.crypt_method {
+            1 => Some(Encryption::Aes),
+            2 => Some(Encryption::Luks),
+            _ => None,
+        }
     }
 
     /// Bytes in a cluster.
@@ -230,6 +239,9 @@ impl Header {
             "is above the limit",
         );
 
+        // Nobody knows then what the guest reads.
+        let method = self.crypt_method;
+        fault(method <= 2, true, "crypt_method", 32, method.into(), "is unknown");
         let at = self.backing_file_offset;
         fault(at <= cluster, false, "backing_file_offset", 8, at, "is outside the first cluster");
         // Without a backing file the length of its name is undefined.
@@ -260,7 +272,6 @@ impl Header {
             }
         };
         let lacks = |feature: u64| self.incompatible_features & feature == 0;
-        unsupported(self.crypt_method == 0, "encryption", self.crypt_method.into());
         unsupported(self.nb_snapshots == 0, "internal snapshots", self.nb_snapshots.into());
 
         if self.is_dirty() {

@@ -17,6 +17,8 @@
 //!                                                  data cluster, zero, or nothing
 //! ```
 //!
+//! Of an encrypted image data clusters are enciphered, and nothing else is: what is read here is the same.
+//!
 //! Of an image with a data file the last step leads there, to the offset that the guest has, and nothing counts what is there.
 //!
 //! The invariant: whatever the bytes, reading ends after work in proportion to the length of the file, because a cluster is
@@ -29,6 +31,7 @@
 //! | `header` `extensions` | cluster 0 |
 //! | `refcounts` | the refcount table and its blocks |
 //! | `tables` | L1 and L2 tables |
+//! | `encryption` | the LUKS header: where it is |
 //! | `bitmaps` `recording` | what the bitmaps extension leads to, and what a bitmap has recorded |
 //! | `entry` `bytes` | entries, bit by bit; numbers in bytes |
 
@@ -36,6 +39,7 @@
 
 mod bitmaps;
 mod bytes;
+mod encryption;
 mod entry;
 mod extensions;
 mod header;
@@ -47,7 +51,8 @@ mod tables;
 pub(crate) use entry::{ALL_ALLOCATED, ALL_ZERO, compressed_entry, decode_l2, stream_of};
 pub use entry::{COPIED, Mapping};
 pub use extensions::{
-    BITMAPS_BYTES, EXTENSION_BITMAPS, EXTENSION_DATA_NAME, EXTENSION_LAYER_FORMAT,
+    BITMAPS_BYTES, EXTENSION_BITMAPS, EXTENSION_DATA_NAME, EXTENSION_LAYER_FORMAT, EXTENSION_LUKS,
+    LUKS_POINTER_BYTES,
 };
 pub use header::{
     AUTOCLEAR_BITMAPS, AUTOCLEAR_RAW_DATA, Header, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_CORRUPT,

@@ -74,6 +74,8 @@ pub struct Image {
     /// Bytes of the data file; 0 without one.
     pub(super) data_length: u64,
     data_name: Option<Vec<u8>>,
+    /// Where the LUKS header is.
+    pub(super) luks: Option<Range<u64>>,
     pub(super) mistake: Mistake,
 }
 
@@ -138,6 +140,7 @@ impl Image {
             }
             self.data_name = extensions.data_name.map(|name| self.text(evidence, &header, name));
         }
+        self.read_encryption(evidence, &header, extensions.luks, findings);
         self.read_refcounts(evidence, &header, findings);
         self.read_tables(evidence, &header, findings);
         if let Some(at) = extensions.bitmaps {
@@ -179,6 +182,11 @@ impl Image {
     /// What the header calls the data file, if it has one and names it.
     pub fn data_name(&self) -> Option<&[u8]> {
         self.data_name.as_deref()
+    }
+
+    /// The bytes of the file that the LUKS header has, if the header leads to one.
+    pub fn luks_header(&self) -> Option<Range<u64>> {
+        self.luks.clone()
     }
 
     /// What the header says of the layer below, if it names one.
@@ -386,6 +394,7 @@ impl Image {
         self.layer = None;
         self.data_length = 0;
         self.data_name = None;
+        self.luks = None;
         self.header = None;
     }
 

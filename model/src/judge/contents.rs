@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::evidence::{Evidence, ValueKey};
+use crate::payload::Unit;
 
 /// What every guest unit holds or may hold, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,15 +31,23 @@ impl Contents {
         self.size
     }
 
-    /// Units with their values, each value once.
+    /// Units with their values, each value once; what is nobody's is a violation already, and shown as zeroes.
     pub fn values(&self, unit: u64) -> impl Iterator<Item = ValueKey> {
-        self.guest.values(unit)
+        self.guest.values(unit).map(|key| if is_nobodys(key) { ValueKey::ZERO } else { key })
     }
 
     /// The same of the raw data file; nothing of an image that has none.
     pub fn raw_values(&self, unit: u64) -> impl Iterator<Item = ValueKey> {
         self.raw.values(unit)
     }
+}
+
+/// Set in a key of no store: what was deciphered and is nobody's, by its hash, so that it can be told from anything else.
+const NOBODYS: u32 = 1 << 31;
+
+/// Whether no store has this key.
+pub(super) fn is_nobodys(key: ValueKey) -> bool {
+    key.0 & NOBODYS != 0
 }
 
 impl Sets {
@@ -58,6 +69,11 @@ impl Sets {
         } else if self.values(unit).all(|known| known != value) {
             self.others.push((unit, value));
         }
+    }
+
+    /// Adds a value that no key names.
+    pub(super) fn add_nobodys(&mut self, unit: u64, bytes: &Unit) {
+        self.add(unit, ValueKey(NOBODYS | (xxh3_64(bytes) >> 33) as u32));
     }
 
     /// Adds the units of a range, each as what the unit of the evidence holds that is as far from `at`.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::plain::{Held, Plain};
 use super::shown::{Shown, each_guest_cluster, in_memory, raw_data};
 use super::violation::{MAX_VIOLATIONS, Place, Violation};
 use crate::evidence::{Evidence, ValueKey};
@@ -30,15 +31,17 @@ pub(super) fn contents_allowed<E: Evidence>(
     image: &Image,
     header: &Header,
     evidence: &E,
+    plain: &Plain<'_, E>,
     guest: &Guest,
     mistake: Mistake,
     violations: &mut Vec<Violation>,
 ) {
+    let permits = |unit, held: &Held| matches!(held, Held::Known(key) if guest.permits(unit, *key));
     let units = guest.units().min(header.size / UNIT as u64);
     each_guest_cluster(image, header, units, mistake, |units, shown| {
-        let mut judge = |unit: u64, host: Option<u64>, key: ValueKey| {
-            if !guest.permits(unit, key) && violations.len() < MAX_VIOLATIONS {
-                violations.extend(p1_p2_content(unit, host, key, evidence, guest, mistake));
+        let mut judge = |unit: u64, host: Option<u64>, held: Held| {
+            if !permits(unit, &held) && violations.len() < MAX_VIOLATIONS {
+                violations.extend(p1_p2_content(unit, host, &held, evidence, guest, mistake));
             }
         };
         match shown {
@@ -54,25 +57,27 @@ pub(super) fn contents_allowed<E: Evidence>(
             Shown::Below | Shown::Zero if mistake == Mistake::UnmappedUnjudged => {}
             Shown::Below if mistake == Mistake::LayerUnjudged => {}
             Shown::Zero if guest.permits_zeroes(units.clone()) => {}
-            Shown::Zero => units.for_each(|unit| judge(unit, None, ValueKey::ZERO)),
-            Shown::Below => units.for_each(|unit| judge(unit, None, guest.lower().value(unit))),
+            Shown::Zero => units.for_each(|unit| judge(unit, None, Held::Known(ValueKey::ZERO))),
+            Shown::Below => {
+                units.for_each(|unit| judge(unit, None, Held::Known(guest.lower().value(unit))));
+            }
             Shown::Host(offset) => {
                 let mut next = units.start;
                 while next < units.end {
                     let unit = next;
                     let host = offset + (unit - units.start) * UNIT as u64;
                     let at = host / UNIT as u64;
-                    let run = guest.settled_run(unit, evidence.decided(at, units.end - unit));
+                    let run = plain.settled_run(guest, unit, at, units.end - unit);
                     next += run.max(1);
                     if run > 0 || mistake.passes_over_unit(host, offset, image.guest_data_end()) {
                         continue;
                     }
                     let mut fine = false;
                     if mistake == Mistake::OneOfTheSetIsEnough {
-                        evidence.peek(at, |key| fine |= guest.permits(unit, key));
+                        plain.peek(unit, at, |held| fine |= permits(unit, &held));
                     }
                     if !fine {
-                        evidence.peek(at, |key| judge(unit, Some(host), key));
+                        plain.peek(unit, at, |held| judge(unit, Some(host), held));
                     }
                 }
             }
@@ -154,18 +159,23 @@ pub(super) fn raw_view_allowed<E: Evidence>(
 fn p1_p2_content<E: Evidence>(
     unit: u64,
     host: Option<u64>,
-    key: ValueKey,
+    held: &Held,
     evidence: &E,
     guest: &Guest,
     mistake: Mistake,
 ) -> Option<Violation> {
     let value = |key| payload::decode(evidence.bytes(key));
-    let found = value(key);
+    let found = held.value(evidence);
+    let was_written = match held {
+        Held::Known(key) => guest.was_written(unit, *key),
+        Held::Nobodys(_) if mistake == Mistake::CiphertextUnjudged => return None,
+        Held::Nobodys(_) => false,
+    };
     if mistake == Mistake::ForeignDataAccepted && matches!(found, Value::Tag { .. }) {
         return None;
     }
     let (property, kind) = match found {
-        _ if guest.was_written(unit, key) => (Property::P1, "lost-write"),
+        _ if was_written => (Property::P1, "lost-write"),
         Value::Zero => (Property::P2, "invented-zero"),
         Value::Tag { id: payload::STALE, .. } => (Property::P2, "stale-bytes"),
         Value::Tag { unit: of, id: payload::BELOW } if of == unit => (Property::P2, "layer-shows"),
@@ -219,7 +229,7 @@ fn p1_p2_stream<E: Evidence>(
                 Some(key) => violations.extend(p1_p2_content(
                     unit,
                     Some(stream.offset),
-                    key,
+                    &Held::Known(key),
                     evidence,
                     guest,
                     mistake,

@@ -1,11 +1,16 @@
 //! The judge: one state after the other, and what was before beside what is there now.
 
-use super::contents::{Contents, Sets};
+use std::cell::RefCell;
+
+use super::contents::{Contents, Sets, is_nobodys};
 use super::inherited::Inherited;
+use super::plain::{Memo, Plain};
 use super::seen::{contents_allowed, raw_view_allowed};
 use super::shown::{Shown, each_guest_cluster, in_memory, raw_data};
 use super::statement::{Extent, Statement};
-use super::structure::{p4_changes_recorded, p4_structure, p10_data_file, p10_layer, p10_size};
+use super::structure::{
+    p4_changes_recorded, p4_structure, p10_data_file, p10_encryption, p10_layer, p10_size,
+};
 use super::violation::{Place, Violation, whole_image};
 use crate::audit::Auditor;
 use crate::evidence::{Evidence, ValueKey};
@@ -14,7 +19,7 @@ use crate::guest::{Guest, LowerDisk};
 use crate::image::Mapping;
 use crate::mistake::Mistake;
 use crate::op::{Compression, MAX_VIRTUAL_SIZE};
-use crate::payload::{self, UNIT};
+use crate::payload::{self, UNIT, Value};
 use crate::stream::Stream;
 
 /// Judges states one after the other, with the same buffers.
@@ -25,6 +30,7 @@ pub struct Judge {
     contents_only: bool,
     /// The one below the image that was judged last.
     lower: LowerDisk,
+    memo: RefCell<Memo>,
     mistake: Mistake,
 }
 
@@ -68,11 +74,15 @@ impl Judge {
             if self.mistake != Mistake::DataFileNameIgnored {
                 p10_data_file(self.auditor.image(), guest, &mut self.violations);
             }
+            if self.mistake != Mistake::EncryptionIgnored {
+                p10_encryption(self.auditor.image(), evidence, guest, &mut self.violations);
+            }
             let (image, mistake) = (self.auditor.image(), self.mistake);
+            let plain = Plain::new(&header, evidence, &self.memo, mistake);
             let violations = &mut self.violations;
-            contents_allowed(image, &header, evidence, guest, mistake, violations);
+            contents_allowed(image, &header, evidence, &plain, guest, mistake, violations);
             raw_view_allowed(image, &header, evidence, guest, mistake, violations);
-            p4_changes_recorded(image, &header, evidence, mistake, violations);
+            p4_changes_recorded(image, &header, evidence, &plain, mistake, violations);
         }
         if (self.mistake, stage) == (Mistake::DirtyExcusesAll, Stage::CrashedDirty) {
             self.violations.clear();
@@ -140,6 +150,7 @@ impl Judge {
         {
             into.raw.add_all(0..units, first, evidence);
         }
+        let plain = Plain::new(header, evidence, &self.memo, self.mistake);
         let into = &mut into.guest;
         each_guest_cluster(image, header, units, self.mistake, |units, shown| match shown {
             Shown::Stream(stream) => {
@@ -156,7 +167,7 @@ impl Judge {
                     }
                 }
             }
-            Shown::Host(offset) => into.add_all(units, offset / UNIT as u64, evidence),
+            Shown::Host(offset) => plain.add_to(into, units, offset / UNIT as u64),
             Shown::Below if self.mistake != Mistake::LayerComparedAsZeroes => {
                 into.one.extend(units.map(|unit| self.lower.value(unit)));
             }
@@ -181,7 +192,10 @@ impl Judge {
         if before == after {
             return None;
         }
-        let value = |key| payload::decode(evidence.bytes(key));
+        let value = |key| match is_nobodys(key) {
+            true => Value::Foreign(key.0.into()),
+            false => payload::decode(evidence.bytes(key)),
+        };
         let changed = |kind, unit, found, before: &Sets| Violation {
             property: Property::P3,
             kind,

@@ -1,15 +1,17 @@
-//! P4 and P10, as far as one state shows them: tables, bitmaps and the header say what they may at this stage.
+//! P4, P10 and P-cipher, as far as one state shows them: tables, bitmaps and the header say what they may at this stage.
 
+use super::plain::Plain;
 use super::shown::{Shown, each_guest_cluster};
 use super::violation::{MAX_VIOLATIONS, Place, Violation, whole_image};
 use crate::audit::AuditReport;
+use crate::crypt::{LUKS_BYTES, luks_units};
 use crate::evidence::Evidence;
 use crate::finding::{Property, Stage};
 use crate::guest::Guest;
 use crate::image::{Bit, Header, Image, Recording};
 use crate::mistake::Mistake;
-use crate::op::{DataFile, MAX_VIRTUAL_SIZE};
-use crate::payload::{self, DATA_NAME, LAYER_FORMAT, LAYER_NAME, UNIT, Value};
+use crate::op::{DataFile, Encryption, MAX_VIRTUAL_SIZE};
+use crate::payload::{self, DATA_NAME, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value};
 
 /// P4, and the structural part of P6: what is illegal at this stage.
 pub fn p4_structure(report: &AuditReport, stage: Stage, violations: &mut Vec<Violation>) {
@@ -69,12 +71,79 @@ pub fn p10_data_file(image: &Image, guest: &Guest, violations: &mut Vec<Violatio
     }
 }
 
+/// P10: the image is encrypted as it was made, and its LUKS header keeps the key for whoever knows the passphrase: every unit that the builder
+/// wrote there holds what it held, in each value that it may have.
+pub fn p10_encryption<E: Evidence>(
+    image: &Image,
+    evidence: &E,
+    guest: &Guest,
+    violations: &mut Vec<Violation>,
+) {
+    let found = image.header().and_then(Header::encryption);
+    let right = guest.encryption();
+    if found != right {
+        let text = |kind| match kind {
+            None => "not enciphered",
+            Some(Encryption::Aes) => "enciphered with AES",
+            Some(Encryption::Luks) => "enciphered with LUKS",
+        };
+        let story = format!("its data is {}, and was {}", text(found), text(right));
+        violations.push(whole_image(Property::P10, "encryption", story));
+        return;
+    }
+    if right != Some(Encryption::Luks) {
+        return;
+    }
+    let header = image.luks_header();
+    let Some(first) = header.clone().filter(|at| at.end.saturating_sub(at.start) == LUKS_BYTES)
+    else {
+        let story = format!("its LUKS header is at {header:?}, and had {LUKS_BYTES} bytes");
+        violations.push(whole_image(Property::P10, "encryption", story));
+        return;
+    };
+    let lost = luks_units().iter().find_map(|(unit, held)| {
+        let unit = first.start / UNIT as u64 + unit;
+        let mut other = None;
+        evidence.peek(unit, |key| {
+            let bytes = evidence.bytes(key);
+            if bytes != held {
+                other = Some(payload::decode(bytes));
+            }
+        });
+        other.map(|other| (unit, other, payload::decode(held)))
+    });
+    if let Some((unit, found, held)) = lost {
+        violations.push(Violation {
+            property: Property::P10,
+            kind: "encryption",
+            place: Place::File { unit },
+            found: Some(found),
+            allowed: vec![held],
+            story: "it is a unit of the LUKS header, which nobody changed".to_owned(),
+        });
+    }
+}
+
+/// P-cipher: generated data was handed to a unit of the file, as the evidence numbers it, or of the data file, as it is. Whether
+/// bytes are that [`is_payload`](crate::payload::is_payload) says.
+pub fn p_cipher_in_clear(unit: u64, bytes: &Unit) -> Violation {
+    Violation {
+        property: Property::PCipher,
+        kind: "in-clear",
+        place: Place::File { unit },
+        found: Some(payload::decode(bytes)),
+        allowed: Vec::new(),
+        story: "the image is encrypted, and this was to be written as the guest has it".to_owned(),
+    }
+}
+
 /// P4: where a bitmap says that it is up to date, it says so of every unit that a guest has written since. (A unit that
 /// reads as zeroes may always have been so.)
 pub(super) fn p4_changes_recorded<E: Evidence>(
     image: &Image,
     header: &Header,
     evidence: &E,
+    plain: &Plain<'_, E>,
     mistake: Mistake,
     violations: &mut Vec<Violation>,
 ) {
@@ -96,7 +165,7 @@ pub(super) fn p4_changes_recorded<E: Evidence>(
         let Shown::Host(host) = shown else { return };
         for (unit, at) in units.zip(host / UNIT as u64..) {
             let mut written = None;
-            evidence.peek(at, |key| match payload::decode(evidence.bytes(key)) {
+            plain.peek(unit, at, |held| match held.value(evidence) {
                 Value::Tag { id: payload::INITIAL | payload::STALE | payload::BELOW, .. }
                 | Value::Zero => {}
                 value => written = Some(value),

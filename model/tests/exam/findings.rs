@@ -7,7 +7,7 @@ use model::finding::{Finding, Stage};
 use model::image::COPIED;
 use model::label::Region;
 use model::mistake::Mistake;
-use model::op::{DataFile, Geometry};
+use model::op::{DataFile, Encryption, Geometry};
 
 use crate::patient::{EXTENDED, KIB, PLAIN, Patient, STAGES};
 use crate::{Outcome, expect};
@@ -160,7 +160,11 @@ const DAMAGES: &[Damage] = &[
     ),
     ("an endless extension", |p| p.put_u64(112, 0x1234_5678_7fff_ffff), &[("header", NOWHERE)]),
     ("bitmaps that nobody vouches for", |p| p.put_u64(112, 0x2385_2875_0000_0000), &[]),
-    ("LUKS", |p| p.put_u64(112, 0x0537_be77_0000_0000), &[("unsupported", NOWHERE)]),
+    (
+        "an encryption header of an image that is not encrypted",
+        |p| p.put_u64(112, 0x0537_be77_0000_0010),
+        &[("header", NOWHERE)],
+    ),
     (
         "a backing file",
         |p| {
@@ -189,7 +193,9 @@ const DAMAGES: &[Damage] = &[
     ("a name's length without a name", |p| p.disk.patch(16, &u32::MAX.to_be_bytes()), &[]),
     ("a name's place without a name", |p| p.put_u64(8, 512), &[]),
     ("snapshots", |p| p.disk.patch(60, &1u32.to_be_bytes()), &[("unsupported", NOWHERE)]),
-    ("encryption", |p| p.disk.patch(32, &1u32.to_be_bytes()), &[("unsupported", NOWHERE)]),
+    ("AES", |p| p.disk.patch(32, &1u32.to_be_bytes()), &[]),
+    ("LUKS without a header", |p| p.disk.patch(32, &2u32.to_be_bytes()), &[("header", NOWHERE)]),
+    ("an unknown encryption", |p| p.disk.patch(32, &3u32.to_be_bytes()), &[("header", NOWHERE)]),
     ("extended L2 entries in small clusters", |p| p.put_u64(72, 16), &[("header", NOWHERE)]),
     ("an external data file", |p| p.put_u64(72, 4), &[("unsupported", NOWHERE)]),
     (
@@ -508,6 +514,65 @@ const DATA_DAMAGES: &[Damage] = &[
     ),
 ];
 
+/// In one cluster of 2 MiB there is all of a LUKS header, behind the refcount block and before the L1 table.
+const LARGE_LUKS: Geometry =
+    Geometry { cluster_bits: 21, virtual_size: 2 << 20, encryption: Some(Encryption::Luks), ..KIB };
+
+/// The same to an image with a LUKS header, [`LARGE_LUKS`]: the data of its extension is at 120.
+const LUKS_DAMAGES: &[Damage] = &[
+    ("none to an image with a LUKS header", |_| {}, &[]),
+    ("it has no refcount", |p| p.put_refcount(3, 0), &[("refcount-too-low", DIRTY_ONLY)]),
+    (
+        "it begins in no cluster",
+        |p| p.put_u64(120, (6 << 20) + 512),
+        &[("misaligned", NOWHERE), ("leak", CRASHED)],
+    ),
+    (
+        "it begins where the image does",
+        |p| p.put_u64(120, 0),
+        &[("header", NOWHERE), ("leak", CRASHED)],
+    ),
+    ("it is empty", |p| p.put_u64(128, 0), &[("header", NOWHERE), ("leak", CRASHED)]),
+    (
+        "it lies past the end",
+        |p| p.put_u64(120, 1 << 30),
+        &[("out-of-range", NOWHERE), ("leak", CRASHED)],
+    ),
+    ("it reaches to the end of its cluster", |p| p.put_u64(128, 2 << 20), &[]),
+    (
+        "it reaches into the L1 table",
+        |p| p.put_u64(128, (2 << 20) + 1),
+        &[("overlap", NOWHERE), ("refcount-too-low", DIRTY_ONLY)],
+    ),
+    (
+        "it is endless",
+        |p| p.put_u64(128, u64::MAX),
+        &[
+            ("out-of-range", NOWHERE),
+            ("overlap", NOWHERE),
+            ("refcount-too-low", DIRTY_ONLY),
+            ("refcount-too-low", DIRTY_ONLY),
+        ],
+    ),
+    (
+        "an extension of 17 bytes",
+        |p| p.put_u64(112, 0x0537_be77_0000_0011),
+        &[("header", NOWHERE), ("header", NOWHERE), ("leak", CRASHED)],
+    ),
+    (
+        "no extension that leads to it",
+        |p| p.put_u64(112, 0x0537_be78_0000_0010),
+        &[("header", NOWHERE), ("leak", CRASHED)],
+    ),
+    (
+        "no encryption any more",
+        |p| p.disk.patch(35, &[0]),
+        &[("header", NOWHERE), ("leak", CRASHED)],
+    ),
+    ("AES instead", |p| p.disk.patch(35, &[1]), &[("header", NOWHERE), ("leak", CRASHED)]),
+    ("an encryption of the future", |p| p.disk.patch(35, &[3]), &[("header", NOWHERE)]),
+];
+
 const EXTENDED_DATA: Geometry = Geometry { data_file: Some(DataFile::Plain), ..EXTENDED };
 
 /// The same with extended L2 entries.
@@ -543,6 +608,7 @@ fn damaged() -> impl Iterator<Item = (&'static Damage, Patient)> {
         (EXTENDED, Initial::Fragmented, EXTENDED_DAMAGES),
         (PLAIN, Initial::Fragmented, DATA_DAMAGES),
         (EXTENDED_DATA, Initial::Fragmented, EXTENDED_DATA_DAMAGES),
+        (LARGE_LUKS, Initial::Fresh, LUKS_DAMAGES),
     ];
     kinds.into_iter().flat_map(|(geometry, initial, damages)| {
         damages.iter().map(move |damage| {
@@ -605,10 +671,12 @@ fn an_unknown_layout_leaves_no_header() {
         "an odd L1 table",
         "no refcount table",
         "an unknown feature",
+        "an unknown encryption",
         "extended L2 entries in small clusters",
         "an external data file",
         "extended entries in clusters of 8 KiB",
         "an L1 table one extended entry too short",
+        "an encryption of the future",
     ];
     assert_eq!(lost.collect::<Vec<_>>(), expected);
 }

@@ -5,6 +5,7 @@
 //! mistake ([`Mistake`]) must fail at least one. The second test prints which examinations notice which mistake.
 
 mod data_files;
+mod encryption;
 mod findings;
 mod guest;
 mod histories;
@@ -16,6 +17,10 @@ use model::mistake::Mistake;
 
 use crate::data_files::{
     data_file_kept, data_file_named, data_read_where_it_is, raw_view, raw_view_kept,
+};
+use crate::encryption::{
+    changes_of_encrypted_data, deciphered_contents_kept, encryption_kept, forks_deciphered,
+    luks_header_counted, numbers_of_units, units_deciphered,
 };
 use crate::findings::{findings_by_stage, findings_seen};
 use crate::guest::{
@@ -37,7 +42,7 @@ use crate::states::{
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Mistake) -> Outcome);
 
-const EXAMS: [Exam; 55] = [
+const EXAMS: [Exam; 62] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -93,6 +98,13 @@ const EXAMS: [Exam; 55] = [
     ("repair keeps a raw data file", raw_view_kept),
     ("a second repair writes nothing to a data file", data_file_kept),
     ("the image has the data file that it was made with", data_file_named),
+    ("encrypted data is judged as the guest reads it", units_deciphered),
+    ("a cipher goes by the guest's number or the host's", numbers_of_units),
+    ("what a key deciphers to is that of its store", forks_deciphered),
+    ("repair keeps what encrypted data says", deciphered_contents_kept),
+    ("a bitmap that is up to date has changes of encrypted data", changes_of_encrypted_data),
+    ("the image is encrypted as it was made, and has its key", encryption_kept),
+    ("a LUKS header is counted", luks_header_counted),
 ];
 
 #[test]

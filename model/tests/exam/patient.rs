@@ -6,7 +6,7 @@ use model::finding::Stage;
 use model::guest::Guest;
 use model::image::COPIED;
 use model::mistake::Mistake;
-use model::op::{Compression, DataFile, Geometry};
+use model::op::{Compression, DataFile, Encryption, Geometry};
 use model::payload::{self, Unit};
 
 use crate::guest::PROMISES;
@@ -26,6 +26,7 @@ pub(crate) const KIB: Geometry = Geometry {
     extended_l2: false,
     compression: Compression::Deflate,
     data_file: None,
+    encryption: None,
 };
 
 /// The same with guest data in a file of its own. As `Fragmented` guest clusters 0 and 30 have data, 10 is marked as zero and has no host
@@ -34,6 +35,12 @@ pub(crate) const PLAIN: Geometry = Geometry { data_file: Some(DataFile::Plain), 
 
 /// The same, and that file is the disk.
 pub(crate) const RAW: Geometry = Geometry { data_file: Some(DataFile::Raw), ..KIB };
+
+/// The same in one file, and encrypted.
+pub(crate) const AES: Geometry = Geometry { encryption: Some(Encryption::Aes), ..KIB };
+
+/// The same with a LUKS header, of 1028 clusters behind the refcount blocks; its extension is the first one, at 112.
+pub(crate) const LUKS: Geometry = Geometry { encryption: Some(Encryption::Luks), ..KIB };
 
 /// An image under the knife. With 1 KiB clusters: header 0, refcount table 1, its only block 2, L1 3, then `Fragmented` puts
 /// the only L2 table somewhere behind.

@@ -45,9 +45,9 @@ pub(crate) struct Place {
 /// What enciphers the units of an image, and deciphers them.
 pub(crate) enum Cipher {
     /// By the number of the guest's unit.
-    Aes(Cbc),
+    Aes(Box<Cbc>),
     /// By the number of the file's unit.
-    Luks(Box<Xts>),
+    Luks(Xts),
 }
 
 impl Cipher {

@@ -24,7 +24,7 @@ impl Passphrase {
 
     /// What enciphers an image from before LUKS.
     pub(crate) fn aes(&self) -> Cipher {
-        Cipher::Aes(Cbc::new(self.bytes()))
+        Cipher::Aes(Box::new(Cbc::new(self.bytes())))
     }
 }
 

@@ -61,7 +61,7 @@ mod tests {
         for hash in Hash::ALL {
             for len in [16, 32, 64] {
                 let key: Vec<u8> = (0..len as u8).collect();
-                let mut stripes: Vec<u8> = (0..len * 5).map(|at| (at * 13 >> 2) as u8).collect();
+                let mut stripes: Vec<u8> = (0..len * 5).map(|at| ((at * 13) >> 2) as u8).collect();
                 split(hash, &key, &mut stripes);
                 assert_eq!(*merge(hash, &stripes, len), key);
                 for at in (0..stripes.len()).step_by(len) {

@@ -19,25 +19,32 @@ const BLOCKS: usize = UNIT / BLOCK;
 /// Units whose tweaks are made at once.
 const AT_ONCE: usize = 16;
 
+/// A cipher with both halves of a key.
+pub(crate) struct Keyed<C> {
+    data: C,
+    tweak: C,
+}
+
+impl<C: KeyInit> Keyed<C> {
+    fn new(key: &[u8]) -> Option<Box<Self>> {
+        let (data, tweak) = key.split_at(key.len() / 2);
+        let of = |half| C::new_from_slice(half).ok();
+        Some(Box::new(Self { data: of(data)?, tweak: of(tweak)? }))
+    }
+}
+
 /// AES-XTS with one key of either length.
 pub(crate) enum Xts {
-    Aes128 { data: Aes128, tweak: Aes128 },
-    Aes256 { data: Aes256, tweak: Aes256 },
+    Aes128(Box<Keyed<Aes128>>),
+    Aes256(Box<Keyed<Aes256>>),
 }
 
 impl Xts {
     /// With a key of 32 or of 64 bytes; none of any other length.
     pub(super) fn new(key: &[u8]) -> Option<Self> {
-        let (data, tweak) = key.split_at(key.len() / 2);
         match key.len() {
-            32 => Some(Self::Aes128 {
-                data: Aes128::new_from_slice(data).ok()?,
-                tweak: Aes128::new_from_slice(tweak).ok()?,
-            }),
-            64 => Some(Self::Aes256 {
-                data: Aes256::new_from_slice(data).ok()?,
-                tweak: Aes256::new_from_slice(tweak).ok()?,
-            }),
+            32 => Some(Self::Aes128(Keyed::new(key)?)),
+            64 => Some(Self::Aes256(Keyed::new(key)?)),
             _ => None,
         }
     }
@@ -45,11 +52,11 @@ impl Xts {
     /// Enciphers whole units in place, the first of which has this number.
     pub(super) fn encipher(&self, first: u64, bytes: &mut [u8]) {
         match self {
-            Self::Aes128 { data, tweak } => {
-                each_unit(tweak, first, bytes, |blocks| data.encrypt_blocks(blocks));
+            Self::Aes128(key) => {
+                each_unit(&key.tweak, first, bytes, |blocks| key.data.encrypt_blocks(blocks));
             }
-            Self::Aes256 { data, tweak } => {
-                each_unit(tweak, first, bytes, |blocks| data.encrypt_blocks(blocks));
+            Self::Aes256(key) => {
+                each_unit(&key.tweak, first, bytes, |blocks| key.data.encrypt_blocks(blocks));
             }
         }
     }
@@ -57,11 +64,11 @@ impl Xts {
     /// Deciphers whole units in place, the first of which has this number.
     pub(super) fn decipher(&self, first: u64, bytes: &mut [u8]) {
         match self {
-            Self::Aes128 { data, tweak } => {
-                each_unit(tweak, first, bytes, |blocks| data.decrypt_blocks(blocks));
+            Self::Aes128(key) => {
+                each_unit(&key.tweak, first, bytes, |blocks| key.data.decrypt_blocks(blocks));
             }
-            Self::Aes256 { data, tweak } => {
-                each_unit(tweak, first, bytes, |blocks| data.decrypt_blocks(blocks));
+            Self::Aes256(key) => {
+                each_unit(&key.tweak, first, bytes, |blocks| key.data.decrypt_blocks(blocks));
             }
         }
     }
@@ -139,7 +146,7 @@ mod tests {
     #[test]
     fn units_do_not_depend_on_each_other() {
         let xts = Xts::new(&[7; 64]).expect("a key of that length");
-        let plain: Vec<u8> = (0..40 * UNIT).map(|at| (at * 31 >> 3) as u8).collect();
+        let plain: Vec<u8> = (0..40 * UNIT).map(|at| ((at * 31) >> 3) as u8).collect();
         let mut together = plain.clone();
         xts.encipher(u64::MAX - 20, &mut together[..20 * UNIT]);
         xts.encipher(3, &mut together[20 * UNIT..]);

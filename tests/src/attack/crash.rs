@@ -74,6 +74,7 @@ pub(super) fn small(initial: Initial, virtual_size: u64, lazy_refcounts: bool) -
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     build(&geometry, initial).expect("the geometry is a small one")
 }

@@ -27,6 +27,7 @@ pub(super) fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
         extended_l2: false,
         compression: Compression::Deflate,
         data_file: None,
+        encryption: None,
     };
     let mut built = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
     let (_, header) = built.units.first_mut().expect("an image has a header");

@@ -183,6 +183,7 @@ impl Unmarked {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         };
         build(&geometry, Initial::Leaky).expect("the geometry is a small one")
     }

@@ -371,6 +371,7 @@ impl World {
             extended_l2: false,
             compression: Compression::Deflate,
             data_file: None,
+            encryption: None,
         };
         let open = Opening { cache_pages: 4, growth_step: cluster, ..Opening::new("") };
         Self { geometry, initial, session: Session::of(&open, geometry.below) }

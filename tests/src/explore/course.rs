@@ -126,7 +126,8 @@ const fn may_be_read(region: Region) -> bool {
         | Region::L2(_)
         | Region::BitmapDirectory
         | Region::BitmapTable(_)
-        | Region::Bitmap(_) => true,
+        | Region::Bitmap(_)
+        | Region::EncryptionHeader => true,
     }
 }
 

@@ -316,7 +316,9 @@ fn concerned(violation: &Violation, views: [&View<'_>; 3]) -> Vec<Entry> {
         Region::L1 => vec![Entry::L1Table],
         Region::RefcountTable => vec![Entry::RefcountTable],
         Region::BitmapDirectory | Region::BitmapTable(_) | Region::Bitmap(_) => Vec::new(),
-        Region::Header | Region::Free(_) | Region::BeyondEnd => Vec::new(),
+        Region::Header | Region::EncryptionHeader | Region::Free(_) | Region::BeyondEnd => {
+            Vec::new()
+        }
     };
     let of_cluster = |cluster: u64| {
         let mut all = vec![Entry::Refcount(cluster)];

@@ -61,7 +61,7 @@ impl Lane {
 
     const fn of(region: Region) -> (Self, Option<u64>) {
         match region {
-            Region::Header => (Self::Header, None),
+            Region::Header | Region::EncryptionHeader => (Self::Header, None),
             Region::RefcountTable => (Self::RefcountTable, None),
             Region::RefcountBlock(index) => (Self::RefcountBlock, Some(index)),
             Region::L1 => (Self::L1, None),

@@ -816,6 +816,7 @@ const fn words(property: Property) -> &'static str {
         Property::P8 => "an error, claim or contract is broken",
         Property::P9 => "too much is leaked",
         Property::P10 => "an operation happened by half",
+        Property::PCipher => "what was to be encrypted is not",
     }
 }
 
