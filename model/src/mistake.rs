@@ -173,6 +173,8 @@ pub enum Mistake {
     DataFileNoFixedPoint,
     /// Judge: that an image is encrypted otherwise than it was, or has lost its key, is not noticed.
     EncryptionIgnored,
+    /// Judge: what a guest wrote may be in an encrypted image as it is.
+    ClearTextAllowed,
     /// Judge: units are deciphered by the guest's numbers, whatever the cipher.
     CipherNumberOfGuest,
     /// Judge: units are deciphered by the host's numbers, whatever the cipher.
@@ -221,7 +223,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// Every mistake.
-    pub const ALL: [Self; 101] = [
+    pub const ALL: [Self; 102] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -301,6 +303,7 @@ impl Mistake {
         Self::RawViewMayChange,
         Self::DataFileNoFixedPoint,
         Self::EncryptionIgnored,
+        Self::ClearTextAllowed,
         Self::CipherNumberOfGuest,
         Self::CipherNumberOfHost,
         Self::CipherNumberOfEvidence,

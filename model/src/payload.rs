@@ -134,9 +134,9 @@ pub fn decode(bytes: &Unit) -> Value {
     Value::Foreign(xxh3_64(bytes))
 }
 
-/// Whether `bytes` are generated data, whoever wrote it: what an encrypted image may have nowhere as it is.
+/// Whether `bytes` are generated data of this image or its layer: what it may have nowhere as it is if it is encrypted.
 pub fn is_payload(bytes: &Unit) -> bool {
-    matches!(decode(bytes), Value::Tag { .. })
+    bytes.starts_with(b"unit ") && matches!(decode(bytes), Value::Tag { id, .. } if id != STALE)
 }
 
 fn hex(digits: &mut [u8], value: u64) {
@@ -206,7 +206,8 @@ mod tests {
 
     #[test]
     fn generated_data_is_known_by_all_of_its_bytes() {
-        for id in [INITIAL, 7, COMPRESSIBLE + 7, BELOW, STALE] {
+        assert!(!is_payload(&unit(3, STALE)), "it is a former owner's");
+        for id in [INITIAL, 7, COMPRESSIBLE + 7, BELOW] {
             let mut bytes = unit(3, id);
             assert!(is_payload(&bytes), "{id}");
             bytes[UNIT - 1] ^= 1;

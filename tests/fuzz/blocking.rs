@@ -189,7 +189,7 @@ fn blocking_calls_survive_power_cuts() {
         let open = Opening { page_size: 512, ..plan.open.clone() };
         let session = Session::of(
             &Opening { pass_discard: true, lazy_refcounts: None, ..open },
-            plan.geometry.below,
+            &plan.geometry,
         );
         let subject = Qcow2Core::default();
         let start = trial::initial(&subject, &plan.geometry, plan.initial, &session, &plan.device);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use faultfs::profile::Profile;
 use model::build::Initial;
 use model::finding::Property;
-use model::op::DataFile;
+use model::op::{DataFile, Encryption};
 use qcow2_core::Rule;
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
@@ -154,7 +154,7 @@ fn every_part_is_silent() {
 fn every_alphabet_is_silent() {
     type Change = fn(World) -> World;
     let plain: Change = |world| world;
-    let alphabets: [(&[Symbol], u32, Change); 8] = [
+    let alphabets: [(&[Symbol], u32, Change); 10] = [
         (&Symbol::ALL, 1024, plain),
         (&Symbol::RESIZING, 1024, plain),
         (&Symbol::ALL, 512, World::over_layer),
@@ -162,6 +162,8 @@ fn every_alphabet_is_silent() {
         (&Symbol::COMPRESSING, 4096, plain),
         (&Symbol::DATA_FILES, 1024, |world| world.beside(DataFile::Plain)),
         (&Symbol::DATA_FILES, 4096, |world| world.beside(DataFile::Raw)),
+        (&Symbol::ALL, 512, |world| world.encrypted(Encryption::Aes)),
+        (&Symbol::ALL, 4096, |world| world.over_layer().encrypted(Encryption::Luks)),
         (&Symbol::SUBCLUSTERS, 16384, |world| world.with_subclusters().over_layer()),
     ];
     for (alphabet, cluster, change) in alphabets {

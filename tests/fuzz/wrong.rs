@@ -134,7 +134,7 @@ fn a_check_that_is_wrong_is_found() {
         data_file: None,
         encryption: None,
     };
-    let session = Session::of(&Opening::new("wrong"), None);
+    let session = Session::of(&Opening::new("wrong"), &geometry);
     let judged = |how, initial, run| {
         let device = Device::default();
         let start = trial::initial(&Wrong(how), &geometry, initial, &session, &device);
@@ -288,7 +288,7 @@ fn who_does_not_go_on_is_found() {
         encryption: None,
     };
     let open = Opening { cache_pages: 1, growth_step: 1 << 10, ..Opening::new("wrong") };
-    let session = Session::of(&open, None);
+    let session = Session::of(&open, &geometry);
     let goes_on = |how| -> Result<WentOn, Failure> {
         let (disk, _) =
             trial::initial(&Wrong(how), &geometry, Initial::Leaky, &session, &Device::default())

@@ -296,7 +296,7 @@ pub fn run<Sub: Subject>(
     let guest_units = usize::try_from(geometry.units()).expect("MAX_VIRTUAL_SIZE is far below");
     let zeroes = vec![ValueKey::ZERO; guest_units];
     let open = Opening { growth_step: growth, ..Opening::new(subject.key()) };
-    let session = Session::of(&open, geometry.below);
+    let session = Session::of(&open, &geometry);
     let mut guest = Guest::new(&zeroes, subject.promises(&geometry, &session));
     let mut bench = Bench::new(subject.clone(), session, profile);
     let mut rng = Rng::new(seed);

@@ -17,6 +17,7 @@ use crate::explore::certificate::{self, Certificate};
 use crate::figures::Figures;
 use crate::probe::Probe;
 use crate::subject::Subject;
+use crate::workload::Shape;
 
 /// What certificates say of a subject under a profile.
 #[derive(Clone, Debug)]
@@ -80,6 +81,7 @@ pub fn claims(figures: &Figures, cited: &Cited) -> Vec<LedgerLine> {
         of,
     };
     let states = |property| claim(property, figures.states, "states");
+    let encrypted = figures.by_shape.get(Shape::Encrypted.name());
     vec![
         claim(Property::P0, figures.operations, "requests"),
         states(Property::P1),
@@ -92,6 +94,7 @@ pub fn claims(figures: &Figures, cited: &Cited) -> Vec<LedgerLine> {
         states(Property::P8),
         states(Property::P9),
         states(Property::P10),
+        claim(Property::PCipher, encrypted.copied().unwrap_or(0), "states of encrypted images"),
     ]
 }
 

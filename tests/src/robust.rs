@@ -68,7 +68,7 @@ pub fn run_case<Sub: Subject>(
     seed: u64,
     figures: &mut Figures,
 ) -> (Option<(Failure, CrashImage)>, u64) {
-    let session = Session::of(&plan.open, plan.geometry.below);
+    let session = Session::of(&plan.open, &plan.geometry);
     let script = TrialLife::of(&plan.lives[0]).script(session);
     let units = cluster_units(&plan.geometry);
     let mut rng = Rng::new(seed ^ 0x6461_6d61_6765);
@@ -470,7 +470,7 @@ pub fn judge_image<Sub: Subject>(
         disk = disk.with_second_extents(first, data.length, extents);
     }
     let disk = disk.with_limits(crate::trial::limits_of(&case.device));
-    let session = Session::of(&case.open, case.geometry.below);
+    let session = Session::of(&case.open, &case.geometry);
     let promises = Promises {
         cluster_units: case.geometry.cluster_units(),
         discard: DiscardReads::Zeroes,

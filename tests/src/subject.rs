@@ -96,6 +96,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use faultfs::chooser::Chooser;
 use faultfs::direct::Direct;
 use faultfs::exec::SimStorage;
+use model::crypt::PASSPHRASE;
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
 use model::judge::{Extent, Statement};
@@ -104,14 +105,14 @@ use qcow2_core::format::entry::Mapping as Entry;
 use qcow2_core::storage::{IoBuf, Storage};
 use qcow2_core::{
     Barrier, CheckError, CheckReport, ErrorKind, Executor, Image, IoError, Mutant, OpenOptions,
-    Repair, Rule, Rules, Source, Zeroing,
+    Passphrase, Repair, Rule, Rules, Source, Zeroing,
 };
 
 use crate::layer::Base;
 use crate::sabotage::Target;
 
-/// How an image is opened for one session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How an image is opened for one session. The default reads a plain one, as the subject sees fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Session {
     /// Whether it may change.
     pub writable: bool,
@@ -131,11 +132,13 @@ pub struct Session {
     pub below: Option<u64>,
     /// Whether what is read from it may be copied into the image.
     pub copy_on_read: bool,
+    /// Whether the image is encrypted, with [`PASSPHRASE`].
+    pub encrypted: bool,
 }
 
 impl Session {
-    /// A session for writing with the options of a case on an image over a layer of so many bytes, or over none.
-    pub const fn of(open: &model::case::Opening, below: Option<u64>) -> Self {
+    /// A session for writing with the options of a case on an image of this geometry.
+    pub const fn of(open: &model::case::Opening, geometry: &Geometry) -> Self {
         Self {
             writable: true,
             cache_pages: open.cache_pages,
@@ -144,8 +147,9 @@ impl Session {
             page_size: open.page_size,
             pass_discard: open.pass_discard,
             lazy_refcounts: open.lazy_refcounts,
-            below,
+            below: geometry.below,
             copy_on_read: open.copy_on_read,
+            encrypted: geometry.encryption.is_some(),
         }
     }
 
@@ -264,6 +268,12 @@ pub trait Subject: Clone + Send + Sync + 'static {
 
     /// Whether it opens images whose guest data is in an external data file. One that does not is given none.
     fn opens_data_files(&self) -> bool {
+        false
+    }
+
+    /// Whether it opens encrypted images, which [`Session::encrypted`] tells, and enciphers what is written to them. One that does not is
+    /// given none.
+    fn enciphers(&self) -> bool {
         false
     }
 
@@ -518,6 +528,10 @@ impl Subject for Qcow2Core {
         true
     }
 
+    fn enciphers(&self) -> bool {
+        true
+    }
+
     fn shrinks(&self) -> bool {
         true
     }
@@ -541,6 +555,9 @@ impl Subject for Qcow2Core {
 
     async fn open<S: Storage>(&self, storage: S, session: Session) -> Result<Image<S>, Refusal> {
         let options = self.open_options(&session);
+        if session.encrypted {
+            return encrypted(storage, None, &session, options).await;
+        }
         let opened = match session.below {
             Some(below) => Image::open_over(storage, Base::new(below).shared(), options).await,
             None => Image::open(storage, options).await,
@@ -554,8 +571,12 @@ impl Subject for Qcow2Core {
         data: S,
         session: Session,
     ) -> Result<Image<S>, Refusal> {
+        let options = self.open_options(&session);
+        if session.encrypted {
+            return encrypted(storage, Some(data), &session, options).await;
+        }
         let layer = session.below.map(|below| Base::new(below).shared());
-        let opened = Image::open_with_data(storage, data, layer, self.open_options(&session)).await;
+        let opened = Image::open_with_data(storage, data, layer, options).await;
         opened.map_err(|error| refusal(error.kind(), error.to_string()))
     }
 
@@ -578,6 +599,18 @@ impl Subject for Qcow2Core {
         };
         Some(claim(qcow2_core::check(&storage, repair, self.rules).await, Statement::Clean))
     }
+}
+
+async fn encrypted<S: Storage>(
+    storage: S,
+    data: Option<S>,
+    session: &Session,
+    options: OpenOptions,
+) -> Result<Image<S>, Refusal> {
+    let layer = session.below.map(|below| Base::new(below).shared());
+    let passphrase = Passphrase::new(PASSPHRASE);
+    let opened = Image::open_encrypted(storage, &passphrase, data, layer, options).await;
+    opened.map_err(|error| refusal(error.kind(), error.to_string()))
 }
 
 /// Whether it failed because the storage did, or gave up.
@@ -699,7 +732,7 @@ impl<S: Storage> SubjectImage for Image<S> {
             .iter()
             .map(|extent| {
                 let to = match extent.source {
-                    Source::Host(host) => Mapping::Host(host),
+                    Source::Host(host) | Source::Enciphered(host) => Mapping::Host(host),
                     Source::Data(offset) => Mapping::Host(offset),
                     Source::Below => Mapping::Unallocated,
                     Source::Compressed(entry) => match entry.decode(cluster_bits, 3, 0) {

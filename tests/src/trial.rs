@@ -127,7 +127,7 @@ pub enum Survivors {
 impl Trial {
     /// How its images are opened.
     pub fn session(&self) -> Session {
-        Session::of(&self.open, self.geometry.below)
+        Session::of(&self.open, &self.geometry)
     }
 
     /// The disk and reference disk that its first life begins with.

@@ -13,11 +13,11 @@ use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use model::build::Initial;
 use model::case::{Device, Dropped, Opening};
-use model::op::{Compression, DataFile, Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, DataFile, Durability, Encryption, Geometry, Op, Preallocation};
 use model::payload::COMPRESSIBLE;
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 17;
+pub const GENERATOR: u32 = 18;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,11 +81,13 @@ pub enum Shape {
     Compressing,
     /// Guest data is in an external data file, which may be read as a raw disk.
     DataFiles,
+    /// Guest data is encrypted.
+    Encrypted,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -106,6 +108,7 @@ impl Shape {
         Self::Compressed,
         Self::Compressing,
         Self::DataFiles,
+        Self::Encrypted,
     ];
 
     /// The name in reports and on the command line.
@@ -131,6 +134,7 @@ impl Shape {
             Self::Compressed => "compressed",
             Self::Compressing => "compressing",
             Self::DataFiles => "data-files",
+            Self::Encrypted => "encrypted",
         }
     }
 }
@@ -333,6 +337,7 @@ impl Plan {
             Shape::Layered => self.geometry.below.is_some(),
             Shape::Subclusters => self.geometry.extended_l2,
             Shape::DataFiles => self.geometry.data_file.is_some(),
+            Shape::Encrypted => self.geometry.encryption.is_some(),
             Shape::Ahead => {
                 let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
                 ops.any(|op| matches!(op, Op::Preallocate { .. }))
@@ -519,6 +524,12 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         // One that is the disk by itself has nothing below it.
         let raw = rng.below(2) == 0 && geometry.below.is_none();
         geometry.data_file = Some(if raw { DataFile::Raw } else { DataFile::Plain });
+    }
+    let is_plain = compressed || scope.tiny || geometry.data_file == Some(DataFile::Raw);
+    if shaped(&mut rng, Shape::Encrypted, 12) && !is_plain {
+        // A LUKS header is two thousand units more.
+        let luks = rng.below(2) == 0;
+        geometry.encryption = Some(if luks { Encryption::Luks } else { Encryption::Aes });
     }
     let overridden = scope.lazy.is_none() && rng.below(12) == 0 && version == 3;
     let open = Opening {

@@ -8,7 +8,6 @@ use faultfs::chooser::Chooser;
 use faultfs::direct::{self, Direct};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
-use model::case::Opening;
 use model::finding::Property;
 use qcow2_core::storage::IoBuf;
 use qcow2_crashtest::guest_trace::{
@@ -224,8 +223,7 @@ impl GuestDisk {
 
 async fn copy<C: Chooser + Send + 'static>(storage: Direct<C>, file: &File, size: u64) {
     const STEP: usize = 1 << 20;
-    let session = Session { writable: false, ..Session::of(&Opening::new("qcow2-core"), None) };
-    let image = Qcow2Core::default().open(storage, session).await.unwrap();
+    let image = Qcow2Core::default().open(storage, Session::default()).await.unwrap();
     assert_eq!(image.size(), size);
     for offset in (0..size).step_by(STEP) {
         let data = SubjectImage::read(&image, offset, IoBuf::zeroed(STEP, 512)).await.unwrap();

@@ -54,7 +54,6 @@ const BAD_HEADERS: &[(usize, &[u8], &str)] = &[
         "header field size at byte 24: 281474976710656 is more than the 8796093022208 bytes that the largest L1 table maps",
     ),
     (35, &[3], "header field crypt_method at byte 32: 3 is none of 0 (none), 1 (AES) and 2 (LUKS)"),
-    (35, &[1], "encryption is not supported"),
     (35, &[2], "header field crypt_method at byte 32: 2 is LUKS, yet there is no LUKS extension"),
     (
         36,

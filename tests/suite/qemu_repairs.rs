@@ -54,8 +54,9 @@ impl Wreck {
     /// or large.
     fn of(seed: u64, lazy: bool) -> Option<Self> {
         let mut plan = workload::plan(seed, &Scope { lazy: Some(lazy), ..Scope::default() });
-        // What is repaired lies in one file.
+        // What is repaired lies in one file, and QEMU is told no passphrase.
         plan.geometry.data_file = None;
+        plan.geometry.encryption = None;
         // An image of many megabytes that would show nothing more than the others.
         if plan.initial == Initial::RefcountTableOneShort {
             return None;
@@ -65,12 +66,12 @@ impl Wreck {
             &subject,
             &plan.geometry,
             plan.initial,
-            &Session::of(&plan.open, plan.geometry.below),
+            &Session::of(&plan.open, &plan.geometry),
             &Device::default(),
         )
         .ok()?;
         let values = disk.values().clone();
-        let session = Session::of(&plan.open, plan.geometry.below);
+        let session = Session::of(&plan.open, &plan.geometry);
         let script = TrialLife::of(&plan.lives[0]).script(session);
         let mut rng = Rng::new(seed);
         let mut cut = None;

@@ -74,7 +74,7 @@ impl Disk {
         fs::write(&path, built.to_bytes()).unwrap();
         let mut evidence = built.evidence();
         let keys = built.guest_keys(|unit| evidence.values.intern(unit));
-        let session = Session::of(&plan.open, plan.geometry.below);
+        let session = Session::of(&plan.open, &plan.geometry);
         let guest = Guest::new(&keys, subject.promises(&plan.geometry, &session))
             .over(&plan.geometry, |unit| evidence.values.intern(unit));
         Self {

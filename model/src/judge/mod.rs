@@ -41,7 +41,5 @@ pub use inherited::Inherited;
 pub use seen::p0_misread;
 pub use state::Judge;
 pub use statement::{Extent, Statement};
-pub use structure::{
-    p_cipher_in_clear, p4_structure, p10_data_file, p10_encryption, p10_layer, p10_size,
-};
+pub use structure::{p_cipher, p4_structure, p10_data_file, p10_encryption, p10_layer, p10_size};
 pub use violation::{MAX_VIOLATIONS, Place, Violation};

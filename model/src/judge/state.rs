@@ -9,7 +9,7 @@ use super::seen::{contents_allowed, raw_view_allowed};
 use super::shown::{Shown, each_guest_cluster, in_memory, raw_data};
 use super::statement::{Extent, Statement};
 use super::structure::{
-    p4_changes_recorded, p4_structure, p10_data_file, p10_encryption, p10_layer, p10_size,
+    p_cipher, p4_changes_recorded, p4_structure, p10_data_file, p10_encryption, p10_layer, p10_size,
 };
 use super::violation::{Place, Violation, whole_image};
 use crate::audit::Auditor;
@@ -83,6 +83,9 @@ impl Judge {
             contents_allowed(image, &header, evidence, &plain, guest, mistake, violations);
             raw_view_allowed(image, &header, evidence, guest, mistake, violations);
             p4_changes_recorded(image, &header, evidence, &plain, mistake, violations);
+        }
+        if self.mistake != Mistake::ClearTextAllowed {
+            p_cipher(evidence, guest, &mut self.violations);
         }
         if (self.mistake, stage) == (Mistake::DirtyExcusesAll, Stage::CrashedDirty) {
             self.violations.clear();

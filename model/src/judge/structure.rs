@@ -124,16 +124,41 @@ pub fn p10_encryption<E: Evidence>(
     }
 }
 
-/// P-cipher: generated data was handed to a unit of the file, as the evidence numbers it, or of the data file, as it is. Whether
-/// bytes are that [`is_payload`](crate::payload::is_payload) says.
-pub fn p_cipher_in_clear(unit: u64, bytes: &Unit) -> Violation {
+/// P-cipher: no unit of any file of an encrypted image, whatever it may hold, is what a guest wrote.
+pub fn p_cipher<E: Evidence>(evidence: &mut E, guest: &Guest, violations: &mut Vec<Violation>) {
+    if guest.encryption().is_none() {
+        return;
+    }
+    let units = |bytes: u64| bytes.div_ceil(UNIT as u64);
+    let image = 0..units(evidence.len());
+    let data = evidence.data_file().map_or(0..0, |first| first..first + units(evidence.data_len()));
+    for units in [image, data] {
+        let mut unit = units.start;
+        while unit < units.end {
+            let empty = evidence.zero_run(unit, units.end - unit);
+            if empty > 0 {
+                unit += empty;
+                continue;
+            }
+            evidence.peek(unit, |key| {
+                let bytes = evidence.bytes(key);
+                if violations.len() < MAX_VIOLATIONS && payload::is_payload(bytes) {
+                    violations.push(in_clear(unit, bytes));
+                }
+            });
+            unit += 1;
+        }
+    }
+}
+
+fn in_clear(unit: u64, bytes: &Unit) -> Violation {
     Violation {
         property: Property::PCipher,
         kind: "in-clear",
         place: Place::File { unit },
         found: Some(payload::decode(bytes)),
         allowed: Vec::new(),
-        story: "the image is encrypted, and this was to be written as the guest has it".to_owned(),
+        story: "the image is encrypted, and this is there as the guest wrote it".to_owned(),
     }
 }
 

@@ -9,7 +9,7 @@ use model::evidence::{DATA_FIRST, Evidence, ValueKey};
 use model::finding::{Property, Stage};
 use model::guest::Guest;
 use model::image::{COPIED, Mapping};
-use model::judge::{Contents, Judge, Place, Violation, p_cipher_in_clear};
+use model::judge::{Contents, Judge, Place, Violation};
 use model::mistake::Mistake;
 use model::op::{Encryption, Geometry};
 use model::payload::{self, UNIT, Unit};
@@ -85,7 +85,11 @@ pub(crate) fn units_deciphered(mistake: Mistake) -> Outcome {
             let mut spoilt = patient.disk.clone();
             spoilt.set(second, &bytes);
             let found = told(&mut judge, &mut spoilt, &guest);
-            expect(&what("not enciphered"), found, vec![invented(two, second)])?;
+            let mut wanted = vec![invented(two, second)];
+            if payload::is_payload(&bytes) {
+                wanted.push(("in-clear", Place::File { unit: second }));
+            }
+            expect(&what("not enciphered"), found, wanted)?;
         }
         let mut zeroes = patient.disk.clone();
         zeroes.set(first, &enciphered(&geometry, one, first, &payload::ZEROES));
@@ -423,13 +427,42 @@ proptest! {
     }
 }
 
-/// Goal: data in the clear is told with its place and whose it is.
+/// Goal: what a guest wrote is told where it lies in the clear, whether or not anything refers to it, and what a former owner left is not. Method: a
+/// unit past all clusters, of the image and of a data file, which may hold either besides what it holds.
+pub(crate) fn clear_text(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
+    for geometry in shapes() {
+        let mut patient = Patient::of(&geometry, Initial::Fragmented);
+        let guest = patient.guest(mistake);
+        let end = patient.disk.len();
+        patient.disk.set_len(end + (4 << 10));
+        let mut units = vec![end.div_ceil(UNIT as u64) + 3];
+        if geometry.data_file.is_some() {
+            let length = patient.disk.data_len();
+            patient.disk.set_data_len(length + (4 << 10));
+            units.push(DATA_FIRST + length / UNIT as u64 + 3);
+        }
+        for unit in units {
+            for (id, wanted) in
+                [(7, vec![("in-clear", Place::File { unit })]), (payload::STALE, vec![])]
+            {
+                let value = patient.disk.values.intern(&payload::unit(18, id));
+                let others = BTreeMap::from([(unit, vec![value])]);
+                let mut open = Open { disk: patient.disk.clone(), others };
+                let found = judge.state(&mut open, &guest, None).iter();
+                let found: Vec<_> = found
+                    .filter(|violation| violation.property == Property::PCipher)
+                    .map(|violation| (violation.kind, violation.place))
+                    .collect();
+                expect(&format!("unit {unit}, {id}, {geometry:?}"), found, wanted)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
-fn data_in_the_clear_is_told() {
-    let violation = p_cipher_in_clear(70, &payload::unit(18, 7));
-    let wanted = "P-cipher in-clear: file unit 70: found unit 18 of write 7, allowed\n  \
-                  the image is encrypted, and this was to be written as the guest has it";
-    assert_eq!(violation.to_string(), wanted);
+fn properties_have_names() {
     let text = serde_json::to_string(&Property::PCipher).unwrap();
     assert_eq!(text, r#""P-cipher""#);
     assert_eq!(serde_json::from_str::<Property>(&text).unwrap(), Property::PCipher);

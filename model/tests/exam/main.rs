@@ -19,8 +19,8 @@ use crate::data_files::{
     data_file_kept, data_file_named, data_read_where_it_is, raw_view, raw_view_kept,
 };
 use crate::encryption::{
-    changes_of_encrypted_data, deciphered_contents_kept, encryption_kept, forks_deciphered,
-    luks_header_counted, numbers_of_units, units_deciphered,
+    changes_of_encrypted_data, clear_text, deciphered_contents_kept, encryption_kept,
+    forks_deciphered, luks_header_counted, numbers_of_units, units_deciphered,
 };
 use crate::findings::{findings_by_stage, findings_seen};
 use crate::guest::{
@@ -42,7 +42,7 @@ use crate::states::{
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Mistake) -> Outcome);
 
-const EXAMS: [Exam; 62] = [
+const EXAMS: [Exam; 63] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -100,6 +100,7 @@ const EXAMS: [Exam; 62] = [
     ("the image has the data file that it was made with", data_file_named),
     ("encrypted data is judged as the guest reads it", units_deciphered),
     ("a cipher goes by the guest's number or the host's", numbers_of_units),
+    ("what a guest wrote is nowhere in the clear", clear_text),
     ("what a key deciphers to is that of its store", forks_deciphered),
     ("repair keeps what encrypted data says", deciphered_contents_kept),
     ("a bitmap that is up to date has changes of encrypted data", changes_of_encrypted_data),

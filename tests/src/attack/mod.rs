@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use faultfs::profile::Profile;
 use model::build::Initial;
-use model::op::DataFile;
+use model::op::{DataFile, Encryption};
 use qcow2_core::{Barrier, Mutant, Rule, Rules};
 
 use crate::campaign::{self, Budget, Found, Settings};
@@ -217,6 +217,10 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
         let worlds = worlds(&[1024], &both, &cheap).into_iter();
         worlds.map(|world| world.beside(kind)).collect::<Vec<_>>()
     };
+    let encrypted = |kind| {
+        let worlds = worlds(&[1024], &both, &cheap).into_iter();
+        worlds.map(|world| world.encrypted(kind)).collect::<Vec<_>>()
+    };
     let stages = [
         (worlds(&[1024, 512], &both, &cheap), all, 1, None),
         (worlds(&[512], &both, &full), all, 1, None),
@@ -225,6 +229,7 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
         (worlds(&[4096], &both, &cheap), &Symbol::COMPRESSING, 2, None),
         (beside(DataFile::Plain), &Symbol::DATA_FILES, 2, None),
         (beside(DataFile::Raw), &Symbol::DATA_FILES, 2, None),
+        (encrypted(Encryption::Aes), all, 2, None),
         (fragmented(512), &Symbol::RACING, 2, Some(AtOnce::Races { delays: 2 })),
         (fragmented(4096), &Symbol::RACING_COMPRESSED, 2, Some(AtOnce::Races { delays: 2 })),
         (fragmented(512), &Symbol::RACING, 3, Some(AtOnce::Races { delays: 1 })),

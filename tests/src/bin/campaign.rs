@@ -221,6 +221,9 @@ struct Explore {
     /// requests of the alphabet of such images; in pairs and races, the usual one.
     #[arg(long, conflicts_with_all = ["resizing", "subclusters", "ahead", "compressing"])]
     data_file: Option<DataFile>,
+    /// Images whose guest data is encrypted, with the AES from before LUKS or with LUKS.
+    #[arg(long)]
+    encryption: Option<Encryption>,
     /// Images over a layer that is longer than the disk.
     #[arg(long)]
     over_layer: bool,
@@ -302,6 +305,21 @@ impl From<DataFile> for model::op::DataFile {
         match kind {
             DataFile::Plain => Self::Plain,
             DataFile::Raw => Self::Raw,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Encryption {
+    Aes,
+    Luks,
+}
+
+impl From<Encryption> for model::op::Encryption {
+    fn from(kind: Encryption) -> Self {
+        match kind {
+            Encryption::Aes => Self::Aes,
+            Encryption::Luks => Self::Luks,
         }
     }
 }
@@ -408,8 +426,12 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
         Some(kind) => usual.into_iter().map(|world| world.beside(kind.into())).collect(),
         None => usual,
     };
+    let usual: Vec<World> = match args.encryption {
+        Some(kind) => usual.into_iter().map(|world| world.encrypted(kind.into())).collect(),
+        None => usual,
+    };
     if let Some(why) = usual.iter().find_map(|world| world.geometry.fault()) {
-        return Err(misuse(format!("--data-file: {why}")));
+        return Err(misuse(why.to_string()));
     }
     let usual = match args.ahead {
         true => usual.into_iter().map(World::copying).collect(),

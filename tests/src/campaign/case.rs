@@ -131,6 +131,9 @@ pub(super) fn run_case<Sub: Subject>(
     if !subject.opens_data_files() {
         plan.geometry.data_file = None;
     }
+    if !subject.enciphers() {
+        plan.geometry.encryption = None;
+    }
     if !subject.opens_layers() {
         plan.geometry.below = None;
     }
@@ -140,7 +143,7 @@ pub(super) fn run_case<Sub: Subject>(
     if build(&plan.geometry, plan.initial).is_err() {
         plan.initial = Initial::Fresh;
     }
-    let session = Session::of(&plan.open, plan.geometry.below);
+    let session = Session::of(&plan.open, &plan.geometry);
     let mut trial = Trial {
         geometry: plan.geometry,
         initial: plan.initial,

@@ -17,7 +17,7 @@ use faultfs::disk::PossibleDisk;
 use model::build::Initial;
 use model::case::{Device, Opening};
 use model::guest::Guest;
-use model::op::{Compression, DataFile, Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, DataFile, Durability, Encryption, Geometry, Op, Preallocation};
 use model::payload::COMPRESSIBLE;
 
 use crate::probe::Probe;
@@ -374,7 +374,7 @@ impl World {
             encryption: None,
         };
         let open = Opening { cache_pages: 4, growth_step: cluster, ..Opening::new("") };
-        Self { geometry, initial, session: Session::of(&open, geometry.below) }
+        Self { geometry, initial, session: Session::of(&open, &geometry) }
     }
 
     /// The same world with refcounts of 2^`order` bits.
@@ -422,6 +422,14 @@ impl World {
     #[must_use]
     pub const fn beside(mut self, data_file: DataFile) -> Self {
         self.geometry.data_file = Some(data_file);
+        self
+    }
+
+    /// The same world with encrypted guest data.
+    #[must_use]
+    pub const fn encrypted(mut self, encryption: Encryption) -> Self {
+        self.geometry.encryption = Some(encryption);
+        self.session.encrypted = true;
         self
     }
 
@@ -493,6 +501,11 @@ impl fmt::Display for World {
         match self.geometry.data_file {
             Some(DataFile::Plain) => f.write_str(", data file")?,
             Some(DataFile::Raw) => f.write_str(", raw data file")?,
+            None => {}
+        }
+        match self.geometry.encryption {
+            Some(Encryption::Aes) => f.write_str(", AES")?,
+            Some(Encryption::Luks) => f.write_str(", LUKS")?,
             None => {}
         }
         match self.geometry.refcount_order {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::build::Initial;
 use model::finding::Property;
-use model::op::{DataFile, Geometry, Op};
+use model::op::{DataFile, Encryption, Geometry, Op};
 use serde::{Deserialize, Serialize};
 
 use super::alphabet::{Symbol, World, operations};
@@ -206,11 +206,15 @@ impl Certificate {
             .iter()
             .map(|geometry| (geometry.cluster_size(), operations(alphabet, geometry)))
             .collect();
+        let mut properties = judged(&subject.duties(), alphabet, settings.at_once.is_some());
+        if settings.worlds.iter().all(|world| world.geometry.encryption.is_some()) {
+            properties.push(Property::PCipher);
+        }
         let mut certificate = Self {
             schema: SCHEMA.to_owned(),
             subject: subject.name(),
             source: source_of(subject).unwrap_or_else(harness),
-            properties: judged(&subject.duties(), alphabet, settings.at_once.is_some()),
+            properties,
             profile: settings.profile.to_string(),
             operations: settings.operations,
             departures: match settings.at_once {
@@ -274,7 +278,14 @@ impl Certificate {
             Some(DataFile::Raw) => " beside a raw data file",
             None => "",
         };
-        let images = format!("images{of}{over}{beside}");
+        let kinds = self.worlds.iter().map(|world| world.geometry.encryption);
+        let encrypted = kinds.reduce(|all, kind| if kind == all { all } else { None }).flatten();
+        let encrypted = match encrypted {
+            Some(Encryption::Aes) => " encrypted with AES",
+            Some(Encryption::Luks) => " encrypted with LUKS",
+            None => "",
+        };
+        let images = format!("images{of}{over}{beside}{encrypted}");
         let depth =
             self.depth.map_or_else(|| "a fixed point".to_owned(), |depth| format!("depth {depth}"));
         let Totals { workloads, leaves, memo_hits, distinct_states, .. } = self.totals;

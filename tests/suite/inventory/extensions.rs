@@ -4,7 +4,7 @@ use model::build::Initial;
 
 use super::line::By::{Initial as Start, Test};
 use super::line::lines;
-use super::tests::{EXTENSION, HEADER, INTEROP, MALFORMED};
+use super::tests::{ENCRYPTION, EXTENSION, HEADER, INTEROP, MALFORMED};
 
 lines! {
     "format::extension::END" {
@@ -28,6 +28,7 @@ lines! {
     }
     "format::extension::LUKS" {
         "without encryption" [Test(MALFORMED, "bad_headers_are_refused_by_name")];
+        "with it" [Test(ENCRYPTION, "a_hostile_encryption_header_is_refused")];
     }
     "format::extension::DATA_FILE" {
         "kept" [Test(EXTENSION, "known_types_occur_once_and_unknown_ones_as_often_as_they_like")];

@@ -14,8 +14,8 @@ use super::line::By::{
 use super::line::lines;
 use super::plans::{is_compressed, some};
 use super::tests::{
-    CHECK, COMPRESS, COMPRESSED_BY_QEMU, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, GUEST_TRACE,
-    HEADER, IMAGE, INTEROP, LIMITED, MALFORMED, MUTANTS, RARE, REFCOUNT, SNAPSHOTS,
+    CHECK, COMPRESS, COMPRESSED_BY_QEMU, CORPUS, COST, DAMAGE, DECOMPRESS, ENCRYPTION, EXTENSION,
+    GUEST_TRACE, HEADER, IMAGE, INTEROP, LIMITED, MALFORMED, MUTANTS, RARE, REFCOUNT, SNAPSHOTS,
 };
 
 lines! {
@@ -94,13 +94,12 @@ lines! {
         "known" [Met(Probe::CleanClose)] P4;
     }
     "CryptMethod::Aes" {
-        "refused" [Test(MALFORMED, "bad_headers_are_refused_by_name")];
+        "known" [Shaped(Shape::Encrypted)] P0 P1 P2 P10 PCipher;
+        "without a passphrase" [Test(ENCRYPTION, "a_wrong_passphrase_is_told")];
     }
     "CryptMethod::Luks" {
-        "refused" [
-            Test(MALFORMED, "bad_headers_are_refused_by_name"),
-            Test(HEADER, "crypt_method_and_its_extension"),
-        ];
+        "known" [Shaped(Shape::Encrypted)] P0 P1 P2 P10 PCipher;
+        "without its extension" [Test(HEADER, "crypt_method_and_its_extension")];
     }
     "Header.l1_size" {
         "what the size needs" [Start(Initial::L1AboutToGrow)] P4 P10;
@@ -278,10 +277,16 @@ lines! {
         ];
     }
     "Luks.offset" {
-        "sensible or not" [Test(EXTENSION, "luks_limits")];
+        "sensible or not" [
+            Test(EXTENSION, "luks_limits"),
+            Test(ENCRYPTION, "a_hostile_encryption_header_is_refused"),
+        ];
     }
     "Luks.length" {
-        "sensible or not" [Test(EXTENSION, "luks_limits")];
+        "sensible or not" [
+            Test(EXTENSION, "luks_limits"),
+            Test(ENCRYPTION, "a_hostile_encryption_header_is_refused"),
+        ];
     }
     "Bitmaps.count" {
         "two" [Start(Initial::Bitmaps)] P4;

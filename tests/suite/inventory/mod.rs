@@ -16,6 +16,7 @@ mod blocking;
 mod check;
 mod create;
 mod data_files;
+mod encryption;
 mod entries;
 mod errors;
 mod extensions;
@@ -43,11 +44,12 @@ use self::line::{By, Line};
 use self::outside::OUTSIDE;
 
 /// The parts of the table.
-const PARTS: [&[Line]; 16] = [
+const PARTS: [&[Line]; 17] = [
     create::LINES,
     open::LINES,
     image::LINES,
     data_files::LINES,
+    encryption::LINES,
     layers::LINES,
     blocking::LINES,
     check::LINES,

@@ -16,6 +16,7 @@ pub(super) const DAMAGE: &str = "qcow2-core/tests/damage.rs";
 pub(super) const DATA_FILES: &str = "qcow2-core/tests/data_file.rs";
 pub(super) const DECOMPRESS: &str = "qcow2-core/src/decompress.rs";
 pub(super) const DIRECT_IO: &str = "tests/suite/direct_io.rs";
+pub(super) const ENCRYPTION: &str = "qcow2-core/tests/encryption.rs";
 pub(super) const ENTRY: &str = "qcow2-core/src/format/entry.rs";
 pub(super) const EXTENSION: &str = "qcow2-core/src/format/extension.rs";
 pub(super) const FEATURE: &str = "qcow2-core/src/format/feature.rs";

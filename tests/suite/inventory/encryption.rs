@@ -1,0 +1,74 @@
+//! Encrypted guest data.
+
+use model::op::{Encryption, Op};
+use qcow2_crashtest::workload::Shape;
+
+use super::line::By::{Nothing, Plans, Shape as Shaped, Test};
+use super::line::lines;
+use super::plans::some;
+use super::tests::{ENCRYPTION, MATRIX};
+
+lines! {
+    "Encryption::luks()" {
+        "with guest data" [
+            Plans(10, |plan| plan.geometry.encryption == Some(Encryption::Luks)),
+            Test(MATRIX, "every_pair_of_options_goes_both_ways"),
+        ] P0 P1 P2 P3 P4 P10 PCipher;
+        "over a layer" [
+            Plans(3, |plan| plan.geometry.encryption.is_some() && plan.geometry.below.is_some()),
+        ] P0 P1 P2 PCipher;
+        "with subclusters" [
+            Plans(2, |plan| plan.geometry.encryption.is_some() && plan.geometry.extended_l2),
+        ] P0 P1 P2 PCipher;
+        "in a data file" [
+            Plans(2, |plan| plan.geometry.encryption.is_some() && plan.geometry.data_file.is_some()),
+        ] P0 P1 P2 PCipher;
+        "on longer sectors" [
+            Plans(3, |plan| plan.geometry.encryption.is_some() && plan.device.sector > 512),
+        ] P1 P2 P8 PCipher;
+        "a disk that becomes smaller, or larger" [
+            Plans(5, |plan| {
+                let resizes = |op: &Op, _| matches!(op, Op::Grow { .. } | Op::Shrink { .. });
+                plan.geometry.encryption.is_some() && some(plan, resizes)
+            }),
+        ] P2 P4 P10;
+    }
+    "Encryption::aes()" {
+        "with guest data" [
+            Plans(10, |plan| plan.geometry.encryption == Some(Encryption::Aes)),
+            Test(MATRIX, "every_pair_of_options_goes_both_ways"),
+        ] P0 P1 P2 P3 P4 P10 PCipher;
+    }
+    "Encryption::ROUNDS" {
+        "a default" [Nothing("a number for callers: how long opening takes is theirs to choose")];
+    }
+    "Passphrase::new()" {
+        "the right one, wrong ones" [Test(ENCRYPTION, "a_wrong_passphrase_is_told")];
+    }
+    "create::create_encrypted()" {
+        "every kind" [Test(ENCRYPTION, "a_guest_finds_what_it_wrote")];
+        "with clusters taken ahead" [Test(ENCRYPTION, "what_is_taken_ahead_reads_as_zeroes")];
+    }
+    "Image::open_encrypted()" {
+        "every kind" [Shaped(Shape::Encrypted)] P0 P1 P2 P4 PCipher;
+        "without encryption, with another passphrase" [
+            Test(ENCRYPTION, "a_wrong_passphrase_is_told"),
+        ];
+        "a hostile header" [Test(ENCRYPTION, "a_hostile_encryption_header_is_refused")];
+    }
+    "blocking::Image::open_encrypted()" {
+        "in random calls" [Test(ENCRYPTION, "a_guest_finds_what_it_wrote")];
+    }
+    "blocking::create_encrypted()" {
+        "every kind" [Test(ENCRYPTION, "a_guest_finds_what_it_wrote")];
+    }
+    "Layers::passphrase()" {
+        "told, or not" [Test(ENCRYPTION, "a_policy_knows_passphrases")];
+    }
+    "FileLayers::passphrase()" {
+        "the right one, a wrong one, none" [Test(ENCRYPTION, "a_policy_knows_passphrases")];
+    }
+    "OpenError::WrongPassphrase" {
+        "told" [Test(ENCRYPTION, "a_wrong_passphrase_is_told")];
+    }
+}
