@@ -54,7 +54,7 @@ pub enum Property {
 impl fmt::Display for Property {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PCipher => f.write_str("P-cipher"),
+            Self::PCipher => f.pad("P-cipher"),
             _ => fmt::Debug::fmt(self, f),
         }
     }

@@ -125,14 +125,17 @@ impl<S: Storage> Image<S> {
     }
 
     /// Gives the space of whole guest clusters in the data file back, which nothing maps any more. Should the entries not outlive a power cut,
-    /// they show what was there or zeroes, which is what a discard that was not flushed may show.
+    /// they show what was there or zeroes, which is what a discard that was not flushed may show. Of an encrypted image they would show what
+    /// zeroes decipher to, and nothing is given back.
     pub(crate) async fn discard_data(
         &self,
         claim: &mut Claim<'_, S>,
         clusters: Range<u64>,
     ) -> Result<(), IoError> {
         let can_discard = self.files.data.as_ref().is_some_and(|data| data.limits().can_discard);
-        if !can_discard || !self.options.pass_discard {
+        let is_encrypted =
+            mutant!(self.options.rules, EncryptedDataDiscarded => false; self.cipher.is_some());
+        if !can_discard || !self.options.pass_discard || is_encrypted {
             return Ok(());
         }
         let disk = self.data_end(self.now(|state| state.header.size));

@@ -272,6 +272,8 @@ mutants! {
         DecipheredAtNewPlace = "mutant:deciphered-at-new-place";
         /// A compressed cluster is written in an encrypted image, where streams are not enciphered.
         StreamInTheClear = "mutant:stream-in-the-clear";
+        /// Enciphered data in a data file is discarded while its entry may still be there.
+        EncryptedDataDiscarded = "mutant:encrypted-data-discarded";
         /// Clusters taken ahead at creation say data, which nobody enciphered.
         TakenAheadInTheClear = "mutant:taken-ahead-in-the-clear", argued "campaigns create no image with clusters taken ahead: \
             qcow2-core/tests/encryption.rs, what_is_taken_ahead_reads_as_zeroes, notices";

@@ -124,7 +124,7 @@ pub fn table(figures: &Figures, cited: &Cited) -> String {
         let how = if claim.exhaustive { "exhaustive (below), random" } else { "random" };
         let _ = writeln!(
             out,
-            "  {:<4} {:<48} {}: {how} {} {}",
+            "  {:<8} {:<48} {}: {how} {} {}",
             claim.property,
             promise(claim.property),
             cited.profile,

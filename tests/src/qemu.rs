@@ -123,26 +123,26 @@ pub struct MapExtent {
 
 /// An image as QEMU is told of it: a file, which is qcow2, and the passphrase if it is encrypted.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
+pub struct QemuImage<'a> {
     /// The file.
     pub path: &'a Path,
     /// The passphrase, in letters and digits.
     pub passphrase: Option<&'a str>,
 }
 
-impl<'a> From<&'a Path> for Target<'a> {
+impl<'a> From<&'a Path> for QemuImage<'a> {
     fn from(path: &'a Path) -> Self {
         Self { path, passphrase: None }
     }
 }
 
-impl<'a> From<&'a PathBuf> for Target<'a> {
+impl<'a> From<&'a PathBuf> for QemuImage<'a> {
     fn from(path: &'a PathBuf) -> Self {
         path.as_path().into()
     }
 }
 
-impl Target<'_> {
+impl QemuImage<'_> {
     /// The object that has the passphrase.
     const SECRET: &'static str = "key";
 
@@ -190,7 +190,7 @@ pub fn img<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Run, Qe
 ///
 /// # Errors
 /// [`QemuError::Start`] if it cannot be run; a bad exit code, as when one of the commands fails, is no error here.
-pub fn io<'a>(image: impl Into<Target<'a>>, commands: &[String]) -> Result<Run, QemuError> {
+pub fn io<'a>(image: impl Into<QemuImage<'a>>, commands: &[String]) -> Result<Run, QemuError> {
     io_with(image.into().args(), commands)
 }
 
@@ -221,7 +221,11 @@ pub fn hold_open(path: &Path) -> Result<Child, QemuError> {
 ///
 /// # Errors
 /// [`QemuError`] if that does not succeed.
-pub fn create<'a>(image: impl Into<Target<'a>>, size: u64, options: &str) -> Result<(), QemuError> {
+pub fn create<'a>(
+    image: impl Into<QemuImage<'a>>,
+    size: u64,
+    options: &str,
+) -> Result<(), QemuError> {
     let image = image.into();
     let args = ["create", "-q", "-f", "qcow2", "-o", options].map(OsString::from);
     let args = args.into_iter().chain(image.secret());
@@ -233,7 +237,7 @@ pub fn create<'a>(image: impl Into<Target<'a>>, size: u64, options: &str) -> Res
 /// # Errors
 /// [`QemuError`] if that does not succeed.
 pub fn resize<'a>(
-    image: impl Into<Target<'a>>,
+    image: impl Into<QemuImage<'a>>,
     size: u64,
     options: &[&str],
 ) -> Result<(), QemuError> {
@@ -246,7 +250,7 @@ pub fn resize<'a>(
 ///
 /// # Errors
 /// [`QemuError`] if the check itself was not possible. What it found is in the answer.
-pub fn check<'a>(image: impl Into<Target<'a>>) -> Result<Check, QemuError> {
+pub fn check<'a>(image: impl Into<QemuImage<'a>>) -> Result<Check, QemuError> {
     check_with(&[], image.into())
 }
 
@@ -254,11 +258,11 @@ pub fn check<'a>(image: impl Into<Target<'a>>) -> Result<Check, QemuError> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn repair<'a>(image: impl Into<Target<'a>>, what: &str) -> Result<Check, QemuError> {
+pub fn repair<'a>(image: impl Into<QemuImage<'a>>, what: &str) -> Result<Check, QemuError> {
     check_with(&["-r", what], image.into())
 }
 
-fn check_with(options: &[&str], image: Target<'_>) -> Result<Check, QemuError> {
+fn check_with(options: &[&str], image: QemuImage<'_>) -> Result<Check, QemuError> {
     let args = ["check", "--output=json"].iter().chain(options).map(OsString::from);
     let run = img(args.chain(image.args()))?;
     match run.code {
@@ -290,7 +294,7 @@ pub fn map(path: &Path) -> Result<Vec<MapExtent>, QemuError> {
 ///
 /// # Errors
 /// [`QemuError::Failed`], which names the first difference, if they differ.
-pub fn compare<'a>(image: impl Into<Target<'a>>, raw: &Path) -> Result<(), QemuError> {
+pub fn compare<'a>(image: impl Into<QemuImage<'a>>, raw: &Path) -> Result<(), QemuError> {
     let image = image.into();
     let secret = image.secret();
     let args = match secret.is_empty() {

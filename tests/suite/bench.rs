@@ -7,7 +7,7 @@ use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::format::Header;
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
 use qcow2_core::{CheckReport, CreateOptions, FileLayers, OpenOptions, Passphrase, Repair};
-use qcow2_crashtest::qemu::{self, Target};
+use qcow2_crashtest::qemu::{self, QemuImage};
 use tempfile::TempDir;
 
 use crate::common::{Expected, assert_clean};
@@ -38,8 +38,8 @@ impl Bench {
     }
 
     /// The image as QEMU is told of it.
-    pub(crate) fn target(&self) -> Target<'_> {
-        Target { path: &self.image, passphrase: self.passphrase }
+    pub(crate) fn target(&self) -> QemuImage<'_> {
+        QemuImage { path: &self.image, passphrase: self.passphrase }
     }
 
     pub(crate) fn create(&self, options: &CreateOptions) -> FileStorage {

@@ -47,6 +47,7 @@ macro_rules! cases {
 
 cases! {
     copied_on_read_beside_a_failure "copied-on-read-beside-a-failure.json",
+    discarded_enciphered_data "discarded-enciphered-data.json",
     dropped_discard_leaks "dropped-discard-leaks.json",
     dropped_flush_failure_unheard "dropped-flush-failure-unheard.json",
     dropped_write_through_failure_unheard "dropped-write-through-failure-unheard.json",

@@ -185,7 +185,7 @@ fn every_mutant_has_an_outcome() {
 }
 
 /// Names that more than one public type has, and why nobody can take one for another.
-const SHARED_NAMES: [(&str, &str); 9] = [
+const SHARED_NAMES: [(&str, &str); 10] = [
     ("Durability", "when a write is durable, as the guest asks and as the storage is asked"),
     ("Finding", "what a check found: the library's and the judge's"),
     ("Header", "the header of an image: the library's and the judge's"),
@@ -196,6 +196,10 @@ const SHARED_NAMES: [(&str, &str); 9] = [
     (
         "DataFile",
         "an external data file: what an image says of it, and which kind the image of a case has",
+    ),
+    (
+        "Encryption",
+        "how guest data is encrypted: of an image to be made, and of the image of a case",
     ),
     ("File", "one of two files: of a disk, and of an image"),
     ("Mapping", "where a guest cluster is: the library's and the judge's"),

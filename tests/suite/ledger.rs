@@ -174,7 +174,7 @@ fn a_certificate_is_cited_for_what_it_is_of() {
             1,
             "{text}"
         );
-        assert!(text.contains("not exhaustive: P7, P9, I/O that fails"), "{text}");
+        assert!(text.contains("not exhaustive: P7, P9, P-cipher, I/O that fails"), "{text}");
         assert!(!text.contains("not counted"), "{text}");
     }
 

@@ -15,7 +15,7 @@ use qcow2_core::{
     Backing, CreateOptions, DataFile, Encryption, Format, Inline, OpenOptions, Passphrase,
     Preallocation, Repair, Zeroing,
 };
-use qcow2_crashtest::qemu::{self, Target};
+use qcow2_crashtest::qemu::{self, QemuImage};
 
 use crate::bench::Bench;
 use crate::common::{Expected, Scatter, Step, steps};
@@ -129,7 +129,7 @@ fn theirs(bench: &Bench, kind: &Kind, backing: Option<&Backing>) -> String {
     }
     match Meaning::of(kind).encryption {
         "none" => {}
-        format => options.push(Target::encrypted(format)),
+        format => options.push(QemuImage::encrypted(format)),
     }
     options.join(",")
 }

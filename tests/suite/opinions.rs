@@ -238,10 +238,10 @@ const DAMAGES: &[Damage] = &[
         what: "L2 entry misaligned",
         at: 0x4006,
         bytes: &[0x52],
-        verdicts: [(4, 0), (2, 0), (1, 1)],
+        verdicts: [(5, 0), (2, 0), (1, 1)],
         repairable: false,
         why: "QEMU and we count both clusters that the entry touches as in use, one of them twice, and we tell of that one as shared \
-              and as marked COPIED too; the model counts none",
+              and of both entries as marked COPIED; the model counts none",
     },
     Damage {
         what: "L1 entry misaligned",

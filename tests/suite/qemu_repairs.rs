@@ -162,7 +162,7 @@ impl Leftover {
 /// The sample: some seeds, and one that was looked for because it shows a [`Leftover`], as one in some hundred does.
 fn wrecks() -> impl Iterator<Item = Wreck> {
     (0..40)
-        .chain([49])
+        .chain([138])
         .flat_map(|seed| [false, true].map(|lazy| (seed, lazy)))
         .filter_map(|(seed, lazy)| Wreck::of(seed, lazy))
 }

@@ -47,6 +47,9 @@ pub(super) fn contents_allowed<E: Evidence>(
         match shown {
             Shown::Stream(_) if mistake == Mistake::StreamsUnjudged => {}
             Shown::Stream(stream) => {
+                if guest.encryption().is_some() && mistake != Mistake::ClearTextAllowed {
+                    violations.push(p_cipher_compressed(units.start, stream));
+                }
                 let room = MAX_VIOLATIONS.saturating_sub(violations.len());
                 violations.extend(
                     p1_p2_stream(units, stream, header, evidence, guest, mistake)
@@ -190,6 +193,18 @@ fn p1_p2_content<E: Evidence>(
         allowed: guest.allowed(unit).into_iter().map(value).collect(),
         story: guest.story(unit, |key| value(key).to_string()),
     })
+}
+
+/// P-cipher: a compressed cluster is what its stream gives, for whoever looks.
+fn p_cipher_compressed(unit: u64, stream: Stream) -> Violation {
+    Violation {
+        property: Property::PCipher,
+        kind: "compressed",
+        place: Place::Guest { unit, host: Some(stream.offset) },
+        found: None,
+        allowed: Vec::new(),
+        story: "the image is encrypted, and a stream is not enciphered".to_owned(),
+    }
 }
 
 /// P1 and P2 of a compressed cluster: every way in which it may read is allowed, and it can be read in every way.

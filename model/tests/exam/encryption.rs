@@ -427,7 +427,8 @@ proptest! {
     }
 }
 
-/// Goal: what a guest wrote is told where it lies in the clear, whether or not anything refers to it, and what a former owner left is not. Method: a
+/// Goal: what a guest wrote is told where it lies in the clear, whether or not anything refers to it, and where it is compressed; what a former
+/// owner left is not. Method: a compressed cluster; a
 /// unit past all clusters, of the image and of a data file, which may hold either besides what it holds.
 pub(crate) fn clear_text(mistake: Mistake) -> Outcome {
     let mut judge = Judge::with_mistake(mistake);
@@ -441,6 +442,19 @@ pub(crate) fn clear_text(mistake: Mistake) -> Outcome {
             let length = patient.disk.data_len();
             patient.disk.set_data_len(length + (4 << 10));
             units.push(DATA_FIRST + length / UNIT as u64 + 3);
+        }
+        if geometry == (Geometry { encryption: geometry.encryption, ..KIB }) {
+            let mut compressed = Patient::of(&geometry, Initial::Fragmented);
+            let guest = compressed.guest(mistake);
+            let cluster = compressed.mapped()[0];
+            let host = compressed.l2(cluster) & !COPIED;
+            compressed.set_l2(cluster, 1 << 62 | host);
+            let found = judge.state(&mut compressed.disk, &guest, None).iter();
+            let found: Vec<_> = found
+                .filter(|violation| violation.property == Property::PCipher)
+                .map(|violation| violation.kind)
+                .collect();
+            expect(&format!("compressed, {geometry:?}"), found, vec!["compressed"])?;
         }
         for unit in units {
             for (id, wanted) in

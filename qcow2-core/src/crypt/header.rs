@@ -3,7 +3,7 @@
 //! ```text
 //!   byte    0      6     8        40       72       104     108   112      132      164     168    208
 //!          |magic |1    |cipher  |mode    |hash    |payload|key  |digest  |salt    |rounds |uuid  |slot 0 .. slot 7|
-//!          |LUKS..|     |"aes"   |"xts-…" |"sha256"|sector |bytes|of key  |        |       |      | 48 bytes each  |
+//!          |LUKS..|     |"aes"   |"xts-.." |"sha256"|sector |bytes|of key  |        |       |      | 48 bytes each  |
 //!
 //!   slot    0       4       8                       40        44
 //!          |active |rounds | salt, 32 bytes        |first    |stripes|

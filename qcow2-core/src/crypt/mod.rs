@@ -15,6 +15,7 @@
 //! space that was never written does not read as zeroes: a new cluster is filled up as if somebody else had left it.
 
 mod cbc;
+mod hash;
 mod header;
 mod secret;
 mod slots;

@@ -8,9 +8,9 @@
 //!
 //! **Invariant.** How long this takes is bounded whatever a header says: one that asks for more rounds than [`MOST_ROUNDS`] is refused.
 
-use sha2::digest::Digest;
 use zeroize::Zeroizing;
 
+use super::hash::Hash;
 use super::header::{Fault, LuksHeader, SLOTS};
 use super::split;
 use super::xts::Xts;
@@ -24,62 +24,6 @@ const CIPHER: &str = "aes";
 const MODE: &str = "xts-plain64";
 /// Of a new header: AES-256, twice.
 const KEY_BYTES: u32 = 64;
-
-/// A hash that headers name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hash {
-    Sha1,
-    Sha256,
-    Sha512,
-}
-
-impl Hash {
-    pub(super) const ALL: [Self; 3] = [Self::Sha1, Self::Sha256, Self::Sha512];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Sha1 => "sha1",
-            Self::Sha256 => "sha256",
-            Self::Sha512 => "sha512",
-        }
-    }
-
-    /// Bytes of a digest.
-    pub(super) const fn len(self) -> usize {
-        match self {
-            Self::Sha1 => 20,
-            Self::Sha256 => 32,
-            Self::Sha512 => 64,
-        }
-    }
-
-    /// The digest of these bytes, one after the other.
-    pub(super) fn digest(self, parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
-        fn of<D: Digest>(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
-            let mut digest = D::new();
-            for part in parts {
-                digest.update(part);
-            }
-            Zeroizing::new(digest.finalize().to_vec())
-        }
-        match self {
-            Self::Sha1 => of::<sha1::Sha1>(parts),
-            Self::Sha256 => of::<sha2::Sha256>(parts),
-            Self::Sha512 => of::<sha2::Sha512>(parts),
-        }
-    }
-
-    /// PBKDF2.
-    fn stretch(self, secret: &[u8], salt: &[u8], rounds: u32, len: usize) -> Zeroizing<Vec<u8>> {
-        let mut key = Zeroizing::new(vec![0; len]);
-        match self {
-            Self::Sha1 => pbkdf2::pbkdf2_hmac::<sha1::Sha1>(secret, salt, rounds, &mut key),
-            Self::Sha256 => pbkdf2::pbkdf2_hmac::<sha2::Sha256>(secret, salt, rounds, &mut key),
-            Self::Sha512 => pbkdf2::pbkdf2_hmac::<sha2::Sha512>(secret, salt, rounds, &mut key),
-        }
-        key
-    }
-}
 
 /// Why key slots cannot be used.
 #[derive(Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 
 use zeroize::Zeroizing;
 
-use super::slots::Hash;
+use super::hash::Hash;
 
 fn diffuse(hash: Hash, bytes: &mut [u8]) {
     for (index, block) in (0u32..).zip(bytes.chunks_mut(hash.len())) {
@@ -53,7 +53,7 @@ pub(super) fn merge(hash: Hash, stripes: &[u8], len: usize) -> Zeroizing<Vec<u8>
 #[cfg(test)]
 mod tests {
     use super::{merge, split};
-    use crate::crypt::slots::Hash;
+    use crate::crypt::hash::Hash;
 
     /// Goal: a key comes back, whatever its length is to that of the digest, and not if any stripe has changed.
     #[test]

@@ -6,7 +6,9 @@ use qcow2_crashtest::workload::Shape;
 use super::line::By::{Nothing, Plans, Shape as Shaped, Test};
 use super::line::lines;
 use super::plans::some;
-use super::tests::{ENCRYPTION, MATRIX};
+use super::tests::{ENCRYPTION, EXTENSION, MATRIX};
+
+const SLOTS: &str = "qcow2-core/src/crypt/slots.rs";
 
 lines! {
     "Encryption::luks()" {
@@ -39,8 +41,33 @@ lines! {
             Test(MATRIX, "every_pair_of_options_goes_both_ways"),
         ] P0 P1 P2 P3 P4 P10 PCipher;
     }
-    "Encryption::ROUNDS" {
+    "crypt::secret::ROUNDS" {
         "a default" [Nothing("a number for callers: how long opening takes is theirs to choose")];
+    }
+    "crypt::slots::MOST_ROUNDS" {
+        "one more" [Test(SLOTS, "what_cannot_be_opened_is_refused_by_name")];
+        "far more" [Test(ENCRYPTION, "a_hostile_encryption_header_is_refused")];
+    }
+    "crypt::slots::LEAST_DIGEST_ROUNDS" {
+        "a key in its slot" [Test(SLOTS, "a_passphrase_opens_its_slot")];
+    }
+    "crypt::slots::SLOT_ROUNDS_PER_DIGEST_ROUND" {
+        "a key in its slot" [Test(SLOTS, "a_passphrase_opens_its_slot")];
+    }
+    "crypt::slots::KEY_BYTES" {
+        "read by QEMU" [Test(MATRIX, "every_pair_of_options_goes_both_ways")];
+    }
+    "crypt::slots::CIPHER" {
+        "read by QEMU" [Test(MATRIX, "every_pair_of_options_goes_both_ways")];
+    }
+    "crypt::slots::MODE" {
+        "read by QEMU" [Test(MATRIX, "every_pair_of_options_goes_both_ways")];
+    }
+    "crypt::hash::ALL" {
+        "each" [Test("qcow2-core/src/crypt/split.rs", "a_key_takes_all_stripes")];
+    }
+    "format::limits::LUKS_BYTES" {
+        "as many, one more" [Test(EXTENSION, "luks_limits")];
     }
     "Passphrase::new()" {
         "the right one, wrong ones" [Test(ENCRYPTION, "a_wrong_passphrase_is_told")];
