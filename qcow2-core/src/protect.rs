@@ -19,18 +19,15 @@ use storage::{IoBuf, Storage};
 /// Bytes of a table that are read at once.
 const PIECE: u64 = 32 << 10;
 
-impl State {
-    /// What the header leads to, with its bytes and its name.
-    #[inline]
-    fn rooted(&self) -> impl Iterator<Item = (Range<u64>, &'static str)> + use<> {
-        let keys = (self.keys.clone(), "the encryption header");
-        self.header.roots().into_iter().map(|(root, range)| (range, root.name())).chain([keys])
-    }
+/// What errors call the LUKS header.
+const KEYS: &str = "the encryption header";
 
+impl State {
     /// Refuses an image of whose tables one lies in another: whatever is written to the one changes the other.
     fn check_apart(&self, metadata: &Metadata) -> Result<(), IoError> {
         let size = self.cluster_size();
-        for (range, what) in self.rooted() {
+        let roots = self.header.roots().into_iter().map(|(root, range)| (range, root.name()));
+        for (range, what) in roots.chain([(self.keys.clone(), KEYS)]) {
             if let Some((cluster, _)) =
                 metadata.first_in(range.start / size..range.end.div_ceil(size))
             {
@@ -49,10 +46,16 @@ impl State {
             return Ok(());
         }
         let size = self.cluster_size();
-        for (range, what) in self.rooted() {
+        for (root, range) in self.header.roots() {
             let cluster = clusters.start.max(range.start / size);
             if cluster < clusters.end.min(range.end.div_ceil(size)) {
-                return Err(IoError::InUse { cluster, what });
+                return Err(IoError::InUse { cluster, what: root.name() });
+            }
+        }
+        if !self.keys.is_empty() {
+            let cluster = clusters.start.max(self.keys.start / size);
+            if cluster < clusters.end.min(self.keys.end.div_ceil(size)) {
+                return Err(IoError::InUse { cluster, what: KEYS });
             }
         }
         match self.known_tables().and_then(|metadata| metadata.first_in(clusters)) {

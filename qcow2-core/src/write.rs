@@ -283,7 +283,11 @@ impl<S: Storage> Image<S> {
         }
         let direct = through && map.is_mapped_durably(offset, len).await;
         let how = if direct { Durability::Through } else { Durability::Cached };
-        let (buf, result) = map.write_data(offset, buf, how).await;
+        // Not through a future around both, which would cost each write instructions.
+        let (buf, result) = match &self.cipher {
+            None => map.write_bytes(buf, how).await,
+            Some(cipher) => Box::pin(map.write_enciphered(cipher, offset, buf, how)).await,
+        };
         if let Err(error) = result {
             return (buf, Err(error));
         }
@@ -746,9 +750,9 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         buf: IoBuf,
         how: Durability,
     ) -> (IoBuf, Result<(), IoError>) {
-        match self.image.cipher.clone() {
+        match &self.image.cipher {
             None => self.write_bytes(buf, how).await,
-            Some(cipher) => Box::pin(self.write_enciphered(&cipher, offset, buf, how)).await,
+            Some(cipher) => Box::pin(self.write_enciphered(cipher, offset, buf, how)).await,
         }
     }
 

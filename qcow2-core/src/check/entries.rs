@@ -85,13 +85,18 @@ pub(super) fn l2_entries<const EXTENDED: bool>(
 
 /// The entries of a table that are not zero, with their index; most of a large table is.
 pub(super) fn entries(table: &[u8]) -> impl Iterator<Item = (u64, u64)> {
-    const PART: usize = 4096;
-    let parts = (0..).step_by(PART / 8).zip(table.chunks(PART));
-    let used = parts.filter(|(_, part)| **part != [0; PART][..part.len()]);
-    used.flat_map(|(first, part)| {
-        (first..).zip(part.as_chunks::<8>().0).filter_map(|(index, bytes)| {
-            let entry = u64::from_be_bytes(*bytes);
-            (entry != 0).then_some((index, entry))
+    used::<4096>(0, table).flat_map(|(first, part)| {
+        used::<64>(first, part).flat_map(|(first, line)| {
+            (first..).zip(line.as_chunks::<8>().0).filter_map(|(index, bytes)| {
+                let entry = u64::from_be_bytes(*bytes);
+                (entry != 0).then_some((index, entry))
+            })
         })
     })
+}
+
+/// The parts of so many bytes that are not all zero, with the index of their first entry.
+fn used<const PART: usize>(first: u64, table: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let parts = (first..).step_by(PART / 8).zip(table.chunks(PART));
+    parts.filter(|(_, part)| **part != [0; PART][..part.len()])
 }
