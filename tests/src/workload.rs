@@ -422,7 +422,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         && version == 3
         && !(growing || eviction || scope.tiny);
     let apart = shaped(&mut rng, Shape::DataFiles, 8) && version == 3 && !scope.tiny && !streams;
-    let compressed = shaped(&mut rng, Shape::Compressed, 20) && !sparse && !apart;
+    let enciphered = scope.shape == Some(Shape::Encrypted);
+    let compressed = shaped(&mut rng, Shape::Compressed, 20) && !sparse && !apart && !enciphered;
     let compressing = shaped(&mut rng, Shape::Compressing, 8);
     let initial = match rng.below(24) {
         _ if compressed => Initial::Compressed,
@@ -522,7 +523,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     };
     if apart {
         // One that is the disk by itself has nothing below it.
-        let raw = rng.below(2) == 0 && geometry.below.is_none();
+        let raw = rng.below(2) == 0 && geometry.below.is_none() && !enciphered;
         geometry.data_file = Some(if raw { DataFile::Raw } else { DataFile::Plain });
     }
     let is_plain = compressed || scope.tiny || geometry.data_file == Some(DataFile::Raw);
