@@ -19,15 +19,12 @@ use storage::{IoBuf, Storage};
 /// Bytes of a table that are read at once.
 const PIECE: u64 = 32 << 10;
 
-/// What errors call the LUKS header.
-const KEYS: &str = "the encryption header";
-
 impl State {
     /// Refuses an image of whose tables one lies in another: whatever is written to the one changes the other.
     fn check_apart(&self, metadata: &Metadata) -> Result<(), IoError> {
         let size = self.cluster_size();
         let roots = self.header.roots().into_iter().map(|(root, range)| (range, root.name()));
-        for (range, what) in roots.chain([(self.keys.clone(), KEYS)]) {
+        for (range, what) in roots.chain([(self.keys.clone(), "the encryption header")]) {
             if let Some((cluster, _)) =
                 metadata.first_in(range.start / size..range.end.div_ceil(size))
             {
@@ -55,7 +52,7 @@ impl State {
         if !self.keys.is_empty() {
             let cluster = clusters.start.max(self.keys.start / size);
             if cluster < clusters.end.min(self.keys.end.div_ceil(size)) {
-                return Err(IoError::InUse { cluster, what: KEYS });
+                return Err(IoError::InUse { cluster, what: "the encryption header" });
             }
         }
         match self.known_tables().and_then(|metadata| metadata.first_in(clusters)) {

@@ -85,8 +85,10 @@ pub(super) fn l2_entries<const EXTENDED: bool>(
 
 /// The entries of a table that are not zero, with their index; most of a large table is.
 pub(super) fn entries(table: &[u8]) -> impl Iterator<Item = (u64, u64)> {
-    used::<4096>(0, table).flat_map(|(first, part)| {
-        used::<64>(first, part).flat_map(|(first, line)| {
+    const PART: usize = 4096;
+    const LINE: usize = 64;
+    used::<PART>(0, table).flat_map(|(first, part)| {
+        used::<LINE>(first, part).flat_map(|(first, line)| {
             (first..).zip(line.as_chunks::<8>().0).filter_map(|(index, bytes)| {
                 let entry = u64::from_be_bytes(*bytes);
                 (entry != 0).then_some((index, entry))
@@ -96,7 +98,7 @@ pub(super) fn entries(table: &[u8]) -> impl Iterator<Item = (u64, u64)> {
 }
 
 /// The parts of so many bytes that are not all zero, with the index of their first entry.
-fn used<const PART: usize>(first: u64, table: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
-    let parts = (first..).step_by(PART / 8).zip(table.chunks(PART));
-    parts.filter(|(_, part)| **part != [0; PART][..part.len()])
+fn used<const BYTES: usize>(first: u64, table: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let parts = (first..).step_by(BYTES / 8).zip(table.chunks(BYTES));
+    parts.filter(|(_, part)| **part != [0; BYTES][..part.len()])
 }

@@ -116,6 +116,9 @@ lines! {
             Start(Initial::RefcountTableOneShort),
         ] P4;
     }
+    "check::entries::LINE" {
+        "a longer table, parts of it zero" [Test(CHECK, "a_long_l1_table_is_looked_at_to_its_end")];
+    }
     "check::entries::PART" {
         "a longer table, parts of it zero" [Test(CHECK, "a_long_l1_table_is_looked_at_to_its_end")];
     }
