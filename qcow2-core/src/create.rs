@@ -153,16 +153,10 @@ async fn write_image<S: Storage>(
         (keys, encryption.map(|encryption| &encryption.0))
     {
         let mut bytes = slots.header().encode().to_vec();
+        bytes.resize(index(slots.header().material(0).start), 0);
+        bytes.extend(material);
         bytes.resize(bytes.len().next_multiple_of(sector), 0);
         out.write(luks.offset, &bytes).await?;
-        // Sectors of more than 4 KiB have a part of the first slot behind the header.
-        let from = slots.header().material(0).start;
-        let start = from - from % sector as u64;
-        let mut whole = if start == 0 { bytes } else { Vec::new() };
-        whole.resize(index(from - start), 0);
-        whole.extend(material);
-        whole.resize(whole.len().next_multiple_of(sector), 0);
-        out.write(luks.offset + start, &whole).await?;
     }
     ahead.write(&out, header, tables, options.rules).await?;
     match options.preallocation {

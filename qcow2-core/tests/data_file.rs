@@ -17,38 +17,14 @@ use qcow2_core::{
 
 use crate::aligned::Aligned;
 use crate::draws::draws;
+use crate::shown::Shown;
 
 const SIZE: usize = 192 << 10;
 const NAME: &str = "data.raw";
 const COPIED: u64 = 1 << 63;
 
-/// A storage whose bytes can be looked at.
-trait Shown: Storage + Clone + Debug {
-    fn of(bytes: Vec<u8>) -> Self;
-    fn bytes(&self) -> Vec<u8>;
-}
-
-impl Shown for MemoryStorage {
-    fn of(bytes: Vec<u8>) -> Self {
-        Self::new(bytes)
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.to_vec()
-    }
-}
-
-impl Shown for Aligned {
-    fn of(bytes: Vec<u8>) -> Self {
-        Self::new(bytes)
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.bytes.to_vec()
-    }
-}
-
-fn layer(bytes: &[u8]) -> Arc<dyn Layer> {
+/// A layer of these bytes.
+pub(crate) fn layer(bytes: &[u8]) -> Arc<dyn Layer> {
     Arc::new(block_on(Raw::new(MemoryStorage::new(bytes.to_vec()))).expect("memory does not fail"))
 }
 

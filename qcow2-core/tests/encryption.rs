@@ -1,19 +1,18 @@
 //! Encrypted guest data: what reads back and with which passphrase, what the file holds of it, and what is refused.
 
-use std::fmt::Debug;
-use std::sync::Arc;
-
 use qcow2_core::blocking::{Image, block_on, check, create_encrypted};
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Durability, IoBuf, Storage};
+use qcow2_core::storage::{Durability, IoBuf};
 use qcow2_core::{
     Backing, CreateOptions, DataFile, Encryption, ErrorKind, FileLayers, Format, Inline, IoError,
-    Layer, OpenError, OpenOptions, Passphrase, Preallocation, Raw, Repair, Source, Zeroing,
+    OpenError, OpenOptions, Passphrase, Preallocation, Repair, Source, Zeroing,
 };
 
 use crate::aligned::Aligned;
+use crate::data_file::layer;
 use crate::draws::draws;
+use crate::shown::Shown;
 
 const SIZE: usize = 192 << 10;
 const UNIT: usize = 512;
@@ -26,32 +25,6 @@ fn random(seed: u64) -> impl FnMut(&mut [u8]) + Send {
 
 fn luks(passphrase: &str) -> Encryption {
     Encryption::luks(&Passphrase::new(passphrase), 1, &mut random(1))
-}
-
-/// A storage whose bytes can be looked at.
-trait Shown: Storage + Clone + Debug {
-    fn of(bytes: Vec<u8>) -> Self;
-    fn bytes(&self) -> Vec<u8>;
-}
-
-impl Shown for MemoryStorage {
-    fn of(bytes: Vec<u8>) -> Self {
-        Self::new(bytes)
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.to_vec()
-    }
-}
-
-impl Shown for Aligned {
-    fn of(bytes: Vec<u8>) -> Self {
-        Self::new(bytes)
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.bytes.to_vec()
-    }
 }
 
 /// A unit that no cipher gives by chance.
@@ -83,10 +56,7 @@ fn live<S: Shown>(
     let mut draw = draws(seed);
     for _ in 0..4 {
         let options = OpenOptions::new().growth(0).write_through(draw(4) == 0);
-        let layer = below.as_deref().map(|bytes| {
-            let raw = Raw::new(MemoryStorage::new(bytes.to_vec()));
-            Arc::new(block_on(raw).expect("memory does not fail")) as Arc<dyn Layer>
-        });
+        let layer = below.as_deref().map(layer);
         let file = data.as_ref().map(|(data, _)| data.clone());
         let image = Image::open_encrypted(storage.clone(), &passphrase, file, layer, options);
         let image = image.expect("in order");

@@ -19,6 +19,7 @@ mod limited;
 mod preallocate;
 mod retry;
 mod separate;
+mod shown;
 mod shrink;
 mod sparse;
 mod subclusters;

@@ -11,7 +11,7 @@
 //!   LUKS      AES-128 or -256, XTS       that of its place in the file  drawn once, in key slots (`slots`)
 //! ```
 //!
-//! **Invariant.** Guest data is enciphered before it enters a buffer that the storage gets (`never in the clear`), padding and zeroes too. So
+//! **Invariant.** Guest data is enciphered before it enters a buffer that the storage gets, padding and zeroes too. So
 //! space that was never written does not read as zeroes: a new cluster is filled up as if somebody else had left it.
 
 mod cbc;

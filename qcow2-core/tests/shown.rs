@@ -1,0 +1,34 @@
+//! Storages that tests look into.
+
+use std::fmt::Debug;
+
+use qcow2_core::storage::Storage;
+use qcow2_core::storage::memory::MemoryStorage;
+
+use crate::aligned::Aligned;
+
+/// A storage whose bytes can be looked at.
+pub(crate) trait Shown: Storage + Clone + Debug {
+    fn of(bytes: Vec<u8>) -> Self;
+    fn bytes(&self) -> Vec<u8>;
+}
+
+impl Shown for MemoryStorage {
+    fn of(bytes: Vec<u8>) -> Self {
+        Self::new(bytes)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.to_vec()
+    }
+}
+
+impl Shown for Aligned {
+    fn of(bytes: Vec<u8>) -> Self {
+        Self::new(bytes)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+}
