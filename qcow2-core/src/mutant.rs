@@ -270,6 +270,8 @@ mutants! {
         FilledInTheClear = "mutant:filled-in-the-clear";
         /// What is copied from one cluster to another is deciphered as if it had been there.
         DecipheredAtNewPlace = "mutant:deciphered-at-new-place";
+        /// Guest data is written as it is, and enciphered over that.
+        ClearTextFirst = "mutant:clear-text-first";
         /// A compressed cluster is written in an encrypted image, where streams are not enciphered.
         StreamInTheClear = "mutant:stream-in-the-clear";
         /// Enciphered data in a data file is discarded while its entry may still be there.

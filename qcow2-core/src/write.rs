@@ -764,6 +764,10 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         buf: IoBuf,
         how: Durability,
     ) -> (IoBuf, Result<(), IoError>) {
+        if mutant!(self.image.options.rules, ClearTextFirst => true; false) {
+            let clear = IoBuf::copy_of(&buf, self.image.limits.alignment);
+            let _ = self.write_bytes(clear, Durability::Cached).await;
+        }
         let mut enciphered = IoBuf::copy_of(&buf, self.image.limits.alignment);
         let mut done = 0;
         for extent in &self.extents {
