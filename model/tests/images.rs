@@ -303,6 +303,20 @@ fn images_stay_what_they_were() {
     }
 }
 
+/// Whether the images of each kind, of all these geometries, are what they were.
+#[track_caller]
+fn assert_stay<I: Iterator<Item = Geometry>>(
+    expected: [(Initial, u64); Initial::ALL.len()],
+    geometries: fn() -> I,
+) {
+    assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
+    for (initial, expected) in expected {
+        let mut hash = Xxh3::new();
+        geometries().for_each(|geometry| add(&mut hash, &geometry, initial));
+        assert_eq!(hash.digest(), expected, "{initial:?}");
+    }
+}
+
 fn add(hash: &mut Xxh3, geometry: &Geometry, initial: Initial) {
     match build(geometry, initial) {
         Ok(built) => {
@@ -335,12 +349,7 @@ fn extended_images_stay_what_they_were() {
         (Initial::Compressed, 0x9d2914fe0d1d0f38),
         (Initial::FullOfLeaks, 0x7082b093d99ffc7f),
     ];
-    assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
-    for (initial, expected) in expected {
-        let mut hash = Xxh3::new();
-        extended().for_each(|geometry| add(&mut hash, &geometry, initial));
-        assert_eq!(hash.digest(), expected, "{initial:?}");
-    }
+    assert_stay(expected, extended);
 }
 
 /// The same of images with a data file.
@@ -359,12 +368,7 @@ fn images_with_a_data_file_stay_what_they_were() {
         (Initial::Compressed, 0x54e1d286e4a45c73),
         (Initial::FullOfLeaks, 0x6a2b7b45b77a7e89),
     ];
-    assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
-    for (initial, expected) in expected {
-        let mut hash = Xxh3::new();
-        beside_data().for_each(|geometry| add(&mut hash, &geometry, initial));
-        assert_eq!(hash.digest(), expected, "{initial:?}");
-    }
+    assert_stay(expected, beside_data);
 }
 
 /// Goal: a data file ends where the disk does, or behind it with stale bytes; where the image maps nothing to it a plain one has stale
@@ -430,12 +434,7 @@ fn encrypted_images_stay_what_they_were() {
         (Initial::Compressed, 0x6736615edce82165),
         (Initial::FullOfLeaks, 0xda692fbcd6b1bfad),
     ];
-    assert_eq!(expected.map(|(initial, _)| initial), Initial::ALL);
-    for (initial, expected) in expected {
-        let mut hash = Xxh3::new();
-        encrypted().for_each(|geometry| add(&mut hash, &geometry, initial));
-        assert_eq!(hash.digest(), expected, "{initial:?}");
-    }
+    assert_stay(expected, encrypted);
 }
 
 /// Goal: an encrypted image has guest data nowhere in the clear; stale bytes are where no guest cluster has a place. Method: every unit of

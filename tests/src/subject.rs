@@ -16,7 +16,7 @@
 //! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
 //!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all; images over a layer, subclusters,
 //!    smaller disks and clusters that show the layer again are asked only of whoever [opens](Subject::opens_layers),
-//!    [reads](Subject::reads_subclusters), [decompresses](Subject::decompresses), [opens beside a data file](Subject::opens_data_files), [shrinks](Subject::shrinks) or [uncovers](Subject::uncovers) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
+//!    [reads](Subject::reads_subclusters), [decompresses](Subject::decompresses), [opens beside a data file](Subject::opens_data_files), [enciphers](Subject::enciphers), [shrinks](Subject::shrinks) or [uncovers](Subject::uncovers) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
 //!    not its own shows bugs that are none. [`command`](Subject::command) is what reports tell people to type: the running program,
 //!    unless the subject says how that is started (`cargo run --release --`).
 //! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
@@ -74,6 +74,7 @@
 //! | P8 | an error without a reason, a false claim, a breach of the storage's contract | overlapping writes in flight, I/O past a limit |
 //! | P9 | one crash leaks too much | allocation far ahead of use |
 //! | P10 | a growth by halves | the size before what it needs |
+//! | P-cipher | guest data of an encrypted image is in a file as the guest wrote it (`in-clear`, `compressed`) | padding, copies, streams: what does not go the way of a write |
 //!
 //! P4 on an image that is marked dirty is of references only: its refcounts are counted again. A finding of P4 need not have lost data yet;
 //! it says that the next writer may.
