@@ -14,7 +14,7 @@
 //!      +------------------------------ judge -------------------------+            P0..P6 and P8, one function each
 //!
 //!   payload           units of guest data that say whose they are
-//!   crypt             how guest data of encrypted images is enciphered, by ciphers that the library does not use
+//!   crypt             how guest data of encrypted images is enciphered, by ciphers that the library does not use, and what opens them
 //!   build             initial images, byte by byte, and what a guest reads from them
 //!   mistake            named mutants of this crate, by which its own tests are tested
 //!   mistaken          what those make of single steps

@@ -66,6 +66,14 @@ pub enum Mistake {
     CollapseToOne,
     /// Guest: anything is allowed in what a growth added.
     GrownSpaceUnjudged,
+    /// Guest: a passphrase that was added may not be there.
+    AddNeverSettles,
+    /// Guest: a passphrase that was removed may still be there.
+    RemoveNeverSettles,
+    /// Guest: an addition or removal in doubt leaves nothing in a slot that is not in use.
+    InterruptedLeavesNothing,
+    /// Guest: which passphrases recovery was seen to leave does not bind later looks.
+    OpeningsNotCollapsed,
 
     /// Auditor: refcounts below the references are not noticed.
     RefcountTooLowIgnored,
@@ -173,6 +181,24 @@ pub enum Mistake {
     DataFileNoFixedPoint,
     /// Judge: that an image is encrypted otherwise than it was, or has lost its key, is not noticed.
     EncryptionIgnored,
+    /// Judge: what the slots of a LUKS header say is not looked at.
+    SlotsUnjudged,
+    /// Judge: a passphrase may be lost that was added.
+    PassphraseMayBeLost,
+    /// Judge: a passphrase may open an image that was removed from it.
+    RemovedMayOpen,
+    /// Judge: what was kept under a passphrase that was removed may stay.
+    MaterialMayStay,
+    /// Judge: slots may be in use that open to nobody.
+    DeadSlotsAllowed,
+    /// Judge: of a LUKS header only one of the ways in which it may read is looked at.
+    SlotsOfOneCombination,
+    /// Judge: what a slot keeps is taken for the first of all that it may keep.
+    FirstMaterialOnly,
+    /// Judge: of what a slot may keep only the first that each unit may hold is tried.
+    FirstGenerationOnly,
+    /// Judge: a repair may change which passphrases open an image.
+    SlotsMayChange,
     /// Judge: what a guest wrote may be in an encrypted image as it is.
     ClearTextAllowed,
     /// Judge: units are deciphered by the guest's numbers, whatever the cipher.
@@ -223,7 +249,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// Every mistake.
-    pub const ALL: [Self; 102] = [
+    pub const ALL: [Self; 115] = [
         Self::SupersededStaysAllowed,
         Self::FlushCoversSubmitted,
         Self::FailedFlushSettles,
@@ -251,6 +277,10 @@ impl Mistake {
         Self::FlushSparesSize,
         Self::CollapseToOne,
         Self::GrownSpaceUnjudged,
+        Self::AddNeverSettles,
+        Self::RemoveNeverSettles,
+        Self::InterruptedLeavesNothing,
+        Self::OpeningsNotCollapsed,
         Self::RefcountTooLowIgnored,
         Self::LeakIgnored,
         Self::CopiedOnSharedIgnored,
@@ -303,6 +333,15 @@ impl Mistake {
         Self::RawViewMayChange,
         Self::DataFileNoFixedPoint,
         Self::EncryptionIgnored,
+        Self::SlotsUnjudged,
+        Self::PassphraseMayBeLost,
+        Self::RemovedMayOpen,
+        Self::MaterialMayStay,
+        Self::DeadSlotsAllowed,
+        Self::SlotsOfOneCombination,
+        Self::FirstMaterialOnly,
+        Self::FirstGenerationOnly,
+        Self::SlotsMayChange,
         Self::ClearTextAllowed,
         Self::CipherNumberOfGuest,
         Self::CipherNumberOfHost,

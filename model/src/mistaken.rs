@@ -5,7 +5,7 @@
 
 use crate::evidence::ValueKey;
 use crate::image::{ALL_ALLOCATED, ALL_ZERO};
-use crate::judge::Contents;
+use crate::judge::{Contents, MAX_HEADERS};
 use crate::mistake::Mistake;
 use crate::op::Encryption;
 use crate::payload::UNIT;
@@ -14,6 +14,11 @@ impl Mistake {
     /// Whether anything is taken for allowed in a unit of a disk that had `initial` units.
     pub(crate) fn allows_anything(self, unit: u64, initial: usize) -> bool {
         self == Self::GrownSpaceUnjudged && unit >= initial as u64
+    }
+
+    /// Whether an addition or a removal of a passphrase settles whether that opens the image.
+    pub(crate) fn settles_passphrase(self, opens: bool) -> bool {
+        self != if opens { Self::AddNeverSettles } else { Self::RemoveNeverSettles }
     }
 
     /// Whether a unit of a read that begins at `first` is looked at.
@@ -130,6 +135,16 @@ impl Mistake {
     /// Whether what was deciphered is remembered for this value, if this is the mistake that looks at keys alone.
     pub(crate) fn remembers(self, same_key: bool) -> Option<bool> {
         (self == Self::DecipheredByKey).then_some(same_key)
+    }
+
+    /// How many of the ways are looked at in which a LUKS header may read.
+    pub(crate) fn headers(self) -> usize {
+        if self == Self::SlotsOfOneCombination { 1 } else { MAX_HEADERS }
+    }
+
+    /// How many generations of a slot's material are tried, of so many.
+    pub(crate) fn generations(self, ages: usize) -> usize {
+        if self == Self::FirstGenerationOnly { ages.min(1) } else { ages }
     }
 
     /// What a repair is said to have added to a unit, if this is a mistake in that.

@@ -302,9 +302,22 @@ pub enum Op {
         /// New virtual size in bytes.
         to: u64,
     },
+    /// Lets a further passphrase open the image, if it is encrypted with LUKS; durable when it returns.
+    AddPassphrase {
+        /// Which: its number, up to [`PASSPHRASES`].
+        id: u32,
+    },
+    /// Lets it open the image no more; durable when it returns, and what was kept under it is unreadable then.
+    RemovePassphrase {
+        /// Which: its number, up to [`PASSPHRASES`].
+        id: u32,
+    },
     /// Closes the image cleanly and opens it again.
     Reopen,
 }
+
+/// Passphrases that may be added to an image, numbered from 1 on. They and the one that it was made with leave half of its slots free.
+pub const PASSPHRASES: u32 = 3;
 
 impl Op {
     /// The operation as it applies to a disk of `size` bytes: `None` if nothing is left of it.
@@ -335,7 +348,12 @@ impl Op {
             Self::Read { offset, length } => Self::Read { offset, length: cut(offset, length)? },
             Self::Grow { to } if to <= size => return None,
             Self::Shrink { to } if to >= size => return None,
-            Self::Flush | Self::Grow { .. } | Self::Shrink { .. } | Self::Reopen => self,
+            Self::Flush
+            | Self::Grow { .. }
+            | Self::Shrink { .. }
+            | Self::AddPassphrase { .. }
+            | Self::RemovePassphrase { .. }
+            | Self::Reopen => self,
         })
     }
 
@@ -349,7 +367,12 @@ impl Op {
             | Self::Uncover { length, .. }
             | Self::Preallocate { length, .. }
             | Self::Read { length, .. } => length,
-            Self::Flush | Self::Grow { .. } | Self::Shrink { .. } | Self::Reopen => 0,
+            Self::Flush
+            | Self::Grow { .. }
+            | Self::Shrink { .. }
+            | Self::AddPassphrase { .. }
+            | Self::RemovePassphrase { .. }
+            | Self::Reopen => 0,
         }
     }
 
@@ -380,6 +403,9 @@ impl Op {
             Self::Grow { to } | Self::Shrink { to } => aligned("to", to).or_else(|| {
                 (to > MAX_VIRTUAL_SIZE).then(|| ("to", format!("{to} is above {MAX_VIRTUAL_SIZE}")))
             }),
+            Self::AddPassphrase { id } | Self::RemovePassphrase { id } => (!(1..=PASSPHRASES)
+                .contains(&id))
+            .then(|| ("id", format!("{id} is not in 1..={PASSPHRASES}"))),
             Self::Flush | Self::Reopen => None,
         }
     }
@@ -398,6 +424,9 @@ mod tests {
         assert_eq!(write(512).clip(0), None);
         assert_eq!(Op::Grow { to: 512 }.clip(1024), None);
         assert_eq!(Op::Flush.clip(0), Some(Op::Flush));
+        for op in [Op::AddPassphrase { id: 1 }, Op::RemovePassphrase { id: 1 }] {
+            assert_eq!((op.clip(0), op.length()), (Some(op), 0));
+        }
     }
 
     #[test]
@@ -409,6 +438,13 @@ mod tests {
         let reserved = Op::Write { offset: 0, length: 512, id: 0, durability: Durability::Cached };
         assert_eq!(reserved.fault().map(|(field, _)| field), Some("id"));
         assert_eq!(Op::Grow { to: 1 << 20 }.fault(), None);
+        for id in [0, PASSPHRASES + 1] {
+            for op in [Op::AddPassphrase { id }, Op::RemovePassphrase { id }] {
+                assert_eq!(op.fault(), Some(("id", format!("{id} is not in 1..=3"))));
+            }
+        }
+        assert_eq!(Op::AddPassphrase { id: 1 }.fault(), None);
+        assert_eq!(Op::RemovePassphrase { id: PASSPHRASES }.fault(), None);
     }
 
     #[test]
@@ -528,6 +564,13 @@ mod tests {
         assert_eq!(text, r#"{"write":{"offset":0,"length":512,"id":1}}"#);
         assert_eq!(serde_json::from_str::<Op>(&text).unwrap(), write);
         assert_eq!(serde_json::from_str::<Op>(r#""flush""#).unwrap(), Op::Flush);
+        for (op, form) in [
+            (Op::AddPassphrase { id: 1 }, r#"{"add-passphrase":{"id":1}}"#),
+            (Op::RemovePassphrase { id: 2 }, r#"{"remove-passphrase":{"id":2}}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&op).unwrap(), form);
+            assert_eq!(serde_json::from_str::<Op>(form).unwrap(), op);
+        }
         assert!(serde_json::from_str::<Op>(r#"{"read":{"offset":0,"length":1,"x":1}}"#).is_err());
     }
 }

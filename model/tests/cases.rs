@@ -81,6 +81,8 @@ fn everything() -> Case {
                         Op::Preallocate { offset: 512, length: 1024, how: Preallocation::Falloc },
                         Op::Read { offset: 0, length: 512 },
                         Op::Grow { to: 131_072 },
+                        Op::AddPassphrase { id: 1 },
+                        Op::RemovePassphrase { id: 3 },
                     ],
                 ],
                 schedule: Scheduling::Seed(7),
@@ -165,6 +167,7 @@ fn errors_name_the_file_and_the_field() {
         ),
         (r#""offset": 512"#, r#""offset": 100"#, "lives[0].tasks[1][1].offset", "multiple of 512"),
         (r#""id": 1"#, r#""id": 0"#, "lives[0].tasks[0][0].id", "initial image"),
+        (r#""id": 3"#, r#""id": 4"#, "lives[0].tasks[1][6].id", "not in 1..=3"),
         (r#""write-zeroes""#, r#""zap""#, "lives[0].tasks[1][0].zap", "unknown variant `zap`"),
         (
             r#""unmap": true"#,
@@ -254,8 +257,8 @@ fn what_no_replay_can_do_is_refused() {
         ("lives[1].recovery (their number)", 16, &|case, most| {
             case.lives[1].recovery = vec![step.clone(); most as usize];
         }),
-        ("lives[1].tasks[0][4088] (number", 4096, &|case, most| {
-            case.lives[1].tasks = vec![flush(most as usize - 8)];
+        ("lives[1].tasks[0][4086] (number", 4096, &|case, most| {
+            case.lives[1].tasks = vec![flush(most as usize - 10)];
         }),
         ("lives[1].tasks[0][0].grow.to", 64 << 20, &|case, most| {
             case.lives[1].tasks = vec![vec![Op::Grow { to: most.next_multiple_of(512) }]];

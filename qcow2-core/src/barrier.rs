@@ -42,6 +42,12 @@ named! {
         BackingName = "flush:backing-name",
         /// After the header names another layer, before that is acknowledged.
         BackingSwitch = "flush:backing-switch",
+        /// Before the key material of a slot that is off is overwritten, so that it is off for good.
+        KeySlot = "flush:key-slot",
+        /// After the key material of a passphrase, before its slot says that it is there.
+        KeyMaterial = "flush:key-material",
+        /// After a passphrase was added or removed, before that is acknowledged.
+        KeyChange = "flush:key-change",
         /// After the counts of a new L1 table, before the header points to it.
         L1Counts = "flush:l1-counts",
         /// After a new L1 table, before the header points to it.

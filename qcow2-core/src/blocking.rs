@@ -320,6 +320,32 @@ impl<S: Storage> Image<S> {
         block_on(self.inner.set_backing(backing))
     }
 
+    /// As [`crate::Image::add_passphrase`].
+    ///
+    /// # Errors
+    /// As [`crate::Image::add_passphrase`].
+    pub fn add_passphrase(
+        &self,
+        known: &Passphrase,
+        added: &Passphrase,
+        rounds: u32,
+        random: &mut (dyn FnMut(&mut [u8]) + Send),
+    ) -> Result<usize, IoError> {
+        block_on(self.inner.add_passphrase(known, added, rounds, random))
+    }
+
+    /// As [`crate::Image::remove_passphrase`].
+    ///
+    /// # Errors
+    /// As [`crate::Image::remove_passphrase`].
+    pub fn remove_passphrase(
+        &self,
+        kept: &Passphrase,
+        removed: &Passphrase,
+    ) -> Result<usize, IoError> {
+        block_on(self.inner.remove_passphrase(kept, removed))
+    }
+
     /// As [`crate::Image::grow`].
     ///
     /// # Errors

@@ -40,6 +40,8 @@ pub(crate) enum Resource {
     Length,
     /// The header.
     Header,
+    /// The encryption header.
+    Keys,
     /// Metadata pages, by host offset.
     Pages(Range<u64>),
     /// The submission of a flush of this file.

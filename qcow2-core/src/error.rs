@@ -292,6 +292,9 @@ pub enum IoError {
     /// The image cannot come to name that layer.
     #[error("the image cannot name that backing file: {0}")]
     Backing(String),
+    /// The passphrases that open the image cannot be changed so.
+    #[error("cannot change the passphrases of the image: {0}")]
+    Passphrase(String),
     /// Reading the layer below the image failed.
     #[error("in the layer below: {0}")]
     Below(Box<IoError>),
@@ -310,7 +313,8 @@ impl IoError {
             | Self::Unaligned { .. }
             | Self::Resize(_)
             | Self::NotCompressed { .. }
-            | Self::Backing(_) => ErrorKind::InvalidInput,
+            | Self::Backing(_)
+            | Self::Passphrase(_) => ErrorKind::InvalidInput,
             Self::Header(error) => ErrorKind::of_format(error),
             Self::Entry(_)
             | Self::SharedTable { .. }

@@ -136,6 +136,7 @@ mod open;
 mod options;
 mod order;
 mod pages;
+mod passphrases;
 mod preallocate;
 mod protect;
 mod read;

@@ -276,6 +276,14 @@ mutants! {
         StreamInTheClear = "mutant:stream-in-the-clear";
         /// Enciphered data in a data file is discarded while its entry may still be there.
         EncryptedDataDiscarded = "mutant:encrypted-data-discarded";
+        /// The key material of a passphrase that was removed stays.
+        KeyMaterialKept = "mutant:key-material-kept";
+        /// A slot is taken again that a change which was dropped, or failed, has turned off, whether or not that is durable.
+        SlotOffNotAwaited = "mutant:slot-off-not-awaited";
+        /// A further passphrase gets the slot after the first, whoever has that.
+        AddedOverAnother = "mutant:added-over-another";
+        /// Of the key slots that a passphrase opens only one is turned off.
+        OneSlotRemoved = "mutant:one-slot-removed";
         /// Clusters taken ahead at creation say data, which nobody enciphered.
         TakenAheadInTheClear = "mutant:taken-ahead-in-the-clear", argued "campaigns create no image with clusters taken ahead: \
             qcow2-core/tests/encryption.rs, what_is_taken_ahead_reads_as_zeroes, notices";

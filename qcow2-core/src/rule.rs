@@ -110,6 +110,14 @@ named! {
         ///
         /// Broken: the image names a layer that is none, or another one.
         NameBeforeHeader = "name-before-header",
+        /// The key material of a passphrase, its salt and its rounds, before its slot says that it has a key.
+        ///
+        /// Broken: a slot has a key that no passphrase opens, and nobody can tell whose it was.
+        KeyMaterialFirst = "key-material-first",
+        /// That a key slot has no key, before its key material is overwritten.
+        ///
+        /// Broken: a slot has a key, and material that gives none.
+        SlotBeforeKeyMaterial = "slot-before-key-material",
         /// Everything past the old end of the guest disk gone, before the disk is larger.
         ///
         /// Broken: what was there once, data or entries, comes to light in the new space.

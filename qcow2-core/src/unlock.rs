@@ -19,7 +19,7 @@ use crate::transfer::read_whole;
 use storage::{IoBuf, Storage};
 
 /// What went wrong with key slots.
-enum Failed {
+pub(crate) enum Failed {
     Storage { offset: u64, source: std::io::Error },
     Format(FormatError),
     Unsupported(String),
@@ -44,16 +44,28 @@ impl From<Failed> for OpenError {
         match failed {
             Failed::Format(error) => Self::Format(error),
             Failed::Unsupported(what) => Self::Unsupported(what),
+            failed @ Failed::Storage { .. } => Self::Io(failed.into()),
+        }
+    }
+}
+
+impl From<Failed> for IoError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Format(error) => Self::Header(error),
+            Failed::Unsupported(what) => Self::Unsupported(what),
             Failed::Storage { offset, source } => {
-                let action = "reading the encryption header";
-                Self::Io(IoError::Storage { action, offset, source })
+                Self::Storage { action: "reading the encryption header", offset, source }
             }
         }
     }
 }
 
 /// Reads a part of the encryption header, in whole sectors around it.
-async fn read<S: Storage>(storage: &S, bytes: Range<u64>) -> Result<Zeroizing<Vec<u8>>, Failed> {
+pub(crate) async fn read<S: Storage>(
+    storage: &S,
+    bytes: Range<u64>,
+) -> Result<Zeroizing<Vec<u8>>, Failed> {
     let (limits, sector) = (storage.limits(), storage.limits().sector() as u64);
     let from = bytes.start - bytes.start % sector;
     let len = usize::try_from(bytes.end.next_multiple_of(sector) - from).expect("it is small");
@@ -64,7 +76,8 @@ async fn read<S: Storage>(storage: &S, bytes: Range<u64>) -> Result<Zeroizing<Ve
     Ok(Zeroizing::new(buf[within..within + len].to_vec()))
 }
 
-async fn read_slots<S: Storage>(storage: &S, luks: Luks) -> Result<KeySlots, Failed> {
+/// The key slots of a LUKS header.
+pub(crate) async fn read_slots<S: Storage>(storage: &S, luks: Luks) -> Result<KeySlots, Failed> {
     let bytes = read(storage, luks.offset..luks.offset + LUKS_BYTES as u64).await?;
     let bytes = bytes[..].try_into().expect("so many were read");
     LuksHeader::parse(bytes, luks.length)
@@ -73,20 +86,20 @@ async fn read_slots<S: Storage>(storage: &S, luks: Luks) -> Result<KeySlots, Fai
         .map_err(|bad| Failed::of(luks, bad))
 }
 
-/// The key that a passphrase opens. Of slots that ask for too much the first is told, if no other opens.
-async fn find_key<S: Storage>(
+/// The first active slot that a passphrase opens, and the key. Of slots that ask for too much the first is told, if no other opens.
+pub(crate) async fn open_slot<S: Storage>(
     storage: &S,
     luks: Luks,
     slots: &KeySlots,
     passphrase: &Passphrase,
-) -> Result<Option<DataKey>, Failed> {
+) -> Result<Option<(usize, DataKey)>, Failed> {
     let mut refused = None;
     for slot in slots.active() {
         let material = slots.header().material(slot);
         let material =
             read(storage, luks.offset + material.start..luks.offset + material.end).await?;
         match slots.open(slot, material, passphrase.bytes()) {
-            Ok(Some(key)) => return Ok(Some(key)),
+            Ok(Some(key)) => return Ok(Some((slot, key))),
             Ok(None) => {}
             Err(bad) => {
                 refused.get_or_insert(bad);
@@ -121,8 +134,8 @@ pub(crate) async fn unlock<S: Storage>(
         CryptMethod::Luks => {
             let luks = header.luks()?.expect("the header was looked at: it has the extension");
             let slots = read_slots(storage, luks).await?;
-            let opened = find_key(storage, luks, &slots, passphrase).await?;
-            let key = opened.ok_or(OpenError::WrongPassphrase)?;
+            let opened = open_slot(storage, luks, &slots, passphrase).await?;
+            let (_, key) = opened.ok_or(OpenError::WrongPassphrase)?;
             Ok(Some(Cipher::Luks(KeySlots::cipher(&key))))
         }
     }

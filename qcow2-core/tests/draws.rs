@@ -11,3 +11,9 @@ pub(crate) fn draws(seed: u64) -> impl FnMut(usize) -> usize {
         ((z ^ (z >> 31)) % below as u64) as usize
     }
 }
+
+/// What nobody but a test would draw keys from.
+pub(crate) fn random(seed: u64) -> impl FnMut(&mut [u8]) + Send {
+    let mut draw = draws(seed);
+    move |bytes| bytes.fill_with(|| draw(256) as u8)
+}

@@ -11,17 +11,11 @@ use qcow2_core::{
 
 use crate::aligned::Aligned;
 use crate::data_file::layer;
-use crate::draws::draws;
+use crate::draws::{draws, random};
 use crate::shown::Shown;
 
 const SIZE: usize = 192 << 10;
 const UNIT: usize = 512;
-
-/// What nobody but a test would draw keys from.
-fn random(seed: u64) -> impl FnMut(&mut [u8]) + Send {
-    let mut draw = draws(seed);
-    move |bytes| bytes.fill_with(|| draw(256) as u8)
-}
 
 fn luks(passphrase: &str) -> Encryption {
     Encryption::luks(&Passphrase::new(passphrase), 1, &mut random(1))

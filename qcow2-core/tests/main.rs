@@ -16,6 +16,7 @@ mod heap;
 mod image;
 mod layers;
 mod limited;
+mod passphrases;
 mod preallocate;
 mod retry;
 mod separate;

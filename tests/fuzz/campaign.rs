@@ -145,6 +145,12 @@ fn every_part_is_silent() {
                 assert!(count >= 10, "{shape}: {size} met {count} times");
             }
         }
+        if shape == Shape::Passphrases {
+            for outcome in [Probe::PassphraseThere, Probe::PassphraseNotThere] {
+                let count = probes.count(outcome);
+                assert!(count >= 10, "{shape}: {outcome} met {count} times");
+            }
+        }
     }
 }
 
@@ -154,7 +160,7 @@ fn every_part_is_silent() {
 fn every_alphabet_is_silent() {
     type Change = fn(World) -> World;
     let plain: Change = |world| world;
-    let alphabets: [(&[Symbol], u32, Change); 10] = [
+    let alphabets: [(&[Symbol], u32, Change); 11] = [
         (&Symbol::ALL, 1024, plain),
         (&Symbol::RESIZING, 1024, plain),
         (&Symbol::ALL, 512, World::over_layer),
@@ -164,6 +170,7 @@ fn every_alphabet_is_silent() {
         (&Symbol::DATA_FILES, 4096, |world| world.beside(DataFile::Raw)),
         (&Symbol::ALL, 512, |world| world.encrypted(Encryption::Aes)),
         (&Symbol::ALL, 4096, |world| world.over_layer().encrypted(Encryption::Luks)),
+        (&Symbol::PASSPHRASES, 4096, |world| world.encrypted(Encryption::Luks)),
         (&Symbol::SUBCLUSTERS, 16384, |world| world.with_subclusters().over_layer()),
     ];
     for (alphabet, cluster, change) in alphabets {

@@ -6,7 +6,7 @@ use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
 use model::build::Initial;
 use model::case::{Device, Opening};
-use model::op::{Compression, Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, Durability, Encryption, Geometry, Op, PASSPHRASES, Preallocation};
 use model::payload::COMPRESSIBLE;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -41,24 +41,26 @@ fn op() -> impl Strategy<Value = Op> {
         3 => range.prop_map(|(offset, length)| Op::Read { offset, length }),
         3 => Just(Op::Flush),
         1 => (UNITS..2 * UNITS).prop_map(|units| Op::Grow { to: units * 512 }),
+        1 => (1..=PASSPHRASES).prop_map(|id| Op::AddPassphrase { id }),
+        1 => (1..=PASSPHRASES).prop_map(|id| Op::RemovePassphrase { id }),
         1 => Just(Op::Reopen),
     ]
 }
 
 fn geometry() -> impl Strategy<Value = Geometry> {
-    (prop_oneof![Just(9u32), Just(10), Just(12)], any::<bool>()).prop_map(|(cluster_bits, lazy)| {
-        Geometry {
-            version: 3,
-            cluster_bits,
-            refcount_order: 4,
-            virtual_size: UNITS * 512,
-            lazy_refcounts: lazy,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        }
+    let encryption = prop_oneof![8 => Just(None), 1 => Just(Some(Encryption::Luks))];
+    let drawn = (prop_oneof![Just(9u32), Just(10), Just(12)], any::<bool>(), encryption);
+    drawn.prop_map(|(cluster_bits, lazy_refcounts, encryption)| Geometry {
+        version: 3,
+        cluster_bits,
+        refcount_order: 4,
+        virtual_size: UNITS * 512,
+        lazy_refcounts,
+        below: None,
+        extended_l2: false,
+        compression: Compression::Deflate,
+        data_file: None,
+        encryption,
     })
 }
 

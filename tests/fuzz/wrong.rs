@@ -290,10 +290,10 @@ fn who_does_not_go_on_is_found() {
     let open = Opening { cache_pages: 1, growth_step: 1 << 10, ..Opening::new("wrong") };
     let session = Session::of(&open, &geometry);
     let goes_on = |how| -> Result<WentOn, Failure> {
-        let (disk, _) =
+        let (disk, guest) =
             trial::initial(&Wrong(how), &geometry, Initial::Leaky, &session, &Device::default())
                 .expect("feasible");
-        p7_goes_on(&Wrong(how), session, &geometry, &disk, &Always(0))
+        p7_goes_on(&Wrong(how), session, &geometry, &disk, &guest, &Always(0))
     };
     let WentOn { ios, most, refilled } = goes_on(How::Right).expect("it goes on");
     assert!(ios < most && refilled);

@@ -638,6 +638,8 @@ pub async fn perform<I: SubjectImage>(
             Op::Read { offset, length } => {
                 return image.read(offset, buffer(length)).await.map(Some);
             }
+            Op::AddPassphrase { id } => image.add_passphrase(id).await?,
+            Op::RemovePassphrase { id } => image.remove_passphrase(id).await?,
             Op::Grow { to } => image.grow(to).await?,
             Op::Shrink { to } => image.shrink(to).await?,
             Op::Flush | Op::Reopen => image.flush().await?,

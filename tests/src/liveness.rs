@@ -76,7 +76,7 @@ pub struct WentOn {
     pub refilled: bool,
 }
 
-/// P7: repairs and opens the image on a fork of `disk`, and writes all of it.
+/// P7: repairs and opens the image on a fork of `disk`, and writes all of it. `guest` says which passphrases open it.
 ///
 /// # Errors
 /// [`Property::P7`].
@@ -85,6 +85,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     session: Session,
     geometry: &Geometry,
     disk: &PossibleDisk,
+    guest: &Guest,
     chooser: &C,
 ) -> Result<WentOn, Failure> {
     let fail = |kind, story| {
@@ -176,7 +177,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     }
     // Who does not repair may have been given an image with flaws.
     if subject.duties().repair {
-        audit_closed(subject, session, geometry, &remains.disk, size)?;
+        audit_closed(subject, session, geometry, (&remains.disk, size), guest)?;
     }
     Ok(WentOn { ios, most, refilled: !lengths.is_empty() })
 }
@@ -195,14 +196,15 @@ fn audit_closed<Sub: Subject>(
     subject: &Sub,
     session: Session,
     geometry: &Geometry,
-    disk: &PossibleDisk,
-    size: u64,
+    (disk, size): (&PossibleDisk, u64),
+    before: &Guest,
 ) -> Result<(), Failure> {
     let values = disk.values().clone();
     let key = |unit| ValueKey(values.intern(&payload::unit(unit, EVERYWHERE)).0);
     let keys: Vec<ValueKey> = (0..size / UNIT as u64).map(key).collect();
     let guest = Guest::new(&keys, subject.promises(geometry, &session))
-        .over(geometry, |unit| ValueKey(values.intern(unit).0));
+        .over(geometry, |unit| ValueKey(values.intern(unit).0))
+        .opened_as(before);
     let mut bench = Bench::new(subject.clone(), session, Profile::TornLength);
     let mut oldest = Always(u32::MAX);
     let mut crashed = disk.crash(Profile::TornLength, &mut oldest);
@@ -365,7 +367,11 @@ impl Exposure {
                         |unit: u64| most.div_ceil(unit) - (to / unit).min(most.div_ceil(unit));
                     taken += 1 + given_up * cut(cluster) + cut(covered);
                 }
-                Op::Read { .. } | Op::Flush | Op::Reopen => {}
+                Op::AddPassphrase { .. }
+                | Op::RemovePassphrase { .. }
+                | Op::Read { .. }
+                | Op::Flush
+                | Op::Reopen => {}
             }
         }
         if taken + moved == 0 {

@@ -394,7 +394,9 @@ fn simpler(op: Op, geometry: &Geometry) -> Vec<Op> {
         Op::Shrink { to } => units(geometry.virtual_size.saturating_sub(to))
             .map(|less| Op::Shrink { to: to + less })
             .collect(),
-        Op::Flush | Op::Reopen => Vec::new(),
+        Op::AddPassphrase { .. } | Op::RemovePassphrase { .. } | Op::Flush | Op::Reopen => {
+            Vec::new()
+        }
     }
 }
 
@@ -447,7 +449,7 @@ fn search_until<Sub: Subject>(
                 // Writing every unit takes long, and only this property asks for it.
                 if wanted.property == Property::P7 {
                     let (geometry, disk) = (&trial.geometry, &recovered.disk);
-                    p7_goes_on(subject, trial.session(), geometry, disk, &chooser)?;
+                    p7_goes_on(subject, trial.session(), geometry, disk, &seen, &chooser)?;
                 }
                 Ok(())
             });

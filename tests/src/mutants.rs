@@ -72,6 +72,12 @@ fn scope_for(mutant: Mutant) -> Scope {
         | Mutant::L1NotLookedAt
         | Mutant::StalePageLoaded => shape(Shape::Eviction),
         Mutant::DequeuedBeforeLoaded => shape(Shape::Widths),
+        Mutant::SlotOffNotAwaited => {
+            Scope { shape: Some(Shape::Passphrases), ..fault(FaultKind::Dropped) }
+        }
+        Mutant::KeyMaterialKept | Mutant::AddedOverAnother | Mutant::OneSlotRemoved => {
+            shape(Shape::Passphrases)
+        }
         Mutant::TailBesideDiscard => Scope { contended: true, ..shape(Shape::Compressing) },
         Mutant::ForgetsFirstPageOnly | Mutant::OldL1NotAwaited => shape(Shape::Growing),
         _ => Scope::default(),

@@ -56,6 +56,8 @@ probes! {
     BothFiles "both-files-in-doubt" "A power cut that left units of an image undecided, and units of its data file.",
     ResizeSmaller "resize-that-left-the-smaller-disk" "A crash after which the disk could have two sizes, and had the smaller one.",
     ResizeLarger "resize-that-left-the-larger-disk" "A crash after which the disk could have two sizes, and had the larger one.",
+    PassphraseThere "passphrase-cut-and-there" "A power cut while a passphrase was added or removed, which opens the image afterwards.",
+    PassphraseNotThere "passphrase-cut-and-not-there" "The same, and it does not open the image.",
     LaggingLength "lagging-length" "A crash that left the file shorter than it had been.",
     DirtyCrash "crash-of-a-dirty-image" "A crash that left the dirty bit set.",
     CrashInRepair "crash-inside-repair" "A power cut in the middle of a repair.",

@@ -246,6 +246,28 @@ pub fn resize<'a>(
     img(args)?.success().map(drop)
 }
 
+/// Lets another passphrase, in letters and digits, open an image that is encrypted with LUKS.
+///
+/// # Errors
+/// [`QemuError`] if that does not succeed.
+pub fn add_passphrase(image: QemuImage<'_>, added: &str) -> Result<(), QemuError> {
+    amend(image, added, "encrypt.state=active,encrypt.iter-time=1,encrypt.new-secret=other")
+}
+
+/// Lets it open the image no more.
+///
+/// # Errors
+/// [`QemuError`] if that does not succeed.
+pub fn remove_passphrase(image: QemuImage<'_>, removed: &str) -> Result<(), QemuError> {
+    amend(image, removed, "encrypt.state=inactive,encrypt.old-secret=other")
+}
+
+fn amend(image: QemuImage<'_>, other: &str, options: &str) -> Result<(), QemuError> {
+    let other = format!("secret,id=other,data={other}");
+    let args = ["amend", "-q", "--object", &other, "-o", options].map(OsString::from);
+    img(args.into_iter().chain(image.args()))?.success().map(drop)
+}
+
 /// Checks an image and changes nothing.
 ///
 /// # Errors

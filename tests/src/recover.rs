@@ -14,9 +14,10 @@ use faultfs::disk::{Mark, PossibleDisk};
 use faultfs::profile::Profile;
 use model::case::Step;
 use model::finding::{Finding, Property, Stage};
-use model::guest::Guest;
+use model::guest::{Guest, Opens};
 use model::image::Image;
 use model::judge::{Contents, Extent, Judge, Place, Statement, Violation};
+use model::op::PASSPHRASES;
 
 use crate::evidence::DiskEvidence;
 use crate::probe::{Probe, Probes};
@@ -147,6 +148,23 @@ impl<Sub: Subject> Bench<Sub> {
         }
     }
 
+    /// Whether a power cut left a passphrase that was being added or removed.
+    fn probe_passphrases<C: Chooser>(&self, crashed: &mut Crashed<'_, C>, probes: &mut Probes) {
+        let Crashed { disk, guest, chooser } = crashed;
+        let is_open = |id: &u32| guest.passphrase(*id) == Opens::Perhaps;
+        if !(1..=PASSPHRASES).any(|id| is_open(&id)) {
+            return;
+        }
+        let found = self.judge.passphrases(&DiskEvidence::new(disk, chooser));
+        for (_, opens) in (1..).zip(found).filter(|(id, _)| is_open(id)) {
+            match opens {
+                Some(true) => probes.hit(Probe::PassphraseThere),
+                Some(false) => probes.hit(Probe::PassphraseNotThere),
+                None => {}
+            }
+        }
+    }
+
     /// Judges a disk that the power cut has just left (`guest` has been told of it), runs `steps` and then the closing
     /// sequence on it. Clones of `chooser` must share their answers.
     ///
@@ -168,6 +186,7 @@ impl<Sub: Subject> Bench<Sub> {
             probes.hit(Probe::DirtyCrash);
         }
         self.probe_size(crashed.guest, probes);
+        self.probe_passphrases(&mut crashed, probes);
         let mut crashes_in_repair = 0;
         let repairs = self.subject.duties().repair;
         for step in steps.iter().filter(|step| repairs || is_open(step.run)) {
@@ -454,6 +473,7 @@ impl<Sub: Subject> Bench<Sub> {
 /// Narrows what the guest may see to what was found.
 pub fn collapse(guest: &mut Guest, contents: &Contents) {
     guest.collapse_size(contents.size());
+    guest.collapse_passphrases(contents.passphrases());
     let mut values = Vec::new();
     for unit in guest.unsettled() {
         values.clear();

@@ -16,7 +16,7 @@
 //! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
 //!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all; images over a layer, subclusters,
 //!    smaller disks and clusters that show the layer again are asked only of whoever [opens](Subject::opens_layers),
-//!    [reads](Subject::reads_subclusters), [decompresses](Subject::decompresses), [opens beside a data file](Subject::opens_data_files), [enciphers](Subject::enciphers), [shrinks](Subject::shrinks) or [uncovers](Subject::uncovers) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
+//!    [reads](Subject::reads_subclusters), [decompresses](Subject::decompresses), [opens beside a data file](Subject::opens_data_files), [enciphers](Subject::enciphers), [changes passphrases](Subject::changes_passphrases), [shrinks](Subject::shrinks) or [uncovers](Subject::uncovers) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
 //!    not its own shows bugs that are none. [`command`](Subject::command) is what reports tell people to type: the running program,
 //!    unless the subject says how that is started (`cargo run --release --`).
 //! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
@@ -73,7 +73,7 @@
 //! | P7 | something hangs, or cannot be written any more | space that is not found again; recovery that does not end |
 //! | P8 | an error without a reason, a false claim, a breach of the storage's contract | overlapping writes in flight, I/O past a limit |
 //! | P9 | one crash leaks too much | allocation far ahead of use |
-//! | P10 | a growth by halves | the size before what it needs |
+//! | P10 | a growth by halves; a passphrase that is lost (`passphrase-lost`), comes back (`passphrase-opens`, `passphrase-recoverable`), or a key slot that is nobody's (`slot-opens-to-nobody`) | the size before what it needs; key material, and the slot |
 //! | P-cipher | guest data of an encrypted image is in a file as the guest wrote it (`in-clear`, `compressed`) | padding, copies, streams: what does not go the way of a write |
 //!
 //! P4 on an image that is marked dirty is of references only: its refcounts are counted again. A finding of P4 need not have lost data yet;
@@ -97,7 +97,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use faultfs::chooser::Chooser;
 use faultfs::direct::Direct;
 use faultfs::exec::SimStorage;
-use model::crypt::PASSPHRASE;
+use faultfs::rng::Rng;
+use model::crypt::{PASSPHRASE, passphrase};
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
 use model::judge::{Extent, Statement};
@@ -278,6 +279,11 @@ pub trait Subject: Clone + Send + Sync + 'static {
         false
     }
 
+    /// Whether it adds passphrases to encrypted images, and removes them. One that does not is not asked to.
+    fn changes_passphrases(&self) -> bool {
+        false
+    }
+
     /// Opens the image; for writing, it must be safe to write afterwards.
     fn open<S: Storage>(
         &self,
@@ -406,6 +412,19 @@ pub trait SubjectImage: Send + Sync + 'static {
         )))
     }
 
+    /// Lets a further [passphrase] open the image; durable when it returns.
+    fn add_passphrase(&self, id: u32) -> impl Future<Output = Result<(), String>> + Send {
+        let why = format!("no subject that leaves passphrases alone is asked to add number {id}");
+        std::future::ready(Err(why))
+    }
+
+    /// Lets it open the image no more, if it does; durable when it returns, and what was kept under it is unreadable then.
+    fn remove_passphrase(&self, id: u32) -> impl Future<Output = Result<(), String>> + Send {
+        let why =
+            format!("no subject that leaves passphrases alone is asked to remove number {id}");
+        std::future::ready(Err(why))
+    }
+
     /// Takes host clusters ahead of what will be written to a range; a subject that takes none leaves it at that.
     fn preallocate(
         &self,
@@ -530,6 +549,10 @@ impl Subject for Qcow2Core {
     }
 
     fn enciphers(&self) -> bool {
+        true
+    }
+
+    fn changes_passphrases(&self) -> bool {
         true
     }
 
@@ -695,6 +718,19 @@ impl<S: Storage> SubjectImage for Image<S> {
 
     async fn uncover(&self, offset: u64, length: u64) -> Result<(), String> {
         plain(Self::uncover(self, offset, length).await)
+    }
+
+    async fn add_passphrase(&self, id: u32) -> Result<(), String> {
+        let [known, added] = [0, id].map(|id| Passphrase::new(passphrase(id)));
+        // What the image has done so far tells one addition from another, in every run alike.
+        let mut rng = Rng::new(self.work().steps << 8 | u64::from(id));
+        let mut random = |bytes: &mut [u8]| bytes.fill_with(|| rng.below(256) as u8);
+        plain(Self::add_passphrase(self, &known, &added, 1, &mut random).await).map(drop)
+    }
+
+    async fn remove_passphrase(&self, id: u32) -> Result<(), String> {
+        let [kept, removed] = [0, id].map(|id| Passphrase::new(passphrase(id)));
+        plain(Self::remove_passphrase(self, &kept, &removed).await).map(drop)
     }
 
     async fn preallocate(

@@ -323,7 +323,7 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
                 disk = recovered.disk;
                 if number + 1 == trial.lives.len()
                     && let Err(failure) =
-                        p7_goes_on(subject, session, &trial.geometry, &disk, &chooser)
+                        p7_goes_on(subject, session, &trial.geometry, &disk, &seen, &chooser)
                 {
                     return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
                 }

@@ -13,11 +13,13 @@ use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use model::build::Initial;
 use model::case::{Device, Dropped, Opening};
-use model::op::{Compression, DataFile, Durability, Encryption, Geometry, Op, Preallocation};
+use model::op::{
+    Compression, DataFile, Durability, Encryption, Geometry, Op, PASSPHRASES, Preallocation,
+};
 use model::payload::COMPRESSIBLE;
 
 /// Version of this generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 18;
+pub const GENERATOR: u32 = 19;
 
 /// What a campaign asks of its cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,11 +85,13 @@ pub enum Shape {
     DataFiles,
     /// Guest data is encrypted.
     Encrypted,
+    /// Passphrases of an encrypted image come and go.
+    Passphrases,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::WriteThrough,
         Self::Pages,
         Self::Eviction,
@@ -109,6 +113,7 @@ impl Shape {
         Self::Compressing,
         Self::DataFiles,
         Self::Encrypted,
+        Self::Passphrases,
     ];
 
     /// The name in reports and on the command line.
@@ -135,6 +140,7 @@ impl Shape {
             Self::Compressing => "compressing",
             Self::DataFiles => "data-files",
             Self::Encrypted => "encrypted",
+            Self::Passphrases => "passphrases",
         }
     }
 }
@@ -338,6 +344,10 @@ impl Plan {
             Shape::Subclusters => self.geometry.extended_l2,
             Shape::DataFiles => self.geometry.data_file.is_some(),
             Shape::Encrypted => self.geometry.encryption.is_some(),
+            Shape::Passphrases => {
+                let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
+                ops.any(|op| matches!(op, Op::AddPassphrase { .. } | Op::RemovePassphrase { .. }))
+            }
             Shape::Ahead => {
                 let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
                 ops.any(|op| matches!(op, Op::Preallocate { .. }))
@@ -375,6 +385,15 @@ impl Plan {
         for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
             if let Op::WriteCompressed { offset, length, id } = *op {
                 *op = Op::Write { offset, length, id, durability: Durability::Cached };
+            }
+        }
+    }
+
+    /// The same without requests that change passphrases: flushes in their place.
+    pub fn never_changes_passphrases(&mut self) {
+        for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
+            if matches!(op, Op::AddPassphrase { .. } | Op::RemovePassphrase { .. }) {
+                *op = Op::Flush;
             }
         }
     }
@@ -422,7 +441,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         && version == 3
         && !(growing || eviction || scope.tiny);
     let apart = shaped(&mut rng, Shape::DataFiles, 8) && version == 3 && !scope.tiny && !streams;
-    let enciphered = scope.shape == Some(Shape::Encrypted);
+    let enciphered = matches!(scope.shape, Some(Shape::Encrypted | Shape::Passphrases));
     let compressed = shaped(&mut rng, Shape::Compressed, 20) && !sparse && !apart && !enciphered;
     let compressing = shaped(&mut rng, Shape::Compressing, 8);
     let initial = match rng.below(24) {
@@ -527,9 +546,9 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         geometry.data_file = Some(if raw { DataFile::Raw } else { DataFile::Plain });
     }
     let is_plain = compressed || scope.tiny || geometry.data_file == Some(DataFile::Raw);
-    if shaped(&mut rng, Shape::Encrypted, 12) && !is_plain {
+    if (shaped(&mut rng, Shape::Encrypted, 12) || enciphered) && !is_plain {
         // A LUKS header is two thousand units more.
-        let luks = rng.below(2) == 0;
+        let luks = rng.below(2) == 0 || scope.shape == Some(Shape::Passphrases);
         geometry.encryption = Some(if luks { Encryption::Luks } else { Encryption::Aes });
     }
     let overridden = scope.lazy.is_none() && rng.below(12) == 0 && version == 3;
@@ -573,6 +592,10 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     if ahead && !contended {
         draw.weights[8] = 1 + draw.rng.below(20);
     }
+    let slots = geometry.encryption == Some(Encryption::Luks);
+    if slots && !contended {
+        draw.weights[10] = 2 + draw.rng.below(20);
+    }
     if compressing {
         draw.weights[9] = 10 + draw.rng.below(60);
     }
@@ -604,6 +627,23 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         let middle = lives[0].tasks[0].len() / 2;
         lives[0].tasks[0].insert(middle, Op::Shrink { to: virtual_size - 512 });
     }
+    if scope.shape == Some(Shape::Passphrases) {
+        let LifePlan { tasks, dropped, .. } = &mut lives[0];
+        let middle = tasks[0].len() / 2;
+        tasks[0].insert(middle, Op::AddPassphrase { id: 1 });
+        // Added by two at once it has two slots.
+        if let Some(beside) = tasks.get_mut(1) {
+            beside.insert(beside.len() / 2, Op::AddPassphrase { id: 1 });
+        }
+        // The slot that one leaves is the next one's.
+        tasks[0].extend([Op::RemovePassphrase { id: 1 }, Op::AddPassphrase { id: 2 }]);
+        if let Some(dropped) = dropped
+            && rng.below(2) == 0
+        {
+            let op = tasks[0].len() - 2;
+            *dropped = Dropped { task: 0, op, after_ios: rng.below(20) };
+        }
+    }
     if scope.shape == Some(Shape::Compressing) {
         let (offset, length) = (0, virtual_size.min(2 * cluster));
         let id = COMPRESSIBLE - 1;
@@ -625,7 +665,7 @@ struct Draw<'a> {
     size: u64,
     cluster: u64,
     hot: Vec<u64>,
-    weights: [u32; 10],
+    weights: [u32; 11],
     contended: bool,
     /// Requests may be as long as the disk.
     long: bool,
@@ -637,6 +677,8 @@ struct Draw<'a> {
     shrinking: bool,
     /// A layer is below, and one discard in three uncovers it.
     layered: bool,
+    /// Requests for a further passphrase so far.
+    added: u32,
     next_id: u32,
 }
 
@@ -645,10 +687,10 @@ impl<'a> Draw<'a> {
         let clusters = u32::try_from(geometry.clusters()).expect("plans are small");
         let spots = 2 + rng.below(5);
         let hot = (0..spots).map(|_| u64::from(rng.below(clusters))).collect();
-        // write, write through, zeroes, discard, read, flush, grow, reopen, preallocate, write compressed
+        // write, write through, zeroes, discard, read, flush, grow, reopen, preallocate, write compressed, passphrases
         let most = [60, 15, 20, 30, 15, 30, 4, 4];
         let some = most.map(|most| if rng.below(4) == 0 { 0 } else { 1 + rng.below(most) });
-        let mut weights = [0; 10];
+        let mut weights = [0; 11];
         weights[..8].copy_from_slice(&some);
         let mut draw = Self {
             rng,
@@ -662,11 +704,12 @@ impl<'a> Draw<'a> {
             spread: false,
             growing: false,
             shrinking: false,
+            added: 0,
             next_id: 1,
         };
         if contended {
             draw.hot.truncate(2);
-            draw.weights = [20, 0, 0, 14, 24, 14, 0, 0, 0, 0];
+            draw.weights = [20, 0, 0, 14, 24, 14, 0, 0, 0, 0, 0];
         }
         draw.weights[0] = draw.weights[0].max(10);
         draw
@@ -687,7 +730,7 @@ impl<'a> Draw<'a> {
         self.hot = (0..60).map(|_| u64::from(self.rng.below(clusters))).collect();
         // No growth, and seldom a flush: what is evicted should not be durable.
         let through = [4, 30][self.rng.below(2) as usize];
-        self.weights = [60, through, 8, 20, 15, 6, 0, 1, 0, 0];
+        self.weights = [60, through, 8, 20, 15, 6, 0, 1, 0, 0, 0];
         self.spread = true;
     }
 
@@ -720,7 +763,7 @@ impl<'a> Draw<'a> {
         let weights = self.weights;
         if kinds.contains(&FaultKind::WriteThroughFailed) {
             // A storage is written through only where a cluster is written again whose mapping a flush has covered.
-            self.weights = [20, 60, 4, 4, 4, 30, 0, 0, 0, 0];
+            self.weights = [20, 60, 4, 4, 4, 30, 0, 0, 0, 0, 0];
         }
         let before = self.size;
         let task = |draw: &mut Self, task| -> Vec<Op> {
@@ -738,7 +781,12 @@ impl<'a> Draw<'a> {
         let dropped = kinds.contains(&FaultKind::Dropped).then(|| {
             let task = self.rng.below(u32::try_from(tasks.len()).expect("few tasks")) as usize;
             let op = self.rng.below(per_task) as usize;
-            Dropped { task, op, after_ios: self.rng.below(5) }
+            // A change of the passphrases reads the slots first.
+            let most = match tasks[task][op] {
+                Op::AddPassphrase { .. } | Op::RemovePassphrase { .. } => 20,
+                _ => 5,
+            };
+            Dropped { task, op, after_ios: self.rng.below(most) }
         });
         LifePlan { tasks, schedule: self.rng.next_u64(), faults, dropped, unrecovered: false }
     }
@@ -872,6 +920,16 @@ impl<'a> Draw<'a> {
                 let id = self.next_id | compresses;
                 self.next_id += 1;
                 Op::WriteCompressed { offset, length, id }
+            }
+            10 => {
+                let id = 1 + self.rng.below(PASSPHRASES);
+                // Of eight slots the first is taken; one may be added twice, if it is not sure that it is there.
+                if self.added < 4 && self.rng.below(5) < 3 {
+                    self.added += 1;
+                    Op::AddPassphrase { id }
+                } else {
+                    Op::RemovePassphrase { id }
+                }
             }
             _ => Op::Flush,
         }

@@ -25,6 +25,7 @@ mod malformed;
 mod matrix;
 mod minimise;
 mod opinions;
+mod passphrases;
 mod qemu_mutants;
 mod qemu_repairs;
 mod rare;

@@ -77,7 +77,12 @@ fn shorter(op: Op, skip: u64) -> Option<Op> {
             *length = length.checked_sub(512).filter(|&left| left > 0)?;
             Some(shorter)
         }
-        Op::Grow { .. } | Op::Shrink { .. } | Op::Flush | Op::Reopen => None,
+        Op::AddPassphrase { .. }
+        | Op::RemovePassphrase { .. }
+        | Op::Grow { .. }
+        | Op::Shrink { .. }
+        | Op::Flush
+        | Op::Reopen => None,
     }
 }
 

@@ -177,6 +177,10 @@ impl Disk {
             Some(Op::Preallocate { offset, length, how }) => {
                 block_on(SubjectImage::preallocate(image, offset, length, how))
             }
+            Some(Op::AddPassphrase { id }) => block_on(SubjectImage::add_passphrase(image, id)),
+            Some(Op::RemovePassphrase { id }) => {
+                block_on(SubjectImage::remove_passphrase(image, id))
+            }
             Some(Op::Grow { to }) => block_on(SubjectImage::grow(image, to)),
             Some(Op::Shrink { to }) => block_on(SubjectImage::shrink(image, to)),
             Some(Op::Flush | Op::Reopen) => block_on(SubjectImage::flush(image)),
@@ -282,6 +286,7 @@ impl Disk {
 
         self.guest.crash();
         self.guest.collapse_size(before.size());
+        self.guest.collapse_passphrases(before.passphrases());
         for unit in 0..self.guest.units() {
             let values: Vec<ValueKey> = before.values(unit).collect();
             self.guest.collapse(unit, &values);

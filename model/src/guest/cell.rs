@@ -111,6 +111,11 @@ impl<T: Copy + Ord> Cell<T> {
             .chain(many.iter().filter(move |entry| entry.end >= horizon).map(|entry| entry.value))
     }
 
+    /// Whether one value is all that may be there, with nothing in flight or in doubt.
+    pub(super) fn is_decided(&self) -> bool {
+        self.sorted().len() == 1 && self.parts().1.iter().all(|entry| entry.settled)
+    }
+
     /// Everything; a value may come twice.
     #[inline]
     pub(super) fn values(&self) -> impl Iterator<Item = T> {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use super::cell::{Cell, Token};
 use super::history::{Answer, Event, History, What};
 use super::lower::LowerDisk;
+use super::passphrases::{Change, Openings, Opens, Passphrases};
 use super::promises::{DiscardReads, Promises};
 use super::units::{Units, set_hash};
 use crate::evidence::ValueKey;
 use crate::mistake::Mistake;
-use crate::op::{DataFile, Durability, Encryption, Geometry, Op};
+use crate::op::{DataFile, Durability, Encryption, Geometry, Op, PASSPHRASES};
 use crate::payload::{UNIT, Unit};
 
 /// A read that returned what it must not (P0).
@@ -48,6 +49,7 @@ pub struct Guest {
     lower: LowerDisk,
     data_file: Option<DataFile>,
     encryption: Option<Encryption>,
+    passphrases: Passphrases,
     history: History,
     mistake: Mistake,
 }
@@ -66,6 +68,7 @@ enum Flight {
     Resize {
         smaller: bool,
     },
+    Passphrase(Change),
     Flush,
     Read {
         first: usize,
@@ -92,6 +95,7 @@ impl Guest {
             lower: LowerDisk::default(),
             data_file: None,
             encryption: None,
+            passphrases: Passphrases::default(),
             history: History::default(),
             mistake: Mistake::None,
         }
@@ -103,6 +107,13 @@ impl Guest {
         self.data_file = geometry.data_file;
         self.encryption = geometry.encryption;
         self.lower = LowerDisk::of(geometry, &mut intern);
+        self
+    }
+
+    /// The same disk on an image that the same passphrases open as another's.
+    #[must_use]
+    pub fn opened_as(mut self, other: &Self) -> Self {
+        self.passphrases = other.passphrases.clone();
         self
     }
 
@@ -142,10 +153,32 @@ impl Guest {
         self.size.live().min().unwrap_or(0) * UNIT as u64
     }
 
-    /// The operation as it applies to the disk, whichever size that has now; `None` if nothing is left of it.
+    /// The operation as it applies to the disk, whichever size that has now; `None` if nothing is left of it, as of an addition of a
+    /// passphrase that surely opens the image, and of a removal of one that surely does not.
     pub fn clip(&self, op: &Op) -> Option<Op> {
+        let is_vain = match *op {
+            Op::AddPassphrase { id } => {
+                !self.has_slot_for(id) || self.passphrase(id) == Opens::Surely
+            }
+            Op::RemovePassphrase { id } => {
+                !self.has_slot_for(id) || matches!(self.passphrase(id), Opens::Shut | Opens::Gone)
+            }
+            _ => false,
+        };
+        if is_vain {
+            return None;
+        }
         let largest = || self.size.live().max().unwrap_or(0) * UNIT as u64;
         op.clip(if matches!(op, Op::Grow { .. }) { largest() } else { self.size() })
+    }
+
+    fn has_slot_for(&self, id: u32) -> bool {
+        self.encryption == Some(Encryption::Luks) && (1..=PASSPHRASES).contains(&id)
+    }
+
+    /// Whether the further passphrase of this number opens the image.
+    pub fn passphrase(&self, id: u32) -> Opens {
+        self.passphrases.get(id)
     }
 
     /// Whether the image may come back with this many bytes.
@@ -207,10 +240,12 @@ impl Guest {
     }
 
     /// A hash of G: equal for two disks, of one store of values, that allow the same sizes and the same values in every
-    /// unit.
+    /// unit, and know the same of every passphrase.
     pub fn allowed_hash(&self) -> u64 {
         let sizes = set_hash(u64::MAX, self.allowed_sizes());
-        self.units.open().fold(sizes.wrapping_add(self.units.settled_hash()), |hash, unit| {
+        let slots = self.passphrases.touched().map(|state| set_hash(u64::MAX - 1, [state]));
+        let before = slots.fold(sizes, u64::wrapping_add);
+        self.units.open().fold(before.wrapping_add(self.units.settled_hash()), |hash, unit| {
             let members = self.allowed(unit as u64).into_iter().map(|key| key.0.into());
             hash.wrapping_add(set_hash(unit as u64, members))
         })
@@ -253,6 +288,8 @@ impl Guest {
                 self.begin_uncover(units(offset), units(length))
             }
             Some(Op::Preallocate { .. }) => self.start(What::Nothing, Flight::Nothing),
+            Some(Op::AddPassphrase { id }) => self.begin_passphrase(id, true),
+            Some(Op::RemovePassphrase { id }) => self.begin_passphrase(id, false),
             Some(Op::Read { offset, length }) => self.begin_read(units(offset), units(length)),
             Some(Op::Flush | Op::Reopen) => self.begin_flush(),
             Some(Op::Grow { to }) => self.begin_grow(units(to)),
@@ -384,7 +421,8 @@ impl Guest {
                 Flight::Read { first, count, beside, .. } => {
                     beside.extend(overlap(*first, *count).map(|unit| (unit, ValueKey::ZERO)));
                 }
-                Flight::Resize { .. } | Flight::Flush | Flight::Nothing => {}
+                Flight::Resize { .. } | Flight::Passphrase(_) | Flight::Flush | Flight::Nothing => {
+                }
             }
         }
         for (token, again) in changes {
@@ -401,6 +439,14 @@ impl Guest {
     pub fn begin_shrink(&mut self, units: u64) -> Token {
         let token = self.start(What::Resize(units), Flight::Resize { smaller: true });
         self.size.begin(units, token);
+        token
+    }
+
+    /// Begins to let a passphrase open the image, or no longer.
+    pub fn begin_passphrase(&mut self, id: u32, opens: bool) -> Token {
+        let change = Change { id, opens };
+        let token = self.start(What::Passphrase { id, opens }, Flight::Passphrase(change));
+        self.passphrases.begin(change, token);
         token
     }
 
@@ -475,6 +521,7 @@ impl Guest {
         let forget = self.mistake == Mistake::CrashForgetsInFlight;
         self.units.change_open(|cell| cell.crash(forget));
         self.size.crash(forget);
+        self.passphrases.crash(forget, self.mistake);
         self.in_flight.clear();
         self.now += 1;
         self.history.push(Event { token: Token(self.now), what: What::Crash });
@@ -497,6 +544,18 @@ impl Guest {
         self.units.resize(index(units).min(self.units.len()));
     }
 
+    /// Recovery found an image that opens with these passphrases, all of which must be allowed (P3).
+    pub fn collapse_passphrases(&mut self, found: &Openings) {
+        debug_assert!((1..).zip(found).all(|(id, opens)| match self.passphrase(id) {
+            Opens::Surely => *opens != Some(false),
+            Opens::Perhaps => true,
+            Opens::Shut | Opens::Gone => *opens != Some(true),
+        }));
+        if self.mistake != Mistake::OpeningsNotCollapsed {
+            self.passphrases.collapse(found);
+        }
+    }
+
     /// Whether `key` was ever put into `unit`, or was there from the start.
     pub fn was_written(&self, unit: u64, key: ValueKey) -> bool {
         let original = self.initial.get(index(unit)).copied().unwrap_or(ValueKey::ZERO);
@@ -506,28 +565,45 @@ impl Guest {
 
     /// What happened to `unit`, newest last: the end of it if it is long.
     pub fn story(&self, unit: u64, name: impl Fn(ValueKey) -> String) -> String {
+        let original = self.initial.get(index(unit)).copied().unwrap_or(ValueKey::ZERO);
+        let first = format!("at first: {}", name(original));
+        self.tell(first, |what| match what {
+            What::Change { .. } => what.puts(unit).map(|key| format!("puts {}", name(key))),
+            What::Resize(units) => Some(format!("resize to {} bytes", units * UNIT as u64)),
+            What::Flush => Some("flush".to_owned()),
+            What::Crash => Some("power cut".to_owned()),
+            What::Passphrase { .. } | What::Answer(..) | What::Nothing => None,
+        })
+    }
+
+    /// What happened to the passphrase of this number, newest last: the end of it if it is long.
+    pub fn passphrase_story(&self, id: u32) -> String {
+        let first = "at first: it opens nothing".to_owned();
+        self.tell(first, |what| match what {
+            What::Passphrase { id: of, opens } if *of == id => {
+                Some(if *opens { "added" } else { "removed" }.to_owned())
+            }
+            What::Crash => Some("power cut".to_owned()),
+            _ => None,
+        })
+    }
+
+    fn tell(&self, first: String, done: impl Fn(&What) -> Option<String>) -> String {
         const EVENTS: usize = 12;
         let mut lines = Vec::new();
         let mut older = 0;
         let mut answers = Vec::new();
         for event in self.history.newest_first() {
             // Newest first, an answer comes before its beginning, so answers are kept until it shows what they are about.
-            let put = event.what.puts(unit);
-            let done = match (&event.what, put) {
-                (What::Answer(to, answer), _) => {
-                    answers.push((*to, event.token, *answer));
-                    continue;
-                }
-                (What::Change { .. }, None) | (What::Nothing, _) => continue,
-                _ if lines.len() == EVENTS => {
-                    older += 1;
-                    continue;
-                }
-                (What::Change { .. }, Some(key)) => format!("puts {}", name(key)),
-                (What::Resize(units), _) => format!("resize to {} bytes", units * UNIT as u64),
-                (What::Flush, _) => "flush".to_owned(),
-                (What::Crash, _) => "power cut".to_owned(),
-            };
+            if let What::Answer(to, answer) = event.what {
+                answers.push((to, event.token, answer));
+                continue;
+            }
+            let Some(done) = done(&event.what) else { continue };
+            if lines.len() == EVENTS {
+                older += 1;
+                continue;
+            }
             let mut line = format!("t={} {done}", event.token.0);
             if !matches!(event.what, What::Crash) {
                 let ended = answers.iter().find(|(to, ..)| *to == event.token);
@@ -543,8 +619,7 @@ impl Guest {
         if older > 0 {
             lines.push(format!("({older} older events)"));
         }
-        let original = self.initial.get(index(unit)).copied().unwrap_or(ValueKey::ZERO);
-        lines.push(format!("at first: {}", name(original)));
+        lines.push(first);
         lines.reverse();
         lines.join("\n")
     }
@@ -651,6 +726,9 @@ impl Guest {
                     let most = self.size.values().max().unwrap_or(0);
                     self.units.resize(index(most).min(self.units.len()));
                 }
+            }
+            Flight::Passphrase(change) => {
+                self.passphrases.answer(change, token, now, answer, self.mistake);
             }
             Flight::Flush if completed || self.mistake == Mistake::FailedFlushSettles => {
                 if self.mistake == Mistake::FlushCoversSubmitted {

@@ -40,6 +40,11 @@ pub(super) enum What {
     },
     /// Makes the disk larger or smaller, to so many units.
     Resize(u64),
+    /// Lets this passphrase open the image, or no longer.
+    Passphrase {
+        id: u32,
+        opens: bool,
+    },
     Flush,
     Answer(Token, Answer),
     Crash,

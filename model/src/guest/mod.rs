@@ -14,13 +14,15 @@
 //!
 //! The invariant this module owns: each unit's list holds exactly G(g). Three kinds of write never settle anything and so
 //! stay possible until a later write settles: one that failed, one whose future was dropped, and a discard by a subject that
-//! promises no more than "old or zero". Values are opaque keys of the run's store. The virtual size is one more such cell.
+//! promises no more than "old or zero". Values are opaque keys of the run's store. The virtual size is one more such cell, and so is
+//! whether a further passphrase opens the image.
 //!
 //! | module | subject |
 //! |---|---|
 //! | `disk` | the disk: operations, answers, flushes, power cuts |
 //! | `units` | all units, in chunks that copies share |
 //! | `cell` | one unit: its writes, and what is before what |
+//! | `passphrases` | what opens an encrypted image |
 //! | `history` | what was done, for a story |
 //! | `lower` | the layer below, which never changes |
 //! | `promises` | what an implementation promises |
@@ -29,10 +31,12 @@ mod cell;
 mod disk;
 mod history;
 mod lower;
+mod passphrases;
 mod promises;
 mod units;
 
 pub use cell::Token;
 pub use disk::{Guest, Leeway, Misread};
 pub use lower::LowerDisk;
+pub use passphrases::{Openings, Opens};
 pub use promises::{DiscardReads, Promises};

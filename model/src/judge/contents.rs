@@ -1,19 +1,21 @@
-//! What every guest unit holds or may hold, taken down to be compared with what is there later.
+//! What every guest unit holds or may hold, and what opens the image, taken down to be compared with what is there later.
 
 use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::evidence::{Evidence, ValueKey};
+use crate::guest::Openings;
 use crate::payload::Unit;
 
-/// What every guest unit holds or may hold, at one moment.
+/// What every guest unit holds or may hold, and what opens the image, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
     pub(super) size: u64,
     pub(super) guest: Sets,
     /// The units of a raw data file as far as the disk goes; none of any other image.
     pub(super) raw: Sets,
+    pub(super) passphrases: Openings,
 }
 
 /// What each of some units holds or may hold.
@@ -29,6 +31,11 @@ impl Contents {
     /// Virtual size in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Which further passphrases open the image, where that is decided.
+    pub fn passphrases(&self) -> &Openings {
+        &self.passphrases
     }
 
     /// Units with their values, each value once; what is nobody's is a violation already, and shown as zeroes.

@@ -16,18 +16,19 @@
 //! structural fact is legal at this stage. Nothing here allocates while nothing is wrong.
 //!
 //! P7, P9, P10 and P-cipher need whole runs rather than states, so the harness judges those with the same [`Violation`]s; the part of
-//! P10 that one state shows, the virtual size and what the header says, is here.
+//! P10 that one state shows, the virtual size and what the header and the slots of keys say, is here.
 //!
 //! | module | subject |
 //! |---|---|
 //! | `state` | one state in full, and what is compared with what was before or was said: P3, P5, P6, P8 |
 //! | `seen` | what the guest may read: P0, P1, P2 |
-//! | `structure` | what tables and the header say: P4, P10 |
+//! | `structure` `keys` | what tables and the header say: P4, P10; what opens an encrypted image: P10 |
 //! | `shown` `plain` | where each guest cluster is read from; what the units there say once they are deciphered |
 //! | `contents` `inherited` `statement` `violation` | what was there, what was wrong before, what the subject says, what is wrong |
 
 mod contents;
 mod inherited;
+mod keys;
 mod plain;
 mod seen;
 mod shown;
@@ -38,6 +39,7 @@ mod violation;
 
 pub use contents::Contents;
 pub use inherited::Inherited;
+pub(crate) use keys::MAX_HEADERS;
 pub use seen::p0_misread;
 pub use state::Judge;
 pub use statement::{Extent, Statement};

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use super::contents::{Contents, Sets, is_nobodys};
 use super::inherited::Inherited;
+use super::keys::{self, openings, p10_passphrases};
 use super::plain::{Memo, Plain};
 use super::seen::{contents_allowed, raw_view_allowed};
 use super::shown::{Shown, each_guest_cluster, in_memory, raw_data};
@@ -15,10 +16,10 @@ use super::violation::{Place, Violation, whole_image};
 use crate::audit::Auditor;
 use crate::evidence::{Evidence, ValueKey};
 use crate::finding::{Finding, Property, Stage};
-use crate::guest::{Guest, LowerDisk};
+use crate::guest::{Guest, LowerDisk, Openings};
 use crate::image::Mapping;
 use crate::mistake::Mistake;
-use crate::op::{Compression, MAX_VIRTUAL_SIZE};
+use crate::op::{Compression, Encryption, MAX_VIRTUAL_SIZE};
 use crate::payload::{self, UNIT, Value};
 use crate::stream::Stream;
 
@@ -31,6 +32,7 @@ pub struct Judge {
     /// The one below the image that was judged last.
     lower: LowerDisk,
     memo: RefCell<Memo>,
+    keys: RefCell<keys::Memo>,
     mistake: Mistake,
 }
 
@@ -75,7 +77,14 @@ impl Judge {
                 p10_data_file(self.auditor.image(), guest, &mut self.violations);
             }
             if self.mistake != Mistake::EncryptionIgnored {
-                p10_encryption(self.auditor.image(), evidence, guest, &mut self.violations);
+                let image = self.auditor.image();
+                let before = self.violations.len();
+                p10_encryption(image, evidence, guest, &mut self.violations);
+                // In what is not as it was built there are no slots to judge.
+                if guest.encryption() == Some(Encryption::Luks) && self.violations.len() == before {
+                    let (keys, violations) = (&self.keys, &mut self.violations);
+                    p10_passphrases(image, evidence, guest, keys, self.mistake, violations);
+                }
             }
             let (image, mistake) = (self.auditor.image(), self.mistake);
             let plain = Plain::new(&header, evidence, &self.memo, mistake);
@@ -137,15 +146,22 @@ impl Judge {
         &self.violations
     }
 
-    /// What every guest unit of the image that was judged last may hold. Narrow the reference disk to it, and compare later
+    /// Which further passphrases open the image that was judged last.
+    pub fn passphrases<E: Evidence>(&self, evidence: &E) -> Openings {
+        openings(self.auditor.image(), evidence, &self.keys, self.mistake)
+    }
+
+    /// What every guest unit of the image that was judged last may hold, and what opens it. Narrow the reference disk to it, and compare later
     /// contents with it (P3).
     pub fn contents<E: Evidence>(&self, evidence: &E, into: &mut Contents) {
         into.guest.clear();
         into.raw.clear();
         into.size = 0;
+        into.passphrases = Openings::default();
         let image = self.auditor.image();
         let Some(header) = image.header() else { return };
         into.size = header.size;
+        into.passphrases = self.passphrases(evidence);
         // A larger disk is no reference disk's: its size is a violation already.
         let units = header.size.min(MAX_VIRTUAL_SIZE) / UNIT as u64;
         if let Some(first) = raw_data(header, evidence)
@@ -223,7 +239,21 @@ impl Judge {
                 Some(changed("raw-view-changed", unit, found, &before.raw))
             })
         };
-        content().or_else(raw)
+        let opens_otherwise = || {
+            let pairs = before.passphrases.iter().zip(&after.passphrases);
+            let (id, (was, is)) = (1..)
+                .zip(pairs)
+                .find(|(_, (was, is))| was.is_some() && was != is)
+                .filter(|_| self.mistake != Mistake::SlotsMayChange)?;
+            let text = |opens| match opens {
+                Some(true) => "opens it",
+                Some(false) => "does not open it",
+                None => "may open it or not",
+            };
+            let story = format!("passphrase {id} {}, and it was: {}", text(*is), text(*was));
+            Some(whole_image(Property::P3, "passphrases-changed", story))
+        };
+        content().or_else(raw).or_else(opens_otherwise)
     }
 
     /// P3: the subject maps the guest's disk as the judge does. `extents` must cover the disk, in order.

@@ -1,10 +1,11 @@
 //! P4, P10 and P-cipher, as far as one state shows them: tables, bitmaps and the header say what they may at this stage.
 
+use super::keys::luks_unit;
 use super::plain::Plain;
 use super::shown::{Shown, each_guest_cluster};
 use super::violation::{MAX_VIOLATIONS, Place, Violation, whole_image};
 use crate::audit::AuditReport;
-use crate::crypt::{LUKS_BYTES, luks_units};
+use crate::crypt::{HEADER_UNITS, LUKS_BYTES, is_as_built, luks_units};
 use crate::evidence::Evidence;
 use crate::finding::{Property, Stage};
 use crate::guest::Guest;
@@ -71,8 +72,8 @@ pub fn p10_data_file(image: &Image, guest: &Guest, violations: &mut Vec<Violatio
     }
 }
 
-/// P10: the image is encrypted as it was made, and its LUKS header keeps the key for whoever knows the passphrase: every unit that the builder
-/// wrote there holds what it held, in each value that it may have.
+/// P10: the image is encrypted as it was made, and its LUKS header keeps the key for whoever knows the passphrase that it was made with: every
+/// unit that the builder wrote there holds what it held, in each value that it may have, but for what it says of slots other than the first.
 pub fn p10_encryption<E: Evidence>(
     image: &Image,
     evidence: &E,
@@ -94,23 +95,23 @@ pub fn p10_encryption<E: Evidence>(
     if right != Some(Encryption::Luks) {
         return;
     }
-    let header = image.luks_header();
-    let Some(first) = header.clone().filter(|at| at.end.saturating_sub(at.start) == LUKS_BYTES)
-    else {
+    let Some(first) = luks_unit(image) else {
+        let header = image.luks_header();
         let story = format!("its LUKS header is at {header:?}, and had {LUKS_BYTES} bytes");
         violations.push(whole_image(Property::P10, "encryption", story));
         return;
     };
     let lost = luks_units().iter().find_map(|(unit, held)| {
-        let unit = first.start / UNIT as u64 + unit;
+        let at = first + unit;
+        let fields = usize::try_from(*unit).ok().filter(|unit| *unit < HEADER_UNITS);
         let mut other = None;
-        evidence.peek(unit, |key| {
+        evidence.peek(at, |key| {
             let bytes = evidence.bytes(key);
-            if bytes != held {
+            if bytes != held && !fields.is_some_and(|unit| is_as_built(unit, bytes)) {
                 other = Some(payload::decode(bytes));
             }
         });
-        other.map(|other| (unit, other, payload::decode(held)))
+        other.map(|other| (at, other, payload::decode(held)))
     });
     if let Some((unit, found, held)) = lost {
         violations.push(Violation {
@@ -119,7 +120,8 @@ pub fn p10_encryption<E: Evidence>(
             place: Place::File { unit },
             found: Some(found),
             allowed: vec![held],
-            story: "it is a unit of the LUKS header, which nobody changed".to_owned(),
+            story: "nobody changed what this unit of the LUKS header says beside slots 1 to 7"
+                .to_owned(),
         });
     }
 }

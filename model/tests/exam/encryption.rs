@@ -47,7 +47,11 @@ fn place_of(judge: &Judge, unit: u64) -> u64 {
     }
 }
 
-fn told<E: Evidence>(judge: &mut Judge, disk: &mut E, guest: &Guest) -> Vec<(&'static str, Place)> {
+pub(crate) fn told<E: Evidence>(
+    judge: &mut Judge,
+    disk: &mut E,
+    guest: &Guest,
+) -> Vec<(&'static str, Place)> {
     let found = judge.state(disk, guest, Some(Stage::Closed)).iter();
     found.map(|violation| (violation.kind, violation.place)).collect()
 }

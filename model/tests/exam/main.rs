@@ -9,6 +9,7 @@ mod encryption;
 mod findings;
 mod guest;
 mod histories;
+mod keys;
 mod patient;
 mod shapes;
 mod states;
@@ -29,6 +30,10 @@ use crate::guest::{
     several_units, shrinks, sizes, through, weak_discard, without_zero, zeroes,
 };
 use crate::histories::brute_force;
+use crate::keys::{
+    passphrases_in_doubt, passphrases_kept, passphrases_settle, slots_judged,
+    slots_of_several_values, slots_of_two,
+};
 use crate::shapes::{
     behind_the_disk, cut_extended, cut_short, discard_beside_layer, every_unit, layers,
     second_table, subclusters, tables_past_the_end, uncovering, widths,
@@ -42,7 +47,7 @@ use crate::states::{
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Mistake) -> Outcome);
 
-const EXAMS: [Exam; 63] = [
+const EXAMS: [Exam; 69] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -106,6 +111,12 @@ const EXAMS: [Exam; 63] = [
     ("a bitmap that is up to date has changes of encrypted data", changes_of_encrypted_data),
     ("the image is encrypted as it was made, and has its key", encryption_kept),
     ("a LUKS header is counted", luks_header_counted),
+    ("a passphrase opens the image before or after", passphrases_settle),
+    ("what is in doubt of a passphrase stays so", passphrases_in_doubt),
+    ("slots open to whom they must, and to nobody else", slots_judged),
+    ("slots are judged in every way in which they may read", slots_of_several_values),
+    ("each passphrase has its slots", slots_of_two),
+    ("repair keeps what opens the image", passphrases_kept),
 ];
 
 #[test]

@@ -11,6 +11,8 @@ use aes::{Aes128, Block};
 use storage::UNIT;
 
 const BLOCK: usize = 16;
+/// Units of which one block each is enciphered at once: a block waits for the one before it, and a processor works on eight.
+const AT_ONCE: usize = 8;
 
 /// AES-128-CBC with one key.
 pub(crate) struct Cbc(Aes128);
@@ -26,12 +28,18 @@ impl Cbc {
 
     /// Enciphers whole units in place, the first of which has this number.
     pub(super) fn encipher(&self, first: u64, bytes: &mut [u8]) {
-        for (unit, number) in bytes.as_chunks_mut::<UNIT>().0.iter_mut().zip(first..) {
-            let mut last = vector(number);
-            for block in Block::cast_slice_from_core_mut(unit.as_chunks_mut::<BLOCK>().0) {
-                mix(block, &last);
-                self.0.encrypt_block(block);
-                last = *block;
+        let units = bytes.as_chunks_mut::<UNIT>().0;
+        for (units, first) in units.chunks_mut(AT_ONCE).zip((first..).step_by(AT_ONCE)) {
+            let mut last: [Block; AT_ONCE] = std::array::from_fn(|at| vector(first + at as u64));
+            let last = &mut last[..units.len()];
+            for block in 0..UNIT / BLOCK {
+                for (unit, last) in units.iter().zip(&mut *last) {
+                    mix(last, Block::cast_from_core(&unit.as_chunks().0[block]));
+                }
+                self.0.encrypt_blocks(last);
+                for (unit, last) in units.iter_mut().zip(&*last) {
+                    unit.as_chunks_mut().0[block] = last.0;
+                }
             }
         }
     }
@@ -64,7 +72,7 @@ fn mix(block: &mut Block, with: &Block) {
 
 #[cfg(test)]
 mod tests {
-    use super::Cbc;
+    use super::{AT_ONCE, Cbc};
     use aes::cipher::{BlockCipherEncrypt, KeyInit};
     use aes::{Aes128, Block};
     use storage::UNIT;
@@ -74,9 +82,16 @@ mod tests {
     fn blocks_are_chained() {
         let (passphrase, number) = (b"not sixteen", 0x0102_0304_u64);
         let plain: [u8; UNIT] = std::array::from_fn(|at| (at * 7) as u8);
-        let mut unit = plain;
         let cbc = Cbc::new(passphrase);
-        cbc.encipher(number, &mut unit);
+        // Many units, each as if it were alone.
+        let mut units = plain.repeat(2 * AT_ONCE + 3);
+        cbc.encipher(number, &mut units);
+        for (unit, number) in units.chunks(UNIT).zip(number..) {
+            let mut alone = plain;
+            cbc.encipher(number, &mut alone);
+            assert_eq!(unit, alone, "unit {number}");
+        }
+        let mut unit: [u8; UNIT] = units[..UNIT].try_into().unwrap();
         let mut key = [0; 16];
         key[..passphrase.len()].copy_from_slice(passphrase);
         let aes = Aes128::new(&key.into());

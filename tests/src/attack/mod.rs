@@ -32,7 +32,7 @@ use crate::explore::{
 use crate::recover::Failure;
 use crate::sabotage::Target;
 use crate::subject::Qcow2Core;
-use crate::workload::Scope;
+use crate::workload::{Scope, Shape};
 
 /// How to look for the damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +123,15 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
     }
 }
 
+/// Whether it is about the passphrases that open an image, which seldom change.
+const fn of_passphrases(target: Target) -> bool {
+    matches!(
+        target,
+        Target::Rule(Rule::KeyMaterialFirst | Rule::SlotBeforeKeyMaterial)
+            | Target::Flush(Barrier::KeySlot | Barrier::KeyMaterial | Barrier::KeyChange)
+    )
+}
+
 /// What an attack led to.
 #[derive(Debug)]
 pub struct AttackOutcome {
@@ -168,12 +177,18 @@ pub fn run(
             };
             let rules = others.iter().fold(rules, |rules, other| other.taken_from(rules));
             let contended = target == Target::Rule(Rule::ReadsBeforeReuse);
+            let shape = of_passphrases(target).then_some(Shape::Passphrases);
             let settings = Settings {
                 seed,
                 profile,
                 damage: None,
                 // What is broken besides is harmless only while no growth of the file fails.
-                scope: Scope { contended, faultless: !others.is_empty(), ..Scope::default() },
+                scope: Scope {
+                    contended,
+                    shape,
+                    faultless: !others.is_empty(),
+                    ..Scope::default()
+                },
                 budget: Budget::Time(limit),
                 workers: 1,
             };
@@ -230,6 +245,7 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
         (beside(DataFile::Plain), &Symbol::DATA_FILES, 2, None),
         (beside(DataFile::Raw), &Symbol::DATA_FILES, 2, None),
         (encrypted(Encryption::Aes), all, 2, None),
+        (encrypted(Encryption::Luks), &Symbol::PASSPHRASES, 2, None),
         (fragmented(512), &Symbol::RACING, 2, Some(AtOnce::Races { delays: 2 })),
         (fragmented(4096), &Symbol::RACING_COMPRESSED, 2, Some(AtOnce::Races { delays: 2 })),
         (fragmented(512), &Symbol::RACING, 3, Some(AtOnce::Races { delays: 1 })),

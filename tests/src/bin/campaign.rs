@@ -224,6 +224,9 @@ struct Explore {
     /// Images whose guest data is encrypted, with the AES from before LUKS or with LUKS.
     #[arg(long)]
     encryption: Option<Encryption>,
+    /// Requests of the alphabet of passphrases that come and go, on images encrypted with LUKS.
+    #[arg(long, conflicts_with_all = ["pairs", "races", "resizing", "subclusters", "ahead", "compressing", "data_file", "encryption"])]
+    passphrases: bool,
     /// Images over a layer that is longer than the disk.
     #[arg(long)]
     over_layer: bool,
@@ -426,7 +429,8 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
         Some(kind) => usual.into_iter().map(|world| world.beside(kind.into())).collect(),
         None => usual,
     };
-    let usual: Vec<World> = match args.encryption {
+    let encryption = if args.passphrases { Some(Encryption::Luks) } else { args.encryption };
+    let usual: Vec<World> = match encryption {
         Some(kind) => usual.into_iter().map(|world| world.encrypted(kind.into())).collect(),
         None => usual,
     };
@@ -451,6 +455,7 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
             () if args.resizing => &Symbol::RESIZING,
             () if args.subclusters => &Symbol::SUBCLUSTERS,
             () if args.ahead => &Symbol::AHEAD,
+            () if args.passphrases => &Symbol::PASSPHRASES,
             () if args.races.is_some() && args.compressing => &Symbol::RACING_COMPRESSED,
             () if args.races.is_some() => &Symbol::RACING,
             () if args.compressing => &Symbol::COMPRESSING,

@@ -131,6 +131,9 @@ pub(super) fn run_case<Sub: Subject>(
     if !subject.opens_data_files() {
         plan.geometry.data_file = None;
     }
+    if !subject.changes_passphrases() {
+        plan.never_changes_passphrases();
+    }
     if !subject.enciphers() {
         plan.geometry.encryption = None;
     }
@@ -330,7 +333,7 @@ impl<Sub: Subject> Case<'_, Sub> {
             .judge_crash(crashed, &guest, &draw.steps, &chooser, &mut self.probes)
             .and_then(|recovered| {
                 let may_leak = beginning.leaks.may_leak(moment.exposure);
-                self.look_further(&recovered, &beginning.leaks, may_leak, &chooser)?;
+                self.look_further(&recovered, &guest, &beginning.leaks, may_leak, &chooser)?;
                 Ok(recovered)
             });
         let recovered = match judged {
@@ -359,6 +362,7 @@ impl<Sub: Subject> Case<'_, Sub> {
     fn look_further(
         &mut self,
         recovered: &Recovered,
+        guest: &Guest,
         before: &Before,
         may_leak: u64,
         chooser: &SharedLeaf,
@@ -372,7 +376,7 @@ impl<Sub: Subject> Case<'_, Sub> {
         }
         if self.rng.below(GOES_ON_ONE_IN) == 0 {
             let (disk, geometry) = (&recovered.disk, &self.plan.geometry);
-            let went_on = p7_goes_on(self.subject, self.session, geometry, disk, chooser)?;
+            let went_on = p7_goes_on(self.subject, self.session, geometry, disk, guest, chooser)?;
             let percent = 100 * went_on.ios / went_on.most;
             self.figures.liveness_percent = self.figures.liveness_percent.max(percent);
             if went_on.refilled {

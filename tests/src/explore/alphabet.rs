@@ -82,6 +82,12 @@ pub enum Symbol {
     CompressAB,
     /// All of F, compressed.
     CompressFar,
+    /// A first further passphrase opens the image.
+    AddFirst,
+    /// A second one does.
+    AddSecond,
+    /// The first one does no more.
+    RemoveFirst,
 }
 
 impl Symbol {
@@ -173,6 +179,16 @@ impl Symbol {
         Self::Reopen,
     ];
 
+    /// The alphabet of passphrases that come and go.
+    pub const PASSPHRASES: [Self; 6] = [
+        Self::AddFirst,
+        Self::AddSecond,
+        Self::RemoveFirst,
+        Self::WriteA,
+        Self::Flush,
+        Self::Reopen,
+    ];
+
     /// The alphabet of races: who still uses a cluster, who gives it up, and who gets it next.
     pub const RACING: [Self; 5] =
         [Self::ReadA, Self::WriteA, Self::WritePartOfB, Self::DiscardA, Self::Flush];
@@ -208,6 +224,9 @@ impl Symbol {
             Self::CompressA => "compress-a",
             Self::CompressAB => "compress-a-b",
             Self::CompressFar => "compress-far",
+            Self::AddFirst => "add-first",
+            Self::AddSecond => "add-second",
+            Self::RemoveFirst => "remove-first",
         }
     }
 
@@ -261,6 +280,9 @@ impl Symbol {
             Self::CompressA => compressed(0, cluster),
             Self::CompressAB => compressed(0, 2 * cluster),
             Self::CompressFar => compressed(far * cluster, cluster),
+            Self::AddFirst => Op::AddPassphrase { id: 1 },
+            Self::AddSecond => Op::AddPassphrase { id: 2 },
+            Self::RemoveFirst => Op::RemovePassphrase { id: 1 },
         }
     }
 }
@@ -563,8 +585,13 @@ mod tests {
         for bits in [9, 10, 12] {
             let geometry = World::new(bits, false, Initial::Fresh).geometry;
             assert_eq!(geometry.fault(), None);
-            let alphabets =
-                [&Symbol::ALL[..], &Symbol::RACING, &Symbol::AHEAD, &Symbol::COMPRESSING];
+            let alphabets = [
+                &Symbol::ALL[..],
+                &Symbol::RACING,
+                &Symbol::AHEAD,
+                &Symbol::COMPRESSING,
+                &Symbol::PASSPHRASES,
+            ];
             for op in operations(&alphabets.concat(), &geometry) {
                 assert_eq!(op.fault(), None, "{op:?}");
                 assert_eq!(op.clip(geometry.virtual_size), Some(op), "{op:?}");

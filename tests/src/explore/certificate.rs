@@ -259,6 +259,7 @@ impl Certificate {
             () if has(Symbol::ShrinkBeforeF) => ", of those that resize",
             () if has(Symbol::PreallocateAB) => ", of those that take clusters ahead",
             () if has(Symbol::CompressA) => ", of those that compress",
+            () if has(Symbol::AddFirst) => ", of those that change passphrases",
             () => "",
         };
         let what = AtOnce::covers(at_once, self.operations) + those;

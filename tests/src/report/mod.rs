@@ -869,6 +869,8 @@ fn describe(op: &Op) -> String {
         }
         Op::Read { offset, length } => format!("read {length} bytes at {offset:#x}"),
         Op::Flush => "flush".to_owned(),
+        Op::AddPassphrase { id } => format!("add passphrase {id}"),
+        Op::RemovePassphrase { id } => format!("remove passphrase {id}"),
         Op::Grow { to } => format!("grow the disk to {to} bytes"),
         Op::Shrink { to } => format!("shrink the disk to {to} bytes"),
         Op::Reopen => "close and reopen".to_owned(),

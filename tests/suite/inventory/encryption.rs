@@ -1,12 +1,13 @@
 //! Encrypted guest data.
 
 use model::op::{Encryption, Op};
+use qcow2_crashtest::explore::alphabet::Symbol;
 use qcow2_crashtest::workload::Shape;
 
-use super::line::By::{Nothing, Plans, Shape as Shaped, Test};
+use super::line::By::{Explored, Nothing, Plans, Shape as Shaped, Test};
 use super::line::lines;
-use super::plans::some;
-use super::tests::{ENCRYPTION, EXTENSION, MATRIX};
+use super::plans::{beside_others, some};
+use super::tests::{ENCRYPTION, EXTENSION, MATRIX, PASSPHRASES, PASSPHRASES_OF_QEMU};
 
 const SLOTS: &str = "qcow2-core/src/crypt/slots.rs";
 
@@ -88,6 +89,39 @@ lines! {
     }
     "blocking::create_encrypted()" {
         "every kind" [Test(ENCRYPTION, "a_guest_finds_what_it_wrote")];
+    }
+    "Image::add_passphrase()" {
+        "one that is not there" [
+            Shaped(Shape::Passphrases),
+            Explored(Symbol::AddSecond),
+            Test(PASSPHRASES_OF_QEMU, "passphrases_go_both_ways"),
+        ] P1 P10;
+        "one that is there, and one too many" [Test(PASSPHRASES, "passphrases_come_and_go")];
+        "beside other requests" [
+            Plans(3, |plan| {
+                beside_others(plan, |op| matches!(op, Op::AddPassphrase { .. }))
+            }),
+        ] P7 P10;
+    }
+    "Image::remove_passphrase()" {
+        "one that is there" [
+            Shaped(Shape::Passphrases),
+            Explored(Symbol::RemoveFirst),
+            Test(PASSPHRASES_OF_QEMU, "passphrases_go_both_ways"),
+        ] P1 P10;
+        "one that is there several times, and not at all" [
+            Test(PASSPHRASES, "passphrases_come_and_go"),
+        ];
+        "the one to be kept" [Test(PASSPHRASES, "what_would_lose_the_image_is_refused")];
+    }
+    "blocking::Image::add_passphrase()" {
+        "in random calls" [Test(PASSPHRASES, "passphrases_come_and_go")];
+    }
+    "blocking::Image::remove_passphrase()" {
+        "in random calls" [Test(PASSPHRASES, "passphrases_come_and_go")];
+    }
+    "IoError::Passphrase" {
+        "told" [Test(PASSPHRASES, "what_would_lose_the_image_is_refused")];
     }
     "Layers::passphrase()" {
         "told, or not" [Test(ENCRYPTION, "a_policy_knows_passphrases")];

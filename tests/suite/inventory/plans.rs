@@ -19,7 +19,12 @@ pub(super) const fn range(op: &Op) -> Option<(u64, u64)> {
         | Op::Uncover { offset, length }
         | Op::Preallocate { offset, length, .. }
         | Op::Read { offset, length } => Some((offset, length)),
-        Op::Flush | Op::Grow { .. } | Op::Shrink { .. } | Op::Reopen => None,
+        Op::AddPassphrase { .. }
+        | Op::RemovePassphrase { .. }
+        | Op::Flush
+        | Op::Grow { .. }
+        | Op::Shrink { .. }
+        | Op::Reopen => None,
     }
 }
 
