@@ -593,7 +593,8 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         draw.weights[8] = 1 + draw.rng.below(20);
     }
     let slots = geometry.encryption == Some(Encryption::Luks);
-    if slots && !contended {
+    // A slot has 250 units: in short transfers, and often, they would take most of a campaign.
+    if slots && !contended && !eviction && device.max_transfer >= 4096 {
         draw.weights[10] = 2 + draw.rng.below(20);
     }
     if compressing {
