@@ -33,6 +33,10 @@ fn assert_open(path: &Path, passphrases: &[&str]) {
 
 /// Method: an image that either made gets three further passphrases in turn, of which either removes two, the first one included.
 #[test]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
 fn passphrases_go_both_ways() {
     for made_by_qemu in [false, true] {
         let bench = Bench::new();
