@@ -7,10 +7,11 @@ use std::thread;
 
 use qcow2_core::blocking::{Image, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Durability, IoBuf, Limits, MOST_ALIGNMENT, Storage};
+use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Limits, MOST_ALIGNMENT, Storage};
 use qcow2_core::{CreateError, CreateOptions, OpenError, OpenOptions, Repair, Zeroing};
 
 use crate::compressed::{Sample, sample};
+use crate::shown::any;
 
 pub(crate) const SECTOR: usize = 4096;
 const MAGIC: &[u8] = b"QFI\xfb";
@@ -114,12 +115,12 @@ fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
 
 #[track_caller]
 fn assert_sound(storage: &Aligned) {
-    let report = check(storage, Repair::None).expect("an image");
+    let report = check(&any(storage), Repair::None).expect("an image");
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
 }
 
 /// Changes an image at random, and `expected` alike.
-fn change(image: &Image<Aligned>, expected: &mut [u8], next: &mut impl FnMut(u64) -> u64) {
+fn change(image: &Image<AnyStorage>, expected: &mut [u8], next: &mut impl FnMut(u64) -> u64) {
     for _ in 0..60 {
         let size = expected.len() as u64;
         let step = [1, 512, 512, SECTOR as u64][next(4) as usize];
@@ -181,12 +182,12 @@ fn everything_works_in_whole_sectors() {
         let storage = Aligned { max_transfer, fixed, ..Aligned::new(held) };
         let mut expected = vec![0; (1 << 20) - 512];
         let shape = CreateOptions::new(expected.len() as u64).cluster_bits(cluster_bits);
-        create(&storage, &shape.lazy_refcounts(lazy_refcounts)).unwrap();
+        create(&any(&storage), &shape.lazy_refcounts(lazy_refcounts)).unwrap();
         assert_sound(&storage);
         let mut next = numbers(number as u64);
         for (life, page_size) in [512, 4096, 65_536, 1024].into_iter().enumerate() {
             let options = OpenOptions::new().page_size(page_size).cache_pages(4).growth(0);
-            let image = Image::open(storage.clone(), options).unwrap();
+            let image = Image::open(any(&storage), options).unwrap();
             change(&image, &mut expected, &mut next);
             // Within the last cluster, then past it, and past what the L1 table maps.
             let size = expected.len() as u64 + [512, 300_032, 6 << 20, 0][life];
@@ -197,13 +198,13 @@ fn everything_works_in_whole_sectors() {
             // Not closed: with lazy refcounts the next opening repairs it.
             drop(image);
         }
-        Image::open(storage.clone(), OpenOptions::new()).unwrap().close().unwrap();
+        Image::open(any(&storage), OpenOptions::new()).unwrap().close().unwrap();
         for repair in [Repair::All, Repair::Rebuild, Repair::ZeroPastEnd] {
-            let report = check(&storage, repair).unwrap();
+            let report = check(&any(&storage), repair).unwrap();
             assert!(report.is_consistent(), "{:#?}", report.findings);
         }
         assert_sound(&storage);
-        let image = Image::open(storage, OpenOptions::read_only()).unwrap();
+        let image = Image::open(any(&storage), OpenOptions::read_only()).unwrap();
         let mut back = vec![0xee; expected.len()];
         image.read(0, &mut back).unwrap();
         assert!(back == expected, "storage {number}");
@@ -214,8 +215,8 @@ fn everything_works_in_whole_sectors() {
 #[test]
 fn a_repair_in_place_goes_in_whole_sectors() {
     let storage = Aligned::new(Vec::new());
-    create(&storage, &CreateOptions::new(8 << 20).cluster_bits(14)).unwrap();
-    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    create(&any(&storage), &CreateOptions::new(8 << 20).cluster_bits(14)).unwrap();
+    let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
     image.write(70_000, &[7; 300_000]).unwrap();
     image.close().unwrap();
     storage.bytes.with(|bytes| {
@@ -225,7 +226,7 @@ fn a_repair_in_place_goes_in_whole_sectors() {
         // COPIED of the first L1 entry.
         bytes[3 << 14] &= 0x7f;
     });
-    let report = check(&storage, Repair::All).unwrap();
+    let report = check(&any(&storage), Repair::All).unwrap();
     assert!(report.corruptions > 0 && report.is_consistent(), "{:#?}", report.findings);
     assert_sound(&storage);
 }
@@ -234,8 +235,8 @@ fn a_repair_in_place_goes_in_whole_sectors() {
 #[test]
 fn buffers_may_lie_anywhere() {
     let storage = Aligned::new(Vec::new());
-    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
-    let image = block_on(qcow2_core::Image::open(storage, OpenOptions::new())).unwrap();
+    create(&any(&storage), &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
+    let image = block_on(qcow2_core::Image::open(any(&storage), OpenOptions::new())).unwrap();
     for skip in (0..SECTOR).step_by(512) {
         let new = |byte: u8| {
             let mut buf = IoBuf::copy_of(&vec![byte; skip + 3 * SECTOR], SECTOR);
@@ -256,8 +257,8 @@ fn buffers_may_lie_anywhere() {
 #[test]
 fn neighbours_in_a_unit_do_not_meet() {
     let storage = Aligned::new(Vec::new());
-    create(&storage, &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
-    let image = Image::open(storage, OpenOptions::new()).unwrap();
+    create(&any(&storage), &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
+    let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
     thread::scope(|scope| {
         for place in 0..8u8 {
             let image = &image;
@@ -279,21 +280,21 @@ fn neighbours_in_a_unit_do_not_meet() {
 #[test]
 fn a_file_may_end_inside_a_unit() {
     let whole = Aligned::new(Vec::new());
-    create(&whole, &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
+    create(&any(&whole), &CreateOptions::new(1 << 20).cluster_bits(12)).unwrap();
     let empty = whole.bytes.to_vec();
-    let image = Image::open(whole.clone(), OpenOptions::new().growth(0)).unwrap();
+    let image = Image::open(any(&whole), OpenOptions::new().growth(0)).unwrap();
     image.write(0, &[5; 1536]).unwrap();
     image.close().unwrap();
     for (bytes, kept, data) in [(empty, 1000, 0), (whole.bytes.to_vec(), 1536, 5)] {
         let end = bytes.len() - SECTOR + kept;
         let storage = Aligned::new(bytes[..end].to_vec());
-        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
         image.write(512, &[6; 512]).unwrap();
         image.write(9 * 512, &[7; 512]).unwrap();
         image.close().unwrap();
         assert_sound(&storage);
         assert!(storage.bytes.to_vec().len().is_multiple_of(SECTOR));
-        let image = Image::open(storage, OpenOptions::read_only()).unwrap();
+        let image = Image::open(any(&storage), OpenOptions::read_only()).unwrap();
         let mut back = [1; 10 * 512];
         image.read(0, &mut back).unwrap();
         let expected = [data, 6, data, 0, 0, 0, 0, 0, 0, 7].map(|byte| [byte; 512]);
@@ -305,7 +306,7 @@ fn a_file_may_end_inside_a_unit() {
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     let old = MemoryStorage::default();
-    create(&old, &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
+    create(&any(&old), &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
     for (alignment, cluster_bits, why) in [
         (
             4096,
@@ -321,16 +322,16 @@ fn what_does_not_fit_is_refused_by_name() {
         (3000, 16, "a storage with alignment 3000"),
     ] {
         let storage = Aligned { alignment, ..Aligned::new(old.to_vec()) };
-        let error = create(&storage, &CreateOptions::new(1 << 20).cluster_bits(cluster_bits));
+        let error = create(&any(&storage), &CreateOptions::new(1 << 20).cluster_bits(cluster_bits));
         assert!(matches!(&error, Err(CreateError::Option(told)) if told == why), "{error:?}");
-        let error = check(&storage, Repair::All).unwrap_err().to_string();
+        let error = check(&any(&storage), Repair::All).unwrap_err().to_string();
         assert_eq!(error, format!("cannot check the image: {why} is not supported"));
-        let error = Image::open(storage.clone(), OpenOptions::new()).err();
+        let error = Image::open(any(&storage), OpenOptions::new()).err();
         assert!(matches!(&error, Some(OpenError::Unsupported(told)) if told == why), "{error:?}");
         assert!(storage.bytes.to_vec() == old.to_vec());
     }
     let storage = Aligned { max_transfer: 6144, ..Aligned::new(Vec::new()) };
-    let error = create(&storage, &CreateOptions::new(1 << 20));
+    let error = create(&any(&storage), &CreateOptions::new(1 << 20));
     let why = "a storage that transfers 6144 bytes at once";
     assert!(matches!(&error, Err(CreateError::Option(told)) if told == why), "{error:?}");
 }
@@ -339,13 +340,14 @@ fn what_does_not_fit_is_refused_by_name() {
 #[test]
 fn an_image_is_made_over_another() {
     let old = MemoryStorage::default();
-    create(&old, &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
+    create(&any(&old), &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
     for fixed in [false, true] {
         let mut held = old.to_vec();
         held.resize(1 << 20, 0xee);
         let storage = Aligned { fixed, ..Aligned::new(held) };
         for cluster_bits in [12, 16, 15, 13] {
-            create(&storage, &CreateOptions::new(1 << 20).cluster_bits(cluster_bits)).unwrap();
+            create(&any(&storage), &CreateOptions::new(1 << 20).cluster_bits(cluster_bits))
+                .unwrap();
             assert_sound(&storage);
         }
     }
@@ -360,7 +362,7 @@ fn compressed_clusters_are_read_in_whole_sectors() {
             let Sample { image, mut expected, .. } = sample(cluster_bits, extended);
             let mut storage = Aligned::new(image);
             storage.max_transfer = SECTOR;
-            let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+            let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
             image.write(at, &[0xab; 512]).unwrap();
             expected[at as usize..][..512].fill(0xab);
             let mut read = vec![0; expected.len()];

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use qcow2_core::blocking::{self, Image, block_on, check, create, create_over};
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
+use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Limits, Storage};
 use qcow2_core::{
     Backing, CreateOptions, ErrorKind, FileLayers, Format, IoError, Layer, LayerRead, OpenError,
     OpenOptions, Raw, Repair, Source, Zeroing,
@@ -316,7 +316,8 @@ fn a_layer_has_sectors_of_its_own() {
             compare(&wanted);
         };
         if above {
-            let image = Image::open_over(Sectors(storage), layer, OpenOptions::new());
+            let image =
+                Image::open_over(AnyStorage::new(Sectors(storage)), layer, OpenOptions::new());
             let image = image.expect("in order");
             check(&|at, data| image.read(at, data).expect("nothing fails"), &|at, data| {
                 image.write(at, data).expect("there is room")

@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex};
 use qcow2_core::blocking::{Image, block_on, check, create, create_over};
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
+use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Limits, Storage};
 use qcow2_core::{
     Backing, CreateError, CreateOptions, Format, IoError, OpenError, OpenOptions, Preallocation,
     Problem, Raw, Repair,
 };
+
+use crate::shown::any;
 
 const CLUSTER: u64 = 512;
 const COPIED: u64 = 1 << 63;
@@ -168,28 +170,28 @@ impl Storage for Limited {
 }
 
 /// A new image whose file grows by no more than it needs.
-fn image() -> (Limited, Image<Limited>) {
+fn image() -> (Limited, Image<AnyStorage>) {
     image_on(Limited::new(Vec::new(), 1 << 30))
 }
 
-fn image_on(storage: Limited) -> (Limited, Image<Limited>) {
+fn image_on(storage: Limited) -> (Limited, Image<AnyStorage>) {
     let shape = CreateOptions::new(1 << 20).cluster_bits(9);
-    create(&storage, &shape).expect("there is room");
+    create(&any(&storage), &shape).expect("there is room");
     let options = OpenOptions::new().growth(0);
-    let image = Image::open(storage.clone(), options).expect("it was just made");
+    let image = Image::open(any(&storage), options).expect("it was just made");
     (storage, image)
 }
 
-fn write(image: &Image<Limited>, cluster: u64) -> Result<(), IoError> {
+fn write(image: &Image<AnyStorage>, cluster: u64) -> Result<(), IoError> {
     image.write(cluster * CLUSTER, &[cluster as u8 + 1; CLUSTER as usize])
 }
 
 /// Closes the image, opens it again and compares: the clusters in `written` hold their data, the others of the first 300 zeroes.
-fn assert_holds(storage: &Limited, image: Image<Limited>, written: impl Fn(u64) -> bool) {
+fn assert_holds(storage: &Limited, image: Image<AnyStorage>, written: impl Fn(u64) -> bool) {
     image.close().expect("closing takes no room");
-    let report = check(storage, Repair::None).expect("an image");
+    let report = check(&any(storage), Repair::None).expect("an image");
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
-    let image = Image::open(storage.clone(), OpenOptions::read_only()).expect("an image");
+    let image = Image::open(any(storage), OpenOptions::read_only()).expect("an image");
     for cluster in 0..300 {
         let mut back = [0; CLUSTER as usize];
         image.read(cluster * CLUSTER, &mut back).expect("within the disk");
@@ -241,7 +243,7 @@ fn a_table_takes_one_hole_of_a_full_storage() {
     // 256 entries are 4 clusters, and 512 entries 8.
     image.grow(256 * 64 * CLUSTER).unwrap();
     // As a power cut finds it: the old table is not given back yet.
-    let report = check(&Limited::new(storage.bytes.to_vec(), 1 << 30), Repair::None).unwrap();
+    let report = check(&any(&Limited::new(storage.bytes.to_vec(), 1 << 30)), Repair::None).unwrap();
     assert_eq!(report.corruptions, 0, "{:#?}", report.findings);
     assert!(report.leaks <= 1, "{:#?}", report.findings);
     let no_room = image.grow(512 * 64 * CLUSTER).expect_err("there is no hole of eight clusters");
@@ -249,12 +251,12 @@ fn a_table_takes_one_hole_of_a_full_storage() {
     let holes = holes.filter(|hole| *hole > 200).take(20);
     holes.for_each(|hole| image.write(hole * CLUSTER, &[8; 512]).unwrap());
     image.close().unwrap();
-    let report = check(&storage, Repair::None).unwrap();
+    let report = check(&any(&storage), Repair::None).unwrap();
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
 }
 
 /// A new image whose first 16 L2 tables are full, but for seven free clusters that follow each other, the first in this place.
-fn image_with_a_hole(place: u64) -> (Limited, Image<Limited>) {
+fn image_with_a_hole(place: u64) -> (Limited, Image<AnyStorage>) {
     let (storage, image) = image();
     image.write(0, &vec![7; (16 * 64 * CLUSTER) as usize]).expect("there is room");
     image.discard(place * CLUSTER, 7 * CLUSTER).expect("nothing fails");
@@ -272,14 +274,14 @@ fn a_table_leaves_the_rest_of_its_hole() {
     storage.limit(storage.length());
     image.grow(256 * 64 * CLUSTER).unwrap();
     // As a power cut finds it: the old table is not given back yet.
-    let report = check(&Limited::new(storage.bytes.to_vec(), 1 << 30), Repair::None).unwrap();
+    let report = check(&any(&Limited::new(storage.bytes.to_vec(), 1 << 30)), Repair::None).unwrap();
     assert_eq!(report.corruptions, 0, "{:#?}", report.findings);
     assert!(report.leaks <= 1, "{:#?}", report.findings);
     for cluster in place..place + 3 {
         image.write(cluster * CLUSTER, &[8; CLUSTER as usize]).unwrap();
     }
     image.close().unwrap();
-    let report = check(&storage, Repair::None).unwrap();
+    let report = check(&any(&storage), Repair::None).unwrap();
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
 }
 
@@ -297,9 +299,9 @@ fn a_table_is_not_put_into_a_hole_after_another_error() {
 fn a_table_takes_a_hole_that_two_pages_count() {
     const SIZE: u64 = 4096;
     let storage = Limited::new(Vec::new(), 1 << 30);
-    create(&storage, &CreateOptions::new(4 << 20).cluster_bits(12)).unwrap();
+    create(&any(&storage), &CreateOptions::new(4 << 20).cluster_bits(12)).unwrap();
     let options = OpenOptions::new().growth(0).page_size(512);
-    let image = Image::open(storage.clone(), options).unwrap();
+    let image = Image::open(any(&storage), options).unwrap();
     image.write(0, &vec![7; 300 * SIZE as usize]).unwrap();
     image.discard(240 * SIZE, 20 * SIZE).unwrap();
     image.flush().unwrap();
@@ -307,7 +309,7 @@ fn a_table_takes_a_hole_that_two_pages_count() {
     storage.limit(storage.length());
     image.grow(18 * 512 * 512 * SIZE).unwrap();
     image.close().unwrap();
-    let report = check(&storage, Repair::None).unwrap();
+    let report = check(&any(&storage), Repair::None).unwrap();
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
 }
 
@@ -319,8 +321,8 @@ fn a_full_storage_is_rebuilt_in_what_is_free() {
     image.discard(20 * CLUSTER, 50 * CLUSTER).unwrap();
     image.close().unwrap();
     storage.limit(storage.length());
-    assert!(check(&storage, Repair::Rebuild).unwrap().rebuilt);
-    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    assert!(check(&any(&storage), Repair::Rebuild).unwrap().rebuilt);
+    let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
     assert_holds(&storage, image, |cluster| matches!(cluster, 0..20 | 70..100));
 }
 
@@ -351,9 +353,9 @@ fn what_is_needed_is_taken_where_more_does_not_fit() {
     for (full, growth) in NO_ROOM.into_iter().flat_map(|full| [(full, 1 << 20), (full, u64::MAX)]) {
         let storage = Limited { full, ..Limited::new(Vec::new(), 1 << 30) };
         let shape = CreateOptions::new(1 << 20).cluster_bits(9);
-        create(&storage, &shape).unwrap();
+        create(&any(&storage), &shape).unwrap();
         let options = OpenOptions::new().growth(growth);
-        let image = Image::open(storage.clone(), options).unwrap();
+        let image = Image::open(any(&storage), options).unwrap();
         // Data, and the first L2 table.
         let room = 4 + 1;
         storage.limit(storage.length() + room * CLUSTER);
@@ -381,7 +383,7 @@ fn a_full_storage_is_asked_once() {
 /// What may lie on a device: trash, or an image of 64 KiB clusters whose first one is full of what looks like extensions.
 fn used_before(len: u64) -> [Vec<u8>; 2] {
     let old = MemoryStorage::default();
-    create(&old, &CreateOptions::new(1 << 20)).expect("memory grows");
+    create(&any(&old), &CreateOptions::new(1 << 20)).expect("memory grows");
     let mut old = old.to_vec();
     let header_length = usize::from(old[103]);
     let extension = [0x1234_5678_u32, 56].map(u32::to_be_bytes).concat();
@@ -404,10 +406,10 @@ fn an_image_fills_a_device() {
             let shape = CreateOptions::new(400 * size)
                 .cluster_bits(cluster_bits)
                 .lazy_refcounts(lazy_refcounts);
-            create(&storage, &shape).unwrap();
-            let report = check(&storage, Repair::None).unwrap();
+            create(&any(&storage), &shape).unwrap();
+            let report = check(&any(&storage), Repair::None).unwrap();
             assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
-            let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+            let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
             // Half of each cluster: the rest of it is the device's own until it is zeroed.
             let half = vec![7; size as usize / 2];
             let write = |cluster| image.write(cluster * size, &half);
@@ -425,9 +427,9 @@ fn an_image_fills_a_device() {
             image.close().unwrap();
 
             assert_eq!(storage.length(), 300 * size + 17);
-            let report = check(&storage, Repair::None).unwrap();
+            let report = check(&any(&storage), Repair::None).unwrap();
             assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
-            let image = Image::open(storage.clone(), OpenOptions::read_only()).unwrap();
+            let image = Image::open(any(&storage), OpenOptions::read_only()).unwrap();
             for cluster in 0..400 {
                 let mut back = vec![1; size as usize];
                 image.read(cluster * size, &mut back).unwrap();
@@ -447,8 +449,8 @@ fn a_device_that_becomes_longer_is_not_fresh_there() {
     const SIZE: u64 = 4096;
     let half = [7; SIZE as usize / 2];
     let storage = Limited::fixed(vec![0xff; 20 * SIZE as usize]);
-    create(&storage, &CreateOptions::new(4 << 20).cluster_bits(12)).unwrap();
-    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    create(&any(&storage), &CreateOptions::new(4 << 20).cluster_bits(12)).unwrap();
+    let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
     let write = |cluster| image.write(cluster * SIZE, &half);
     let fitted = (0..).take_while(|&cluster| write(cluster).is_ok()).count() as u64;
     storage.bytes.with(|bytes| bytes.resize(40 * SIZE as usize, 0xff));
@@ -460,7 +462,7 @@ fn a_device_that_becomes_longer_is_not_fresh_there() {
         assert!(back[half.len()..].iter().all(|&byte| byte == 0), "cluster {cluster}");
     }
     image.close().unwrap();
-    let report = check(&storage, Repair::None).unwrap();
+    let report = check(&any(&storage), Repair::None).unwrap();
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
 }
 
@@ -470,10 +472,10 @@ fn a_device_that_becomes_longer_is_not_fresh_there() {
 fn an_image_that_does_not_fit_leaves_the_old_one() {
     let shape = CreateOptions::new(64 << 20).cluster_bits(9);
     let new = MemoryStorage::default();
-    create(&new, &shape).unwrap();
+    create(&any(&new), &shape).unwrap();
     let needed = new.to_vec().len() as u64;
     let old = MemoryStorage::default();
-    create(&old, &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
+    create(&any(&old), &CreateOptions::new(1 << 20).cluster_bits(9)).unwrap();
     let old = old.to_vec();
     let mut device = old.clone();
     device.resize(needed as usize - 1, 0xff);
@@ -481,7 +483,7 @@ fn an_image_that_does_not_fit_leaves_the_old_one() {
     for (fixed, bytes) in [(true, device), (false, old)] {
         let storage = Limited { fixed, ..Limited::new(bytes.clone(), 1 << 30) };
         storage.limit(needed - 1);
-        let why = create(&storage, &shape).expect_err("it is a byte too long");
+        let why = create(&any(&storage), &shape).expect_err("it is a byte too long");
         let CreateError::Storage { source, .. } = &why else { panic!("{why:?}") };
         assert_eq!(source.kind(), io::ErrorKind::StorageFull, "{why}");
         assert!(storage.bytes.to_vec() == bytes);
@@ -489,7 +491,7 @@ fn an_image_that_does_not_fit_leaves_the_old_one() {
         if fixed {
             storage.bytes.with(|bytes| bytes.push(0xff));
         }
-        create(&storage, &shape).unwrap();
+        create(&any(&storage), &shape).unwrap();
         assert!(storage.bytes.to_vec() == new.to_vec());
     }
 }
@@ -548,7 +550,7 @@ fn the_largest_refcount_table_grows_no_more() {
     const TABLE: usize = 8 << 20;
     let mut storage = Limited::new(Vec::new(), 1 << 30);
     let shape = CreateOptions::new(1 << 20).cluster_bits(9);
-    create(&storage, &shape).unwrap();
+    create(&any(&storage), &shape).unwrap();
     storage.bytes.with(|bytes| {
         let table = bytes.len();
         let first = (table + TABLE) as u64;
@@ -561,7 +563,7 @@ fn the_largest_refcount_table_grows_no_more() {
     storage.behind = 1;
     let before = storage.bytes.to_vec();
     storage.limit(storage.length());
-    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
     let why = write(&image, 0).expect_err("nothing is free");
     assert!(matches!(&why, IoError::Full(_)), "{why:?}");
     assert!(storage.bytes.to_vec() == before);
@@ -573,8 +575,8 @@ fn the_largest_refcount_table_grows_no_more() {
 fn what_cannot_be_counted_is_not_rebuilt() {
     for (cluster_bits, host) in [(9, 128 << 30), (21, (1u64 << 56) - (1 << 21))] {
         let storage = MemoryStorage::default();
-        create(&storage, &CreateOptions::new(1 << 20).cluster_bits(cluster_bits)).unwrap();
-        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        create(&any(&storage), &CreateOptions::new(1 << 20).cluster_bits(cluster_bits)).unwrap();
+        let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
         image.write(0, &[1; CLUSTER as usize]).unwrap();
         image.close().unwrap();
         let mut bytes = storage.to_vec();
@@ -585,7 +587,7 @@ fn what_cannot_be_counted_is_not_rebuilt() {
         bytes[l2..l2 + 8].copy_from_slice(&(host | COPIED).to_be_bytes());
         let storage = Limited { claimed: host * 2, ..Limited::new(bytes.clone(), 1 << 30) };
         for repair in [Repair::None, Repair::All, Repair::Rebuild] {
-            let report = check(&storage, repair).unwrap();
+            let report = check(&any(&storage), repair).unwrap();
             let told = |problem| report.findings.iter().any(|finding| finding.problem == problem);
             let cluster = host >> cluster_bits;
             assert!(told(Problem::RefcountTooLow { cluster, stored: 0, counted: 1 }));
@@ -605,9 +607,9 @@ fn everything_works_a_unit_at_a_time() {
         let storage = Limited::new(Vec::new(), 512);
         let shape =
             CreateOptions::new(1 << 20).cluster_bits(cluster_bits).lazy_refcounts(lazy_refcounts);
-        create(&storage, &shape).unwrap();
+        create(&any(&storage), &shape).unwrap();
         let mut expected = vec![0; SIZE];
-        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
         for (offset, len) in [(1000, 200_000), (512, 512), (900_000, 100_000), (70_000, 3)] {
             image.write(offset, &vec![offset as u8 | 1; len]).unwrap();
             expected[offset as usize..offset as usize + len].fill(offset as u8 | 1);
@@ -620,12 +622,12 @@ fn everything_works_a_unit_at_a_time() {
         image.flush().unwrap();
         // Not closed: with lazy refcounts the next opening repairs it.
         drop(image);
-        let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+        let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
         image.close().unwrap();
-        assert!(check(&storage, Repair::Rebuild).unwrap().rebuilt);
-        let report = check(&storage, Repair::None).unwrap();
+        assert!(check(&any(&storage), Repair::Rebuild).unwrap().rebuilt);
+        let report = check(&any(&storage), Repair::None).unwrap();
         assert_eq!((report.corruptions, report.leaks), (0, 0), "{:#?}", report.findings);
-        let image = Image::open(storage, OpenOptions::read_only()).unwrap();
+        let image = Image::open(any(&storage), OpenOptions::read_only()).unwrap();
         let mut back = vec![0; SIZE];
         image.read(0, &mut back).unwrap();
         assert!(back == expected);
@@ -638,9 +640,9 @@ fn everything_works_a_unit_at_a_time() {
 fn every_buffer_is_aligned() {
     for cluster_bits in [9, 12, 16] {
         let storage = Limited { alignment: 512, ..Limited::new(Vec::new(), 1 << 30) };
-        create(&storage, &CreateOptions::new(1 << 30).cluster_bits(cluster_bits)).unwrap();
+        create(&any(&storage), &CreateOptions::new(1 << 30).cluster_bits(cluster_bits)).unwrap();
         let options = OpenOptions::new().cache_pages(2);
-        let image = Image::open(storage.clone(), options).unwrap();
+        let image = Image::open(any(&storage), options).unwrap();
         let places = || (0..200).map(|number: u64| number * (5 << 20));
         for place in places() {
             image.write(place, &[1; 4096]).unwrap();
@@ -652,7 +654,7 @@ fn every_buffer_is_aligned() {
             assert!(back == [1; 4096], "at {place}");
         }
         image.close().unwrap();
-        let report = check(&storage, Repair::Rebuild).unwrap();
+        let report = check(&any(&storage), Repair::Rebuild).unwrap();
         assert!(report.rebuilt && report.is_consistent(), "{:#?}", report.findings);
     }
 }
@@ -663,15 +665,15 @@ fn every_buffer_is_aligned() {
 fn an_update_that_fails_is_not_passed_over() {
     const SIZE: u64 = 64 << 10;
     let fresh = Limited::new(Vec::new(), 1 << 30);
-    create(&fresh, &CreateOptions::new(SIZE).cluster_bits(9)).unwrap();
-    let image = Image::open(fresh.clone(), OpenOptions::new().growth(0)).unwrap();
+    create(&any(&fresh), &CreateOptions::new(SIZE).cluster_bits(9)).unwrap();
+    let image = Image::open(any(&fresh), OpenOptions::new().growth(0)).unwrap();
     image.write(0, &[1; 120 * 512]).unwrap();
     image.close().unwrap();
     fresh.bytes.with(|bytes| bytes.resize(260 * 512, 0xee));
     for number in 0.. {
         let storage = Limited::new(fresh.bytes.to_vec(), 1 << 30);
         let options = OpenOptions::new().growth(0);
-        let image = Image::open(storage.clone(), options).unwrap();
+        let image = Image::open(any(&storage), options).unwrap();
         storage.updates.store(number, Ordering::Relaxed);
         let steps = [image.grow(8 << 20), image.write(SIZE, &[2; 150 * 512]), image.flush()];
         let failed = steps.iter().filter(|step| step.is_err()).count();
@@ -679,9 +681,9 @@ fn an_update_that_fails_is_not_passed_over() {
         storage.updates.store(u64::MAX, Ordering::Relaxed);
         drop(image);
         assert_eq!(failed == 0, all_done, "update {number}: {steps:?}");
-        let report = check(&storage, Repair::None).unwrap();
+        let report = check(&any(&storage), Repair::None).unwrap();
         assert_eq!(report.corruptions, 0, "update {number}: {:#?}", report.findings);
-        let image = Image::open(storage, OpenOptions::new()).unwrap();
+        let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
         let mut back = [0; 120 * 512];
         image.read(0, &mut back).unwrap();
         assert!(back == [1; 120 * 512], "update {number}");
@@ -699,13 +701,13 @@ fn an_update_that_fails_is_not_passed_over() {
 fn a_rebuild_is_the_same_however_it_is_transferred() {
     let storage = MemoryStorage::default();
     let shape = CreateOptions::new(1 << 20).cluster_bits(12);
-    create(&storage, &shape).unwrap();
-    let image = Image::open(storage.clone(), OpenOptions::new()).unwrap();
+    create(&any(&storage), &shape).unwrap();
+    let image = Image::open(any(&storage), OpenOptions::new()).unwrap();
     image.write(0, &[9; 300_000]).unwrap();
     image.close().unwrap();
     let [narrow, wide] = [512, 1 << 30].map(|max_transfer| {
         let copy = Limited::new(storage.to_vec(), max_transfer);
-        assert!(check(&copy, Repair::Rebuild).unwrap().rebuilt);
+        assert!(check(&any(&copy), Repair::Rebuild).unwrap().rebuilt);
         copy.bytes.to_vec()
     });
     assert!(narrow == wide);
@@ -716,9 +718,9 @@ fn transfers_that_are_no_units_are_refused() {
     for max_transfer in [0, 1, 511, 700] {
         let wanted = format!("a storage that transfers {max_transfer} bytes at once");
         let storage = Limited::new(Vec::new(), max_transfer);
-        let why = create(&storage, &CreateOptions::new(1 << 20)).unwrap_err();
+        let why = create(&any(&storage), &CreateOptions::new(1 << 20)).unwrap_err();
         assert!(matches!(&why, CreateError::Option(why) if *why == wanted), "{why}");
-        let Err(why) = Image::open(storage, OpenOptions::new()) else { panic!("it opened") };
+        let Err(why) = Image::open(any(&storage), OpenOptions::new()) else { panic!("it opened") };
         assert!(matches!(&why, OpenError::Unsupported(why) if *why == wanted), "{why}");
     }
 }
@@ -730,14 +732,14 @@ fn a_read_does_not_need_its_copy() {
     let (storage, _) = image();
     let options = CreateOptions::new(16 << 10).cluster_bits(9);
     let below = Backing::new("below", Format::Raw);
-    create_over(&storage, &options, &below).expect("there is room");
+    create_over(&any(&storage), &options, &below).expect("there is room");
     let before = storage.bytes.to_vec();
     storage.limit(0);
     for open in [OpenOptions::read_only(), OpenOptions::new()] {
         let raw = block_on(Raw::new(MemoryStorage::new(vec![7; 16 << 10])));
         let raw = Arc::new(raw.expect("memory does not fail"));
         let open = open.copy_on_read(true);
-        let image = Image::open_over(storage.clone(), raw, open).expect("in order");
+        let image = Image::open_over(any(&storage), raw, open).expect("in order");
         let mut found = vec![0; 16 << 10];
         image.read(0, &mut found).expect("all of it is in the layer");
         assert!(found.iter().all(|&byte| byte == 7), "{open:?}");
@@ -755,8 +757,8 @@ fn clusters_that_are_taken_ahead_hold_nothing_old() {
             let storage = Limited::fixed(vec![0xaa; 4 << 20]);
             let options = CreateOptions::new(1 << 20).cluster_bits(12);
             let options = if at_creation { options.preallocation(how) } else { options };
-            create(&storage, &options).expect("there is room");
-            let image = Image::open(storage, OpenOptions::new()).expect("in order");
+            create(&any(&storage), &options).expect("there is room");
+            let image = Image::open(any(&storage), OpenOptions::new()).expect("in order");
             if !at_creation {
                 image.preallocate(0, 1 << 20, how).expect("there is room");
             }

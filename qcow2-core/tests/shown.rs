@@ -2,10 +2,15 @@
 
 use std::fmt::Debug;
 
-use qcow2_core::storage::Storage;
 use qcow2_core::storage::memory::MemoryStorage;
+use qcow2_core::storage::{AnyStorage, Storage};
 
 use crate::aligned::Aligned;
+
+/// The same storage, of the one kind that the library is compiled for whatever a test's own storages are.
+pub(crate) fn any(storage: &(impl Storage + Clone)) -> AnyStorage {
+    AnyStorage::new(storage.clone())
+}
 
 /// A storage whose bytes can be looked at.
 pub(crate) trait Shown: Storage + Clone + Debug {

@@ -10,13 +10,14 @@ use qcow2_core::blocking::{Image, block_on, check, create};
 use qcow2_core::format::CompressionType;
 use qcow2_core::format::entry::Mapping;
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
+use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Limits, Storage};
 use qcow2_core::{
     CreateOptions, ErrorKind, Executor, Inline, OpenOptions, Repair, Source, Zeroing,
 };
 
 use crate::aligned::{Aligned, SECTOR};
 use crate::draws::draws;
+use crate::shown::any;
 
 /// Does the work on a thread each.
 struct Threads;
@@ -264,10 +265,11 @@ fn streams_share_no_sector() {
     for cluster_bits in [12, 14, 16] {
         let storage = MemoryStorage::default();
         let size = 1usize << cluster_bits;
-        create(&storage, &CreateOptions::new(20 * size as u64).cluster_bits(cluster_bits)).unwrap();
+        create(&any(&storage), &CreateOptions::new(20 * size as u64).cluster_bits(cluster_bits))
+            .unwrap();
         let mut aligned = Aligned::new(storage.to_vec());
         aligned.max_transfer = SECTOR;
-        let image = Image::open(aligned.clone(), OpenOptions::new()).unwrap();
+        let image = Image::open(any(&aligned), OpenOptions::new()).unwrap();
         let data: Vec<u8> = (0..20).flat_map(|seed| compressible(seed, size)).collect();
         image.write_compressed(0, &data, &Inline).unwrap();
         let mut read = vec![0; data.len()];
@@ -275,7 +277,7 @@ fn streams_share_no_sector() {
         assert!(read == data);
         image.close().unwrap();
         let copy = MemoryStorage::new(aligned.bytes.to_vec());
-        let report = check(&copy, Repair::None).unwrap();
+        let report = check(&any(&copy), Repair::None).unwrap();
         assert!(report.findings.is_empty(), "{report:#?}");
         assert_eq!(report.compressed_clusters, if cluster_bits == 12 { 0 } else { 20 });
         let places = streams(&copy, cluster_bits);
@@ -287,8 +289,8 @@ fn streams_share_no_sector() {
 #[test]
 fn dropped_work_is_told() {
     let storage = MemoryStorage::default();
-    create(&storage, &CreateOptions::new(8 << 12).cluster_bits(12)).unwrap();
-    let open = qcow2_core::Image::open(storage.clone(), OpenOptions::new());
+    create(&any(&storage), &CreateOptions::new(8 << 12).cluster_bits(12)).unwrap();
+    let open = qcow2_core::Image::open(any(&storage), OpenOptions::new());
     let image = block_on(open).unwrap();
     let buf = IoBuf::copy_of(&[7; 3 * 4096], 512);
     let how = Durability::Cached;
@@ -301,7 +303,7 @@ fn dropped_work_is_told() {
     let (_, written) = block_on(image.write_compressed(4096, buf, Durability::Through, &Inline));
     written.unwrap();
     block_on(image.close()).unwrap();
-    assert!(check(&storage, Repair::None).unwrap().findings.is_empty());
+    assert!(check(&any(&storage), Repair::None).unwrap().findings.is_empty());
 }
 
 /// A storage that counts.
@@ -369,12 +371,12 @@ fn counted(
     clusters: u64,
     create_with: CreateOptions,
     open: OpenOptions,
-) -> (Counted, Image<Counted>) {
+) -> (Counted, Image<AnyStorage>) {
     let storage = Counted::default();
     let mut options = create_with;
     options.virtual_size = clusters << options.cluster_bits;
-    create(&storage, &options).expect("there is room");
-    let image = Image::open(storage.clone(), open).expect("it was just made");
+    create(&any(&storage), &options).expect("there is room");
+    let image = Image::open(any(&storage), open).expect("it was just made");
     (storage, image)
 }
 
@@ -414,7 +416,7 @@ fn counts_in_many_pages_need_no_cache_of_as_many() {
     image.close().unwrap();
     for cache_pages in [1, 40, 63] {
         let open = OpenOptions::new().cache_pages(cache_pages).page_size(512);
-        let image = Image::open(storage.clone(), open).unwrap();
+        let image = Image::open(any(&storage), open).unwrap();
         storage.reads.store(0, Relaxed);
         for at in 0..70 {
             image.discard((at * 128 + cache_pages as u64) << 10, 1024).unwrap();

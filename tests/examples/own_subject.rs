@@ -10,7 +10,7 @@ use model::finding::Property;
 use model::guest::{DiscardReads, Promises};
 use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
-use qcow2_core::storage::{IoBuf, Storage};
+use qcow2_core::storage::{AnyStorage, IoBuf};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
 use qcow2_crashtest::minimise::minimise;
 use qcow2_crashtest::report;
@@ -23,10 +23,10 @@ use qcow2_crashtest::workload::Scope;
 struct Forgetful;
 
 /// An open image of it.
-struct Open<S: Storage>(qcow2_core::Image<S>);
+struct Open(qcow2_core::Image<AnyStorage>);
 
 impl Subject for Forgetful {
-    type Image<S: Storage> = Open<S>;
+    type Image = Open;
 
     fn name(&self) -> String {
         "forgetful 0.1".to_owned()
@@ -50,16 +50,16 @@ impl Subject for Forgetful {
         Duties { finds_space: false, ..Duties::default() }
     }
 
-    async fn open<S: Storage>(&self, storage: S, session: Session) -> Result<Open<S>, Refusal> {
+    async fn open(&self, storage: AnyStorage, session: Session) -> Result<Open, Refusal> {
         Qcow2Core::default().open(storage, session).await.map(Open)
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
+    async fn repair(&self, storage: AnyStorage) -> Result<Statement, Refusal> {
         Qcow2Core::default().repair(storage).await
     }
 }
 
-impl<S: Storage> SubjectImage for Open<S> {
+impl SubjectImage for Open {
     fn size(&self) -> u64 {
         self.0.info().virtual_size
     }

@@ -12,7 +12,7 @@ use model::guest::Promises;
 use model::judge::{Extent, Statement};
 use model::op::{Compression, Durability, Geometry, Op};
 use qcow2_core::Image;
-use qcow2_core::storage::{IoBuf, Storage};
+use qcow2_core::storage::{AnyStorage, IoBuf, Storage as _};
 use qcow2_crashtest::campaign::{self, Budget, Report, Settings};
 use qcow2_crashtest::ended::Ended;
 use qcow2_crashtest::life::Order;
@@ -55,13 +55,13 @@ enum How {
 #[derive(Clone, Copy, Debug)]
 struct Wrong(How);
 
-struct WrongImage<S> {
-    image: Image<S>,
+struct WrongImage {
+    image: Image<AnyStorage>,
     how: How,
 }
 
 impl Subject for Wrong {
-    type Image<S: Storage> = WrongImage<S>;
+    type Image = WrongImage;
 
     fn name(&self) -> String {
         format!("{:?}", self.0)
@@ -75,20 +75,12 @@ impl Subject for Wrong {
         Qcow2Core::default().promises(geometry, session)
     }
 
-    async fn open<S: Storage>(
-        &self,
-        storage: S,
-        session: Session,
-    ) -> Result<WrongImage<S>, Refusal> {
+    async fn open(&self, storage: AnyStorage, session: Session) -> Result<WrongImage, Refusal> {
         let image = Qcow2Core::default().open(storage, session).await?;
         Ok(WrongImage { image, how: self.0 })
     }
 
-    async fn check<S: Storage>(
-        &self,
-        storage: S,
-        mend: Mend,
-    ) -> Option<Result<Statement, Refusal>> {
+    async fn check(&self, storage: AnyStorage, mend: Mend) -> Option<Result<Statement, Refusal>> {
         match self.0 {
             How::Alarms => Some(Ok(Statement::GaveUp)),
             How::Praises => Some(Ok(Statement::Clean)),
@@ -96,7 +88,7 @@ impl Subject for Wrong {
         }
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
+    async fn repair(&self, storage: AnyStorage) -> Result<Statement, Refusal> {
         let core = Qcow2Core { rules: qcow2_core::Rules::all() };
         let report = qcow2_core::check(&storage, qcow2_core::Repair::All, core.rules).await;
         let gave_up = !report.as_ref().is_ok_and(qcow2_core::CheckReport::is_consistent);
@@ -160,7 +152,7 @@ fn a_check_that_is_wrong_is_found() {
     }
 }
 
-impl<S: Storage> SubjectImage for WrongImage<S> {
+impl SubjectImage for WrongImage {
     fn size(&self) -> u64 {
         SubjectImage::size(&self.image)
     }

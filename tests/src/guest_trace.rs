@@ -31,6 +31,7 @@ use model::case::Opening;
 use model::evidence::ValueKey;
 use model::guest::Guest;
 use model::op::{Compression, Geometry, MAX_VIRTUAL_SIZE, Op};
+use qcow2_core::storage::AnyStorage;
 use qcow2_core::{CreateError, CreateOptions};
 
 use crate::campaign::draw_steps;
@@ -407,7 +408,8 @@ fn create(geometry: &Geometry) -> Result<PossibleDisk, CreateError> {
         .cluster_bits(geometry.cluster_bits)
         .lazy_refcounts(geometry.lazy_refcounts);
     let storage = Direct::new(PossibleDisk::new(&Values::new(), 0), Always(0));
-    direct::run(qcow2_core::create(&storage, &options)).expect("nothing to wait for")?;
+    let file = AnyStorage::new(storage.clone());
+    direct::run(qcow2_core::create(&file, &options)).expect("nothing to wait for")?;
     Ok(storage.power_off().disk)
 }
 

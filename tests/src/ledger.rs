@@ -111,7 +111,7 @@ const fn promise(property: Property) -> &'static str {
         Property::P7 => "everything ends, and all can be written again",
         Property::P8 => "errors and claims are honest",
         Property::P9 => "one crash leaks little",
-        Property::P10 => "a growth happens whole or not at all",
+        Property::P10 => "a size or a passphrase changes wholly or not",
         Property::PCipher => "no guest data is written in the clear",
     }
 }

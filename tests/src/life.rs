@@ -355,7 +355,7 @@ pub fn run_scheduled<Sub: Subject>(
 }
 
 /// The image, while it is open.
-type Slot<Sub> = Arc<Mutex<Option<Arc<<Sub as Subject>::Image<SimStorage>>>>>;
+type Slot<Sub> = Arc<Mutex<Option<Arc<<Sub as Subject>::Image>>>>;
 
 enum Ended {
     /// The observer had seen enough, or something failed as planned.

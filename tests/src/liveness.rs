@@ -40,7 +40,7 @@ use model::image::{Header, Mapping};
 use model::judge::{Inherited, Statement};
 use model::op::{Durability, Geometry, Op};
 use model::payload::{self, UNIT};
-use qcow2_core::storage::{IoBuf, Storage};
+use qcow2_core::storage::{AnyStorage, IoBuf, Storage};
 
 use crate::evidence::{DiskEvidence, units};
 use crate::recover::{Bench, Failure, Recovered, whole_image};
@@ -100,7 +100,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     let this = subject.clone();
     let done = faultfs::direct::run(async move {
         if this.duties().repair {
-            let claim = this.repair(storage.clone()).await;
+            let claim = this.repair(AnyStorage::new(storage.clone())).await;
             if !matches!(claim, Ok(Statement::Clean | Statement::Repaired)) {
                 return Err(fail("repair-gave-up", format!("{claim:?}")));
             }

@@ -19,6 +19,8 @@ use model::image::Image;
 use model::judge::{Contents, Extent, Judge, Place, Statement, Violation};
 use model::op::PASSPHRASES;
 
+use qcow2_core::storage::AnyStorage;
+
 use crate::evidence::DiskEvidence;
 use crate::probe::{Probe, Probes};
 use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage, open};
@@ -405,9 +407,17 @@ impl<Sub: Subject> Bench<Sub> {
                     let map = image.map().await.map_err(|text| refused(Refusal::Failed(text)))?;
                     Ok(Done::Opened(map))
                 }
-                Step::Repair => subject.repair(storage).await.map(Done::Repaired).map_err(refused),
-                Step::Check => checked(subject.check(storage, Mend::Nothing).await),
-                Step::RepairLeaks => checked(subject.check(storage, Mend::Leaks).await),
+                Step::Repair => subject
+                    .repair(AnyStorage::new(storage))
+                    .await
+                    .map(Done::Repaired)
+                    .map_err(refused),
+                Step::Check => {
+                    checked(subject.check(AnyStorage::new(storage), Mend::Nothing).await)
+                }
+                Step::RepairLeaks => {
+                    checked(subject.check(AnyStorage::new(storage), Mend::Leaks).await)
+                }
             }
         })
     }

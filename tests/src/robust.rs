@@ -33,7 +33,7 @@ use model::judge::{Contents, Judge, Place, Statement, Violation};
 use model::label::Region;
 use model::op::Durability;
 use model::payload::Unit;
-use qcow2_core::storage::{IoBuf, UNIT};
+use qcow2_core::storage::{AnyStorage, IoBuf, UNIT};
 
 use crate::corpus::{CorpusError, decided};
 use crate::ended::Ended;
@@ -252,7 +252,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let result = self.travel(disk, guest, "an explicit repair", None, |storage| {
             let subject = subject.clone();
             async move {
-                match subject.repair(storage).await {
+                match subject.repair(AnyStorage::new(storage)).await {
                     Ok(claim) => Said::Statement(claim),
                     Err(Refusal::GaveUp(_) | Refusal::Failed(_)) => {
                         Said::Statement(Statement::GaveUp)

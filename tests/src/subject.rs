@@ -104,7 +104,7 @@ use model::image::Mapping;
 use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry, Preallocation};
 use qcow2_core::format::entry::Mapping as Entry;
-use qcow2_core::storage::{IoBuf, Storage};
+use qcow2_core::storage::{AnyStorage, IoBuf, Storage};
 use qcow2_core::{
     Barrier, CheckError, CheckReport, ErrorKind, Executor, Image, IoError, Mutant, OpenOptions,
     Passphrase, Repair, Rule, Rules, Source, Zeroing,
@@ -212,7 +212,7 @@ impl Default for Duties {
 /// An implementation of qcow2.
 pub trait Subject: Clone + Send + Sync + 'static {
     /// An open image.
-    type Image<S: Storage>: SubjectImage;
+    type Image: SubjectImage;
 
     /// What reports call it.
     fn name(&self) -> String;
@@ -285,48 +285,48 @@ pub trait Subject: Clone + Send + Sync + 'static {
     }
 
     /// Opens the image; for writing, it must be safe to write afterwards.
-    fn open<S: Storage>(
+    fn open(
         &self,
-        storage: S,
+        storage: AnyStorage,
         session: Session,
-    ) -> impl Future<Output = Result<Self::Image<S>, Refusal>> + Send;
+    ) -> impl Future<Output = Result<Self::Image, Refusal>> + Send;
 
     /// The same for an image with an external data file, which is `data`; asked only of a subject that
     /// [opens](Self::opens_data_files) those.
-    fn open_with_data<S: Storage>(
+    fn open_with_data(
         &self,
-        storage: S,
-        data: S,
+        storage: AnyStorage,
+        data: AnyStorage,
         session: Session,
-    ) -> impl Future<Output = Result<Self::Image<S>, Refusal>> + Send {
+    ) -> impl Future<Output = Result<Self::Image, Refusal>> + Send {
         drop((storage, data));
         std::future::ready(Err(Refusal::GaveUp(format!("it has a data file, and {session:?}"))))
     }
 
     /// A copy of an open image on `storage`, which holds a copy of what is under it, and `data`, a copy of its data file, while no request is
     /// in flight. Both then do what the image would have done. None: it cannot, and what led to the image is done once more.
-    fn fork<S: Storage>(
+    fn fork(
         &self,
-        image: &Self::Image<S>,
-        storage: S,
-        data: Option<S>,
-    ) -> Option<Self::Image<S>> {
+        image: &Self::Image,
+        storage: AnyStorage,
+        data: Option<AnyStorage>,
+    ) -> Option<Self::Image> {
         drop((storage, data));
         let _ = image;
         None
     }
 
     /// Checks and repairs an image that is not open, and says what it is afterwards.
-    fn repair<S: Storage>(
+    fn repair(
         &self,
-        storage: S,
+        storage: AnyStorage,
     ) -> impl Future<Output = Result<Statement, Refusal>> + Send;
 
     /// Checks an image that is not open, changes no more than `mend` says, and says what it is afterwards: [`Statement::GaveUp`] if
     /// something is wrong with it. None: it has no such call.
-    fn check<S: Storage>(
+    fn check(
         &self,
-        storage: S,
+        storage: AnyStorage,
         mend: Mend,
     ) -> impl Future<Output = Option<Result<Statement, Refusal>>> + Send {
         drop((storage, mend));
@@ -362,8 +362,10 @@ pub async fn open<Sub: Subject, S: Files>(
     subject: &Sub,
     storage: S,
     session: Session,
-) -> Result<Sub::Image<S>, Refusal> {
-    match storage.data_file() {
+) -> Result<Sub::Image, Refusal> {
+    let data = storage.data_file().map(AnyStorage::new);
+    let storage = AnyStorage::new(storage);
+    match data {
         Some(data) => subject.open_with_data(storage, data, session).await,
         None => subject.open(storage, session).await,
     }
@@ -500,7 +502,7 @@ impl Qcow2Core {
 }
 
 impl Subject for Qcow2Core {
-    type Image<S: Storage> = Image<S>;
+    type Image = Image<AnyStorage>;
 
     fn name(&self) -> String {
         let flushes = Barrier::ALL.iter().filter(|barrier| self.rules.skips(**barrier));
@@ -577,7 +579,11 @@ impl Subject for Qcow2Core {
         }
     }
 
-    async fn open<S: Storage>(&self, storage: S, session: Session) -> Result<Image<S>, Refusal> {
+    async fn open(
+        &self,
+        storage: AnyStorage,
+        session: Session,
+    ) -> Result<Image<AnyStorage>, Refusal> {
         let options = self.open_options(&session);
         if session.encrypted {
             return encrypted(storage, None, &session, options).await;
@@ -589,12 +595,12 @@ impl Subject for Qcow2Core {
         opened.map_err(|error| refusal(error.kind(), error.to_string()))
     }
 
-    async fn open_with_data<S: Storage>(
+    async fn open_with_data(
         &self,
-        storage: S,
-        data: S,
+        storage: AnyStorage,
+        data: AnyStorage,
         session: Session,
-    ) -> Result<Image<S>, Refusal> {
+    ) -> Result<Image<AnyStorage>, Refusal> {
         let options = self.open_options(&session);
         if session.encrypted {
             return encrypted(storage, Some(data), &session, options).await;
@@ -604,19 +610,20 @@ impl Subject for Qcow2Core {
         opened.map_err(|error| refusal(error.kind(), error.to_string()))
     }
 
-    fn fork<S: Storage>(&self, image: &Image<S>, storage: S, data: Option<S>) -> Option<Image<S>> {
+    fn fork(
+        &self,
+        image: &Image<AnyStorage>,
+        storage: AnyStorage,
+        data: Option<AnyStorage>,
+    ) -> Option<Image<AnyStorage>> {
         image.fork(storage, data)
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
+    async fn repair(&self, storage: AnyStorage) -> Result<Statement, Refusal> {
         claim(qcow2_core::check(&storage, Repair::All, self.rules).await, Statement::Repaired)
     }
 
-    async fn check<S: Storage>(
-        &self,
-        storage: S,
-        mend: Mend,
-    ) -> Option<Result<Statement, Refusal>> {
+    async fn check(&self, storage: AnyStorage, mend: Mend) -> Option<Result<Statement, Refusal>> {
         let repair = match mend {
             Mend::Nothing => Repair::None,
             Mend::Leaks => Repair::Leaks,
@@ -625,12 +632,12 @@ impl Subject for Qcow2Core {
     }
 }
 
-async fn encrypted<S: Storage>(
-    storage: S,
-    data: Option<S>,
+async fn encrypted(
+    storage: AnyStorage,
+    data: Option<AnyStorage>,
     session: &Session,
     options: OpenOptions,
-) -> Result<Image<S>, Refusal> {
+) -> Result<Image<AnyStorage>, Refusal> {
     let layer = session.below.map(|below| Base::new(below).shared());
     let passphrase = Passphrase::new(PASSPHRASE);
     let opened = Image::open_encrypted(storage, &passphrase, data, layer, options).await;

@@ -15,7 +15,7 @@ use model::guest::Promises;
 use model::judge::Statement;
 use model::op::{Durability, Geometry, Op};
 use qcow2_core::Image;
-use qcow2_core::storage::Storage;
+use qcow2_core::storage::AnyStorage;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, initials, operations, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
@@ -96,7 +96,7 @@ fn recover(bytes: &[u8], live: &PossibleDisk, session: Session) -> (Vec<u8>, Vec
     let opened = direct.power_off();
     let mut forks = opened.forks;
     let direct = Direct::with_options(opened.disk.clone(), Always(0), options());
-    run(subject.repair(direct.clone())).unwrap().unwrap();
+    run(subject.repair(AnyStorage::new(direct.clone()))).unwrap().unwrap();
     forks.extend(direct.power_off().forks);
     let mut newest = Always(0);
     (opened.disk.clone().image(&mut newest), forks)
@@ -209,7 +209,7 @@ fn what_earlier_workloads_left_changes_no_count() {
 struct Unforked(Qcow2Core);
 
 impl Subject for Unforked {
-    type Image<S: Storage> = Image<S>;
+    type Image = Image<AnyStorage>;
 
     fn name(&self) -> String {
         self.0.name()
@@ -223,11 +223,15 @@ impl Subject for Unforked {
         self.0.promises(geometry, session)
     }
 
-    async fn open<S: Storage>(&self, storage: S, session: Session) -> Result<Image<S>, Refusal> {
+    async fn open(
+        &self,
+        storage: AnyStorage,
+        session: Session,
+    ) -> Result<Image<AnyStorage>, Refusal> {
         self.0.open(storage, session).await
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
+    async fn repair(&self, storage: AnyStorage) -> Result<Statement, Refusal> {
         self.0.repair(storage).await
     }
 }

@@ -9,7 +9,7 @@ use faultfs::direct::{self, Direct};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use model::finding::Property;
-use qcow2_core::storage::IoBuf;
+use qcow2_core::storage::{AnyStorage, IoBuf};
 use qcow2_crashtest::guest_trace::{
     GuestTrace, RunError, TraceError, TraceReport, TraceSettings, run,
 };
@@ -223,7 +223,8 @@ impl GuestDisk {
 
 async fn copy<C: Chooser + Send + 'static>(storage: Direct<C>, file: &File, size: u64) {
     const STEP: usize = 1 << 20;
-    let image = Qcow2Core::default().open(storage, Session::default()).await.unwrap();
+    let image =
+        Qcow2Core::default().open(AnyStorage::new(storage), Session::default()).await.unwrap();
     assert_eq!(image.size(), size);
     for offset in (0..size).step_by(STEP) {
         let data = SubjectImage::read(&image, offset, IoBuf::zeroed(STEP, 512)).await.unwrap();

@@ -7,7 +7,7 @@ use model::image::Mapping;
 use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::Image;
-use qcow2_core::storage::{self, IoBuf, Storage};
+use qcow2_core::storage::{self, AnyStorage, IoBuf, Storage as _};
 use qcow2_crashtest::explore::alphabet::{Symbol, World, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, judged};
 use qcow2_crashtest::explore::{self, ExploreReport, ExploreSettings};
@@ -30,13 +30,13 @@ enum Second {
     Restless,
 }
 
-struct SecondImage<S> {
-    image: Image<S>,
+struct SecondImage {
+    image: Image<AnyStorage>,
     how: Second,
 }
 
 impl Subject for Second {
-    type Image<S: Storage> = SecondImage<S>;
+    type Image = SecondImage;
 
     fn name(&self) -> String {
         "second".to_owned()
@@ -54,16 +54,12 @@ impl Subject for Second {
         Qcow2Core::default().promises(geometry, session)
     }
 
-    async fn open<S: Storage>(
-        &self,
-        storage: S,
-        session: Session,
-    ) -> Result<SecondImage<S>, Refusal> {
+    async fn open(&self, storage: AnyStorage, session: Session) -> Result<SecondImage, Refusal> {
         let image = Qcow2Core::default().open(storage, session).await?;
         Ok(SecondImage { image, how: *self })
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
+    async fn repair(&self, storage: AnyStorage) -> Result<Statement, Refusal> {
         if *self == Self::Restless {
             let failed = |error: std::io::Error| Refusal::Failed(error.to_string());
             let (header, read) = storage.read(0, IoBuf::zeroed(512, 512)).await;
@@ -74,7 +70,7 @@ impl Subject for Second {
     }
 }
 
-impl<S: Storage> SubjectImage for SecondImage<S> {
+impl SubjectImage for SecondImage {
     fn size(&self) -> u64 {
         SubjectImage::size(&self.image)
     }
@@ -233,4 +229,10 @@ fn what_a_certificate_says_was_judged_can_be_found() {
     let of_contents = [Property::P0, Property::P1, Property::P2, Property::P3, Property::P8];
     assert_eq!(judged(&contents, &[Symbol::WriteA, Symbol::Reopen], false), of_contents);
     assert!(!judged(&Duties::default(), &Symbol::ALL, true).contains(&Property::P6));
+    // What changes wholly or not at all: a size, and passphrases.
+    let wholly = |alphabet| judged(&contents, alphabet, false).contains(&Property::P10);
+    assert_eq!(
+        [&[Symbol::Grow][..], &Symbol::PASSPHRASES, &[Symbol::WriteA]].map(wholly),
+        [true, true, false]
+    );
 }

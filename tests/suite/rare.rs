@@ -14,7 +14,7 @@ use model::build::{Initial, build};
 use model::op::{Compression, Geometry, Op};
 use qcow2_core::blocking::{self, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Durability, IoBuf, Storage};
+use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Storage};
 use qcow2_core::{CreateOptions, Image, IoError, OpenOptions, Repair, Rules, WriteMap};
 use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::ExploreSettings;
@@ -247,29 +247,31 @@ fn a_fork_is_the_image_that_the_same_requests_lead_to() {
         let symbols = [Symbol::ALL.as_slice(), &Symbol::ALL].concat();
         let ops = operations(&symbols, &world.geometry);
         let (disk, _) = world.start(&subject).unwrap();
-        let perform = |image: &Image<Direct<Always>>, op: &Op| {
+        let perform = |image: &Image<AnyStorage>, op: &Op| {
             let size = image.info().virtual_size;
             let request = op.clip(size).filter(|op| *op != Op::Reopen).map(Request::Op);
             run(perform(image, request.as_ref())).unwrap().unwrap();
         };
-        let end = |image: &Image<Direct<Always>>| {
-            let remains = image.storage().power_off();
+        let end = |direct: &Direct<Always>, image: &Image<AnyStorage>| {
+            let remains = direct.power_off();
             let events = remains.trace.unwrap().events().to_vec();
             (events, remains.disk.state_hash(), image.info())
         };
         let options = DirectOptions { trace: true, ..DirectOptions::default() };
         let direct = Direct::with_options(disk, Always(0), options);
-        let image = run(open(&subject, direct, world.session)).unwrap().unwrap();
+        let image = run(open(&subject, direct.clone(), world.session)).unwrap().unwrap();
         let mut forks = Vec::new();
         for op in &ops {
             perform(&image, op);
-            forks.iter().for_each(|fork| perform(fork, op));
-            forks.push(image.fork(image.storage().fork(), None).expect("nothing is in flight"));
+            forks.iter().for_each(|(_, fork)| perform(fork, op));
+            let copy = direct.fork();
+            let fork = image.fork(AnyStorage::new(copy.clone()), None);
+            forks.push((copy, fork.expect("nothing is in flight")));
         }
-        let expected = end(&image);
+        let expected = end(&direct, &image);
         assert!(expected.0.len() > 100, "{} events", expected.0.len());
-        for (at, fork) in forks.iter().enumerate() {
-            assert_eq!(end(fork), expected, "after {:?} of {symbols:?}", symbols[at]);
+        for (at, (copy, fork)) in forks.iter().enumerate() {
+            assert_eq!(end(copy, fork), expected, "after {:?} of {symbols:?}", symbols[at]);
         }
     }
 }
@@ -284,22 +286,23 @@ fn an_image_with_a_request_in_flight_has_no_fork() {
         let (disk, _) = world.start(&subject).unwrap();
         let options = DirectOptions { crash_at, ..DirectOptions::default() };
         let direct = Direct::with_options(disk, Always(0), options);
-        let image = run(open(&subject, direct, world.session)).unwrap().unwrap();
-        assert!(image.fork(image.storage().fork(), None).is_some());
+        let image = run(open(&subject, direct.clone(), world.session)).unwrap().unwrap();
+        let has_fork = || image.fork(AnyStorage::new(direct.fork()), None).is_some();
+        assert!(has_fork());
         let ended = {
             let mut write = pin!(image.write(0, IoBuf::zeroed(512, 512), Durability::Cached));
             let ended = write.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
-            assert_eq!(image.fork(image.storage().fork(), None).is_some(), ended);
+            assert_eq!(has_fork(), ended);
             ended
         };
         assert_eq!(ended, crash_at.is_none());
-        assert_eq!(image.fork(image.storage().fork(), None).is_some(), ended, "it was dropped");
+        assert_eq!(has_fork(), ended, "it was dropped");
         if ended {
-            image.storage().power_off();
+            direct.power_off();
             let mut read = pin!(image.read(0, IoBuf::zeroed(512, 512)));
             assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
             let other = Direct::new(PossibleDisk::new(&Values::new(), 1), Always(0));
-            assert!(image.fork(other, None).is_none());
+            assert!(image.fork(AnyStorage::new(other), None).is_none());
         }
     }
 }

@@ -22,15 +22,14 @@ use model::judge::{Contents, Inherited, Judge, Statement, Violation};
 use model::op::Op;
 use model::payload::{self, UNIT, Unit};
 use qcow2_core::blocking::block_on;
-use qcow2_core::storage::IoBuf;
 use qcow2_core::storage::file::{Access, FileStorage};
+use qcow2_core::storage::{AnyStorage, IoBuf};
 use qcow2_crashtest::count::Counted;
 use qcow2_crashtest::subject::{Qcow2Core, Session, Subject, SubjectImage};
 use qcow2_crashtest::workload::{self, Plan, Scope};
 use tempfile::TempDir;
 
-type Storage = Counted<FileStorage>;
-type Image = qcow2_core::Image<Storage>;
+type Image = qcow2_core::Image<AnyStorage>;
 
 /// A process that lives on.
 const FOREVER: u64 = u64::MAX;
@@ -90,8 +89,9 @@ impl Disk {
     }
 
     /// The file, for a process that lives for so many operations.
-    fn storage(&self, access: Access, life: u64) -> Storage {
-        Counted::with_budget(FileStorage::open(&self.path, access).unwrap(), life)
+    fn storage(&self, access: Access, life: u64) -> AnyStorage {
+        let file = FileStorage::open(&self.path, access).unwrap();
+        AnyStorage::new(Counted::with_budget(file, life))
     }
 
     /// Opens the image for writing, unless the process dies on the way.

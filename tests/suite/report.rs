@@ -12,7 +12,7 @@ use model::image::Mapping;
 use model::judge::{Place, Statement};
 use model::op::{Compression, Geometry, Op};
 use model::payload::{self, Value};
-use qcow2_core::storage::{Durability, IoBuf, Storage};
+use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Storage as _};
 use qcow2_crashtest::life::Order;
 use qcow2_crashtest::recover::Failure;
 use qcow2_crashtest::replay::{self, subject_of};
@@ -74,7 +74,7 @@ fn a_failure_without_a_power_cut() {
 struct Restless(Qcow2Core);
 
 impl Subject for Restless {
-    type Image<S: Storage> = <Qcow2Core as Subject>::Image<S>;
+    type Image = <Qcow2Core as Subject>::Image;
 
     fn name(&self) -> String {
         "a restless repair".to_owned()
@@ -88,15 +88,11 @@ impl Subject for Restless {
         self.0.promises(geometry, session)
     }
 
-    async fn open<S: Storage>(
-        &self,
-        storage: S,
-        session: Session,
-    ) -> Result<Self::Image<S>, Refusal> {
+    async fn open(&self, storage: AnyStorage, session: Session) -> Result<Self::Image, Refusal> {
         self.0.open(storage, session).await
     }
 
-    async fn repair<S: Storage>(&self, storage: S) -> Result<Statement, Refusal> {
+    async fn repair(&self, storage: AnyStorage) -> Result<Statement, Refusal> {
         let failed = |error: std::io::Error| Refusal::Failed(error.to_string());
         let (header, read) = storage.read(0, IoBuf::zeroed(512, 512)).await;
         read.map_err(failed)?;

@@ -18,11 +18,13 @@
 //! - **No room.** Three kinds of error say so: [`io::ErrorKind::StorageFull`], [`io::ErrorKind::QuotaExceeded`] and
 //!   [`io::ErrorKind::FileTooLarge`]. After one of them less may still fit.
 
+mod any;
 mod block_on;
 mod buffer;
 pub mod file;
 pub mod memory;
 
+pub use any::AnyStorage;
 pub use block_on::block_on;
 pub use buffer::IoBuf;
 

@@ -12,17 +12,17 @@ use model::build::{Built, Initial, build};
 use model::finding::Property;
 use model::image::Mapping;
 use model::op::{Compression, Geometry};
-use qcow2_core::storage::UNIT;
+use qcow2_core::storage::{AnyStorage, UNIT};
 
 use crate::recover::{Failure, whole_image};
 
-/// Runs `verb` on copies of `disk` with a power cut at each of its updates and flushes in turn, and after its end, and shows
+/// Runs `verb` on the files of copies of `disk` with a power cut at each of its updates and flushes in turn, and after its end, and shows
 /// `judge` every state that each leaves, and whether the verb had ended. It says nothing if it could not do what it is for, which is a
 /// failure too, but on a `full` device, which does not get longer. Returns the first failure and the number of states.
 pub(super) fn every_crash<T>(
     disk: &PossibleDisk,
     full: bool,
-    verb: impl AsyncFn(Direct<Exhaustive>) -> Option<T>,
+    verb: impl AsyncFn(AnyStorage, Option<AnyStorage>) -> Option<T>,
     judge: impl Fn(&mut PossibleDisk, &mut Exhaustive, bool) -> Result<(), Failure>,
 ) -> (Option<Failure>, u64) {
     let mut states = 0;
@@ -38,7 +38,8 @@ pub(super) fn every_crash<T>(
             let options =
                 DirectOptions { crash_at: Some(crash_at), faults, ..DirectOptions::default() };
             let direct = Direct::with_options(disk.clone(), chooser, options);
-            let done = direct::run(verb(direct.clone()));
+            let data = direct.second().map(AnyStorage::new);
+            let done = direct::run(verb(AnyStorage::new(direct.clone()), data));
             if matches!(done, Some(None)) && !full {
                 let failure = seen("verb-failed", "it failed, and no I/O had".to_owned());
                 return (Some(failure), states);

@@ -81,9 +81,9 @@ fn create_with_data(before: &Built, said: &DataFile, rules: Rules) -> (Option<Fa
         let (failure, more) = every_crash(
             &disk,
             false,
-            async |direct| {
-                let data = direct.second().expect("there are two files");
-                qcow2_core::create_with_data(&direct, &data, &options, said, None).await.ok()
+            async |image, data| {
+                let data = data.expect("there are two files");
+                qcow2_core::create_with_data(&image, &data, &options, said, None).await.ok()
             },
             |crashed, chooser, _| {
                 let mut auditor = Auditor::default();
@@ -116,7 +116,7 @@ fn create_over(disk: &PossibleDisk, options: CreateOptions) -> (Option<Failure>,
     every_crash(
         disk,
         false,
-        async |direct| qcow2_core::create(&direct, &options).await.ok(),
+        async |image, _| qcow2_core::create(&image, &options).await.ok(),
         |crashed, chooser, ended| {
             let lost = || Err(seen("created-and-lost", "creating it had returned".to_owned()));
             let mut auditor = Auditor::default();

@@ -37,9 +37,9 @@ pub(super) fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
     every_crash(
         &disk,
         false,
-        async |direct| {
+        async |storage, _| {
             let options = OpenOptions::new().rules(rules).page_size(512);
-            let image = Image::open(direct, options).await.ok()?;
+            let image = Image::open(storage, options).await.ok()?;
             image.grow(NEW).await.ok()
         },
         |crashed, chooser, _| {

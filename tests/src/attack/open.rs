@@ -21,9 +21,9 @@ pub(super) fn open_promising(rules: Rules) -> (Option<Failure>, u64) {
         let (failure, more) = every_crash(
             &disk,
             false,
-            async |direct| {
+            async |storage, _| {
                 let options = OpenOptions::new().rules(rules).page_size(512);
-                let image = Image::open(direct, options).await.ok()?;
+                let image = Image::open(storage, options).await.ok()?;
                 let mut data = IoBuf::zeroed(UNIT, UNIT);
                 data.fill(7);
                 image.write(0, data, Durability::Cached).await.1.ok()?;

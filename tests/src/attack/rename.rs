@@ -3,7 +3,7 @@
 use model::audit::Auditor;
 use model::finding::Stage;
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Storage, UNIT, block_on};
+use qcow2_core::storage::{AnyStorage, UNIT, block_on};
 use qcow2_core::{Backing, CreateOptions, Format, Image, OpenOptions, Rules};
 
 use super::crash::{every_crash, guest_unit, seen, units_of};
@@ -32,8 +32,8 @@ pub(super) fn rename(rules: Rules) -> (Option<Failure>, u64) {
         for version in [2, 3] {
             let storage = MemoryStorage::default();
             let options = CreateOptions::new(8 << 10).cluster_bits(cluster_bits).version(version);
-            block_on(qcow2_core::create_over(&storage, &options, &names[0]))
-                .expect("there is room");
+            let file = || AnyStorage::new(storage.clone());
+            block_on(qcow2_core::create_over(&file(), &options, &names[0])).expect("there is room");
             let next = names.iter().skip(1).map(Some).chain([None]);
             for (present, next) in names.iter().zip(next) {
                 let (failure, more) = rename_once(&storage.to_vec(), present, next, rules);
@@ -42,7 +42,7 @@ pub(super) fn rename(rules: Rules) -> (Option<Failure>, u64) {
                     return (failure, states);
                 }
                 block_on(async {
-                    let image = open_over_base(storage.clone(), Rules::all()).await?;
+                    let image = open_over_base(file(), Rules::all()).await?;
                     image.set_backing(next).await.ok()?;
                     image.close().await.ok()
                 })
@@ -58,15 +58,16 @@ fn do_without(rules: Rules) -> (Option<Failure>, u64) {
     let storage = MemoryStorage::default();
     let options = CreateOptions::new(2 << 10).cluster_bits(9);
     let present = Backing::new("below", Format::Raw);
-    block_on(qcow2_core::create_over(&storage, &options, &present)).expect("there is room");
+    let file = AnyStorage::new(storage.clone());
+    block_on(qcow2_core::create_over(&file, &options, &present)).expect("there is room");
     let disk = disk_of(&units_of(&storage.to_vec()));
     let mut below = vec![0; 2 << 10];
     Base::new(8 << 10).fill(0, &mut below);
     every_crash(
         &disk,
         false,
-        async |direct| {
-            let image = open_over_base(direct, rules).await?;
+        async |storage, _| {
+            let image = open_over_base(storage, rules).await?;
             image.copy_up(0, 2 << 10).await.ok()?;
             image.set_backing(None).await.ok()
         },
@@ -89,7 +90,7 @@ fn do_without(rules: Rules) -> (Option<Failure>, u64) {
     )
 }
 
-async fn open_over_base<S: Storage>(storage: S, rules: Rules) -> Option<Image<S>> {
+async fn open_over_base(storage: AnyStorage, rules: Rules) -> Option<Image<AnyStorage>> {
     let options = OpenOptions::new().growth(0).rules(rules);
     Image::open_over(storage, Base::new(8 << 10).shared(), options).await.ok()
 }
@@ -103,8 +104,8 @@ fn rename_once(
     every_crash(
         &disk_of(&units_of(image)),
         false,
-        async |direct| {
-            let image = open_over_base(direct, rules).await?;
+        async |storage, _| {
+            let image = open_over_base(storage, rules).await?;
             image.set_backing(next).await.ok()
         },
         |crashed, chooser, ended| {

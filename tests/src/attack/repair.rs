@@ -10,7 +10,7 @@ use model::build::{Built, Initial, build};
 use model::finding::{Finding, Stage};
 use model::image::{COPIED, Mapping};
 use model::op::{Compression, Geometry};
-use qcow2_core::storage::{Durability, IoBuf, Storage, UNIT};
+use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Storage, UNIT};
 use qcow2_core::{Barrier, Image, OpenOptions, Repair, Rules};
 
 use super::crash::{be64, every_crash, guest_unit, is_same, seen, small};
@@ -28,13 +28,13 @@ pub(super) fn rebuild_in_place(rules: Rules) -> (Option<Failure>, u64) {
     faultfs::direct::run(async move {
         let unflushed = Rules::all().without_flush(Barrier::GuestFlush);
         let options = OpenOptions::new().growth(0).page_size(512).pass_discard(false);
-        let image = Image::open(prepared.clone(), options).await.ok()?;
+        let image = Image::open(AnyStorage::new(prepared.clone()), options).await.ok()?;
         let len = usize::try_from(CLUSTERS).ok()? * UNIT;
         let mut data = IoBuf::zeroed(len, UNIT);
         data.fill(DATA);
         image.write(0, data, Durability::Cached).await.1.ok()?;
         image.close().await.ok()?;
-        let image = Image::open(prepared, options.rules(unflushed)).await.ok()?;
+        let image = Image::open(AnyStorage::new(prepared), options.rules(unflushed)).await.ok()?;
         image.discard(0, CLUSTERS * UNIT as u64).await.ok()?;
         image.flush().await.ok()
     })
@@ -43,7 +43,7 @@ pub(super) fn rebuild_in_place(rules: Rules) -> (Option<Failure>, u64) {
     every_crash(
         &disk,
         true,
-        async |direct| qcow2_core::check(&direct, Repair::Rebuild, rules).await.ok(),
+        async |image, _| qcow2_core::check(&image, Repair::Rebuild, rules).await.ok(),
         |crashed, chooser, _| {
             let mut auditor = Auditor::default();
             auditor.audit(&mut DiskEvidence::new(crashed, chooser));
@@ -78,7 +78,7 @@ pub(super) fn repair_damaged(rules: Rules) -> (Option<Failure>, u64) {
     every_crash(
         &disk,
         false,
-        async |direct| qcow2_core::check(&direct, Repair::All, rules).await.ok(),
+        async |image, _| qcow2_core::check(&image, Repair::All, rules).await.ok(),
         |crashed, chooser, _| {
             let mut auditor = Auditor::default();
             let dirty = {
@@ -110,7 +110,7 @@ pub(super) fn repair_unmarked(rules: Rules) -> (Option<Failure>, u64) {
         let (failure, more) = every_crash(
             &damaged.disk,
             false,
-            async |direct| qcow2_core::check(&direct, repair, rules).await.ok(),
+            async |image, _| qcow2_core::check(&image, repair, rules).await.ok(),
             |crashed, chooser, _| {
                 let now = wrong(crashed, chooser);
                 if let Some(news) = now.difference(&before).next() {
@@ -236,7 +236,7 @@ impl Unmarked {
         let direct = Direct::new(crashed.clone(), Always(0));
         let read = faultfs::direct::run(async move {
             let options = OpenOptions::new().growth(0).page_size(512).pass_discard(false);
-            let image = Image::open(direct, options).await.ok()?;
+            let image = Image::open(AnyStorage::new(direct), options).await.ok()?;
             for (guest, byte) in [(one, 1), (bystander, OWN), (other, 2), (last, 4)] {
                 let mut data = IoBuf::zeroed(UNIT, UNIT);
                 data.fill(byte);

@@ -6,7 +6,7 @@ use model::audit::Auditor;
 use model::finding::{Finding, Stage};
 use model::image::COPIED;
 use qcow2_core::storage::memory::MemoryStorage;
-use qcow2_core::storage::{Durability, IoBuf, UNIT, block_on};
+use qcow2_core::storage::{AnyStorage, Durability, IoBuf, UNIT, block_on};
 use qcow2_core::{CreateOptions, Image, OpenOptions, Repair, Rules};
 
 use super::crash::{be64, every_crash, guest_unit, seen, units_of};
@@ -37,8 +37,9 @@ pub fn separate(
     let storage = MemoryStorage::default();
     let options = CreateOptions::new(2 * far * cluster).cluster_bits(cluster_bits);
     let options = options.lazy_refcounts(lazy_refcounts).extended_l2(extended_l2);
-    block_on(qcow2_core::create(&storage, &options)).expect("there is room");
-    let image = qcow2_core::blocking::Image::open(storage.clone(), OpenOptions::new().growth(0));
+    let file = || AnyStorage::new(storage.clone());
+    block_on(qcow2_core::create(&file(), &options)).expect("there is room");
+    let image = qcow2_core::blocking::Image::open(file(), OpenOptions::new().growth(0));
     let image = image.expect("it was just made");
     // What each guest unit holds.
     let per_cluster = cluster / UNIT as u64;
@@ -69,18 +70,19 @@ pub fn separate(
     }
     holds.extend([(2 * per_cluster, 1), (far * per_cluster, 1)]);
     let storage = MemoryStorage::new(damaged);
-    let repaired = block_on(qcow2_core::check(&storage, Repair::All, Rules::all()));
+    let repaired =
+        block_on(qcow2_core::check(&AnyStorage::new(storage.clone()), Repair::All, Rules::all()));
     assert!(repaired.is_ok_and(|report| report.is_writable() && !report.is_consistent()));
     let disk = disk_of(&units_of(&storage.to_vec()));
     every_crash(
         &disk,
         false,
-        async |direct| {
+        async |storage, _| {
             let grows = grows.clone();
 
             let growth = if room == Room::Fresh { 16 * cluster } else { 0 };
             let open = OpenOptions::new().growth(growth).rules(rules);
-            let image = Image::open(direct, open).await.ok()?;
+            let image = Image::open(storage, open).await.ok()?;
             if room == Room::Fresh {
                 for guest in grows {
                     let data = IoBuf::copy_of(&[9; UNIT], UNIT);

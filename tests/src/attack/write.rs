@@ -26,9 +26,9 @@ pub(super) fn write_over_table(rules: Rules) -> (Option<Failure>, u64) {
     every_crash(
         &disk,
         false,
-        async |direct| {
+        async |storage, _| {
             let options = OpenOptions::new().rules(rules).page_size(512);
-            let image = Image::open(direct, options).await.ok()?;
+            let image = Image::open(storage, options).await.ok()?;
             let mut data = IoBuf::zeroed(UNIT, UNIT);
             data.fill(7);
             image.write(0, data, Durability::Cached).await.1.err()

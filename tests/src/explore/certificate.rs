@@ -445,7 +445,8 @@ pub fn source_of<Sub: Subject>(subject: &Sub) -> Option<Vec<(String, String)>> {
 /// several power cuts leaked.
 pub fn judged(duties: &Duties, alphabet: &[Symbol], at_once: bool) -> Vec<Property> {
     let closes = alphabet.contains(&Symbol::Reopen) && !at_once;
-    let grows = alphabet.contains(&Symbol::Grow);
+    let whole = [Symbol::Grow, Symbol::AddFirst, Symbol::RemoveFirst];
+    let whole = whole.iter().any(|symbol| alphabet.contains(symbol));
     let all = [
         (Property::P0, true),
         (Property::P1, true),
@@ -455,7 +456,7 @@ pub fn judged(duties: &Duties, alphabet: &[Symbol], at_once: bool) -> Vec<Proper
         (Property::P5, duties.repair),
         (Property::P6, duties.structure && closes),
         (Property::P8, true),
-        (Property::P10, grows),
+        (Property::P10, whole),
     ];
     all.into_iter().filter_map(|(property, held)| held.then_some(property)).collect()
 }

@@ -51,7 +51,7 @@ use model::guest::Guest;
 use model::judge::{Inherited, p0_misread};
 use model::op::Op;
 use model::payload::{self, UNIT};
-use qcow2_core::storage::IoBuf;
+use qcow2_core::storage::{AnyStorage, IoBuf};
 
 use super::at_once::AtOnce;
 use crate::evidence::DiskEvidence;
@@ -143,14 +143,15 @@ const OF_TRACES: [Probe; 3] = [Probe::CopiedOnWrite, Probe::PaddedBothSides, Pro
 struct Reached<Sub: Subject> {
     guest: Guest,
     direct: Direct<Always>,
-    image: Sub::Image<Direct<Always>>,
+    image: Sub::Image,
 }
 
 impl<Sub: Subject> Reached<Sub> {
     /// The same again, to go another way from here; none if the subject cannot.
     fn fork(&self, subject: &Sub) -> Option<Self> {
         let direct = self.direct.fork();
-        let image = subject.fork(&self.image, direct.clone(), direct.second())?;
+        let data = direct.second().map(AnyStorage::new);
+        let image = subject.fork(&self.image, AnyStorage::new(direct.clone()), data)?;
         Some(Self { guest: self.guest.clone(), direct, image })
     }
 }

@@ -15,6 +15,8 @@ use model::guest::Guest;
 use model::judge::Place;
 use model::payload;
 
+use qcow2_core::storage::AnyStorage;
+
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Labels, LeafChooser, SharedLeaf, look};
 use crate::recover::{Bench, Failure, StepPlan, name};
@@ -143,12 +145,12 @@ impl<Sub: Subject> Looker<'_, Sub> {
                     image.map_err(refused)?.map().await.map(drop)
                 }
                 Step::Repair => {
-                    let claim = subject.repair(storage).await;
+                    let claim = subject.repair(AnyStorage::new(storage)).await;
                     claim.map(drop).map_err(refused)
                 }
                 Step::Check | Step::RepairLeaks => {
                     let mend = if step == Step::Check { Mend::Nothing } else { Mend::Leaks };
-                    let claim = subject.check(storage, mend).await;
+                    let claim = subject.check(AnyStorage::new(storage), mend).await;
                     claim.transpose().map(drop).map_err(refused)
                 }
             }

@@ -74,4 +74,5 @@ pub(super) const OUTSIDE: &[(&str, &str)] = &[
     ("format::*()", "from bytes to values, each with tests in its own file"),
     ("IoBuf::*()", "qcow2-core/storage/src/buffer.rs::split_and_unsplit_keep_address_and_content"),
     ("MemoryStorage::*()", "a storage for tests, which every test with one tests"),
+    ("AnyStorage::*()", "what every campaign opens its images on"),
 ];

@@ -31,7 +31,7 @@ use model::guest::{Guest, Token};
 use model::judge::p0_misread;
 use model::op::Op;
 use model::payload;
-use qcow2_core::storage::IoBuf;
+use qcow2_core::storage::{AnyStorage, IoBuf};
 use qcow2_crashtest::evidence::DiskEvidence;
 use qcow2_crashtest::explore::alphabet::{World, worlds};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
@@ -188,7 +188,7 @@ fn execute(bed: &Bed, program: &Program, outcome: &Mutex<Outcome>) -> Result<(),
         (None, Some(breach)) => Err(Stop::Failed(named(Property::P8, "contract-breach", breach))),
         (None, None) => Ok(()),
     };
-    let opened = block_on(bed.subject.open(storage.clone(), bed.world.session));
+    let opened = block_on(bed.subject.open(AnyStorage::new(storage.clone()), bed.world.session));
     let image = opened.map_err(|refusal| unprovoked(&format!("{refusal:?}")))?;
     let image = Arc::new(image);
     storage.scene().moments.clear();

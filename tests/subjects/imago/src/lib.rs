@@ -23,7 +23,7 @@ use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
 use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
-use qcow2_core::storage::{IoBuf, Storage};
+use qcow2_core::storage::{AnyStorage, IoBuf};
 use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
 use send_wrapper::SendWrapper;
 use tokio::sync::RwLock;
@@ -40,7 +40,7 @@ pub enum Imago {
 }
 
 impl Subject for Imago {
-    type Image<S: Storage> = ImagoImage<S>;
+    type Image = ImagoImage;
 
     fn name(&self) -> String {
         match self {
@@ -87,13 +87,13 @@ impl Subject for Imago {
         }
     }
 
-    async fn open<S: Storage>(
+    async fn open(
         &self,
-        storage: S,
+        storage: AnyStorage,
         session: Session,
-    ) -> Result<ImagoImage<S>, Refusal> {
+    ) -> Result<ImagoImage, Refusal> {
         let (below, queue) = Below::new(storage);
-        let builder = Qcow2::<Below<S>>::builder(below).backing(None).write(session.writable);
+        let builder = Qcow2::<Below>::builder(below).backing(None).write(session.writable);
         let opening = SendWrapper::new(builder.open(DenyImplicitOpenGate::default()));
         match queue.run(opening).await {
             Ok(format) => {
@@ -106,25 +106,25 @@ impl Subject for Imago {
         }
     }
 
-    async fn repair<S: Storage>(&self, _storage: S) -> Result<Statement, Refusal> {
+    async fn repair(&self, _storage: AnyStorage) -> Result<Statement, Refusal> {
         Err(Refusal::GaveUp("imago does not repair".to_owned()))
     }
 }
 
 /// An open image.
-pub struct ImagoImage<S: Storage> {
-    access: RwLock<FormatAccess<Below<S>>>,
+pub struct ImagoImage {
+    access: RwLock<FormatAccess<Below>>,
     queue: Queue,
     /// Virtual size in bytes, known without waiting for `access`.
     size: AtomicU64,
     write_through: bool,
 }
 
-impl<S: Storage> ImagoImage<S> {
+impl ImagoImage {
     /// Runs `work` on the image, beside others.
     async fn shared<T>(
         &self,
-        work: impl AsyncFnOnce(&FormatAccess<Below<S>>) -> io::Result<T>,
+        work: impl AsyncFnOnce(&FormatAccess<Below>) -> io::Result<T>,
     ) -> Result<T, String> {
         let work = SendWrapper::new(async move { work(&*self.access.read().await).await });
         self.queue.run(work).await.map_err(|error| error.to_string())
@@ -133,14 +133,14 @@ impl<S: Storage> ImagoImage<S> {
     /// Runs `work` on the image while nobody else uses it.
     async fn alone<T>(
         &self,
-        work: impl AsyncFnOnce(&mut FormatAccess<Below<S>>) -> io::Result<T>,
+        work: impl AsyncFnOnce(&mut FormatAccess<Below>) -> io::Result<T>,
     ) -> Result<T, String> {
         let work = SendWrapper::new(async move { work(&mut *self.access.write().await).await });
         self.queue.run(work).await.map_err(|error| error.to_string())
     }
 }
 
-impl<S: Storage> ImagoImage<S> {
+impl ImagoImage {
     /// What everything ends with that an image does which was opened to write through.
     async fn through(&self) -> Result<(), String> {
         if self.write_through {
@@ -151,12 +151,12 @@ impl<S: Storage> ImagoImage<S> {
 }
 
 /// Guest flush.
-async fn durable<S: Storage>(access: &FormatAccess<Below<S>>) -> io::Result<()> {
+async fn durable(access: &FormatAccess<Below>) -> io::Result<()> {
     access.flush().await?;
     access.sync().await
 }
 
-impl<S: Storage> SubjectImage for ImagoImage<S> {
+impl SubjectImage for ImagoImage {
     fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
     }

@@ -23,11 +23,11 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
-use qcow2_core::storage::{Durability, IoBuf, Storage};
+use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Storage as _};
 
 /// What imago reads from and writes to.
-pub(crate) struct Below<S> {
-    storage: Arc<S>,
+pub(crate) struct Below {
+    storage: Arc<AnyStorage>,
     queue: Queue,
     helper: CommonStorageHelper,
 }
@@ -125,22 +125,22 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<S> Below<S> {
+impl Below {
     /// A storage of imago's, and the queue through which its users must run.
-    pub(crate) fn new(storage: S) -> (Self, Queue) {
+    pub(crate) fn new(storage: AnyStorage) -> (Self, Queue) {
         let queue = Queue::default();
         let (storage, helper) = (Arc::new(storage), CommonStorageHelper::default());
         (Self { storage, queue: queue.clone(), helper }, queue)
     }
 }
 
-impl<S> fmt::Debug for Below<S> {
+impl fmt::Debug for Below {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Below")
     }
 }
 
-impl<S> fmt::Display for Below<S> {
+impl fmt::Display for Below {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("storage under test")
     }
@@ -151,7 +151,7 @@ fn bytes(length: u64) -> io::Result<usize> {
 }
 
 #[expect(unsafe_code, reason = "the trait declares them so; nothing unsafe is done")]
-impl<S: Storage> imago::Storage for Below<S> {
+impl imago::Storage for Below {
     fn mem_align(&self) -> usize {
         self.storage.limits().alignment
     }
