@@ -33,6 +33,9 @@ use self::seeds::{Seeds, seeds};
 
 /// Mutants unless `MUTANTS` says otherwise.
 const MUTANTS: u64 = 300;
+
+/// Mutants from one word about how far it is to the next.
+const PROGRESS: u64 = 50_000;
 /// How many kinds of violations are shown.
 const KINDS: usize = 20;
 
@@ -108,6 +111,13 @@ fn mutants_of_qemu_images_get_no_worse() {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= mutants {
                         return;
+                    }
+                    if number > 0 && number.is_multiple_of(PROGRESS) {
+                        let seconds = (now() - started).as_secs();
+                        let violated = violated.load(Ordering::Relaxed);
+                        eprintln!(
+                            "{number} of {mutants} after {seconds} s, {violated} violate something"
+                        );
                     }
                     let mutant = Mutant::new(seeds, run, number);
                     let (found, time) = judge(&mutant, number.is_multiple_of(asked), &figures);
