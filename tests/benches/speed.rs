@@ -27,11 +27,12 @@ use qcow2_core::storage::file::{Existing, FileStorage};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf, Storage};
 use qcow2_core::{CreateOptions, Image, OpenOptions, Repair, Rules, check};
+use qcow2_crashtest::call::open;
 use qcow2_crashtest::campaign::{self, Budget, Settings};
 use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, operations, worlds};
 use qcow2_crashtest::life::{Request, perform};
-use qcow2_crashtest::subject::{Qcow2Core, open};
+use qcow2_crashtest::subject::Qcow2Core;
 use qcow2_crashtest::workload::Scope;
 use tempfile::TempDir;
 

@@ -24,6 +24,7 @@ use model::payload::UNIT;
 use qcow2_core::blocking::Image;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 use qcow2_core::{Repair, Zeroing, blocking};
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::layer::Base;
 use qcow2_crashtest::leaf::LeafChooser;
 use qcow2_crashtest::probe::Probes;
@@ -180,7 +181,8 @@ fn blocking_calls_survive_power_cuts() {
     let (mut cuts, mut ends) = (0, 0);
     for seed in 0..cases {
         let mut rng = Rng::new(seed);
-        let plan = plan(seed, &Scope { tiny: true, ..Scope::default() });
+        let scope = Scope { tiny: true, ..Scope::default() };
+        let plan = plan(seed, &scope, &Capabilities::everything());
         if plan.geometry.virtual_size > 256 << 10
             || !plan.geometry.virtual_size.is_multiple_of(plan.geometry.cluster_size())
         {

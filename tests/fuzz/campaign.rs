@@ -9,6 +9,7 @@ use model::op::{DataFile, Encryption};
 use qcow2_core::Rule;
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::console::{self, ExitStatus, Outputs};
 use qcow2_crashtest::corpus;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, initials, worlds};
@@ -179,8 +180,10 @@ fn every_alphabet_is_silent() {
         for (operations, initials) in [(1, &cheap[..]), (2, &[Initial::Fragmented])] {
             let worlds = worlds(&[cluster], &[false, true], initials);
             let worlds = worlds.into_iter().map(change).collect();
+            let alphabet = alphabet.to_vec();
             let settings = ExploreSettings { alphabet, ..ExploreSettings::new(worlds, operations) };
             let report = explore::run(&Qcow2Core::default(), &settings, |_, _, _, _| {});
+            let alphabet = &settings.alphabet;
             assert!(report.found.is_none(), "{alphabet:?}: {:?}", report.found);
             let leaves: u64 = report.worlds.iter().map(|world| world.counts.leaves).sum();
             assert!(report.complete && leaves > 100, "{alphabet:?}: {leaves} leaves");
@@ -229,8 +232,9 @@ fn the_same_seed_gives_the_same_campaign() {
 /// that overlap. Method: count over many plans.
 #[test]
 fn the_generator_reaches_what_it_should() {
-    let plans: Vec<_> =
-        (0..2000).map(|seed| plan(campaign::case_seed(1, seed), &Scope::default())).collect();
+    let all = Capabilities::everything();
+    let drawn = |seed| plan(campaign::case_seed(1, seed), &Scope::default(), &all);
+    let plans: Vec<_> = (0..2000).map(drawn).collect();
     for initial in Initial::ALL {
         assert!(plans.iter().any(|plan| plan.initial == initial), "{initial:?}");
     }

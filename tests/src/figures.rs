@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::ended::Ended;
 use crate::probe::{Probe, Probes};
+use crate::subject::Subject;
 use crate::workload::FaultKind;
 
 /// The figures of a campaign. Those of two runs of different seeds can be added.
@@ -204,6 +205,8 @@ fn ratio(part: u64, whole: u64) -> f64 {
 pub struct Summary {
     /// The subject under test.
     pub subject: String,
+    /// What it was not asked, because it cannot do it.
+    pub not_asked: Vec<String>,
     /// Device profile.
     pub profile: String,
     /// Seed of the run.
@@ -244,16 +247,17 @@ pub struct Summary {
 
 impl Summary {
     /// The summary of a run.
-    pub fn new(
+    pub fn new<Sub: Subject>(
         figures: &Figures,
-        subject: String,
+        subject: &Sub,
         profile: String,
         seed: u64,
         violations: Vec<String>,
         ended: Ended,
     ) -> Self {
         Self {
-            subject,
+            subject: subject.name(),
+            not_asked: subject.capabilities().left_out(),
             profile,
             seed,
             commit: commit(),

@@ -10,10 +10,14 @@
 //! To test another implementation, implement [`subject::Subject`] for it: [`subject`] is the guide.
 
 pub mod attack;
+pub mod blocking;
+pub mod call;
 pub mod campaign;
+pub mod capabilities;
 pub mod console;
 pub mod corpus;
 pub mod count;
+
 pub mod dump;
 pub mod ended;
 pub mod evidence;
@@ -22,6 +26,7 @@ pub mod figures;
 pub mod file;
 pub mod guest_trace;
 pub mod interrupt;
+pub mod lapse;
 pub mod layer;
 pub mod leaf;
 pub mod ledger;
@@ -30,6 +35,7 @@ pub mod liveness;
 pub mod logwrites;
 pub mod minimise;
 pub mod mutants;
+pub mod panics;
 pub mod probe;
 pub mod qemu;
 pub mod recover;

@@ -31,11 +31,13 @@ use model::op::{Durability, Op};
 use model::payload::{self, UNIT};
 use qcow2_core::storage::{IoBuf, Storage};
 
+use crate::call::{Opened, open};
 use crate::evidence::{DiskEvidence, units};
 use crate::liveness::Exposure;
+use crate::panics;
 use crate::probe::{Probe, Probes};
-use crate::recover::{Failure, whole_image};
-use crate::subject::{Session, Subject, SubjectImage, open};
+use crate::recover::{Failure, panicked, whole_image};
+use crate::subject::{Session, Subject, SubjectImage};
 
 /// How many steps a life may take before it counts as hanging, and how many more for each of its requests and each cluster that one
 /// touches: the work of a request may follow its length. Opening the image once more may take a read of every table: on a device of
@@ -44,6 +46,9 @@ const MAX_STEPS: u64 = 100_000;
 const STEPS_PER_REQUEST: u64 = 200;
 const STEPS_PER_CLUSTER: u64 = 64;
 const STEPS_PER_TRANSFER: u64 = 2;
+
+/// When an image is dropped that nobody closed.
+const DROPPED: &str = "when it was dropped, as a power cut drops it";
 
 /// How many steps such requests may take, by how many clusters they touch, on a file of so many transfers.
 fn most_steps(requests: &[Vec<Request>], cluster: u64, transfers: u64) -> u64 {
@@ -217,6 +222,8 @@ pub fn run_scheduled<Sub: Subject>(
     probes: &mut Probes,
     mut observe: impl FnMut(&Moment<'_>) -> ControlFlow<()>,
 ) -> LifeEnd {
+    // What somebody else left behind is not of this life.
+    drop(panics::take());
     let values = disk.values().clone();
     let cluster = guest.promises().cluster_units * UNIT as u64;
     let transfers =
@@ -330,6 +337,20 @@ pub fn run_scheduled<Sub: Subject>(
         Ended::Failed(failure) => Some(failure.clone()),
         _ => None,
     };
+    // As after a power cut: nobody goes on with what was begun, and it is dropped.
+    let (live, decisions) = (sim.disk(), sim.decisions().iter().map(|it| it.taken).collect());
+    let submitted = sim.storage().submitted();
+    sim.abandon();
+    drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+    if failure.is_none() && sim.storage().submitted() > submitted {
+        let mut violation = whole_image(Property::P8, "io-when-dropped");
+        let count = sim.storage().submitted() - submitted;
+        violation.story = format!("it submitted {count} I/O");
+        failure = Some(Failure { violation, moment: DROPPED.to_owned() });
+    }
+    if let (None, Some(text)) = (&failure, panics::take()) {
+        failure = Some(panicked(text, DROPPED));
+    }
     let disjoint = subject.duties().disjoint_writes;
     if failure.is_none()
         && let Some(breach) = sim
@@ -342,11 +363,11 @@ pub fn run_scheduled<Sub: Subject>(
         failure = Some(Failure { violation, moment: "while it ran".to_owned() });
     }
     LifeEnd {
-        disk: sim.disk(),
+        disk: live,
         guest: book.guest.clone(),
         closed: matches!(end, Ended::Closed),
         failure,
-        decisions: sim.decisions().iter().map(|taken| taken.taken).collect(),
+        decisions,
         trace_hash: sim.trace_hash(),
         events: life.event,
         operations: book.operations,
@@ -355,7 +376,7 @@ pub fn run_scheduled<Sub: Subject>(
 }
 
 /// The image, while it is open.
-type Slot<Sub> = Arc<Mutex<Option<Arc<<Sub as Subject>::Image>>>>;
+type Slot<Sub> = Arc<Mutex<Option<Arc<Opened<<Sub as Subject>::Image>>>>>;
 
 enum Ended {
     /// The observer had seen enough, or something failed as planned.
@@ -387,6 +408,9 @@ impl Watch {
                 return Some(failed(Property::P7, "hangs", story));
             }
             let step = sim.step();
+            if let Some(text) = panics::take() {
+                return Some(Ended::Failed(panicked(text, "while it ran")));
+            }
             let cause = match &step {
                 StepResult::Done => return None,
                 StepResult::Deadlock { tasks } => {

@@ -445,7 +445,7 @@ fn search_until<Sub: Subject>(
             let crashed = disk.crash(trial.profile, &mut asked);
             let result = bench.judge_crash(crashed, &seen, &life.steps, &chooser, &mut probes);
             let result = result.and_then(|recovered| {
-                p9_bounded_waste(began.leaked(&recovered), may_leak)?;
+                p9_bounded_waste(subject, began.leaked(&recovered), may_leak)?;
                 // Writing every unit takes long, and only this property asks for it.
                 if wanted.property == Property::P7 {
                     let (geometry, disk) = (&trial.geometry, &recovered.disk);

@@ -19,11 +19,11 @@ use model::image::Image;
 use model::judge::{Contents, Extent, Judge, Place, Statement, Violation};
 use model::op::PASSPHRASES;
 
-use qcow2_core::storage::AnyStorage;
-
+use crate::call;
 use crate::evidence::DiskEvidence;
+use crate::panics;
 use crate::probe::{Probe, Probes};
-use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage, open};
+use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
 
 /// One planned step of recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +190,7 @@ impl<Sub: Subject> Bench<Sub> {
         self.probe_size(crashed.guest, probes);
         self.probe_passphrases(&mut crashed, probes);
         let mut crashes_in_repair = 0;
-        let repairs = self.subject.duties().repair;
+        let repairs = self.subject.capabilities().repair;
         for step in steps.iter().filter(|step| repairs || is_open(step.run)) {
             let was_dirty = self.is_dirty();
             if step.run == Step::OpenReadOnly && was_dirty {
@@ -248,7 +248,7 @@ impl<Sub: Subject> Bench<Sub> {
         let leaks =
             report.findings.iter().filter(|f| matches!(f, Finding::Leak { .. })).count() as u64;
 
-        if !self.subject.duties().repair {
+        if !self.subject.capabilities().repair {
             return Ok(Recovered { disk: opened.disk, states: 0, leaks });
         }
         let chooser = opened.chooser.clone();
@@ -333,7 +333,7 @@ impl<Sub: Subject> Bench<Sub> {
 
     /// Whether opening the image that was judged last for writing repairs it.
     pub fn will_repair(&self) -> bool {
-        self.is_dirty() && self.subject.duties().repair
+        self.is_dirty() && self.subject.capabilities().repair
     }
 
     /// Judges a disk at `stage`; without one, as a power cut leaves it. Remembers its contents.
@@ -400,26 +400,27 @@ impl<Sub: Subject> Bench<Sub> {
         let storage = direct.clone();
         let subject = self.subject.clone();
         let session = Session { writable: step != Step::OpenReadOnly, ..self.session };
-        faultfs::direct::run(async move {
+        let done = faultfs::direct::run(async move {
             match step {
                 Step::OpenReadOnly | Step::Open => {
-                    let image = open(&subject, storage, session).await.map_err(refused)?;
+                    let image = call::open(&subject, storage, session).await.map_err(refused)?;
+                    if !subject.capabilities().map {
+                        return Ok(Done::Opened(None));
+                    }
                     let map = image.map().await.map_err(|text| refused(Refusal::Failed(text)))?;
-                    Ok(Done::Opened(map))
+                    Ok(Done::Opened(Some(map)))
                 }
-                Step::Repair => subject
-                    .repair(AnyStorage::new(storage))
-                    .await
-                    .map(Done::Repaired)
-                    .map_err(refused),
-                Step::Check => {
-                    checked(subject.check(AnyStorage::new(storage), Mend::Nothing).await)
+                Step::Repair => {
+                    call::repair(&subject, storage).await.map(Done::Repaired).map_err(refused)
                 }
-                Step::RepairLeaks => {
-                    checked(subject.check(AnyStorage::new(storage), Mend::Leaks).await)
-                }
+                Step::Check => checked(call::check(&subject, storage, Mend::Nothing).await),
+                Step::RepairLeaks => checked(call::check(&subject, storage, Mend::Leaks).await),
             }
-        })
+        });
+        match panics::take() {
+            Some(text) => Some(Err(panicked(text, &format!("in {}", name(step))))),
+            None => done,
+        }
     }
 
     /// Runs one step on what is there, to its end or to the crash in it, which leaves nothing to say; and the disks that a power cut
@@ -470,10 +471,10 @@ impl<Sub: Subject> Bench<Sub> {
             self.same_contents(crashed, moment)?;
         }
         let violation = match done {
-            Done::Opened(map) => self.judge.p3_mapping_agrees(map),
+            Done::Opened(Some(map)) => self.judge.p3_mapping_agrees(map),
             Done::Repaired(Statement::GaveUp) => Some(whole_image(Property::P4, "repair-gave-up")),
             Done::Checked(Some(claim)) => self.p8_check(*step, *claim),
-            Done::Checked(None) => None,
+            Done::Opened(None) | Done::Checked(None) => None,
             Done::Repaired(claim) => self.judge.p8_claim(*claim),
         };
         violation.map_or(Ok(()), |violation| Err(fail(violation)))
@@ -495,7 +496,8 @@ pub fn collapse(guest: &mut Guest, contents: &Contents) {
 /// What a step of recovery returned.
 #[derive(Debug)]
 enum Done {
-    Opened(Vec<Extent>),
+    /// Its map, if it has one.
+    Opened(Option<Vec<Extent>>),
     Repaired(Statement),
     /// Nothing, if the subject has no such check.
     Checked(Option<Statement>),
@@ -517,6 +519,12 @@ fn refused(refusal: Refusal) -> Failure {
     };
     let violation = Violation { story: text, ..whole_image(Property::P4, kind) };
     Failure { violation, moment: "in recovery".to_owned() }
+}
+
+/// P8: a subject that panics.
+pub fn panicked(text: String, moment: &str) -> Failure {
+    let violation = Violation { story: text, ..whole_image(Property::P8, "panic") };
+    Failure { violation, moment: moment.to_owned() }
 }
 
 /// A step that waits for something that will never come.

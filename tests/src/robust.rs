@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use faultfs::chooser::{Always, Choice, Chooser};
@@ -33,8 +33,9 @@ use model::judge::{Contents, Judge, Place, Statement, Violation};
 use model::label::Region;
 use model::op::Durability;
 use model::payload::Unit;
-use qcow2_core::storage::{AnyStorage, IoBuf, UNIT};
+use qcow2_core::storage::{IoBuf, UNIT};
 
+use crate::call;
 use crate::corpus::{CorpusError, decided};
 use crate::ended::Ended;
 use crate::evidence::{DiskEvidence, units};
@@ -42,9 +43,10 @@ use crate::figures::{Figures, commit};
 use crate::leaf::{LeafChooser, SharedLeaf};
 use crate::life;
 use crate::minimise::{MinimiseProgress, Watch};
+use crate::panics;
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure, whole_image};
-use crate::subject::{Refusal, Session, Subject, SubjectImage, open};
+use crate::subject::{Refusal, Session, Subject, SubjectImage};
 use crate::trial::{self, Trial, TrialLife, cluster_units};
 use crate::verdict::{Basis, Replay, Verdict};
 use crate::workload::{GENERATOR, Plan};
@@ -235,9 +237,9 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let result = self.travel(disk, guest, "opening it read-only", None, |storage| {
             let subject = subject.clone();
             async move {
-                match open(&subject, storage, read_only).await {
+                match call::open(&subject, storage, read_only).await {
                     Ok(image) => {
-                        let _ = image.map().await;
+                        drop(image.map().await);
                         look_around(&image).await;
                         Said::Used
                     }
@@ -252,7 +254,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let result = self.travel(disk, guest, "an explicit repair", None, |storage| {
             let subject = subject.clone();
             async move {
-                match subject.repair(AnyStorage::new(storage)).await {
+                match call::repair(&subject, storage).await {
                     Ok(claim) => Said::Statement(claim),
                     Err(Refusal::GaveUp(_) | Refusal::Failed(_)) => {
                         Said::Statement(Statement::GaveUp)
@@ -270,7 +272,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let opened = |storage: Direct<Always>| {
             let subject = subject.clone();
             async move {
-                match open(&subject, storage, session).await {
+                match call::open(&subject, storage, session).await {
                     Ok(_) if was_dirty => Said::Statement(Statement::Writable),
                     Ok(_) => Said::Used,
                     Err(_) => Said::Statement(Statement::GaveUp),
@@ -286,7 +288,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let used = |storage: Direct<Always>| {
             let subject = subject.clone();
             async move {
-                let Ok(image) = open(&subject, storage, session).await else {
+                let Ok(image) = call::open(&subject, storage, session).await else {
                     return Said::Refused;
                 };
                 use_it(&image).await;
@@ -319,16 +321,15 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let direct = Direct::with_options(disk.clone(), Always(0), options);
         let storage = direct.clone();
         let said = catch_unwind(AssertUnwindSafe(|| faultfs::direct::run(work(storage))));
+        if let Some(text) = panics::take() {
+            return Err(fail(Property::P8, "panic", text));
+        }
         let said = match said {
             Err(panic) if panic.is::<TooMuchWork>() => {
                 let story = format!("more than {left} storage operations");
                 return Err(fail(Property::P7, "unbounded-work", story));
             }
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().cloned();
-                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-                return Err(fail(Property::P8, "panic", text.unwrap_or_default()));
-            }
+            Err(panic) => resume_unwind(panic),
             Ok(None) => return Err(fail(Property::P7, "recovery-hangs", String::new())),
             Ok(Some(said)) => said,
         };

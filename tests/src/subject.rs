@@ -10,15 +10,16 @@
 //!    of the default build. Of `qcow2-core` a subject needs the contract [`qcow2_core::storage`] only.
 //! 2. Let the implementation do its I/O through that [`Storage`] and through nothing else. Where it has a trait of its own for files, that
 //!    is an adapter: a call becomes an operation with the same range and the same outcome. Keep nothing back, and make nothing up.
+//!    Synchronous code gets a file of its own instead, with reads and writes of any place and length: implement
+//!    [`BlockingSubject`](crate::blocking::BlockingSubject), and [`Blocking`](crate::blocking::Blocking) is the subject.
 //! 3. Implement [`SubjectImage`] for an open image. An error is a text, for reports only; whether a request failed is what counts. `flush`
 //!    is what a guest gets: where the library parts writing metadata from syncing the file, both. [`map`](SubjectImage::map) is what it
 //!    believes of its mapping, and is compared with what the judge reads.
 //! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
-//!    growth and a write are durable. [`duties`](Subject::duties) says what it does not do at all; images over a layer, subclusters,
-//!    smaller disks and clusters that show the layer again are asked only of whoever [opens](Subject::opens_layers),
-//!    [reads](Subject::reads_subclusters), [decompresses](Subject::decompresses), [opens beside a data file](Subject::opens_data_files), [enciphers](Subject::enciphers), [changes passphrases](Subject::changes_passphrases), [shrinks](Subject::shrinks) or [uncovers](Subject::uncovers) them. Begin with what its documentation promises: a duty that is taken away hides a bug, one that is
-//!    not its own shows bugs that are none. [`command`](Subject::command) is what reports tell people to type: the running program,
-//!    unless the subject says how that is started (`cargo run --release --`).
+//!    growth and a write are durable. [`capabilities`](Subject::capabilities) says what it can do at all; the rest is not asked of it, and
+//!    the run says so. [`duties`](Subject::duties) says what it is held to. Begin with what its documentation promises: a duty that is
+//!    taken away hides a bug, one that is not its own shows bugs that are none. [`command`](Subject::command) is what reports tell people
+//!    to type: the running program, unless the subject says how that is started (`cargo run --release --`).
 //! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
 //!    memory, or was written in an order that is wrong without any cache below; then each profile up to `torn-length`, first
 //!    [faultless](crate::workload::Scope::faultless), without failing I/O and dropped requests. [`campaign::run`](crate::campaign::run)
@@ -28,13 +29,17 @@
 //!    in `corpus/subjects/KEY` below the working directory.
 //! 6. Read the report (below), mend, and `replay` the case: it says `fixed` then. Set `"status": "fixed"` in the file, and it stays as a
 //!    test: `replay` fails if it comes back.
-//! 7. When a campaign is silent, see whether it could have been loud: take a flush of the implementation away. Its figures say what it met.
+//! 7. When a campaign is silent, see whether it could have been loud: `sensitivity` leaves flushes out and does writes late under the
+//!    implementation ([`lapse`](crate::lapse)). What is noticed by nobody is not needed, or not asked for. Figures say what was met.
 //!
 //! # What the harness does to a subject
 //!
 //! *A power cut* is not announced. The disk as it was at some I/O is copied with everything that the device may have lost, and a new image
-//! is opened on that; the futures of the old one, and the image, are dropped wherever they are. So `Drop` must not do I/O: after a real
-//! power cut nobody would run it, and here nobody completes what it begins, so that waiting for it never ends.
+//! is opened on that; the futures of the old one, and the image, are dropped wherever they are (when a case is run again, and in one case of
+//! sixteen; the others go on after the copy was taken). So `Drop` must not do I/O: after a real power cut nobody would run it. What it begins
+//! is a finding (P8 `io-when-dropped`), and waiting for it never ends.
+//!
+//! *A panic*, in a call or in `Drop`, is a finding like any other (P8 `panic`): it is caught, kept, minimised and told.
 //!
 //! *Dropped requests.* In some lives the future of a request is dropped at one of its awaits and the image goes on. The I/O in flight
 //! goes on as well, and may land until [`Storage::settle`] has returned. Nobody waits for an implementation that spawns the work elsewhere.
@@ -71,7 +76,7 @@
 //! | P5 | a second repair does something, or one cut short comes to another end | repair in an order of its own |
 //! | P6 | closed, and dirty or leaking | what `close` leaves behind |
 //! | P7 | something hangs, or cannot be written any more | space that is not found again; recovery that does not end |
-//! | P8 | an error without a reason, a false claim, a breach of the storage's contract | overlapping writes in flight, I/O past a limit |
+//! | P8 | an error without a reason, a panic, a false claim, a breach of the storage's contract | overlapping writes in flight, I/O past a limit |
 //! | P9 | one crash leaks too much | allocation far ahead of use |
 //! | P10 | a growth by halves; a passphrase that is lost (`passphrase-lost`), comes back (`passphrase-opens`, `passphrase-recoverable`), or a key slot that is nobody's (`slot-opens-to-nobody`) | the size before what it needs; key material, and the slot |
 //! | P-cipher | guest data of an encrypted image is in a file as the guest wrote it (`in-clear`, `compressed`) | padding, copies, streams: what does not go the way of a write |
@@ -94,9 +99,6 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use faultfs::chooser::Chooser;
-use faultfs::direct::Direct;
-use faultfs::exec::SimStorage;
 use faultfs::rng::Rng;
 use model::crypt::{PASSPHRASE, passphrase};
 use model::guest::{DiscardReads, Promises};
@@ -110,6 +112,7 @@ use qcow2_core::{
     Passphrase, Repair, Rule, Rules, Source, Zeroing,
 };
 
+use crate::capabilities::Capabilities;
 use crate::layer::Base;
 use crate::sabotage::Target;
 
@@ -191,11 +194,11 @@ pub enum Refusal {
 /// What a subject is held to beyond what its guest sees: all of it, unless it says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Duties {
-    /// It repairs. A subject that does not is given no image that is marked dirty, and [`Subject::repair`] is not called.
-    pub repair: bool,
     /// The structure of the image is legal whenever the power fails. Without it only what the guest may read is judged,
     /// as long as the header can be read.
     pub structure: bool,
+    /// A power cut leaks no more clusters than the requests that it met can account for (P9), where the structure is judged at all.
+    pub leaks_little: bool,
     /// Guest writes that overlap in time and place reach the storage one after the other. A subject that passes them on
     /// as they come leaves either of them, which the reference disk allows anyway.
     pub disjoint_writes: bool,
@@ -205,7 +208,7 @@ pub struct Duties {
 
 impl Default for Duties {
     fn default() -> Self {
-        Self { repair: true, structure: true, disjoint_writes: true, finds_space: true }
+        Self { structure: true, leaks_little: true, disjoint_writes: true, finds_space: true }
     }
 }
 
@@ -238,50 +241,14 @@ pub trait Subject: Clone + Send + Sync + 'static {
     /// What it promises of an image that is opened so.
     fn promises(&self, geometry: &Geometry, session: &Session) -> Promises;
 
-    /// Whether it opens images over a layer, which [`Session::below`] describes. One that does not is given none.
-    fn opens_layers(&self) -> bool {
-        false
-    }
-
-    /// Whether it opens images with extended L2 entries. One that does not is given none.
-    fn reads_subclusters(&self) -> bool {
-        false
-    }
-
-    /// Whether it reads compressed clusters, and writes over them. One that does not is given none, and not asked to write any.
-    fn decompresses(&self) -> bool {
-        false
-    }
-
-    /// Whether it makes disks smaller. A subject that does not is not asked to.
-    fn shrinks(&self) -> bool {
-        false
-    }
-
-    /// Whether it lets clusters show the layer below again. A subject that does not is not asked to.
-    fn uncovers(&self) -> bool {
-        false
+    /// What it can do; what it cannot is not asked of it. Plain images and all that is done with those, unless it says otherwise.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::plain()
     }
 
     /// What it is held to.
     fn duties(&self) -> Duties {
         Duties::default()
-    }
-
-    /// Whether it opens images whose guest data is in an external data file. One that does not is given none.
-    fn opens_data_files(&self) -> bool {
-        false
-    }
-
-    /// Whether it opens encrypted images, which [`Session::encrypted`] tells, and enciphers what is written to them. One that does not is
-    /// given none.
-    fn enciphers(&self) -> bool {
-        false
-    }
-
-    /// Whether it adds passphrases to encrypted images, and removes them. One that does not is not asked to.
-    fn changes_passphrases(&self) -> bool {
-        false
     }
 
     /// Opens the image; for writing, it must be safe to write afterwards.
@@ -292,7 +259,7 @@ pub trait Subject: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Image, Refusal>> + Send;
 
     /// The same for an image with an external data file, which is `data`; asked only of a subject that
-    /// [opens](Self::opens_data_files) those.
+    /// [opens](Capabilities::data_files) those.
     fn open_with_data(
         &self,
         storage: AnyStorage,
@@ -316,11 +283,15 @@ pub trait Subject: Clone + Send + Sync + 'static {
         None
     }
 
-    /// Checks and repairs an image that is not open, and says what it is afterwards.
+    /// Checks and repairs an image that is not open, and says what it is afterwards; asked only of a subject that
+    /// [repairs](Capabilities::repair).
     fn repair(
         &self,
         storage: AnyStorage,
-    ) -> impl Future<Output = Result<Statement, Refusal>> + Send;
+    ) -> impl Future<Output = Result<Statement, Refusal>> + Send {
+        drop(storage);
+        std::future::ready(Err(Refusal::GaveUp(unasked("repair"))))
+    }
 
     /// Checks an image that is not open, changes no more than `mend` says, and says what it is afterwards: [`Statement::GaveUp`] if
     /// something is wrong with it. None: it has no such call.
@@ -334,44 +305,13 @@ pub trait Subject: Clone + Send + Sync + 'static {
     }
 }
 
-/// A storage of the harness, which may have an external data file on the same disk.
-pub trait Files: Storage {
-    /// The data file, if there is one.
-    fn data_file(&self) -> Option<Self>
-    where
-        Self: Sized;
+/// What a call says that a subject does not have, and that is not made then.
+pub(crate) fn unasked(capability: &str) -> String {
+    format!("asked for what Capabilities::{capability} says that it cannot do")
 }
 
-impl Files for SimStorage {
-    fn data_file(&self) -> Option<Self> {
-        self.second()
-    }
-}
-
-impl<C: Chooser + Send + 'static> Files for Direct<C> {
-    fn data_file(&self) -> Option<Self> {
-        self.second()
-    }
-}
-
-/// Opens the image on a storage of the harness, with its data file if it has one.
-///
-/// # Errors
-/// As the subject says.
-pub async fn open<Sub: Subject, S: Files>(
-    subject: &Sub,
-    storage: S,
-    session: Session,
-) -> Result<Sub::Image, Refusal> {
-    let data = storage.data_file().map(AnyStorage::new);
-    let storage = AnyStorage::new(storage);
-    match data {
-        Some(data) => subject.open_with_data(storage, data, session).await,
-        None => subject.open(storage, session).await,
-    }
-}
-
-/// An open image of a subject. Requests may run at once.
+/// An open image of a subject. Requests may run at once. Calls with a body here are made only of a subject whose [`Capabilities`] have
+/// what they do.
 pub trait SubjectImage: Send + Sync + 'static {
     /// Virtual size in bytes.
     fn size(&self) -> u64;
@@ -402,29 +342,33 @@ pub trait SubjectImage: Send + Sync + 'static {
         offset: u64,
         length: u64,
         unmap: bool,
-    ) -> impl Future<Output = Result<(), String>> + Send;
+    ) -> impl Future<Output = Result<(), String>> + Send {
+        let _ = (offset, length, unmap);
+        std::future::ready(Err(unasked("zeroes")))
+    }
 
     /// Gives the whole clusters of a range back.
-    fn discard(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> + Send;
+    fn discard(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> + Send {
+        let _ = (offset, length);
+        std::future::ready(Err(unasked("discard")))
+    }
 
     /// Lets the whole clusters of a range show the layer below again.
     fn uncover(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> + Send {
-        std::future::ready(Err(format!(
-            "no subject that does not uncover is asked for {length} bytes at {offset}"
-        )))
+        let _ = (offset, length);
+        std::future::ready(Err(unasked("uncover")))
     }
 
     /// Lets a further [passphrase] open the image; durable when it returns.
     fn add_passphrase(&self, id: u32) -> impl Future<Output = Result<(), String>> + Send {
-        let why = format!("no subject that leaves passphrases alone is asked to add number {id}");
-        std::future::ready(Err(why))
+        let _ = id;
+        std::future::ready(Err(unasked("passphrases")))
     }
 
     /// Lets it open the image no more, if it does; durable when it returns, and what was kept under it is unreadable then.
     fn remove_passphrase(&self, id: u32) -> impl Future<Output = Result<(), String>> + Send {
-        let why =
-            format!("no subject that leaves passphrases alone is asked to remove number {id}");
-        std::future::ready(Err(why))
+        let _ = id;
+        std::future::ready(Err(unasked("passphrases")))
     }
 
     /// Takes host clusters ahead of what will be written to a range; a subject that takes none leaves it at that.
@@ -442,17 +386,21 @@ pub trait SubjectImage: Send + Sync + 'static {
     fn flush(&self) -> impl Future<Output = Result<(), String>> + Send;
 
     /// Enlarges the disk.
-    fn grow(&self, size: u64) -> impl Future<Output = Result<(), String>> + Send;
-
-    /// Makes the disk smaller; asked only of a subject that [`shrinks`](Subject::shrinks).
-    fn shrink(&self, size: u64) -> impl Future<Output = Result<(), String>> + Send {
-        std::future::ready(Err(format!(
-            "no subject that does not shrink is asked for {size} bytes"
-        )))
+    fn grow(&self, size: u64) -> impl Future<Output = Result<(), String>> + Send {
+        let _ = size;
+        std::future::ready(Err(unasked("grow")))
     }
 
-    /// Where every part of the disk is, in order, as the subject itself sees it.
-    fn map(&self) -> impl Future<Output = Result<Vec<Extent>, String>> + Send;
+    /// Makes the disk smaller.
+    fn shrink(&self, size: u64) -> impl Future<Output = Result<(), String>> + Send {
+        let _ = size;
+        std::future::ready(Err(unasked("shrink")))
+    }
+
+    /// Where every part of the disk is, in order, as the subject itself sees it; asked only of one that has a [map](Capabilities::map).
+    fn map(&self) -> impl Future<Output = Result<Vec<Extent>, String>> + Send {
+        std::future::ready(Err(unasked("map")))
+    }
 
     /// Closes it cleanly.
     fn close(self) -> impl Future<Output = Result<(), String>> + Send;
@@ -534,36 +482,8 @@ impl Subject for Qcow2Core {
         Some(Vec::new())
     }
 
-    fn opens_layers(&self) -> bool {
-        true
-    }
-
-    fn reads_subclusters(&self) -> bool {
-        true
-    }
-
-    fn decompresses(&self) -> bool {
-        true
-    }
-
-    fn opens_data_files(&self) -> bool {
-        true
-    }
-
-    fn enciphers(&self) -> bool {
-        true
-    }
-
-    fn changes_passphrases(&self) -> bool {
-        true
-    }
-
-    fn shrinks(&self) -> bool {
-        true
-    }
-
-    fn uncovers(&self) -> bool {
-        true
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::everything()
     }
 
     fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {

@@ -133,8 +133,16 @@ impl Trial {
     /// The disk and reference disk that its first life begins with.
     ///
     /// # Errors
-    /// If the geometry does not allow the initial image.
+    /// If the geometry does not allow the initial image, or something in it is what the subject cannot do.
     pub fn start<Sub: Subject>(&self, subject: &Sub) -> Result<(PossibleDisk, Guest), String> {
+        let can = subject.capabilities();
+        let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
+        if let Some(op) = ops.find(|op| !can.does(op)) {
+            return Err(format!("the subject cannot do this: {op:?}"));
+        }
+        if !can.dropped_requests && self.lives.iter().any(|life| life.dropped.is_some()) {
+            return Err("no request of the subject can be dropped in its middle".to_owned());
+        }
         let session = self.session();
         let start = initial(subject, &self.geometry, self.initial, &session, &self.device);
         start.map(|(disk, guest)| (disk.with_discard(self.discard), guest))
@@ -182,7 +190,7 @@ pub struct LifeRecord {
 /// The initial disk and reference disk of a case.
 ///
 /// # Errors
-/// If the geometry does not allow the initial image.
+/// If the geometry does not allow the initial image, or the subject opens none of this kind.
 pub fn initial<Sub: Subject>(
     subject: &Sub,
     geometry: &Geometry,
@@ -190,6 +198,9 @@ pub fn initial<Sub: Subject>(
     session: &Session,
     device: &Device,
 ) -> Result<(PossibleDisk, Guest), String> {
+    if let Some(why) = subject.capabilities().refuses(geometry, initial) {
+        return Err(why);
+    }
     let mut built = build(geometry, initial).map_err(|error| error.to_string())?;
     leave_stale(&mut built, geometry, device.stale_units);
     let disk = disk_of(&built).with_limits(limits_of(device));
@@ -316,7 +327,8 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
         match judged {
             Ok(recovered) => {
                 if let Some(may_leak) = may_leak
-                    && let Err(failure) = p9_bounded_waste(began.leaked(&recovered), may_leak)
+                    && let Err(failure) =
+                        p9_bounded_waste(subject, began.leaked(&recovered), may_leak)
                 {
                     return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
                 }

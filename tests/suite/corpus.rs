@@ -2,6 +2,7 @@
 
 use model::case::{Case, Discard, Life, Origin, SCHEMA, Scheduling, Status};
 use model::finding::Property;
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::corpus::{self, text_of};
 use qcow2_crashtest::replay::{Basis, Verdict, is_expected, replay, subject_of};
 use qcow2_crashtest::workload::{self, LifePlan, Scope, Shape};
@@ -151,7 +152,8 @@ fn broken_files_name_file_and_field() {
 fn what_is_drawn_can_be_kept() {
     let shapes = Shape::ALL.into_iter().map(Some).chain([None]);
     for (shape, seed) in shapes.flat_map(|shape| (0..200).map(move |seed| (shape, seed))) {
-        let plan = workload::plan(seed, &Scope { shape, ..Scope::default() });
+        let plan =
+            workload::plan(seed, &Scope { shape, ..Scope::default() }, &Capabilities::everything());
         let life = |life: &LifePlan| Life {
             tasks: life.tasks.clone(),
             schedule: Scheduling::Seed(life.schedule),

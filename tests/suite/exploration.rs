@@ -16,12 +16,13 @@ use model::judge::Statement;
 use model::op::{Durability, Geometry, Op};
 use qcow2_core::Image;
 use qcow2_core::storage::AnyStorage;
+use qcow2_crashtest::call::open;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, initials, operations, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
 use qcow2_crashtest::explore::{self, ExploreSettings};
 use qcow2_crashtest::life::{Request, perform};
-use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject, open};
+use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject, SubjectImage as _};
 use qcow2_crashtest::trial;
 use qcow2_crashtest::{corpus, probe::Probe};
 

@@ -8,6 +8,7 @@ use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::Image;
 use qcow2_core::storage::{self, AnyStorage, IoBuf, Storage as _};
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, judged};
 use qcow2_crashtest::explore::{self, ExploreReport, ExploreSettings};
@@ -223,14 +224,18 @@ fn what_a_certificate_says_was_judged_can_be_found() {
     }
     seen.sort();
     seen.dedup();
-    assert_eq!(seen, judged(&Duties::default(), &Symbol::ALL, false));
+    let (all, plain) = (Duties::default(), Capabilities::plain());
+    assert_eq!(seen, judged(&all, &plain, &Symbol::ALL, false));
 
-    let contents = Duties { structure: false, repair: false, ..Duties::default() };
+    let contents = Duties { structure: false, ..all };
+    let mut unrepaired = plain;
+    unrepaired.repair = false;
     let of_contents = [Property::P0, Property::P1, Property::P2, Property::P3, Property::P8];
-    assert_eq!(judged(&contents, &[Symbol::WriteA, Symbol::Reopen], false), of_contents);
-    assert!(!judged(&Duties::default(), &Symbol::ALL, true).contains(&Property::P6));
+    let letters = [Symbol::WriteA, Symbol::Reopen];
+    assert_eq!(judged(&contents, &unrepaired, &letters, false), of_contents);
+    assert!(!judged(&all, &plain, &Symbol::ALL, true).contains(&Property::P6));
     // What changes wholly or not at all: a size, and passphrases.
-    let wholly = |alphabet| judged(&contents, alphabet, false).contains(&Property::P10);
+    let wholly = |alphabet| judged(&contents, &plain, alphabet, false).contains(&Property::P10);
     assert_eq!(
         [&[Symbol::Grow][..], &Symbol::PASSPHRASES, &[Symbol::WriteA]].map(wholly),
         [true, true, false]

@@ -4,6 +4,7 @@
 
 mod bench;
 mod block_device;
+mod blocking_door;
 mod builder;
 mod circles;
 mod common;
@@ -24,6 +25,7 @@ mod ledger;
 mod malformed;
 mod matrix;
 mod minimise;
+mod odd;
 mod opinions;
 mod passphrases;
 mod qemu_mutants;

@@ -28,6 +28,7 @@ use model::payload::{self, UNIT};
 use qcow2_core::Repair;
 use qcow2_core::blocking::check;
 use qcow2_core::storage::file::{Access, FileStorage};
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::evidence::DiskEvidence;
 use qcow2_crashtest::layer::Base;
 use qcow2_crashtest::leaf::LeafChooser;
@@ -53,7 +54,11 @@ impl Wreck {
     /// The first life of the plan of a seed, cut at a moment of the seed's choice; none if the plan's image is not feasible,
     /// or large.
     fn of(seed: u64, lazy: bool) -> Option<Self> {
-        let mut plan = workload::plan(seed, &Scope { lazy: Some(lazy), ..Scope::default() });
+        let mut plan = workload::plan(
+            seed,
+            &Scope { lazy: Some(lazy), ..Scope::default() },
+            &Capabilities::everything(),
+        );
         // What is repaired lies in one file, and QEMU is told no passphrase.
         plan.geometry.data_file = None;
         plan.geometry.encryption = None;

@@ -20,7 +20,7 @@ use qcow2_crashtest::explore;
 use qcow2_crashtest::explore::ExploreSettings;
 use qcow2_crashtest::explore::alphabet::{Symbol, initials, operations, worlds};
 use qcow2_crashtest::life::{Request, perform};
-use qcow2_crashtest::subject::{Qcow2Core, Session, open};
+use qcow2_crashtest::subject::{Qcow2Core, Session, Subject as _};
 use qcow2_crashtest::trial::disk_of;
 
 use crate::common::{Expected, assert_clean, four_clusters, steps};
@@ -259,7 +259,8 @@ fn a_fork_is_the_image_that_the_same_requests_lead_to() {
         };
         let options = DirectOptions { trace: true, ..DirectOptions::default() };
         let direct = Direct::with_options(disk, Always(0), options);
-        let image = run(open(&subject, direct.clone(), world.session)).unwrap().unwrap();
+        let image =
+            run(subject.open(AnyStorage::new(direct.clone()), world.session)).unwrap().unwrap();
         let mut forks = Vec::new();
         for op in &ops {
             perform(&image, op);
@@ -286,7 +287,8 @@ fn an_image_with_a_request_in_flight_has_no_fork() {
         let (disk, _) = world.start(&subject).unwrap();
         let options = DirectOptions { crash_at, ..DirectOptions::default() };
         let direct = Direct::with_options(disk, Always(0), options);
-        let image = run(open(&subject, direct.clone(), world.session)).unwrap().unwrap();
+        let image =
+            run(subject.open(AnyStorage::new(direct.clone()), world.session)).unwrap().unwrap();
         let has_fork = || image.fork(AnyStorage::new(direct.fork()), None).is_some();
         assert!(has_fork());
         let ended = {

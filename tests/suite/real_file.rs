@@ -24,6 +24,7 @@ use model::payload::{self, UNIT, Unit};
 use qcow2_core::blocking::block_on;
 use qcow2_core::storage::file::{Access, FileStorage};
 use qcow2_core::storage::{AnyStorage, IoBuf};
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::count::Counted;
 use qcow2_crashtest::subject::{Qcow2Core, Session, Subject, SubjectImage};
 use qcow2_crashtest::workload::{self, Plan, Scope};
@@ -332,7 +333,7 @@ fn read(image: &Image, offset: u64, length: u64) -> Result<Vec<Unit>, String> {
 /// Runs the plan of a seed, each of its lives on what recovery made of the one before.
 fn run(subject: Qcow2Core, seed: u64, lazy: bool, met: &mut Met) -> Verdict {
     let scope = Scope { lazy: Some(lazy), tasks: Some(1), faultless: true, ..Scope::default() };
-    let mut plan = workload::plan(seed, &scope);
+    let mut plan = workload::plan(seed, &scope, &Capabilities::everything());
     // A process that is killed loses nothing of either file, so one is enough.
     plan.geometry.data_file = None;
     if plan.initial == Initial::RefcountTableOneShort {

@@ -256,7 +256,7 @@ pub(crate) fn explored(rules: Rules, profile: Profile, limit: Duration) -> (Opti
     let mut states = 0;
     for (worlds, alphabet, operations, at_once) in stages {
         let settings = explore::ExploreSettings {
-            alphabet,
+            alphabet: alphabet.to_vec(),
             at_once,
             profile,
             limit: Some(limit.saturating_sub(start.elapsed())),

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::DiscardMode;
 use faultfs::rng::Rng;
+use faultfs::trace::{Event, Io, Trace};
 use model::build::{Initial, build};
 use model::case::{CrashImage, Step};
 use model::guest::Guest;
@@ -33,6 +34,9 @@ use crate::workload::{self, Plan};
 /// After one recovery in so many, every guest unit is written.
 const GOES_ON_ONE_IN: u32 = 64;
 
+/// One case in so many is run again as a kept one is: each life ends where the power failed, and its image is dropped there.
+const KEPT_ONE_IN: u32 = 16;
+
 /// The seed of a case.
 pub fn case_seed(campaign: u64, number: u64) -> u64 {
     Rng::new(campaign ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).next_u64()
@@ -45,6 +49,34 @@ pub(super) struct CaseRun {
     pub(super) image: Option<CrashImage>,
     /// Hash of everything that happened.
     pub(super) digest: u64,
+    /// What happened in each life.
+    pub(super) traces: Vec<Trace>,
+}
+
+/// Where two runs of a case part.
+pub(super) fn first_difference(one: &[Trace], other: &[Trace]) -> String {
+    let told = |event: Option<&Event>| match event {
+        None => "nothing more".to_owned(),
+        Some(Event::Submit { io, content }) => {
+            let Io { kind, offset, len, .. } = io;
+            format!("{kind:?} of {len} bytes at {offset:#x} (content {content:08x})")
+        }
+        Some(event) => format!("{event:?}"),
+    };
+    for life in 0..one.len().max(other.len()) {
+        let events =
+            |traces: &[Trace]| traces.get(life).map_or(Vec::new(), |it| it.events().to_vec());
+        let (one, other) = (events(one), events(other));
+        let at = (0..one.len().max(other.len())).find(|&at| one.get(at) != other.get(at));
+        if let Some(at) = at {
+            let (first, second) = (told(one.get(at)), told(other.get(at)));
+            return format!("in life {life}, event {at} is {first} at first and {second} again");
+        }
+    }
+    match one {
+        [] => "it is a damaged image, of which no I/O was kept".to_owned(),
+        _ => "the I/O of all lives is the same, and what was judged of it differs".to_owned(),
+    }
 }
 
 /// A crash state that was judged, and what is left of it: the next life may start there.
@@ -106,6 +138,7 @@ struct Case<'a, Sub> {
     digest: u64,
     /// Leaked clusters in the image that the life in hand begins on.
     leaks: u64,
+    traces: Vec<Trace>,
 }
 
 /// Runs the case of a seed.
@@ -115,34 +148,7 @@ pub(super) fn run_case<Sub: Subject>(
     settings: &Settings,
     figures: &mut Figures,
 ) -> CaseRun {
-    let mut plan = workload::plan(seed, &settings.scope);
-    if !subject.shrinks() {
-        plan.never_shrinks();
-    }
-    if !subject.decompresses() {
-        plan.never_compressed();
-    }
-    if !subject.uncovers() {
-        plan.never_uncovers();
-    }
-    if !subject.reads_subclusters() {
-        plan.geometry.extended_l2 = false;
-    }
-    if !subject.opens_data_files() {
-        plan.geometry.data_file = None;
-    }
-    if !subject.changes_passphrases() {
-        plan.never_changes_passphrases();
-    }
-    if !subject.enciphers() {
-        plan.geometry.encryption = None;
-    }
-    if !subject.opens_layers() {
-        plan.geometry.below = None;
-    }
-    if plan.initial.is_dirty(&plan.geometry) && !subject.duties().repair {
-        plan.initial = Initial::Fresh;
-    }
+    let mut plan = workload::plan(seed, &settings.scope, &subject.capabilities());
     if build(&plan.geometry, plan.initial).is_err() {
         plan.initial = Initial::Fresh;
     }
@@ -161,7 +167,8 @@ pub(super) fn run_case<Sub: Subject>(
     if let Some(how) = settings.damage {
         let (found, digest) = robust::run_case(subject, &plan, disk, guest, how, seed, figures);
         let (failure, image) = found.unzip();
-        return CaseRun { found: failure.map(|failure| (failure, trial)), image, digest };
+        let found = failure.map(|failure| (failure, trial));
+        return CaseRun { found, image, digest, traces: Vec::new() };
     }
     let mut rng = Rng::new(seed ^ 0x6c69_6665);
     figures.long_cases += u64::from(plan.lives.len() > 1);
@@ -179,6 +186,7 @@ pub(super) fn run_case<Sub: Subject>(
         distinct: BTreeSet::new(),
         digest: seed,
         leaks: 0,
+        traces: Vec::new(),
     };
     for number in 0..plan.lives.len() {
         let mut this = TrialLife::of(&plan.lives[number]);
@@ -193,11 +201,19 @@ pub(super) fn run_case<Sub: Subject>(
             }
             Err(failure) => {
                 let found = Some((failure, trial));
-                return CaseRun { found, image: None, digest: case.digest };
+                return CaseRun { found, image: None, digest: case.digest, traces: case.traces };
             }
         }
     }
-    let Case { probes, distinct, digest, .. } = case;
+    if case.rng.below(KEPT_ONE_IN) == 0
+        && let Ok(outcome) = trial::run(subject, &trial)
+        && let Some((life, failure)) = outcome.failure
+    {
+        trial.lives.truncate(life + 1);
+        let Case { digest, traces, .. } = case;
+        return CaseRun { found: Some((failure, trial)), image: None, digest, traces };
+    }
+    let Case { probes, distinct, digest, traces, .. } = case;
     figures.distinct_states += distinct.len() as u64;
     figures.probes.add(&probes);
     let states = figures.states - states_before;
@@ -206,7 +222,7 @@ pub(super) fn run_case<Sub: Subject>(
         *figures.by_shape.entry(shape.name()).or_default() += states;
     }
     *figures.by_cluster.entry(plan.geometry.cluster_size()).or_default() += states;
-    CaseRun { found: None, image: None, digest }
+    CaseRun { found: None, image: None, digest, traces }
 }
 
 /// One moment in so many of a plan is judged.
@@ -260,6 +276,8 @@ impl<Sub: Subject> Case<'_, Sub> {
         });
         self.figures.operations += end.operations;
         self.digest = self.digest.rotate_left(5) ^ end.trace_hash;
+        let trace = end.sim.trace();
+        self.traces.push(trace.clone());
         if let Some((failure, at, draw)) = seen.failure {
             *this = TrialLife {
                 at,
@@ -271,7 +289,6 @@ impl<Sub: Subject> Case<'_, Sub> {
         }
         let dropped = probes.count(Probe::Dropped) > 0;
         self.probes.add(&probes);
-        let trace = end.sim.trace();
         self.figures.ios += end.sim.storage().submitted();
         probe_trace(trace.events(), plan.geometry.cluster_size(), &mut self.probes);
         probe_reloads(trace.events(), &self.bench, &mut self.probes);
@@ -368,10 +385,13 @@ impl<Sub: Subject> Case<'_, Sub> {
         chooser: &SharedLeaf,
     ) -> Result<(), Failure> {
         let leaked = before.leaked(recovered);
-        p9_bounded_waste(leaked, may_leak)?;
+        p9_bounded_waste(self.subject, leaked, may_leak)?;
         if leaked > 0 {
-            self.figures.most_leaked = self.figures.most_leaked.max(leaked);
-            self.figures.leak_percent = self.figures.leak_percent.max(100 * leaked / may_leak);
+            // More than it may is only of whoever is not held to it.
+            if leaked <= may_leak {
+                self.figures.most_leaked = self.figures.most_leaked.max(leaked);
+                self.figures.leak_percent = self.figures.leak_percent.max(100 * leaked / may_leak);
+            }
             self.probes.hit(Probe::Leaked);
         }
         if self.rng.below(GOES_ON_ONE_IN) == 0 {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use model::case::CrashImage;
 
-use super::case::{case_seed, run_case};
+use super::case::{case_seed, first_difference, run_case};
 use super::settings::{Budget, Settings};
 use crate::ended::Ended;
 use crate::figures::Figures;
@@ -93,7 +93,9 @@ pub fn run<Sub: Subject>(
                 let again = run_case(subject, seed, settings, &mut Figures::default());
                 figures.repeated += 1;
                 if again.digest != run.digest {
-                    broken = Some(format!("case {number} is not a function of its seed {seed}"));
+                    let part = first_difference(&run.traces, &again.traces);
+                    broken =
+                        Some(format!("case {number} is not a function of its seed {seed}: {part}"));
                 }
             }
             states.fetch_add(figures.states, Ordering::Relaxed);

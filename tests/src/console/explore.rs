@@ -4,10 +4,12 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::keep::Keep;
 use super::output::{check, say, write};
+use super::run::not_asked;
 use super::shorten::MINIMISE_FOR;
 use super::status::{ExitStatus, after};
 use super::tell::{as_found, tell_and_keep, written};
@@ -34,6 +36,28 @@ pub struct Exploration {
     pub witness: Option<String>,
     /// How long minimising may take; none: [`MINIMISE_FOR`].
     pub minimise: Option<Duration>,
+}
+
+/// Where they go, on the command line.
+#[derive(Args)]
+pub struct Results {
+    /// Write how far it came as one JSON object to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Write the certificate to this file.
+    #[arg(long)]
+    certificate: Option<PathBuf>,
+    /// Write what `merge` needs of this shard to this file.
+    #[arg(long)]
+    part: Option<PathBuf>,
+}
+
+impl Results {
+    /// The outputs with these arguments, and without any other.
+    pub fn outputs(self) -> Exploration {
+        let Self { json, certificate, part } = self;
+        Exploration { json, certificate, part, ..Exploration::default() }
+    }
 }
 
 /// Explores, with progress on standard error and a line a world on standard output.
@@ -77,6 +101,7 @@ pub fn explore<Sub: Subject>(
         },
         report.seconds
     ));
+    say(&not_asked(subject));
     say(
         "  workloads  crash disks      leaves  executed  remembered   memo hits  distinct  deepest  leaves/s\n",
     );
@@ -107,6 +132,7 @@ pub fn explore<Sub: Subject>(
             |of: &dyn Fn(&explore::Explored) -> u64| -> u64 { report.worlds.iter().map(of).sum() };
         let summary = serde_json::json!({
             "subject": subject.name(),
+            "not_asked": subject.capabilities().left_out(),
             "profile": settings.profile.name(),
             "commit": crate::figures::commit(),
             "ended": report.ended,

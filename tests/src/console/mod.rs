@@ -2,11 +2,12 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | `run` `explore` | a campaign; an exploration |
+//! | `run` `explore` `merge` | a campaign; an exploration; parts of one as a whole |
 //! | `tell` `keep` `shorten` | a violation: told, kept, minimised |
 //! | `cases` | kept cases: again, smaller, explained |
 //! | `kept` `evidence` | what kept files say, as tables; what documents show, made again |
-//! | `sample` | which cases a campaign takes, and for how long |
+//! | `sample` `worlds` `names` | arguments: which cases a campaign takes, what an exploration covers, values that have names |
+//! | `sensitivity` | what the storage under a subject can leave out unnoticed |
 //! | `outsider` | all of it for a subject outside the workspace |
 //! | `output` `status` | what is said and written; what a command came to |
 
@@ -15,15 +16,19 @@ pub mod evidence;
 mod explore;
 pub mod keep;
 pub mod kept;
+pub mod merge;
+mod names;
 pub mod output;
 pub mod outsider;
 mod run;
 pub mod sample;
+pub mod sensitivity;
 pub mod shorten;
 mod status;
 mod tell;
+pub mod worlds;
 
-pub use explore::{Exploration, explore};
+pub use explore::{Exploration, Results, explore};
 pub use output::{complain, say, shown};
 pub use run::{Outputs, run};
 pub use status::{EXIT_STATUS, ExitStatus, exit, listen, parsed};

@@ -11,16 +11,14 @@ use faultfs::profile::Profile;
 use model::case::Case;
 
 use super::cases::{Cases, Dump, Explain, Minimise, ReplayCommand};
+use super::merge::Merge;
 use super::sample::Sample;
+use super::sensitivity::Sensitivity;
 use super::shorten::Minimising;
-use super::{EXIT_STATUS, Exploration, Outputs};
+use super::worlds::Worlds;
+use super::{EXIT_STATUS, Exploration, Outputs, Results};
 use crate::corpus::CorpusError;
-use crate::explore::{
-    self,
-    alphabet::{initials, worlds},
-};
 use crate::subject::Subject;
-use crate::workload::Scope;
 
 /// The folder of certificates in that of cases.
 const CERTIFICATES: &str = "certificates";
@@ -38,6 +36,10 @@ enum Verb {
     Run(Run),
     /// Explore every power cut in every small workload.
     Explore(Explore),
+    /// Leave flushes out and do writes late, one after the other, under the subject: what is noticed.
+    Sensitivity(LeaveOut),
+    /// Merge the parts that shards of one exploration wrote into its certificate.
+    Merge(Merge),
     /// Run kept cases again: verdict per case.
     Replay(ReplayCommand),
     /// Shrink a case and print the smaller one.
@@ -73,26 +75,27 @@ struct Run {
 
 #[derive(Args)]
 struct Explore {
-    /// Workloads have at most this many requests.
-    #[arg(long, default_value_t = 2)]
-    operations: u32,
+    #[command(flatten)]
+    worlds: Worlds,
     /// Judge only what the guest sees, and not refcounts and the like.
     #[arg(long)]
     contents: bool,
-    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
-    #[arg(long, default_value_t = Profile::default())]
-    profile: Profile,
-    /// Keep a violation as a case file in this folder.
+    /// Keep a violation as a case file in this folder. A run cites certificates of its own subject, profile and source in CORPUS/certificates.
     #[arg(long)]
     corpus: PathBuf,
     #[command(flatten)]
     minimising: Minimising,
-    /// Write the certificate to this file. A run cites those of its own subject, profile and source in CORPUS/certificates.
+    #[command(flatten)]
+    results: Results,
+}
+
+#[derive(Args)]
+struct LeaveOut {
+    /// Judge only what the guest sees, and not refcounts and the like.
     #[arg(long)]
-    certificate: Option<PathBuf>,
-    /// Write what was seen as one JSON object to this file.
-    #[arg(long)]
-    json: Option<PathBuf>,
+    contents: bool,
+    #[command(flatten)]
+    tried: Sensitivity,
 }
 
 /// A subject in its two forms.
@@ -140,8 +143,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
     let subjects = Outsider { full, contents };
     super::exit(match cli.verb {
         Verb::Run(run) => {
-            let scope = Scope { faultless: run.faultless, ..Scope::default() };
-            let settings = run.sample.settings(run.profile, None, scope);
+            let settings = run.sample.settings(run.profile, None, run.faultless);
             let outputs = Outputs {
                 json: run.json,
                 certificates: Some(run.corpus.join(CERTIFICATES)),
@@ -150,26 +152,24 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
                 ..Outputs::default()
             };
             super::listen()
-                .and_then(|()| super::run(subjects.held_to(run.contents), &settings, &outputs))
+                .and_then(|()| super::run(subjects.held_to(run.contents), &settings?, &outputs))
         }
         Verb::Explore(args) => {
-            let settings = explore::ExploreSettings {
-                profile: args.profile,
-                ..explore::ExploreSettings::new(
-                    worlds(&[1024], &[false], &initials()),
-                    args.operations,
-                )
-            };
+            let subject = subjects.held_to(args.contents);
             let outputs = Exploration {
-                certificate: args.certificate,
-                json: args.json,
                 corpus: Some(args.corpus),
                 minimise: Some(args.minimising.limit()),
-                ..Exploration::default()
+                ..args.results.outputs()
             };
             super::listen()
-                .and_then(|()| super::explore(subjects.held_to(args.contents), &settings, &outputs))
+                .and_then(|()| args.worlds.settings())
+                .map(|settings| settings.within(&subject.capabilities()))
+                .and_then(|settings| super::explore(subject, &settings, &outputs))
         }
+        Verb::Sensitivity(args) => {
+            super::listen().and_then(|()| args.tried.run(subjects.held_to(args.contents)))
+        }
+        Verb::Merge(merge) => merge.run(),
         Verb::Replay(replay) => replay.run(&subjects),
         Verb::Minimise(minimise) => minimise.run(&subjects),
         Verb::Explain(explain) => explain.run(&subjects),
@@ -190,7 +190,13 @@ fn command<Sub: Subject>(subject: &Sub) -> clap::Command {
         .name(format!("{key}-campaign"))
         .about(about)
         .mut_subcommand("run", |verb| verb.mut_arg("corpus", corpus).after_help(run))
-        .mut_subcommand("explore", |verb| verb.mut_arg("corpus", corpus).after_help(explore))
+        .mut_subcommand("explore", |verb| {
+            // Small and soon over, unless more is asked for.
+            let clusters = |argument: clap::Arg| argument.default_value("1024");
+            let refcounts = |argument: clap::Arg| argument.default_value("eager");
+            let verb = verb.mut_arg("clusters", clusters).mut_arg("refcounts", refcounts);
+            verb.mut_arg("corpus", corpus).after_help(explore)
+        })
 }
 
 #[cfg(test)]

@@ -65,6 +65,7 @@ pub fn run<Sub: Subject>(
             None => report.figures.table(),
         }
     ));
+    say(&not_asked(subject));
     let mut titles = Vec::new();
     let mut status = ExitStatus::Passed;
     if let Some(found) = &report.found {
@@ -102,7 +103,7 @@ pub fn run<Sub: Subject>(
     if let Some(path) = &outputs.json {
         let summary = Summary::new(
             &report.figures,
-            subject.name(),
+            subject,
             settings.profile_name().to_owned(),
             settings.seed,
             titles,
@@ -113,6 +114,14 @@ pub fn run<Sub: Subject>(
         return after(status, write(path, text));
     }
     Ok(status)
+}
+
+/// What was not asked of the subject, as a line; nothing if all was.
+pub(super) fn not_asked<Sub: Subject>(subject: &Sub) -> String {
+    match &subject.capabilities().left_out()[..] {
+        [] => String::new(),
+        parts => format!("not asked of it: {}\n", parts.join(", ")),
+    }
 }
 
 /// Why a run could not have failed, if it could not.

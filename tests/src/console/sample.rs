@@ -5,8 +5,10 @@ use std::time::Duration;
 use clap::Args;
 use faultfs::profile::{Profile, Robustness};
 
+use super::names::{Refcounts, named};
 use crate::campaign::{Budget, Settings};
-use crate::workload::Scope;
+use crate::corpus::CorpusError;
+use crate::workload::{FaultKind, Scope, Shape};
 
 /// The arguments.
 #[derive(Args)]
@@ -23,21 +25,45 @@ pub struct Sample {
     /// Exactly this many guest tasks at once.
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
     tasks: Option<u8>,
+    /// Only eager or only lazy refcounts.
+    #[arg(long, default_value = "both")]
+    refcounts: Refcounts,
+    /// A fault of this kind in every life.
+    #[arg(long, value_parser = named::<FaultKind>(FaultKind::ALL.map(FaultKind::name)))]
+    fault: Option<FaultKind>,
+    /// Every case has this shape.
+    #[arg(long, value_parser = named::<Shape>(Shape::ALL.map(Shape::name)))]
+    shape: Option<Shape>,
 }
 
 impl Sample {
-    /// The campaign with these arguments, on a device, and within `scope` as far as they do not narrow it.
-    pub fn settings(&self, profile: Profile, damage: Option<Robustness>, scope: Scope) -> Settings {
-        Settings {
+    /// The campaign with these arguments, on a device, without failing I/O and dropped requests if it is `faultless`.
+    ///
+    /// # Errors
+    /// Arguments that exclude each other.
+    pub fn settings(
+        &self,
+        profile: Profile,
+        damage: Option<Robustness>,
+        faultless: bool,
+    ) -> Result<Settings, CorpusError> {
+        let lazy = self.refcounts.lazy();
+        if self.shape == Some(Shape::Version2) && lazy == Some(true) {
+            let why = "images of version 2 have eager refcounts only";
+            return Err(CorpusError::Case(format!("--shape version-2: {why}")));
+        }
+        let (fault, shape) = (self.fault, self.shape);
+        let tasks = self.tasks.map(usize::from);
+        Ok(Settings {
             seed: self.seed,
             profile,
             damage,
-            scope: Scope { tasks: self.tasks.map(usize::from), ..scope },
+            scope: Scope { lazy, tasks, fault, shape, faultless, ..Scope::default() },
             budget: match self.cases {
                 Some(cases) => Budget::Cases(cases),
                 None => Budget::Time(Duration::from_secs(self.seconds)),
             },
             workers: 0,
-        }
+        })
     }
 }

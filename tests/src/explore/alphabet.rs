@@ -20,6 +20,7 @@ use model::guest::Guest;
 use model::op::{Compression, DataFile, Durability, Encryption, Geometry, Op, Preallocation};
 use model::payload::COMPRESSIBLE;
 
+use crate::capabilities::Capabilities;
 use crate::probe::Probe;
 use crate::subject::{Session, Subject};
 use crate::trial;
@@ -228,6 +229,12 @@ impl Symbol {
             Self::AddSecond => "add-second",
             Self::RemoveFirst => "remove-first",
         }
+    }
+
+    /// Whether a subject can do it.
+    pub fn is_within(self, can: &Capabilities) -> bool {
+        let World { geometry, .. } = World::new(9, false, Initial::Fresh);
+        can.does(&self.op(&geometry, 1, geometry.virtual_size))
     }
 
     /// The operation, as number `id` of its workload, on a disk of `size` bytes.
@@ -458,7 +465,7 @@ impl World {
     /// The disk and reference disk to start from.
     ///
     /// # Errors
-    /// If the geometry does not allow the initial image.
+    /// If the geometry does not allow the initial image, or the subject opens none of this kind.
     pub fn start<Sub: Subject>(&self, subject: &Sub) -> Result<(PossibleDisk, Guest), String> {
         let Self { geometry, initial, session } = self;
         trial::initial(subject, geometry, *initial, session, &Device::default())

@@ -15,6 +15,7 @@ use super::alphabet::{Symbol, World, operations};
 use super::at_once::AtOnce;
 use super::walk::Coverage;
 use super::{ExploreReport, ExploreSettings, Explored};
+use crate::capabilities::Capabilities;
 use crate::subject::{Duties, Subject};
 
 /// Name and version of the form.
@@ -198,7 +199,7 @@ impl Certificate {
         settings: &ExploreSettings,
         report: &ExploreReport,
     ) -> Self {
-        let alphabet = settings.alphabet;
+        let alphabet = &settings.alphabet[..];
         let mut sizes: Vec<Geometry> = settings.worlds.iter().map(|world| world.geometry).collect();
         sizes.sort_by_key(|geometry| geometry.cluster_bits);
         sizes.dedup_by_key(|geometry| geometry.cluster_bits);
@@ -206,7 +207,8 @@ impl Certificate {
             .iter()
             .map(|geometry| (geometry.cluster_size(), operations(alphabet, geometry)))
             .collect();
-        let mut properties = judged(&subject.duties(), alphabet, settings.at_once.is_some());
+        let (duties, can) = (subject.duties(), subject.capabilities());
+        let mut properties = judged(&duties, &can, alphabet, settings.at_once.is_some());
         if settings.worlds.iter().all(|world| world.geometry.encryption.is_some()) {
             properties.push(Property::PCipher);
         }
@@ -443,7 +445,13 @@ pub fn source_of<Sub: Subject>(subject: &Sub) -> Option<Vec<(String, String)>> {
 /// The properties that exploring judges a subject by: those that a power cut, what is found after it, and one recovery after another can
 /// show, as far as the subject is held to them and the requests lead there. P7 takes whole runs to their end, and P9 compares what
 /// several power cuts leaked.
-pub fn judged(duties: &Duties, alphabet: &[Symbol], at_once: bool) -> Vec<Property> {
+pub fn judged(
+    duties: &Duties,
+    can: &Capabilities,
+    alphabet: &[Symbol],
+    at_once: bool,
+) -> Vec<Property> {
+    let (structure, repair) = (duties.structure, can.repair);
     let closes = alphabet.contains(&Symbol::Reopen) && !at_once;
     let whole = [Symbol::Grow, Symbol::AddFirst, Symbol::RemoveFirst];
     let whole = whole.iter().any(|symbol| alphabet.contains(symbol));
@@ -452,9 +460,9 @@ pub fn judged(duties: &Duties, alphabet: &[Symbol], at_once: bool) -> Vec<Proper
         (Property::P1, true),
         (Property::P2, true),
         (Property::P3, true),
-        (Property::P4, duties.structure),
-        (Property::P5, duties.repair),
-        (Property::P6, duties.structure && closes),
+        (Property::P4, structure),
+        (Property::P5, repair),
+        (Property::P6, structure && closes),
         (Property::P8, true),
         (Property::P10, whole),
     ];

@@ -20,10 +20,12 @@ use faultfs::profile::Profile;
 use model::case::{Device, Step};
 use model::op::{Geometry, Op};
 
+use crate::capabilities::Capabilities;
 use crate::ended::Ended;
 use crate::interrupt;
 use crate::life::Order;
 use crate::minimise::{Minimised, Signature, search};
+use crate::panics;
 use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, StepPlan};
 use crate::subject::Subject;
@@ -38,7 +40,7 @@ pub struct ExploreSettings {
     /// Images to start from.
     pub worlds: Vec<World>,
     /// Requests one after the other are of this alphabet.
-    pub alphabet: &'static [Symbol],
+    pub alphabet: Vec<Symbol>,
     /// Workloads have at most this many requests.
     pub operations: u32,
     /// Workloads are requests of two tasks at once, in the place of requests one after the other.
@@ -58,10 +60,10 @@ pub struct ExploreSettings {
 impl ExploreSettings {
     /// Every power cut in all workloads of up to so many requests of the usual alphabet, one after the other, under torn-length; by one
     /// thread a core, to the end.
-    pub const fn new(worlds: Vec<World>, operations: u32) -> Self {
+    pub fn new(worlds: Vec<World>, operations: u32) -> Self {
         Self {
             worlds,
-            alphabet: &Symbol::ALL,
+            alphabet: Symbol::ALL.to_vec(),
             operations,
             at_once: None,
             depth: u32::MAX,
@@ -70,6 +72,13 @@ impl ExploreSettings {
             limit: None,
             workers: 0,
         }
+    }
+
+    /// The same without the letters that are nothing this subject can do.
+    #[must_use]
+    pub fn within(mut self, can: &Capabilities) -> Self {
+        self.alphabet.retain(|letter| letter.is_within(can));
+        self
     }
 }
 
@@ -249,22 +258,30 @@ pub fn run<Sub: Subject>(
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         workers => workers,
     };
+    let can = subject.capabilities();
+    if let Some(letter) = settings.alphabet.iter().find(|letter| !letter.is_within(&can)) {
+        report.broken = Some(format!("the subject cannot do {letter}, which is in the alphabet"));
+        (report.complete, report.ended) = (false, Ended::Broken);
+        return report;
+    }
     let (shard, shards) = settings.shard;
     let at_once: Vec<[Vec<Symbol>; 2]> = match settings.at_once {
         None => Vec::new(),
         Some(AtOnce::Pairs { .. }) => {
-            alphabet::pairs().into_iter().map(|pair| pair.map(|symbol| vec![symbol])).collect()
+            let within = |pair: &[Symbol; 2]| pair.iter().all(|symbol| symbol.is_within(&can));
+            let pairs = alphabet::pairs().into_iter().filter(within);
+            pairs.map(|pair| pair.map(|symbol| vec![symbol])).collect()
         }
-        Some(AtOnce::Races { .. }) => alphabet::races(settings.alphabet, settings.operations),
+        Some(AtOnce::Races { .. }) => alphabet::races(&settings.alphabet, settings.operations),
     };
     let all = match settings.at_once {
-        None => alphabet::count(settings.alphabet, settings.operations),
+        None => alphabet::count(&settings.alphabet, settings.operations),
         Some(_) => at_once.len() as u64,
     };
     // Workloads that share all but their last request are neighbours, and so cheapest in one hand.
     let block = |number: u64| match (settings.at_once, number) {
         (Some(_), _) | (None, 0) => number..number + 1,
-        (None, _) => alphabet::continuations(settings.alphabet, number - 1),
+        (None, _) => alphabet::continuations(&settings.alphabet, number - 1),
     };
     let todo = all / shards + u64::from(all % shards > shard);
     report.todo = todo;
@@ -281,9 +298,7 @@ pub fn run<Sub: Subject>(
             probes: Probes::default(),
             worker_seconds: 0.0,
         };
-        let refused = (world.initial.is_dirty(&world.geometry) && !subject.duties().repair)
-            .then(|| "the subject does not repair".to_owned());
-        let infeasible = refused.or_else(|| world.start(subject).err());
+        let infeasible = world.start(subject).err();
         if infeasible.is_some() {
             explored.infeasible = infeasible;
             report.worlds.push(explored);
@@ -312,7 +327,7 @@ pub fn run<Sub: Subject>(
                     break;
                 }
                 let tasks = match settings.at_once {
-                    None => vec![alphabet::workload(settings.alphabet, index)],
+                    None => vec![alphabet::workload(&settings.alphabet, index)],
                     Some(_) => at_once[index as usize].to_vec(),
                 };
                 let ops = tasks_of(&tasks, &world.geometry);
@@ -352,6 +367,9 @@ pub fn run<Sub: Subject>(
             shared.0.probes.add(walk.probes());
             shared.0.executed += walk.executed;
             shared.0.worker_seconds += began.elapsed().as_secs_f64();
+            // What its images panic with now is of no workload.
+            drop(walk);
+            drop(panics::take());
         };
         std::thread::scope(|scope| {
             for _ in 1..workers {

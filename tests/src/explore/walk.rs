@@ -51,17 +51,19 @@ use model::guest::Guest;
 use model::judge::{Inherited, p0_misread};
 use model::op::Op;
 use model::payload::{self, UNIT};
-use qcow2_core::storage::{AnyStorage, IoBuf};
+use qcow2_core::storage::IoBuf;
 
 use super::at_once::AtOnce;
+use crate::call::{Opened, open};
 use crate::evidence::DiskEvidence;
 use crate::explore::course::Course;
 use crate::leaf::Answer;
 use crate::life::{Order, Request, Script, perform, probe_trace, run_scheduled};
+use crate::panics;
 use crate::probe::{Probe, Probes};
-use crate::recover::{Bench, Failure, Watched, collapse, whole_image};
+use crate::recover::{Bench, Failure, Watched, collapse, panicked, whole_image};
 use crate::situations::{Shape, probe_answers};
-use crate::subject::{Refusal, Session, Subject, SubjectImage, open};
+use crate::subject::{Refusal, Session, Subject, SubjectImage};
 
 /// What exploring has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,15 +145,14 @@ const OF_TRACES: [Probe; 3] = [Probe::CopiedOnWrite, Probe::PaddedBothSides, Pro
 struct Reached<Sub: Subject> {
     guest: Guest,
     direct: Direct<Always>,
-    image: Sub::Image,
+    image: Opened<Sub::Image>,
 }
 
 impl<Sub: Subject> Reached<Sub> {
     /// The same again, to go another way from here; none if the subject cannot.
     fn fork(&self, subject: &Sub) -> Option<Self> {
         let direct = self.direct.fork();
-        let data = direct.second().map(AnyStorage::new);
-        let image = subject.fork(&self.image, AnyStorage::new(direct.clone()), data)?;
+        let image = self.image.fork(subject, direct.clone())?;
         Some(Self { guest: self.guest.clone(), direct, image })
     }
 }
@@ -331,7 +332,10 @@ impl<Sub: Subject> Walk<Sub> {
     pub fn workload(&mut self, ops: &[Op]) -> Result<Coverage, Stop> {
         self.forget();
         self.run(ops)?;
-        Ok(self.counts)
+        match panics::take() {
+            Some(text) => Err(panicked(text, "when it was dropped").into()),
+            None => Ok(self.counts),
+        }
     }
 
     /// Runs two tasks in every order that `how` allows, and explores every power cut in all of them.
@@ -873,6 +877,9 @@ fn named(property: Property, kind: &'static str, story: String) -> Failure {
 
 /// What a request returned. Nothing fails here, so nothing may be refused.
 fn finished<T>(done: Option<Result<T, String>>, what: &str) -> Result<T, Failure> {
+    if let Some(text) = panics::take() {
+        return Err(panicked(text, what));
+    }
     match done {
         None => Err(named(Property::P7, "hangs", format!("{what} never ended"))),
         Some(Err(text)) => {

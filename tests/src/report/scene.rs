@@ -15,13 +15,12 @@ use model::guest::Guest;
 use model::judge::Place;
 use model::payload;
 
-use qcow2_core::storage::AnyStorage;
-
+use crate::call::{self, Files};
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Labels, LeafChooser, SharedLeaf, look};
 use crate::recover::{Bench, Failure, StepPlan, name};
 use crate::report::timeline::{Kept, Timeline, unit_of};
-use crate::subject::{Files, Mend, Refusal, Session, Subject, SubjectImage, open};
+use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
 use crate::trial;
 
 /// One look of the judge.
@@ -141,16 +140,16 @@ impl<Sub: Subject> Looker<'_, Sub> {
         direct::run(async move {
             match step {
                 Step::OpenReadOnly | Step::Open => {
-                    let image = open(&subject, storage, session).await;
-                    image.map_err(refused)?.map().await.map(drop)
+                    let image = call::open(&subject, storage, session).await.map_err(refused)?;
+                    if subject.capabilities().map { image.map().await.map(drop) } else { Ok(()) }
                 }
                 Step::Repair => {
-                    let claim = subject.repair(AnyStorage::new(storage)).await;
+                    let claim = call::repair(&subject, storage).await;
                     claim.map(drop).map_err(refused)
                 }
                 Step::Check | Step::RepairLeaks => {
                     let mend = if step == Step::Check { Mend::Nothing } else { Mend::Leaks };
-                    let claim = subject.check(AnyStorage::new(storage), mend).await;
+                    let claim = call::check(&subject, storage, mend).await;
                     claim.transpose().map(drop).map_err(refused)
                 }
             }

@@ -22,9 +22,10 @@ use faultfs::values::{Key, Values};
 use model::guest::Guest;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 
+use crate::call::Files;
 use crate::life::{self, Cause};
 use crate::probe::Probes;
-use crate::subject::{Files, Subject};
+use crate::subject::Subject;
 use crate::trial::{self, At, Trial};
 
 /// I/O with its contents.
@@ -356,6 +357,7 @@ mod tests {
     use faultfs::trace::Event;
 
     use super::play;
+    use crate::capabilities::Capabilities;
     use crate::subject::Qcow2Core;
     use crate::trial::{Trial, TrialLife};
     use crate::workload::{FaultKind, Scope, plan};
@@ -367,7 +369,7 @@ mod tests {
             let scope = Scope { fault: Some(kind), tiny: true, ..Scope::default() };
             let mut failed = 0;
             for seed in 0..24 {
-                let plan = plan(seed, &scope);
+                let plan = plan(seed, &scope, &Capabilities::everything());
                 let trial = Trial {
                     geometry: plan.geometry,
                     initial: plan.initial,

@@ -19,24 +19,29 @@ use super::fault_kind::FaultKind;
 use super::plan::{LONG, LifePlan, MANY, Plan, SECTOR, SPARSE};
 use super::scope::Scope;
 use super::shape::Shape;
+use crate::capabilities::Capabilities;
 
 /// Bytes of the longest request. A disk that grows by many L2 tables has many times as many, and a case that writes it whole would take as
 /// long as all others of a campaign, with next to no unit decided.
 const LONGEST: u64 = 4 << 20;
 
-/// Draws the plan of `seed`.
-pub fn plan(seed: u64, scope: &Scope) -> Plan {
+/// Draws the plan of `seed`, of nothing that a subject cannot do.
+pub fn plan(seed: u64, scope: &Scope, can: &Capabilities) -> Plan {
     let mut rng = Rng::new(seed);
+    // What has thousands of clusters has small ones.
+    let small = can.cluster_bits.0 <= 9;
     // Of so many cases one has this shape, unless all have.
     let shaped =
         |rng: &mut Rng, shape, one_in| scope.shape == Some(shape) || rng.below(one_in) == 0;
     // Sectors ask for clusters that hold whole ones, subclusters for 32 of them, those two for many small clusters.
-    let wide = scope.shape == Some(Shape::Sectors);
+    let wide = scope.shape == Some(Shape::Sectors) && can.cluster_bits.1 >= 12;
     let streams = matches!(scope.shape, Some(Shape::Compressed | Shape::Compressing));
     let large = wide || streams || scope.shape == Some(Shape::Subclusters);
-    let growing =
-        shaped(&mut rng, Shape::Growing, 60) && scope.shape != Some(Shape::Eviction) && !large;
-    let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing && !large;
+    let growing = shaped(&mut rng, Shape::Growing, 60)
+        && scope.shape != Some(Shape::Eviction)
+        && !large
+        && small;
+    let eviction = shaped(&mut rng, Shape::Eviction, 40) && !growing && !large && small;
     let sparse = (shaped(&mut rng, Shape::Sparse, 40) && !streams) || eviction || growing;
     let three = scope.lazy == Some(true)
         || matches!(scope.shape, Some(Shape::Widths | Shape::Subclusters | Shape::DataFiles));
@@ -44,6 +49,7 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
     let extended = (scope.shape == Some(Shape::Subclusters)
         || (rng.below(10) == 0 && scope.shape.is_none()))
         && version == 3
+        && can.cluster_bits.1 >= 14
         && !(growing || eviction || scope.tiny);
     let apart = shaped(&mut rng, Shape::DataFiles, 8) && version == 3 && !scope.tiny && !streams;
     let enciphered = matches!(scope.shape, Some(Shape::Encrypted | Shape::Passphrases));
@@ -86,11 +92,12 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         (_, 0..=7) => 10,
         _ => 12,
     };
+    let cluster_bits = cluster_bits.clamp(can.cluster_bits.0, can.cluster_bits.1);
     let clusters = match cluster_bits {
         // An L2 table has an eighth of the cluster size of entries.
         _ if eviction => 64 * (40 + rng.below(60)),
         _ if growing => 64 * (65 + rng.below(20)),
-        bits if sparse => (1 << 20 >> bits) * (1 + rng.below(4)),
+        bits if sparse => (1 << 20 >> bits).max(4) * (1 + rng.below(4)),
         9 => 24 + rng.below(80),
         10 => {
             let spread = if rng.below(4) == 0 { 180 } else { 36 };
@@ -261,7 +268,9 @@ pub fn plan(seed: u64, scope: &Scope) -> Plan {
         }
         device.stale_units = device.stale_units.next_multiple_of(SECTOR / 512);
     }
-    Plan { geometry, initial, open, discard, device, lives }
+    let mut plan = Plan { geometry, initial, open, discard, device, lives };
+    plan.restrict(can);
+    plan
 }
 
 /// Weights and hot spots of one case.
@@ -589,7 +598,12 @@ impl<'a> Draw<'a> {
 mod tests {
     use model::op::Op;
 
-    use super::{FaultKind, LONGEST, Scope, Shape, plan};
+    use super::{FaultKind, LONGEST, Plan, Scope, Shape};
+    use crate::capabilities::Capabilities;
+
+    fn plan(seed: u64, scope: &Scope) -> Plan {
+        super::plan(seed, scope, &Capabilities::everything())
+    }
 
     #[test]
     fn every_kind_of_fault_can_be_asked_for() {

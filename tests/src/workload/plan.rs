@@ -7,6 +7,7 @@ use model::case::{Device, Dropped, Opening};
 use model::op::{Compression, Durability, Geometry, Op};
 
 use super::shape::Shape;
+use crate::capabilities::Capabilities;
 
 /// So many requests in a task are many: they touch more pages than the cache keeps.
 pub(super) const MANY: usize = 40;
@@ -98,43 +99,59 @@ impl Plan {
         })
     }
 
-    /// The same without a request to shrink: a flush in its place.
-    pub fn never_shrinks(&mut self) {
+    fn replace(&mut self, other: impl Fn(Op) -> Op) {
         for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
-            if matches!(op, Op::Shrink { .. }) {
-                *op = Op::Flush;
-            }
+            *op = other(*op);
         }
     }
 
-    /// The same without compressed clusters: scattered ones in their place, and plain writes.
-    pub fn never_compressed(&mut self) {
-        if self.initial == Initial::Compressed {
-            self.initial = Initial::Fragmented;
+    /// Has no more in it than a subject can do: flushes and plain writes in the place of requests, and the parts of the image left out.
+    pub(super) fn restrict(&mut self, can: &Capabilities) {
+        self.replace(|op| match op {
+            op if can.does(&op) => op,
+            Op::WriteCompressed { offset, length, id } => {
+                Op::Write { offset, length, id, durability: Durability::Cached }
+            }
+            Op::Uncover { offset, length } if can.discard => Op::Discard { offset, length },
+            _ => Op::Flush,
+        });
+        if !can.dropped_requests {
+            self.lives.iter_mut().for_each(|life| life.dropped = None);
         }
-        self.geometry.compression = Compression::Deflate;
-        for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
-            if let Op::WriteCompressed { offset, length, id } = *op {
-                *op = Op::Write { offset, length, id, durability: Durability::Cached };
+        let Geometry { version, cluster_bits, refcount_order, .. } = &mut self.geometry;
+        if !can.version_2 || !(can.refcount_orders.0..=can.refcount_orders.1).contains(&4) {
+            *version = 3;
+        }
+        *cluster_bits = (*cluster_bits).clamp(can.cluster_bits.0, can.cluster_bits.1);
+        *refcount_order = (*refcount_order).clamp(can.refcount_orders.0, can.refcount_orders.1);
+        if !can.lazy_refcounts {
+            self.geometry.lazy_refcounts = false;
+            self.open.lazy_refcounts = None;
+        }
+        if !can.subclusters {
+            self.geometry.extended_l2 = false;
+        }
+        if !can.data_files {
+            self.geometry.data_file = None;
+        }
+        if !can.encryption {
+            self.geometry.encryption = None;
+            self.replace(|op| match op {
+                Op::AddPassphrase { .. } | Op::RemovePassphrase { .. } => Op::Flush,
+                op => op,
+            });
+        }
+        if !can.layers {
+            self.geometry.below = None;
+        }
+        if !can.compressed {
+            self.geometry.compression = Compression::Deflate;
+            if self.initial == Initial::Compressed {
+                self.initial = Initial::Fragmented;
             }
         }
-    }
-
-    /// The same without requests that change passphrases: flushes in their place.
-    pub fn never_changes_passphrases(&mut self) {
-        for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
-            if matches!(op, Op::AddPassphrase { .. } | Op::RemovePassphrase { .. }) {
-                *op = Op::Flush;
-            }
-        }
-    }
-
-    /// The same without a request to uncover: a discard in its place.
-    pub fn never_uncovers(&mut self) {
-        for op in self.lives.iter_mut().flat_map(|life| life.tasks.iter_mut().flatten()) {
-            if let Op::Uncover { offset, length } = *op {
-                *op = Op::Discard { offset, length };
-            }
+        if can.refuses(&self.geometry, self.initial).is_some() {
+            self.initial = Initial::Fresh;
         }
     }
 }

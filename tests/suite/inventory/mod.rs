@@ -38,6 +38,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qcow2_crashtest::campaign::case_seed;
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::workload::{FaultKind, Plan, Scope, plan};
 
 use self::line::{By, Line};
@@ -396,8 +397,9 @@ fn what_is_wrong_with_a_line_is_told() {
 #[test]
 fn plans_draw_what_they_are_said_to() {
     const PLANS: u64 = 4000;
-    let plans: Vec<Plan> =
-        (0..PLANS).map(|index| plan(case_seed(1, index), &Scope::default())).collect();
+    let all = Capabilities::everything();
+    let drawn = |index| plan(case_seed(1, index), &Scope::default(), &all);
+    let plans: Vec<Plan> = (0..PLANS).map(drawn).collect();
     let share = |holds: &dyn Fn(&Plan) -> bool| {
         let count = plans.iter().filter(|plan| holds(plan)).count() as u64;
         (count * 1000 / PLANS) as u32

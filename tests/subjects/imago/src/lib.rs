@@ -21,9 +21,10 @@ use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping as Mapped};
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
-use model::judge::{Extent, Statement};
+use model::judge::Extent;
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{AnyStorage, IoBuf};
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
 use send_wrapper::SendWrapper;
 use tokio::sync::RwLock;
@@ -80,18 +81,20 @@ impl Subject for Imago {
 
     fn duties(&self) -> Duties {
         Duties {
-            repair: false,
             structure: *self == Self::Full,
             disjoint_writes: false,
             finds_space: false,
+            ..Duties::default()
         }
     }
 
-    async fn open(
-        &self,
-        storage: AnyStorage,
-        session: Session,
-    ) -> Result<ImagoImage, Refusal> {
+    fn capabilities(&self) -> Capabilities {
+        let mut can = Capabilities::plain();
+        can.repair = false;
+        can
+    }
+
+    async fn open(&self, storage: AnyStorage, session: Session) -> Result<ImagoImage, Refusal> {
         let (below, queue) = Below::new(storage);
         let builder = Qcow2::<Below>::builder(below).backing(None).write(session.writable);
         let opening = SendWrapper::new(builder.open(DenyImplicitOpenGate::default()));
@@ -104,10 +107,6 @@ impl Subject for Imago {
             Err(error) if error.raw_os_error().is_some() => Err(Refusal::Failed(error.to_string())),
             Err(error) => Err(Refusal::GaveUp(error.to_string())),
         }
-    }
-
-    async fn repair(&self, _storage: AnyStorage) -> Result<Statement, Refusal> {
-        Err(Refusal::GaveUp("imago does not repair".to_owned()))
     }
 }
 

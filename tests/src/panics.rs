@@ -1,0 +1,146 @@
+//! A subject that panics is a finding, not the end of the run.
+//!
+//! What is caught is noted for the thread, which runs the case to its end; whoever watches the case asks for it ([`take`]). A payload that
+//! is no text is not a subject's, and goes on its way.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::pin::Pin;
+use std::sync::Once;
+use std::task::{Context, Poll};
+
+thread_local! {
+    /// How many calls deep this thread is in what may panic.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// The first panic that was caught and that nobody has asked for.
+    static NOTED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// The first panic in this thread since the last call.
+pub fn take() -> Option<String> {
+    NOTED.with_borrow_mut(Option::take)
+}
+
+/// Notes a panic that was caught in another thread.
+pub fn note(text: String) {
+    NOTED.with_borrow_mut(|noted| {
+        noted.get_or_insert(text);
+    });
+}
+
+/// Runs `work`; none if it panics, which is noted and not printed.
+pub fn catch<T>(work: impl FnOnce() -> T) -> Option<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| match text_of(info) {
+            Some(text) if DEPTH.get() > 0 => note(text),
+            _ => before(info),
+        }));
+    });
+    DEPTH.set(DEPTH.get() + 1);
+    let done = panic::catch_unwind(AssertUnwindSafe(work));
+    DEPTH.set(DEPTH.get() - 1);
+    match done {
+        Ok(value) => Some(value),
+        Err(payload) if payload.is::<String>() || payload.is::<&str>() => None,
+        Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
+/// What is said and where, if it is a text.
+fn text_of(info: &PanicHookInfo<'_>) -> Option<String> {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied())?;
+    let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
+    Some(format!("{text}{}", place.unwrap_or_default()))
+}
+
+/// A future whose panics are caught, when it is polled and when it is dropped: none then.
+#[derive(Debug)]
+pub struct Caught<F>(Option<Pin<Box<F>>>);
+
+impl<F: Future> Caught<F> {
+    /// Catches what `future` panics with.
+    pub fn new(future: F) -> Self {
+        Self(Some(Box::pin(future)))
+    }
+}
+
+impl<F: Future> Future for Caught<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(future) = &mut self.0 else { return Poll::Ready(None) };
+        let polled = catch(|| future.as_mut().poll(context));
+        if let Some(Poll::Pending) = polled {
+            return Poll::Pending;
+        }
+        let future = self.0.take();
+        let dropped = catch(|| drop(future));
+        Poll::Ready(match (polled, dropped) {
+            (Some(Poll::Ready(value)), Some(())) => Some(value),
+            _ => None,
+        })
+    }
+}
+
+impl<F> Drop for Caught<F> {
+    fn drop(&mut self) {
+        let future = self.0.take();
+        if future.is_some() {
+            catch(|| drop(future));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic;
+
+    use super::{Caught, catch, take};
+    use faultfs::direct::run;
+
+    struct Falls;
+
+    impl Drop for Falls {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+
+    /// Goal: what panics is told apart from what ends, wherever it does. Method: in a call, at a poll, in what a future leaves behind.
+    #[test]
+    fn a_panic_is_noted_once() {
+        assert_eq!((catch(|| 1), take()), (Some(1), None));
+        assert_eq!(catch(|| panic!("in {}", "a call")), None::<()>);
+        let noted = take().unwrap();
+        assert!(noted.starts_with("in a call (") && noted.contains("panics.rs:"), "{noted}");
+        assert_eq!(take(), None);
+        assert_eq!(run(Caught::new(async { 1 })), Some(Some(1)));
+        assert_eq!(run(Caught::new(async { panic!("polled") })), Some(None::<()>));
+        assert!(take().unwrap().starts_with("polled"));
+        drop(Caught::new(async move {
+            let _falls = Falls;
+            std::future::pending::<()>().await;
+        }));
+        assert_eq!(take(), None, "it was never polled, and there was nothing to drop");
+        let left = run(Caught::new(async move {
+            let _falls = Falls;
+            std::future::pending::<()>().await;
+        }));
+        assert_eq!(left, None, "it waits for ever");
+        assert!(take().unwrap().starts_with("dropped"));
+    }
+
+    /// Goal: what the harness ends a piece of work with is not taken for the subject's. Method: a payload that is no text.
+    #[test]
+    fn another_payload_goes_on() {
+        struct Mine;
+        let left = panic::catch_unwind(|| catch(|| panic::panic_any(Mine)));
+        assert!(left.unwrap_err().is::<Mine>());
+        assert_eq!(take(), None);
+    }
+}

@@ -1,0 +1,345 @@
+//! Subjects that can do little, that panic, that never answer, that lie or that are not a function of their seed: each is asked what it can
+//! do and no more, and what is wrong with it is told for what it is.
+
+use std::future::{Future as _, pending};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use faultfs::profile::Profile;
+use model::build::Initial;
+use model::guest::Promises;
+use model::image::Mapping;
+use model::judge::{Extent, Statement};
+use model::op::{Durability, Geometry};
+use qcow2_core::Image;
+use qcow2_core::storage::{AnyStorage, IoBuf, Storage as _};
+use qcow2_crashtest::campaign::{self, Budget, Settings};
+use qcow2_crashtest::capabilities::Capabilities;
+use qcow2_crashtest::explore::alphabet::{initials, worlds};
+use qcow2_crashtest::explore::{self, ExploreSettings};
+use qcow2_crashtest::lapse::{Lapse, sweep};
+use qcow2_crashtest::liveness::p9_bounded_waste;
+use qcow2_crashtest::minimise::minimise;
+use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
+use qcow2_crashtest::trial;
+use qcow2_crashtest::workload::{Scope, Shape};
+
+/// What is odd about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// It reads, writes and flushes, on images of version 3 with clusters of 1 and 4 KiB.
+    Little,
+    /// It panics when it opens an image for writing that is marked dirty.
+    PanicsOpening,
+    /// It panics in its second write.
+    PanicsWriting,
+    /// It panics when an image that was written to is dropped, as one is by a power cut.
+    PanicsDropped,
+    /// It panics in a repair.
+    PanicsRepairing,
+    /// Its flushes never return.
+    Hangs,
+    /// Its second write waits for something that no storage and no request brings.
+    WaitsForAThread,
+    /// It says of every mapping that there is none.
+    MapsWrong,
+    /// What it does depends on what it did in other images.
+    Remembers,
+    /// It begins a write when an image that was written to is dropped.
+    WritesWhenDropped,
+    /// It promises nothing of leaks.
+    MayLeak,
+}
+
+#[derive(Clone, Debug)]
+struct Odd {
+    how: How,
+    /// Images that it has opened.
+    opened: Arc<AtomicU64>,
+}
+
+impl Odd {
+    fn new(how: How) -> Self {
+        Self { how, opened: Arc::default() }
+    }
+}
+
+struct OddImage {
+    image: Option<Image<AnyStorage>>,
+    how: How,
+    number: u64,
+    writes: AtomicU64,
+}
+
+impl Drop for OddImage {
+    fn drop(&mut self) {
+        let Some(image) = &self.image else { return };
+        if self.writes.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        assert!(self.how != How::PanicsDropped, "dropped");
+        if self.how == How::WritesWhenDropped {
+            let data = IoBuf::zeroed(512, 512);
+            let mut write = pin!(SubjectImage::write(image, 0, data, Durability::Cached));
+            // It pauses before it begins, and nobody but itself goes on.
+            for _ in 0..8 {
+                let _ = write.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            }
+        }
+    }
+}
+
+impl Subject for Odd {
+    type Image = OddImage;
+
+    fn name(&self) -> String {
+        format!("odd: {:?}", self.how)
+    }
+
+    fn key(&self) -> &'static str {
+        "odd"
+    }
+
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
+        Qcow2Core::default().promises(geometry, session)
+    }
+
+    fn duties(&self) -> Duties {
+        Duties { leaks_little: self.how != How::MayLeak, ..Duties::default() }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut can = Capabilities::plain();
+        if self.how == How::Little {
+            (can.zeroes, can.discard, can.grow) = (false, false, false);
+            (can.repair, can.map, can.version_2) = (false, false, false);
+            can.lazy_refcounts = false;
+            (can.cluster_bits, can.refcount_orders) = ((10, 12), (4, 4));
+            can.initials = &[Initial::Fresh, Initial::Fragmented];
+        }
+        can
+    }
+
+    async fn open(&self, storage: AnyStorage, session: Session) -> Result<OddImage, Refusal> {
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
+        let sector = storage.limits().alignment;
+        let (header, read) = storage.read(0, IoBuf::zeroed(sector, sector)).await;
+        read.map_err(|error| Refusal::Failed(error.to_string()))?;
+        let is_dirty = header[79] & 1 != 0 && header[7] == 3;
+        assert!(self.how != How::PanicsOpening || !is_dirty || !session.writable, "it is dirty");
+        if self.how == How::Little {
+            let (version, cluster_bits, refcount_order) = (header[7], header[23], header[99]);
+            assert_eq!((version, refcount_order, is_dirty), (3, 4, false));
+            assert!((10..=12).contains(&cluster_bits) && header[87] & 1 == 0, "{header:?}");
+        }
+        let image = Some(Qcow2Core::default().open(storage, session).await?);
+        Ok(OddImage { image, how: self.how, number, writes: AtomicU64::new(0) })
+    }
+
+    async fn repair(&self, storage: AnyStorage) -> Result<Statement, Refusal> {
+        assert!(![How::Little, How::PanicsRepairing].contains(&self.how), "in a repair");
+        Qcow2Core::default().repair(storage).await
+    }
+}
+
+impl OddImage {
+    fn inner(&self) -> &Image<AnyStorage> {
+        self.image.as_ref().unwrap()
+    }
+
+    /// What only those are asked that can do it.
+    fn more(&self) -> &Image<AnyStorage> {
+        assert!(self.how != How::Little, "nobody said that it can do that");
+        self.inner()
+    }
+}
+
+impl SubjectImage for OddImage {
+    fn size(&self) -> u64 {
+        SubjectImage::size(self.inner())
+    }
+
+    async fn read(&self, offset: u64, buf: IoBuf) -> Result<IoBuf, String> {
+        SubjectImage::read(self.inner(), offset, buf).await
+    }
+
+    async fn write(&self, offset: u64, data: IoBuf, durability: Durability) -> Result<(), String> {
+        let before = self.writes.fetch_add(1, Ordering::Relaxed);
+        match self.how {
+            How::PanicsWriting => assert!(before < 1, "in a write"),
+            How::WaitsForAThread if before == 1 => pending().await,
+            // One image in four does something that the others do not.
+            How::Remembers if self.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62 == 0 => {
+                SubjectImage::flush(self.inner()).await?;
+            }
+            _ => {}
+        }
+        SubjectImage::write(self.inner(), offset, data, durability).await
+    }
+
+    async fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> Result<(), String> {
+        SubjectImage::write_zeroes(self.more(), offset, length, unmap).await
+    }
+
+    async fn discard(&self, offset: u64, length: u64) -> Result<(), String> {
+        SubjectImage::discard(self.more(), offset, length).await
+    }
+
+    async fn flush(&self) -> Result<(), String> {
+        if self.how == How::Hangs {
+            pending().await
+        }
+        SubjectImage::flush(self.inner()).await
+    }
+
+    async fn grow(&self, size: u64) -> Result<(), String> {
+        SubjectImage::grow(self.more(), size).await
+    }
+
+    async fn map(&self) -> Result<Vec<Extent>, String> {
+        let mut map = SubjectImage::map(self.more()).await?;
+        if self.how == How::MapsWrong {
+            map.iter_mut().for_each(|extent| extent.to = Mapping::Zero);
+        }
+        Ok(map)
+    }
+
+    async fn close(mut self) -> Result<(), String> {
+        SubjectImage::close(self.image.take().unwrap()).await
+    }
+}
+
+fn settings(cases: u64, shape: Option<Shape>) -> Settings {
+    Settings {
+        seed: 1,
+        profile: Profile::TornLength,
+        damage: None,
+        scope: Scope { shape, faultless: true, ..Scope::default() },
+        budget: Budget::Cases(cases),
+        workers: 1,
+    }
+}
+
+/// Goal: a subject is asked for nothing that it says it cannot do, whatever is drawn. Method: one that panics when it is asked for more than
+/// reads, writes and flushes, or given another image than it opens: campaigns of every shape, and explorations.
+#[test]
+fn little_is_asked_of_whoever_can_do_little() {
+    let subject = Odd::new(How::Little);
+    for shape in Shape::ALL.into_iter().map(Some).chain([None]) {
+        let report = campaign::run(&subject, &settings(12, shape), |_| {});
+        let campaign::Report { found, broken, .. } = &report;
+        assert!(found.is_none() && broken.is_none(), "{shape:?}: {found:?} {broken:?}");
+        assert!(report.figures.states > 0, "{shape:?}");
+    }
+    let worlds = worlds(&[512, 1024], &[false, true], &initials());
+    let all = ExploreSettings { workers: 1, ..ExploreSettings::new(worlds, 2) };
+    let report = explore::run(&subject, &all, |_, _, _, _| {});
+    let why = "the subject cannot do zero-b, which is in the alphabet";
+    assert_eq!((report.broken.as_deref(), report.complete), (Some(why), false));
+
+    let settings = all.within(&subject.capabilities());
+    let letters = ["write-a", "write-part-of-b", "write-across", "write-far", "write-through"];
+    let names: Vec<&str> = settings.alphabet.iter().map(|letter| letter.name()).collect();
+    assert_eq!(names, [&letters[..], &["flush", "reopen"]].concat());
+    let report = explore::run(&subject, &settings, |_, _, _, _| {});
+    assert!(report.complete && report.found.is_none(), "{:?}", report.found);
+    let explored = report.worlds.iter().filter(|explored| explored.infeasible.is_none());
+    let explored: Vec<String> = explored.map(|explored| explored.world.to_string()).collect();
+    assert_eq!(
+        explored,
+        ["1024 B, eager, fresh"],
+        "of fragmented ones it has no refcounts of 64 bits"
+    );
+    assert!(
+        report.worlds[0].infeasible.as_deref()
+            == Some("the subject does not open clusters of 512 bytes")
+    );
+}
+
+/// Goal: what is wrong with a subject is told for what it is, is found again, and ends no run. Method: one mistake a subject.
+#[test]
+fn each_oddity_is_told_for_what_it_is() {
+    for (how, expected) in [
+        (How::PanicsOpening, "P8 panic: image\n"),
+        (How::PanicsWriting, "P8 panic: image\n"),
+        (How::PanicsDropped, "P8 panic: image\n"),
+        (How::PanicsRepairing, "P8 panic: image\n"),
+        (How::WritesWhenDropped, "P8 io-when-dropped: image\n  it submitted 1 I/O"),
+        (How::Hangs, "P7 hangs: image"),
+        (How::WaitsForAThread, "P7 "),
+        (How::MapsWrong, "P3 "),
+    ] {
+        let subject = Odd::new(how);
+        let report = campaign::run(&subject, &settings(3000, None), |_| {});
+        let found = report.found.unwrap_or_else(|| panic!("{how:?} was not noticed"));
+        let told = found.failure.violation.to_string();
+        assert!(told.starts_with(expected), "{how:?}: {told}");
+        if expected.contains("panic") {
+            assert!(told.contains("suite/odd.rs:"), "{how:?}: where it is: {told}");
+        }
+        let limit = Duration::from_secs(5);
+        let small = minimise(&subject, &found.trial, &found.failure, limit, &mut |_| {}).found;
+        let again = trial::run(&subject, &small.trial).unwrap();
+        let (_, failure) = again.failure.unwrap_or_else(|| panic!("{how:?} is not found again"));
+        assert_eq!(failure.violation.kind, found.failure.violation.kind, "{how:?}");
+    }
+}
+
+/// Goal: exploration ends with a panic as with any other finding. Method: the same subjects.
+#[test]
+fn an_exploration_tells_of_panics() {
+    for how in [How::PanicsOpening, How::PanicsWriting, How::PanicsRepairing] {
+        let worlds = worlds(&[1024], &[false, true], &[Initial::Fresh, Initial::Dirty]);
+        let settings = ExploreSettings { workers: 1, ..ExploreSettings::new(worlds, 2) };
+        let report = explore::run(&Odd::new(how), &settings, |_, _, _, _| {});
+        let found = report.found.unwrap_or_else(|| panic!("{how:?} was not noticed"));
+        assert_eq!(found.failure.violation.kind, "panic", "{how:?}");
+    }
+}
+
+/// Goal: who is not a function of the seed proves nothing, and is not accused of anything. Method: one of whose images one in four differs.
+#[test]
+fn who_remembers_other_images_proves_nothing() {
+    let report = campaign::run(&Odd::new(How::Remembers), &settings(3, None), |_| {});
+    assert!(report.found.is_none());
+    let broken = report.broken.unwrap();
+    assert!(broken.starts_with("case 0 is not a function of its seed"), "{broken}");
+    assert!(
+        broken.contains(": in life 0, event ") && broken.contains(" at first and "),
+        "{broken}"
+    );
+}
+
+/// Goal: a bound on leaks is asked of whoever promises it. Method: one that does, and one that does not.
+#[test]
+fn who_may_leak_is_not_held_to_little() {
+    assert_eq!(p9_bounded_waste(&Odd::new(How::MayLeak), 4, 3), Ok(()));
+    let failure = p9_bounded_waste(&Odd::new(How::Little), 4, 3).unwrap_err();
+    assert_eq!(failure.violation.kind, "too-many-leaks");
+}
+
+/// Goal: what the data need of the storage is missed when it is not done, and who fails on a sound storage is told so. Method: the first
+/// flushes and writes of the library, and a subject that is wrong by itself.
+#[test]
+fn what_the_storage_leaves_out_is_missed() {
+    let subject = Qcow2Core::default();
+    let limit = Duration::from_secs(6);
+    let tried = sweep(&subject, Profile::TornLength, 4, limit, |noticed| println!("{noticed:?}"));
+    let tried = tried.unwrap();
+    let noticed = |is_kind: fn(&Lapse) -> bool| {
+        let of = tried.iter().filter(|tried| is_kind(&tried.lapse));
+        of.filter(|tried| tried.failure.is_some()).count()
+    };
+    let flushes = noticed(|lapse| matches!(lapse, Lapse::Flush(_)));
+    let late = noticed(|lapse| matches!(lapse, Lapse::Late(_)));
+    assert!(flushes >= 3 && late >= 1, "{flushes} flushes, {late} writes");
+
+    let wrong = sweep(&Odd::new(How::MapsWrong), Profile::TornLength, 1, limit, |_| {});
+    let why = wrong.unwrap_err();
+    assert!(why.starts_with("it fails on a sound storage as well\nP3 "), "{why}");
+    let restless = sweep(&Odd::new(How::Remembers), Profile::TornLength, 1, limit, |_| {});
+    assert!(restless.unwrap_err().contains("is not a function of its seed"));
+}
