@@ -233,7 +233,8 @@ impl Symbol {
 
     /// Whether a subject can do it.
     pub fn is_within(self, can: &Capabilities) -> bool {
-        let World { geometry, .. } = World::new(9, false, Initial::Fresh);
+        // A geometry that has all that a letter may name, subclusters too.
+        let World { geometry, .. } = World::new(14, false, Initial::Fresh).with_subclusters();
         can.does(&self.op(&geometry, 1, geometry.virtual_size))
     }
 
