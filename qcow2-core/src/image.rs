@@ -121,7 +121,11 @@ impl<S: Storage> Image<S> {
     /// is in flight is in the storage too, and has no copy.
     #[cfg(feature = "sabotage")]
     pub fn fork<T: Storage>(&self, storage: T, data: Option<T>) -> Option<Image<T>> {
-        let state = self.now(|state| state.is_idle().then(|| state.clone()))?;
+        // No step of the image: it is in the state of one of which there is no fork.
+        let state = {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.is_idle().then(|| state.clone())?
+        };
         assert_eq!(storage.limits(), self.files.image.limits(), "the storage is a copy");
         assert_eq!(data.is_some(), self.files.data.is_some(), "both files are copied");
         let files = Files { image: storage, data };

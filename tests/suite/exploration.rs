@@ -13,10 +13,11 @@ use faultfs::profile::Profile;
 use model::build::Initial;
 use model::guest::Promises;
 use model::judge::Statement;
-use model::op::{Durability, Geometry, Op};
+use model::op::{Durability, Encryption, Geometry, Op};
 use qcow2_core::Image;
 use qcow2_core::storage::AnyStorage;
 use qcow2_crashtest::call::open;
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, initials, operations, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
@@ -224,6 +225,10 @@ impl Subject for Unforked {
         self.0.promises(geometry, session)
     }
 
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
     async fn open(
         &self,
         storage: AnyStorage,
@@ -243,10 +248,20 @@ impl Subject for Unforked {
 fn forks_are_explored_as_what_leads_to_them_is() {
     let subject = Qcow2Core::default();
     let kinds = [Initial::Fresh, Initial::RefcountBlockOneShort, Initial::Fragmented];
-    for (operations, shard, workers) in [(2, (0, 1), 2), (3, (1, 16), 1), (4, (5, 640), 1)] {
-        let worlds = worlds(&[512, 1024], &[false, true], &kinds);
-        let settings =
-            ExploreSettings { shard, workers, ..ExploreSettings::new(worlds, operations) };
+    let plain =
+        [(2, (0, 1), 2), (3, (1, 16), 1), (4, (5, 640), 1)].map(|(operations, shard, workers)| {
+            let worlds = worlds(&[512, 1024], &[false, true], &kinds);
+            ExploreSettings { shard, workers, ..ExploreSettings::new(worlds, operations) }
+        });
+    // What is random in a new key slot follows from what the image has done so far.
+    let encrypted = worlds(&[512], &[false, true], &[Initial::Fresh]);
+    let encrypted = encrypted.into_iter().map(|world| world.encrypted(Encryption::Luks)).collect();
+    let passphrases = ExploreSettings {
+        alphabet: Symbol::PASSPHRASES.to_vec(),
+        workers: 2,
+        ..ExploreSettings::new(encrypted, 2)
+    };
+    for settings in plain.into_iter().chain([passphrases]) {
         let forked = explore::run(&subject, &settings, |_, _, _, _| {});
         let again = explore::run(&Unforked(subject), &settings, |_, _, _, _| {});
         assert!(forked.complete && again.complete, "{:?} {:?}", forked.found, again.found);
