@@ -106,13 +106,13 @@ static TRIED: AtomicU64 = AtomicU64::new(0);
 /// The library, called by synchronous code.
 #[derive(Clone, Copy, Debug)]
 struct Synchronous {
-    library: Qcow2Core,
+    core: Qcow2Core,
     how: How,
 }
 
 impl Synchronous {
     fn new(how: How) -> Blocking<Self> {
-        Blocking(Self { library: Qcow2Core::default(), how })
+        Blocking(Self { core: Qcow2Core::default(), how })
     }
 }
 
@@ -134,7 +134,7 @@ impl BlockingSubject for Synchronous {
     }
 
     fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
-        self.library.promises(geometry, session)
+        self.core.promises(geometry, session)
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -144,16 +144,16 @@ impl BlockingSubject for Synchronous {
     }
 
     fn open(&self, file: PlainFile, session: &Session) -> Result<Open, Refusal> {
-        let image = block_on(self.library.open(AnyStorage::new(Plain(file)), *session))?;
+        let image = block_on(self.core.open(AnyStorage::new(Plain(file)), *session))?;
         Ok(Open { image: Some(image), how: self.how, writes: AtomicU64::new(0) })
     }
 
     fn repair(&self, file: PlainFile) -> Result<Statement, Refusal> {
-        block_on(self.library.repair(AnyStorage::new(Plain(file))))
+        block_on(self.core.repair(AnyStorage::new(Plain(file))))
     }
 
     fn check(&self, file: PlainFile, mend: Mend) -> Option<Result<Statement, Refusal>> {
-        block_on(self.library.check(AnyStorage::new(Plain(file)), mend))
+        block_on(self.core.check(AnyStorage::new(Plain(file)), mend))
     }
 }
 
@@ -259,7 +259,7 @@ fn sound_synchronous_code_is_accused_of_nothing() {
 #[test]
 fn what_is_wrong_with_synchronous_code_is_found() {
     let broken = Qcow2Core::without(["data-before-mapping"]).unwrap();
-    let unordered = Blocking(Synchronous { library: broken, how: How::Right });
+    let unordered = Blocking(Synchronous { core: broken, how: How::Right });
     for (subject, expected) in
         [(unordered, ["P1", "P2"]), (Synchronous::new(How::Panics), ["P8"; 2])]
     {
