@@ -9,8 +9,7 @@
 //!
 //! (That two writes between the same flushes change places is nothing new: a power cut keeps either anyway.) A write is late only where
 //! nobody could tell without a power cut: whoever reads it, writes over it or asks for the length has it done first, and so has the end of
-//! opening, of a check and of a repair. What is written durably
-//! is a flush as well.
+//! opening, of a check and of a repair. What is written durably is a flush as well.
 
 use std::fmt;
 use std::io;
@@ -89,7 +88,10 @@ impl<Sub: Subject> Subject for Lapsing<Sub> {
     type Image = Sub::Image;
 
     fn name(&self) -> String {
-        format!("{} without {}", self.subject.name(), self.lapse)
+        match self.lapse {
+            Lapse::Flush(number) => format!("{} without flush {number}", self.subject.name()),
+            Lapse::Late(number) => format!("{} with write {number} late", self.subject.name()),
+        }
     }
 
     fn key(&self) -> &'static str {

@@ -36,6 +36,7 @@ use model::payload::Unit;
 use qcow2_core::storage::{IoBuf, UNIT};
 
 use crate::call;
+use crate::capabilities::Capabilities;
 use crate::corpus::{CorpusError, decided};
 use crate::ended::Ended;
 use crate::evidence::{DiskEvidence, units};
@@ -233,13 +234,16 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
         let sound = self.judge.auditor().report().violations(Stage::Repaired).next().is_none();
 
         let (subject, session) = (self.subject.clone(), self.session);
+        let can = subject.capabilities();
         let read_only = Session { writable: false, ..session };
         let result = self.travel(disk, guest, "opening it read-only", None, |storage| {
             let subject = subject.clone();
             async move {
                 match call::open(&subject, storage, read_only).await {
                     Ok(image) => {
-                        drop(image.map().await);
+                        if can.map {
+                            drop(image.map().await);
+                        }
                         look_around(&image).await;
                         Said::Used
                     }
@@ -251,7 +255,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
             return Some(failure);
         }
 
-        let result = self.travel(disk, guest, "an explicit repair", None, |storage| {
+        let repaired = |storage: Direct<Always>| {
             let subject = subject.clone();
             async move {
                 match call::repair(&subject, storage).await {
@@ -261,10 +265,13 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
                     }
                 }
             }
-        });
-        match result {
+        };
+        let result =
+            can.repair.then(|| self.travel(disk, guest, "an explicit repair", None, repaired));
+        match result.unwrap_or(Ok(Said::Refused)) {
             Err(failure) => return Some(failure),
             Ok(Said::Statement(Statement::GaveUp)) => probes.hit(Probe::RepairGaveUp),
+            Ok(Said::Refused) => {}
             Ok(_) if sound => probes.hit(Probe::DamageUnseen),
             Ok(_) => probes.hit(Probe::RepairRepaired),
         }
@@ -291,7 +298,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
                 let Ok(image) = call::open(&subject, storage, session).await else {
                     return Said::Refused;
                 };
-                use_it(&image).await;
+                use_it(&image, &can).await;
                 let _ = image.close().await;
                 Said::Used
             }
@@ -380,13 +387,13 @@ async fn look_around(image: &impl SubjectImage) {
     }
 }
 
-async fn use_it(image: &impl SubjectImage) {
+async fn use_it(image: &impl SubjectImage, can: &Capabilities) {
     let size = image.size();
     for (number, offset) in (0..).zip(places(size)) {
         let length = (size - offset).min(4096);
         match number % 4 {
-            0 => drop(image.discard(offset, length).await),
-            1 => drop(image.write_zeroes(offset, length, true).await),
+            0 if can.discard => drop(image.discard(offset, length).await),
+            1 if can.zeroes => drop(image.write_zeroes(offset, length, true).await),
             _ => {
                 let length = usize::try_from(length).expect("at most 4096");
                 let data = IoBuf::zeroed(length, UNIT);
@@ -400,7 +407,9 @@ async fn use_it(image: &impl SubjectImage) {
         let data = IoBuf::zeroed(UNIT.min(usize::try_from(size - offset).unwrap_or(UNIT)), UNIT);
         drop(image.write(offset, data, Durability::Through).await);
     }
-    drop(image.map().await);
+    if can.map {
+        drop(image.map().await);
+    }
 }
 
 /// A damaged image as a case: no lives, only the image.

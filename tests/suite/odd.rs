@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use faultfs::profile::Profile;
+use faultfs::profile::{Profile, Robustness};
 use model::build::Initial;
 use model::guest::Promises;
 use model::image::Mapping;
@@ -233,6 +233,12 @@ fn little_is_asked_of_whoever_can_do_little() {
         let campaign::Report { found, broken, .. } = &report;
         assert!(found.is_none() && broken.is_none(), "{shape:?}: {found:?} {broken:?}");
         assert!(report.figures.states > 0, "{shape:?}");
+    }
+    for how in Robustness::ALL {
+        let damaged = Settings { damage: Some(how), ..settings(40, None) };
+        let report = campaign::run(&subject, &damaged, |_| {});
+        assert!(report.found.is_none(), "{how}: {:?}", report.found);
+        assert!(report.figures.states > 0, "{how}");
     }
     let worlds = worlds(&[512, 1024], &[false, true], &initials());
     let all = ExploreSettings { workers: 1, ..ExploreSettings::new(worlds, 2) };

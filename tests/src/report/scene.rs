@@ -18,6 +18,7 @@ use model::payload;
 use crate::call::{self, Files};
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Labels, LeafChooser, SharedLeaf, look};
+use crate::panics;
 use crate::recover::{Bench, Failure, StepPlan, name};
 use crate::report::timeline::{Kept, Timeline, unit_of};
 use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
@@ -137,7 +138,7 @@ impl<Sub: Subject> Looker<'_, Sub> {
     fn run<S: Files>(&self, storage: S, step: Step) -> Option<Result<(), String>> {
         let subject = self.bench.subject.clone();
         let session = Session { writable: step != Step::OpenReadOnly, ..self.bench.session };
-        direct::run(async move {
+        let done = direct::run(async move {
             match step {
                 Step::OpenReadOnly | Step::Open => {
                     let image = call::open(&subject, storage, session).await.map_err(refused)?;
@@ -153,7 +154,10 @@ impl<Sub: Subject> Looker<'_, Sub> {
                     claim.transpose().map(drop).map_err(refused)
                 }
             }
-        })
+        });
+        // Who draws what a panic left is not the one to tell of it.
+        drop(panics::take());
+        done
     }
 }
 
