@@ -459,19 +459,26 @@ fn search_until<Sub: Subject>(
         })
     };
     let mut found = None;
+    // Where it ends: dropping the image there may be what fails.
+    let mut cut = At::End;
     let mut unused = Probes::default();
     let end = life::run(subject, disk, guest, &script, &mut unused, |moment| {
         if over() {
+            cut = At::Event(moment.event);
             return ControlFlow::Break(());
         }
         let may_leak = began.may_leak(moment.exposure);
         let result = moment.sim.with_disk(|disk| judge(&mut bench, disk, moment.guest, may_leak));
         found = result.map(|(choices, other)| (At::Event(moment.event), choices, other));
-        if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if found.is_none() {
+            return ControlFlow::Continue(());
+        }
+        cut = At::Event(moment.event);
+        ControlFlow::Break(())
     });
     if let Some(other) = end.failure {
         let mut trial = trial.clone();
-        trial.lives[last].at = At::End;
+        trial.lives[last].at = cut;
         return wanted.matches(&other).then_some(Minimised { trial, failure: other });
     }
     if found.is_none() && end.closed {
