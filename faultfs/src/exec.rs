@@ -116,7 +116,7 @@ pub struct Sim {
 struct Task {
     name: String,
     /// None once it has finished or was cancelled.
-    future: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    future: Option<Pin<Box<dyn Future<Output = ()>>>>,
     woken: Arc<Woken>,
     waker: Waker,
     /// Since when it could have run.
@@ -170,16 +170,12 @@ impl Sim {
     }
 
     /// Adds a task. Results leave it through whatever it shares with its maker.
-    pub fn spawn(
-        &mut self,
-        name: &str,
-        future: impl Future<Output = ()> + Send + 'static,
-    ) -> TaskId {
+    pub fn spawn(&mut self, name: &str, future: impl Future<Output = ()> + 'static) -> TaskId {
         let woken = Arc::new(Woken(AtomicBool::new(true)));
         let waker = Waker::from(Arc::clone(&woken));
         let name = name.to_owned();
         self.lock().trace(|trace| trace.name_task(&name));
-        let future: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(future);
+        let future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(future);
         self.tasks.push(Task { name, future: Some(future), woken, waker, ready_since: None });
         TaskId(self.tasks.len() as u32 - 1)
     }

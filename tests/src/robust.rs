@@ -308,7 +308,7 @@ impl<'a, Sub: Subject> Roads<'a, Sub> {
 
     /// One road: what the subject does on a copy of the disk, and what the judge makes of its end. Where the image was
     /// written to by a guest (`used`), only the ways of ending count.
-    fn travel<F: Future<Output = Said> + Send>(
+    fn travel<F: Future<Output = Said>>(
         &mut self,
         disk: &PossibleDisk,
         guest: &Guest,

@@ -29,7 +29,9 @@
 //!    in `corpus/subjects/KEY` below the working directory.
 //! 6. Read the report (below), mend, and `replay` the case: it says `fixed` then. Set `"status": "fixed"` in the file, and it stays as a
 //!    test: `replay` fails if it comes back.
-//! 7. When a campaign is silent, see whether it could have been loud: `sensitivity` leaves flushes out and does writes late under the
+//! 7. `run --keep-going` goes on to the end of its budget and tells findings apart by cause ([`causes`](crate::causes)): what is left when
+//!    nothing can be taken away. `--causes FILE` writes them down; with `--known FILE` only others count, and one that is gone is said.
+//! 8. When a campaign is silent, see whether it could have been loud: `sensitivity` leaves flushes out and does writes late under the
 //!    implementation ([`lapse`](crate::lapse)). What is noticed by nobody is not needed, or not asked for. Figures say what was met.
 //!
 //! # What the harness does to a subject
@@ -58,8 +60,8 @@
 //! the traces differ the run says that it is broken and proves nothing. What cannot be taken out of an implementation may be put in order
 //! in the adapter, if that is an order that it takes (`tests/subjects/imago/src/storage.rs`).
 //!
-//! *`Send`.* Futures and images have to be, because workers take cases side by side. A case runs on one worker from its beginning to its
-//! end, so what is not `Send` can be wrapped in something that panics elsewhere, as imago is.
+//! *`Send`.* Only the [`Subject`] itself has to be: workers take cases side by side. A case runs on one worker from its beginning to its
+//! end, so images and futures need not be `Send`.
 //!
 //! *Recovery* is [`open`](Subject::open) for writing, on what the power cut left, and is cut short itself. Then it is checked,
 //! repaired twice and read; some cases work on in it, fill it, or close it and open it again.
@@ -256,7 +258,7 @@ pub trait Subject: Clone + Send + Sync + 'static {
         &self,
         storage: AnyStorage,
         session: Session,
-    ) -> impl Future<Output = Result<Self::Image, Refusal>> + Send;
+    ) -> impl Future<Output = Result<Self::Image, Refusal>>;
 
     /// The same for an image with an external data file, which is `data`; asked only of a subject that
     /// [opens](Capabilities::data_files) those.
@@ -265,7 +267,7 @@ pub trait Subject: Clone + Send + Sync + 'static {
         storage: AnyStorage,
         data: AnyStorage,
         session: Session,
-    ) -> impl Future<Output = Result<Self::Image, Refusal>> + Send {
+    ) -> impl Future<Output = Result<Self::Image, Refusal>> {
         drop((storage, data));
         std::future::ready(Err(Refusal::GaveUp(format!("it has a data file, and {session:?}"))))
     }
@@ -285,10 +287,7 @@ pub trait Subject: Clone + Send + Sync + 'static {
 
     /// Checks and repairs an image that is not open, and says what it is afterwards; asked only of a subject that
     /// [repairs](Capabilities::repair).
-    fn repair(
-        &self,
-        storage: AnyStorage,
-    ) -> impl Future<Output = Result<Statement, Refusal>> + Send {
+    fn repair(&self, storage: AnyStorage) -> impl Future<Output = Result<Statement, Refusal>> {
         drop(storage);
         std::future::ready(Err(Refusal::GaveUp(unasked("repair"))))
     }
@@ -299,7 +298,7 @@ pub trait Subject: Clone + Send + Sync + 'static {
         &self,
         storage: AnyStorage,
         mend: Mend,
-    ) -> impl Future<Output = Option<Result<Statement, Refusal>>> + Send {
+    ) -> impl Future<Output = Option<Result<Statement, Refusal>>> {
         drop((storage, mend));
         std::future::ready(None)
     }
@@ -312,12 +311,12 @@ pub(crate) fn unasked(capability: &str) -> String {
 
 /// An open image of a subject. Requests may run at once. Calls with a body here are made only of a subject whose [`Capabilities`] have
 /// what they do.
-pub trait SubjectImage: Send + Sync + 'static {
+pub trait SubjectImage: 'static {
     /// Virtual size in bytes.
     fn size(&self) -> u64;
 
     /// Reads a range.
-    fn read(&self, offset: u64, buf: IoBuf) -> impl Future<Output = Result<IoBuf, String>> + Send;
+    fn read(&self, offset: u64, buf: IoBuf) -> impl Future<Output = Result<IoBuf, String>>;
 
     /// Writes a range.
     fn write(
@@ -325,14 +324,14 @@ pub trait SubjectImage: Send + Sync + 'static {
         offset: u64,
         data: IoBuf,
         durability: Durability,
-    ) -> impl Future<Output = Result<(), String>> + Send;
+    ) -> impl Future<Output = Result<(), String>>;
 
     /// Writes a range, compressed where that makes it shorter; a subject that does not compress writes it as it is.
     fn write_compressed(
         &self,
         offset: u64,
         data: IoBuf,
-    ) -> impl Future<Output = Result<(), String>> + Send {
+    ) -> impl Future<Output = Result<(), String>> {
         self.write(offset, data, Durability::Cached)
     }
 
@@ -342,31 +341,31 @@ pub trait SubjectImage: Send + Sync + 'static {
         offset: u64,
         length: u64,
         unmap: bool,
-    ) -> impl Future<Output = Result<(), String>> + Send {
+    ) -> impl Future<Output = Result<(), String>> {
         let _ = (offset, length, unmap);
         std::future::ready(Err(unasked("zeroes")))
     }
 
     /// Gives the whole clusters of a range back.
-    fn discard(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> + Send {
+    fn discard(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> {
         let _ = (offset, length);
         std::future::ready(Err(unasked("discard")))
     }
 
     /// Lets the whole clusters of a range show the layer below again.
-    fn uncover(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> + Send {
+    fn uncover(&self, offset: u64, length: u64) -> impl Future<Output = Result<(), String>> {
         let _ = (offset, length);
         std::future::ready(Err(unasked("uncover")))
     }
 
     /// Lets a further [passphrase] open the image; durable when it returns.
-    fn add_passphrase(&self, id: u32) -> impl Future<Output = Result<(), String>> + Send {
+    fn add_passphrase(&self, id: u32) -> impl Future<Output = Result<(), String>> {
         let _ = id;
         std::future::ready(Err(unasked("passphrases")))
     }
 
     /// Lets it open the image no more, if it does; durable when it returns, and what was kept under it is unreadable then.
-    fn remove_passphrase(&self, id: u32) -> impl Future<Output = Result<(), String>> + Send {
+    fn remove_passphrase(&self, id: u32) -> impl Future<Output = Result<(), String>> {
         let _ = id;
         std::future::ready(Err(unasked("passphrases")))
     }
@@ -377,33 +376,33 @@ pub trait SubjectImage: Send + Sync + 'static {
         offset: u64,
         length: u64,
         how: Preallocation,
-    ) -> impl Future<Output = Result<(), String>> + Send {
+    ) -> impl Future<Output = Result<(), String>> {
         let _ = (offset, length, how);
         std::future::ready(Ok(()))
     }
 
     /// Makes what has completed durable.
-    fn flush(&self) -> impl Future<Output = Result<(), String>> + Send;
+    fn flush(&self) -> impl Future<Output = Result<(), String>>;
 
     /// Enlarges the disk.
-    fn grow(&self, size: u64) -> impl Future<Output = Result<(), String>> + Send {
+    fn grow(&self, size: u64) -> impl Future<Output = Result<(), String>> {
         let _ = size;
         std::future::ready(Err(unasked("grow")))
     }
 
     /// Makes the disk smaller.
-    fn shrink(&self, size: u64) -> impl Future<Output = Result<(), String>> + Send {
+    fn shrink(&self, size: u64) -> impl Future<Output = Result<(), String>> {
         let _ = size;
         std::future::ready(Err(unasked("shrink")))
     }
 
     /// Where every part of the disk is, in order, as the subject itself sees it; asked only of one that has a [map](Capabilities::map).
-    fn map(&self) -> impl Future<Output = Result<Vec<Extent>, String>> + Send {
+    fn map(&self) -> impl Future<Output = Result<Vec<Extent>, String>> {
         std::future::ready(Err(unasked("map")))
     }
 
     /// Closes it cleanly.
-    fn close(self) -> impl Future<Output = Result<(), String>> + Send;
+    fn close(self) -> impl Future<Output = Result<(), String>>;
 }
 
 /// This project's own implementation, with all its rules or without some of them.

@@ -6,9 +6,6 @@
 //!   guest flush                 -> FormatAccess::flush, then FormatAccess::sync   as its documentation asks
 //!   power cut                   -> the image is dropped: this variant has no `Drop` that writes
 //! ```
-//!
-//! Its futures are not `Send`, although they would only be polled by one thread here: a campaign runs a whole case on one
-//! worker. [`SendWrapper`] holds them to that by a panic.
 
 mod storage;
 
@@ -26,7 +23,6 @@ use model::op::{Durability, Geometry};
 use qcow2_core::storage::{AnyStorage, IoBuf};
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
-use send_wrapper::SendWrapper;
 use tokio::sync::RwLock;
 
 use crate::storage::{Below, Queue};
@@ -97,8 +93,7 @@ impl Subject for Imago {
     async fn open(&self, storage: AnyStorage, session: Session) -> Result<ImagoImage, Refusal> {
         let (below, queue) = Below::new(storage);
         let builder = Qcow2::<Below>::builder(below).backing(None).write(session.writable);
-        let opening = SendWrapper::new(builder.open(DenyImplicitOpenGate::default()));
-        match queue.run(opening).await {
+        match queue.run(builder.open(DenyImplicitOpenGate::default())).await {
             Ok(format) => {
                 let access = FormatAccess::new(format);
                 let (size, write_through) = (AtomicU64::new(access.size()), session.write_through);
@@ -125,7 +120,7 @@ impl ImagoImage {
         &self,
         work: impl AsyncFnOnce(&FormatAccess<Below>) -> io::Result<T>,
     ) -> Result<T, String> {
-        let work = SendWrapper::new(async move { work(&*self.access.read().await).await });
+        let work = async move { work(&*self.access.read().await).await };
         self.queue.run(work).await.map_err(|error| error.to_string())
     }
 
@@ -134,7 +129,7 @@ impl ImagoImage {
         &self,
         work: impl AsyncFnOnce(&mut FormatAccess<Below>) -> io::Result<T>,
     ) -> Result<T, String> {
-        let work = SendWrapper::new(async move { work(&mut *self.access.write().await).await });
+        let work = async move { work(&mut *self.access.write().await).await };
         self.queue.run(work).await.map_err(|error| error.to_string())
     }
 }
