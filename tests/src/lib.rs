@@ -14,6 +14,7 @@ pub mod blocking;
 pub mod call;
 pub mod campaign;
 pub mod capabilities;
+pub mod causes;
 pub mod console;
 pub mod corpus;
 pub mod count;

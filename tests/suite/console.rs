@@ -246,3 +246,31 @@ fn a_case_that_no_replay_can_do_is_refused() {
     let expected = "huge.json: open.growth_step: 4294967296 is above 16777216, the most that a replay can do\n";
     assert_eq!((status, error.as_str()), (2, expected));
 }
+
+/// Goal: causes that are known make no run fail, others do, and one that is gone is said. Method: a write order left out, twice with what the first
+/// run wrote, and the whole library with it.
+#[test]
+fn a_run_goes_on_past_what_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = "run --cases 40 --tasks 1 --keep-going --without data-before-mapping --minimise-seconds 5 --corpus found";
+    let (status, said, _) = run(&format!("{broken} --causes causes.json"), folder.path());
+    assert_eq!(status, 1, "{said}");
+    assert!(said.contains("\nnew: ") && said.contains("    kept as found/"), "{said}");
+    let kept = files(&folder.path().join("found"));
+    assert_eq!(kept.len(), said.matches("\nnew: ").count(), "a file for each: {kept:?}");
+
+    let (status, said, _) = run(&format!("{broken} --known causes.json"), folder.path());
+    assert_eq!(status, 0, "{said}");
+    assert!(said.contains("\nknown: ") && !said.contains("\nnew: "), "{said}");
+    assert_eq!(files(&folder.path().join("found")), kept, "what is known is not kept again");
+
+    let whole = "run --cases 20 --keep-going --known causes.json";
+    let (status, said, _) = run(whole, folder.path());
+    assert_eq!(status, 0, "{said}");
+    assert!(said.contains("\nknown, and not met: P"), "{said}");
+
+    fs::write(folder.path().join("causes.json"), "[{}]").unwrap();
+    let (status, _, complaint) = run(whole, folder.path());
+    assert_eq!(status, 2, "{complaint}");
+    assert!(complaint.contains("--known: causes.json: missing field `seen_as`"), "{complaint}");
+}

@@ -6,6 +6,7 @@ mod bench;
 mod block_device;
 mod blocking_door;
 mod builder;
+mod causes;
 mod circles;
 mod common;
 mod compressed;

@@ -19,7 +19,7 @@ use qcow2_crashtest::console::merge::Merge;
 use qcow2_crashtest::console::sample::Sample;
 use qcow2_crashtest::console::shorten::{Minimising, minimise, verdict};
 use qcow2_crashtest::console::worlds::Worlds;
-use qcow2_crashtest::console::{self, ExitStatus, Outputs, Results, say, shown};
+use qcow2_crashtest::console::{self, ExitStatus, Onward, Outputs, Results, say, shown};
 use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::file;
 use qcow2_crashtest::interrupt;
@@ -143,6 +143,8 @@ struct Run {
     profile: Device,
     #[command(flatten)]
     sample: Sample,
+    #[command(flatten)]
+    onward: Onward,
     /// Break this write order (repeatable): the run must then find something.
     #[arg(long = "without", value_name = "RULE")]
     broken: Vec<String>,
@@ -214,6 +216,7 @@ fn run_campaign(run: Run) -> Result<ExitStatus, CorpusError> {
         witness: (!run.broken.is_empty()).then(|| run.broken.join("+")),
         all_probes: run.all_probes,
         minimise: Some(run.minimising.limit()),
+        onward: run.onward,
     };
     console::listen()?;
     console::run(&subject, &settings, &outputs)

@@ -15,5 +15,5 @@ mod settings;
 
 pub use case::case_seed;
 pub(crate) use case::draw_steps;
-pub use run::{Found, Report, run};
+pub use run::{Found, Report, run, run_past};
 pub use settings::{Budget, Settings};

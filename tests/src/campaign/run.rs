@@ -46,12 +46,22 @@ pub struct Report {
     pub ended: Ended,
 }
 
-/// Runs a campaign; `progress` is called now and then with the figures so far. A signal ends it after the cases
-/// in hand.
+/// Runs a campaign to its first finding; `progress` is called now and then with the figures so far. A signal ends it after the
+/// cases in hand.
 pub fn run<Sub: Subject>(
     subject: &Sub,
     settings: &Settings,
     progress: impl Fn(&Figures) + Sync,
+) -> Report {
+    run_past(subject, settings, progress, |_| false)
+}
+
+/// The same, past every finding of which `onward` says so; those are not reported.
+pub fn run_past<Sub: Subject>(
+    subject: &Sub,
+    settings: &Settings,
+    progress: impl Fn(&Figures) + Sync,
+    onward: impl Fn(&Found) -> bool + Sync,
 ) -> Report {
     #[expect(clippy::disallowed_methods, reason = "the budget of a campaign is time by the clock")]
     let now = Instant::now;
@@ -100,13 +110,21 @@ pub fn run<Sub: Subject>(
             }
             states.fetch_add(figures.states, Ordering::Relaxed);
             total.add(&figures);
-            if run.found.is_some() || broken.is_some() {
+            let (image, states) = (run.image, total.states);
+            let found = run.found.map(|(failure, trial)| Found {
+                case: number,
+                failure,
+                trial,
+                image,
+                states,
+            });
+            let found = found.filter(|found| !onward(found));
+            if found.is_some() || broken.is_some() {
                 let mut shared = shared.lock().expect("no worker panics with the lock");
-                if let Some((failure, trial)) = run.found
+                if let Some(found) = found
                     && shared.1.as_ref().is_none_or(|first| number < first.case)
                 {
-                    let (image, states) = (run.image, total.states);
-                    shared.1 = Some(Found { case: number, failure, trial, image, states });
+                    shared.1 = Some(found);
                 }
                 shared.2 = shared.2.take().or(broken);
                 stop.store(true, Ordering::Relaxed);

@@ -48,7 +48,8 @@ impl<'a> Keep<'a> {
         Some(path)
     }
 
-    fn forget(self) {
+    /// Keeps nothing of it any longer: another file has what it shows.
+    pub fn forget(self) {
         if let Some(path) = self.raw
             && let Err(source) = std::fs::remove_file(&path)
         {

@@ -2,7 +2,8 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | `run` `explore` `merge` | a campaign; an exploration; parts of one as a whole |
+//! | `run` `causes` | a campaign; one that goes on past its findings |
+//! | `explore` `merge` | an exploration; parts of one as a whole |
 //! | `tell` `keep` `shorten` | a violation: told, kept, minimised |
 //! | `cases` | kept cases: again, smaller, explained |
 //! | `kept` `evidence` | what kept files say, as tables; what documents show, made again |
@@ -12,6 +13,7 @@
 //! | `output` `status` | what is said and written; what a command came to |
 
 pub mod cases;
+mod causes;
 pub mod evidence;
 mod explore;
 pub mod keep;
@@ -28,6 +30,7 @@ mod status;
 mod tell;
 pub mod worlds;
 
+pub use causes::Onward;
 pub use explore::{Exploration, Results, explore};
 pub use output::{complain, say, shown};
 pub use run::{Outputs, run};

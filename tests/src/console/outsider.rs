@@ -16,7 +16,7 @@ use super::sample::Sample;
 use super::sensitivity::Sensitivity;
 use super::shorten::Minimising;
 use super::worlds::Worlds;
-use super::{EXIT_STATUS, Exploration, Outputs, Results};
+use super::{EXIT_STATUS, Exploration, Onward, Outputs, Results};
 use crate::corpus::CorpusError;
 use crate::subject::Subject;
 
@@ -60,6 +60,8 @@ struct Run {
     profile: Profile,
     #[command(flatten)]
     sample: Sample,
+    #[command(flatten)]
+    onward: Onward,
     /// Neither failing I/O nor dropped requests.
     #[arg(long)]
     faultless: bool,
@@ -149,6 +151,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
                 certificates: Some(run.corpus.join(CERTIFICATES)),
                 corpus: Some(run.corpus),
                 minimise: Some(run.minimising.limit()),
+                onward: run.onward,
                 ..Outputs::default()
             };
             super::listen()

@@ -8,6 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::case::Status as CaseStatus;
 
+use super::causes::{Keeping, Onward, Told};
 use super::keep::Keep;
 use super::output::{check, say, write};
 use super::shorten::{self, MINIMISE_FOR, verdict};
@@ -39,6 +40,8 @@ pub struct Outputs {
     pub all_probes: bool,
     /// How long minimising may take; none: [`MINIMISE_FOR`].
     pub minimise: Option<Duration>,
+    /// Whether it goes on past what it finds.
+    pub onward: Onward,
 }
 
 /// Runs a campaign with live progress on standard error and the results on standard output.
@@ -50,9 +53,21 @@ pub fn run<Sub: Subject>(
     settings: &Settings,
     outputs: &Outputs,
 ) -> Result<ExitStatus, CorpusError> {
-    check(outputs.json.as_deref(), outputs.corpus.as_deref())?;
+    let files = outputs.json.as_deref().into_iter().chain(outputs.onward.file());
+    check(files, outputs.corpus.as_deref())?;
     let progress = Progress::new(settings);
-    let report = campaign::run(subject, settings, |figures| progress.show(figures));
+    let show = |figures: &Figures| progress.show(figures);
+    let (report, causes) = match outputs.onward.is_wanted() {
+        true => {
+            let keeping = Keeping {
+                folder: outputs.corpus.as_deref(),
+                witness: outputs.witness.as_deref(),
+                limit: outputs.minimise.unwrap_or(MINIMISE_FOR),
+            };
+            outputs.onward.run(subject, settings, &keeping, show)?
+        }
+        false => (campaign::run(subject, settings, show), Told::default()),
+    };
     progress.finish();
     say(&format!(
         "{}, profile {}, seed {}: {:.1} s\n{}",
@@ -66,9 +81,14 @@ pub fn run<Sub: Subject>(
         }
     ));
     say(&not_asked(subject));
-    let mut titles = Vec::new();
+    say(&causes.text);
+    let mut titles = causes.new;
     let mut status = ExitStatus::Passed;
-    if let Some(found) = &report.found {
+    if !titles.is_empty() {
+        status = ExitStatus::Violation;
+    } else if causes.met > 0 && report.broken.is_none() {
+        say("nothing but what is known\n");
+    } else if let Some(found) = &report.found {
         status = ExitStatus::Violation;
         titles.push(tell(subject, settings, outputs, found));
     } else if let Some(why) = report.broken.clone() {

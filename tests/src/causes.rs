@@ -1,0 +1,291 @@
+//! Causes, not findings: a mistake of a subject shows itself again and again, and under more than one property. Findings that look alike are
+//! counted; some of each sort are minimised; those that come down to the same are one cause.
+//!
+//! ```text
+//!   finding ──> sort: property, kind, structure            every finding is counted
+//!                 └─ the first few of a sort ── minimised ──> cause: what is wrong, after which write, what is lost, what fails
+//!                                                              equal in these, and the requests of one are among the other's: one cause
+//! ```
+//!
+//! **Invariant.** With a number of cases as the budget, the causes are a function of the seed: which findings are minimised depends on the
+//! numbers of their cases and not on when a worker met them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use faultfs::trace::{Event, IoKind};
+use model::finding::{Finding, Property};
+use model::judge::{Place, Violation};
+use model::label::Region;
+use model::op::Op;
+use model::payload::UNIT;
+use serde::{Deserialize, Serialize};
+
+use crate::campaign::Found;
+use crate::ended::Ended;
+use crate::minimise::{MinimiseProgress, Minimised, Shrunk, minimise};
+use crate::recover;
+use crate::subject::Subject;
+use crate::trial::{self, Outcome};
+
+/// So many findings of a sort are minimised: one mistake may hide behind another that looks like it.
+const OF_A_SORT: usize = 4;
+
+/// What findings that one mistake led to have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootCause {
+    /// Property and kind of the finding that showed it first, such as `P4 refcount-too-low`.
+    pub seen_as: String,
+    /// What is wrong: guest data, a kind of structure, or the kind of finding where it is neither.
+    pub wrong: String,
+    /// The kind of structure that was written last before: without that write nothing is wrong yet.
+    pub after: Option<String>,
+    /// The kinds of requests of the smallest case that change something.
+    pub requests: BTreeSet<String>,
+    /// The kinds of structures of which that case loses a write.
+    pub lost: BTreeSet<String>,
+    /// What fails in it, is dropped, or is cut off beside the first power cut.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub faults: BTreeSet<String>,
+}
+
+impl RootCause {
+    /// The cause of a minimised finding.
+    pub fn of<Sub: Subject>(subject: &Sub, small: &Minimised) -> Self {
+        let mut requests = BTreeSet::new();
+        let mut faults = BTreeSet::new();
+        for life in &small.trial.lives {
+            let ops = life.tasks.iter().flatten();
+            requests.extend(ops.filter_map(changes).map(str::to_owned));
+            faults.extend(life.faults.0.iter().map(|fault| format!("{:?}", fault.fault)));
+            if life.dropped.is_some() {
+                faults.insert("a request dropped".to_owned());
+            }
+            let cut = life.steps.iter().filter(|step| step.crash_at.is_some());
+            faults.extend(cut.map(|step| format!("power cut in {}", recover::name(step.run))));
+        }
+        let outcome = trial::run(subject, &small.trial).ok();
+        let violation = &small.failure.violation;
+        Self {
+            seen_as: seen_as(violation),
+            wrong: wrong(violation),
+            after: outcome.as_ref().and_then(written_last),
+            requests,
+            lost: outcome.as_ref().map(lost).unwrap_or_default(),
+            faults,
+        }
+    }
+
+    /// Whether a case with this cause has that of `other`, too: with more requests perhaps, which lead to the same by another way.
+    pub fn is_of(&self, other: &Self) -> bool {
+        let Self { seen_as: _, wrong, after, requests, lost, faults } = self;
+        (wrong, after, lost, faults) == (&other.wrong, &other.after, &other.lost, &other.faults)
+            && requests.is_superset(&other.requests)
+    }
+}
+
+impl fmt::Display for RootCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |parts: &BTreeSet<String>| {
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+        };
+        write!(f, "{} ({})", self.seen_as, self.wrong)?;
+        write!(f, "; requests: {}", list(&self.requests))?;
+        write!(f, "; after a write of: {}", self.after.as_deref().unwrap_or("nothing"))?;
+        write!(f, "; lost: {}", list(&self.lost))?;
+        if !self.faults.is_empty() {
+            write!(f, "; beside it: {}", list(&self.faults))?;
+        }
+        Ok(())
+    }
+}
+
+fn seen_as(violation: &Violation) -> String {
+    format!("{} {}", violation.property, violation.kind)
+}
+
+/// What findings look alike in.
+fn sort(violation: &Violation) -> String {
+    format!("{} ({})", seen_as(violation), wrong(violation))
+}
+
+/// What is wrong, however it came to light: what a guest reads may break P0 to P3 alike.
+fn wrong(violation: &Violation) -> String {
+    match (violation.property, violation.place) {
+        (Property::P0 | Property::P1 | Property::P2 | Property::P3, _) => "guest data".to_owned(),
+        (_, Place::Structure(finding)) => structure(&finding).to_owned(),
+        _ => violation.kind.to_owned(),
+    }
+}
+
+/// The kind of structure in which something is wrong.
+const fn structure(finding: &Finding) -> &'static str {
+    match finding {
+        Finding::RefcountTooLow { .. } => "refcounts too low",
+        Finding::Leak { .. } => "refcounts too high",
+        Finding::CopiedOnShared { at, .. }
+        | Finding::CopiedMissing { at, .. }
+        | Finding::CopiedStale { at, .. }
+        | Finding::OutOfRange { at, .. }
+        | Finding::Misaligned { at, .. }
+        | Finding::ReservedBits { at, .. }
+        | Finding::InvalidSubclusters { at, .. }
+        | Finding::DataFileOffset { at, .. } => kind_of(*at),
+        Finding::Overlap { second, .. } => kind_of(*second),
+        Finding::DataFileShort { .. } => "data file",
+        Finding::Dirty | Finding::Corrupt | Finding::Header { .. } => "header",
+        Finding::Unsupported { what, .. } => what,
+    }
+}
+
+/// What a request is called that changes something; none for one that does not.
+const fn changes(op: &Op) -> Option<&'static str> {
+    Some(match op {
+        Op::Read { .. } | Op::Flush => return None,
+        Op::Write { .. } => "write",
+        Op::WriteCompressed { .. } => "write compressed",
+        Op::WriteZeroes { .. } => "zero",
+        Op::Discard { .. } => "discard",
+        Op::Uncover { .. } => "uncover",
+        Op::Preallocate { .. } => "preallocate",
+        Op::Grow { .. } => "grow",
+        Op::Shrink { .. } => "shrink",
+        Op::AddPassphrase { .. } => "add a passphrase",
+        Op::RemovePassphrase { .. } => "remove a passphrase",
+        Op::Reopen => "reopen",
+    })
+}
+
+/// What was written last, or given up.
+fn written_last(outcome: &Outcome) -> Option<String> {
+    let life = outcome.lives.last()?;
+    life.trace.events().iter().rev().find_map(|event| match event {
+        Event::Submit { io, .. } => match io.kind {
+            IoKind::Read | IoKind::Flush => None,
+            IoKind::SetLen => Some("file length".to_owned()),
+            _ => {
+                let unit = u32::try_from(io.offset / UNIT as u64).expect("a unit of the disk");
+                Some(kind_of((life.places)(unit).region).to_owned())
+            }
+        },
+        _ => None,
+    })
+}
+
+/// The kinds of structures of which something is not as it was written last.
+fn lost(outcome: &Outcome) -> BTreeSet<String> {
+    let answers = outcome.lives.iter().flat_map(|life| life.answers.iter().zip(&life.labels));
+    let lost = answers.filter(|(answer, _)| answer.taken != 0);
+    lost.map(|(answer, label)| match answer.unit {
+        Some(_) => kind_of(label.region).to_owned(),
+        None => "file length".to_owned(),
+    })
+    .collect()
+}
+
+const fn kind_of(region: Region) -> &'static str {
+    match region {
+        Region::Header => "header",
+        Region::RefcountTable => "refcount table",
+        Region::RefcountBlock(_) => "refcount block",
+        Region::L1 => "L1 table",
+        Region::L2(_) => "L2 table",
+        Region::Data(_) => "data",
+        Region::Compressed(_) => "compressed data",
+        Region::BitmapDirectory | Region::BitmapTable(_) | Region::Bitmap(_) => "bitmap",
+        Region::EncryptionHeader => "encryption header",
+        Region::Free(_) | Region::BeyondEnd => "free space",
+    }
+}
+
+/// Findings of a campaign, by what they look like.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// By what is to be seen of them before they are minimised.
+    sorts: BTreeMap<String, Alike>,
+}
+
+#[derive(Debug, Default)]
+struct Alike {
+    count: u64,
+    /// Those that are to be minimised, by the number of their case.
+    first: BTreeMap<u64, Found>,
+}
+
+impl Findings {
+    /// Takes one in. The cases that are to be minimised because of it, and no longer, in this order.
+    pub fn add(&mut self, found: &Found) -> (Option<u64>, Option<u64>) {
+        let alike = self.sorts.entry(sort(&found.failure.violation)).or_default();
+        alike.count += 1;
+        alike.first.insert(found.case, found.clone());
+        let over = (alike.first.len() > OF_A_SORT).then(|| alike.first.pop_last()).flatten();
+        match over {
+            Some((case, _)) if case == found.case => (None, None),
+            over => (Some(found.case), over.map(|(case, _)| case)),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sorts.is_empty()
+    }
+
+    /// Minimises, each for at most `limit`, and tells causes from each other: those of the fewest requests first.
+    pub fn causes<Sub: Subject>(
+        self,
+        subject: &Sub,
+        limit: Duration,
+        progress: &mut dyn FnMut(MinimiseProgress),
+    ) -> Vec<Met> {
+        let alike = self.sorts.into_values();
+        let mut small: Vec<_> = alike
+            .flat_map(|Alike { count, first }| first.into_values().map(move |one| (one, count)))
+            .map(|(found, of)| {
+                let Shrunk { found: small, ended, .. } =
+                    minimise(subject, &found.trial, &found.failure, limit, progress);
+                (RootCause::of(subject, &small), found, of, small, ended)
+            })
+            .collect();
+        small.sort_by_key(|(cause, found, ..)| (cause.requests.len(), found.case));
+        let mut causes: Vec<Met> = Vec::new();
+        for (cause, found, of, small, ended) in small {
+            let at = causes.iter().position(|met| cause.is_of(&met.cause));
+            let at = at.unwrap_or_else(|| {
+                causes.push(Met { cause, small, ended, cases: Vec::new(), looks: BTreeMap::new() });
+                causes.len() - 1
+            });
+            causes[at].cases.push(found.case);
+            let looks = &mut causes[at].looks;
+            let look = looks.entry(sort(&found.failure.violation));
+            look.or_insert(Look { minimised: 0, of }).minimised += 1;
+        }
+        causes
+    }
+}
+
+/// A cause that was met.
+#[derive(Clone, Debug)]
+pub struct Met {
+    /// The cause.
+    pub cause: RootCause,
+    /// The smallest case that shows it.
+    pub small: Minimised,
+    /// How its shortening ended.
+    pub ended: Ended,
+    /// The cases of the campaign that came down to it; the first is [`small`](Self::small) before it was minimised.
+    pub cases: Vec<u64>,
+    /// How they looked before.
+    pub looks: BTreeMap<String, Look>,
+}
+
+/// Findings that look alike.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// How many of them came down to a cause.
+    pub minimised: u64,
+    /// How many there are.
+    pub of: u64,
+}
