@@ -30,7 +30,7 @@ use qcow2_core::storage::{self, AnyStorage, IoBuf, Limits, Storage};
 
 use crate::capabilities::Capabilities;
 use crate::panics;
-use crate::subject::{Duties, Mend, Refusal, Session, Subject, SubjectImage, unasked};
+use crate::subject::{Duties, Mend, Refusal, Session, Subject, SubjectImage, called, unasked};
 
 /// So many calls after a power cut are a loop that takes no error for an answer; what makes them is unwound.
 const MOST_AFTER_POWER_CUT: u64 = 10_000;
@@ -338,6 +338,11 @@ pub trait BlockingSubject: Clone + Send + Sync + 'static {
     }
 
     /// As of a [`Subject`].
+    fn command(&self) -> &'static str {
+        called()
+    }
+
+    /// As of a [`Subject`].
     fn source(&self) -> Option<Vec<(String, String)>> {
         None
     }
@@ -377,6 +382,10 @@ impl<B: BlockingSubject> Subject for Blocking<B> {
 
     fn key(&self) -> &'static str {
         self.0.key()
+    }
+
+    fn command(&self) -> &'static str {
+        self.0.command()
     }
 
     fn source(&self) -> Option<Vec<(String, String)>> {
@@ -528,6 +537,10 @@ impl<I: BlockingImage> Remote<I> {
                 Ask::Discard(range) => (None, self.storage.discard(range).await.map(|()| 0)),
                 Ask::Flush => (None, self.storage.flush().await.map(|()| 0)),
             };
+            if done.is_err() {
+                // A plain call is over when it returns: what it failed to do is not done later.
+                let _ = self.storage.settle().await;
+            }
             self.with(|ends| ends.answers.send((buf, done)).is_ok());
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! This page is the way from an implementation to what the harness finds in it. `tests/examples/own_subject.rs` is all of it in one
 //! file that is compiled and run (`cargo run -p qcow2-crashtest --example own_subject`), with an implementation whose flush does nothing;
-//! `tests/subjects/imago` is another library, in a package of its own.
+//! `tests/subjects/imago` is another library, in a package of its own. `tests/templates/blocking` is a package to copy for synchronous code.
 //!
 //! # From nothing to the first finding
 //!
@@ -227,11 +227,7 @@ pub trait Subject: Clone + Send + Sync + 'static {
 
     /// The command line that runs cases of this subject: this program as it was called, unless the subject says otherwise.
     fn command(&self) -> &'static str {
-        static PROGRAM: OnceLock<String> = OnceLock::new();
-        PROGRAM.get_or_init(|| {
-            let called = std::env::args_os().next().unwrap_or_default();
-            called.to_string_lossy().into_owned()
-        })
+        called()
     }
 
     /// What tells one source of it from another, part by part: names, with versions or hashes. A certificate holds it beside the
@@ -302,6 +298,15 @@ pub trait Subject: Clone + Send + Sync + 'static {
         drop((storage, mend));
         std::future::ready(None)
     }
+}
+
+/// This program as it was called.
+pub(crate) fn called() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let called = std::env::args_os().next().unwrap_or_default();
+        called.to_string_lossy().into_owned()
+    })
 }
 
 /// What a call says that a subject does not have, and that is not made then.
