@@ -1,0 +1,125 @@
+//! A synchronous library under the crash-consistency harness. Copy the folder, and fill in what is marked YOURS.
+//!
+//! ```text
+//!   cargo run --release -- run --contents --faultless                    what the guest sees, on a device that tears writes
+//!   cargo run --release -- run --contents --faultless --profile kill     the same of a process that is killed
+//!   cargo run --release -- run --keep-going                              all that it is held to, and failing I/O: each cause
+//!   cargo run --release -- explain corpus/subjects/mine/NAME.json        a finding, told
+//!   cargo run --release -- sensitivity --contents                        when nothing is found: would it have been?
+//! ```
+//!
+//! The first of them finds what is wrong with the stand-in within a second.
+
+use std::io;
+use std::process::ExitCode;
+
+use model::build::Initial;
+use model::guest::{DiscardReads, Promises};
+use model::op::{Durability, Geometry};
+use qcow2_crashtest::blocking::{Blocking, BlockingImage, BlockingSubject, PlainFile};
+use qcow2_crashtest::capabilities::Capabilities;
+use qcow2_crashtest::console::outsider;
+use qcow2_crashtest::subject::{Duties, Refusal, Session};
+
+mod library; // YOURS: delete this line
+
+/// The file of an image, as the library wants it. YOURS: the library's own trait for files. Each call becomes the same call of
+/// `PlainFile`: nothing is kept back, put off or done twice. Clones of a `PlainFile` are the same file.
+struct Device(PlainFile);
+
+impl library::Device for Device {
+    fn length(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// The library, held to everything, or only to what its guest sees.
+#[derive(Clone, Copy)]
+struct Mine {
+    contents: bool,
+}
+
+/// An open image. YOURS: the library's type for one.
+struct Open(library::Image<Device>, u64);
+
+impl BlockingSubject for Mine {
+    type Image = Open;
+
+    // YOURS: name and version, for reports.
+    fn name(&self) -> String {
+        "mine 0.0.0".to_owned()
+    }
+
+    // YOURS: two words, for case files and the folder that they are kept in.
+    fn key(&self) -> &'static str {
+        if self.contents { "mine-contents" } else { "mine" }
+    }
+
+    // YOURS: what the library can do. `Capabilities::plain` says yes to most; take away what it has no call for.
+    fn capabilities(&self) -> Capabilities {
+        let mut can = Capabilities::plain();
+        (can.zeroes, can.discard, can.grow) = (false, false, false);
+        (can.repair, can.map) = (false, false);
+        can.refcount_orders = (4, 4);
+        can.initials = &[Initial::Fresh];
+        can
+    }
+
+    // YOURS: what it says of discards, growth and writes. This is the least that any library says.
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
+        Promises {
+            cluster_units: geometry.cluster_units(),
+            discard: DiscardReads::Either,
+            grow: Durability::Cached,
+            changes: if session.write_through { Durability::Through } else { Durability::Cached },
+        }
+    }
+
+    // YOURS: what it is held to. Take away what its documentation does not promise.
+    fn duties(&self) -> Duties {
+        Duties { structure: !self.contents, finds_space: false, ..Duties::default() }
+    }
+
+    // YOURS: how an image is opened. `Failed` if the file did, `GaveUp` if the image is not one that the library opens.
+    fn open(&self, file: PlainFile, _session: &Session) -> Result<Open, Refusal> {
+        let failed = |error: io::Error| Refusal::Failed(error.to_string());
+        let image = library::Image::open(Device(file)).map_err(failed)?;
+        let size = image.size().map_err(failed)?;
+        Ok(Open(image, size))
+    }
+}
+
+/// YOURS: the library's calls. For more than these see `BlockingImage`; what `capabilities` denies is not called.
+impl BlockingImage for Open {
+    fn size(&self) -> u64 {
+        self.1
+    }
+
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), String> {
+        self.0.read(offset, buf).map_err(|error| error.to_string())
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), String> {
+        self.0.write(offset, data).map_err(|error| error.to_string())
+    }
+
+    fn flush(&mut self) -> Result<(), String> {
+        self.0.sync().map_err(|error| error.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    outsider::main(Blocking(Mine { contents: false }), Blocking(Mine { contents: true }))
+}
