@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 use crate::campaign::Found;
 use crate::ended::Ended;
 use crate::minimise::{MinimiseProgress, Minimised, Shrunk, minimise};
-use crate::recover;
+use crate::recover::{self, Bench};
 use crate::subject::Subject;
-use crate::trial::{self, Outcome};
+use crate::trial::{self, Outcome, Trial};
 
 /// So many findings of a sort are minimised: one mistake may hide behind another that looks like it.
 const OF_A_SORT: usize = 4;
@@ -42,6 +42,9 @@ pub struct RootCause {
     pub wrong: String,
     /// The kind of structure that was written last before: without that write nothing is wrong yet.
     pub after: Option<String>,
+    /// What a cluster held before whose refcount is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
     /// The kinds of requests of the smallest case that change something.
     pub requests: BTreeSet<String>,
     /// The kinds of structures of which that case loses a write.
@@ -63,7 +66,8 @@ impl RootCause {
             if life.dropped.is_some() {
                 faults.insert("a request dropped".to_owned());
             }
-            let cut = life.steps.iter().filter(|step| step.crash_at.is_some());
+            let steps = recover::asked(&life.steps, &subject.capabilities());
+            let cut = steps.filter(|step| step.crash_at.is_some());
             faults.extend(cut.map(|step| format!("power cut in {}", recover::name(step.run))));
         }
         let outcome = trial::run(subject, &small.trial).ok();
@@ -72,6 +76,7 @@ impl RootCause {
             seen_as: seen_as(violation),
             wrong: wrong(violation),
             after: outcome.as_ref().and_then(written_last),
+            held: held(subject, small),
             requests,
             lost: outcome.as_ref().map(lost).unwrap_or_default(),
             faults,
@@ -80,8 +85,9 @@ impl RootCause {
 
     /// Whether a case with this cause has that of `other`, too: with more requests perhaps, which lead to the same by another way.
     pub fn is_of(&self, other: &Self) -> bool {
-        let Self { seen_as: _, wrong, after, requests, lost, faults } = self;
+        let Self { seen_as: _, wrong, after, held, requests, lost, faults } = self;
         (wrong, after, lost, faults) == (&other.wrong, &other.after, &other.lost, &other.faults)
+            && (held.is_none() || other.held.is_none() || *held == other.held)
             && requests.is_superset(&other.requests)
     }
 }
@@ -93,6 +99,9 @@ impl fmt::Display for RootCause {
             if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
         };
         write!(f, "{} ({})", self.seen_as, self.wrong)?;
+        if let Some(held) = &self.held {
+            write!(f, " of what held {held}")?;
+        }
         write!(f, "; requests: {}", list(&self.requests))?;
         write!(f, "; after a write of: {}", self.after.as_deref().unwrap_or("nothing"))?;
         write!(f, "; lost: {}", list(&self.lost))?;
@@ -116,6 +125,7 @@ fn sort(violation: &Violation) -> String {
 fn wrong(violation: &Violation) -> String {
     match (violation.property, violation.place) {
         (Property::P0 | Property::P1 | Property::P2 | Property::P3, _) => "guest data".to_owned(),
+        (Property::P9, _) => "refcounts too high".to_owned(),
         (_, Place::Structure(finding)) => structure(&finding).to_owned(),
         _ => violation.kind.to_owned(),
     }
@@ -157,6 +167,26 @@ const fn changes(op: &Op) -> Option<&'static str> {
         Op::RemovePassphrase { .. } => "remove a passphrase",
         Op::Reopen => "reopen",
     })
+}
+
+/// What a cluster held when the last life began, if it is a cluster whose refcount is wrong.
+fn held<Sub: Subject>(subject: &Sub, small: &Minimised) -> Option<String> {
+    let Place::Structure(Finding::Leak { cluster, .. } | Finding::RefcountTooLow { cluster, .. }) =
+        small.failure.violation.place
+    else {
+        return None;
+    };
+    let trial = &small.trial;
+    let (_, earlier) = trial.lives.split_last()?;
+    let (disk, guest) = if earlier.is_empty() {
+        trial.start(subject).ok()?
+    } else {
+        let earlier = Trial { lives: earlier.to_vec(), ..trial.clone() };
+        trial::run_to_end(subject, &earlier).ok()??
+    };
+    let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
+    let unit = u32::try_from(cluster * trial.geometry.cluster_units()).ok()?;
+    Some(kind_of(trial::labels(&mut bench, &disk, &guest)(unit).region).to_owned())
 }
 
 /// What was written last, or given up.
@@ -249,7 +279,9 @@ impl Findings {
                 (RootCause::of(subject, &small), found, of, small, ended)
             })
             .collect();
-        small.sort_by_key(|(cause, found, ..)| (cause.requests.len(), found.case));
+        small.sort_by_key(|(cause, found, ..)| {
+            (cause.requests.len(), cause.held.is_none(), found.case)
+        });
         let mut causes: Vec<Met> = Vec::new();
         for (cause, found, of, small, ended) in small {
             let at = causes.iter().position(|met| cause.is_of(&met.cause));

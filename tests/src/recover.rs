@@ -20,6 +20,7 @@ use model::judge::{Contents, Extent, Judge, Place, Statement, Violation};
 use model::op::PASSPHRASES;
 
 use crate::call;
+use crate::capabilities::Capabilities;
 use crate::evidence::DiskEvidence;
 use crate::panics;
 use crate::probe::{Probe, Probes};
@@ -190,8 +191,7 @@ impl<Sub: Subject> Bench<Sub> {
         self.probe_size(crashed.guest, probes);
         self.probe_passphrases(&mut crashed, probes);
         let mut crashes_in_repair = 0;
-        let repairs = self.subject.capabilities().repair;
-        for step in steps.iter().filter(|step| repairs || is_open(step.run)) {
+        for step in asked(steps, &self.subject.capabilities()) {
             let was_dirty = self.is_dirty();
             if step.run == Step::OpenReadOnly && was_dirty {
                 probes.hit(Probe::ReadOnlyDirty);
@@ -505,6 +505,15 @@ enum Done {
 
 fn checked(claim: Option<Result<Statement, Refusal>>) -> Result<Done, Failure> {
     claim.transpose().map(Done::Checked).map_err(refused)
+}
+
+/// The steps that are asked of a subject: who does not repair is only opened.
+pub fn asked<'a>(
+    steps: &'a [StepPlan],
+    can: &Capabilities,
+) -> impl Iterator<Item = &'a StepPlan> + use<'a> {
+    let repairs = can.repair;
+    steps.iter().filter(move |step| repairs || is_open(step.run))
 }
 
 /// Whether a step opens the image rather than checking it.

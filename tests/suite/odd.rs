@@ -265,8 +265,8 @@ fn little_is_asked_of_whoever_can_do_little() {
     let explored: Vec<String> = explored.map(|explored| explored.world.to_string()).collect();
     assert_eq!(
         explored,
-        ["1024 B, eager, fresh"],
-        "of fragmented ones it has no refcounts of 64 bits"
+        ["1024 B, eager, fresh", "1024 B, eager, fragmented, refcounts of 16 bits"],
+        "it has no refcounts of 64 bits"
     );
     assert!(
         report.worlds[0].infeasible.as_deref()

@@ -91,7 +91,9 @@ impl Judge {
             let violations = &mut self.violations;
             contents_allowed(image, &header, evidence, &plain, guest, mistake, violations);
             raw_view_allowed(image, &header, evidence, guest, mistake, violations);
-            p4_changes_recorded(image, &header, evidence, &plain, mistake, violations);
+            if !self.contents_only {
+                p4_changes_recorded(image, &header, evidence, &plain, mistake, violations);
+            }
         }
         if self.mistake != Mistake::ClearTextAllowed {
             p_cipher(evidence, guest, &mut self.violations);

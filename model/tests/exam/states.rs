@@ -233,6 +233,15 @@ fn a_judge_of_contents_excuses_the_structure_alone() {
     let found = kinds(judge.state(&mut patient.disk, &guest, None));
     assert!(!found.is_empty() && found.iter().all(|(property, _)| *property == Property::P4));
     assert_eq!(kinds(judge.structure(Stage::OpenedClean)), found);
+
+    // What a bitmap says is for backup programs: the guest does not see it.
+    let mut patient = Patient::new(Initial::Bitmaps);
+    let guest = patient.guest(Mistake::None);
+    let host = patient.l2(12) & !COPIED;
+    patient.disk.patch(host + 512, &payload::unit(25, 1));
+    let missed = (Property::P4, "bitmap-misses-a-change");
+    assert!(kinds(Judge::default().state(&mut patient.disk, &guest, None)).contains(&missed));
+    assert!(!kinds(judge.state(&mut patient.disk, &guest, None)).contains(&missed));
 }
 
 pub(crate) fn invented_data(mistake: Mistake) -> Outcome {

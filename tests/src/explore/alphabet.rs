@@ -414,6 +414,14 @@ impl World {
         self
     }
 
+    /// The same world with refcounts of a width that a subject opens, if it has the usual one, which the subject does not.
+    #[must_use]
+    pub fn within(self, can: &Capabilities) -> Self {
+        let (order, (least, most)) = (self.geometry.refcount_order, can.refcount_orders);
+        let is_usual = self.geometry.version != 2 && order == usual_refcount_order(self.initial);
+        if is_usual { self.with_refcount_order(order.clamp(least, most)) } else { self }
+    }
+
     /// The same world in version 2 of the format, which has eager refcounts of 16 bits only.
     #[must_use]
     pub const fn in_version_2(mut self) -> Self {

@@ -74,10 +74,13 @@ impl ExploreSettings {
         }
     }
 
-    /// The same without the letters that are nothing this subject can do.
+    /// The same without the letters that are nothing this subject can do, and with refcounts that it opens where nobody chose another width.
     #[must_use]
     pub fn within(mut self, can: &Capabilities) -> Self {
         self.alphabet.retain(|letter| letter.is_within(can));
+        for world in &mut self.worlds {
+            *world = world.within(can);
+        }
         self
     }
 }

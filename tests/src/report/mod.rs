@@ -169,7 +169,7 @@ impl Story {
             self.lost(out)?;
             self.missing_flush(out, subject)?;
         }
-        path.map_or(Ok(()), |path| commands(out, subject.command(), path, self.fails_alive()))
+        path.map_or(Ok(()), |path| commands(out, subject, path, self.fails_alive()))
     }
 
     /// Whether the image that the last power cut left was in order, and what came then was not.
@@ -831,13 +831,16 @@ const fn power(profile: Profile) -> &'static str {
     }
 }
 
-fn commands(out: &mut String, campaign: &str, path: &str, alive: bool) -> fmt::Result {
+fn commands<Sub: Subject>(out: &mut String, subject: &Sub, path: &str, alive: bool) -> fmt::Result {
+    let campaign = subject.command();
     writeln!(out, "\nCOMMANDS")?;
     writeln!(out, "  {campaign} replay {path}")?;
     writeln!(out, "  {campaign} explain --verbose {path}")?;
     if !alive {
         writeln!(out, "  {campaign} dump {path} crashed.qcow2")?;
-        writeln!(out, "  {campaign} dump --repaired {path} repaired.qcow2")?;
+        if subject.capabilities().repair {
+            writeln!(out, "  {campaign} dump --repaired {path} repaired.qcow2")?;
+        }
         writeln!(out, "  qemu-img check crashed.qcow2")?;
     }
     Ok(())

@@ -19,7 +19,7 @@ use crate::call::{self, Files};
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Labels, LeafChooser, SharedLeaf, look};
 use crate::panics;
-use crate::recover::{Bench, Failure, StepPlan, name};
+use crate::recover::{Bench, Failure, StepPlan, asked, name};
 use crate::report::timeline::{Kept, Timeline, unit_of};
 use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
 use crate::trial;
@@ -63,7 +63,8 @@ pub(super) fn scenes<Sub: Subject>(
     all.push(looker.scene("after the power cut".to_owned(), &mut disk, Trace::new()));
     all[0].live = Some(live.clone());
     let closing = [Step::Open, Step::Repair].map(|run| StepPlan { run, crash_at: None });
-    for step in steps.iter().copied().chain(closing) {
+    let can = looker.bench.subject.capabilities();
+    for &step in asked(steps, &can).chain(asked(&closing, &can)) {
         let start = disk.clone();
         let crash_at = step.crash_at;
         let options = DirectOptions { crash_at, trace: true, ..DirectOptions::default() };
