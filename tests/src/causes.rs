@@ -258,9 +258,10 @@ impl Findings {
         }
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.sorts.is_empty()
+    /// How many there are, and how many of them are to be minimised.
+    pub fn count(&self) -> (u64, usize) {
+        let sorts = self.sorts.values();
+        sorts.fold((0, 0), |(all, first), sort| (all + sort.count, first + sort.first.len()))
     }
 
     /// Minimises, each for at most `limit`, and tells causes from each other: those of the fewest requests first.

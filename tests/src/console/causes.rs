@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::keep::Keep;
-use super::output::{shown, write};
+use super::output::{complain, shown, write};
 use super::shorten::{Progress, verdict};
 use super::tell::{as_found, written};
 use crate::campaign::{self, Found, Report, Settings};
@@ -87,6 +87,13 @@ impl Onward {
         };
         let report = campaign::run_past(subject, settings, progress, onward);
         let (findings, mut kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (all, first) = findings.count();
+        if first > 0 {
+            complain(format_args!(
+                "{all} findings; {first} of them are shortened, each for at most {} s",
+                limit.as_secs()
+            ));
+        }
         let mut shortening = Progress::new(limit);
         let causes = findings.causes(subject, limit, &mut |step| shortening.show(step));
         shortening.finish();

@@ -47,7 +47,7 @@ impl Sensitivity {
                 Some(failure) => {
                     format!("{} {}", failure.violation.property, failure.violation.kind)
                 }
-                None => "not noticed".to_owned(),
+                None => format!("not noticed in {} s", limit.as_secs()),
             };
             let (lapse, states) = (noticed.lapse.to_string(), noticed.states);
             say(&format!("{lapse:<10} {states:>9} {:>8.2}  {verdict}\n", noticed.seconds));
