@@ -2,6 +2,9 @@
 //!
 //! What is caught is noted for the thread, which runs the case to its end; whoever watches the case asks for it ([`take`]). A payload that
 //! is no text is not a subject's, and goes on its way.
+//!
+//! What panics while a panic unwinds, such as the second of two values whose `Drop` does, ends the process: nobody can catch that. Both are
+//! printed then, and what this thread was doing.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -13,6 +16,10 @@ use std::task::{Context, Poll};
 thread_local! {
     /// How many calls deep this thread is in what may panic.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// The panic that is unwinding, and how deep it began.
+    static UNWINDING: RefCell<Option<(u32, String)>> = const { RefCell::new(None) };
+    /// What this thread does, for who reads of its end.
+    static DOING: RefCell<String> = const { RefCell::new(String::new()) };
     /// The first panic that was caught and that nobody has asked for.
     static NOTED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -20,6 +27,11 @@ thread_local! {
 /// The first panic in this thread since the last call.
 pub fn take() -> Option<String> {
     NOTED.with_borrow_mut(Option::take)
+}
+
+/// What this thread does from now on, should it be the last thing.
+pub fn doing(what: String) {
+    DOING.set(what);
 }
 
 /// Notes a panic that was caught in another thread.
@@ -35,18 +47,41 @@ pub fn catch<T>(work: impl FnOnce() -> T) -> Option<T> {
     HOOK.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| match text_of(info) {
-            Some(text) if DEPTH.get() > 0 => note(text),
+            Some(text) if DEPTH.get() > 0 => {
+                if let Some(told) = second(&text) {
+                    eprintln!("{told}");
+                }
+                note(text);
+            }
             _ => before(info),
         }));
     });
     DEPTH.set(DEPTH.get() + 1);
     let done = panic::catch_unwind(AssertUnwindSafe(work));
+    UNWINDING.with_borrow_mut(|first| *first = first.take().filter(|(at, _)| *at < DEPTH.get()));
     DEPTH.set(DEPTH.get() - 1);
     match done {
         Ok(value) => Some(value),
         Err(payload) if payload.is::<String>() || payload.is::<&str>() => None,
         Err(payload) => panic::resume_unwind(payload),
     }
+}
+
+/// What there is to say of a panic that meets another one, which ends the process. One that meets none may be met.
+fn second(text: &str) -> Option<String> {
+    UNWINDING.with_borrow_mut(|first| match first {
+        Some((at, first)) if *at == DEPTH.get() => {
+            let doing = DOING.with_borrow(String::clone);
+            Some(format!(
+                "{doing}: the subject panics while it is unwound from a panic, which ends the process.\n  first: {first}\n  then:  {text}"
+            ))
+        }
+        Some(_) => None,
+        first => {
+            *first = Some((DEPTH.get(), text.to_owned()));
+            None
+        }
+    })
 }
 
 /// What is said and where, if it is a text.
@@ -100,7 +135,7 @@ impl<F> Drop for Caught<F> {
 mod tests {
     use std::panic;
 
-    use super::{Caught, catch, take};
+    use super::{Caught, catch, doing, second, take};
     use faultfs::direct::run;
 
     struct Falls;
@@ -133,6 +168,20 @@ mod tests {
         }));
         assert_eq!(left, None, "it waits for ever");
         assert!(take().unwrap().starts_with("dropped"));
+    }
+
+    /// Goal: a panic that ends the process says what it met and where; one after another does not. Method: as the hook is called.
+    #[test]
+    fn a_panic_in_another_tells_both() {
+        doing("case 7".to_owned());
+        for _ in 0..2 {
+            catch(|| {
+                assert_eq!(second("one"), None);
+                assert_eq!(catch(|| second("deeper, which is caught")), Some(None));
+                let told = second("two").unwrap();
+                assert!(told.starts_with("case 7: ") && told.contains("first: one\n  then:  two"));
+            });
+        }
     }
 
     /// Goal: what the harness ends a piece of work with is not taken for the subject's. Method: a payload that is no text.

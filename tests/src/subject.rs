@@ -41,7 +41,9 @@
 //! sixteen; the others go on after the copy was taken). So `Drop` must not do I/O: after a real power cut nobody would run it. What it begins
 //! is a finding (P8 `io-when-dropped`), and waiting for it never ends.
 //!
-//! *A panic*, in a call or in `Drop`, is a finding like any other (P8 `panic`): it is caught, kept, minimised and told.
+//! *A panic*, in a call or in `Drop`, is a finding like any other (P8 `panic`): it is caught, kept, minimised and told. Only one that meets
+//! another on its way out, such as the second of two values that panic in `Drop`, ends the process; the last lines then say which case it
+//! was (`run --cases N` with the same seed is there again).
 //!
 //! *Dropped requests.* In some lives the future of a request is dropped at one of its awaits and the image goes on. The I/O in flight
 //! goes on as well, and may land until [`Storage::settle`] has returned. Nobody waits for an implementation that spawns the work elsewhere.

@@ -11,6 +11,7 @@ use super::settings::{Budget, Settings};
 use crate::ended::Ended;
 use crate::figures::Figures;
 use crate::interrupt;
+use crate::panics;
 use crate::recover::Failure;
 use crate::subject::Subject;
 use crate::trial::Trial;
@@ -96,6 +97,7 @@ pub fn run_past<Sub: Subject>(
                 break;
             }
             let seed = case_seed(settings.seed, number);
+            panics::doing(format!("case {number} of seed {}", settings.seed));
             let mut figures = Figures::default();
             let run = run_case(subject, seed, settings, &mut figures);
             let mut broken = None;
