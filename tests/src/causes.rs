@@ -185,7 +185,7 @@ fn held<Sub: Subject>(subject: &Sub, small: &Minimised) -> Option<String> {
         trial::run_to_end(subject, &earlier).ok()??
     };
     let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
-    let unit = u32::try_from(cluster * trial.geometry.cluster_units()).ok()?;
+    let unit = u32::try_from(cluster.checked_mul(trial.geometry.cluster_units())?).ok()?;
     Some(kind_of(trial::labels(&mut bench, &disk, &guest)(unit).region).to_owned())
 }
 
@@ -196,8 +196,9 @@ fn written_last(outcome: &Outcome) -> Option<String> {
         Event::Submit { io, .. } => match io.kind {
             IoKind::Read | IoKind::Flush => None,
             IoKind::SetLen => Some("file length".to_owned()),
+            // Whoever writes so far out that no disk has a unit there writes past the end.
             _ => {
-                let unit = u32::try_from(io.offset / UNIT as u64).expect("a unit of the disk");
+                let unit = u32::try_from(io.offset / UNIT as u64).unwrap_or(u32::MAX);
                 Some(kind_of((life.places)(unit).region).to_owned())
             }
         },
