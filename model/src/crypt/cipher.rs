@@ -20,7 +20,7 @@ use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use xts_mode::{Xts128, get_tweak_default};
 
 use crate::op::Encryption;
-use crate::payload::Unit;
+use crate::payload::{UNIT, Unit};
 
 /// What opens every image that is built encrypted.
 pub const PASSPHRASE: &str = "open to the judge";
@@ -93,13 +93,19 @@ fn encipher_chain(aes: &Aes128, first: [u8; 16], bytes: &mut [u8]) {
     }
 }
 
+/// The other way round: what each block needs is there from the beginning, so the blocks of a unit are deciphered at once.
 fn decipher_chain(aes: &Aes128, first: [u8; 16], bytes: &mut [u8]) {
     let mut before = first;
-    for block in bytes.as_chunks_mut::<16>().0 {
-        let mut mixed = Array(*block);
-        aes.decrypt_block(&mut mixed);
-        let plain = std::array::from_fn(|at| mixed[at] ^ before[at]);
-        before = std::mem::replace(block, plain);
+    for blocks in bytes.as_chunks_mut::<16>().0.chunks_mut(UNIT / 16) {
+        let mut mixed = [Array::from([0; 16]); UNIT / 16];
+        for (mixed, block) in mixed.iter_mut().zip(&*blocks) {
+            *mixed = Array(*block);
+        }
+        aes.decrypt_blocks(&mut mixed[..blocks.len()]);
+        for (block, mixed) in blocks.iter_mut().zip(mixed) {
+            let plain = std::array::from_fn(|at| mixed[at] ^ before[at]);
+            before = std::mem::replace(block, plain);
+        }
     }
 }
 

@@ -14,7 +14,7 @@
 //! those that its keys name, because another store, or a fork of this one, has the same keys for others.
 
 use std::cell::RefCell;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::contents::Sets;
 use crate::crypt::Cipher;
@@ -71,6 +71,7 @@ impl<'a, E: Evidence> Plain<'a, E> {
         let deciphering = header.encryption().map(|encryption| {
             let by_host = mistake.numbers_by_host(encryption);
             let first = mistake.first_unit_of_data(first);
+            memo.borrow_mut().fit(header.size.div_ceil(UNIT as u64));
             Deciphering { encryption, by_host, first, memo, mistake }
         });
         Self { evidence, deciphering }
@@ -145,12 +146,16 @@ impl Deciphering<'_> {
             return Held::Nobodys(Box::new(plain));
         };
         let (encryption, stored_key, stored) = (self.encryption, key, *stored);
-        *slot = Some(Box::new(Slot { encryption, number, stored_key, stored, plain_key, plain }));
+        let new = Slot { encryption, number, stored_key, stored, plain_key, plain };
+        match slot {
+            Some(old) => **old = new,
+            None => *slot = Some(Box::new(new)),
+        }
         Held::Known(plain_key)
     }
 }
 
-/// What was deciphered last, in bounds: of what would share a slot the later stays.
+/// What was deciphered last, in bounds: of what would share a slot the later stays. There are as many slots as that is rare, up to some.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memo(Vec<Option<Box<Slot>>>);
 
@@ -164,16 +169,23 @@ struct Slot {
     plain: Unit,
 }
 
-/// log2 of the slots: 8 MiB when all are in use.
-const SLOTS_BITS: u32 = 13;
+/// Fewer slots are not worth it; more than the most take more than 35 MiB when all are in use.
+const SLOTS: RangeInclusive<u64> = 1 << 13..=1 << 15;
 
 impl Memo {
-    fn slot(&mut self, key: ValueKey, number: u64) -> &mut Option<Box<Slot>> {
-        if self.0.is_empty() {
-            self.0.resize(1 << SLOTS_BITS, None);
+    /// Makes room for the units of a guest disk.
+    fn fit(&mut self, units: u64) {
+        let slots = units.saturating_mul(2).clamp(*SLOTS.start(), *SLOTS.end()).next_power_of_two();
+        let slots = usize::try_from(slots).expect("in bounds");
+        if self.0.len() < slots {
+            self.0 = vec![None; slots];
         }
+    }
+
+    fn slot(&mut self, key: ValueKey, number: u64) -> &mut Option<Box<Slot>> {
         // Multiplicative hashing: the upper bits depend on all of both.
         let mixed = (u64::from(key.0) << 32 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        &mut self.0[(mixed >> (u64::BITS - SLOTS_BITS)) as usize]
+        let bits = self.0.len().ilog2();
+        &mut self.0[(mixed >> (u64::BITS - bits)) as usize]
     }
 }

@@ -14,6 +14,7 @@ use model::build::{Initial, build};
 use model::case::{CrashImage, Step};
 use model::guest::Guest;
 use model::judge::Inherited;
+use model::op::Op;
 
 use super::settings::Settings;
 use crate::evidence::DiskEvidence;
@@ -29,7 +30,7 @@ use crate::situations::{
 };
 use crate::subject::{Session, Subject};
 use crate::trial::{self, At, Survivors, Trial, TrialLife, cluster_units};
-use crate::workload::{self, Plan};
+use crate::workload::{self, LifePlan, Plan};
 
 /// After one recovery in so many, every guest unit is written.
 const GOES_ON_ONE_IN: u32 = 64;
@@ -236,7 +237,12 @@ fn sample(plan: &Plan, rng: &mut Rng) -> u32 {
     };
     // So does a large one, and a life of many requests has many moments.
     let large = u32::try_from(plan.geometry.units() >> 8).expect("plans are small");
-    [1, 2, 4][rng.below(3) as usize] * weight * (1 + large)
+    // Where a device takes little at once, a long request has many, too.
+    let bytes = |life: &LifePlan| life.tasks.iter().flatten().map(Op::length).sum::<u64>();
+    let most = plan.lives.iter().map(bytes).max().unwrap_or_default();
+    let transfers = most / u64::from(plan.device.max_transfer);
+    let long = u32::try_from(transfers >> 10).expect("plans are small");
+    [1, 2, 4][rng.below(3) as usize] * weight * (1 + large) * (1 + long)
 }
 
 impl<Sub: Subject> Case<'_, Sub> {
