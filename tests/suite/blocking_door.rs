@@ -25,7 +25,7 @@ use qcow2_crashtest::explore::{self, ExploreSettings};
 use qcow2_crashtest::panics;
 use qcow2_crashtest::subject::{Mend, Qcow2Core, Refusal, Session, Subject, SubjectImage};
 use qcow2_crashtest::trial;
-use qcow2_crashtest::workload::{Scope, Shape};
+use qcow2_crashtest::workload::{FaultKind, Scope, Shape};
 
 /// A plain file as the storage of the library, which so becomes synchronous code.
 #[derive(Debug)]
@@ -253,6 +253,16 @@ fn sound_synchronous_code_is_accused_of_nothing() {
     let settings = ExploreSettings { workers: 1, ..ExploreSettings::new(worlds, 1) };
     let report = explore::run(&subject, &settings, |_, _, _, _| {});
     assert!(report.complete && report.found.is_none(), "{:?}", report.found);
+}
+
+/// Goal: a plain call that failed is over when it returns: synchronous code, which could not wait for what lands later, is not accused of it.
+/// Method: sound code on a device whose failed writes may land later, requests one after the other.
+#[test]
+fn what_failed_in_a_plain_call_does_not_land_later() {
+    let mut settings = settings(40, None);
+    settings.scope = Scope { fault: Some(FaultKind::Late), tasks: Some(1), ..settings.scope };
+    let report = campaign::run(&Synchronous::new(How::Right), &settings, |_| {});
+    assert!(report.found.is_none() && report.broken.is_none(), "{:?}", report.found);
 }
 
 /// Goal: what is wrong with synchronous code is found and found again. Method: without a write order, and one that panics.

@@ -26,6 +26,7 @@ use qcow2_crashtest::minimise::minimise;
 use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
 use qcow2_crashtest::trial;
 use qcow2_crashtest::workload::{Scope, Shape};
+use qcow2_crashtest::{panics, report};
 
 /// What is odd about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ enum How {
     Little,
     /// The same, on images whose headers may be damaged.
     LittleOfDamaged,
+    /// The same as the first, and its flushes do nothing.
+    LittleForgetful,
     /// It panics when it opens an image for writing that is marked dirty.
     PanicsOpening,
     /// It panics in its second write.
@@ -58,7 +61,7 @@ enum How {
 
 impl How {
     fn is_little(self) -> bool {
-        matches!(self, Self::Little | Self::LittleOfDamaged)
+        matches!(self, Self::Little | Self::LittleOfDamaged | Self::LittleForgetful)
     }
 }
 
@@ -197,8 +200,10 @@ impl SubjectImage for OddImage {
     }
 
     async fn flush(&self) -> Result<(), String> {
-        if self.how == How::Hangs {
-            pending().await
+        match self.how {
+            How::Hangs => pending().await,
+            How::LittleForgetful => return Ok(()),
+            _ => {}
         }
         SubjectImage::flush(self.inner()).await
     }
@@ -272,6 +277,20 @@ fn little_is_asked_of_whoever_can_do_little() {
         report.worlds[0].infeasible.as_deref()
             == Some("the subject does not open clusters of 512 bytes")
     );
+}
+
+/// Goal: nor does a report of its failure ask for more: no repair is shown, because there is none. Method: the same subject, whose flushes do
+/// nothing; what was found is told and its image taken, at the cut and at last.
+#[test]
+fn a_report_asks_no_repair_of_whoever_has_none() {
+    let subject = Odd::new(How::LittleForgetful);
+    let found = campaign::run(&subject, &settings(500, None), |_| {}).found.expect("a lost write");
+    let told = report::text(&subject, &found.trial, &found.failure, Some("kept.json"));
+    assert!(told.contains("after the power cut") && !told.contains("repair"), "{told}");
+    for last in [false, true] {
+        assert!(report::image(&subject, &found.trial, &found.failure, last).is_some());
+    }
+    assert_eq!(panics::take(), None);
 }
 
 /// Goal: what is wrong with a subject is told for what it is, is found again, and ends no run. Method: one mistake a subject.

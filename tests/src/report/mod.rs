@@ -32,9 +32,10 @@ use model::label::{Label, Region};
 use model::op::{Durability, Op, Preallocation};
 use model::payload::{COMPRESSIBLE, INITIAL, STALE, Value};
 
+use crate::capabilities::Capabilities;
 use crate::leaf::Labels;
 use crate::life::Cause;
-use crate::recover::{Bench, Failure, name};
+use crate::recover::{Bench, Failure, asked, name};
 use crate::subject::Subject;
 use crate::trial::{self, At, Outcome, Trial, TrialLife};
 
@@ -161,7 +162,7 @@ impl Story {
         let violation = &self.failure.violation;
         writeln!(out, "{}", headline(violation))?;
         writeln!(out, "seen: {}\nsubject: {}", self.failure.moment, subject.name())?;
-        self.workload(out)?;
+        self.workload(out, &subject.capabilities())?;
         self.lanes(out)?;
         self.values(out)?;
         if !self.fails_alive() {
@@ -179,7 +180,7 @@ impl Story {
         scene::last_cut(scenes, failing) != failing
     }
 
-    fn workload(&self, out: &mut String) -> fmt::Result {
+    fn workload(&self, out: &mut String, can: &Capabilities) -> fmt::Result {
         let Trial { geometry, initial, open, profile, .. } = &self.trial;
         writeln!(out, "\nWORKLOAD, the shortest known")?;
         writeln!(
@@ -229,7 +230,7 @@ impl Story {
             if !(number == self.life && self.fails_alive()) {
                 writeln!(out, "    power cut {}", self.when(number))?;
             }
-            for step in &life.steps {
+            for step in asked(&life.steps, can) {
                 let cut = step.crash_at.map_or_else(String::new, |at| {
                     format!(", power cut at its update or flush {at}")
                 });
