@@ -468,6 +468,23 @@ pub struct CrashImage {
     pub allowed: BTreeMap<u64, Vec<Content>>,
 }
 
+impl CrashImage {
+    /// The file.
+    ///
+    /// # Panics
+    /// If no memory can hold it.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(self.length).expect("a file that memory can hold")];
+        let (units, _) = bytes.as_chunks_mut::<UNIT>();
+        for (unit, content) in &self.units {
+            if let Some(held) = usize::try_from(*unit).ok().and_then(|unit| units.get_mut(unit)) {
+                *held = content.bytes();
+            }
+        }
+        bytes
+    }
+}
+
 /// The external data file of a crash image, unit by unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -30,7 +30,9 @@ use qcow2_core::storage::{self, AnyStorage, IoBuf, Limits, Storage};
 
 use crate::capabilities::Capabilities;
 use crate::panics;
-use crate::subject::{Duties, Mend, Refusal, Session, Subject, SubjectImage, called, unasked};
+use crate::subject::{
+    Duties, Mend, Refusal, Session, Subject, SubjectImage, called, least, unasked,
+};
 
 /// So many calls after a power cut are a loop that takes no error for an answer; what makes them is unwound.
 const MOST_AFTER_POWER_CUT: u64 = 10_000;
@@ -325,8 +327,10 @@ pub trait BlockingSubject: Clone + Send + Sync + 'static {
     /// What case files call it.
     fn key(&self) -> &'static str;
 
-    /// What it promises of an image that is opened so.
-    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises;
+    /// As of a [`Subject`].
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
+        least(geometry, session)
+    }
 
     /// What it can do. Of what these calls have no words for it is asked nothing, whatever is said here: requests that are dropped in their
     /// middle, uncovering a layer, data files, passphrases.

@@ -81,6 +81,15 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>, CorpusError> {
     Ok(found)
 }
 
+/// The names of the case files in a folder, in order.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn names(folder: &Path) -> Result<Vec<String>, CorpusError> {
+    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    Ok(files(folder)?.iter().filter_map(name).collect())
+}
+
 /// Loads a case.
 ///
 /// # Errors

@@ -238,8 +238,11 @@ pub trait Subject: Clone + Send + Sync + 'static {
         None
     }
 
-    /// What it promises of an image that is opened so.
-    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises;
+    /// What it promises of an image that is opened so. The least, unless it says more; each change durable when it returns, if the session
+    /// asks for that.
+    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
+        least(geometry, session)
+    }
 
     /// What it can do; what it cannot is not asked of it. Plain images and all that is done with those, unless it says otherwise.
     fn capabilities(&self) -> Capabilities {
@@ -300,6 +303,13 @@ pub trait Subject: Clone + Send + Sync + 'static {
         drop((storage, mend));
         std::future::ready(None)
     }
+}
+
+/// What a subject promises that says nothing of it.
+pub(crate) fn least(geometry: &Geometry, session: &Session) -> Promises {
+    let least = Promises::least(geometry.cluster_units());
+    let changes = if session.write_through { Durability::Through } else { least.changes };
+    Promises { changes, ..least }
 }
 
 /// This program as it was called.

@@ -16,6 +16,14 @@ pub struct Promises {
     pub changes: Durability,
 }
 
+impl Promises {
+    /// The least that an implementation says: what is given up reads as before or as zeroes, and what changes is durable after a flush.
+    pub const fn least(cluster_units: u64) -> Self {
+        let (discard, cached) = (DiscardReads::Either, Durability::Cached);
+        Self { cluster_units, discard, grow: cached, changes: cached }
+    }
+}
+
 /// What a discarded cluster reads as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiscardReads {

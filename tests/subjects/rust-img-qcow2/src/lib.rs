@@ -2,8 +2,6 @@
 
 use fs_core::{BlockDevice, BlockRead, Result as Done};
 use img_qcow2::{Error, Qcow2Reader};
-use model::guest::{DiscardReads, Promises};
-use model::op::{Durability, Geometry};
 use qcow2_crashtest::blocking::{BlockingImage, BlockingSubject, PlainFile};
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::subject::{Duties, Refusal, Session};
@@ -71,13 +69,6 @@ impl BlockingSubject for RustImg {
         can.initials =
             &[Fresh, RefcountBlockOneShort, L1AboutToGrow, Leaky, Fragmented, Bitmaps, Compressed];
         can
-    }
-
-    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
-        let cluster_units = geometry.cluster_units();
-        let (discard, grow) = (DiscardReads::Either, Durability::Cached); // it has neither
-        let changes = if session.write_through { Durability::Through } else { Durability::Cached };
-        Promises { cluster_units, discard, grow, changes }
     }
 
     // A crash may leak a cluster and never corrupts the image, it says; what a write replaces is counted down.

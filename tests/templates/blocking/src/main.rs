@@ -14,8 +14,6 @@ use std::io;
 use std::process::ExitCode;
 
 use model::build::Initial;
-use model::guest::{DiscardReads, Promises};
-use model::op::{Durability, Geometry};
 use qcow2_crashtest::blocking::{Blocking, BlockingImage, BlockingSubject, PlainFile};
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::console::outsider;
@@ -77,17 +75,8 @@ impl BlockingSubject for Mine {
         can
     }
 
-    // YOURS: what it says of discards, growth and writes. This is the least that any library says.
-    fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
-        Promises {
-            cluster_units: geometry.cluster_units(),
-            discard: DiscardReads::Either,
-            grow: Durability::Cached,
-            changes: if session.write_through { Durability::Through } else { Durability::Cached },
-        }
-    }
-
-    // YOURS: what it is held to. Take away what its documentation does not promise.
+    // YOURS: what it is held to. Take away what its documentation does not promise. (What it promises beyond the least that any library says,
+    // of discards and growth, is `promises`.)
     fn duties(&self) -> Duties {
         Duties { structure: !self.contents, finds_space: false, ..Duties::default() }
     }
