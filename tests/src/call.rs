@@ -9,7 +9,7 @@ use model::judge::{Extent, Statement};
 use model::op::{Durability, Preallocation};
 use qcow2_core::storage::{AnyStorage, IoBuf, Storage};
 
-use crate::panics::{Caught, catch};
+use crate::panics::{Caught, call};
 use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
 
 /// What a call says that ended in a panic; the panic is what counts.
@@ -98,7 +98,7 @@ impl<I: SubjectImage> Opened<I> {
     ) -> Option<Self> {
         let data = storage.data_file().map(AnyStorage::new);
         let storage = AnyStorage::new(storage);
-        let fork = catch(|| subject.fork(self.image(), storage, data)).flatten()?;
+        let fork = call(|| subject.fork(self.image(), storage, data)).flatten()?;
         Some(Self(Some(fork)))
     }
 }
@@ -106,7 +106,7 @@ impl<I: SubjectImage> Opened<I> {
 impl<I> Drop for Opened<I> {
     fn drop(&mut self) {
         if let Some(image) = self.0.take() {
-            catch(|| drop(image));
+            call(|| drop(image));
         }
     }
 }
@@ -118,7 +118,7 @@ async fn caught<T>(request: impl Future<Output = Result<T, String>>) -> Result<T
 
 impl<I: SubjectImage> SubjectImage for Opened<I> {
     fn size(&self) -> u64 {
-        catch(|| self.image().size()).unwrap_or(0)
+        call(|| self.image().size()).unwrap_or(0)
     }
 
     async fn read(&self, offset: u64, buf: IoBuf) -> Result<IoBuf, String> {

@@ -49,4 +49,5 @@ pub mod subject;
 pub mod transcript;
 pub mod trial;
 pub mod verdict;
+pub mod watch;
 pub mod workload;

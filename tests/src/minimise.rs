@@ -25,6 +25,7 @@ use crate::probe::Probes;
 use crate::recover::{Bench, Failure};
 use crate::subject::Subject;
 use crate::trial::{self, At, Survivors, Trial, TrialLife, cluster_units};
+use crate::watch::doing;
 
 /// Bytes in a unit.
 const UNIT: u64 = model::payload::UNIT as u64;
@@ -119,6 +120,8 @@ pub fn minimise<Sub: Subject>(
     limit: Duration,
     progress: &mut dyn FnMut(MinimiseProgress),
 ) -> Shrunk {
+    let (property, kind) = (failure.violation.property, failure.violation.kind);
+    doing(format!("making a case of {property} {kind} shorter"));
     let wanted = Signature::of(failure);
     let mut best = Minimised { trial: found.clone(), failure: failure.clone() };
     let mut watch = Watch::new(limit, progress);

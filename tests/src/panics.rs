@@ -13,13 +13,13 @@ use std::pin::Pin;
 use std::sync::Once;
 use std::task::{Context, Poll};
 
+use crate::watch;
+
 thread_local! {
     /// How many calls deep this thread is in what may panic.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
     /// The panic that is unwinding, and how deep it began.
     static UNWINDING: RefCell<Option<(u32, String)>> = const { RefCell::new(None) };
-    /// What this thread does, for who reads of its end.
-    static DOING: RefCell<String> = const { RefCell::new(String::new()) };
     /// The first panic that was caught and that nobody has asked for.
     static NOTED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -27,11 +27,6 @@ thread_local! {
 /// The first panic in this thread since the last call.
 pub fn take() -> Option<String> {
     NOTED.with_borrow_mut(Option::take)
-}
-
-/// What this thread does from now on, should it be the last thing.
-pub fn doing(what: String) {
-    DOING.set(what);
 }
 
 /// Notes a panic that was caught in another thread.
@@ -67,11 +62,16 @@ pub fn catch<T>(work: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
+/// The same for work that has to return soon, see [`watch`].
+pub fn call<T>(work: impl FnOnce() -> T) -> Option<T> {
+    watch::call(|| catch(work))
+}
+
 /// What there is to say of a panic that meets another one, which ends the process. One that meets none may be met.
 fn second(text: &str) -> Option<String> {
     UNWINDING.with_borrow_mut(|first| match first {
         Some((at, first)) if *at == DEPTH.get() => {
-            let doing = DOING.with_borrow(String::clone);
+            let doing = watch::done();
             Some(format!(
                 "{doing}: the subject panics while it is unwound from a panic, which ends the process.\n  first: {first}\n  then:  {text}"
             ))
@@ -109,12 +109,12 @@ impl<F: Future> Future for Caught<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(future) = &mut self.0 else { return Poll::Ready(None) };
-        let polled = catch(|| future.as_mut().poll(context));
+        let polled = call(|| future.as_mut().poll(context));
         if let Some(Poll::Pending) = polled {
             return Poll::Pending;
         }
         let future = self.0.take();
-        let dropped = catch(|| drop(future));
+        let dropped = call(|| drop(future));
         Poll::Ready(match (polled, dropped) {
             (Some(Poll::Ready(value)), Some(())) => Some(value),
             _ => None,
@@ -126,7 +126,7 @@ impl<F> Drop for Caught<F> {
     fn drop(&mut self) {
         let future = self.0.take();
         if future.is_some() {
-            catch(|| drop(future));
+            call(|| drop(future));
         }
     }
 }
@@ -135,7 +135,8 @@ impl<F> Drop for Caught<F> {
 mod tests {
     use std::panic;
 
-    use super::{Caught, catch, doing, second, take};
+    use super::{Caught, catch, second, take};
+    use crate::watch::doing;
     use faultfs::direct::run;
 
     struct Falls;

@@ -14,6 +14,7 @@ use crate::robust;
 use crate::subject::{Qcow2Core, Subject};
 use crate::trial::{self, At, Outcome, Trial};
 pub use crate::verdict::{Basis, Replay, Verdict};
+use crate::watch::doing;
 
 /// The subject of a case, without its witness if `broken`.
 ///
@@ -39,6 +40,7 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
     if case.profile.parse::<Robustness>().is_ok() {
         return robust::replay(subject, case, file);
     }
+    doing(format!("replay of {file}"));
     let exact = corpus::trial_of(case, file)?;
     let outcome = match trial::run(subject, &exact) {
         Ok(outcome) => outcome,

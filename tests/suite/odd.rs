@@ -3,6 +3,7 @@
 
 use std::future::{Future as _, pending};
 use std::pin::pin;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
@@ -25,6 +26,7 @@ use qcow2_crashtest::liveness::p9_bounded_waste;
 use qcow2_crashtest::minimise::minimise;
 use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
 use qcow2_crashtest::trial;
+use qcow2_crashtest::watch;
 use qcow2_crashtest::workload::{Scope, Shape};
 use qcow2_crashtest::{panics, report};
 
@@ -49,6 +51,8 @@ enum How {
     Hangs,
     /// Its second write waits for something that no storage and no request brings.
     WaitsForAThread,
+    /// Its second write goes round in a circle.
+    Spins,
     /// It says of every mapping that there is none.
     MapsWrong,
     /// What it does depends on what it did in other images.
@@ -182,6 +186,9 @@ impl SubjectImage for OddImage {
         match self.how {
             How::PanicsWriting => assert!(before < 1, "in a write"),
             How::WaitsForAThread if before == 1 => pending().await,
+            How::Spins if before == 1 => loop {
+                std::hint::spin_loop();
+            },
             // One image in four does something that the others do not.
             How::Remembers if self.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62 == 0 => {
                 SubjectImage::flush(self.inner()).await?;
@@ -323,6 +330,32 @@ fn each_oddity_is_told_for_what_it_is() {
             assert_eq!(failure.violation.kind, found.failure.violation.kind, "{how:?}");
         }
     }
+}
+
+/// Goal: a call that never returns ends the process, which says in which case. Method: this test again in a process of its own, for a subject
+/// that goes round in a circle, and what it says once more as the only case.
+#[test]
+fn who_goes_round_in_a_circle_is_told_and_ended() {
+    const CASE: &str = "QCOW2_TEST_SPINS_IN";
+    const NAME: &str = "odd::who_goes_round_in_a_circle_is_told_and_ended";
+    if let Ok(case) = std::env::var(CASE) {
+        watch::begin(2, 7);
+        let budget = case.parse().map_or(Budget::Cases(100), Budget::Case);
+        let settings = Settings { budget, ..settings(1, None) };
+        campaign::run(&Odd::new(How::Spins), &settings, |_| {});
+        return;
+    }
+    let run = |case: &str| {
+        let mut this = Command::new(std::env::current_exe().unwrap());
+        let run = this.args(["--exact", NAME, "--nocapture"]).env(CASE, case).output().unwrap();
+        let told = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert_eq!(run.status.code(), Some(7), "{told}");
+        told.lines().find(|line| line.starts_with("case ")).expect(&told).to_owned()
+    };
+    let told = run("any");
+    let (case, what) = told.strip_prefix("case ").unwrap().split_once(' ').unwrap();
+    assert!(what.starts_with("of seed 1: the subject has not come back from a call"), "{told}");
+    assert_eq!(run(case), told);
 }
 
 /// Goal: exploration ends with a panic as with any other finding. Method: the same subjects.

@@ -28,6 +28,7 @@ use qcow2_crashtest::mutants::{self, Effort};
 use qcow2_crashtest::replay;
 use qcow2_crashtest::sabotage::Target;
 use qcow2_crashtest::subject::Qcow2Core;
+use qcow2_crashtest::watch;
 
 /// Crash-consistency campaigns for qcow2.
 #[derive(Parser)]
@@ -188,6 +189,7 @@ fn device(name: &str) -> Result<Device, UnknownProfile> {
 }
 
 fn main() -> ExitCode {
+    watch::begin(watch::PATIENCE, ExitStatus::Broken.code());
     console::exit(match console::parsed(Cli::try_parse()).verb {
         Verb::Run(run) => run_campaign(run),
         Verb::Explore(explore) => explore_all(explore),

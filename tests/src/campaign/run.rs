@@ -11,10 +11,10 @@ use super::settings::{Budget, Settings};
 use crate::ended::Ended;
 use crate::figures::Figures;
 use crate::interrupt;
-use crate::panics;
 use crate::recover::Failure;
 use crate::subject::Subject;
 use crate::trial::Trial;
+use crate::watch;
 
 /// One case in so many is run twice, to see that it is a function of its seed.
 const REPEAT_ONE_IN: u64 = 100;
@@ -67,7 +67,10 @@ pub fn run_past<Sub: Subject>(
     #[expect(clippy::disallowed_methods, reason = "the budget of a campaign is time by the clock")]
     let now = Instant::now;
     let start = now();
-    let next = AtomicU64::new(0);
+    let next = AtomicU64::new(match settings.budget {
+        Budget::Case(number) => number,
+        _ => 0,
+    });
     let stop = AtomicBool::new(false);
     let interrupted = AtomicBool::new(false);
     let states = AtomicU64::new(0);
@@ -85,6 +88,7 @@ pub fn run_past<Sub: Subject>(
             let done = match settings.budget {
                 Budget::Time(limit) => start.elapsed() >= limit,
                 Budget::Cases(count) => number >= count,
+                Budget::Case(only) => number > only,
                 Budget::States(count, limit) => {
                     states.load(Ordering::Relaxed) >= count || start.elapsed() >= limit
                 }
@@ -97,7 +101,7 @@ pub fn run_past<Sub: Subject>(
                 break;
             }
             let seed = case_seed(settings.seed, number);
-            panics::doing(format!("case {number} of seed {}", settings.seed));
+            watch::doing(format!("case {number} of seed {}", settings.seed));
             let mut figures = Figures::default();
             let run = run_case(subject, seed, settings, &mut figures);
             let mut broken = None;

@@ -40,6 +40,8 @@ pub enum Budget {
     Time(Duration),
     /// After this many cases.
     Cases(u64),
+    /// Nothing but the case of this number.
+    Case(u64),
     /// After this many crash states, or after this much time.
     States(u64, Duration),
 }

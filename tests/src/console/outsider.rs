@@ -16,9 +16,10 @@ use super::sample::Sample;
 use super::sensitivity::Sensitivity;
 use super::shorten::Minimising;
 use super::worlds::Worlds;
-use super::{EXIT_STATUS, Exploration, Onward, Outputs, Results};
+use super::{EXIT_STATUS, ExitStatus, Exploration, Onward, Outputs, Results};
 use crate::corpus::CorpusError;
 use crate::subject::Subject;
+use crate::watch;
 
 /// The folder of certificates in that of cases.
 const CERTIFICATES: &str = "certificates";
@@ -138,6 +139,7 @@ impl<Sub: Subject> Outsider<Sub> {
 /// Runs the command line of the subject `full`, which is `contents` when held only to what its guest sees. The program is
 /// called after the key of `full`.
 pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
+    watch::begin(watch::PATIENCE, ExitStatus::Broken.code());
     let mut command = command(&full);
     let matches = super::parsed(command.try_get_matches_from_mut(std::env::args_os()));
     let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command));

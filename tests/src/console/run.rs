@@ -204,6 +204,7 @@ impl Progress {
             let length = match settings.budget {
                 Budget::Time(limit) => limit.as_secs(),
                 Budget::Cases(count) | Budget::States(count, _) => count,
+                Budget::Case(_) => 1,
             };
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -222,7 +223,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_position(match self.budget {
                 Budget::Time(_) => figures.seconds as u64,
-                Budget::Cases(_) => figures.cases,
+                Budget::Cases(_) | Budget::Case(_) => figures.cases,
                 Budget::States(..) => figures.states,
             });
             bar.set_message(message);

@@ -22,6 +22,9 @@ pub struct Sample {
     /// Stop after this many cases.
     #[arg(long)]
     cases: Option<u64>,
+    /// Run nothing but the case of this number, which the seed has wherever the run would end.
+    #[arg(long, conflicts_with_all = ["cases", "seconds"])]
+    case: Option<u64>,
     /// Exactly this many guest tasks at once.
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
     tasks: Option<u8>,
@@ -59,9 +62,10 @@ impl Sample {
             profile,
             damage,
             scope: Scope { lazy, tasks, fault, shape, faultless, ..Scope::default() },
-            budget: match self.cases {
-                Some(cases) => Budget::Cases(cases),
-                None => Budget::Time(Duration::from_secs(self.seconds)),
+            budget: match (self.case, self.cases) {
+                (Some(number), _) => Budget::Case(number),
+                (None, Some(cases)) => Budget::Cases(cases),
+                (None, None) => Budget::Time(Duration::from_secs(self.seconds)),
             },
             workers: 0,
         })

@@ -30,6 +30,7 @@ use crate::probe::{Probe, Probes};
 use crate::recover::{Failure, StepPlan};
 use crate::subject::Subject;
 use crate::trial::{At, Survivors, Trial, TrialLife};
+use crate::watch;
 use alphabet::{Symbol, World, operations};
 pub use at_once::AtOnce;
 use walk::{Coverage, Stop, Walk};
@@ -334,6 +335,7 @@ pub fn run<Sub: Subject>(
                     Some(_) => at_once[index as usize].to_vec(),
                 };
                 let ops = tasks_of(&tasks, &world.geometry);
+                watch::doing(format!("workload {index} of {world}: {ops:?}"));
                 let outcome = match settings.at_once {
                     None => walk.workload(&ops[0]),
                     Some(how) => walk.at_once(&ops, how),
