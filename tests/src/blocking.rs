@@ -4,7 +4,7 @@
 //!   harness, one thread for all requests          a thread for each open image
 //!   request ──────── what to do ──────────>       BlockingImage::write(..)
 //!           <─────── read 512 at 0x200 ────         PlainFile::read_at(..)     waits
-//!   Storage::read, scheduled as any I/O
+//!   ByteFile::read_at, scheduled as any I/O
 //!           ──────── bytes ───────────────>         goes on
 //!           <─────── done ─────────────────
 //! ```
@@ -26,8 +26,9 @@ use std::thread::{self, JoinHandle};
 use model::guest::Promises;
 use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
-use qcow2_core::storage::{self, AnyStorage, IoBuf, Limits, Storage};
+use qcow2_core::storage::{AnyStorage, IoBuf};
 
+use crate::byte_file::ByteFile;
 use crate::capabilities::Capabilities;
 use crate::panics;
 use crate::subject::{
@@ -46,10 +47,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What the thread of an image asks of the other.
 enum Ask {
-    Len,
+    Read(u64, Vec<u8>),
+    Write(u64, Vec<u8>),
     SetLen(u64),
-    Read(u64, IoBuf),
-    Write(u64, IoBuf),
     Zero(Range<u64>),
     Discard(Range<u64>),
     Flush,
@@ -58,23 +58,21 @@ enum Ask {
     Panicked(String),
 }
 
-/// What became of it: a buffer that comes back, and a length if it was asked for.
-type Answer = (Option<IoBuf>, io::Result<u64>);
+/// What became of it, with the bytes of a read.
+type Answer = io::Result<Vec<u8>>;
 
 /// A piece of work on the image, if there is one yet.
 type Job<I> = Box<dyn FnOnce(&mut Option<I>) -> Box<dyn Any + Send> + Send>;
 
-/// The file of an image: reads and writes of any place and length. Clones are the same file.
+/// The file of an image: reads and writes of any place and length. Clones are the same file. It is a [`ByteFile`] by plain calls.
 #[derive(Clone, Debug)]
 pub struct PlainFile(Arc<Line>);
 
 #[derive(Debug)]
 struct Line {
-    limits: Limits,
+    file: ByteFile,
     asks: Sender<Ask>,
     answers: Mutex<Receiver<Answer>>,
-    /// Bytes of the file; the storage below may be longer, to whole sectors.
-    length: AtomicU64,
     /// Calls since the power was cut.
     refused: AtomicU64,
 }
@@ -82,16 +80,12 @@ struct Line {
 impl PlainFile {
     /// Bytes of the file. After a power cut they are rounded up to whole sectors.
     pub fn len(&self) -> u64 {
-        self.0.length.load(Ordering::Relaxed)
+        self.0.file.len()
     }
 
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn sector(&self) -> u64 {
-        self.0.limits.sector() as u64
+        self.0.file.is_empty()
     }
 
     fn ask(&self, ask: Ask) -> Answer {
@@ -104,30 +98,8 @@ impl PlainFile {
             if refused > MOST_AFTER_POWER_CUT && !thread::panicking() {
                 resume_unwind(Box::new(PowerIsOff));
             }
-            (None, Err(io::Error::other("the power is off")))
+            Err(io::Error::other("the power is off"))
         })
-    }
-
-    /// The same for what may change the length, of which nobody knows what it is after a failure.
-    fn change(&self, ask: Ask) -> io::Result<()> {
-        let changed = self.ask(ask).1;
-        if changed.is_err()
-            && let (_, Ok(length)) = self.ask(Ask::Len)
-        {
-            self.0.length.store(length, Ordering::Relaxed);
-        }
-        changed.map(drop)
-    }
-
-    /// Whole sectors, in transfers that the device takes.
-    fn read_sectors(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let Limits { alignment, max_transfer, .. } = self.0.limits;
-        for (at, part) in (offset..).step_by(max_transfer).zip(into.chunks_mut(max_transfer)) {
-            let (buf, read) = self.ask(Ask::Read(at, IoBuf::zeroed(part.len(), alignment)));
-            read?;
-            part.copy_from_slice(&buf.expect("a read gives its buffer back"));
-        }
-        Ok(())
     }
 
     /// Fills `buf` from `offset`.
@@ -135,14 +107,8 @@ impl PlainFile {
     /// # Errors
     /// [`io::ErrorKind::UnexpectedEof`] past the end; as the device says.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let end = offset + buf.len() as u64;
-        if end > self.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let first = offset / self.sector() * self.sector();
-        let mut whole = vec![0; index(end.next_multiple_of(self.sector()) - first)];
-        self.read_sectors(first, &mut whole)?;
-        buf.copy_from_slice(&whole[index(offset - first)..][..buf.len()]);
+        let read = self.ask(Ask::Read(offset, vec![0; buf.len()]))?;
+        buf.copy_from_slice(&read);
         Ok(())
     }
 
@@ -151,27 +117,7 @@ impl PlainFile {
     /// # Errors
     /// As the device says.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let (sector, end) = (self.sector(), offset + data.len() as u64);
-        let first = offset / sector * sector;
-        let mut whole = vec![0; index(end.next_multiple_of(sector) - first)];
-        let size = index(sector);
-        if offset != first {
-            self.read_sectors(first, &mut whole[..size])?;
-        }
-        if !end.is_multiple_of(sector) && (whole.len() > size || offset == first) {
-            let last = whole.len() - size;
-            self.read_sectors(first + last as u64, &mut whole[last..])?;
-        }
-        whole[index(offset - first)..][..data.len()].copy_from_slice(data);
-        let Limits { alignment, max_transfer, .. } = self.0.limits;
-        for (at, part) in (first..).step_by(max_transfer).zip(whole.chunks(max_transfer)) {
-            self.change(Ask::Write(at, IoBuf::copy_of(part, alignment)))?;
-        }
-        self.0.length.fetch_max(end, Ordering::Relaxed);
-        Ok(())
+        self.ask(Ask::Write(offset, data.to_vec())).map(drop)
     }
 
     /// Makes the file so long; what it gains reads as zeroes.
@@ -179,14 +125,7 @@ impl PlainFile {
     /// # Errors
     /// As the device says.
     pub fn set_len(&self, length: u64) -> io::Result<()> {
-        let (old, whole) = (self.len(), length.next_multiple_of(self.sector()));
-        self.change(Ask::SetLen(whole))?;
-        if length < old {
-            // What is cut off of a sector that stays must not come back with a growth.
-            self.write_at(length, &vec![0; index(whole - length)])?;
-        }
-        self.0.length.store(length, Ordering::Relaxed);
-        Ok(())
+        self.ask(Ask::SetLen(length)).map(drop)
     }
 
     /// Makes a range read as zeroes: the whole sectors in it without writing them.
@@ -194,14 +133,7 @@ impl PlainFile {
     /// # Errors
     /// As the device says.
     pub fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
-        let whole = self.whole_sectors(&range);
-        if whole.is_empty() {
-            return self.write_at(range.start, &vec![0; index(range.end - range.start)]);
-        }
-        self.write_at(range.start, &vec![0; index(whole.start - range.start)])?;
-        self.change(Ask::Zero(whole.clone()))?;
-        self.0.length.fetch_max(whole.end, Ordering::Relaxed);
-        self.write_at(whole.end, &vec![0; index(range.end - whole.end)])
+        self.ask(Ask::Zero(range)).map(drop)
     }
 
     /// Gives the space of the whole sectors in a range back, each of which reads as it did or as zeroes then; nothing where the device takes
@@ -210,17 +142,7 @@ impl PlainFile {
     /// # Errors
     /// As the device says.
     pub fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        let whole = self.whole_sectors(&range);
-        match whole.is_empty() || !self.0.limits.can_discard {
-            true => Ok(()),
-            false => self.ask(Ask::Discard(whole)).1.map(drop),
-        }
-    }
-
-    /// The whole sectors in a range.
-    fn whole_sectors(&self, range: &Range<u64>) -> Range<u64> {
-        let end = range.end / self.sector() * self.sector();
-        range.start.next_multiple_of(self.sector())..end
+        self.ask(Ask::Discard(range)).map(drop)
     }
 
     /// Makes durable what was written before.
@@ -228,12 +150,8 @@ impl PlainFile {
     /// # Errors
     /// As the device says.
     pub fn flush(&self) -> io::Result<()> {
-        self.ask(Ask::Flush).1.map(drop)
+        self.ask(Ask::Flush).map(drop)
     }
-}
-
-fn index(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("requests fit in memory")
 }
 
 /// An open image of synchronous code. It stays on one thread from its beginning to its end, and need not be `Send`. Calls with a body here
@@ -446,7 +364,7 @@ impl<B: BlockingSubject> Subject for Blocking<B> {
 /// An image on a thread of its own.
 #[derive(Debug)]
 pub struct Remote<I> {
-    storage: AnyStorage,
+    file: ByteFile,
     write_through: bool,
     size: AtomicU64,
     turns: Turns,
@@ -467,7 +385,8 @@ struct Ends<I> {
 impl<I: BlockingImage> Remote<I> {
     /// A thread, and the file that it reads and writes.
     async fn new(storage: AnyStorage, write_through: bool) -> Result<(Self, PlainFile), Refusal> {
-        let length = storage.len().await.map_err(|error| Refusal::Failed(error.to_string()))?;
+        let opened = ByteFile::new(storage).await;
+        let file = opened.map_err(|error| Refusal::Failed(error.to_string()))?;
         let (jobs, todo) = channel::<Job<I>>();
         let (asks, asked) = channel();
         let (answers, answered) = channel();
@@ -485,22 +404,21 @@ impl<I: BlockingImage> Remote<I> {
             panics::catch(|| drop(image));
             panics::take()
         });
-        let file = PlainFile(Arc::new(Line {
-            limits: storage.limits(),
+        let plain = PlainFile(Arc::new(Line {
+            file: file.clone(),
             asks,
             answers: Mutex::new(answered),
-            length: AtomicU64::new(length),
             refused: AtomicU64::new(0),
         }));
         let remote = Self {
-            storage,
+            file,
             write_through,
             size: AtomicU64::new(0),
             turns: Turns::default(),
             ends: Mutex::new(Some(Ends { jobs, asks: asked, answers })),
             thread: Some(thread),
         };
-        Ok((remote, file))
+        Ok((remote, plain))
     }
 
     /// Has the thread do `job`, and does for it what it asks meanwhile. A panic there is one here.
@@ -517,7 +435,7 @@ impl<I: BlockingImage> Remote<I> {
             let ask = self.with(|ends| ends.asks.recv().ok()).flatten();
             // After a power cut nobody says anything.
             let Some(ask) = ask else { pending().await };
-            let (buf, done) = match ask {
+            let done = match ask {
                 Ask::Done(came) => {
                     cut.done = true;
                     return *came.downcast().expect("it is what the job returns");
@@ -526,26 +444,18 @@ impl<I: BlockingImage> Remote<I> {
                     cut.done = true;
                     panic!("{text}");
                 }
-                Ask::Len => (None, self.storage.len().await),
-                Ask::Read(offset, buf) => {
-                    let (buf, read) = self.storage.read(offset, buf).await;
-                    (Some(buf), read.map(|()| 0))
+                Ask::Read(offset, mut buf) => {
+                    self.file.read_at(offset, &mut buf).await.map(|()| buf)
                 }
-                Ask::Write(offset, buf) => {
-                    let cached = storage::Durability::Cached;
-                    let (buf, written) = self.storage.write(offset, buf, cached).await;
-                    (Some(buf), written.map(|()| 0))
+                Ask::Write(offset, data) => {
+                    self.file.write_at(offset, &data).await.map(|()| Vec::new())
                 }
-                Ask::SetLen(length) => (None, self.storage.set_len(length).await.map(|()| 0)),
-                Ask::Zero(range) => (None, self.storage.write_zeroes(range).await.map(|()| 0)),
-                Ask::Discard(range) => (None, self.storage.discard(range).await.map(|()| 0)),
-                Ask::Flush => (None, self.storage.flush().await.map(|()| 0)),
+                Ask::SetLen(length) => self.file.set_len(length).await.map(|()| Vec::new()),
+                Ask::Zero(range) => self.file.write_zeroes(range).await.map(|()| Vec::new()),
+                Ask::Discard(range) => self.file.discard(range).await.map(|()| Vec::new()),
+                Ask::Flush => self.file.flush().await.map(|()| Vec::new()),
             };
-            if done.is_err() {
-                // A plain call is over when it returns: what it failed to do is not done later.
-                let _ = self.storage.settle().await;
-            }
-            self.with(|ends| ends.answers.send((buf, done)).is_ok());
+            self.with(|ends| ends.answers.send(done).is_ok());
         }
     }
 

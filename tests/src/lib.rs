@@ -11,6 +11,7 @@
 
 pub mod attack;
 pub mod blocking;
+pub mod byte_file;
 pub mod call;
 pub mod campaign;
 pub mod capabilities;

@@ -2,14 +2,16 @@
 //!
 //! This page is the way from an implementation to what the harness finds in it. `tests/examples/own_subject.rs` is all of it in one
 //! file that is compiled and run (`cargo run -p qcow2-crashtest --example own_subject`), with an implementation whose flush does nothing;
-//! `tests/subjects/imago` is another library, in a package of its own. `tests/templates/blocking` is a package to copy for synchronous code.
+//! `tests/subjects/imago` is another library, in a package of its own. Packages to copy are in `tests/templates`: `async`, `blocking` for
+//! synchronous code, and `c`, in which `crashtest.h` says what an implementation in C offers and is given.
 //!
 //! # From nothing to the first finding
 //!
 //! 1. A package that depends on `qcow2-crashtest`, `model` and `qcow2-core` by path, outside this workspace if what it needs is to stay out
 //!    of the default build. Of `qcow2-core` a subject needs the contract [`qcow2_core::storage`] only.
 //! 2. Let the implementation do its I/O through that [`Storage`] and through nothing else. Where it has a trait of its own for files, that
-//!    is an adapter: a call becomes an operation with the same range and the same outcome. Keep nothing back, and make nothing up.
+//!    is an adapter: a call becomes an operation with the same range and the same outcome. Keep nothing back, and make nothing up. A device
+//!    has sectors, of 512 or 4,096 bytes: whoever reads and writes parts of them does so through a [`ByteFile`](crate::byte_file::ByteFile).
 //!    Synchronous code gets a file of its own instead, with reads and writes of any place and length: implement
 //!    [`BlockingSubject`](crate::blocking::BlockingSubject), and [`Blocking`](crate::blocking::Blocking) is the subject.
 //! 3. Implement [`SubjectImage`] for an open image. An error is a text, for reports only; whether a request failed is what counts. `flush`
@@ -43,7 +45,7 @@
 //!
 //! *A panic*, in a call or in `Drop`, is a finding like any other (P8 `panic`): it is caught, kept, minimised and told. Only one that meets
 //! another on its way out, such as the second of two values that panic in `Drop`, ends the process; the last lines then say which case it
-//! was (`run --cases N` with the same seed is there again).
+//! was (`run --case N` with the same seed is there again).
 //!
 //! *Dropped requests.* In some lives the future of a request is dropped at one of its awaits and the image goes on. The I/O in flight
 //! goes on as well, and may land until [`Storage::settle`] has returned. Nobody waits for an implementation that spawns the work elsewhere.
