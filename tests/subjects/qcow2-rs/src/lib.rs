@@ -1,11 +1,12 @@
-//! qcow2-rs 0.1.6 as a subject: its futures, which are not `Send`, in process, on the hostile disk.
+//! qcow2-rs 0.1.6 as a subject: its futures over a file of plain calls, as its engine for system calls has it, on the hostile disk.
 
 use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
-use model::op::Durability;
-use qcow2_core::storage::{self, AnyStorage, IoBuf, Storage as _};
+use qcow2_crashtest::blocking::{BlockingImage, BlockingSubject, PlainFile};
 use qcow2_crashtest::capabilities::Capabilities;
-use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
+use qcow2_crashtest::subject::{Duties, Refusal, Session};
 use qcow2_rs::dev::{Qcow2Dev, Qcow2DevParams};
 use qcow2_rs::error::Qcow2Result;
 use qcow2_rs::ops::Qcow2IoOps;
@@ -18,36 +19,42 @@ pub struct Qcow2Rs {
     pub contents: bool,
 }
 
-/// The file of an image, as the library's own engines for files do it.
-struct Below(AnyStorage);
+/// The file of an image.
+struct Below(PlainFile);
 
 impl Qcow2IoOps for Below {
+    // At the end of the file it reads less.
     async fn read_to(&self, offset: u64, buf: &mut [u8]) -> Qcow2Result<usize> {
-        let there = self.0.len().await?.saturating_sub(offset);
-        let (read, result) = self.0.read(offset, IoBuf::zeroed(buf.len(), 512)).await;
-        result?;
-        buf.copy_from_slice(&read);
-        Ok(buf.len().min(usize::try_from(there)?))
+        let there = buf.len().min(usize::try_from(self.0.len().saturating_sub(offset))?);
+        self.0.read_at(offset, &mut buf[..there])?;
+        Ok(there)
     }
 
     async fn write_from(&self, offset: u64, buf: &[u8]) -> Qcow2Result<()> {
-        let mut data = IoBuf::zeroed(buf.len(), 512);
-        data.copy_from_slice(buf);
-        Ok(self.0.write(offset, data, storage::Durability::Cached).await.1?)
+        Ok(self.0.write_at(offset, buf)?)
     }
 
-    // A hole, or a range of zeroes: both read as zeroes, and make the file no longer.
-    async fn fallocate(&self, offset: u64, len: usize, _flags: u32) -> Qcow2Result<()> {
-        let end = self.0.len().await?.min(offset + len as u64);
-        if offset < end { Ok(self.0.write_zeroes(offset..end).await?) } else { Ok(()) }
+    // The flags of its own engines are none that Linux takes, and the library writes zeroes then.
+    async fn fallocate(&self, _offset: u64, _len: usize, _flags: u32) -> Qcow2Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     async fn fsync(&self, _offset: u64, _len: usize, _flags: u32) -> Qcow2Result<()> {
-        Ok(self.0.flush().await?)
+        Ok(self.0.flush()?)
     }
 }
 
-impl Subject for Qcow2Rs {
+/// What a future comes to. Nothing that it waits for is done by anybody else.
+fn now<T>(work: impl Future<Output = Qcow2Result<T>>) -> Result<T, String> {
+    let mut work = pin!(work);
+    loop {
+        if let Poll::Ready(result) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return result.map_err(|error| error.to_string());
+        }
+    }
+}
+
+impl BlockingSubject for Qcow2Rs {
     type Image = Open;
 
     fn name(&self) -> String {
@@ -62,7 +69,7 @@ impl Subject for Qcow2Rs {
         "cargo run --release --manifest-path tests/subjects/qcow2-rs/Cargo.toml --"
     }
 
-    // It reads and writes, compressed clusters too, in images of version 3; backing files it opens by path only.
+    // It reads and writes, compressed clusters too, and has no code for the rest. Backing files it opens by path only.
     fn capabilities(&self) -> Capabilities {
         let mut can = Capabilities::plain();
         (can.zeroes, can.discard, can.grow) = (false, false, false);
@@ -74,19 +81,19 @@ impl Subject for Qcow2Rs {
         Duties { structure: !self.contents, finds_space: false, ..Duties::default() }
     }
 
-    async fn open(&self, storage: AnyStorage, session: Session) -> Result<Open, Refusal> {
-        let refused = |error| Refusal::GaveUp(format!("{error}"));
+    // Its own choice of slices of 4096 bytes needs clusters of as many.
+    fn open(&self, file: PlainFile, session: &Session) -> Result<Open, Refusal> {
         let slices = Some((9, 512 * session.cache_pages.max(16) as usize));
         let params = Qcow2DevParams::new(9, slices, slices, !session.writable, false);
-        let opened = qcow2_alloc_dev("image".as_ref(), Below(storage), &params).await;
-        let (device, _) = opened.map_err(refused)?;
-        device.qcow2_prep_io().await.map_err(refused)?;
-        Ok(Open(Some(device), session.write_through))
+        let opened = now(qcow2_alloc_dev("image".as_ref(), Below(file), &params));
+        let (device, _) = opened.map_err(Refusal::GaveUp)?;
+        now(device.qcow2_prep_io()).map_err(Refusal::GaveUp)?;
+        Ok(Open(Some(device)))
     }
 }
 
-/// An open image, and whether each change of it is made durable.
-pub struct Open(Option<Qcow2Dev<Below>>, bool);
+/// An open image.
+pub struct Open(Option<Qcow2Dev<Below>>);
 
 impl Open {
     fn device(&self) -> &Qcow2Dev<Below> {
@@ -101,30 +108,24 @@ impl Drop for Open {
     }
 }
 
-fn told<T>(result: Qcow2Result<T>) -> Result<T, String> {
-    result.map_err(|error| io::Error::from(error.into_inner()).to_string())
-}
-
-impl SubjectImage for Open {
+impl BlockingImage for Open {
     fn size(&self) -> u64 {
         self.device().info.virtual_size()
     }
 
-    async fn read(&self, offset: u64, mut buf: IoBuf) -> Result<IoBuf, String> {
-        told(self.device().read_at(&mut buf, offset).await).map(|_| buf)
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), String> {
+        match now(self.device().read_at(buf, offset))? {
+            read if read == buf.len() => Ok(()),
+            read => Err(format!("{read} of {} bytes", buf.len())),
+        }
     }
 
-    async fn write(&self, offset: u64, data: IoBuf, durability: Durability) -> Result<(), String> {
-        told(self.device().write_at(&data, offset).await)?;
-        if self.1 || durability == Durability::Through { self.flush().await } else { Ok(()) }
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), String> {
+        now(self.device().write_at(data, offset))
     }
 
-    async fn flush(&self) -> Result<(), String> {
-        told(self.device().flush_meta().await)?;
-        told(self.device().fsync_range(0, usize::MAX).await)
-    }
-
-    async fn close(self) -> Result<(), String> {
-        self.flush().await
+    fn flush(&mut self) -> Result<(), String> {
+        now(self.device().flush_meta())?;
+        now(self.device().fsync_range(0, usize::MAX))
     }
 }

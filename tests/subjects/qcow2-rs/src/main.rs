@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
+use qcow2_crashtest::blocking::Blocking;
 use qcow2_crashtest::console::outsider;
 use qcow2_crashtest_qcow2_rs::Qcow2Rs;
 
 fn main() -> ExitCode {
-    outsider::main(Qcow2Rs { contents: false }, Qcow2Rs { contents: true })
+    let form = |contents| Blocking(Qcow2Rs { contents });
+    outsider::main(form(false), form(true))
 }
