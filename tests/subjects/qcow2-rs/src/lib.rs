@@ -1,57 +1,22 @@
 //! qcow2-rs 0.1.6 as a subject: its futures over a file of plain calls, as its engine for system calls has it, on the hostile disk.
 
-use std::io;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+mod file;
+
+use std::mem::forget;
 
 use qcow2_crashtest::blocking::{BlockingImage, BlockingSubject, PlainFile};
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::subject::{Duties, Refusal, Session};
 use qcow2_rs::dev::{Qcow2Dev, Qcow2DevParams};
-use qcow2_rs::error::Qcow2Result;
-use qcow2_rs::ops::Qcow2IoOps;
 use qcow2_rs::utils::qcow2_alloc_dev;
+
+use crate::file::{File, now};
 
 /// The library, held to a legal image whenever the power fails, or only to what its guest sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Qcow2Rs {
     /// The latter.
     pub contents: bool,
-}
-
-/// The file of an image.
-struct Below(PlainFile);
-
-impl Qcow2IoOps for Below {
-    // At the end of the file it reads less.
-    async fn read_to(&self, offset: u64, buf: &mut [u8]) -> Qcow2Result<usize> {
-        let there = buf.len().min(usize::try_from(self.0.len().saturating_sub(offset))?);
-        self.0.read_at(offset, &mut buf[..there])?;
-        Ok(there)
-    }
-
-    async fn write_from(&self, offset: u64, buf: &[u8]) -> Qcow2Result<()> {
-        Ok(self.0.write_at(offset, buf)?)
-    }
-
-    // The flags of its own engines are none that Linux takes, and the library writes zeroes then.
-    async fn fallocate(&self, _offset: u64, _len: usize, _flags: u32) -> Qcow2Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    async fn fsync(&self, _offset: u64, _len: usize, _flags: u32) -> Qcow2Result<()> {
-        Ok(self.0.flush()?)
-    }
-}
-
-/// What a future comes to. Nothing that it waits for is done by anybody else.
-fn now<T>(work: impl Future<Output = Qcow2Result<T>>) -> Result<T, String> {
-    let mut work = pin!(work);
-    loop {
-        if let Poll::Ready(result) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            return result.map_err(|error| error.to_string());
-        }
-    }
 }
 
 impl BlockingSubject for Qcow2Rs {
@@ -65,11 +30,8 @@ impl BlockingSubject for Qcow2Rs {
         if self.contents { "qcow2-rs-contents" } else { "qcow2-rs" }
     }
 
-    fn command(&self) -> &'static str {
-        "cargo run --release --manifest-path tests/subjects/qcow2-rs/Cargo.toml --"
-    }
-
-    // It reads and writes, compressed clusters too, and has no code for the rest. Backing files it opens by path only.
+    // It reads and writes, compressed clusters too, and has no code for the rest. Backing files it opens by path only; compression with zstd
+    // it refuses, for which there is no capability.
     fn capabilities(&self) -> Capabilities {
         let mut can = Capabilities::plain();
         (can.zeroes, can.discard, can.grow) = (false, false, false);
@@ -77,6 +39,7 @@ impl BlockingSubject for Qcow2Rs {
         can
     }
 
+    // It says nothing of where it takes space from.
     fn duties(&self) -> Duties {
         Duties { structure: !self.contents, finds_space: false, ..Duties::default() }
     }
@@ -85,7 +48,7 @@ impl BlockingSubject for Qcow2Rs {
     fn open(&self, file: PlainFile, session: &Session) -> Result<Open, Refusal> {
         let slices = Some((9, 512 * session.cache_pages.max(16) as usize));
         let params = Qcow2DevParams::new(9, slices, slices, !session.writable, false);
-        let opened = now(qcow2_alloc_dev("image".as_ref(), Below(file), &params));
+        let opened = now(qcow2_alloc_dev("image".as_ref(), File::new(file), &params));
         let (device, _) = opened.map_err(Refusal::GaveUp)?;
         now(device.qcow2_prep_io()).map_err(Refusal::GaveUp)?;
         Ok(Open(Some(device)))
@@ -93,10 +56,10 @@ impl BlockingSubject for Qcow2Rs {
 }
 
 /// An open image.
-pub struct Open(Option<Qcow2Dev<Below>>);
+pub struct Open(Option<Qcow2Dev<File>>);
 
 impl Open {
-    fn device(&self) -> &Qcow2Dev<Below> {
+    fn device(&self) -> &Qcow2Dev<File> {
         self.0.as_ref().expect("it is there until it is dropped")
     }
 }
@@ -104,7 +67,7 @@ impl Open {
 // Dropping a device asserts that all of it was flushed, part by part, and two that were not end the process. No power cut drops anything.
 impl Drop for Open {
     fn drop(&mut self) {
-        std::mem::forget(self.0.take_if(|device| device.need_flush_meta()));
+        forget(self.0.take_if(|device| device.need_flush_meta()));
     }
 }
 
