@@ -30,8 +30,8 @@ impl BlockingSubject for Qcow2Rs {
         if self.contents { "qcow2-rs-contents" } else { "qcow2-rs" }
     }
 
-    // It reads and writes, compressed clusters too, and has no code for the rest. Backing files it opens by path only. It refuses images that
-    // are compressed with zstd, and those are drawn: no capability tells them apart.
+    // It reads and writes, compressed clusters too, and has no code for the rest. Backing files it opens by path only. It refuses images
+    // with zstd, and those are drawn: no capability tells them apart.
     fn capabilities(&self) -> Capabilities {
         let mut can = Capabilities::plain();
         (can.zeroes, can.discard, can.grow) = (false, false, false);

@@ -87,8 +87,8 @@ fn is_written_by_qemu(name: &str) {
     assert_eq!(qemu::check(&path).unwrap().corruptions, 0, "{name}");
 }
 
-/// Goal: the same as of what reads wrong. Method: `qemu-img info` lists both bitmaps, neither of them in use by a writer that did not finish,
-/// and `qemu-img convert` reads what was written since.
+/// Goal: somebody else finds it in the file. Method: `qemu-img info` lists both bitmaps, neither of them in use by a writer that did not
+/// finish, and `qemu-img convert` reads what was written since.
 fn vouches_for_bitmaps(name: &str) {
     let case = load(name);
     let folder = tempfile::tempdir().unwrap();
