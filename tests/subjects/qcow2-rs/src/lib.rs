@@ -30,6 +30,10 @@ impl BlockingSubject for Qcow2Rs {
         if self.contents { "qcow2-rs-contents" } else { "qcow2-rs" }
     }
 
+    fn command(&self) -> &'static str {
+        "cargo run --release --manifest-path tests/subjects/qcow2-rs/Cargo.toml --"
+    }
+
     // It reads and writes, compressed clusters too, and has no code for the rest. Backing files it opens by path only. It refuses images
     // with zstd, and those are drawn: no capability tells them apart.
     fn capabilities(&self) -> Capabilities {
