@@ -34,6 +34,7 @@ use crate::panics;
 use crate::subject::{
     Duties, Mend, Refusal, Session, Subject, SubjectImage, called, least, unasked,
 };
+use crate::watch;
 
 /// So many calls after a power cut are a loop that takes no error for an answer; what makes them is unwound.
 const MOST_AFTER_POWER_CUT: u64 = 10_000;
@@ -390,9 +391,10 @@ impl<I: BlockingImage> Remote<I> {
         let (jobs, todo) = channel::<Job<I>>();
         let (asks, asked) = channel();
         let (answers, answered) = channel();
-        let done = asks.clone();
+        let (done, doing) = (asks.clone(), watch::done());
         #[expect(clippy::disallowed_methods, reason = "its other end waits whenever it runs")]
         let thread = thread::spawn(move || {
+            watch::doing(doing);
             let mut image = None;
             for job in todo {
                 let came = panics::catch(|| job(&mut image));

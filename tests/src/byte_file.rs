@@ -10,8 +10,9 @@
 //! **Invariant.** A sector is in one write at a time: one that reads what it does not fill would bring back what another has just written
 //! over. Writes that share a sector follow each other, in the order in which they came; nothing else waits.
 //!
-//! An operation that failed is over when it returns, and so is a write that was dropped when the next one begins: what they left undone does
-//! not land later.
+//! An operation that failed is over when it returns, and so is one that was dropped when the next one begins: what they left undone does not
+//! land later. What is not known of the length then is asked of the device, which rounds it up to whole sectors. That a flush failed which
+//! was dropped is told by the next one.
 
 use std::future::poll_fn;
 use std::io;
@@ -43,6 +44,8 @@ struct State {
     /// Operations that were dropped in their middle, and how many of these can neither land nor fail any more.
     dropped: u64,
     settled: u64,
+    /// Whether a flush failed that was dropped, and nobody has been told.
+    unheard: bool,
 }
 
 /// Sectors that are somebody's until it is dropped.
@@ -57,10 +60,19 @@ impl Drop for Claim<'_> {
         let mut state = self.file.state();
         state.claims.retain(|(number, _)| *number != self.number);
         state.dropped += u64::from(!self.done);
-        for waker in state.wakers.drain(..) {
-            waker.wake();
-        }
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
+}
+
+/// No file is longer.
+const MOST: u64 = i64::MAX as u64;
+
+/// The end of a range that is to be changed.
+fn end_of(offset: u64, length: u64) -> io::Result<u64> {
+    let end = offset.checked_add(length).filter(|end| *end <= MOST);
+    end.ok_or_else(|| io::ErrorKind::FileTooLarge.into())
 }
 
 fn index(bytes: u64) -> usize {
@@ -83,7 +95,7 @@ impl ByteFile {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of the file. After a power cut they are rounded up to whole sectors.
+    /// Bytes of the file. After a power cut, and after a change that failed or was dropped, they are rounded up to whole sectors.
     pub fn len(&self) -> u64 {
         self.state().length
     }
@@ -98,7 +110,7 @@ impl ByteFile {
     }
 
     /// Waits until nobody else writes there.
-    async fn claim(&self, range: Range<u64>) -> io::Result<Claim<'_>> {
+    async fn claim(&self, range: Range<u64>) -> Claim<'_> {
         let number = {
             let mut state = self.state();
             state.next += 1;
@@ -125,18 +137,34 @@ impl ByteFile {
         claim.done = false;
         let dropped = self.state().dropped;
         if self.state().settled < dropped {
-            self.0.storage.settle().await?;
-            let mut state = self.state();
-            state.settled = state.settled.max(dropped);
+            self.settle().await;
+            self.settled(dropped);
+            self.look_up_length().await;
         }
-        Ok(claim)
+        claim
+    }
+
+    /// Waits until nothing that failed or was dropped can land.
+    async fn settle(&self) {
+        let settled = self.0.storage.settle().await;
+        self.state().unheard |= settled.is_err();
+    }
+
+    fn settled(&self, dropped: u64) {
+        let mut state = self.state();
+        state.settled = state.settled.max(dropped);
+    }
+
+    async fn look_up_length(&self) {
+        if let Ok(length) = self.over(self.0.storage.len().await).await {
+            self.state().length = length;
+        }
     }
 
     /// The end of an operation.
     async fn over<T>(&self, done: io::Result<T>) -> io::Result<T> {
         if done.is_err() {
-            // What could not be waited for is told by what comes next.
-            let _ = self.0.storage.settle().await;
+            self.settle().await;
         }
         done
     }
@@ -145,9 +173,7 @@ impl ByteFile {
     async fn changed(&self, done: io::Result<()>) -> io::Result<()> {
         if done.is_err() {
             let done = self.over(done).await;
-            if let Ok(length) = self.over(self.0.storage.len().await).await {
-                self.state().length = length;
-            }
+            self.look_up_length().await;
             return done;
         }
         done
@@ -170,10 +196,8 @@ impl ByteFile {
     /// # Errors
     /// [`io::ErrorKind::UnexpectedEof`] past the end; as the device says.
     pub async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let end = offset + buf.len() as u64;
-        if end > self.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.len());
+        let Some(end) = end else { return Err(io::ErrorKind::UnexpectedEof.into()) };
         let first = offset / self.sector() * self.sector();
         let mut whole = vec![0; index(end.next_multiple_of(self.sector()) - first)];
         self.read_sectors(first, &mut whole).await?;
@@ -186,8 +210,8 @@ impl ByteFile {
     /// # Errors
     /// As the device says.
     pub async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let range = self.around(offset..offset + data.len() as u64);
-        let mut claim = self.claim(range).await?;
+        let range = self.around(offset..end_of(offset, data.len() as u64)?);
+        let mut claim = self.claim(range).await;
         let written = self.write_claimed(offset, data).await;
         claim.done = true;
         written
@@ -230,7 +254,8 @@ impl ByteFile {
     /// # Errors
     /// As the device says.
     pub async fn set_len(&self, length: u64) -> io::Result<()> {
-        let mut claim = self.claim(0..u64::MAX).await?;
+        end_of(length, 0)?;
+        let mut claim = self.claim(0..u64::MAX).await;
         let done = self.set_len_claimed(length).await;
         claim.done = true;
         done
@@ -239,6 +264,7 @@ impl ByteFile {
     async fn set_len_claimed(&self, length: u64) -> io::Result<()> {
         let (old, whole) = (self.len(), length.next_multiple_of(self.sector()));
         self.changed(self.0.storage.set_len(whole).await).await?;
+        self.state().length = old.min(whole);
         if length < old {
             // What is cut off of a sector that stays must not come back with a growth.
             self.write_claimed(length, &vec![0; index(whole - length)]).await?;
@@ -252,7 +278,8 @@ impl ByteFile {
     /// # Errors
     /// As the device says.
     pub async fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
-        let mut claim = self.claim(self.around(range.clone())).await?;
+        end_of(range.end, 0)?;
+        let mut claim = self.claim(self.around(range.clone())).await;
         let done = self.zero_claimed(range).await;
         claim.done = true;
         done
@@ -282,7 +309,7 @@ impl ByteFile {
         if whole.is_empty() || !self.0.limits.can_discard {
             return Ok(());
         }
-        let mut claim = self.claim(whole.clone()).await?;
+        let mut claim = self.claim(whole.clone()).await;
         let done = self.over(self.0.storage.discard(whole).await).await;
         claim.done = true;
         done
@@ -290,8 +317,8 @@ impl ByteFile {
 
     /// The whole sectors in a range.
     fn whole_sectors(&self, range: &Range<u64>) -> Range<u64> {
-        let end = range.end / self.sector() * self.sector();
-        range.start.next_multiple_of(self.sector())..end
+        let end = range.end.min(MOST) / self.sector() * self.sector();
+        range.start.min(MOST).next_multiple_of(self.sector())..end
     }
 
     /// Makes durable what was written before.
@@ -300,23 +327,30 @@ impl ByteFile {
     /// As the device says.
     pub async fn flush(&self) -> io::Result<()> {
         // It claims nothing; what becomes of one that is dropped is to be heard, too.
-        let mut claim = self.claim(0..0).await?;
+        let mut claim = self.claim(0..0).await;
         let done = self.over(self.0.storage.flush().await).await;
         claim.done = true;
-        done
+        match std::mem::take(&mut self.state().unheard) {
+            true => Err(io::Error::other("a flush that was dropped failed")),
+            false => done,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::io;
     use std::rc::Rc;
 
     use faultfs::chooser::Always;
     use faultfs::disk::PossibleDisk;
     use faultfs::exec::{Sim, SimOptions, StepResult};
+    use faultfs::fault::{Fault, FaultAt, FaultPlan, NoFaults, Planned, PlannedFault};
+    use faultfs::profile::FlushFailure;
     use faultfs::rng::Rng;
     use faultfs::schedule::RandomOrder;
+    use faultfs::trace::IoKind;
     use faultfs::values::Values;
     use qcow2_core::storage::{AnyStorage, Limits};
 
@@ -380,5 +414,100 @@ mod tests {
             assert_eq!(sim.breaches(), [], "seed {seed}");
         }
         assert!(shared > 1000, "{shared} writes began inside a sector");
+    }
+
+    /// Goal: what a dropped or failed change left is as a file would have it: what lies behind the end reads as zeroes once it is in the file,
+    /// and nothing is cut off without the length saying so. Method: a write past the end that is dropped in flight and lands, then growth; a
+    /// shrink whose rest of a sector cannot be read.
+    #[test]
+    fn a_change_by_halves_leaves_what_the_length_says() {
+        let (mut sim, file) = opened(NoFaults);
+        let writer = file.clone();
+        let write = sim.spawn("write", async move {
+            writer.write_at(2000, &[7; 100]).await.unwrap();
+        });
+        while !sim.in_flight().iter().any(|io| io.kind == IoKind::Write) {
+            sim.step();
+        }
+        sim.cancel(write);
+        let grower = file.clone();
+        sim.spawn("grow", async move {
+            grower.write_at(0, &[1; 512]).await.unwrap();
+            assert_eq!(grower.len(), 2560);
+            grower.set_len(4096).await.unwrap();
+            let mut read = [0; 100];
+            grower.read_at(2000, &mut read).await.unwrap();
+            assert_eq!(read, [7; 100], "it landed where the file had an end behind it");
+            grower.read_at(2100, &mut read).await.unwrap();
+            assert_eq!(read, [0; 100]);
+        });
+        assert_eq!(sim.run(), StepResult::Done);
+
+        let at = FaultAt::Nth { kind: IoKind::Read, nth: 0 };
+        let (mut sim, file) = opened(Planned(vec![PlannedFault { at, fault: Fault::Eio }]));
+        sim.spawn("shrink", async move {
+            file.write_at(0, &[1; 5120]).await.unwrap();
+            file.set_len(700).await.unwrap_err();
+            let length = file.len();
+            assert!((700..=1024).contains(&length), "{length}");
+        });
+        assert_eq!(sim.run(), StepResult::Done);
+    }
+
+    /// Goal: that a flush failed which was dropped is told by the next one, whatever was waited for in between. Method: one that is dropped in
+    /// flight and fails, then a read that fails, then two flushes.
+    #[test]
+    fn a_dropped_flush_that_fails_is_told() {
+        let fault = |kind, fault| PlannedFault { at: FaultAt::Nth { kind, nth: 0 }, fault };
+        let failed = Fault::Flush(FlushFailure::CleanMarked);
+        let faults = vec![fault(IoKind::Flush, failed), fault(IoKind::Read, Fault::Eio)];
+        let (mut sim, file) = opened(Planned(faults));
+        let (writer, flusher) = (file.clone(), file.clone());
+        sim.spawn("write", async move { writer.write_at(0, &[1; 512]).await.unwrap() });
+        assert_eq!(sim.run(), StepResult::Done);
+        let flush = sim.spawn("flush", async move { flusher.flush().await.unwrap() });
+        while sim.in_flight().is_empty() {
+            sim.step();
+        }
+        sim.cancel(flush);
+        sim.spawn("next", async move {
+            file.read_at(0, &mut [0; 512]).await.unwrap_err();
+            file.flush().await.unwrap_err();
+            file.flush().await.unwrap();
+        });
+        assert_eq!(sim.run(), StepResult::Done);
+    }
+
+    /// Goal: a place that no file has is told as what it is. Method: offsets at the end of all numbers.
+    #[test]
+    fn no_offset_is_too_large_to_be_told() {
+        let (mut sim, file) = opened(NoFaults);
+        sim.spawn("far", async move {
+            let kind = |done: io::Result<()>| done.unwrap_err().kind();
+            let far = u64::MAX - 3;
+            assert_eq!(kind(file.read_at(far, &mut [0; 8]).await), io::ErrorKind::UnexpectedEof);
+            assert_eq!(kind(file.write_at(far, &[0; 8]).await), io::ErrorKind::FileTooLarge);
+            assert_eq!(kind(file.set_len(far).await), io::ErrorKind::FileTooLarge);
+            assert_eq!(kind(file.write_zeroes(far..u64::MAX).await), io::ErrorKind::FileTooLarge);
+            file.discard(far..u64::MAX).await.unwrap();
+            assert_eq!(file.len(), 0);
+        });
+        assert_eq!(sim.run(), StepResult::Done);
+    }
+
+    fn opened(faults: impl FaultPlan + Send + 'static) -> (Sim, ByteFile) {
+        let disk = PossibleDisk::new(&Values::new(), 0);
+        let mut options = SimOptions::new(RandomOrder::new(1), Always(0));
+        options.faults = Box::new(faults);
+        let mut sim = Sim::new(disk, options);
+        let slot = Rc::new(RefCell::new(None));
+        let (storage, into) = (sim.storage(), Rc::clone(&slot));
+        sim.spawn("open", async move {
+            let opened = ByteFile::new(AnyStorage::new(storage)).await;
+            *into.borrow_mut() = Some(opened.unwrap());
+        });
+        assert_eq!(sim.run(), StepResult::Done);
+        let file = slot.take().unwrap();
+        (sim, file)
     }
 }

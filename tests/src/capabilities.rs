@@ -9,7 +9,7 @@
 //! A capability that is taken away hides every bug of it, so a run says what it did not ask ([`Capabilities::left_out`]).
 
 use model::build::Initial;
-use model::op::{Geometry, Op};
+use model::op::{Compression, Geometry, Op};
 
 /// What a subject can do. Begin with [`plain`](Self::plain), and change what is otherwise:
 ///
@@ -34,6 +34,8 @@ pub struct Capabilities {
     pub shrink: bool,
     /// Reads compressed clusters and writes over them. It need not compress what it is asked to write compressed.
     pub compressed: bool,
+    /// Opens images whose clusters are compressed with zstd, not with deflate alone.
+    pub zstd: bool,
     /// Adds passphrases to encrypted images, and removes them.
     pub passphrases: bool,
     /// Repairs. A subject that does not is given no image that is marked dirty, and [`Subject::repair`](crate::subject::Subject::repair) is not called.
@@ -75,6 +77,7 @@ impl Capabilities {
             grow: true,
             shrink: false,
             compressed: false,
+            zstd: false,
             passphrases: false,
             repair: true,
             map: true,
@@ -97,6 +100,7 @@ impl Capabilities {
             uncover: true,
             shrink: true,
             compressed: true,
+            zstd: true,
             passphrases: true,
             layers: true,
             subclusters: true,
@@ -136,6 +140,7 @@ impl Capabilities {
             }
             () if geometry.version == 2 && !self.version_2 => "version 2".to_owned(),
             () if geometry.lazy_refcounts && !self.lazy_refcounts => "lazy refcounts".to_owned(),
+            () if geometry.compression == Compression::Zstd && !self.zstd => "zstd".to_owned(),
             () if geometry.below.is_some() && !self.layers => "layers".to_owned(),
             () if geometry.extended_l2 && !self.subclusters => "subclusters".to_owned(),
             () if geometry.data_file.is_some() && !self.data_files => "data files".to_owned(),
@@ -163,6 +168,7 @@ impl Capabilities {
             (self.grow, "growth"),
             (self.shrink, "shrinking"),
             (self.compressed, "compressed clusters"),
+            (self.zstd, "zstd"),
             (self.passphrases, "changes of passphrases"),
             (self.repair, "repair"),
             (self.map, "the map"),

@@ -73,7 +73,7 @@ fn second(text: &str) -> Option<String> {
         Some((at, first)) if *at == DEPTH.get() => {
             let doing = watch::done();
             Some(format!(
-                "{doing}: the subject panics while it is unwound from a panic, which ends the process.\n  first: {first}\n  then:  {text}"
+                "{doing}: the subject panics while it is unwound from a panic. Unless it catches that itself, the process ends.\n  first: {first}\n  then:  {text}"
             ))
         }
         Some(_) => None,

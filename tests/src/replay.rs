@@ -37,10 +37,10 @@ pub fn subject_of(case: &Case, file: &str, broken: bool) -> Result<Qcow2Core, Co
 /// # Errors
 /// What in the case cannot be run: file and field.
 pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Replay, CorpusError> {
+    doing(format!("replay of {file}"));
     if case.profile.parse::<Robustness>().is_ok() {
         return robust::replay(subject, case, file);
     }
-    doing(format!("replay of {file}"));
     let exact = corpus::trial_of(case, file)?;
     let outcome = match trial::run(subject, &exact) {
         Ok(outcome) => outcome,

@@ -50,6 +50,7 @@ use crate::recover::{Bench, Failure, whole_image};
 use crate::subject::{Refusal, Session, Subject, SubjectImage};
 use crate::trial::{self, Trial, TrialLife, cluster_units};
 use crate::verdict::{Basis, Replay, Verdict};
+use crate::watch::doing;
 use crate::workload::{GENERATOR, Plan};
 
 /// Of so many moments of a life one is looked at.
@@ -502,6 +503,8 @@ pub fn minimise<Sub: Subject>(
     limit: Duration,
     progress: &mut dyn FnMut(MinimiseProgress),
 ) -> (Case, Ended) {
+    let (property, kind) = (failure.violation.property, failure.violation.kind);
+    doing(format!("making a damaged image of {property} {kind} smaller"));
     let mut best = case.clone();
     let mut watch = Watch::new(limit, progress);
     let mut again = true;

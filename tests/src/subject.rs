@@ -58,7 +58,7 @@
 //! timer, a thread or a runtime of its own wakes nobody, and the run ends in a deadlock. An implementation with locks and threads calls
 //! [`Storage::pause`] before each critical section, so that others can get ahead of it there; without that only awaits of I/O are places
 //! where they can. A call that goes round in a circle, or waits for a lock that another request has, comes back to nobody: after a minute
-//! the process says which case that is, and ends; `run --case N` is that case by itself.
+//! the process says which case or file that is in, and ends; `run --case N` is one case by itself.
 //!
 //! *Determinism.* The same case has to do the same I/O: no clock, no random number, no order of a hash map with random keys, no address as
 //! a key, no state from one image to the next. A finding is replayed and minimised by that. One case in a hundred is run twice, and where

@@ -6,7 +6,7 @@
 //!   watcher                            tick          tick          tick     tick  ...  tick: stuck
 //! ```
 //!
-//! Each call and each return is a beat. A call that had none for so many ticks is stuck: the process says in what, and ends; the case that it
+//! Each call and each return is a beat. A call that had none for so many ticks is stuck: the process says in what, and ends; a case that it
 //! names can be run by itself. A future that waits has returned: that is another thing, and a finding (P7).
 //!
 //! **Invariant.** The watcher decides nothing but that. It counts its own ticks, so that a process that is stopped for a while is not stuck.
@@ -64,20 +64,25 @@ pub(crate) fn done() -> String {
     POST.with(|Manned(post)| post.told())
 }
 
-/// A call into a subject. It has to return: what it panics with is caught in it.
+/// A call into a subject, whose end is seen however it ends.
 pub(crate) fn call<T>(work: impl FnOnce() -> T) -> T {
-    let beat = |deeper: u64| {
+    struct Return;
+    impl Drop for Return {
+        fn drop(&mut self) {
+            beat(u64::MAX);
+        }
+    }
+    fn beat(deeper: u64) {
         POST.with(|Manned(post)| {
             // Only this thread writes these.
             post.beats.store(post.beats.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             let depth = post.depth.load(Ordering::Relaxed);
             post.depth.store(depth.wrapping_add(deeper), Ordering::Relaxed);
         });
-    };
+    }
     beat(1);
-    let done = work();
-    beat(u64::MAX);
-    done
+    let _return = Return;
+    work()
 }
 
 impl Post {
@@ -122,7 +127,10 @@ impl Watch {
         let posts = POSTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let before = std::mem::take(&mut self.seen);
         let mut stuck = Vec::new();
-        for post in posts.iter().filter(|post| post.depth.load(Ordering::Relaxed) > 0) {
+        let calls = |post: &&Arc<Post>| {
+            post.depth.load(Ordering::Relaxed) > 0 && !post.left.load(Ordering::Relaxed)
+        };
+        for post in posts.iter().filter(calls) {
             let (at, beats) = (Arc::as_ptr(post).addr(), post.beats.load(Ordering::Relaxed));
             let ticks = match before.get(&at) {
                 Some(&(same, ticks)) if same == beats => ticks + 1,
@@ -139,9 +147,10 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
     use std::sync::mpsc;
 
-    use super::{Watch, call, doing};
+    use super::{Manned, POST, Watch, call, doing};
 
     /// Goal: a call that does not return is told, with what it is in, and nothing else is. Method: two threads, one of which calls and returns
     /// between ticks and one that does not.
@@ -161,6 +170,10 @@ mod tests {
             });
             scope.spawn(move || {
                 doing("at work".to_owned());
+                // What ends in another way than by returning has ended.
+                let _ =
+                    std::panic::catch_unwind(|| call(|| std::panic::resume_unwind(Box::new(1))));
+                assert_eq!(POST.with(|Manned(post)| post.depth.load(Ordering::Relaxed)), 0);
                 while steps.recv().is_ok() {
                     call(|| call(|| stepped.send(()).unwrap()));
                 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use clap::{Args as _, FromArgMatches as _};
 use faultfs::profile::{Profile, Robustness};
 use model::build::Initial;
 use model::guest::Promises;
@@ -19,6 +20,7 @@ use qcow2_core::Image;
 use qcow2_core::storage::{AnyStorage, IoBuf, Storage as _};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
 use qcow2_crashtest::capabilities::Capabilities;
+use qcow2_crashtest::console::{self, ExitStatus, Onward, Outputs};
 use qcow2_crashtest::explore::alphabet::{initials, worlds};
 use qcow2_crashtest::explore::{self, ExploreSettings};
 use qcow2_crashtest::lapse::{Lapse, sweep};
@@ -47,6 +49,8 @@ enum How {
     PanicsDropped,
     /// It panics in a repair.
     PanicsRepairing,
+    /// It reads what is compressed with deflate, and panics when it opens an image with zstd.
+    Inflates,
     /// Its flushes never return.
     Hangs,
     /// Its second write waits for something that no storage and no request brings.
@@ -57,6 +61,8 @@ enum How {
     MapsWrong,
     /// What it does depends on what it did in other images.
     Remembers,
+    /// Both of these.
+    MapsWrongAndRemembers,
     /// It begins a write when an image that was written to is dropped.
     WritesWhenDropped,
     /// It promises nothing of leaks.
@@ -135,6 +141,7 @@ impl Subject for Odd {
             (can.cluster_bits, can.refcount_orders) = ((10, 12), (4, 4));
             can.initials = &[Initial::Fresh, Initial::Fragmented];
         }
+        can.compressed = self.how == How::Inflates;
         can
     }
 
@@ -145,6 +152,7 @@ impl Subject for Odd {
         read.map_err(|error| Refusal::Failed(error.to_string()))?;
         let is_dirty = header[79] & 1 != 0 && header[7] == 3;
         assert!(self.how != How::PanicsOpening || !is_dirty || !session.writable, "it is dirty");
+        assert!(self.how != How::Inflates || header[79] & 8 == 0, "it is compressed with zstd");
         if self.how == How::Little {
             let (version, cluster_bits, refcount_order) = (header[7], header[23], header[99]);
             assert_eq!((version, refcount_order, is_dirty), (3, 4, false));
@@ -190,7 +198,9 @@ impl SubjectImage for OddImage {
                 std::hint::spin_loop();
             },
             // One image in four does something that the others do not.
-            How::Remembers if self.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62 == 0 => {
+            How::Remembers | How::MapsWrongAndRemembers
+                if self.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62 == 0 =>
+            {
                 SubjectImage::flush(self.inner()).await?;
             }
             _ => {}
@@ -221,7 +231,7 @@ impl SubjectImage for OddImage {
 
     async fn map(&self) -> Result<Vec<Extent>, String> {
         let mut map = SubjectImage::map(self.more()).await?;
-        if self.how == How::MapsWrong {
+        if matches!(self.how, How::MapsWrong | How::MapsWrongAndRemembers) {
             map.iter_mut().for_each(|extent| extent.to = Mapping::Zero);
         }
         Ok(map)
@@ -244,7 +254,7 @@ fn settings(cases: u64, shape: Option<Shape>) -> Settings {
 }
 
 /// Goal: a subject is asked for nothing that it says it cannot do, whatever is drawn. Method: one that panics when it is asked for more than
-/// reads, writes and flushes, or given another image than it opens: campaigns of every shape, and explorations.
+/// reads, writes and flushes, or given another image than it opens, and one that inflates only: campaigns of every shape, and explorations.
 #[test]
 fn little_is_asked_of_whoever_can_do_little() {
     let subject = Odd::new(How::Little);
@@ -253,6 +263,10 @@ fn little_is_asked_of_whoever_can_do_little() {
         let campaign::Report { found, broken, .. } = &report;
         assert!(found.is_none() && broken.is_none(), "{shape:?}: {found:?} {broken:?}");
         assert!(report.figures.states > 0, "{shape:?}");
+    }
+    for shape in [Shape::Compressed, Shape::Compressing] {
+        let report = campaign::run(&Odd::new(How::Inflates), &settings(40, Some(shape)), |_| {});
+        assert!(report.found.is_none() && report.broken.is_none(), "{shape:?}: {:?}", report.found);
     }
     for how in Robustness::ALL {
         let damaged = Settings { damage: Some(how), ..settings(40, None) };
@@ -381,6 +395,31 @@ fn who_remembers_other_images_proves_nothing() {
         broken.contains(": in life 0, event ") && broken.contains(" at first and "),
         "{broken}"
     );
+}
+
+/// Goal: nor is that passed over in a run that goes on past findings and has some. Method: this test again in a process of its own, for a
+/// subject that is wrong besides; what it prints.
+#[test]
+fn who_remembers_other_images_is_told_beside_findings() {
+    const CHILD: &str = "QCOW2_TEST_REMEMBERS";
+    const NAME: &str = "odd::who_remembers_other_images_is_told_beside_findings";
+    if std::env::var_os(CHILD).is_some() {
+        let arguments = Onward::augment_args(clap::Command::new("run"));
+        let matches = arguments.get_matches_from(["run", "--keep-going"]);
+        let onward = Onward::from_arg_matches(&matches).unwrap();
+        let minimise = Some(Duration::ZERO);
+        let outputs = Outputs { onward, minimise, ..Outputs::default() };
+        let subject = Odd::new(How::MapsWrongAndRemembers);
+        let status = console::run(&subject, &settings(300, None), &outputs).unwrap();
+        assert_eq!(status, ExitStatus::Violation);
+        return;
+    }
+    let mut this = Command::new(std::env::current_exe().unwrap());
+    let run = this.args(["--exact", NAME, "--nocapture"]).env(CHILD, "").output().unwrap();
+    let told = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{told}");
+    assert!(told.contains("\nnew: P3 "), "{told}");
+    assert!(told.contains("This run ends there, and proves nothing more: case "), "{told}");
 }
 
 /// Goal: a bound on leaks is asked of whoever promises it. Method: one that does, and one that does not.

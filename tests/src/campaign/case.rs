@@ -238,7 +238,10 @@ fn sample(plan: &Plan, rng: &mut Rng) -> u32 {
     // So does a large one, and a life of many requests has many moments.
     let large = u32::try_from(plan.geometry.units() >> 8).expect("plans are small");
     // Where a device takes little at once, a long request has many, too.
-    let bytes = |life: &LifePlan| life.tasks.iter().flatten().map(Op::length).sum::<u64>();
+    let moves =
+        |op: &&Op| matches!(op, Op::Write { .. } | Op::WriteCompressed { .. } | Op::Read { .. });
+    let bytes =
+        |life: &LifePlan| life.tasks.iter().flatten().filter(moves).map(Op::length).sum::<u64>();
     let most = plan.lives.iter().map(bytes).max().unwrap_or_default();
     let transfers = most / u64::from(plan.device.max_transfer);
     let long = u32::try_from(transfers >> 10).expect("plans are small");

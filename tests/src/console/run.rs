@@ -86,6 +86,9 @@ pub fn run<Sub: Subject>(
     let mut status = ExitStatus::Passed;
     if !titles.is_empty() {
         status = ExitStatus::Violation;
+        if let Some(why) = &report.broken {
+            say(&format!("This run ends there, and proves nothing more: {why}.\n"));
+        }
     } else if causes.met > 0 && report.broken.is_none() {
         say("nothing but what is known\n");
     } else if let Some(found) = &report.found {
@@ -97,7 +100,9 @@ pub fn run<Sub: Subject>(
     } else if let (Ended::Interrupted, Some(signal)) = (report.ended, interrupt::signal()) {
         say(&format!("interrupted ({signal}); no violation in the cases until then\n"));
         status = ExitStatus::Interrupted(signal);
-    } else if let Some(why) = vacuous(settings, &report.figures) {
+    } else if let (false, Some(why)) =
+        (matches!(settings.budget, Budget::Case(_)), vacuous(settings, &report.figures))
+    {
         say(&format!("This run proves nothing: {why}.\n"));
         status = ExitStatus::Broken;
     } else {

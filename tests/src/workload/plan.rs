@@ -144,11 +144,11 @@ impl Plan {
         if !can.layers {
             self.geometry.below = None;
         }
-        if !can.compressed {
+        if !can.compressed && self.initial == Initial::Compressed {
+            self.initial = Initial::Fragmented;
+        }
+        if !can.compressed || !can.zstd {
             self.geometry.compression = Compression::Deflate;
-            if self.initial == Initial::Compressed {
-                self.initial = Initial::Fragmented;
-            }
         }
         if can.refuses(&self.geometry, self.initial).is_some() {
             self.initial = Initial::Fresh;

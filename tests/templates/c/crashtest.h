@@ -7,8 +7,11 @@
  * Offsets, lengths and sizes are in bytes, and are of any alignment. One request is done at a time. Images are independent of each other, and
  * several are used at once, each on a thread of its own: what lies outside an image is not written to.
  *
- * After a power cut every call of the file fails, then the image is dropped. What is done to an image follows from a seed: an implementation
- * that asks a clock, a random number or an address what to do cannot be shown again what it did. An assertion that fails ends the process.
+ * After a power cut every call of the file but `length` fails, then the image is dropped. One that goes on all the same is unwound out of a
+ * call of the file after ten thousand of them: what is in C is compiled with -fexceptions, as build.rs does it, or gives up by itself.
+ *
+ * What is done to an image follows from a seed: an implementation that asks a clock, a random number or an address what to do cannot be
+ * shown again what it did. An assertion that fails ends the process.
  */
 #ifndef CRASHTEST_H
 #define CRASHTEST_H
@@ -54,8 +57,8 @@ struct crashtest_subject {
     uint32_t cluster_bits[2];
     /* log2 of the fewest and of the most bits of a refcount that it opens: 0 and 6 are all there are. */
     uint32_t refcount_orders[2];
-    /* Whether it opens images of version 2, with lazy refcounts, with compressed clusters. */
-    bool version_2, lazy_refcounts, compressed;
+    /* Whether it opens images of version 2, with lazy refcounts, with compressed clusters, with zstd. */
+    bool version_2, lazy_refcounts, compressed, zstd;
     /* Names of what images may hold at first, ended by NULL: the words of `explore --help` for `--initial`. Without a list, all of them. */
     const char *const *initials;
 

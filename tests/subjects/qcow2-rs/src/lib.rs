@@ -34,8 +34,7 @@ impl BlockingSubject for Qcow2Rs {
         "cargo run --release --manifest-path tests/subjects/qcow2-rs/Cargo.toml --"
     }
 
-    // It reads and writes, compressed clusters too, and has no code for the rest. Backing files it opens by path only. It refuses images
-    // with zstd, and those are drawn: no capability tells them apart.
+    // It reads and writes, compressed clusters too (deflate), and has no code for the rest. Backing files it opens by path only.
     fn capabilities(&self) -> Capabilities {
         let mut can = Capabilities::plain();
         (can.zeroes, can.discard, can.grow) = (false, false, false);

@@ -64,7 +64,8 @@ impl BlockingSubject for RustImg {
         use model::build::Initial::*;
         let mut can = Capabilities::plain();
         (can.zeroes, can.discard, can.grow) = (false, false, false);
-        (can.repair, can.map, can.compressed) = (false, false, true);
+        (can.repair, can.map) = (false, false);
+        (can.compressed, can.zstd) = (true, true);
         can.refcount_orders = (4, 4);
         can.initials =
             &[Fresh, RefcountBlockOneShort, L1AboutToGrow, Leaky, Fragmented, Bitmaps, Compressed];

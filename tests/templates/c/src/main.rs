@@ -16,7 +16,7 @@ use std::io;
 use std::process::ExitCode;
 use std::ptr::null_mut;
 use std::slice;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use model::build::Initial;
 use model::judge::Statement;
@@ -43,7 +43,7 @@ struct Calls {
 }
 
 // SAFETY of all calls of a file: `file` is what a subject was given, and its image, or its repair, has not ended. Where C passes memory, `length`
-// bytes there are its own.
+// bytes there are its own, and hold something where they are to be written.
 static CALLS: Calls = {
     unsafe extern "C-unwind" fn length(file: *const PlainFile) -> u64 {
         unsafe { &*file }.len()
@@ -54,10 +54,13 @@ static CALLS: Calls = {
         into: *mut u8,
         length: usize,
     ) -> c_int {
-        if length == 0 {
-            return OK;
+        // What is at `into` need not hold anything yet.
+        let mut read = vec![0; length];
+        let done = unsafe { &*file }.read_at(offset, &mut read);
+        if done.is_ok() {
+            unsafe { into.copy_from_nonoverlapping(read.as_ptr(), length) };
         }
-        result(unsafe { (*file).read_at(offset, slice::from_raw_parts_mut(into, length)) })
+        result(done)
     }
     unsafe extern "C-unwind" fn write_at(
         file: *const PlainFile,
@@ -78,10 +81,10 @@ static CALLS: Calls = {
         offset: u64,
         length: u64,
     ) -> c_int {
-        result(unsafe { &*file }.write_zeroes(offset..offset + length))
+        result(unsafe { &*file }.write_zeroes(offset..offset.saturating_add(length)))
     }
     unsafe extern "C-unwind" fn discard(file: *const PlainFile, offset: u64, length: u64) -> c_int {
-        result(unsafe { &*file }.discard(offset..offset + length))
+        result(unsafe { &*file }.discard(offset..offset.saturating_add(length)))
     }
     unsafe extern "C-unwind" fn flush(file: *const PlainFile) -> c_int {
         result(unsafe { &*file }.flush())
@@ -97,6 +100,8 @@ fn result(done: io::Result<()>) -> c_int {
     }
 }
 
+type OfOpening =
+    unsafe extern "C-unwind" fn(*const PlainFile, &'static Calls, bool, *mut *mut c_void) -> c_int;
 type OfFile = unsafe extern "C-unwind" fn(*const PlainFile, &'static Calls) -> c_int;
 type OfImage = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
 type OfRange = unsafe extern "C-unwind" fn(*mut c_void, u64, u64) -> c_int;
@@ -112,20 +117,16 @@ struct Table {
     version_2: bool,
     lazy_refcounts: bool,
     compressed: bool,
+    zstd: bool,
     initials: *const *const c_char,
     leaks_little: bool,
     finds_space: bool,
-    open: unsafe extern "C-unwind" fn(
-        *const PlainFile,
-        &'static Calls,
-        bool,
-        *mut *mut c_void,
-    ) -> c_int,
-    drop: unsafe extern "C-unwind" fn(*mut c_void),
-    size: unsafe extern "C-unwind" fn(*mut c_void) -> u64,
-    read: unsafe extern "C-unwind" fn(*mut c_void, u64, *mut u8, usize) -> c_int,
-    write: unsafe extern "C-unwind" fn(*mut c_void, u64, *const u8, usize) -> c_int,
-    flush: OfImage,
+    open: Option<OfOpening>,
+    drop: Option<unsafe extern "C-unwind" fn(*mut c_void)>,
+    size: Option<unsafe extern "C-unwind" fn(*mut c_void) -> u64>,
+    read: Option<unsafe extern "C-unwind" fn(*mut c_void, u64, *mut u8, usize) -> c_int>,
+    write: Option<unsafe extern "C-unwind" fn(*mut c_void, u64, *const u8, usize) -> c_int>,
+    flush: Option<OfImage>,
     write_zeroes: Option<unsafe extern "C-unwind" fn(*mut c_void, u64, u64, bool) -> c_int>,
     discard: Option<OfRange>,
     grow: Option<OfSize>,
@@ -142,8 +143,14 @@ unsafe extern "C-unwind" {
     safe static TABLE: Table;
 }
 
+/// A function that `crashtest_subject` has to have, or that it was asked for because it has it.
+fn of<F>(function: Option<F>, name: &str) -> F {
+    function.unwrap_or_else(|| panic!("crashtest_subject has no {name}"))
+}
+
 /// A constant text of C.
 fn text(text: *const c_char) -> &'static str {
+    assert!(!text.is_null(), "crashtest_subject has no name, or no key");
     // SAFETY: a text of `struct crashtest_subject` is one for ever.
     let text = unsafe { CStr::from_ptr(text) };
     text.to_str().expect("names in crashtest_subject are UTF-8")
@@ -173,7 +180,8 @@ impl BlockingSubject for InC {
         can.zeroes = TABLE.write_zeroes.is_some();
         (can.discard, can.grow) = (TABLE.discard.is_some(), TABLE.grow.is_some());
         (can.shrink, can.repair) = (TABLE.shrink.is_some(), TABLE.repair.is_some());
-        (can.map, can.compressed) = (false, TABLE.compressed);
+        can.map = false;
+        (can.compressed, can.zstd) = (TABLE.compressed, TABLE.zstd);
         (can.version_2, can.lazy_refcounts) = (TABLE.version_2, TABLE.lazy_refcounts);
         can.cluster_bits = TABLE.cluster_bits.into();
         can.refcount_orders = TABLE.refcount_orders.into();
@@ -187,16 +195,16 @@ impl BlockingSubject for InC {
     }
 
     fn open(&self, file: PlainFile, session: &Session) -> Result<Open, Refusal> {
-        let file = Box::new(file);
+        let file = Arc::new(file);
         let mut image = null_mut();
+        let open = of(TABLE.open, "open");
         // SAFETY: as `crashtest.h` has it.
-        let opened =
-            unsafe { (TABLE.open)(&raw const *file, &CALLS, session.writable, &raw mut image) };
+        let opened = unsafe { open(Arc::as_ptr(&file), &CALLS, session.writable, &raw mut image) };
         refused(opened).map(|()| Open { image, _file: file })
     }
 
     fn repair(&self, file: PlainFile) -> Result<Statement, Refusal> {
-        let repair = TABLE.repair.expect("it is called of whoever has it");
+        let repair = of(TABLE.repair, "repair");
         // SAFETY: as `crashtest.h` has it.
         let repaired = unsafe { repair(&raw const file, &CALLS) };
         refused(repaired).map(|()| Statement::Repaired)
@@ -245,51 +253,51 @@ fn told(result: c_int) -> Result<(), String> {
 /// An open image, and its file, which stays as long.
 struct Open {
     image: *mut c_void,
-    _file: Box<PlainFile>,
+    _file: Arc<PlainFile>,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         // SAFETY: nobody has dropped it, and nobody calls it again; its file goes after it.
-        unsafe { (TABLE.drop)(self.image) }
+        unsafe { of(TABLE.drop, "drop")(self.image) }
     }
 }
 
 // SAFETY of all its calls: the image is open, and one call is made at a time.
 impl BlockingImage for Open {
     fn size(&self) -> u64 {
-        unsafe { (TABLE.size)(self.image) }
+        unsafe { of(TABLE.size, "size")(self.image) }
     }
 
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> Result<(), String> {
-        told(unsafe { (TABLE.read)(self.image, offset, buf.as_mut_ptr(), buf.len()) })
+        told(unsafe { of(TABLE.read, "read")(self.image, offset, buf.as_mut_ptr(), buf.len()) })
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), String> {
-        told(unsafe { (TABLE.write)(self.image, offset, data.as_ptr(), data.len()) })
+        told(unsafe { of(TABLE.write, "write")(self.image, offset, data.as_ptr(), data.len()) })
     }
 
     fn flush(&mut self) -> Result<(), String> {
-        told(unsafe { (TABLE.flush)(self.image) })
+        told(unsafe { of(TABLE.flush, "flush")(self.image) })
     }
 
     fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> Result<(), String> {
-        let zero = TABLE.write_zeroes.expect("it is called of whoever has it");
+        let zero = of(TABLE.write_zeroes, "write_zeroes");
         told(unsafe { zero(self.image, offset, length, unmap) })
     }
 
     fn discard(&mut self, offset: u64, length: u64) -> Result<(), String> {
-        let discard = TABLE.discard.expect("it is called of whoever has it");
+        let discard = of(TABLE.discard, "discard");
         told(unsafe { discard(self.image, offset, length) })
     }
 
     fn grow(&mut self, size: u64) -> Result<(), String> {
-        let grow = TABLE.grow.expect("it is called of whoever has it");
+        let grow = of(TABLE.grow, "grow");
         told(unsafe { grow(self.image, size) })
     }
 
     fn shrink(&mut self, size: u64) -> Result<(), String> {
-        let shrink = TABLE.shrink.expect("it is called of whoever has it");
+        let shrink = of(TABLE.shrink, "shrink");
         told(unsafe { shrink(self.image, size) })
     }
 
