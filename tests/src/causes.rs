@@ -121,6 +121,11 @@ fn sort(violation: &Violation) -> String {
     format!("{} ({})", seen_as(violation), wrong(violation))
 }
 
+/// Whether the same is wrong, however it came to light.
+pub(crate) fn is_alike(one: &Violation, other: &Violation) -> bool {
+    wrong(one) == wrong(other)
+}
+
 /// What is wrong, however it came to light: what a guest reads may break P0 to P3 alike.
 fn wrong(violation: &Violation) -> String {
     match (violation.property, violation.place) {

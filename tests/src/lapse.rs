@@ -20,16 +20,19 @@ use std::time::{Duration, Instant};
 
 use faultfs::profile::Profile;
 use model::build::Initial;
+use model::finding::Property;
 use model::guest::Promises;
 use model::judge::Statement;
 use model::op::Geometry;
 use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Limits, Storage};
 
-use crate::campaign::{self, Budget, Settings};
+use crate::campaign::{self, Budget, Found, Settings};
 use crate::capabilities::Capabilities;
+use crate::causes::is_alike;
 use crate::explore::alphabet::worlds;
 use crate::explore::{self, ExploreSettings};
 use crate::interrupt;
+use crate::minimise::shows;
 use crate::recover::Failure;
 use crate::subject::{Duties, Mend, Refusal, Session, Subject};
 use crate::workload::Scope;
@@ -322,42 +325,74 @@ pub struct Tried {
     pub seconds: f64,
 }
 
-/// Tries the first `most` flushes and then writes, each for at most `limit`, in turn, and tells `said` of each. A kind ends with the first
-/// that never comes.
+/// What a sweep came to.
+#[derive(Clone, Debug)]
+pub struct Swept {
+    /// What the subject shows on a sound storage, if anything.
+    pub own: Option<Failure>,
+    /// What each lapse led to.
+    pub tried: Vec<Tried>,
+}
+
+/// Tries the first `most` flushes and then writes, each for at most `limit`, in turn, and tells `said` of each, once `began` knows what a
+/// sound storage shows. A kind ends with the first that never comes.
+///
+/// Of a subject that fails on a sound storage as well, small workloads are not explored, and a case counts only if the same is wrong nowhere
+/// in it when it is run on a sound storage.
 ///
 /// # Errors
-/// What is seen without any lapse, and why a run proves nothing: then nothing that is seen with one says anything.
+/// Why a run proves nothing: then nothing that is seen with a lapse says anything.
 pub fn sweep<Sub: Subject>(
     subject: &Sub,
     profile: Profile,
     most: u64,
     limit: Duration,
+    began: impl FnOnce(Option<&Failure>),
     mut said: impl FnMut(&Tried),
-) -> Result<Vec<Tried>, String> {
-    if let (Some(Failure { violation, moment }), _) = look(subject, profile, limit)? {
-        return Err(format!("it fails on a sound storage as well\n{violation} {moment}"));
-    }
-    let mut all = Vec::new();
+) -> Result<Swept, String> {
+    let (own, _) = match explored(subject, profile, limit)? {
+        (Some(found), states) => (Some(found), states),
+        (None, _) => drawn(subject, profile, limit / 2, |_| false)?,
+    };
+    began(own.as_ref());
+    let mut tried = Vec::new();
     for kind in [Lapse::Flush as fn(u64) -> Lapse, Lapse::Late] {
         for lapse in (0..most).map(kind) {
             #[expect(clippy::disallowed_methods, reason = "seconds are a figure, not an input")]
             let start = Instant::now();
             let lapsing = Lapsing::new(subject.clone(), lapse);
-            let (failure, states) = look(&lapsing, profile, limit)?;
+            let (failure, states) = match own {
+                None => match explored(&lapsing, profile, limit)? {
+                    (None, states) => {
+                        let (failure, more) = drawn(&lapsing, profile, limit / 2, |_| false)?;
+                        (failure, states + more)
+                    }
+                    found => found,
+                },
+                Some(_) => drawn(&lapsing, profile, limit, |found| is_own(subject, found))?,
+            };
             let (shown, seconds) = (lapsing.shown(), start.elapsed().as_secs_f64());
             if (shown == 0 && failure.is_none()) || interrupt::asked() {
                 break;
             }
-            let tried = Tried { lapse, shown, failure, states, seconds };
-            said(&tried);
-            all.push(tried);
+            let one = Tried { lapse, shown, failure, states, seconds };
+            said(&one);
+            tried.push(one);
         }
     }
-    Ok(all)
+    Ok(Swept { own, tried })
 }
 
-/// Small workloads first, exhaustively, then random ones, of one request at a time and without failing I/O; how many states were judged.
-fn look<Sub: Subject>(
+/// Whether what was found with a lapse is wrong on a sound storage, too.
+fn is_own<Sub: Subject>(subject: &Sub, found: &Found) -> bool {
+    let violation = &found.failure.violation;
+    shows(subject, &found.trial, violation.property == Property::P7, &|failure| {
+        is_alike(&failure.violation, violation)
+    })
+}
+
+/// Small workloads, exhaustively; how many states were judged.
+fn explored<Sub: Subject>(
     subject: &Sub,
     profile: Profile,
     limit: Duration,
@@ -367,31 +402,38 @@ fn look<Sub: Subject>(
         [10, 12].map(|bits: u32| 1 << bits.clamp(can.cluster_bits.0, can.cluster_bits.1)).to_vec();
     sizes.dedup();
     let initials = [Initial::Fresh, Initial::Fragmented, Initial::Dirty, Initial::L1AboutToGrow];
-    let explored = ExploreSettings {
+    let settings = ExploreSettings {
         profile,
         limit: Some(limit / 2),
         workers: 1,
         ..ExploreSettings::new(worlds(&sizes, &[false, true], &initials), 2)
     };
-    let report = explore::run(subject, &explored.within(&can), |_, _, _, _| {});
-    let states: u64 = report.worlds.iter().map(|explored| explored.counts.leaves).sum();
-    if let Some(found) = report.found {
-        return Ok((Some(found.failure), states));
+    let report = explore::run(subject, &settings.within(&can), |_, _, _, _| {});
+    let states = report.worlds.iter().map(|explored| explored.counts.leaves).sum();
+    match (report.found, report.broken) {
+        (None, Some(why)) => Err(why),
+        (found, _) => Ok((found.map(|found| found.failure), states)),
     }
-    if let Some(why) = report.broken {
-        return Err(why);
-    }
+}
+
+/// Random workloads, of one request at a time and without failing I/O, past each that is `own`; how many states were judged.
+fn drawn<Sub: Subject>(
+    subject: &Sub,
+    profile: Profile,
+    limit: Duration,
+    own: impl Fn(&Found) -> bool + Sync,
+) -> Result<(Option<Failure>, u64), String> {
     let settings = Settings {
         seed: 1,
         profile,
         damage: None,
         scope: Scope { tasks: Some(1), faultless: true, ..Scope::default() },
-        budget: Budget::Time(limit / 2),
+        budget: Budget::Time(limit),
         workers: 1,
     };
-    let report = campaign::run(subject, &settings, |_| {});
+    let report = campaign::run_past(subject, &settings, |_| {}, own);
     match (report.found, report.broken) {
         (None, Some(why)) => Err(why),
-        (found, _) => Ok((found.map(|found| found.failure), states + report.figures.states)),
+        (found, _) => Ok((found.map(|found| found.failure), report.figures.states)),
     }
 }

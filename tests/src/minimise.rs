@@ -415,6 +415,30 @@ fn search_until<Sub: Subject>(
     wanted: &Signature,
     over: &dyn Fn() -> bool,
 ) -> Option<Minimised> {
+    let goes_on = wanted.property == Property::P7;
+    search_for(subject, trial, goes_on, &|failure| wanted.matches(failure), over)
+}
+
+/// Whether a trial shows what is wanted, in whichever of its lives. Whether all can be written again (P7) is tried if `goes_on`.
+pub fn shows<Sub: Subject>(
+    subject: &Sub,
+    trial: &Trial,
+    goes_on: bool,
+    wanted: &dyn Fn(&Failure) -> bool,
+) -> bool {
+    (1..=trial.lives.len()).any(|lives| {
+        let part = Trial { lives: trial.lives[..lives].to_vec(), ..trial.clone() };
+        search_for(subject, &part, goes_on, wanted, &|| false).is_some()
+    })
+}
+
+fn search_for<Sub: Subject>(
+    subject: &Sub,
+    trial: &Trial,
+    goes_on: bool,
+    wanted: &dyn Fn(&Failure) -> bool,
+    over: &dyn Fn() -> bool,
+) -> Option<Minimised> {
     let last = trial.lives.len().checked_sub(1)?;
     let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
     let mut probes = Probes::default();
@@ -450,13 +474,13 @@ fn search_until<Sub: Subject>(
             let result = result.and_then(|recovered| {
                 p9_bounded_waste(subject, began.leaked(&recovered), may_leak)?;
                 // Writing every unit takes long, and only this property asks for it.
-                if wanted.property == Property::P7 {
+                if goes_on {
                     let (geometry, disk) = (&trial.geometry, &recovered.disk);
                     p7_goes_on(subject, trial.session(), geometry, disk, &seen, &chooser)?;
                 }
                 Ok(())
             });
-            let other = result.err().filter(|other| wanted.matches(other))?;
+            let other = result.err().filter(wanted)?;
             let choices = look(&chooser).choices();
             Some((choices, other))
         })
@@ -482,7 +506,7 @@ fn search_until<Sub: Subject>(
     if let Some(other) = end.failure {
         let mut trial = trial.clone();
         trial.lives[last].at = cut;
-        return wanted.matches(&other).then_some(Minimised { trial, failure: other });
+        return wanted(&other).then_some(Minimised { trial, failure: other });
     }
     if found.is_none() && end.closed {
         let mut seen = end.guest.clone();
@@ -496,7 +520,7 @@ fn search_until<Sub: Subject>(
                 bench.judge.closed(&mut evidence, &seen, &inherited).first().cloned()?;
             let other = Failure { violation, moment: "after a clean close".to_owned() };
             let choices = look(&chooser).choices();
-            wanted.matches(&other).then_some((At::End, choices, other))
+            wanted(&other).then_some((At::End, choices, other))
         });
     }
     if found.is_none() && !over() {

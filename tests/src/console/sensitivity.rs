@@ -9,7 +9,8 @@ use super::output::{check, say};
 use super::status::ExitStatus;
 use crate::corpus::CorpusError;
 use crate::interrupt;
-use crate::lapse::{Lapse, sweep};
+use crate::lapse::{Lapse, Swept, sweep};
+use crate::recover::Failure;
 use crate::subject::Subject;
 
 /// The arguments.
@@ -35,14 +36,19 @@ impl Sensitivity {
         check(None, None)?;
         let limit = Duration::from_secs(self.seconds);
         say(&format!(
-            "{}, profile {}: the storage leaves a flush out, or does a write after the next flush\n{:<10} {:>9} {:>8}  property that noticed\n",
+            "{}, profile {}: the storage leaves a flush out, or does a write after the next flush\n",
             subject.name(),
             self.profile,
-            "",
-            "states",
-            "seconds",
         ));
-        let tried = sweep(subject, self.profile, self.most, limit, |noticed| {
+        let own = |own: Option<&Failure>| {
+            if let Some(Failure { violation, moment }) = own {
+                say(&format!(
+                    "It fails on a sound storage as well, and what fails there in the same way is passed over here:\n{violation} {moment}\n"
+                ));
+            }
+            say(&format!("{:<10} {:>9} {:>8}  property that noticed\n", "", "states", "seconds"));
+        };
+        let swept = sweep(subject, self.profile, self.most, limit, own, |noticed| {
             let verdict = match &noticed.failure {
                 Some(failure) => {
                     format!("{} {}", failure.violation.property, failure.violation.kind)
@@ -52,8 +58,8 @@ impl Sensitivity {
             let (lapse, states) = (noticed.lapse.to_string(), noticed.states);
             say(&format!("{lapse:<10} {states:>9} {:>8.2}  {verdict}\n", noticed.seconds));
         });
-        let tried = match tried {
-            Ok(tried) => tried,
+        let Swept { tried, .. } = match swept {
+            Ok(swept) => swept,
             Err(why) => {
                 say(&format!("This run proves nothing: {why}\n"));
                 return Ok(ExitStatus::Broken);
