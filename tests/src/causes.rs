@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::campaign::Found;
 use crate::ended::Ended;
-use crate::minimise::{MinimiseProgress, Minimised, Shrunk, minimise};
-use crate::recover::{self, Bench};
+use crate::minimise::{MinimiseProgress, Minimised, Shrunk, minimise, shows};
+use crate::recover::{self, Bench, Failure};
 use crate::subject::Subject;
 use crate::trial::{self, Outcome, Trial};
 
@@ -121,9 +121,13 @@ fn sort(violation: &Violation) -> String {
     format!("{} ({})", seen_as(violation), wrong(violation))
 }
 
-/// Whether the same is wrong, however it came to light.
-pub(crate) fn is_alike(one: &Violation, other: &Violation) -> bool {
-    wrong(one) == wrong(other)
+/// Whether a trial shows that the same is wrong as in `failure`, in whichever of its lives, at whichever moment, and however it comes to
+/// light.
+pub fn is_shown_by<Sub: Subject>(subject: &Sub, trial: &Trial, failure: &Failure) -> bool {
+    let Failure { violation, .. } = failure;
+    shows(subject, trial, violation.property == Property::P7, &|other| {
+        wrong(&other.violation) == wrong(violation)
+    })
 }
 
 /// What is wrong, however it came to light: what a guest reads may break P0 to P3 alike.

@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 
 use faultfs::profile::Profile;
 use model::build::Initial;
-use model::finding::Property;
 use model::guest::Promises;
 use model::judge::Statement;
 use model::op::Geometry;
@@ -28,11 +27,10 @@ use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Limits, Storage};
 
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::capabilities::Capabilities;
-use crate::causes::is_alike;
+use crate::causes::is_shown_by;
 use crate::explore::alphabet::worlds;
 use crate::explore::{self, ExploreSettings};
 use crate::interrupt;
-use crate::minimise::shows;
 use crate::recover::Failure;
 use crate::subject::{Duties, Mend, Refusal, Session, Subject};
 use crate::workload::Scope;
@@ -369,7 +367,9 @@ pub fn sweep<Sub: Subject>(
                     }
                     found => found,
                 },
-                Some(_) => drawn(&lapsing, profile, limit, |found| is_own(subject, found))?,
+                Some(_) => drawn(&lapsing, profile, limit, |found| {
+                    is_shown_by(subject, &found.trial, &found.failure)
+                })?,
             };
             let (shown, seconds) = (lapsing.shown(), start.elapsed().as_secs_f64());
             if (shown == 0 && failure.is_none()) || interrupt::asked() {
@@ -381,14 +381,6 @@ pub fn sweep<Sub: Subject>(
         }
     }
     Ok(Swept { own, tried })
-}
-
-/// Whether what was found with a lapse is wrong on a sound storage, too.
-fn is_own<Sub: Subject>(subject: &Sub, found: &Found) -> bool {
-    let violation = &found.failure.violation;
-    shows(subject, &found.trial, violation.property == Property::P7, &|failure| {
-        is_alike(&failure.violation, violation)
-    })
 }
 
 /// Small workloads, exhaustively; how many states were judged.

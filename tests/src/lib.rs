@@ -39,6 +39,7 @@ pub mod minimise;
 pub mod mutants;
 pub mod panics;
 pub mod probe;
+pub mod promise;
 pub mod qemu;
 pub mod recover;
 pub mod replay;

@@ -24,7 +24,7 @@ use crate::capabilities::Capabilities;
 use crate::evidence::DiskEvidence;
 use crate::panics;
 use crate::probe::{Probe, Probes};
-use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
+use crate::subject::{Duties, Mend, Refusal, Session, Subject, SubjectImage};
 
 /// One planned step of recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,8 +126,9 @@ pub struct Bench<Sub> {
 impl<Sub: Subject> Bench<Sub> {
     /// A bench for one case.
     pub fn new(subject: Sub, session: Session, profile: Profile) -> Self {
-        let judge =
-            if subject.duties().structure { Judge::default() } else { Judge::of_contents() };
+        let Duties { structure, closes_without_leaks, .. } = subject.duties();
+        let judge = if structure { Judge::default() } else { Judge::of_contents() };
+        let judge = if closes_without_leaks { judge } else { judge.allowing_leaks() };
         Self {
             subject,
             session,

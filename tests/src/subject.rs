@@ -20,7 +20,8 @@
 //! 4. Implement [`Subject`]. [`promises`](Subject::promises) says what is not common to all: what a discarded cluster reads as, when a
 //!    growth and a write are durable. [`capabilities`](Subject::capabilities) says what it can do at all; the rest is not asked of it, and
 //!    the run says so. [`duties`](Subject::duties) says what it is held to. Begin with what its documentation promises: a duty that is
-//!    taken away hides a bug, one that is not its own shows bugs that are none. [`command`](Subject::command) is what reports tell people
+//!    taken away hides a bug, one that is not its own shows bugs that are none. Among them is the worst device that it
+//!    [survives](Duties::survives): what only a worse one shows is told as beyond that. [`command`](Subject::command) is what reports tell people
 //!    to type: the running program, unless the subject says how that is started (`cargo run --release --`).
 //! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
 //!    memory, or was written in an order that is wrong without any cache below; then each profile up to `torn-length`, first
@@ -34,7 +35,8 @@
 //! 7. `run --keep-going` goes on to the end of its budget and tells findings apart by cause ([`causes`](crate::causes)): what is left when
 //!    nothing can be taken away. `--causes FILE` writes them down; with `--known FILE` only others count, and one that is gone is said.
 //! 8. When a campaign is silent, see whether it could have been loud: `sensitivity` leaves flushes out and does writes late under the
-//!    implementation ([`lapse`](crate::lapse)). What is noticed by nobody is not needed, or not asked for. Figures say what was met.
+//!    implementation ([`lapse`](crate::lapse)). What is noticed by nobody is not needed, or not asked for. Mistakes of its own do not count:
+//!    what fails on a sound storage in the same way is gone past. Figures say what was met.
 //!
 //! # What the harness does to a subject
 //!
@@ -81,7 +83,7 @@
 //! | P3 | looking again, or recovery, changed contents | a read-only open that writes; a repair that drops data |
 //! | P4 | the tables are not sound: `refcount-too-low`, `overlap`, `out-of-range` | a reference before its refcount, a pointer before the table that it leads to |
 //! | P5 | a second repair does something, or one cut short comes to another end | repair in an order of its own |
-//! | P6 | closed, and dirty or leaking | what `close` leaves behind |
+//! | P6 | closed, and dirty or leaking | what `close` leaves behind; leaking is legal if [`Duties`] say so |
 //! | P7 | something hangs, or cannot be written any more | space that is not found again; recovery that does not end |
 //! | P8 | an error without a reason, a panic, a false claim, a breach of the storage's contract | overlapping writes in flight, I/O past a limit |
 //! | P9 | one crash leaks too much | allocation far ahead of use |
@@ -106,6 +108,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use faultfs::profile::Profile;
 use faultfs::rng::Rng;
 use model::crypt::{PASSPHRASE, passphrase};
 use model::guest::{DiscardReads, Promises};
@@ -206,16 +209,29 @@ pub struct Duties {
     pub structure: bool,
     /// A power cut leaks no more clusters than the requests that it met can account for (P9), where the structure is judged at all.
     pub leaks_little: bool,
+    /// No cluster is counted that nothing refers to when an image is closed, beyond those that were when it was opened (P6). Without it that
+    /// is no damage; a repair removes it all the same (P4).
+    pub closes_without_leaks: bool,
     /// Guest writes that overlap in time and place reach the storage one after the other. A subject that passes them on
     /// as they come leaves either of them, which the reference disk allows anyway.
     pub disjoint_writes: bool,
     /// Space that was given up and flushed is used again before the file gets longer.
     pub finds_space: bool,
+    /// The worst device on which it says that a power cut does no harm. A campaign runs on that one unless another is asked for, and what only
+    /// a worse one shows is told as beyond what it says.
+    pub survives: Profile,
 }
 
 impl Default for Duties {
     fn default() -> Self {
-        Self { structure: true, leaks_little: true, disjoint_writes: true, finds_space: true }
+        Self {
+            structure: true,
+            leaks_little: true,
+            closes_without_leaks: true,
+            disjoint_writes: true,
+            finds_space: true,
+            survives: Profile::TornLength,
+        }
     }
 }
 

@@ -234,6 +234,8 @@ fn what_a_certificate_says_was_judged_can_be_found() {
     let letters = [Symbol::WriteA, Symbol::Reopen];
     assert_eq!(judged(&contents, &unrepaired, &letters, false), of_contents);
     assert!(!judged(&all, &plain, &Symbol::ALL, true).contains(&Property::P6));
+    let leaking = Duties { closes_without_leaks: false, ..all };
+    assert!(!judged(&leaking, &plain, &Symbol::ALL, false).contains(&Property::P6));
     // What changes wholly or not at all: a size, and passphrases.
     let wholly = |alphabet| judged(&contents, &plain, alphabet, false).contains(&Property::P10);
     assert_eq!(

@@ -16,6 +16,7 @@ use crate::causes::{Findings, Look, Met, RootCause};
 use crate::corpus::CorpusError;
 use crate::figures::Figures;
 use crate::minimise::Minimised;
+use crate::promise;
 use crate::subject::Subject;
 
 /// The arguments.
@@ -102,6 +103,10 @@ impl Onward {
         for met in &causes {
             let is_known = known.iter().any(|known| met.cause.is_of(known));
             told.add(met, is_known);
+            if !promise::is_broken(subject, &met.small.trial, &met.small.failure) {
+                let survives = subject.duties().survives;
+                told.text += &format!("    beyond what it says that it survives, {survives}\n");
+            }
             let mut keeps = met.cases.iter().filter_map(|number| kept.remove(number));
             let first = keeps.next();
             keeps.for_each(Keep::forget);

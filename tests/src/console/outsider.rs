@@ -191,15 +191,20 @@ fn command<Sub: Subject>(subject: &Sub) -> clap::Command {
     let run = example("run --contents --profile kill");
     let explore = example("explore --operations 2 --contents");
     let corpus = |argument: clap::Arg| argument.required(false).default_value(folder.clone());
+    let profile = |argument: clap::Arg| argument.default_value(subject.duties().survives.name());
     Cli::command()
         .name(format!("{key}-campaign"))
         .about(about)
-        .mut_subcommand("run", |verb| verb.mut_arg("corpus", corpus).after_help(run))
+        .mut_subcommand("run", |verb| {
+            verb.mut_arg("corpus", corpus).mut_arg("profile", profile).after_help(run)
+        })
+        .mut_subcommand("sensitivity", |verb| verb.mut_arg("profile", profile))
         .mut_subcommand("explore", |verb| {
             // Small and soon over, unless more is asked for.
             let clusters = |argument: clap::Arg| argument.default_value("1024");
             let refcounts = |argument: clap::Arg| argument.default_value("eager");
             let verb = verb.mut_arg("clusters", clusters).mut_arg("refcounts", refcounts);
+            let verb = verb.mut_arg("profile", profile);
             verb.mut_arg("corpus", corpus).after_help(explore)
         })
 }

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,6 +21,7 @@ use crate::figures::{Figures, Summary};
 use crate::interrupt;
 use crate::ledger::{self, Cited};
 use crate::probe::Probe;
+use crate::promise;
 use crate::recover::Failure;
 use crate::robust;
 use crate::subject::Subject;
@@ -57,6 +58,7 @@ pub fn run<Sub: Subject>(
     check(files, outputs.corpus.as_deref())?;
     let progress = Progress::new(settings);
     let show = |figures: &Figures| progress.show(figures);
+    let beyond = Beyond::default();
     let (report, causes) = match outputs.onward.is_wanted() {
         true => {
             let keeping = Keeping {
@@ -66,7 +68,10 @@ pub fn run<Sub: Subject>(
             };
             outputs.onward.run(subject, settings, &keeping, show)?
         }
-        false => (campaign::run(subject, settings, show), Told::default()),
+        false => {
+            let onward = |found: &Found| beyond.takes(subject, found);
+            (campaign::run_past(subject, settings, show, onward), Told::default())
+        }
     };
     progress.finish();
     say(&format!(
@@ -81,6 +86,7 @@ pub fn run<Sub: Subject>(
         }
     ));
     say(&not_asked(subject));
+    say(&beyond.line(subject));
     say(&causes.text);
     let mut titles = causes.new;
     let mut status = ExitStatus::Passed;
@@ -94,6 +100,9 @@ pub fn run<Sub: Subject>(
     } else if let Some(found) = &report.found {
         status = ExitStatus::Violation;
         titles.push(tell(subject, settings, outputs, found));
+    } else if let Some(found) = beyond.first() {
+        status = ExitStatus::Violation;
+        titles.push(tell(subject, settings, outputs, &found));
     } else if let Some(why) = report.broken.clone() {
         say(&format!("This run proves nothing: {why}.\n"));
         status = ExitStatus::Broken;
@@ -139,6 +148,42 @@ pub fn run<Sub: Subject>(
         return after(status, write(path, text));
     }
     Ok(status)
+}
+
+/// Findings on a device that is worse than any that the subject says it survives, where that one does not show them.
+#[derive(Default)]
+struct Beyond(Mutex<(u64, Option<Found>)>);
+
+impl Beyond {
+    /// Whether it is such a finding; it is counted then.
+    fn takes<Sub: Subject>(&self, subject: &Sub, found: &Found) -> bool {
+        if found.image.is_some() || promise::is_broken(subject, &found.trial, &found.failure) {
+            return false;
+        }
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.0 += 1;
+        if taken.1.as_ref().is_none_or(|first| found.case < first.case) {
+            taken.1 = Some(found.clone());
+        }
+        true
+    }
+
+    /// The one with the smallest number.
+    fn first(&self) -> Option<Found> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// How many there are, as a line; nothing if there is none.
+    fn line<Sub: Subject>(&self, subject: &Sub) -> String {
+        let (count, _) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let survives = subject.duties().survives;
+        match count {
+            0 => String::new(),
+            count => {
+                format!("beyond what it says that it survives, {survives}: {count} findings\n")
+            }
+        }
+    }
 }
 
 /// What was not asked of the subject, as a line; nothing if all was.
@@ -234,7 +279,7 @@ impl Progress {
             bar.set_message(message);
             return;
         }
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if figures.seconds - *last >= 5.0 {
             *last = figures.seconds;
             let _ = writeln!(std::io::stderr().lock(), "{:6.1} s  {message}", figures.seconds);

@@ -462,7 +462,7 @@ pub fn judged(
         (Property::P3, true),
         (Property::P4, structure),
         (Property::P5, repair),
-        (Property::P6, structure && closes),
+        (Property::P6, structure && duties.closes_without_leaks && closes),
         (Property::P8, true),
         (Property::P10, whole),
     ];

@@ -35,6 +35,7 @@ use model::payload::{COMPRESSIBLE, INITIAL, STALE, Value};
 use crate::capabilities::Capabilities;
 use crate::leaf::Labels;
 use crate::life::Cause;
+use crate::promise;
 use crate::recover::{Bench, Failure, asked, name};
 use crate::subject::Subject;
 use crate::trial::{self, At, Outcome, Trial, TrialLife};
@@ -162,6 +163,10 @@ impl Story {
         let violation = &self.failure.violation;
         writeln!(out, "{}", headline(violation))?;
         writeln!(out, "seen: {}\nsubject: {}", self.failure.moment, subject.name())?;
+        if !promise::is_broken(subject, &self.trial, &self.failure) {
+            let survives = subject.duties().survives;
+            writeln!(out, "promise: not broken; it says that it survives {survives} at most")?;
+        }
         self.workload(out, &subject.capabilities())?;
         self.lanes(out)?;
         self.values(out)?;

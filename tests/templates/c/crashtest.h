@@ -62,9 +62,9 @@ struct crashtest_subject {
     /* Names of what images may hold at first, ended by NULL: the words of `explore --help` for `--initial`. Without a list, all of them. */
     const char *const *initials;
 
-    /* What it is held to besides what its guest reads: a power cut leaks no more than the requests that it met account for; space that was
-     * given up and flushed is used again before the file gets longer. */
-    bool leaks_little, finds_space;
+    /* What it is held to besides what its guest reads: a power cut leaks no more than the requests that it met account for; a clean close
+     * leaks nothing; space that was given up and flushed is used again before the file gets longer. */
+    bool leaks_little, closes_without_leaks, finds_space;
 
     /* Opens an image, safe to write if it is opened for writing. `file` stays until the image is dropped. */
     enum crashtest_result (*open)(struct crashtest_file *file, const struct crashtest_calls *calls, bool writable, void **image);

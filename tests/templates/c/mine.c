@@ -167,6 +167,7 @@ const struct crashtest_subject crashtest_subject = {
     .lazy_refcounts = true,
     .initials = initials,
     .leaks_little = true,
+    .closes_without_leaks = true,
     .open = open_image,
     .drop = drop_image,
     .size = size_of,

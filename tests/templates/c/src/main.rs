@@ -120,6 +120,7 @@ struct Table {
     zstd: bool,
     initials: *const *const c_char,
     leaks_little: bool,
+    closes_without_leaks: bool,
     finds_space: bool,
     open: Option<OfOpening>,
     drop: Option<unsafe extern "C-unwind" fn(*mut c_void)>,
@@ -190,8 +191,14 @@ impl BlockingSubject for InC {
     }
 
     fn duties(&self) -> Duties {
-        let Table { leaks_little, finds_space, .. } = TABLE;
-        Duties { structure: !self.contents, leaks_little, finds_space, ..Duties::default() }
+        let Table { leaks_little, closes_without_leaks, finds_space, .. } = TABLE;
+        Duties {
+            structure: !self.contents,
+            leaks_little,
+            closes_without_leaks,
+            finds_space,
+            ..Duties::default()
+        }
     }
 
     fn open(&self, file: PlainFile, session: &Session) -> Result<Open, Refusal> {
