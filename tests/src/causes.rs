@@ -141,7 +141,7 @@ fn wrong(violation: &Violation) -> String {
 }
 
 /// The kind of structure in which something is wrong.
-fn structure(finding: &Finding) -> String {
+pub(crate) fn structure(finding: &Finding) -> String {
     let named = |name: &str| name.to_owned();
     match finding {
         Finding::RefcountTooLow { .. } => named("refcounts too low"),
@@ -228,7 +228,7 @@ fn lost(outcome: &Outcome) -> BTreeSet<String> {
 }
 
 /// A structure without the number of which one it is. What is free is free, behind the end of the file, too.
-fn kind_of(region: Region) -> String {
+pub(crate) fn kind_of(region: Region) -> String {
     let mut name = match region {
         Region::BeyondEnd => Region::Free(0).to_string(),
         region => region.to_string(),

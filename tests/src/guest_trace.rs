@@ -27,6 +27,7 @@ use faultfs::profile::Profile;
 use faultfs::rng::Rng;
 use faultfs::trace::IoKind;
 use faultfs::values::Values;
+use model::build::Initial;
 use model::case::Opening;
 use model::evidence::ValueKey;
 use model::guest::Guest;
@@ -59,6 +60,8 @@ const SIZE_STEP: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct GuestTrace {
     requests: Vec<Request>,
+    /// The number of the log entry that each is of.
+    entries: Vec<u64>,
     size: u64,
 }
 
@@ -111,7 +114,7 @@ impl GuestTrace {
         if bytes.starts_with(&ZSTD_MAGIC) {
             bytes = zstd::decode_all(&bytes[..]).map_err(file)?;
         }
-        let mut trace = Self { requests: Vec::new(), size: 0 };
+        let mut trace = Self { requests: Vec::new(), entries: Vec::new(), size: 0 };
         for (number, entry) in (0..).zip(Log::parse(&bytes).map_err(log)?.entries()) {
             let entry = entry.map_err(log)?;
             let (offset, length) = match entry.content {
@@ -123,21 +126,25 @@ impl GuestTrace {
             if length > 0 && end > MAX_VIRTUAL_SIZE {
                 return Err(TraceError::TooFar { path: path.to_owned(), entry: number, end });
             }
+            let mut push = |request| {
+                trace.requests.push(request);
+                trace.entries.push(number);
+            };
             if entry.flush {
-                trace.requests.push(Request::Op(Op::Flush));
+                push(Request::Op(Op::Flush));
             }
             if length == 0 {
                 continue;
             }
-            trace.size = trace.size.max(end.next_multiple_of(SIZE_STEP));
-            trace.requests.push(match entry.content {
+            push(match entry.content {
                 Action::Data(data) => Request::Raw(offset, Arc::from(data)),
                 _ => Request::Op(Op::Discard { offset, length }),
             });
             // Durable when it returns: as a host does it whose storage knows no such writes.
             if entry.fua {
-                trace.requests.push(Request::Op(Op::Flush));
+                push(Request::Op(Op::Flush));
             }
+            trace.size = trace.size.max(end.next_multiple_of(SIZE_STEP));
         }
         if trace.size == 0 {
             return Err(TraceError::Empty { path: path.to_owned() });
@@ -148,6 +155,22 @@ impl GuestTrace {
     /// The requests, in order.
     pub fn requests(&self) -> &[Request] {
         &self.requests
+    }
+
+    /// The log entry that a request is of; none of the clean close after the last.
+    pub fn entry_of(&self, request: usize) -> Option<u64> {
+        self.entries.get(request).copied()
+    }
+
+    /// The trace without its discards, and how many they were: a device need not heed them.
+    #[must_use]
+    pub fn without_discards(self) -> (Self, usize) {
+        let all = self.requests.len();
+        let kept = self.requests.into_iter().zip(self.entries);
+        let kept = kept.filter(|(it, _)| !matches!(it, Request::Op(Op::Discard { .. })));
+        let (requests, entries): (Vec<_>, Vec<_>) = kept.unzip();
+        let left_out = all - requests.len();
+        (Self { requests, entries, size: self.size }, left_out)
     }
 
     /// Bytes of a disk that holds all that the guest wrote to: whole mebibytes.
@@ -187,6 +210,24 @@ pub struct TraceSettings {
     pub lives: u32,
 }
 
+impl TraceSettings {
+    /// The shape of the image.
+    pub fn geometry(&self, trace: &GuestTrace) -> Geometry {
+        Geometry {
+            version: 3,
+            cluster_bits: self.cluster_bits,
+            refcount_order: 4,
+            virtual_size: trace.size(),
+            lazy_refcounts: self.lazy,
+            below: None,
+            extended_l2: false,
+            compression: Compression::Deflate,
+            data_file: None,
+            encryption: None,
+        }
+    }
+}
+
 /// What running a trace did.
 #[derive(Debug)]
 pub struct TraceReport {
@@ -213,6 +254,16 @@ pub enum RunError {
         request: usize,
         /// What is wrong.
         failure: Box<Failure>,
+    },
+    /// Whoever looked at the recovered images had seen enough.
+    #[error("life {life}, request {request}: {}", .why.as_deref().unwrap_or("it was asked to stop"))]
+    Stopped {
+        /// Number of the life, from 0.
+        life: u32,
+        /// Number of the request in the trace that had begun last.
+        request: usize,
+        /// What was seen; nothing if it was only asked to stop.
+        why: Option<String>,
     },
 }
 
@@ -279,19 +330,27 @@ pub fn run<Sub: Subject>(
     settings: &TraceSettings,
     mut look: impl FnMut(&PossibleDisk, usize),
 ) -> Result<TraceReport, RunError> {
-    let TraceSettings { cluster_bits, lazy, growth, profile, seed, .. } = *settings;
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits,
-        refcount_order: 4,
-        virtual_size: trace.size(),
-        lazy_refcounts: lazy,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    run_until(subject, trace, settings, |disk, request| {
+        look(disk, request);
+        ControlFlow::Continue(())
+    })
+}
+
+/// The same until `look` breaks it off, with what it has seen if that is why.
+///
+/// # Errors
+/// As [`run`], and [`RunError::Stopped`].
+pub fn run_until<Sub: Subject>(
+    subject: &Sub,
+    trace: &GuestTrace,
+    settings: &TraceSettings,
+    mut look: impl FnMut(&PossibleDisk, usize) -> ControlFlow<Option<String>>,
+) -> Result<TraceReport, RunError> {
+    let TraceSettings { growth, profile, seed, .. } = *settings;
+    let geometry = settings.geometry(trace);
+    if let Some(why) = subject.capabilities().refuses(&geometry, Initial::Fresh) {
+        return Err(RunError::Create(why));
+    }
     let mut disk = create(&geometry)?;
     let units = trial::cluster_units(&geometry);
     let guest_units = usize::try_from(geometry.units()).expect("MAX_VIRTUAL_SIZE is far below");
@@ -320,6 +379,7 @@ pub fn run<Sub: Subject>(
         let mut at = Place { request: first, moments: 0, changes: 0 };
         let mut kept = None;
         let mut failed = None;
+        let mut stopped = None;
         let mut leaf_probes = Probes::default();
         let end = life::run(subject, disk, guest, &script, &mut probes, |moment| {
             figures.crash_points += 1;
@@ -347,7 +407,10 @@ pub fn run<Sub: Subject>(
                         let answers = leaf::look(&chooser).answers().to_vec();
                         probe_answers(&answers, &bench, &mut leaf_probes);
                         probe_data(&recovered.disk, &bench, units, &mut leaf_probes);
-                        look(&recovered.disk, at.request);
+                        if let ControlFlow::Break(why) = look(&recovered.disk, at.request) {
+                            stopped = Some(why);
+                            return ControlFlow::Break(());
+                        }
                         kept = for_good.then_some((recovered.disk, seen, chooser));
                     }
                     Err(failure) => {
@@ -370,6 +433,9 @@ pub fn run<Sub: Subject>(
         life::probe_trace(end.sim.trace().events(), geometry.cluster_size(), &mut probes);
         let violation =
             |failure| RunError::Violation { life, request: at.request, failure: Box::new(failure) };
+        if let Some(why) = stopped {
+            return Err(RunError::Stopped { life, request: at.request, why });
+        }
         if let Some(failure) = failed.or(end.failure) {
             return Err(violation(failure));
         }

@@ -340,7 +340,8 @@ fn command<A: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = A>) ->
     command
 }
 
-fn run(mut command: Command) -> Result<Run, QemuError> {
+/// Runs a command to its end.
+pub(crate) fn run(mut command: Command) -> Result<Run, QemuError> {
     let shown = shown(&command);
     match command.output() {
         Ok(output) => Ok(Run {
@@ -354,7 +355,7 @@ fn run(mut command: Command) -> Result<Run, QemuError> {
 }
 
 /// The command as a shell would take it.
-fn shown(command: &Command) -> String {
+pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let quoted = words.map(|word| {
         let word = word.to_string_lossy();

@@ -38,6 +38,9 @@
 //!    implementation ([`lapse`](crate::lapse)). What is noticed by nobody is not needed, or not asked for. Mistakes of its own do not count:
 //!    what fails on a sound storage in the same way is gone past. Figures say what was met.
 //!
+//! 9. `run --workload trace:FILE` asks what a real guest asked, in the place of random requests; `--witness` lets a file system's checker
+//!    look at the guest's disk after recovery. `export` writes a kept case as a log of block writes, for tools that replay those.
+//!
 //! # What the harness does to a subject
 //!
 //! *A power cut* is not announced. The disk as it was at some I/O is copied with everything that the device may have lost, and a new image

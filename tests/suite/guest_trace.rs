@@ -1,22 +1,17 @@
 //! A recorded guest (ext4 with SQLite on it) on our images: its writes under power cuts, and its own file system as a witness.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use faultfs::chooser::Chooser;
-use faultfs::direct::{self, Direct};
 use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use model::finding::Property;
-use qcow2_core::storage::{AnyStorage, IoBuf};
+use qcow2_crashtest::guest_disk;
 use qcow2_crashtest::guest_trace::{
     GuestTrace, RunError, TraceError, TraceReport, TraceSettings, run,
 };
-use qcow2_crashtest::leaf::LeafChooser;
 use qcow2_crashtest::logwrites::{self, Entry};
 use qcow2_crashtest::probe::Probe;
-use qcow2_crashtest::subject::{Qcow2Core, Session, Subject, SubjectImage};
+use qcow2_crashtest::subject::Qcow2Core;
 
 /// Requests of the trace that make the file system; after them there is one, clean or with a journal to replay.
 const MKFS_REQUESTS: usize = 32;
@@ -200,10 +195,8 @@ impl GuestDisk {
     fn export(disk: &PossibleDisk, size: u64, seed: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("disk.raw");
-        let file = File::create(&path).unwrap();
-        file.set_len(size).unwrap();
-        let chooser = LeafChooser::random(seed, 128);
-        direct::run(copy(Direct::new(disk.clone(), chooser.share()), &file, size)).unwrap();
+        guest_disk::export(&Qcow2Core::default(), disk, seed, &path).unwrap();
+        assert_eq!(path.metadata().unwrap().len(), size);
         Self { _directory: directory, path }
     }
 
@@ -218,20 +211,5 @@ impl GuestDisk {
         let text =
             String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         (output.status.code(), text.into_owned())
-    }
-}
-
-async fn copy<C: Chooser + Send + 'static>(storage: Direct<C>, file: &File, size: u64) {
-    const STEP: usize = 1 << 20;
-    let image =
-        Qcow2Core::default().open(AnyStorage::new(storage), Session::default()).await.unwrap();
-    assert_eq!(image.size(), size);
-    for offset in (0..size).step_by(STEP) {
-        let data = SubjectImage::read(&image, offset, IoBuf::zeroed(STEP, 512)).await.unwrap();
-        for (at, chunk) in (offset..).step_by(4096).zip(data.chunks(4096)) {
-            if chunk.iter().any(|&byte| byte != 0) {
-                file.write_all_at(chunk, at).unwrap();
-            }
-        }
     }
 }

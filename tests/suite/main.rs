@@ -23,6 +23,7 @@ mod house;
 mod interop;
 mod inventory;
 mod ledger;
+mod logs;
 mod malformed;
 mod matrix;
 mod minimise;

@@ -13,13 +13,17 @@ use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::Found;
 use qcow2_crashtest::console::cases::{Cases, Dump, Explain, Minimise, ReplayCommand};
 use qcow2_crashtest::console::evidence::EvidenceCommand;
+use qcow2_crashtest::console::export::Export;
+use qcow2_crashtest::console::import::Import;
 use qcow2_crashtest::console::keep::Keep;
 use qcow2_crashtest::console::kept::KeptFiles;
 use qcow2_crashtest::console::merge::Merge;
 use qcow2_crashtest::console::sample::Sample;
 use qcow2_crashtest::console::shorten::{Minimising, minimise, verdict};
 use qcow2_crashtest::console::worlds::Worlds;
-use qcow2_crashtest::console::{self, ExitStatus, Onward, Outputs, Results, say, shown};
+use qcow2_crashtest::console::{
+    self, ExitStatus, Onward, Outputs, Results, TraceWorkload, say, shown,
+};
 use qcow2_crashtest::corpus::{self, CorpusError};
 use qcow2_crashtest::file;
 use qcow2_crashtest::interrupt;
@@ -73,6 +77,16 @@ enum Verb {
         after_help = "Example: cargo campaign dump corpus/without-data-before-mapping.json crashed.qcow2"
     )]
     Dump(Dump),
+    /// Write what a case wrote to its image file as a log of block writes, for other tools.
+    #[command(
+        after_help = "Example: cargo campaign export corpus/without-all-before-clean.json case.log"
+    )]
+    Export(Export),
+    /// Judge what power cuts leave of an image file to which anybody wrote, by a log of these writes.
+    #[command(
+        after_help = "Example: cargo campaign import writes.log --before image.qcow2 --recover 'qemu-img check -r all {}'"
+    )]
+    Import(Import),
     /// Break each write order in turn, or put in each mutant; a table of what noticed, and how fast, random and exhaustive.
     #[command(
         after_help = "Examples: cargo campaign sensitivity --rule data-before-mapping\n          \
@@ -146,11 +160,13 @@ struct Run {
     sample: Sample,
     #[command(flatten)]
     onward: Onward,
+    #[command(flatten)]
+    trace: TraceWorkload,
     /// Break this write order (repeatable): the run must then find something.
     #[arg(long = "without", value_name = "RULE")]
     broken: Vec<String>,
     /// Fail unless every probe was reached.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "workload")]
     all_probes: bool,
     /// Write the figures as one JSON object to this file.
     #[arg(long)]
@@ -198,6 +214,8 @@ fn main() -> ExitCode {
         Verb::Minimise(minimise) => minimise.run(&Corpus),
         Verb::Explain(explain) => explain.run(&Corpus),
         Verb::Dump(dump) => dump.run(&Corpus),
+        Verb::Export(export) => export.run(&Corpus),
+        Verb::Import(import) => import.run(),
         Verb::Sensitivity { all, mutants } if mutants.mutants => put_in_mutants(&all, &mutants),
         Verb::Sensitivity { all, .. } => sensitivity(Target::rules(), &all),
         Verb::Barriers(args) => sensitivity(Target::flushes(), &args),
@@ -211,6 +229,13 @@ fn run_campaign(run: Run) -> Result<ExitStatus, CorpusError> {
         .map_err(|error| CorpusError::Case(format!("--without: {error}")))?;
     let (profile, damage) = run.profile;
     let settings = run.sample.settings(profile, damage, false)?;
+    if run.trace.is_wanted() {
+        if let Some(damage) = damage {
+            let why = "a trace runs on a device that keeps its promises";
+            return Err(CorpusError::Case(format!("--profile {damage}: {why}")));
+        }
+        return run.trace.run(&subject, &settings);
+    }
     let outputs = Outputs {
         json: run.json,
         certificates: Some(corpus::folder().join("certificates")),

@@ -203,14 +203,17 @@ impl Dump {
 }
 
 /// A case that fails, and the subject that it fails on.
-struct Failing<Sub> {
-    subject: Sub,
-    found: Minimised,
-    case: Case,
+pub(super) struct Failing<Sub> {
+    pub(super) subject: Sub,
+    pub(super) found: Minimised,
+    pub(super) case: Case,
 }
 
 /// The failing run of a case: whole code if it is open, else code without its witness. None, and said so, if it passes.
-fn failing<C: Cases>(cases: &C, path: &Path) -> Result<Option<Failing<C::Subject>>, CorpusError> {
+pub(super) fn failing<C: Cases>(
+    cases: &C,
+    path: &Path,
+) -> Result<Option<Failing<C::Subject>>, CorpusError> {
     let file = shown(path);
     let case = corpus::load(path)?;
     let runs: &[bool] = if C::WITNESSES { &[false, true] } else { &[false] };

@@ -8,6 +8,7 @@
 //! | `cases` | kept cases: again, smaller, explained |
 //! | `kept` `evidence` | what kept files say, as tables; what documents show, made again |
 //! | `sample` `worlds` `names` | arguments: which cases a campaign takes, what an exploration covers, values that have names |
+//! | `import` `export` `trace` | logs of writes: anybody's, a case's, a guest's as the workload of a campaign |
 //! | `sensitivity` | what the storage under a subject can leave out unnoticed |
 //! | `outsider` | all of it for a subject outside the workspace |
 //! | `output` `status` | what is said and written; what a command came to |
@@ -16,6 +17,8 @@ pub mod cases;
 mod causes;
 pub mod evidence;
 mod explore;
+pub mod export;
+pub mod import;
 pub mod keep;
 pub mod kept;
 pub mod merge;
@@ -28,6 +31,7 @@ pub mod sensitivity;
 pub mod shorten;
 mod status;
 mod tell;
+mod trace;
 pub mod worlds;
 
 pub use causes::Onward;
@@ -36,3 +40,4 @@ pub use output::{complain, say, shown};
 pub use run::{Outputs, run};
 pub use status::{EXIT_STATUS, ExitStatus, exit, listen, parsed};
 pub use tell::written;
+pub use trace::TraceWorkload;

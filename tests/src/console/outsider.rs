@@ -11,12 +11,14 @@ use faultfs::profile::Profile;
 use model::case::Case;
 
 use super::cases::{Cases, Dump, Explain, Minimise, ReplayCommand};
+use super::export::Export;
+use super::import::Import;
 use super::merge::Merge;
 use super::sample::Sample;
 use super::sensitivity::Sensitivity;
 use super::shorten::Minimising;
 use super::worlds::Worlds;
-use super::{EXIT_STATUS, ExitStatus, Exploration, Onward, Outputs, Results};
+use super::{EXIT_STATUS, ExitStatus, Exploration, Onward, Outputs, Results, TraceWorkload};
 use crate::corpus::CorpusError;
 use crate::subject::Subject;
 use crate::watch;
@@ -49,6 +51,10 @@ enum Verb {
     Explain(Explain),
     /// Write the image that the power cut of a case left, for other tools.
     Dump(Dump),
+    /// Write what a case wrote to its image file as a log of block writes, for other tools.
+    Export(Export),
+    /// Judge what power cuts leave of an image file to which anybody wrote, by a log of these writes.
+    Import(Import),
 }
 
 #[derive(Args)]
@@ -63,7 +69,9 @@ struct Run {
     sample: Sample,
     #[command(flatten)]
     onward: Onward,
-    /// Neither failing I/O nor dropped requests.
+    #[command(flatten)]
+    trace: TraceWorkload,
+    /// Neither failing I/O nor dropped requests; with a trace there are none.
     #[arg(long)]
     faultless: bool,
     /// Keep a violation as a case file in this folder.
@@ -148,6 +156,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
     super::exit(match cli.verb {
         Verb::Run(run) => {
             let settings = run.sample.settings(run.profile, None, run.faultless);
+            let trace = run.trace;
             let outputs = Outputs {
                 json: run.json,
                 certificates: Some(run.corpus.join(CERTIFICATES)),
@@ -156,8 +165,11 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
                 onward: run.onward,
                 ..Outputs::default()
             };
-            super::listen()
-                .and_then(|()| super::run(subjects.held_to(run.contents), &settings?, &outputs))
+            let subject = subjects.held_to(run.contents);
+            super::listen().and_then(|()| match trace.is_wanted() {
+                true => trace.run(subject, &settings?),
+                false => super::run(subject, &settings?, &outputs),
+            })
         }
         Verb::Explore(args) => {
             let subject = subjects.held_to(args.contents);
@@ -179,6 +191,8 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
         Verb::Minimise(minimise) => minimise.run(&subjects),
         Verb::Explain(explain) => explain.run(&subjects),
         Verb::Dump(dump) => dump.run(&subjects),
+        Verb::Export(export) => export.run(&subjects),
+        Verb::Import(import) => import.run(),
     })
 }
 

@@ -14,10 +14,12 @@
 
 mod barrier;
 mod entries;
+mod export;
 mod lanes;
 mod lost;
 mod scene;
 mod timeline;
+mod words;
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
@@ -29,8 +31,8 @@ use faultfs::trace::{Event, Io, IoKind};
 use model::finding::Property;
 use model::judge::{Place, Violation};
 use model::label::{Label, Region};
-use model::op::{Durability, Op, Preallocation};
-use model::payload::{COMPRESSIBLE, INITIAL, STALE, Value};
+use model::op::Op;
+use model::payload::{INITIAL, STALE, Value};
 
 use crate::capabilities::Capabilities;
 use crate::leaf::Labels;
@@ -42,10 +44,12 @@ use crate::trial::{self, At, Outcome, Trial, TrialLife};
 
 use barrier::{Search, Searched};
 use entries::View;
+pub use export::{ExportedLog, log};
 use lanes::{Cut, Drawing, LEGEND, WIDTH};
 use lost::Smallest;
 use scene::Scene;
 use timeline::{Played, Seen, Timeline, unit_of};
+use words::describe;
 
 /// The report of a trial that fails as `failure` says. `path` is the case file that it is kept in, for the commands.
 pub fn text<Sub: Subject>(
@@ -850,40 +854,6 @@ fn commands<Sub: Subject>(out: &mut String, subject: &Sub, path: &str, alive: bo
         writeln!(out, "  qemu-img check crashed.qcow2")?;
     }
     Ok(())
-}
-
-fn describe(op: &Op) -> String {
-    match *op {
-        Op::Write { offset, length, id, durability } => {
-            let through = if durability == Durability::Through { ", through" } else { "" };
-            format!("write {length} bytes at {offset:#x} (id {id}{through})")
-        }
-        Op::WriteCompressed { offset, length, id } => {
-            let id = id & !COMPRESSIBLE;
-            format!("write {length} bytes at {offset:#x} (id {id}), compressed")
-        }
-        Op::WriteZeroes { offset, length, unmap } => {
-            let how = if unmap { ", clusters freed" } else { "" };
-            format!("zero {length} bytes at {offset:#x}{how}")
-        }
-        Op::Discard { offset, length } => format!("discard {length} bytes at {offset:#x}"),
-        Op::Uncover { offset, length } => format!("uncover {length} bytes at {offset:#x}"),
-        Op::Preallocate { offset, length, how } => {
-            let how = match how {
-                Preallocation::Metadata => "clusters",
-                Preallocation::Falloc => "clusters and their space",
-                Preallocation::Full => "clusters full of zeroes",
-            };
-            format!("take {how} for {length} bytes at {offset:#x}")
-        }
-        Op::Read { offset, length } => format!("read {length} bytes at {offset:#x}"),
-        Op::Flush => "flush".to_owned(),
-        Op::AddPassphrase { id } => format!("add passphrase {id}"),
-        Op::RemovePassphrase { id } => format!("remove passphrase {id}"),
-        Op::Grow { to } => format!("grow the disk to {to} bytes"),
-        Op::Shrink { to } => format!("shrink the disk to {to} bytes"),
-        Op::Reopen => "close and reopen".to_owned(),
-    }
 }
 
 /// A case of the corpus and the code on which it fails: without its witness.

@@ -38,7 +38,7 @@ pub(super) struct Timeline {
     /// What each unit of a write was given, by index of the I/O.
     pub(super) contents: BTreeMap<u64, Vec<Key>>,
     /// I/Os that the storage refused: they had no effect.
-    refused: BTreeSet<u64>,
+    pub(super) refused: BTreeSet<u64>,
     faults: Planned,
 }
 

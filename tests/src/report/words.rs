@@ -1,0 +1,39 @@
+//! What reports and logs call the requests of a guest.
+
+use model::op::{Durability, Op, Preallocation};
+use model::payload::COMPRESSIBLE;
+
+/// A request in words.
+pub(super) fn describe(op: &Op) -> String {
+    match *op {
+        Op::Write { offset, length, id, durability } => {
+            let through = if durability == Durability::Through { ", through" } else { "" };
+            format!("write {length} bytes at {offset:#x} (id {id}{through})")
+        }
+        Op::WriteCompressed { offset, length, id } => {
+            let id = id & !COMPRESSIBLE;
+            format!("write {length} bytes at {offset:#x} (id {id}), compressed")
+        }
+        Op::WriteZeroes { offset, length, unmap } => {
+            let how = if unmap { ", clusters freed" } else { "" };
+            format!("zero {length} bytes at {offset:#x}{how}")
+        }
+        Op::Discard { offset, length } => format!("discard {length} bytes at {offset:#x}"),
+        Op::Uncover { offset, length } => format!("uncover {length} bytes at {offset:#x}"),
+        Op::Preallocate { offset, length, how } => {
+            let how = match how {
+                Preallocation::Metadata => "clusters",
+                Preallocation::Falloc => "clusters and their space",
+                Preallocation::Full => "clusters full of zeroes",
+            };
+            format!("take {how} for {length} bytes at {offset:#x}")
+        }
+        Op::Read { offset, length } => format!("read {length} bytes at {offset:#x}"),
+        Op::Flush => "flush".to_owned(),
+        Op::AddPassphrase { id } => format!("add passphrase {id}"),
+        Op::RemovePassphrase { id } => format!("remove passphrase {id}"),
+        Op::Grow { to } => format!("grow the disk to {to} bytes"),
+        Op::Shrink { to } => format!("shrink the disk to {to} bytes"),
+        Op::Reopen => "close and reopen".to_owned(),
+    }
+}
