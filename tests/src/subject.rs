@@ -23,7 +23,7 @@
 //!    taken away hides a bug, one that is not its own shows bugs that are none. Among them is the worst device that it
 //!    [survives](Duties::survives): what only a worse one shows is told as beyond that. [`command`](Subject::command) is what reports tell people
 //!    to type: the running program, unless the subject says how that is started (`cargo run --release --`).
-//! 5. Begin gently. [`Profile::Kill`](faultfs::profile::Profile::Kill) loses nothing that was written, so what fails there was still in
+//! 5. Begin gently. [`Profile::Kill`] loses nothing that was written, so what fails there was still in
 //!    memory, or was written in an order that is wrong without any cache below; then each profile up to `torn-length`, first
 //!    [faultless](crate::workload::Scope::faultless), without failing I/O and dropped requests. [`campaign::run`](crate::campaign::run)
 //!    ends at the first violation. [`console::outsider::main`](crate::console::outsider::main) is the same on a command line, with the
@@ -37,7 +37,6 @@
 //! 8. When a campaign is silent, see whether it could have been loud: `sensitivity` leaves flushes out and does writes late under the
 //!    implementation ([`lapse`](crate::lapse)). What is noticed by nobody is not needed, or not asked for. Mistakes of its own do not count:
 //!    what fails on a sound storage in the same way is gone past. Figures say what was met.
-//!
 //! 9. `run --workload trace:FILE` asks what a real guest asked, in the place of random requests; `--witness` lets a file system's checker
 //!    look at the guest's disk after recovery. `export` writes a kept case as a log of block writes, for tools that replay those.
 //!

@@ -121,18 +121,22 @@ fn what_qemu_writes_is_judged_by_its_log() {
 
     let program = option_env!("QEMU_IMG_PATH").unwrap_or("qemu-img");
     let repair = format!("{program} check -q -f qcow2 -r all {{}}");
-    let import = |log| {
+    let import = |log, recover: &str| {
         let recover =
-            ["import", log, "--before", "before", "--states", "200", "--recover", &repair];
+            ["import", log, "--before", "before", "--states", "200", "--recover", recover];
         campaign(folder.path(), &recover)
     };
-    let (status, said) = import("log");
+    let (status, said) = import("log", &repair);
     assert!(status == 0 && said.contains("\nno finding\n"), "{status}: {said}");
     assert!(said.contains("with contents compared"), "{said}");
     assert!(said.contains("leaks left by the command"), "of clusters past the end: {said}");
-    let (status, said) = import("unflushed");
+    let (status, said) = import("unflushed", &repair);
     assert!(status == 1 && said.contains("\nP4 refcount-too-low ("), "{status}: {said}");
     assert!(said.contains("seen after the power cut, first with the power cut after "), "{said}");
+    // What repairs the tables and loses data is no repair.
+    let zero = "dd if=/dev/zero of={} bs=4096 seek=5 count=1 conv=notrunc status=none";
+    let (status, said) = import("log", &format!("sh -c '{repair} && {zero}'"));
+    assert!(status == 1 && said.contains("\nP3 ") && !said.contains("\nP4 "), "{status}: {said}");
 }
 
 /// Goal: a guest's log is a workload like any other: without a finding on a whole library, with one on a broken one, which is found again by
