@@ -89,8 +89,15 @@ fn text_of(info: &PanicHookInfo<'_>) -> Option<String> {
     let payload = info.payload();
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied())?;
-    let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line()));
+    let place = info.location();
+    let place = place.map(|place| format!(" ({}:{})", in_package(place.file()), place.line()));
     Some(format!("{text}{}", place.unwrap_or_default()))
+}
+
+/// A source file without the folder in which cargo keeps packages, which is of one machine.
+fn in_package(file: &str) -> &str {
+    let kept = file.split_once("/registry/src/").and_then(|(_, kept)| kept.split_once('/'));
+    kept.map_or(file, |(_, file)| file)
 }
 
 /// A future whose panics are caught, when it is polled and when it is dropped: none then.
@@ -135,7 +142,7 @@ impl<F> Drop for Caught<F> {
 mod tests {
     use std::panic;
 
-    use super::{Caught, catch, second, take};
+    use super::{Caught, catch, in_package, second, take};
     use crate::watch::doing;
     use faultfs::direct::run;
 
@@ -192,5 +199,13 @@ mod tests {
         let left = panic::catch_unwind(|| catch(|| panic::panic_any(Mine)));
         assert!(left.unwrap_err().is::<Mine>());
         assert_eq!(take(), None);
+    }
+
+    /// Goal: where a library panics is told alike on every machine. Method: a file as cargo keeps it, and one that is somebody's own.
+    #[test]
+    fn a_place_in_a_package_is_told_without_the_machine() {
+        let kept = "/home/somebody/.cargo/registry/src/index-0123/a-0.1.6/src/meta.rs";
+        assert_eq!(in_package(kept), "a-0.1.6/src/meta.rs");
+        assert_eq!(in_package("tests/src/blocking.rs"), "tests/src/blocking.rs");
     }
 }

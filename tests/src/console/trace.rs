@@ -51,7 +51,7 @@ pub struct TraceWorkload {
         long,
         value_name = "trace:FILE",
         value_parser = trace_file,
-        conflicts_with_all = ["tasks", "fault", "shape", "keep_going", "json"],
+        conflicts_with_all = ["tasks", "fault", "shape", "keep_going", "json", "corpus", "minimise_seconds"],
     )]
     workload: Option<PathBuf>,
     /// Run this on the guest's disk in some of the states that recovery leaves, in the place of {} the path of a raw file: it must exit
@@ -143,11 +143,7 @@ impl TraceWorkload {
                 Err(error) => {
                     say(&format!("{}\n{}", told(&error, &trace), shape(&how)));
                     say(&format!(
-                        "see it again:   {} run --workload trace:{} --profile {} --seed {} --case {number}\n",
-                        subject.command(),
-                        shown(path),
-                        settings.profile,
-                        settings.seed,
+                        "see it again:   the same command, with --case {number} in the place of --seconds or --cases\n"
                     ));
                     return Ok(ExitStatus::Violation);
                 }
