@@ -285,7 +285,7 @@ fn who_does_not_go_on_is_found() {
         let (disk, guest) =
             trial::initial(&Wrong(how), &geometry, Initial::Leaky, &session, &Device::default())
                 .expect("feasible");
-        p7_goes_on(&Wrong(how), session, &geometry, &disk, &guest, &Always(0))
+        p7_goes_on(&Wrong(how), session, Profile::TornLength, &geometry, &disk, &guest, &Always(0))
     };
     let WentOn { ios, most, refilled } = goes_on(How::Right).expect("it goes on");
     assert!(ios < most && refilled);

@@ -125,9 +125,9 @@ fn sort(violation: &Violation) -> String {
 /// light.
 pub fn is_shown_by<Sub: Subject>(subject: &Sub, trial: &Trial, failure: &Failure) -> bool {
     let Failure { violation, .. } = failure;
-    shows(subject, trial, violation.property == Property::P7, &|other| {
-        wrong(&other.violation) == wrong(violation)
-    })
+    // What comes to light only when all of a recovered image is written: that it is, and that it is closed then.
+    let goes_on = matches!(violation.property, Property::P6 | Property::P7);
+    shows(subject, trial, goes_on, &|other| wrong(&other.violation) == wrong(violation))
 }
 
 /// What is wrong, however it came to light: what a guest reads may break P0 to P3 alike.

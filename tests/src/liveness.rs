@@ -81,13 +81,15 @@ pub struct WentOn {
     pub refilled: bool,
 }
 
-/// P7: repairs and opens the image on a fork of `disk`, and writes all of it. `guest` says which passphrases open it.
+/// P7: repairs and opens the image on a fork of `disk`, and writes all of it; closed, it is in order on a device with this profile (P6). `guest`
+/// says which passphrases open it.
 ///
 /// # Errors
 /// [`Property::P7`].
 pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     subject: &Sub,
     session: Session,
+    profile: Profile,
     geometry: &Geometry,
     disk: &PossibleDisk,
     guest: &Guest,
@@ -187,7 +189,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     }
     // Who does not repair may have been given an image with flaws.
     if can.repair {
-        audit_closed(subject, session, geometry, (&remains.disk, size), guest)?;
+        audit_closed(subject, session, profile, geometry, (&remains.disk, size), guest)?;
     }
     Ok(WentOn { ios, most, refilled: !lengths.is_empty() })
 }
@@ -205,6 +207,7 @@ fn tables(geometry: &Geometry, of_disk: u64, of_file: u64) -> u64 {
 fn audit_closed<Sub: Subject>(
     subject: &Sub,
     session: Session,
+    profile: Profile,
     geometry: &Geometry,
     (disk, size): (&PossibleDisk, u64),
     before: &Guest,
@@ -215,9 +218,9 @@ fn audit_closed<Sub: Subject>(
     let guest = Guest::new(&keys, subject.promises(geometry, &session))
         .over(geometry, |unit| ValueKey(values.intern(unit).0))
         .opened_as(before);
-    let mut bench = Bench::new(subject.clone(), session, Profile::TornLength);
+    let mut bench = Bench::new(subject.clone(), session, profile);
     let mut oldest = Always(u32::MAX);
-    let mut crashed = disk.crash(Profile::TornLength, &mut oldest);
+    let mut crashed = disk.crash(profile, &mut oldest);
     let mut evidence = DiskEvidence::new(&mut crashed, &mut oldest);
     let violations = bench.judge.closed(&mut evidence, &guest, &Inherited::default());
     let Some(violation) = violations.first().cloned() else { return Ok(()) };

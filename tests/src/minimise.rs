@@ -476,7 +476,15 @@ fn search_for<Sub: Subject>(
                 // Writing every unit takes long, and only this property asks for it.
                 if goes_on {
                     let (geometry, disk) = (&trial.geometry, &recovered.disk);
-                    p7_goes_on(subject, trial.session(), geometry, disk, &seen, &chooser)?;
+                    p7_goes_on(
+                        subject,
+                        trial.session(),
+                        trial.profile,
+                        geometry,
+                        disk,
+                        &seen,
+                        &chooser,
+                    )?;
                 }
                 Ok(())
             });

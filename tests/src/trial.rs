@@ -334,8 +334,15 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
                 }
                 disk = recovered.disk;
                 if number + 1 == trial.lives.len()
-                    && let Err(failure) =
-                        p7_goes_on(subject, session, &trial.geometry, &disk, &seen, &chooser)
+                    && let Err(failure) = p7_goes_on(
+                        subject,
+                        session,
+                        trial.profile,
+                        &trial.geometry,
+                        &disk,
+                        &seen,
+                        &chooser,
+                    )
                 {
                     return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
                 }

