@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::campaign::Found;
 use crate::ended::Ended;
+use crate::liveness::is_seen_going_on;
 use crate::minimise::{MinimiseProgress, Minimised, Shrunk, minimise, shows};
 use crate::recover::{self, Bench, Failure};
 use crate::subject::Subject;
@@ -125,9 +126,8 @@ fn sort(violation: &Violation) -> String {
 /// light.
 pub fn is_shown_by<Sub: Subject>(subject: &Sub, trial: &Trial, failure: &Failure) -> bool {
     let Failure { violation, .. } = failure;
-    // What comes to light only when all of a recovered image is written: that it is, and that it is closed then.
-    let goes_on = matches!(violation.property, Property::P6 | Property::P7);
-    shows(subject, trial, goes_on, &|other| wrong(&other.violation) == wrong(violation))
+    let is_wanted = |other: &Failure| wrong(&other.violation) == wrong(violation);
+    shows(subject, trial, is_seen_going_on(failure), &is_wanted)
 }
 
 /// What is wrong, however it came to light: what a guest reads may break P0 to P3 alike.

@@ -22,7 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use faultfs::chooser::{Always, Chooser};
-use faultfs::disk::{MAX_UNITS, PossibleDisk};
+use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use faultfs::values::{Key, Values};
 use model::payload::UNIT;
@@ -33,6 +33,9 @@ use crate::logwrites::{Action, Log, LogError};
 
 /// What a zstd frame begins with.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// An image file reaches no further: it is in memory as a whole when a program is to recover it. 4 GiB.
+const MOST_UNITS: u32 = 1 << 23;
 
 /// What an image begins with.
 const IMAGE_MAGIC: &[u8] = b"QFI\xfb";
@@ -111,7 +114,7 @@ pub enum ImageLogError {
         sector: u32,
     },
     /// Something lies further than a file of the harness reaches.
-    #[error("{}: log entry {entry} ends at {end}, past the {} bytes that there can be", .path.display(), u64::from(MAX_UNITS) * UNIT as u64)]
+    #[error("{}: log entry {entry} ends at {end}, past the {} bytes that there can be", .path.display(), u64::from(MOST_UNITS) * UNIT as u64)]
     TooFar {
         /// The file.
         path: PathBuf,
@@ -121,7 +124,7 @@ pub enum ImageLogError {
         end: u64,
     },
     /// What the device held before is longer than a file of the harness.
-    #[error("{}: {length} bytes, and there can be no more than {}", .path.display(), u64::from(MAX_UNITS) * UNIT as u64)]
+    #[error("{}: {length} bytes, and there can be no more than {}", .path.display(), u64::from(MOST_UNITS) * UNIT as u64)]
     TooLong {
         /// The file.
         path: PathBuf,
@@ -269,7 +272,7 @@ impl ImageLog {
 
 /// How many units reach to a byte; none if that is more than there can be.
 fn units(end: u64) -> Option<u32> {
-    u32::try_from(end.div_ceil(UNIT as u64)).ok().filter(|&units| units < MAX_UNITS)
+    u32::try_from(end.div_ceil(UNIT as u64)).ok().filter(|&units| units <= MOST_UNITS)
 }
 
 /// Whether a unit is the beginning of an image.

@@ -67,8 +67,16 @@ const FLUSHES: usize = 2;
 /// When P7 is looked at.
 const GOING_ON: &str = "after recovery, when nothing fails any more";
 
+/// When P6 is looked at then.
+const CLOSED_AFTERWARDS: &str = "after all of a recovered image was written and it was closed";
+
 /// Write id of the payload that goes everywhere; no plan has so many writes.
 const EVERYWHERE: u32 = u32::MAX - 1;
+
+/// Whether a failure comes to light only when all of a recovered image is written.
+pub fn is_seen_going_on(failure: &Failure) -> bool {
+    [GOING_ON, CLOSED_AFTERWARDS].contains(&failure.moment.as_str())
+}
 
 /// How work went on after a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,10 +232,7 @@ fn audit_closed<Sub: Subject>(
     let mut evidence = DiskEvidence::new(&mut crashed, &mut oldest);
     let violations = bench.judge.closed(&mut evidence, &guest, &Inherited::default());
     let Some(violation) = violations.first().cloned() else { return Ok(()) };
-    Err(Failure {
-        violation,
-        moment: "after all of a recovered image was written and it was closed".to_owned(),
-    })
+    Err(Failure { violation, moment: CLOSED_AFTERWARDS.to_owned() })
 }
 
 fn as_index(bytes: u64) -> usize {

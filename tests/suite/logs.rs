@@ -58,6 +58,8 @@ fn what_is_no_log_is_refused() {
     fs::write(path.join("write"), &write).unwrap();
     fs::write(path.join("short"), &write[..1100]).unwrap();
     fs::write(path.join("odd"), [0; 700]).unwrap();
+    let far = logwrites::encode(512, [Entry::write(4 << 30, &[1; 512])]).unwrap();
+    fs::write(path.join("far"), &far).unwrap();
     let two_files = corpus::folder().join("without-mapping-before-raw-data.json");
     for (words, expected) in [
         (&["import", "none"][..], "none: No such file"),
@@ -67,6 +69,7 @@ fn what_is_no_log_is_refused() {
         (&["import", "write", "--before", "odd"], "odd: 700 bytes are no whole sectors of 512"),
         (&["import", "write", "--recover", "no-such {}"], "there is no program no-such"),
         (&["import", "write", "--recover", "true"], "no word of it has {}"),
+        (&["import", "far"], "far: log entry 0 ends at 4294967808, past the 4294967296 bytes"),
         (&["import", "write"], "This run proves nothing: nothing in it is a qcow2 image"),
         (&["export", two_files.to_str().unwrap(), "log"], "geometry.data_file: "),
         (&["run", "--workload", "write"], "it is trace:FILE"),

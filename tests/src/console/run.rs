@@ -103,6 +103,9 @@ pub fn run<Sub: Subject>(
     } else if let Some(found) = beyond.first() {
         status = ExitStatus::Violation;
         titles.push(tell(subject, settings, outputs, &found));
+        if let Some(why) = &report.broken {
+            say(&format!("This run ends there, and proves nothing more: {why}.\n"));
+        }
     } else if let Some(why) = report.broken.clone() {
         say(&format!("This run proves nothing: {why}.\n"));
         status = ExitStatus::Broken;

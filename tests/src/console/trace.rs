@@ -129,15 +129,27 @@ impl TraceWorkload {
             doing(format!("case {number} of seed {} of {}", settings.seed, shown(path)));
             let how = drawn(subject, settings, number)?;
             let mut left = ASKED;
+            let mut unasked = None;
             let look = |disk: &PossibleDisk, request: usize| match &witness {
                 Some((witness, from)) if request >= *from && left > 0 => {
                     left -= 1;
                     asked += 1;
-                    witness.look(subject, disk, how.seed ^ left)
+                    match witness.look(subject, disk, how.seed ^ left) {
+                        Ok(None) => ControlFlow::Continue(()),
+                        Ok(said) => ControlFlow::Break(said),
+                        Err(why) => {
+                            unasked = Some(why);
+                            ControlFlow::Break(None)
+                        }
+                    }
                 }
                 _ => ControlFlow::Continue(()),
             };
-            match run_until(subject, &trace, &how, look) {
+            let ran = run_until(subject, &trace, &how, look);
+            if let Some(why) = unasked {
+                return Err(case(format!("--witness: {why}")));
+            }
+            match ran {
                 Ok(TraceReport { figures: more, .. }) => figures.add(&more),
                 Err(RunError::Create(why)) => return Err(case(why)),
                 Err(error) => {
@@ -273,22 +285,21 @@ impl Witness<'_> {
         Ok((run.code != Some(0)).then(|| run.to_string()))
     }
 
+    /// What it has against the disk of an image, if anything.
     fn look<Sub: Subject>(
         &self,
         subject: &Sub,
         disk: &PossibleDisk,
         seed: u64,
-    ) -> ControlFlow<Option<String>> {
-        let exported = guest_disk::export(subject, disk, seed, &self.disk);
-        let said = exported.map_or_else(Err, |()| self.ask());
-        let _ = fs::remove_file(&self.disk);
-        match said {
-            Ok(None) => ControlFlow::Continue(()),
-            Ok(Some(said)) => ControlFlow::Break(Some(format!(
-                "the witness `{}` is not content with the guest's disk after recovery\n{said}",
-                self.command
-            ))),
-            Err(why) => ControlFlow::Break(Some(why)),
-        }
+    ) -> Result<Option<String>, String> {
+        guest_disk::export(subject, disk, seed, &self.disk)?;
+        let said = self.ask()?;
+        fs::remove_file(&self.disk).map_err(|error| format!("{}: {error}", self.disk.display()))?;
+        let command = self.command;
+        Ok(said.map(|said| {
+            format!(
+                "the witness `{command}` is not content with the guest's disk after recovery\n{said}"
+            )
+        }))
     }
 }
