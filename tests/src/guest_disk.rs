@@ -10,12 +10,14 @@ use std::path::Path;
 use faultfs::direct::{self, Direct};
 use faultfs::disk::PossibleDisk;
 use model::payload::UNIT;
-use qcow2_core::storage::{AnyStorage, IoBuf};
+use qcow2_core::storage::IoBuf;
 
+use crate::call;
 use crate::guest_trace::GuestTrace;
-use crate::leaf::LeafChooser;
+use crate::leaf::{LeafChooser, USUAL_CLUSTER_UNITS};
 use crate::life::Request;
-use crate::subject::{Refusal, Session, Subject, SubjectImage as _};
+use crate::panics;
+use crate::subject::{Session, Subject, SubjectImage as _};
 
 /// Bytes that are read at once.
 const STEP: u64 = 1 << 20;
@@ -23,44 +25,54 @@ const STEP: u64 = 1 << 20;
 /// What is not zero is written in pieces of this size; the rest stays a hole.
 const PIECE: usize = 4096;
 
-/// Units of a host cluster that are lost as a whole.
-const CLUSTER_UNITS: u32 = 128;
+/// Why there is no raw file.
+#[derive(Debug)]
+pub enum ExportFailure {
+    /// The subject cannot read what recovery left.
+    Subject(String),
+    /// The file cannot be written.
+    File(io::Error),
+}
 
 /// Reads all of an image's disk into a raw file; `seed` decides what a power cut left open.
 ///
 /// # Errors
-/// What the subject or the system said.
+/// [`ExportFailure`].
 pub fn export<Sub: Subject>(
     subject: &Sub,
     disk: &PossibleDisk,
     seed: u64,
     path: &Path,
-) -> Result<(), String> {
-    let chooser = LeafChooser::random(seed, CLUSTER_UNITS).share();
-    let storage = AnyStorage::new(Direct::new(disk.clone(), chooser));
-    let file = |error: io::Error| format!("{}: {error}", path.display());
-    let raw = File::create(path).map_err(file)?;
+) -> Result<(), ExportFailure> {
+    let chooser = LeafChooser::random(seed, USUAL_CLUSTER_UNITS).share();
+    let storage = Direct::new(disk.clone(), chooser);
+    let raw = File::create(path).map_err(ExportFailure::File)?;
     let copy = async {
-        let image = subject.open(storage, Session::default()).await.map_err(|why| match why {
-            Refusal::GaveUp(why) | Refusal::Failed(why) => format!("opening it read-only: {why}"),
+        let opened = call::open(subject, storage, Session::default()).await;
+        let image = opened.map_err(|refusal| {
+            ExportFailure::Subject(format!("opening it read-only: {refusal:?}"))
         })?;
         let size = image.size();
-        raw.set_len(size).map_err(file)?;
+        raw.set_len(size).map_err(ExportFailure::File)?;
         let mut offset = 0;
         while offset < size {
             let length = STEP.min(size - offset);
             let buf = IoBuf::zeroed(usize::try_from(length).expect("a step"), UNIT);
-            let data = image.read(offset, buf).await?;
+            let data = image.read(offset, buf).await.map_err(ExportFailure::Subject)?;
             for (at, piece) in (offset..).step_by(PIECE).zip(data.chunks(PIECE)) {
                 if piece.iter().any(|&byte| byte != 0) {
-                    raw.write_all_at(piece, at).map_err(file)?;
+                    raw.write_all_at(piece, at).map_err(ExportFailure::File)?;
                 }
             }
             offset += length;
         }
         Ok(())
     };
-    direct::run(copy).unwrap_or_else(|| Err("reading it never ends".to_owned()))
+    let copied = direct::run(copy);
+    if let Some(text) = panics::take() {
+        return Err(ExportFailure::Subject(format!("reading it: {text}")));
+    }
+    copied.unwrap_or_else(|| Err(ExportFailure::Subject("reading it never ends".to_owned())))
 }
 
 /// The guest's disk after the first `requests` of a trace, with no image between, as a raw file.

@@ -14,7 +14,6 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,15 +39,13 @@ use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
 use crate::leaf::{self, LeafChooser, SharedLeaf};
 use crate::life::{self, Cause, Moment, Order, Request, Script};
-use crate::logwrites::{Action, Log, LogError};
+use crate::log_file::{self, LogFileError};
+use crate::logwrites::{Action, Log};
 use crate::probe::{Probe, Probes};
 use crate::recover::{Bench, Failure};
 use crate::situations::{probe_answers, probe_data};
 use crate::subject::{Session, Subject};
 use crate::trial;
-
-/// What a zstd frame begins with.
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// A power cut falls on the moment that comes up to so many moments after a request has begun.
 const MOMENTS_PER_REQUEST: usize = 12;
@@ -68,22 +65,9 @@ pub struct GuestTrace {
 /// Why a file is no trace that can be run.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// The file cannot be read or unpacked.
-    #[error("{}: {source}", .path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system or the decompressor said.
-        source: io::Error,
-    },
-    /// It is no log.
-    #[error("{}: {source}", .path.display())]
-    Log {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: LogError,
-    },
+    /// A file cannot be read, or it is no log.
+    #[error(transparent)]
+    Log(#[from] LogFileError),
     /// The guest's disk is larger than the reference disk can be.
     #[error("{}: log entry {entry} ends at {end}, past the {MAX_VIRTUAL_SIZE} bytes that are tracked", .path.display())]
     TooFar {
@@ -108,15 +92,11 @@ impl GuestTrace {
     /// # Errors
     /// [`TraceError`], which names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, TraceError> {
-        let file = |source| TraceError::File { path: path.to_owned(), source };
-        let log = |source| TraceError::Log { path: path.to_owned(), source };
-        let mut bytes = std::fs::read(path).map_err(file)?;
-        if bytes.starts_with(&ZSTD_MAGIC) {
-            bytes = zstd::decode_all(&bytes[..]).map_err(file)?;
-        }
+        let bad = |source| LogFileError::log(path, source);
+        let bytes = log_file::read(path)?;
         let mut trace = Self { requests: Vec::new(), entries: Vec::new(), size: 0 };
-        for (number, entry) in (0..).zip(Log::parse(&bytes).map_err(log)?.entries()) {
-            let entry = entry.map_err(log)?;
+        for (number, entry) in (0..).zip(Log::parse(&bytes).map_err(bad)?.entries()) {
+            let entry = entry.map_err(bad)?;
             let (offset, length) = match entry.content {
                 Action::Data(data) => (entry.offset, data.len() as u64),
                 Action::Discard(length) => (entry.offset, length),

@@ -18,7 +18,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use faultfs::chooser::{Always, Chooser};
@@ -28,11 +27,9 @@ use faultfs::values::{Key, Values};
 use model::payload::UNIT;
 use qcow2_core::storage::Durability;
 
+use crate::log_file::{self, LogFileError};
 use crate::log_mark::LogMark;
-use crate::logwrites::{Action, Log, LogError};
-
-/// What a zstd frame begins with.
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+use crate::logwrites::{Action, Log};
 
 /// An image file reaches no further: it is in memory as a whole when a program is to recover it. 4 GiB.
 const MOST_UNITS: u32 = 1 << 23;
@@ -87,22 +84,9 @@ pub enum LoggedAction {
 /// Why files are no log of an image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageLogError {
-    /// A file cannot be read or unpacked.
-    #[error("{}: {source}", .path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system or the decompressor said.
-        source: io::Error,
-    },
-    /// It is no log.
-    #[error("{}: {source}", .path.display())]
-    Log {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: LogError,
-    },
+    /// A file cannot be read, or it is no log.
+    #[error(transparent)]
+    Log(#[from] LogFileError),
     /// What the device held before is no whole number of sectors.
     #[error("{}: {length} bytes are no whole sectors of {sector}; `truncate -s %{sector}` fills them up with zeroes", .path.display())]
     Unaligned {
@@ -155,12 +139,8 @@ impl ImageLog {
     /// # Errors
     /// [`ImageLogError`], which names the file and what is wrong with it.
     pub fn load(path: &Path, before: Option<&Path>) -> Result<Self, ImageLogError> {
-        let file = |path: &Path, source| ImageLogError::File { path: path.to_owned(), source };
-        let bad = |source| ImageLogError::Log { path: path.to_owned(), source };
-        let mut bytes = fs::read(path).map_err(|source| file(path, source))?;
-        if bytes.starts_with(&ZSTD_MAGIC) {
-            bytes = zstd::decode_all(&bytes[..]).map_err(|source| file(path, source))?;
-        }
+        let bad = |source| LogFileError::log(path, source);
+        let bytes = log_file::read(path)?;
         let log = Log::parse(&bytes).map_err(bad)?;
         let values = Values::new();
         let mut entries = Vec::new();
@@ -172,7 +152,8 @@ impl ImageLog {
                 Action::Mark(_) => 0,
             };
             let too_far = |end| ImageLogError::TooFar { path: path.to_owned(), entry: number, end };
-            let end = entry.offset.saturating_add(length);
+            // Where nothing is written, no place is meant.
+            let end = if length > 0 { entry.offset.saturating_add(length) } else { 0 };
             let units = units(end).ok_or_else(|| too_far(end))?;
             let first = units - (length / UNIT as u64) as u32;
             let what = match entry.content {
@@ -199,7 +180,7 @@ impl ImageLog {
         let (there, before) = match before {
             None => (Vec::new(), 0),
             Some(path) => {
-                let there = fs::read(path).map_err(|source| file(path, source))?;
+                let there = fs::read(path).map_err(|source| LogFileError::file(path, source))?;
                 let length = there.len() as u64;
                 let (path, sector) = (path.to_owned(), log.sector_size());
                 if !length.is_multiple_of(sector.into()) {

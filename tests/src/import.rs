@@ -38,7 +38,7 @@ use crate::evidence::DiskEvidence;
 use crate::file_command::{CommandError, FileCommand};
 use crate::image_log::{ImageLog, LostWrite, PlayedLog, begins_image};
 use crate::interrupt;
-use crate::leaf::{LeafChooser, SharedLeaf};
+use crate::leaf::{LeafChooser, SharedLeaf, USUAL_CLUSTER_UNITS};
 use crate::watch::doing;
 
 /// Crash states of one power cut, as long as there is anything undecided.
@@ -46,9 +46,6 @@ const STATES_A_CUT: u64 = 8;
 
 /// The same where a log has few places for a power cut.
 const MOST_STATES_A_CUT: u64 = 64;
-
-/// How clusters are lost as a whole, before anybody knows how large they are.
-const CLUSTER_UNITS: u32 = 128;
 
 /// How a log is looked at.
 #[derive(Clone, Debug)]
@@ -215,7 +212,7 @@ fn survivors(number: u64, rng: &mut Rng) -> LeafChooser {
             let anywhere = std::sync::Arc::new(|_| Label { region: Region::BeyondEnd, unit: None });
             LeafChooser::labelled(Vec::new(), Vec::new(), Fate::Lose, anywhere)
         }
-        _ => LeafChooser::random(rng.next_u64(), CLUSTER_UNITS),
+        _ => LeafChooser::random(rng.next_u64(), USUAL_CLUSTER_UNITS),
     }
 }
 

@@ -10,6 +10,9 @@ use faultfs::rng::Rng;
 use model::case::Fate;
 use model::label::Label;
 
+/// Units of a cluster of 64 KiB, for whoever does not know how large clusters are.
+pub const USUAL_CLUSTER_UNITS: u32 = 128;
+
 /// One answer, for probes and for writing down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {

@@ -38,6 +38,7 @@ pub mod leaf;
 pub mod ledger;
 pub mod life;
 pub mod liveness;
+pub mod log_file;
 pub mod log_mark;
 pub mod logwrites;
 pub mod minimise;

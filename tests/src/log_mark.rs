@@ -8,9 +8,13 @@
 //!   life 1          ...
 //! ```
 //!
-//! The invariant: a mark that is written here reads back as itself, and any other is somebody's note.
+//! The invariant: a mark that is written here reads back as itself, and any other is somebody's note. Each of ours begins with `campaign: `, which
+//! the drawing leaves out.
 
 use std::fmt;
+
+/// What our own marks begin with.
+const OURS: &str = "campaign: ";
 
 /// A mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,7 @@ pub enum LogMark {
 
 impl fmt::Display for LogMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(OURS)?;
         match self {
             Self::Initial => f.write_str("initial image"),
             Self::Life(number) => write!(f, "life {number}"),
@@ -43,7 +48,8 @@ impl LogMark {
     /// The mark with this text; none if it is somebody's note.
     pub fn read(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
-        let mark = match text.split_once(' ') {
+        let words = text.strip_prefix(OURS)?;
+        let mark = match words.split_once(' ') {
             None => Self::Recovery,
             Some(("initial", _)) => Self::Initial,
             Some(("power", _)) => Self::PowerCut,
@@ -57,7 +63,7 @@ impl LogMark {
 
 #[cfg(test)]
 mod tests {
-    use super::LogMark;
+    use super::{LogMark, OURS};
 
     /// Goal: marks read back as themselves, and notes that look like them do not.
     #[test]
@@ -75,7 +81,10 @@ mod tests {
         for note in
             ["", "life", "life +1", "life 01", "length -1", "power cuts", "begin", "initial"]
         {
-            assert_eq!(LogMark::read(note.as_bytes()), None, "{note}");
+            assert_eq!(LogMark::read(format!("{OURS}{note}").as_bytes()), None, "{note}");
+        }
+        for note in ["recovery", "power cut", "life 0", "length 512"] {
+            assert_eq!(LogMark::read(note.as_bytes()), None, "somebody else's {note}");
         }
         assert_eq!(LogMark::read(&[0xff, b' ']), None);
     }

@@ -60,6 +60,9 @@ fn what_is_no_log_is_refused() {
     fs::write(path.join("odd"), [0; 700]).unwrap();
     let far = logwrites::encode(512, [Entry::write(4 << 30, &[1; 512])]).unwrap();
     fs::write(path.join("far"), &far).unwrap();
+    let far_flush = Entry { offset: 4 << 30, ..Entry::flush() };
+    let far_flush = logwrites::encode(512, [Entry::write(0, &[1; 512]), far_flush]).unwrap();
+    fs::write(path.join("far-flush"), far_flush).unwrap();
     let two_files = corpus::folder().join("without-mapping-before-raw-data.json");
     for (words, expected) in [
         (&["import", "none"][..], "none: No such file"),
@@ -70,6 +73,7 @@ fn what_is_no_log_is_refused() {
         (&["import", "write", "--recover", "no-such {}"], "there is no program no-such"),
         (&["import", "write", "--recover", "true"], "no word of it has {}"),
         (&["import", "far"], "far: log entry 0 ends at 4294967808, past the 4294967296 bytes"),
+        (&["import", "far-flush"], "This run proves nothing: nothing in it is a qcow2 image"),
         (&["import", "write"], "This run proves nothing: nothing in it is a qcow2 image"),
         (&["export", two_files.to_str().unwrap(), "log"], "geometry.data_file: "),
         (&["run", "--workload", "write"], "it is trace:FILE"),
@@ -142,6 +146,27 @@ fn what_qemu_writes_is_judged_by_its_log() {
     assert!(status == 1 && said.contains("\nP3 ") && !said.contains("\nP4 "), "{status}: {said}");
 }
 
+/// Goal: a witness that gives no answer is an error and accuses nobody; one that objects is a finding. Method: one that is content once, and is
+/// ended by a signal or exits with a status the next time.
+#[test]
+fn a_witness_without_an_answer_is_no_finding() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = corpus::folder().join("traces/ext4-sqlite.log.zst");
+    let trace = format!("trace:{}", trace.display());
+    for (then, expected, said_so) in [
+        ("kill -9 $$", 2, "--witness: it gave no answer"),
+        ("exit 3", 1, "is not content with the guest's disk"),
+    ] {
+        let mark = folder.path().join(format!("asked-{expected}"));
+        let mark = mark.display();
+        let witness = format!("sh -c 'test -e {mark} || {{ touch {mark}; exit 0; }}; {then}' {{}}");
+        let words = ["run", "--workload", &trace, "--cases", "1", "--witness", &witness];
+        let (status, said) = campaign(folder.path(), &words);
+        assert_eq!(status, expected, "{then}: {said}");
+        assert!(said.contains(said_so), "{then}: {said}");
+    }
+}
+
 /// Goal: a guest's log is a workload like any other: without a finding on a whole library, with one on a broken one, which is found again by
 /// what is said. Method: the recorded guest, on both, as a few cases.
 #[test]
@@ -177,7 +202,8 @@ fn a_witness_is_asked_of_the_guests_disk() {
         let words = ["run", "--workload", &trace, "--cases", "1", "--witness", witness];
         campaign(folder.path(), &words)
     };
-    let (status, said) = run(&format!("sh -c '{program} -fy {{}} >&2; {program} -fn {{}}'"));
+    let (status, said) =
+        run(&format!("sh -c '{program} -E journal_only -fy {{}}; {program} -fn {{}}'"));
     assert!(status == 0 && said.contains("the witness was content with "), "{said}");
     let unmounted =
         format!(r#"said=$({program} -fn {{}} 2>&1) && ! echo "$said" | grep -q skipping"#);

@@ -73,6 +73,8 @@ enum How {
     MayLeak,
     /// It flushes no storage, and says that it survives the death of the process and no more.
     SurvivesKill,
+    /// The same, and what it does depends on what it did in other images.
+    SurvivesKillAndRemembers,
     /// The same promise, and what is mapped wrong shows on every device.
     SurvivesKillAndMapsWrong,
     /// A clean close leaves a cluster counted that nothing refers to; it says that it may.
@@ -146,7 +148,9 @@ impl Subject for Odd {
 
     fn duties(&self) -> Duties {
         let survives = match self.how {
-            How::SurvivesKill | How::SurvivesKillAndMapsWrong => Profile::Kill,
+            How::SurvivesKill | How::SurvivesKillAndRemembers | How::SurvivesKillAndMapsWrong => {
+                Profile::Kill
+            }
             _ => Profile::TornLength,
         };
         Duties {
@@ -188,7 +192,9 @@ impl Subject for Odd {
             assert!((10..=12).contains(&cluster_bits) && header[87] & 1 == 0, "{header:?}");
         }
         let storage = match self.how {
-            How::SurvivesKill => AnyStorage::new(NeverFlushed(storage)),
+            How::SurvivesKill | How::SurvivesKillAndRemembers => {
+                AnyStorage::new(NeverFlushed(storage))
+            }
             _ => storage,
         };
         let image = Some(Qcow2Core::default().open(storage, session).await?);
@@ -285,7 +291,7 @@ impl SubjectImage for OddImage {
                 std::hint::spin_loop();
             },
             // One image in four does something that the others do not.
-            How::Remembers | How::MapsWrongAndRemembers
+            How::Remembers | How::MapsWrongAndRemembers | How::SurvivesKillAndRemembers
                 if self.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62 == 0 =>
             {
                 SubjectImage::flush(self.inner()).await?;
@@ -519,6 +525,7 @@ fn a_promise_is_judged_before_what_is_beyond_it() {
     let of = |word: &str| match word {
         "kept" => (How::SurvivesKill, Profile::TornLength),
         "broken" => (How::SurvivesKillAndMapsWrong, Profile::TornLength),
+        "restless" => (How::SurvivesKillAndRemembers, Profile::TornLength),
         _ => (How::SurvivesKill, Profile::Kill),
     };
     if let Ok(word) = std::env::var(CHILD) {
@@ -530,20 +537,21 @@ fn a_promise_is_judged_before_what_is_beyond_it() {
         assert_eq!(passed, word == "asked", "{status:?}");
         return;
     }
-    let said = ["kept", "broken", "asked"].map(|word| {
+    let said = ["kept", "broken", "restless", "asked"].map(|word| {
         let mut this = Command::new(std::env::current_exe().unwrap());
         let run = this.args(["--exact", NAME, "--nocapture"]).env(CHILD, word).output().unwrap();
         let told = String::from_utf8_lossy(&run.stdout).into_owned();
         assert!(run.status.success(), "{word}: {told}");
         told
     });
-    let [kept, broken, asked] = &said;
+    let [kept, broken, restless, asked] = &said;
     let beyond = "beyond what it says that it survives, kill: ";
     let count = kept.split_once(beyond).and_then(|(_, rest)| rest.split(' ').next()).expect(kept);
     assert!(count.parse::<u64>().unwrap() > 1, "it goes on past them: {kept}");
     let unbroken = "promise: not broken; it says that it survives kill at most\n";
     assert!(kept.contains(unbroken), "{kept}");
     assert!(broken.contains("\nP3 ") && !broken.contains(unbroken), "{broken}");
+    assert!(restless.contains(beyond) && restless.contains("This run ends there, "), "{restless}");
     assert!(asked.contains("no violation") && !asked.contains(beyond), "{asked}");
 }
 

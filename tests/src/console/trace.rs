@@ -20,7 +20,7 @@ use crate::campaign::{Budget, Settings, case_seed};
 use crate::corpus::CorpusError;
 use crate::figures::Figures;
 use crate::file_command::FileCommand;
-use crate::guest_disk;
+use crate::guest_disk::{self, ExportFailure};
 use crate::guest_trace::{GuestTrace, RunError, TraceReport, TraceSettings, run_until};
 use crate::interrupt;
 use crate::life::Request;
@@ -275,7 +275,7 @@ impl Witness<'_> {
             }
         }
         Err(format!(
-            "it is content with the disk after none of the first {FLUSHES} flushes\n{last}"
+            "it is content after no flush of the first {FLUSHES} that the trace has\n{last}"
         ))
     }
 
@@ -285,16 +285,23 @@ impl Witness<'_> {
         Ok((run.code != Some(0)).then(|| run.to_string()))
     }
 
-    /// What it has against the disk of an image, if anything.
+    /// What it has against the disk of an image, if anything; or that this cannot be read.
     fn look<Sub: Subject>(
         &self,
         subject: &Sub,
         disk: &PossibleDisk,
         seed: u64,
     ) -> Result<Option<String>, String> {
-        guest_disk::export(subject, disk, seed, &self.disk)?;
+        let at = |error| format!("{}: {error}", self.disk.display());
+        match guest_disk::export(subject, disk, seed, &self.disk) {
+            Ok(()) => {}
+            Err(ExportFailure::Subject(why)) => {
+                return Ok(Some(format!("the guest's disk cannot be read after recovery\n{why}")));
+            }
+            Err(ExportFailure::File(error)) => return Err(at(error)),
+        }
         let said = self.ask()?;
-        fs::remove_file(&self.disk).map_err(|error| format!("{}: {error}", self.disk.display()))?;
+        fs::remove_file(&self.disk).map_err(at)?;
         let command = self.command;
         Ok(said.map(|said| {
             format!(
