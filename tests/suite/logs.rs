@@ -60,7 +60,7 @@ fn what_is_no_log_is_refused() {
     fs::write(path.join("odd"), [0; 700]).unwrap();
     let far = logwrites::encode(512, [Entry::write(4 << 30, &[1; 512])]).unwrap();
     fs::write(path.join("far"), &far).unwrap();
-    let far_flush = Entry { offset: 4 << 30, ..Entry::flush() };
+    let far_flush = Entry { offset: 8 << 30, ..Entry::flush() };
     let far_flush = logwrites::encode(512, [Entry::write(0, &[1; 512]), far_flush]).unwrap();
     fs::write(path.join("far-flush"), far_flush).unwrap();
     let two_files = corpus::folder().join("without-mapping-before-raw-data.json");
