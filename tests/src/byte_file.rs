@@ -321,6 +321,11 @@ impl ByteFile {
         range.start.min(MOST).next_multiple_of(self.sector())..end
     }
 
+    /// Lets others get ahead here, as [`Storage::pause`].
+    pub async fn pause(&self) {
+        self.0.storage.pause().await;
+    }
+
     /// Makes durable what was written before.
     ///
     /// # Errors

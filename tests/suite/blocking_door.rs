@@ -29,7 +29,7 @@ use qcow2_crashtest::workload::{FaultKind, Scope, Shape};
 
 /// A plain file as the storage of the library, which so becomes synchronous code.
 #[derive(Debug)]
-struct Plain(PlainFile);
+pub(crate) struct Plain(pub(crate) PlainFile);
 
 impl Storage for Plain {
     fn limits(&self) -> Limits {
@@ -224,7 +224,7 @@ impl BlockingImage for Open {
     }
 }
 
-fn settings(cases: u64, shape: Option<Shape>) -> Settings {
+pub(crate) fn settings(cases: u64, shape: Option<Shape>) -> Settings {
     Settings {
         seed: 1,
         profile: Profile::TornLength,

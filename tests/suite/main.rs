@@ -39,5 +39,6 @@ mod report;
 mod separate;
 mod shuttle;
 mod snapshots;
+mod threads;
 mod traces;
 mod waste;

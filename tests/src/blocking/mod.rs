@@ -9,151 +9,39 @@
 //!           <─────── done ─────────────────
 //! ```
 //!
-//! **Invariant.** Until the power is cut, one of the two threads runs and the other waits, so that a case is a function of its seed. One
-//! request is done at a time; others wait for their turn. After a power cut every call of the file fails, until the image is dropped.
+//! One request is done at a time and others wait for their turn, unless the subject has [`handles`](BlockingSubject::handles): each request has
+//! a thread of its own then, and while one waits for its I/O others run. Locks that they hold across a call of the file are those of
+//! [`sync`].
+//!
+//! **Invariant.** Until the power is cut, one of all these threads runs and the others wait, so that a case is a function of its seed. So what
+//! goes wrong between two calls is found, and what goes wrong between two instructions, without a lock, is not. After a power cut every
+//! call of the file fails, until the image is dropped.
 
-use std::any::Any;
-use std::future::{Future, pending, poll_fn};
-use std::io;
-use std::ops::Range;
-use std::panic::resume_unwind;
+mod plain_file;
+pub mod sync;
+mod worker;
+
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use model::guest::Promises;
 use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{AnyStorage, IoBuf};
 
+pub use self::plain_file::PlainFile;
+use self::plain_file::lock;
+use self::sync::Board;
+use self::worker::Worker;
 use crate::byte_file::ByteFile;
 use crate::capabilities::Capabilities;
-use crate::panics;
 use crate::subject::{
     Duties, Mend, Refusal, Session, Subject, SubjectImage, called, least, unasked,
 };
-use crate::watch;
-
-/// So many calls after a power cut are a loop that takes no error for an answer; what makes them is unwound.
-const MOST_AFTER_POWER_CUT: u64 = 10_000;
-
-/// What unwinds it; no text, so that it is nobody's panic.
-struct PowerIsOff;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What the thread of an image asks of the other.
-enum Ask {
-    Read(u64, Vec<u8>),
-    Write(u64, Vec<u8>),
-    SetLen(u64),
-    Zero(Range<u64>),
-    Discard(Range<u64>),
-    Flush,
-    /// What it was given to do is done; this is what came of it.
-    Done(Box<dyn Any + Send>),
-    Panicked(String),
-}
-
-/// What became of it, with the bytes of a read.
-type Answer = io::Result<Vec<u8>>;
-
-/// A piece of work on the image, if there is one yet.
-type Job<I> = Box<dyn FnOnce(&mut Option<I>) -> Box<dyn Any + Send> + Send>;
-
-/// The file of an image: reads and writes of any place and length. Clones are the same file. It is a [`ByteFile`] by plain calls.
-#[derive(Clone, Debug)]
-pub struct PlainFile(Arc<Line>);
-
-#[derive(Debug)]
-struct Line {
-    file: ByteFile,
-    asks: Sender<Ask>,
-    answers: Mutex<Receiver<Answer>>,
-    /// Calls since the power was cut.
-    refused: AtomicU64,
-}
-
-impl PlainFile {
-    /// Bytes of the file. After a power cut they are rounded up to whole sectors.
-    pub fn len(&self) -> u64 {
-        self.0.file.len()
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.0.file.is_empty()
-    }
-
-    fn ask(&self, ask: Ask) -> Answer {
-        let answer = match self.0.asks.send(ask) {
-            Ok(()) => lock(&self.0.answers).recv().ok(),
-            Err(_) => None,
-        };
-        answer.unwrap_or_else(|| {
-            let refused = self.0.refused.fetch_add(1, Ordering::Relaxed);
-            if refused > MOST_AFTER_POWER_CUT && !thread::panicking() {
-                resume_unwind(Box::new(PowerIsOff));
-            }
-            Err(io::Error::other("the power is off"))
-        })
-    }
-
-    /// Fills `buf` from `offset`.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] past the end; as the device says.
-    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let read = self.ask(Ask::Read(offset, vec![0; buf.len()]))?;
-        buf.copy_from_slice(&read);
-        Ok(())
-    }
-
-    /// Writes all of `data` at `offset`, and makes the file longer if need be. Of a sector that it does not fill the rest is read before.
-    ///
-    /// # Errors
-    /// As the device says.
-    pub fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.ask(Ask::Write(offset, data.to_vec())).map(drop)
-    }
-
-    /// Makes the file so long; what it gains reads as zeroes.
-    ///
-    /// # Errors
-    /// As the device says.
-    pub fn set_len(&self, length: u64) -> io::Result<()> {
-        self.ask(Ask::SetLen(length)).map(drop)
-    }
-
-    /// Makes a range read as zeroes: the whole sectors in it without writing them.
-    ///
-    /// # Errors
-    /// As the device says.
-    pub fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
-        self.ask(Ask::Zero(range)).map(drop)
-    }
-
-    /// Gives the space of the whole sectors in a range back, each of which reads as it did or as zeroes then; nothing where the device takes
-    /// none back.
-    ///
-    /// # Errors
-    /// As the device says.
-    pub fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        self.ask(Ask::Discard(range)).map(drop)
-    }
-
-    /// Makes durable what was written before.
-    ///
-    /// # Errors
-    /// As the device says.
-    pub fn flush(&self) -> io::Result<()> {
-        self.ask(Ask::Flush).map(drop)
-    }
-}
 
 /// An open image of synchronous code. It stays on one thread from its beginning to its end, and need not be `Send`. Calls with a body here
 /// are made only of a subject whose [`Capabilities`] have what they do.
@@ -235,6 +123,26 @@ pub trait BlockingImage: 'static {
     }
 }
 
+/// A handle of an open image, for one request.
+type Handle = Box<dyn BlockingImage + Send>;
+
+/// What makes handles of an open image, by which several threads use it at once. The thread that opened the image closes and drops it, when
+/// no handle is left.
+pub struct Handles(Box<dyn Fn() -> Handle + Send>);
+
+impl Handles {
+    /// Handles that `make` makes, one for each request.
+    pub fn new<H: BlockingImage + Send>(make: impl Fn() -> H + Send + 'static) -> Self {
+        Self(Box::new(move || Box::new(make())))
+    }
+}
+
+impl fmt::Debug for Handles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Handles")
+    }
+}
+
 /// Synchronous code under test; [`Blocking`] makes a [`Subject`] of it.
 pub trait BlockingSubject: Clone + Send + Sync + 'static {
     /// An open image.
@@ -275,6 +183,13 @@ pub trait BlockingSubject: Clone + Send + Sync + 'static {
     /// # Errors
     /// Why it does not.
     fn open(&self, file: PlainFile, session: &Session) -> Result<Self::Image, Refusal>;
+
+    /// What makes handles of an image that was opened, if several threads may use it at once: each request is one call of a handle, on a thread of
+    /// its own. None: one request at a time, on the thread that opened the image.
+    fn handles(&self, image: &Self::Image) -> Option<Handles> {
+        let _ = image;
+        None
+    }
 
     /// Checks and repairs an image that is not open, and says what it is afterwards.
     ///
@@ -336,12 +251,13 @@ impl<B: BlockingSubject> Subject for Blocking<B> {
         let subject = self.0.clone();
         let opened = remote.call(move |image| {
             let opened = subject.open(file, &session)?;
-            let size = opened.size();
+            let (size, handles) = (opened.size(), subject.handles(&opened));
             *image = Some(opened);
-            Ok(size)
+            Ok((size, handles))
         });
-        let size = opened.await?;
+        let (size, handles) = opened.await?;
         remote.size.store(size, Ordering::Relaxed);
+        *lock(&remote.handles) = handles;
         Ok(remote)
     }
 
@@ -368,19 +284,12 @@ pub struct Remote<I> {
     file: ByteFile,
     write_through: bool,
     size: AtomicU64,
+    board: Arc<Board>,
+    handles: Mutex<Option<Handles>>,
     turns: Turns,
-    /// None once nobody will answer any more.
-    ends: Mutex<Option<Ends<I>>>,
-    /// It ends with what dropping the image panicked with.
-    thread: Option<JoinHandle<Option<String>>>,
-}
-
-/// The ends of the lines to a thread.
-#[derive(Debug)]
-struct Ends<I> {
-    jobs: Sender<Job<I>>,
-    asks: Receiver<Ask>,
-    answers: Sender<Answer>,
+    /// Threads of requests that a power cut met, in which a handle may still be.
+    left: Mutex<Vec<JoinHandle<Option<String>>>>,
+    thread: Worker<Option<I>>,
 }
 
 impl<I: BlockingImage> Remote<I> {
@@ -388,126 +297,86 @@ impl<I: BlockingImage> Remote<I> {
     async fn new(storage: AnyStorage, write_through: bool) -> Result<(Self, PlainFile), Refusal> {
         let opened = ByteFile::new(storage).await;
         let file = opened.map_err(|error| Refusal::Failed(error.to_string()))?;
-        let (jobs, todo) = channel::<Job<I>>();
-        let (asks, asked) = channel();
-        let (answers, answered) = channel();
-        let (done, doing) = (asks.clone(), watch::done());
-        #[expect(clippy::disallowed_methods, reason = "its other end waits whenever it runs")]
-        let thread = thread::spawn(move || {
-            watch::doing(doing);
-            let mut image = None;
-            for job in todo {
-                let came = panics::catch(|| job(&mut image));
-                let text = || panics::take().unwrap_or_default();
-                let said = came.map_or_else(|| Ask::Panicked(text()), Ask::Done);
-                // After a power cut nobody wants to know.
-                let _ = done.send(said);
-            }
-            panics::catch(|| drop(image));
-            panics::take()
-        });
-        let plain = PlainFile(Arc::new(Line {
-            file: file.clone(),
-            asks,
-            answers: Mutex::new(answered),
-            refused: AtomicU64::new(0),
-        }));
+        let board = Arc::<Board>::default();
+        let thread = Worker::new(file.clone(), Arc::clone(&board));
+        let plain = PlainFile::new(file.clone(), Arc::clone(&thread.line));
         let remote = Self {
             file,
             write_through,
             size: AtomicU64::new(0),
+            board,
+            handles: Mutex::default(),
             turns: Turns::default(),
-            ends: Mutex::new(Some(Ends { jobs, asks: asked, answers })),
-            thread: Some(thread),
+            left: Mutex::default(),
+            thread,
         };
         Ok((remote, plain))
     }
 
-    /// Has the thread do `job`, and does for it what it asks meanwhile. A panic there is one here.
+    /// Has the thread of the image do `job`, after what it is at.
     async fn call<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Option<I>) -> T + Send + 'static,
     ) -> T {
         let _turn = self.turns.take().await;
-        let mut cut = Cut { ends: &self.ends, done: false };
-        let job: Job<I> = Box::new(move |image| Box::new(job(image)));
-        self.with(|ends| ends.jobs.send(job).is_ok());
-        loop {
-            // The thread runs until it asks, and this one waits.
-            let ask = self.with(|ends| ends.asks.recv().ok()).flatten();
-            // After a power cut nobody says anything.
-            let Some(ask) = ask else { pending().await };
-            let done = match ask {
-                Ask::Done(came) => {
-                    cut.done = true;
-                    return *came.downcast().expect("it is what the job returns");
-                }
-                Ask::Panicked(text) => {
-                    cut.done = true;
-                    panic!("{text}");
-                }
-                Ask::Read(offset, mut buf) => {
-                    self.file.read_at(offset, &mut buf).await.map(|()| buf)
-                }
-                Ask::Write(offset, data) => {
-                    self.file.write_at(offset, &data).await.map(|()| Vec::new())
-                }
-                Ask::SetLen(length) => self.file.set_len(length).await.map(|()| Vec::new()),
-                Ask::Zero(range) => self.file.write_zeroes(range).await.map(|()| Vec::new()),
-                Ask::Discard(range) => self.file.discard(range).await.map(|()| Vec::new()),
-                Ask::Flush => self.file.flush().await.map(|()| Vec::new()),
-            };
-            self.with(|ends| ends.answers.send(done).is_ok());
-        }
+        self.thread.call(job).await
     }
 
-    fn with<T>(&self, work: impl FnOnce(&Ends<I>) -> T) -> Option<T> {
-        lock(&self.ends).as_ref().map(work)
-    }
-
-    /// The same for a request of the guest, durable before it returns if it has to be.
+    /// A request of the guest, in a thread of its own if the subject takes several; durable before it returns if it has to be.
     async fn request<T: Send + 'static>(
         &self,
         through: bool,
-        work: impl FnOnce(&mut I) -> Result<T, String> + Send + 'static,
+        work: impl FnOnce(&mut dyn BlockingImage) -> Result<T, String> + Send + 'static,
     ) -> Result<T, String> {
-        let done = self.call(move |image| {
-            let image = image.as_mut().ok_or("it is closed")?;
+        let work = move |image: &mut dyn BlockingImage| {
             let done = work(image)?;
             if through {
                 image.flush()?;
             }
             Ok((done, image.size()))
-        });
-        done.await.map(|(done, size)| {
+        };
+        let handle = lock(&self.handles).as_ref().map(|Handles(make)| make());
+        let done: Result<(T, u64), String> = match handle {
+            Some(mut handle) => {
+                let worker = Worker::new(self.file.clone(), Arc::clone(&self.board));
+                let mut own = Own { worker: Some(worker), left: &self.left };
+                let worker = own.worker.as_ref().expect("it has just begun");
+                let done = worker.call(move |()| work(handle.as_mut())).await;
+                own.worker = None;
+                done
+            }
+            None => {
+                let done = self.call(move |image| work(image.as_mut().ok_or("it is closed")?));
+                done.await
+            }
+        };
+        done.map(|(done, size)| {
             self.size.store(size, Ordering::Relaxed);
             done
         })
     }
 }
 
-/// What a request that is dropped in its middle leaves: a thread that waits for an answer. As after a power cut, there will be none.
-struct Cut<'a, I> {
-    ends: &'a Mutex<Option<Ends<I>>>,
-    done: bool,
+/// The thread of one request.
+struct Own<'a> {
+    worker: Option<Worker<()>>,
+    left: &'a Mutex<Vec<JoinHandle<Option<String>>>>,
 }
 
-impl<I> Drop for Cut<'_, I> {
+impl Drop for Own<'_> {
     fn drop(&mut self) {
-        if !self.done {
-            lock(self.ends).take();
-        }
+        // It may wait for what another one holds, which has not heard of the power cut yet.
+        lock(self.left).extend(self.worker.take().and_then(Worker::leave));
     }
 }
 
 impl<I> Drop for Remote<I> {
     fn drop(&mut self) {
-        lock(&self.ends).take();
-        if let Some(thread) = self.thread.take() {
-            // A payload is that of a loop that was unwound.
-            if let Ok(Some(text)) = thread.join() {
-                panics::note(text);
-            }
+        // The thread of the image is the last that has a handle, and drops the image.
+        lock(&self.handles).take();
+        for thread in lock(&self.left).drain(..) {
+            // What came of a request that a power cut met, nobody wants to know.
+            let _ = thread.join();
         }
     }
 }
@@ -536,7 +405,7 @@ impl<I: BlockingImage> SubjectImage for Remote<I> {
     }
 
     async fn flush(&self) -> Result<(), String> {
-        self.request(false, I::flush).await
+        self.request(false, |image| image.flush()).await
     }
 
     async fn grow(&self, size: u64) -> Result<(), String> {
@@ -548,10 +417,11 @@ impl<I: BlockingImage> SubjectImage for Remote<I> {
     }
 
     async fn map(&self) -> Result<Vec<Extent>, String> {
-        self.request(false, I::map).await
+        self.request(false, |image| image.map()).await
     }
 
     async fn close(self) -> Result<(), String> {
+        lock(&self.handles).take();
         self.call(|image| image.take().ok_or("it is closed")?.close()).await
     }
 }
