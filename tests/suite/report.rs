@@ -6,18 +6,21 @@ use model::audit::Auditor;
 use model::build::Initial;
 use model::case::{Device, Opening};
 use model::evidence::BytesEvidence;
-use model::finding::Stage;
+use model::finding::{Property, Stage};
 use model::guest::Promises;
 use model::image::Mapping;
 use model::judge::{Place, Statement};
 use model::op::{Compression, Geometry, Op};
 use model::payload::{self, Value};
 use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Storage as _};
+use qcow2_crashtest::campaign;
+use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::life::Order;
 use qcow2_crashtest::recover::Failure;
 use qcow2_crashtest::replay::{self, subject_of};
-use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject};
+use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
 use qcow2_crashtest::trial::{self, At, Survivors, Trial, TrialLife};
+use qcow2_crashtest::workload::Scope;
 use qcow2_crashtest::{corpus, report};
 
 /// Columns of a line of a report, the first line and the commands aside.
@@ -101,6 +104,98 @@ impl Subject for Restless {
         storage.flush().await.map_err(failed)?;
         self.0.repair(storage).await
     }
+}
+
+/// The implementation without a write order, which refuses to write to an image that refers to what lies past the end of its file.
+#[derive(Clone)]
+struct Strict(Qcow2Core);
+
+struct StrictImage {
+    image: <Qcow2Core as Subject>::Image,
+    torn: bool,
+}
+
+impl SubjectImage for StrictImage {
+    fn size(&self) -> u64 {
+        SubjectImage::size(&self.image)
+    }
+
+    async fn read(&self, offset: u64, buf: IoBuf) -> Result<IoBuf, String> {
+        SubjectImage::read(&self.image, offset, buf).await
+    }
+
+    async fn write(
+        &self,
+        offset: u64,
+        data: IoBuf,
+        durability: model::op::Durability,
+    ) -> Result<(), String> {
+        if self.torn {
+            return Err("a cluster past the end of the file".to_owned());
+        }
+        SubjectImage::write(&self.image, offset, data, durability).await
+    }
+
+    async fn flush(&self) -> Result<(), String> {
+        SubjectImage::flush(&self.image).await
+    }
+
+    async fn close(self) -> Result<(), String> {
+        SubjectImage::close(self.image).await
+    }
+}
+
+impl Subject for Strict {
+    type Image = StrictImage;
+
+    fn name(&self) -> String {
+        "a strict library".to_owned()
+    }
+
+    fn key(&self) -> &'static str {
+        "strict"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut can = Capabilities::plain();
+        (can.zeroes, can.discard, can.grow, can.repair, can.map) =
+            (false, false, false, false, false);
+        can.initials = &[Initial::Fresh];
+        can
+    }
+
+    fn duties(&self) -> Duties {
+        Duties { structure: false, ..Duties::default() }
+    }
+
+    async fn open(&self, storage: AnyStorage, session: Session) -> Result<StrictImage, Refusal> {
+        let length = storage.len().await.map_err(|error| Refusal::Failed(error.to_string()))?;
+        let image = self.0.open(storage, session).await?;
+        let map = SubjectImage::map(&image).await.map_err(Refusal::Failed)?;
+        let torn = map
+            .iter()
+            .any(|extent| matches!(extent.to, Mapping::Host(at) if at + extent.length > length));
+        Ok(StrictImage { image, torn })
+    }
+}
+
+/// Goal: what shows only when all is written after recovery is looked for as well where a flush may be missing, and the flush that was taken away
+/// is what is advised. Method: references before the length of the file, under a library that writes to no such image.
+#[test]
+fn a_flush_that_going_on_misses() {
+    let subject = Strict(Qcow2Core::without(["length-before-reference"]).unwrap());
+    let settings = campaign::Settings {
+        scope: Scope { tasks: Some(1), faultless: true, ..Scope::default() },
+        ..crate::blocking_door::settings(500, None)
+    };
+    let found = campaign::run(&subject, &settings, |_| {}).found.expect("the length is lost");
+    let (trial, failure) = (&found.trial, &found.failure);
+    let violation = &failure.violation;
+    assert_eq!((violation.property, violation.kind), (Property::P7, "write-fails"), "{failure:?}");
+    let text = report::text(&subject, trial, failure, None);
+    let (_, missing) = text.split_once("MISSING FLUSH").unwrap();
+    assert!(missing.contains("A flush after") && missing.contains("removes this"), "{missing}");
+    assert!(!missing.contains("not known"), "{missing}");
 }
 
 #[test]

@@ -22,6 +22,7 @@ use model::judge::Place;
 use model::payload::Value;
 
 use crate::leaf::LeafChooser;
+use crate::liveness::{is_seen_going_on, p7_goes_on};
 use crate::minimise::Signature;
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure, StepPlan};
@@ -164,6 +165,8 @@ fn matters(timeline: &Timeline, at: usize) -> bool {
 struct Found {
     wanted: Signature,
     cut: usize,
+    /// Whether it shows only when all is written after recovery. That takes long, and is done at the power cut that matters.
+    goes_on: bool,
     judged: usize,
     complete: bool,
     failing: Vec<Failing>,
@@ -171,8 +174,8 @@ struct Found {
 
 impl Found {
     fn new(failure: &Failure, cut: usize) -> Self {
-        let wanted = Signature::of(failure);
-        Self { wanted, cut, judged: 0, complete: true, failing: Vec::new() }
+        let (wanted, goes_on) = (Signature::of(failure), is_seen_going_on(failure));
+        Self { wanted, cut, goes_on, judged: 0, complete: true, failing: Vec::new() }
     }
 
     /// Judges crash states at a moment, the failure's own first, then an enumeration, then random ones; notes of each that
@@ -200,7 +203,17 @@ impl Found {
             let chooser = Arc::new(Mutex::new(noting));
             let crashed = live.crash(trial.profile, &mut Arc::clone(&chooser));
             let probes = &mut Probes::default();
-            let result = bench.judge_crash(crashed, &seen, steps, &chooser, probes);
+            let mut result = bench.judge_crash(crashed, &seen, steps, &chooser, probes).map(Some);
+            if let Ok(Some(recovered)) = &result
+                && self.goes_on
+                && at == self.cut
+            {
+                let (Trial { geometry, profile, .. }, session) = (trial, trial.session());
+                let (subject, disk) = (&bench.subject, &recovered.disk);
+                let went_on =
+                    p7_goes_on(subject, session, *profile, geometry, disk, &seen, &chooser);
+                result = went_on.map(|_| None);
+            }
             if (1..=STATES).contains(&number) {
                 let mut wheels = wheels.lock().unwrap_or_else(PoisonError::into_inner);
                 enumerated = !wheels.advance();

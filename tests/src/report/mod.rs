@@ -582,6 +582,9 @@ fn advice(out: &mut String, searched: &Searched, around: &Around<'_>) -> fmt::Re
         _ => format!("{removes} of {others} other failing states"),
     };
     match best {
+        _ if *same == 0 => {
+            writeln!(out, "  not known: this does not show in the states that were judged")?;
+        }
         Some(gap) => {
             let (from, to) = (around.before(gap.first), around.after(gap.last));
             let removes = of_others(gap.removes);
@@ -822,7 +825,7 @@ const fn words(property: Property) -> &'static str {
         Property::P4 => "the tables are not sound",
         Property::P5 => "repairing again changes the image",
         Property::P6 => "a clean close is not clean",
-        Property::P7 => "something never ends",
+        Property::P7 => "something never ends, or cannot be written any more",
         Property::P8 => "an error, claim or contract is broken",
         Property::P9 => "too much is leaked",
         Property::P10 => "an operation happened by half",
