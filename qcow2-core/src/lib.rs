@@ -23,12 +23,12 @@
 //! use qcow2_core::{CreateOptions, OpenOptions, Repair};
 //!
 //! let storage = FileStorage::create("disk.qcow2", Existing::Refuse)?; // or Replace what is there
-//! create(&storage, &CreateOptions::new(1 << 30).lazy_refcounts(true))?;
+//! create(&storage, &CreateOptions::new(1 << 30).lazy_refcounts(true))?; // half the flushes; a repair after a power cut
 //! storage.sync_parent()?; // the name of the new file is durable, too
 //! drop(storage); // and with it the lock
 //!
 //! let storage = FileStorage::open("disk.qcow2", Access::ReadWrite)?;
-//! let image = Image::open(storage, OpenOptions::new())?; // a dirty image is repaired first
+//! let image = Image::open(storage, OpenOptions::new())?; // one that is marked dirty is repaired first
 //! image.write(123_456, b"any offset, any length")?;
 //! image.flush()?; // from here on a power cut cannot take it back
 //! image.close()?;
@@ -96,8 +96,8 @@
 //! - [`blocking`]: the same with plain calls.
 //!
 //! Images of version 2 and 3 are read, written, checked and repaired here, with standard L2 entries and with extended ones, and over layers:
-//! [`open_chain()`]. So are compressed clusters, with deflate and zstd, and guest data in an external data file: [`DataFile`]. Encryption and internal
-//! snapshots are refused at open, by name. Persistent bitmaps are not kept up: opening for writing gives them up, and their clusters leak until a repair;
+//! [`open_chain()`]. So are compressed clusters, with deflate and zstd, guest data in an external data file: [`DataFile`], and encryption with a
+//! [`Passphrase`]: [`Image::open_encrypted`]. Internal snapshots are refused at open, by name. Persistent bitmaps are not kept up: opening for writing gives them up, and their clusters leak until a repair;
 //! read-only leaves them alone.
 
 mod alloc;

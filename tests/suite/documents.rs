@@ -6,7 +6,7 @@ use std::process::Command;
 use qcow2_crashtest::console::evidence::DOCUMENTS;
 use qcow2_crashtest::transcript::{Transcript, transcripts};
 
-use crate::house::root;
+use crate::house::{root, sources};
 
 fn document(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap()
@@ -99,11 +99,61 @@ fn the_library_is_shown_as_it_is_tested() {
     assert_eq!(tested, shown.lines().collect::<Vec<_>>());
 }
 
+/// The documents at the root of the workspace.
+const ROOT: [&str; 5] =
+    ["README.md", "EVIDENCE.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+
+/// What a document has between backticks, outside of blocks.
+fn spans(text: &str) -> impl Iterator<Item = &str> {
+    let outside = text.split("```").step_by(2);
+    outside.flat_map(|text| text.split('`').skip(1).step_by(2))
+}
+
+/// Goal: what a document names is there. Method: every path below the root in all of them, but in the changelog, which tells of what was; every
+/// test that a recipe says would notice.
+#[test]
+fn what_is_named_is_there() {
+    let is_open = |part: &str| ["NAME", "KEY", "CRATE"].iter().any(|name| part.starts_with(name));
+    let (mut paths, mut tests) = (0, 0);
+    for name in ROOT.into_iter().filter(|name| *name != "CHANGELOG.md") {
+        let text = document(name);
+        for path in spans(&text).flat_map(str::split_whitespace) {
+            let parts: Vec<&str> = path.split('/').collect();
+            let plain = path.chars().all(|it| it.is_ascii_alphanumeric() || "/._-".contains(it));
+            // What a recipe leaves open is no name of a file, and what is below another folder is another matter.
+            if plain && parts.len() > 1 && !parts.iter().any(|part| is_open(part)) {
+                if !root().join(parts[0]).exists() {
+                    continue;
+                }
+                assert!(root().join(path).exists(), "{name}: {path} is not there");
+                paths += 1;
+            }
+        }
+    }
+    let crates = ["qcow2-core", "faultfs", "model", "tests"];
+    let sources = crates.iter().flat_map(|krate| sources(krate));
+    let sources: String = sources.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let text = document("CONTRIBUTING.md");
+    for span in spans(&text) {
+        let mut words = span.split_whitespace();
+        let (Some("suite" | "fuzz" | "exam" | "images"), Some(test), None) =
+            (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        let function = test.rsplit("::").next().unwrap();
+        let known = function.is_empty() || sources.contains(&format!("fn {function}("));
+        assert!(known, "CONTRIBUTING.md: no test is called {function}");
+        tests += 1;
+    }
+    assert!(paths > 50 && tests > 8, "{paths} paths and {tests} tests");
+}
+
 /// Goal: what a document leads to is there. Method: every link to a file, in those at the root of the workspace.
 #[test]
 fn links_lead_somewhere() {
     let mut followed = 0;
-    for name in ["README.md", "EVIDENCE.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+    for name in ROOT {
         let text = document(name);
         for link in text.split("](").skip(1) {
             let (path, _) = link.split_once(')').unwrap();

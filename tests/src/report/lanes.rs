@@ -324,6 +324,10 @@ impl Drawing<'_> {
         cut.live.peek(unit, &mut keys);
         match (keys.contains(&own), &keys[..], cut.crashed.single(unit)) {
             (false, ..) => Fate::Over,
+            // With the length that it gave the file.
+            (true, ..) if cut.crashed.possible_lengths().iter().all(|length| unit >= *length) => {
+                Fate::Lost
+            }
             (true, [_], _) => Fate::Safe,
             (true, _, None) => Fate::Open,
             (true, _, Some(key)) if key == own => Fate::Kept,
