@@ -1,8 +1,8 @@
 //! What needs whole runs rather than states: that work goes on (P7), and that a crash wastes little (P9).
 //!
 //! **P7.** On what a recovery left, once no I/O fails any more: repair, open, write every guest unit, flush, close, and read
-//! it all back, within [`IOS`] storage operations and [`IOS_PER_CLUSTER`] more for each cluster of the file and of the guest's
-//! disk, and some for what takes several transfers. An implementation that never allocates again, or walks all tables for each request, does not pass. Emptied and filled
+//! it all back, within [`IOS`] storage operations and as many more for each cluster of the file and of the guest's
+//! disk as it is [held to](Duties::ios_per_cluster), and some for what takes several transfers. An implementation that never allocates again, or walks all tables for each request, does not pass. Emptied and filled
 //! again, the file does not get longer; and what is closed at the end has no flaw.
 //!
 //! **P9.** What a crash can leak is what has a count and no reference on the medium, and that is bounded by the requests whose
@@ -50,11 +50,6 @@ use crate::subject::{Duties, Session, Subject, SubjectImage};
 
 /// Storage operations that going on may take in any case.
 pub const IOS: u64 = 64;
-/// How many more for each cluster of the file and of the guest's disk.
-pub const IOS_PER_CLUSTER: u64 = 6;
-
-/// The same where every write is made durable by itself: each may take a flush before and one after its mapping.
-pub const IOS_WRITTEN_THROUGH: u64 = 12;
 /// A disk is written in no more than so many pieces, and some.
 const PIECES: u64 = 256;
 /// A disk of up to so many clusters is emptied and filled again.
@@ -185,7 +180,8 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     }
     let remains = direct.power_off();
     let clusters = u64::from(units(&remains.disk)).div_ceil(geometry.cluster_units());
-    let per_cluster = if session.write_through { IOS_WRITTEN_THROUGH } else { IOS_PER_CLUSTER };
+    // A write that is durable by itself may take a flush before and one after its mapping.
+    let per_cluster = subject.duties().ios_per_cluster * if session.write_through { 2 } else { 1 };
     let of_disk = size.div_ceil(cluster);
     // A cluster takes several transfers on some devices: data when it is written, a table when the repair and opening look at it, too.
     let more = (cluster / remains.disk.limits().max_transfer as u64).saturating_sub(1);

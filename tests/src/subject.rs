@@ -219,6 +219,9 @@ pub struct Duties {
     pub disjoint_writes: bool,
     /// Space that was given up and flushed is used again before the file gets longer.
     pub finds_space: bool,
+    /// Storage operations for each cluster of the file and of the disk with which all of a recovered image can be written (P7); twice as many
+    /// where each change is durable when it returns. There are some besides for a small image, and for what takes several transfers.
+    pub ios_per_cluster: u64,
     /// The worst device on which it says that a power cut does no harm. A campaign runs on that one unless another is asked for, and what only
     /// a worse one shows is told as beyond what it says.
     pub survives: Profile,
@@ -232,6 +235,7 @@ impl Default for Duties {
             closes_without_leaks: true,
             disjoint_writes: true,
             finds_space: true,
+            ios_per_cluster: 6,
             survives: Profile::TornLength,
         }
     }

@@ -81,6 +81,10 @@ enum How {
     LeaksClosing,
     /// The same, and it does not say so.
     LeaksClosingUnsaid,
+    /// Reads what it has written a dozen times, and says that it works that much.
+    Toils,
+    /// The same, and does not say so.
+    ToilsUnsaid,
 }
 
 impl How {
@@ -157,6 +161,7 @@ impl Subject for Odd {
             leaks_little: !matches!(self.how, How::MayLeak | How::LeaksClosing),
             closes_without_leaks: self.how != How::LeaksClosing,
             finds_space: self.how != How::LeaksClosing,
+            ios_per_cluster: if self.how == How::Toils { 40 } else { 6 },
             survives,
             ..Duties::default()
         }
@@ -297,6 +302,13 @@ impl SubjectImage for OddImage {
                 SubjectImage::flush(self.inner()).await?;
             }
             _ => {}
+        }
+        if matches!(self.how, How::Toils | How::ToilsUnsaid) {
+            let copy = IoBuf::copy_of(&data, 512);
+            SubjectImage::write(self.inner(), offset, copy, durability).await?;
+            for _ in 0..12 {
+                SubjectImage::read(self.inner(), offset, IoBuf::zeroed(512, 512)).await?;
+            }
         }
         SubjectImage::write(self.inner(), offset, data, durability).await
     }
@@ -513,6 +525,17 @@ fn a_close_may_leak_if_that_is_said() {
     };
     assert_eq!(kinds(How::LeaksClosing), [None, None]);
     assert_eq!(kinds(How::LeaksClosingUnsaid), [Some((Property::P6, "leak")); 2]);
+}
+
+/// Goal: how much work writing takes is judged by what a subject says of it. Method: one that reads what it has written again and again, which says
+/// so, and which does not.
+#[test]
+fn much_work_is_allowed_if_that_is_said() {
+    let found = |how| campaign::run(&Odd::new(how), &settings(60, None), |_| {}).found;
+    let said = found(How::Toils);
+    assert!(said.is_none(), "{said:?}");
+    let unsaid = found(How::ToilsUnsaid).expect("it works too much").failure.violation;
+    assert_eq!((unsaid.property, unsaid.kind), (Property::P7, "unbounded-work"));
 }
 
 /// Goal: what only a device shows that is worse than what the subject says it survives is told as that, counted and gone past; what it says is

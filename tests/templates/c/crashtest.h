@@ -65,6 +65,8 @@ struct crashtest_subject {
     /* What it is held to besides what its guest reads: a power cut leaks no more than the requests that it met account for; a clean close
      * leaks nothing; space that was given up and flushed is used again before the file gets longer. */
     bool leaks_little, closes_without_leaks, finds_space;
+    /* Calls of the file for each cluster of the file and of the disk with which all of a recovered image can be written; 0 for the usual ones. */
+    uint32_t ios_per_cluster;
 
     /* Opens an image, safe to write if it is opened for writing. `file` stays until the image is dropped. */
     enum crashtest_result (*open)(struct crashtest_file *file, const struct crashtest_calls *calls, bool writable, void **image);

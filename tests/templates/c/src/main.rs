@@ -122,6 +122,7 @@ struct Table {
     leaks_little: bool,
     closes_without_leaks: bool,
     finds_space: bool,
+    ios_per_cluster: u32,
     open: Option<OfOpening>,
     drop: Option<unsafe extern "C-unwind" fn(*mut c_void)>,
     size: Option<unsafe extern "C-unwind" fn(*mut c_void) -> u64>,
@@ -191,13 +192,18 @@ impl BlockingSubject for InC {
     }
 
     fn duties(&self) -> Duties {
-        let Table { leaks_little, closes_without_leaks, finds_space, .. } = TABLE;
+        let Table { leaks_little, closes_without_leaks, finds_space, ios_per_cluster, .. } = TABLE;
+        let usual = Duties::default();
         Duties {
             structure: !self.contents,
             leaks_little,
             closes_without_leaks,
             finds_space,
-            ..Duties::default()
+            ios_per_cluster: match ios_per_cluster {
+                0 => usual.ios_per_cluster,
+                said => said.into(),
+            },
+            ..usual
         }
     }
 
