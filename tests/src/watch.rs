@@ -16,14 +16,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
+use crate::bystander;
+
 const TICK: Duration = Duration::from_secs(1);
 
 /// A call that takes so many seconds is stuck. Recovery is one call: of a large image without optimisation it takes one or two.
 pub const PATIENCE: u32 = 60;
 
 /// What a thread does.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Post {
+    /// Which thread it is.
+    number: u64,
     /// Calls and returns, up to now.
     beats: AtomicU64,
     /// Calls that have not returned.
@@ -39,14 +43,24 @@ struct Manned(Arc<Post>);
 impl Drop for Manned {
     fn drop(&mut self) {
         self.0.left.store(true, Ordering::Relaxed);
+        bystander::tell(self.0.number, "");
     }
 }
+
+/// How many threads had a post.
+static NUMBERS: AtomicU64 = AtomicU64::new(0);
 
 static POSTS: Mutex<Vec<Arc<Post>>> = Mutex::new(Vec::new());
 
 thread_local! {
     static POST: Manned = {
-        let post = Arc::<Post>::default();
+        let post = Arc::new(Post {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            beats: AtomicU64::new(0),
+            depth: AtomicU64::new(0),
+            doing: Mutex::default(),
+            left: AtomicBool::new(false),
+        });
         let mut posts = POSTS.lock().unwrap_or_else(PoisonError::into_inner);
         posts.retain(|post| !post.left.load(Ordering::Relaxed));
         posts.push(Arc::clone(&post));
@@ -56,6 +70,12 @@ thread_local! {
 
 /// What this thread does from now on, should it be the last thing.
 pub fn doing(what: String) {
+    POST.with(|Manned(post)| bystander::tell(post.number, &what));
+    helping(what);
+}
+
+/// The same of a thread that helps one that has said so.
+pub(crate) fn helping(what: String) {
     POST.with(|Manned(post)| *post.doing.lock().unwrap_or_else(PoisonError::into_inner) = what);
 }
 
@@ -94,6 +114,7 @@ impl Post {
 /// From now on a call that does not return for `patience` seconds ends the process, with the exit status `code`.
 pub fn begin(patience: u32, code: u8) {
     static BEGIN: Once = Once::new();
+    bystander::begin();
     BEGIN.call_once(|| {
         #[expect(clippy::disallowed_methods, reason = "it looks on and decides nothing in a case")]
         std::thread::spawn(move || {
@@ -107,6 +128,7 @@ pub fn begin(patience: u32, code: u8) {
                             "{doing}: the subject has not come back from a call for {patience} s; nothing but the end of this process ends that."
                         );
                     }
+                    bystander::end();
                     std::process::exit(i32::from(code));
                 }
             }

@@ -85,6 +85,26 @@ fn a_signal_ends_a_run_with_what_it_has_seen() {
     }
 }
 
+/// Goal: what a run was at is told when the process is ended, as by a subject that overflows its stack, and nothing where it ends by itself. Method:
+/// a campaign that is killed, and one that passes.
+#[test]
+fn what_a_killed_run_was_at_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut campaign = campaign("run --seconds 600 --seed 5", folder.path());
+    let mut child = campaign.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it runs");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(send("KILL", &child.id().to_string()).success());
+    let mut said = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("text");
+    assert_eq!(child.wait().expect("it ends").code(), None);
+    let (_, cases) = said.split_once("It was at\n").unwrap_or_else(|| panic!("{said}"));
+    let case = cases.lines().next().expect("a worker has begun");
+    assert!(case.starts_with("  case ") && case.ends_with(" of seed 5"), "{said}");
+
+    let (status, _, said) = run("run --cases 3", folder.path());
+    assert!(status == 0 && !said.contains("It was at"), "{said}");
+}
+
 /// Goal: a time that ends is told apart from a signal, and from the end. Method: one second.
 #[test]
 fn an_exploration_out_of_time_says_how_far_it_came() {

@@ -10,6 +10,7 @@ use faultfs::profile::{Profile, Robustness, UnknownProfile};
 use model::case::Case;
 use qcow2_core::{Area, Mutant};
 use qcow2_crashtest::attack::{self, Strategy};
+use qcow2_crashtest::bystander;
 use qcow2_crashtest::campaign::Found;
 use qcow2_crashtest::console::cases::{Cases, Dump, Explain, Minimise, ReplayCommand};
 use qcow2_crashtest::console::evidence::EvidenceCommand;
@@ -205,6 +206,9 @@ fn device(name: &str) -> Result<Device, UnknownProfile> {
 }
 
 fn main() -> ExitCode {
+    if let Some(status) = bystander::asked() {
+        return status;
+    }
     watch::begin(watch::PATIENCE, ExitStatus::Broken.code());
     console::exit(match console::parsed(Cli::try_parse()).verb {
         Verb::Run(run) => run_campaign(run),

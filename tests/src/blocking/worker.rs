@@ -43,7 +43,7 @@ impl<S: Default + 'static> Worker<S> {
         let (own, doing) = (Arc::clone(&line), watch::done());
         #[expect(clippy::disallowed_methods, reason = "its other end waits whenever it runs")]
         let thread = thread::spawn(move || {
-            watch::doing(doing);
+            watch::helping(doing);
             own.take_up();
             let mut kept = S::default();
             for job in todo {

@@ -19,6 +19,7 @@ use super::sensitivity::Sensitivity;
 use super::shorten::Minimising;
 use super::worlds::Worlds;
 use super::{EXIT_STATUS, ExitStatus, Exploration, Onward, Outputs, Results, TraceWorkload};
+use crate::bystander;
 use crate::corpus::CorpusError;
 use crate::subject::Subject;
 use crate::watch;
@@ -147,6 +148,9 @@ impl<Sub: Subject> Outsider<Sub> {
 /// Runs the command line of the subject `full`, which is `contents` when held only to what its guest sees. The program is
 /// called after the key of `full`.
 pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
+    if let Some(status) = bystander::asked() {
+        return status;
+    }
     watch::begin(watch::PATIENCE, ExitStatus::Broken.code());
     let mut command = command(&full);
     let matches = super::parsed(command.try_get_matches_from_mut(std::env::args_os()));

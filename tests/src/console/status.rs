@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use super::output::{complain, unheard};
+use crate::bystander;
 use crate::corpus::CorpusError;
 use crate::interrupt::{self, Signal};
 
@@ -44,6 +45,7 @@ pub fn exit(result: Result<ExitStatus, CorpusError>) -> ExitCode {
     });
     let status =
         if status == ExitStatus::Passed && unheard() { ExitStatus::Broken } else { status };
+    bystander::end();
     ExitCode::from(status.code())
 }
 
