@@ -5,13 +5,25 @@
 //! [`Auditor`](crate::audit::Auditor) or [`Judge`](crate::judge::Judge), and the test
 //! `exam every_mutant_is_killed` shows which of this crate's examinations notices it. One that survives is a hole in the examinations.
 
-/// One deliberate mistake, or none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mistake {
-    /// The judge as it should be.
-    #[default]
-    None,
+macro_rules! mistakes {
+    ($($(#[$about:meta])* $name:ident,)*) => {
+        /// One deliberate mistake, or none.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub enum Mistake {
+            /// The judge as it should be.
+            #[default]
+            None,
+            $($(#[$about])* $name,)*
+        }
 
+        impl Mistake {
+            /// Every mistake.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+        }
+    };
+}
+
+mistakes! {
     /// Guest: a flush leaves superseded values allowed.
     SupersededStaysAllowed,
     /// Guest: a flush covers what was submitted before it completed.
@@ -245,125 +257,4 @@ pub enum Mistake {
     EveryCopiedInherited,
     /// Judge: a subject that says an image is safe to write is believed.
     WritableBelieved,
-}
-
-impl Mistake {
-    /// Every mistake.
-    pub const ALL: [Self; 115] = [
-        Self::SupersededStaysAllowed,
-        Self::FlushCoversSubmitted,
-        Self::FailedFlushSettles,
-        Self::ThroughForgotten,
-        Self::ChangesNeverThrough,
-        Self::ThroughIsBarrier,
-        Self::FailedWriteForgotten,
-        Self::FailedWriteCounts,
-        Self::AbandonedWriteForgotten,
-        Self::CrashForgetsInFlight,
-        Self::DiscardZeroesPartialClusters,
-        Self::DiscardForgotten,
-        Self::DiscardHidesLayer,
-        Self::UncoverShowsZeroes,
-        Self::CutOffStays,
-        Self::CollapseForgotten,
-        Self::ReadsUnchecked,
-        Self::StaleReadsAllowed,
-        Self::SizeUnchecked,
-        Self::ZeroAlwaysAllowed,
-        Self::ZeroesForgotten,
-        Self::FirstValueForAll,
-        Self::ReadsCheckedOnce,
-        Self::FailedGrowthCounts,
-        Self::FlushSparesSize,
-        Self::CollapseToOne,
-        Self::GrownSpaceUnjudged,
-        Self::AddNeverSettles,
-        Self::RemoveNeverSettles,
-        Self::InterruptedLeavesNothing,
-        Self::OpeningsNotCollapsed,
-        Self::RefcountTooLowIgnored,
-        Self::LeakIgnored,
-        Self::CopiedOnSharedIgnored,
-        Self::CopiedInexactIgnored,
-        Self::DirtyIgnored,
-        Self::CorruptIgnored,
-        Self::OutOfRangeIgnored,
-        Self::OverlapIgnored,
-        Self::MisalignedIgnored,
-        Self::ReservedBitsIgnored,
-        Self::InvalidSubclustersIgnored,
-        Self::LoneBitmapUnread,
-        Self::HeaderFieldIgnored,
-        Self::UnsupportedIgnored,
-        Self::CutTableUnread,
-        Self::CutClusterOutOfRange,
-        Self::CutUnitUnread,
-        Self::FirstTableOnly,
-        Self::FirstBlockOnly,
-        Self::RefcountsOf16Bits,
-        Self::NarrowRefcountsFromAbove,
-        Self::WideRefcountsCutOff,
-        Self::BehindDiskUncounted,
-        Self::HeaderRangesUnchecked,
-        Self::SharedTableIgnored,
-        Self::CompressedCountsOnce,
-        Self::DataFileOffsetIgnored,
-        Self::DataFileShortIgnored,
-        Self::DataClustersCounted,
-        Self::DataFileAsLongAsImage,
-        Self::EncryptionHeaderUncounted,
-        Self::ForeignDataAccepted,
-        Self::OneOfTheSetIsEnough,
-        Self::UnmappedUnjudged,
-        Self::DirtyExcusesAll,
-        Self::StaleBitmapAllowed,
-        Self::FeaturesMayBeLost,
-        Self::EveryLeakInherited,
-        Self::RepairMayChangeContents,
-        Self::SecondRepairMayWrite,
-        Self::ClaimsBelieved,
-        Self::MappingUncompared,
-        Self::SecondTableUnjudged,
-        Self::LayerUnjudged,
-        Self::StreamsUnjudged,
-        Self::LayerNameIgnored,
-        Self::DataFileNameIgnored,
-        Self::RawViewUnjudged,
-        Self::ViewsMayDiffer,
-        Self::RawViewMayChange,
-        Self::DataFileNoFixedPoint,
-        Self::EncryptionIgnored,
-        Self::SlotsUnjudged,
-        Self::PassphraseMayBeLost,
-        Self::RemovedMayOpen,
-        Self::MaterialMayStay,
-        Self::DeadSlotsAllowed,
-        Self::SlotsOfOneCombination,
-        Self::FirstMaterialOnly,
-        Self::FirstGenerationOnly,
-        Self::SlotsMayChange,
-        Self::ClearTextAllowed,
-        Self::CipherNumberOfGuest,
-        Self::CipherNumberOfHost,
-        Self::CipherNumberOfEvidence,
-        Self::CiphertextUnjudged,
-        Self::FirstValueDeciphered,
-        Self::ZeroesNotDeciphered,
-        Self::DecipheredByKey,
-        Self::CiphertextCompared,
-        Self::LayerComparedAsZeroes,
-        Self::SubclusterZeroesIgnored,
-        Self::SilentSubclustersAllocated,
-        Self::FirstSubclusterForAll,
-        Self::FirstUnitOnly,
-        Self::TwoUnitsOnly,
-        Self::CutDataUnjudged,
-        Self::P3ComparesOne,
-        Self::P3WantsTheSame,
-        Self::P3WantsOneInCommon,
-        Self::FixedPointOfOne,
-        Self::FixedPointByKey,
-        Self::EveryCopiedInherited,
-        Self::WritableBelieved,
-    ];
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use faultfs::profile::Profile;
 use model::build::Initial;
 use model::finding::Property;
-use model::op::{DataFile, Encryption};
+use model::op::{DataFile, Encryption, Op};
 use qcow2_core::Rule;
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
@@ -250,6 +250,27 @@ fn the_generator_reaches_what_it_should() {
         let share = plans.iter().filter(|plan| plan.geometry.cluster_bits == bits).count();
         assert!(share > 200, "{share} of 2000 plans have clusters of 2^{bits} bytes");
     }
+    let kind = |op: &Op| match op {
+        Op::Write { .. } => "write",
+        Op::WriteCompressed { .. } => "write-compressed",
+        Op::WriteZeroes { .. } => "write-zeroes",
+        Op::Discard { .. } => "discard",
+        Op::Uncover { .. } => "uncover",
+        Op::Preallocate { .. } => "preallocate",
+        Op::Read { .. } => "read",
+        Op::Flush => "flush",
+        Op::Grow { .. } => "grow",
+        Op::Shrink { .. } => "shrink",
+        Op::AddPassphrase { .. } => "add-passphrase",
+        Op::RemovePassphrase { .. } => "remove-passphrase",
+        Op::Reopen => "reopen",
+    };
+    let tasks = plans.iter().flat_map(|plan| &plan.lives).flat_map(|life| &life.tasks);
+    let mut kinds: Vec<&str> = tasks.flatten().map(kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    // A campaign opens again in a life of its own.
+    assert_eq!(kinds.len(), 12, "{kinds:?}");
     let long = plans.iter().filter(|plan| plan.lives.len() > 1).count();
     assert!(long >= 1000, "{long} of 2000 plans have two lives");
     let lives = plans.iter().flat_map(|plan| &plan.lives);

@@ -181,10 +181,10 @@ pub fn load(path: &Path) -> Result<Kept, CorpusError> {
 pub struct Line {
     /// The part of the library that the mutant is in.
     pub area: String,
-    /// What noticed it; empty if nothing did.
-    pub noticed: Vec<String>,
     /// Whether random cases did not, but small workloads.
     pub exhaustive: bool,
+    /// What noticed it; empty if nothing did.
+    pub noticed: Vec<String>,
     /// Median of the crash states until then.
     pub states: u64,
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 
+use qcow2_core::{Barrier, Rule};
 use qcow2_crashtest::console::evidence::DOCUMENTS;
 use qcow2_crashtest::transcript::{Transcript, transcripts};
 
@@ -79,6 +80,17 @@ fn what_kept_files_say_is_what_stands_there() {
         compared += 1;
     });
     assert_eq!(compared, 4, "the certificates, the mutants, a failure and its end");
+}
+
+/// Goal: each write order and each flush has its line in the tables that show that it is missed. Method: their names at the beginning of a line.
+#[test]
+fn every_rule_and_flush_stands_in_the_tables() {
+    let text = document("EVIDENCE.md");
+    let rules = Rule::ALL.iter().map(|rule| rule.name());
+    for name in rules.chain(Barrier::ALL.iter().map(|barrier| barrier.name())) {
+        let has = text.lines().any(|line| line.split(' ').next() == Some(name));
+        assert!(has, "EVIDENCE.md: {name} is in no table");
+    }
 }
 
 /// Goal: the library looks in `README.md` as it does in its own documentation, where the text is compiled and run.

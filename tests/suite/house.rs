@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qcow2_core::{Mutant, Rule};
+use qcow2_core::{Barrier, Mutant, Rule};
 use qcow2_crashtest::mutants;
 
 pub(crate) fn root() -> PathBuf {
@@ -157,6 +157,19 @@ fn every_rule_is_documented_and_used() {
             "{name} does not say what breaks"
         );
         assert!(others.contains(&format!("Rule::{name}")), "{name} is obeyed nowhere");
+    }
+}
+
+/// Goal: every flush is made somewhere, and it says where in the library that is. Method: its name in the sources.
+#[test]
+fn every_flush_is_used() {
+    let others: Vec<PathBuf> = sources("qcow2-core")
+        .into_iter()
+        .filter(|path| path.file_name().is_some_and(|name| name != "barrier.rs"))
+        .collect();
+    let others: String = others.iter().map(|path| text(path)).collect();
+    for barrier in Barrier::ALL {
+        assert!(others.contains(&format!("Barrier::{barrier:?}")), "{barrier:?} is used nowhere");
     }
 }
 

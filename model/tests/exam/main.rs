@@ -129,7 +129,7 @@ fn the_judge_passes_every_examination() {
 #[test]
 fn every_mutant_is_killed() {
     let mut survivors = Vec::new();
-    for mistake in Mistake::ALL {
+    for &mistake in Mistake::ALL {
         // A mutant may also trip over an assertion: what counts is that it does not pass.
         let noticed = EXAMS.iter().filter(|(_, exam)| exam(mistake).is_err());
         let names: Vec<_> = noticed.map(|(name, _)| *name).collect();

@@ -143,7 +143,7 @@ struct Mutants {
     /// Give up on each campaign after this many crash states.
     #[arg(long, default_value_t = 3_000_000, requires = "mutants")]
     states: u64,
-    /// Write what noticed each to this file.
+    /// Write what noticed each to this file; what it says of others stays.
     #[arg(long, requires = "mutants")]
     json: Option<PathBuf>,
 }
@@ -292,6 +292,12 @@ fn sensitivity(
     if let Some(name) = args.rule.as_ref().filter(|name| Target::from_name(name).is_none()) {
         return Err(CorpusError::Case(format!("--rule: no rule and no flush is called {name}")));
     }
+    let named = |target: &Target| args.rule.as_ref().is_none_or(|name| name == target.name());
+    let targets: Vec<Target> = targets.filter(named).collect();
+    if let ([], Some(name)) = (&targets[..], &args.rule) {
+        let why = format!("--rule: {name} is nothing that this command takes away");
+        return Err(CorpusError::Case(why));
+    }
     console::output::check(None, args.corpus.as_deref())?;
     console::listen()?;
     let limit = Duration::from_secs(args.seconds);
@@ -302,9 +308,6 @@ fn sensitivity(
         "", "states", "seconds", "states", "seconds", "", "random", "exhaustive"
     ));
     for target in targets {
-        if args.rule.as_ref().is_some_and(|name| name != target.name()) {
-            continue;
-        }
         let mut killers = Vec::new();
         let mut cells = String::new();
         for (strategy, medians) in
@@ -376,7 +379,12 @@ fn put_in_mutants(all: &Sensitivity, args: &Mutants) -> Result<ExitStatus, Corpu
     }
     let limit = Duration::from_secs(all.seconds);
     let effort = Effort { seed: all.seed, runs: all.runs, states: args.states, limit };
-    let mut kept = mutants::Kept::new();
+    // What is not looked for now stays what it was.
+    let mut kept = match &args.json {
+        Some(path) if path.exists() => mutants::load(path)?,
+        _ => mutants::Kept::new(),
+    };
+    kept.retain(|name, _| Mutant::ALL.iter().any(|mutant| mutant.name() == name));
     let mut survived = Vec::new();
     let mut noticed: BTreeMap<Area, (u32, u32)> = BTreeMap::new();
     say(&format!(

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use faultfs::profile::Profile;
 use model::build::Initial;
@@ -65,9 +66,8 @@ pub struct Worlds {
     /// Images over a layer that is longer than the disk.
     #[arg(long)]
     over_layer: bool,
-    /// Only these initial images: fresh, refcount-block-one-short, refcount-table-one-short, l1-about-to-grow, leaky,
-    /// dirty, fragmented, bitmaps, leftovers; and compressed, if it is asked for.
-    #[arg(long, value_delimiter = ',')]
+    /// Only these initial images; without it all but those that no request of the alphabet has to do with.
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(Initial::ALL.map(Initial::name)))]
     initial: Vec<String>,
     /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
     #[arg(long, default_value_t = Profile::default())]
@@ -131,9 +131,7 @@ impl Worlds {
         let mut initials = Vec::new();
         for name in &self.initial {
             let known = Initial::ALL.into_iter().find(|initial| initial.name() == name);
-            initials.push(
-                known.ok_or_else(|| misuse(format!("--initial: no image is called {name}")))?,
-            );
+            initials.push(known.expect("it is one of the possible values"));
         }
         if initials.is_empty() {
             initials.extend(alphabet::initials());
