@@ -6,7 +6,7 @@
 //!   bystander                              keeps the last of each   ──> "case 7 of seed 1"
 //! ```
 //!
-//! It begins with the first thing that is done after [`begin`], and decides nothing.
+//! It is the same program, called once more with the first thing that is done after [`begin`], and decides nothing.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -27,18 +27,17 @@ static WANTED: AtomicBool = AtomicBool::new(false);
 /// The pipe to it, once it has begun; none if it could not.
 static PIPE: Mutex<Option<Option<ChildStdin>>> = Mutex::new(None);
 
-/// What this program does instead of all else, if it was called as a bystander.
-pub fn asked() -> Option<ExitCode> {
-    env::var_os(ASKED)?;
+/// To be called first by a program: from now on there is one, as soon as something is done. What the program ends with if it was called to be
+/// that itself.
+pub fn begin() -> Option<ExitCode> {
+    if env::var_os(ASKED).is_none() {
+        WANTED.store(true, Ordering::Relaxed);
+        return None;
+    }
     if let Some(told) = told_of(io::stdin().lock().lines().map_while(Result::ok)) {
         eprint!("{told}");
     }
     Some(ExitCode::SUCCESS)
-}
-
-/// From now on there is one, as soon as something is done.
-pub fn begin() {
-    WANTED.store(true, Ordering::Relaxed);
 }
 
 /// Nothing more is to be said: the process ends by itself.

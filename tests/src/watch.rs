@@ -114,7 +114,6 @@ impl Post {
 /// From now on a call that does not return for `patience` seconds ends the process, with the exit status `code`.
 pub fn begin(patience: u32, code: u8) {
     static BEGIN: Once = Once::new();
-    bystander::begin();
     BEGIN.call_once(|| {
         #[expect(clippy::disallowed_methods, reason = "it looks on and decides nothing in a case")]
         std::thread::spawn(move || {

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args as _, FromArgMatches as _};
 use faultfs::profile::{Profile, Robustness};
@@ -81,6 +81,8 @@ enum How {
     LeaksClosing,
     /// The same, and it does not say so.
     LeaksClosingUnsaid,
+    /// Takes its time to open an image.
+    Slow,
     /// Reads what it has written a dozen times, and says that it works that much.
     Toils,
     /// The same, and does not say so.
@@ -189,6 +191,9 @@ impl Subject for Odd {
         let (header, read) = storage.read(0, IoBuf::zeroed(sector, sector)).await;
         read.map_err(|error| Refusal::Failed(error.to_string()))?;
         let is_dirty = header[79] & 1 != 0 && header[7] == 3;
+        if self.how == How::Slow {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert!(self.how != How::PanicsOpening || !is_dirty || !session.writable, "it is dirty");
         assert!(self.how != How::Inflates || header[79] & 8 == 0, "it is compressed with zstd");
         if self.how == How::Little {
@@ -525,6 +530,20 @@ fn a_close_may_leak_if_that_is_said() {
     };
     assert_eq!(kinds(How::LeaksClosing), [None, None]);
     assert_eq!(kinds(How::LeaksClosingUnsaid), [Some((Property::P6, "leak")); 2]);
+}
+
+/// Goal: a budget of time is kept, however long a case takes, and what was judged until then counts. Method: one whose cases take seconds, for
+/// half a second.
+#[test]
+fn a_case_ends_with_the_time() {
+    let budget = Budget::Time(Duration::from_millis(500));
+    let start = Instant::now();
+    let report =
+        campaign::run(&Odd::new(How::Slow), &Settings { budget, ..settings(1, None) }, |_| {});
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(2500), "{took:?}");
+    assert!(report.figures.states > 0 && report.broken.is_none(), "{:?}", report.broken);
+    assert_eq!(report.figures.repeated, 0, "the case is not whole, and is not compared");
 }
 
 /// Goal: how much work writing takes is judged by what a subject says of it. Method: one that reads what it has written again and again, which says

@@ -206,7 +206,7 @@ fn device(name: &str) -> Result<Device, UnknownProfile> {
 }
 
 fn main() -> ExitCode {
-    if let Some(status) = bystander::asked() {
+    if let Some(status) = bystander::begin() {
         return status;
     }
     watch::begin(watch::PATIENCE, ExitStatus::Broken.code());

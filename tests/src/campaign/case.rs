@@ -52,6 +52,8 @@ pub(super) struct CaseRun {
     pub(super) digest: u64,
     /// What happened in each life.
     pub(super) traces: Vec<Trace>,
+    /// Whether it was brought to its end.
+    pub(super) whole: bool,
 }
 
 /// Where two runs of a case part.
@@ -140,6 +142,9 @@ struct Case<'a, Sub> {
     /// Leaked clusters in the image that the life in hand begins on.
     leaks: u64,
     traces: Vec<Trace>,
+    /// Whether nothing more is to be judged, which then cuts it.
+    over: &'a dyn Fn() -> bool,
+    is_cut: bool,
 }
 
 /// Runs the case of a seed.
@@ -148,6 +153,7 @@ pub(super) fn run_case<Sub: Subject>(
     seed: u64,
     settings: &Settings,
     figures: &mut Figures,
+    over: &dyn Fn() -> bool,
 ) -> CaseRun {
     let mut plan = workload::plan(seed, &settings.scope, &subject.capabilities());
     if build(&plan.geometry, plan.initial).is_err() {
@@ -169,7 +175,7 @@ pub(super) fn run_case<Sub: Subject>(
         let (found, digest) = robust::run_case(subject, &plan, disk, guest, how, seed, figures);
         let (failure, image) = found.unzip();
         let found = failure.map(|failure| (failure, trial));
-        return CaseRun { found, image, digest, traces: Vec::new() };
+        return CaseRun { found, image, digest, traces: Vec::new(), whole: true };
     }
     let mut rng = Rng::new(seed ^ 0x6c69_6665);
     figures.long_cases += u64::from(plan.lives.len() > 1);
@@ -188,13 +194,16 @@ pub(super) fn run_case<Sub: Subject>(
         digest: seed,
         leaks: 0,
         traces: Vec::new(),
+        over,
+        is_cut: false,
     };
     for number in 0..plan.lives.len() {
         let mut this = TrialLife::of(&plan.lives[number]);
         let lived = case.live(number, &mut this, &mut disk, &guest);
         trial.lives.push(this);
         match lived {
-            Ok(mut next) => {
+            Ok(None) => break,
+            Ok(Some(mut next)) => {
                 disk = next.disk;
                 guest = next.guest;
                 case.leaks = next.leaks;
@@ -202,17 +211,20 @@ pub(super) fn run_case<Sub: Subject>(
             }
             Err(failure) => {
                 let found = Some((failure, trial));
-                return CaseRun { found, image: None, digest: case.digest, traces: case.traces };
+                let Case { digest, traces, .. } = case;
+                return CaseRun { found, image: None, digest, traces, whole: true };
             }
         }
     }
-    if case.rng.below(KEPT_ONE_IN) == 0
+    let whole = !case.is_cut;
+    if whole
+        && case.rng.below(KEPT_ONE_IN) == 0
         && let Ok(outcome) = trial::run(subject, &trial)
         && let Some((life, failure)) = outcome.failure
     {
         trial.lives.truncate(life + 1);
         let Case { digest, traces, .. } = case;
-        return CaseRun { found: Some((failure, trial)), image: None, digest, traces };
+        return CaseRun { found: Some((failure, trial)), image: None, digest, traces, whole: true };
     }
     let Case { probes, distinct, digest, traces, .. } = case;
     figures.distinct_states += distinct.len() as u64;
@@ -223,7 +235,7 @@ pub(super) fn run_case<Sub: Subject>(
         *figures.by_shape.entry(shape.name()).or_default() += states;
     }
     *figures.by_cluster.entry(plan.geometry.cluster_size()).or_default() += states;
-    CaseRun { found: None, image: None, digest, traces }
+    CaseRun { found: None, image: None, digest, traces, whole }
 }
 
 /// One moment in so many of a plan is judged.
@@ -249,14 +261,14 @@ fn sample(plan: &Plan, rng: &mut Rng) -> u32 {
 }
 
 impl<Sub: Subject> Case<'_, Sub> {
-    /// Runs a life of the plan on `disk`, notes in `this` where it ended, and says what the next one begins with.
+    /// Runs a life of the plan on `disk`, notes in `this` where it ended, and says what the next one begins with; none if it was cut.
     fn live(
         &mut self,
         number: usize,
         this: &mut TrialLife,
         disk: &mut PossibleDisk,
         guest: &Guest,
-    ) -> Result<Kept, Failure> {
+    ) -> Result<Option<Kept>, Failure> {
         let plan = self.plan;
         self.figures.lives += 1;
         if number > 0 {
@@ -281,8 +293,15 @@ impl<Sub: Subject> Case<'_, Sub> {
         let mut probes = Probes::default();
         let subject = self.subject;
         let end = life::run(subject, disk.clone(), guest.clone(), &script, &mut probes, |moment| {
-            self.look_at(moment, &beginning, works_on, &mut seen)
+            self.is_cut = self.is_cut || (self.over)();
+            match self.is_cut {
+                true => ControlFlow::Break(()),
+                false => self.look_at(moment, &beginning, works_on, &mut seen),
+            }
         });
+        if self.is_cut {
+            return Ok(None);
+        }
         self.figures.operations += end.operations;
         self.digest = self.digest.rotate_left(5) ^ end.trace_hash;
         let trace = end.sim.trace();
@@ -320,7 +339,7 @@ impl<Sub: Subject> Case<'_, Sub> {
         };
         this.at = kept.at;
         (this.leaf, this.steps) = (Survivors::Seed(kept.draw.leaf), kept.draw.steps.clone());
-        Ok(kept)
+        Ok(Some(kept))
     }
 
     /// Judges what a power cut at this moment leaves, if the moment is one of the sample.

@@ -79,6 +79,14 @@ pub fn run_past<Sub: Subject>(
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         workers => workers,
     };
+    // What is in hand is not brought to its end then: a case may take long.
+    let over = || {
+        let time = match settings.budget {
+            Budget::Time(limit) | Budget::States(_, limit) => start.elapsed() >= limit,
+            Budget::Cases(_) | Budget::Case(_) => false,
+        };
+        time || interrupt::asked()
+    };
     let work = |reports: bool| {
         let worker_start = now();
         let mut total = Figures::default();
@@ -103,12 +111,12 @@ pub fn run_past<Sub: Subject>(
             let seed = case_seed(settings.seed, number);
             watch::doing(format!("case {number} of seed {}", settings.seed));
             let mut figures = Figures::default();
-            let run = run_case(subject, seed, settings, &mut figures);
+            let run = run_case(subject, seed, settings, &mut figures, &over);
             let mut broken = None;
-            if number.is_multiple_of(REPEAT_ONE_IN) {
-                let again = run_case(subject, seed, settings, &mut Figures::default());
-                figures.repeated += 1;
-                if again.digest != run.digest {
+            if run.whole && number.is_multiple_of(REPEAT_ONE_IN) {
+                let again = run_case(subject, seed, settings, &mut Figures::default(), &over);
+                figures.repeated += u64::from(again.whole);
+                if again.whole && again.digest != run.digest {
                     let part = first_difference(&run.traces, &again.traces);
                     broken =
                         Some(format!("case {number} is not a function of its seed {seed}: {part}"));

@@ -148,7 +148,7 @@ impl<Sub: Subject> Outsider<Sub> {
 /// Runs the command line of the subject `full`, which is `contents` when held only to what its guest sees. The program is
 /// called after the key of `full`.
 pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
-    if let Some(status) = bystander::asked() {
+    if let Some(status) = bystander::begin() {
         return status;
     }
     watch::begin(watch::PATIENCE, ExitStatus::Broken.code());
