@@ -192,7 +192,7 @@ impl Subject for Odd {
         read.map_err(|error| Refusal::Failed(error.to_string()))?;
         let is_dirty = header[79] & 1 != 0 && header[7] == 3;
         if self.how == How::Slow {
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(25));
         }
         assert!(self.how != How::PanicsOpening || !is_dirty || !session.writable, "it is dirty");
         assert!(self.how != How::Inflates || header[79] & 8 == 0, "it is compressed with zstd");
