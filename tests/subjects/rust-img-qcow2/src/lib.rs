@@ -74,7 +74,8 @@ impl BlockingSubject for RustImg {
 
     // A crash may leak a cluster and never corrupts the image, it says; what a write replaces is counted down.
     fn duties(&self) -> Duties {
-        Duties { structure: !self.contents, ..Duties::default() }
+        // It keeps nothing in memory: each write reads its tables, in as many transfers as the device makes of that.
+        Duties { structure: !self.contents, ios_per_cluster: 8, ..Duties::default() }
     }
 
     fn open(&self, file: PlainFile, session: &Session) -> Result<Open, Refusal> {
