@@ -49,7 +49,7 @@
 //!
 //! *A panic*, in a call or in `Drop`, is a finding like any other (P8 `panic`): it is caught, kept, minimised and told. Only one that meets
 //! another on its way out, such as the second of two values that panic in `Drop`, ends the process; the last lines then say which case it
-//! was (`run --case N` with the same seed is there again).
+//! was (`run --case N` with the same seed is there again). So they do where a stack overflows, or C follows a dangling pointer.
 //!
 //! *Dropped requests.* In some lives the future of a request is dropped at one of its awaits and the image goes on. The I/O in flight
 //! goes on as well, and may land until [`Storage::settle`] has returned. Nobody waits for an implementation that spawns the work elsewhere.
@@ -61,7 +61,9 @@
 //! await who goes on and which I/O ends. Whatever a subject waits for has to come from the storage or from another of its requests: a
 //! timer, a thread or a runtime of its own wakes nobody, and the run ends in a deadlock. An implementation with locks and threads calls
 //! [`Storage::pause`] before each critical section, so that others can get ahead of it there; without that only awaits of I/O are places
-//! where they can. A call that goes round in a circle, or waits for a lock that another request has, comes back to nobody: after a minute
+//! where they can. Synchronous code has a thread for each request if it says how that is done
+//! ([`handles`](crate::blocking::BlockingSubject::handles)), and [locks](crate::blocking::sync) with which the harness knows who waits.
+//! A call that goes round in a circle, or waits for a lock that another request has, comes back to nobody: after a minute
 //! the process says which case or file that is in, and ends; `run --case N` is one case by itself.
 //!
 //! *Determinism.* The same case has to do the same I/O: no clock, no random number, no order of a hash map with random keys, no address as
