@@ -17,6 +17,7 @@
 //! goes wrong between two calls is found, and what goes wrong between two instructions, without a lock, is not. After a power cut every
 //! call of the file fails, until the image is dropped.
 
+mod board;
 mod plain_file;
 pub mod sync;
 mod worker;
@@ -33,9 +34,9 @@ use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{AnyStorage, IoBuf};
 
+use self::board::Board;
 pub use self::plain_file::PlainFile;
 use self::plain_file::lock;
-use self::sync::Board;
 use self::worker::Worker;
 use crate::byte_file::ByteFile;
 use crate::capabilities::Capabilities;

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::sync::Board;
+use super::board::Board;
 use crate::byte_file::ByteFile;
 
 /// So many calls after a power cut are a loop that takes no error for an answer; what makes them is unwound.

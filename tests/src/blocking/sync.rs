@@ -12,55 +12,18 @@
 //! In a thread that the harness did not call in they are the locks of the standard library; so code can use them everywhere, or in their
 //! place under a flag of its own.
 //!
-//! **Invariant.** Whoever lets go of something, or notifies, puts up a new number on the board before the next one runs; who waits does so
-//! for a number other than the one that it has seen. If all wait, none will come: a deadlock, which is a finding (P7).
+//! **Invariant.** Whoever lets go of something, or notifies, puts up a new number on the board of the image before the next one runs; who
+//! waits does so for a number other than the one that it has seen. If all wait, none will come: a deadlock, which is a finding (P7).
 
-use std::future::{Future, poll_fn};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{self, Arc, LockResult, PoisonError, TryLockError, TryLockResult};
-use std::task::{Poll, Waker};
+use std::sync::{self, LockResult, PoisonError, TryLockError, TryLockResult};
 use std::thread;
 
-use super::plain_file::{Ask, Line, lock, unwind};
+use super::plain_file::{Ask, Line, unwind};
 
 /// So often a lock is tried after a power cut.
 const MOST_REFUSED: u32 = 1_000;
-
-/// Where it is put up that something was let go of.
-#[derive(Debug, Default)]
-pub(super) struct Board(sync::Mutex<Posted>);
-
-#[derive(Debug, Default)]
-struct Posted {
-    number: u64,
-    wakers: Vec<Waker>,
-}
-
-impl Board {
-    fn number(&self) -> u64 {
-        lock(&self.0).number
-    }
-
-    fn put_up(&self) {
-        let mut posted = lock(&self.0);
-        posted.number += 1;
-        posted.wakers.drain(..).for_each(Waker::wake);
-    }
-
-    /// Returns once the number is another one than `seen`.
-    pub(super) fn changed(self: &Arc<Self>, seen: u64) -> impl Future<Output = ()> + use<> {
-        let board = Arc::clone(self);
-        poll_fn(move |context| {
-            let mut posted = lock(&board.0);
-            if posted.number != seen {
-                return Poll::Ready(());
-            }
-            posted.wakers.push(context.waker().clone());
-            Poll::Pending
-        })
-    }
-}
 
 /// Lets others get ahead.
 fn pause() {

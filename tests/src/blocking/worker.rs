@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use super::board::Board;
 use super::plain_file::{Answer, Ask, Line, lock};
-use super::sync::Board;
 use crate::byte_file::ByteFile;
 use crate::{panics, watch};
 
