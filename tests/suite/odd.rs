@@ -537,6 +537,7 @@ fn a_close_may_leak_if_that_is_said() {
 #[test]
 fn a_case_ends_with_the_time() {
     let budget = Budget::Time(Duration::from_millis(500));
+    #[expect(clippy::disallowed_methods, reason = "a budget of time is by the clock")]
     let start = Instant::now();
     let report =
         campaign::run(&Odd::new(How::Slow), &Settings { budget, ..settings(1, None) }, |_| {});
