@@ -321,7 +321,7 @@ impl ByteFile {
         range.start.min(MOST).next_multiple_of(self.sector())..end
     }
 
-    /// Lets others get ahead here, as [`Storage::pause`].
+    /// Lets others get ahead here, as [`pause`](qcow2_core::storage::Storage::pause) of a storage.
     pub async fn pause(&self) {
         self.0.storage.pause().await;
     }
