@@ -105,6 +105,21 @@ fn what_a_killed_run_was_at_is_told() {
     assert!(status == 0 && !said.contains("It was at"), "{said}");
 }
 
+/// Goal: nothing passes because it was not looked at. Method: names of what another command takes away.
+#[test]
+fn what_a_command_does_not_take_away_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for words in [
+        "barriers --rule data-before-mapping",
+        "sensitivity --rule flush:close",
+        "sensitivity --rule mutant:fresh-off-by-one",
+    ] {
+        let (status, said, complaint) = run(words, folder.path());
+        let told = complaint.contains("is nothing that this command takes away");
+        assert!(status == 2 && said.is_empty() && told, "{words}: {status} {said} {complaint}");
+    }
+}
+
 /// Goal: a time that ends is told apart from a signal, and from the end. Method: one second.
 #[test]
 fn an_exploration_out_of_time_says_how_far_it_came() {
