@@ -29,7 +29,7 @@ use qcow2_crashtest::workload::{FaultKind, Scope, Shape};
 
 /// A plain file as the storage of the library, which so becomes synchronous code.
 #[derive(Debug)]
-pub(crate) struct Plain(pub(crate) PlainFile);
+struct Plain(PlainFile);
 
 impl Storage for Plain {
     fn limits(&self) -> Limits {
@@ -89,7 +89,7 @@ impl Storage for Plain {
 
 /// How it goes about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
+pub(crate) enum How {
     /// As it should.
     Right,
     /// Its second write panics.
@@ -103,20 +103,29 @@ enum How {
 /// How often a write was tried again.
 static TRIED: AtomicU64 = AtomicU64::new(0);
 
+/// The library on a plain file.
+pub(crate) fn opened(
+    core: Qcow2Core,
+    file: PlainFile,
+    session: &Session,
+) -> Result<Image<AnyStorage>, Refusal> {
+    block_on(core.open(AnyStorage::new(Plain(file)), *session))
+}
+
 /// The library, called by synchronous code.
 #[derive(Clone, Copy, Debug)]
-struct Synchronous {
+pub(crate) struct Synchronous {
     core: Qcow2Core,
     how: How,
 }
 
 impl Synchronous {
-    fn new(how: How) -> Blocking<Self> {
+    pub(crate) fn new(how: How) -> Blocking<Self> {
         Blocking(Self { core: Qcow2Core::default(), how })
     }
 }
 
-struct Open {
+pub(crate) struct Open {
     image: Option<Image<AnyStorage>>,
     how: How,
     writes: AtomicU64,
@@ -144,7 +153,7 @@ impl BlockingSubject for Synchronous {
     }
 
     fn open(&self, file: PlainFile, session: &Session) -> Result<Open, Refusal> {
-        let image = block_on(self.core.open(AnyStorage::new(Plain(file)), *session))?;
+        let image = opened(self.core, file, session)?;
         Ok(Open { image: Some(image), how: self.how, writes: AtomicU64::new(0) })
     }
 

@@ -21,7 +21,7 @@ use qcow2_crashtest::subject::{Mend, Qcow2Core, Refusal, Session, Subject, Subje
 use qcow2_crashtest::trial;
 use qcow2_crashtest::workload::Scope;
 
-use crate::blocking_door::{Plain, settings};
+use crate::blocking_door::{How, Synchronous, opened, settings};
 
 /// How its threads keep out of each other's way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,7 +232,7 @@ impl BlockingSubject for Threads {
     }
 
     fn open(&self, file: PlainFile, session: &Session) -> Result<Handle, Refusal> {
-        let image = block_on(self.core.open(AnyStorage::new(Plain(file)), *session))?;
+        let image = opened(self.core, file, session)?;
         Ok(Handle(Arc::new(Shared::new(image, self.by))))
     }
 
@@ -242,11 +242,11 @@ impl BlockingSubject for Threads {
     }
 
     fn repair(&self, file: PlainFile) -> Result<Statement, Refusal> {
-        block_on(self.core.repair(AnyStorage::new(Plain(file))))
+        Synchronous::new(How::Right).0.repair(file)
     }
 
     fn check(&self, file: PlainFile, mend: Mend) -> Option<Result<Statement, Refusal>> {
-        block_on(self.core.check(AnyStorage::new(Plain(file)), mend))
+        Synchronous::new(How::Right).0.check(file, mend)
     }
 }
 
