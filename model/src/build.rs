@@ -163,6 +163,16 @@ impl Built {
         evidence
     }
 
+    /// The compatible feature bits in its header, which version 2 does not have.
+    pub fn compatible_features(&self) -> u64 {
+        match self.units.first() {
+            Some((0, header)) if header[7] >= 3 => {
+                header[80..].first_chunk().map_or(0, |bits| u64::from_be_bytes(*bits))
+            }
+            _ => 0,
+        }
+    }
+
     /// The guest's units as keys, which `intern` gives: what [`crate::guest::Guest::new`] wants.
     pub fn guest_keys(&self, mut intern: impl FnMut(&Unit) -> ValueKey) -> Vec<ValueKey> {
         let keys = self.guest.iter().map(|value| match *value {

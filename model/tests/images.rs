@@ -113,6 +113,7 @@ fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Gu
     };
     Guest::new(&built.guest_keys(|bytes| evidence.values.intern(bytes)), promises)
         .over(geometry, |bytes| evidence.values.intern(bytes))
+        .with_features(built.compatible_features())
 }
 
 #[test]

@@ -294,6 +294,8 @@ mutants! {
     Repair, "repair": {
         /// After a repair at opening the header of before is used.
         HeaderOfBeforeRepair = "mutant:header-of-before-repair";
+        /// A repair keeps only the compatible features that it knows.
+        RepairForgetsFeatures = "mutant:repair-forgets-features";
         /// An entry that makes no sense keeps its COPIED bit though others have the cluster.
         SenselessStaysCopied = "mutant:senseless-stays-copied", argued "no workload begins with an entry that makes no sense: \
             qcow2-core/tests/damage.rs, an_entry_that_makes_no_sense_keeps_what_it_may_mean, notices";

@@ -221,6 +221,7 @@ fn audit_closed<Sub: Subject>(
     let keys: Vec<ValueKey> = (0..size / UNIT as u64).map(key).collect();
     let guest = Guest::new(&keys, subject.promises(geometry, &session))
         .over(geometry, |unit| ValueKey(values.intern(unit).0))
+        .with_features(before.compatible_features())
         .opened_as(before);
     let mut bench = Bench::new(subject.clone(), session, profile);
     let mut oldest = Always(u32::MAX);

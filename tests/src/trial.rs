@@ -206,7 +206,7 @@ pub fn initial<Sub: Subject>(
     let disk = disk_of(&built).with_limits(limits_of(device));
     let intern = |bytes: &Unit| ValueKey(disk.values().intern(bytes).0);
     let guest = Guest::new(&built.guest_keys(intern), subject.promises(geometry, session));
-    let guest = guest.over(geometry, intern);
+    let guest = guest.over(geometry, intern).with_features(built.compatible_features());
     Ok((disk, guest))
 }
 
@@ -445,8 +445,7 @@ pub fn inherited<Sub: Subject>(
 ) -> Inherited {
     let mut newest = LeafChooser::written(Vec::new());
     bench.judge.state(&mut DiskEvidence::new(disk, &mut newest), guest, None);
-    let inherited = Inherited::of(bench.judge.auditor());
-    if bench.will_repair() { inherited.repaired() } else { inherited }
+    if bench.will_repair() { Inherited::default() } else { Inherited::of(bench.judge.auditor()) }
 }
 
 /// Units in a cluster.

@@ -76,7 +76,8 @@ impl Disk {
         let keys = built.guest_keys(|unit| evidence.values.intern(unit));
         let session = Session::of(&plan.open, &plan.geometry);
         let guest = Guest::new(&keys, subject.promises(&plan.geometry, &session))
-            .over(&plan.geometry, |unit| evidence.values.intern(unit));
+            .over(&plan.geometry, |unit| evidence.values.intern(unit))
+            .with_features(built.compatible_features());
         Self {
             subject,
             _directory: directory,

@@ -49,6 +49,7 @@ pub struct Guest {
     lower: LowerDisk,
     data_file: Option<DataFile>,
     encryption: Option<Encryption>,
+    compatible_features: u64,
     passphrases: Passphrases,
     history: History,
     mistake: Mistake,
@@ -95,6 +96,7 @@ impl Guest {
             lower: LowerDisk::default(),
             data_file: None,
             encryption: None,
+            compatible_features: 0,
             passphrases: Passphrases::default(),
             history: History::default(),
             mistake: Mistake::None,
@@ -107,6 +109,13 @@ impl Guest {
         self.data_file = geometry.data_file;
         self.encryption = geometry.encryption;
         self.lower = LowerDisk::of(geometry, &mut intern);
+        self
+    }
+
+    /// The same disk on an image with these compatible feature bits.
+    #[must_use]
+    pub fn with_features(mut self, compatible: u64) -> Self {
+        self.compatible_features = compatible;
         self
     }
 
@@ -130,6 +139,11 @@ impl Guest {
     /// How the data of the image was enciphered when it was made, if it was.
     pub fn encryption(&self) -> Option<Encryption> {
         self.encryption
+    }
+
+    /// The compatible feature bits of the image when it was made: whoever does not know one may ignore it, and has to leave it there.
+    pub fn compatible_features(&self) -> u64 {
+        self.compatible_features
     }
 
     /// The same disk with a deliberate mistake.

@@ -10,17 +10,13 @@ pub struct Inherited {
     leaks: Vec<(u64, u64)>,
     /// Clusters whose COPIED flag is missing or stale, ascending.
     copied: Vec<u64>,
-    /// Features that a reader may ignore: no flaw, and nothing to lose.
-    pub(super) compatible: u64,
 }
 
 impl Inherited {
     /// The flaws of the image that was audited last. What only an autoclear bit vouches for counts as leaked: who does not
     /// maintain it has to clear the bit, and frees nothing by that.
     pub fn of(auditor: &Auditor) -> Self {
-        let header = auditor.image().header();
-        let compatible = header.map_or(0, |header| header.compatible_features);
-        let mut inherited = Self { compatible, ..Self::default() };
+        let mut inherited = Self::default();
         inherited.leaks.extend(auditor.image().vouched_for().map(|cluster| (cluster, 1)));
         for finding in &auditor.report().findings {
             match *finding {
@@ -36,12 +32,6 @@ impl Inherited {
         inherited.leaks.sort_unstable();
         inherited.copied.sort_unstable();
         inherited
-    }
-
-    /// What is left of them after a repair.
-    #[must_use]
-    pub fn repaired(self) -> Self {
-        Self { compatible: self.compatible, ..Self::default() }
     }
 
     /// Whether a finding is one of these.

@@ -10,7 +10,8 @@ use super::seen::{contents_allowed, raw_view_allowed};
 use super::shown::{Shown, each_guest_cluster, in_memory, raw_data};
 use super::statement::{Extent, Statement};
 use super::structure::{
-    p_cipher, p4_changes_recorded, p4_structure, p10_data_file, p10_encryption, p10_layer, p10_size,
+    p_cipher, p4_changes_recorded, p4_structure, p10_data_file, p10_encryption, p10_features,
+    p10_layer, p10_size,
 };
 use super::violation::{Place, Violation, whole_image};
 use crate::audit::Auditor;
@@ -78,6 +79,9 @@ impl Judge {
         }
         if let Some(header) = report.header {
             p10_size(&header, guest, &mut self.violations);
+            if self.mistake != Mistake::FeaturesMayBeLost {
+                p10_features(&header, guest, &mut self.violations);
+            }
             if self.mistake != Mistake::LayerNameIgnored {
                 p10_layer(self.auditor.image(), guest, &mut self.violations);
             }
@@ -141,18 +145,6 @@ impl Judge {
             Place::Structure(finding) => !inherited.has(finding),
             _ => true,
         });
-        let header = self.auditor.image().header();
-        let lost = header.map_or(0, |header| inherited.compatible & !header.compatible_features);
-        if lost != 0 && self.mistake != Mistake::FeaturesMayBeLost {
-            self.violations.push(Violation {
-                property: Property::P6,
-                kind: "feature-lost",
-                place: Place::Image,
-                found: None,
-                allowed: Vec::new(),
-                story: format!("compatible feature bits {lost:#x} were there when it was opened"),
-            });
-        }
         &self.violations
     }
 

@@ -39,6 +39,15 @@ pub fn p10_size(header: &Header, guest: &Guest, violations: &mut Vec<Violation>)
     }
 }
 
+/// P10: the image has every compatible feature bit that it was made with, known or not: nobody has a reason to clear one.
+pub(super) fn p10_features(header: &Header, guest: &Guest, violations: &mut Vec<Violation>) {
+    let lost = guest.compatible_features() & !header.compatible_features;
+    if lost != 0 {
+        let story = format!("it was made with compatible feature bits {lost:#x}, which are gone");
+        violations.push(whole_image(Property::P10, "feature-lost", story));
+    }
+}
+
 /// P10: the image names the layer that it was made over, whole, or none if it was made over none.
 pub fn p10_layer(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) {
     let found = image.layer().map(|layer| (&layer.name[..], layer.format.as_deref()));

@@ -416,13 +416,6 @@ pub(crate) fn clean_close(mistake: Mistake) -> Outcome {
     patient.put_u64(72, 1);
     let dirty = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
     expect("dirty", dirty, vec![(Property::P6, "dirty")])?;
-    let mut patient = Patient::new(Initial::Leftovers);
-    let guest = patient.guest(mistake);
-    judge.state(&mut patient.disk, &guest, None);
-    let inherited = Inherited::of(judge.auditor());
-    patient.put_u64(80, 1);
-    let lost = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
-    expect("a feature that nobody knows is lost", lost, vec![(Property::P6, "feature-lost")])?;
     let mut patient = Patient::new(Initial::Bitmaps);
     let guest = patient.guest(mistake);
     judge.state(&mut patient.disk, &guest, None);
@@ -434,6 +427,28 @@ pub(crate) fn clean_close(mistake: Mistake) -> Outcome {
     patient.put_refcount(directory, 2);
     let deeper = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
     expect("a deeper leak of bitmaps", deeper, vec![(Property::P6, "leak")])
+}
+
+pub(crate) fn features_stay(mistake: Mistake) -> Outcome {
+    let lost = vec![(Property::P10, "feature-lost")];
+    let mut judge = Judge::with_mistake(mistake);
+    let mut patient = Patient::new(Initial::Leftovers);
+    let guest = patient.guest(mistake);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("all there", found, vec![])?;
+    let features = guest.compatible_features();
+    expect("one that nobody knows", features > 1, true)?;
+    patient.put_u64(80, features | 1 << 62);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("one more", found, vec![])?;
+    patient.put_u64(80, features & 1);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("straight after a power cut", found, lost.clone())?;
+    let found = kinds(judge.state(&mut patient.disk, &guest, Some(Stage::Repaired)));
+    expect("repaired", found.contains(&lost[0]), true)?;
+    let inherited = Inherited::of(judge.auditor());
+    let found = kinds(judge.closed(&mut patient.disk, &guest, &inherited));
+    expect("closed", found, lost)
 }
 
 pub(crate) fn changes_recorded(mistake: Mistake) -> Outcome {

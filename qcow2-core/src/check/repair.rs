@@ -177,7 +177,13 @@ impl<'a, 'b, S: Storage> Repairer<'a, 'b, S> {
         } else {
             Incompatible::empty()
         };
-        self.write_header(|header| header.incompatible -= done).await
+        let rules = self.disk.rules;
+        self.write_header(|header| {
+            header.incompatible -= done;
+            let compatible = header.compatible;
+            header.compatible = mutant!(rules, RepairForgetsFeatures => compatible & crate::format::feature::Compatible::all(); compatible);
+        })
+        .await
     }
 
     async fn write_header(&mut self, change: impl FnOnce(&mut Header)) -> Result<(), CheckError> {

@@ -828,7 +828,7 @@ const fn words(property: Property) -> &'static str {
         Property::P7 => "something never ends, or cannot be written any more",
         Property::P8 => "an error, claim or contract is broken",
         Property::P9 => "too much is leaked",
-        Property::P10 => "an operation happened by half",
+        Property::P10 => "what the image says of itself is neither as it was before an operation nor as it is after it",
         Property::PCipher => "what was to be encrypted is not",
     }
 }
