@@ -42,8 +42,10 @@ named! {
         BackingName = "flush:backing-name",
         /// After the header names another layer, before that is acknowledged.
         BackingSwitch = "flush:backing-switch",
-        /// Before the key material of a slot that is off is overwritten, so that it is off for good.
-        KeySlot = "flush:key-slot",
+        /// Before key slots are read to be changed: one that says that it is off may not be so for good.
+        KeySlotsRead = "flush:key-slots-read",
+        /// Before the key material of a slot that was turned off is overwritten, so that it is off for good.
+        KeySlotOff = "flush:key-slot-off",
         /// After the key material of a passphrase, before its slot says that it is there.
         KeyMaterial = "flush:key-material",
         /// After a passphrase was added or removed, before that is acknowledged.

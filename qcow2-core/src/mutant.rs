@@ -301,7 +301,7 @@ mutants! {
             qcow2-core/tests/damage.rs, an_entry_that_makes_no_sense_keeps_what_it_may_mean, notices";
         /// An entry keeps COPIED where its cluster has several references.
         CopiedBitLeft = "mutant:copied-bit-left", argued "without snapshots no writer leaves a cluster with two references, so no workload begins with one: \
-            qcow2-core/tests/damage.rs notices";
+            qcow2-core/tests/damage.rs, a_cluster_that_two_map_is_safe_to_write_once_it_is_counted, notices";
         /// The last count of a refcount block is not corrected.
         LastCountOfBlockStays = "mutant:last-count-of-block-stays";
         /// A full repair corrects counts only upwards.

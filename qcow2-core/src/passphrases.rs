@@ -78,7 +78,7 @@ impl<S: Storage> Image<S> {
         while let Some(slot) = change.slot_of(removed).await? {
             change.slots.set_active(slot, false);
             change.write_header().await?;
-            change.ensure(Rule::SlotBeforeKeyMaterial, Barrier::KeySlot).await?;
+            change.ensure(Rule::SlotBeforeKeyMaterial, Barrier::KeySlotOff).await?;
             let material = change.slots.header().material(slot);
             let zeroes =
                 vec![0; usize::try_from(material.end - material.start).expect("it is small")];
@@ -109,7 +109,7 @@ impl<S: Storage> Image<S> {
             self.with(|state| state.clock.stamp(File::Image)).await;
         });
         let change = KeyChange { image: self, claim, luks, slots, key };
-        change.ensure(Rule::SlotBeforeKeyMaterial, Barrier::KeySlot).await?;
+        change.ensure(Rule::SlotBeforeKeyMaterial, Barrier::KeySlotsRead).await?;
         Ok(change)
     }
 }

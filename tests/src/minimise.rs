@@ -13,7 +13,7 @@ use model::build::Initial;
 use model::case::Device;
 use model::finding::Property;
 use model::guest::Guest;
-use model::op::{Durability, Geometry, Op, Preallocation};
+use model::op::{Compression, Durability, Geometry, Op, Preallocation};
 
 use crate::ended::Ended;
 use crate::evidence::DiskEvidence;
@@ -280,7 +280,14 @@ fn candidates(trial: &Trial) -> Vec<Trial> {
     with(&|trial| trial.device = Device::default());
     with(&|trial| trial.device.stale_units = 0);
     with(&|trial| trial.device.sector = Device::default().sector);
+    with(&|trial| trial.geometry.version = 3);
     with(&|trial| trial.geometry.refcount_order = 4);
+    with(&|trial| trial.geometry.lazy_refcounts = false);
+    with(&|trial| trial.geometry.below = None);
+    with(&|trial| trial.geometry.extended_l2 = false);
+    with(&|trial| trial.geometry.compression = Compression::Deflate);
+    with(&|trial| trial.geometry.data_file = None);
+    with(&|trial| trial.geometry.encryption = None);
     with(&|trial| trial.open.page_size = 512);
     with(&|trial| trial.open.pass_discard = true);
     with(&|trial| trial.open.lazy_refcounts = None);
@@ -604,7 +611,50 @@ fn fewest_losses<Sub: Subject>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::op::Compression;
+    use faultfs::profile::{DiscardMode, Profile};
+    use model::case::Opening;
+    use model::op::{DataFile, Encryption};
+
+    /// Goal: whatever an image has that the failure does not need is taken away. Method: one with everything, of which each step still fails.
+    #[test]
+    fn an_image_comes_down_to_the_plainest() {
+        let plainest = Geometry {
+            version: 3,
+            cluster_bits: 9,
+            refcount_order: 4,
+            virtual_size: 4 << 9,
+            lazy_refcounts: false,
+            below: None,
+            extended_l2: false,
+            compression: Compression::Deflate,
+            data_file: None,
+            encryption: None,
+        };
+        let mut trial = Trial {
+            discard: DiscardMode::Either,
+            geometry: Geometry {
+                version: 2,
+                cluster_bits: 14,
+                refcount_order: 6,
+                virtual_size: 100 << 14,
+                lazy_refcounts: true,
+                below: Some(512),
+                extended_l2: true,
+                compression: Compression::Zstd,
+                data_file: Some(DataFile::Raw),
+                encryption: Some(Encryption::Luks),
+            },
+            initial: Initial::Leaky,
+            device: Device::default(),
+            open: Opening::new("qcow2-core"),
+            profile: Profile::TornLength,
+            lives: Vec::new(),
+        };
+        while let Some(plainer) = candidates(&trial).into_iter().next() {
+            trial = plainer;
+        }
+        assert_eq!((trial.geometry, trial.initial), (plainest, Initial::Fresh));
+    }
 
     /// Goal: no request far out keeps the disk as large as it is: it comes down to where the disk begins, and its length to one unit.
     #[test]

@@ -197,6 +197,37 @@ fn every_mutant_has_an_outcome() {
     }
 }
 
+/// Goal: what a reason says of a mutant is there to be run. Method: each file that reasons name exists, and has the test that is named after
+/// it, or is a kept case.
+#[test]
+fn what_notices_a_mutant_is_there() {
+    let mut named = 0;
+    for mutant in Mutant::ALL {
+        let words: Vec<&str> = mutant
+            .reason()
+            .unwrap_or("")
+            .split([' ', ','])
+            .filter(|word| !word.is_empty())
+            .collect();
+        for (at, file) in words.iter().enumerate() {
+            if !file.ends_with(".rs") && !file.ends_with(".json") {
+                continue;
+            }
+            let text = fs::read_to_string(root().join(file));
+            let text = text.unwrap_or_else(|error| panic!("{}: {file}: {error}", mutant.name()));
+            named += 1;
+            if let Some(test) = words.get(at + 1).filter(|word| word.contains('_')) {
+                let there = text.contains(&format!("fn {test}("));
+                assert!(there, "{}: {file} has no test {test}", mutant.name());
+            } else {
+                let whole = file.ends_with(".json") && file.starts_with("corpus/");
+                assert!(whole, "{}: of {file} it takes a test", mutant.name());
+            }
+        }
+    }
+    assert!(named >= 15, "only {named} reasons name what notices");
+}
+
 /// Names that more than one public type has, and why nobody can take one for another.
 const SHARED_NAMES: [(&str, &str); 10] = [
     ("Durability", "when a write is durable, as the guest asks and as the storage is asked"),

@@ -257,6 +257,18 @@ fn every_report_is_complete() {
             assert!(text.contains(&format!("\n{section}")), "{name} has no {section}:\n{text}");
         }
         assert!(!text.contains("not searched"), "{name}:\n{text}");
+        let Geometry { below, extended_l2, compression, data_file, encryption, .. } =
+            trial.geometry;
+        let parts = [
+            (below.is_some(), "\n  over a layer"),
+            (extended_l2, "\n  with extended L2 entries"),
+            (compression == Compression::Zstd, "\n  compressed with zstd"),
+            (data_file.is_some(), "\n  with its guest data in a file of its own"),
+            (encryption.is_some(), "\n  encrypted with"),
+        ];
+        for (has, part) in parts {
+            assert_eq!(text.contains(part), has, "{name}, {part}:\n{text}");
+        }
         let (report, _) = text.split_once("\nCOMMANDS").expect("commands come last");
         let widest = report.lines().skip(1).map(str::len).max();
         assert!(widest <= Some(WIDTH), "{name}: {widest:?} columns:\n{report}");

@@ -116,7 +116,7 @@ pub const fn attack_on(target: Target) -> (Attack, &'static str) {
         Target::Rule(
             Rule::OrphansBeforeReuse | Rule::SettleBeforeRetry | Rule::FailedFlushIsFinal,
         )
-        | Target::Flush(Barrier::HeaderRestored) => {
+        | Target::Flush(Barrier::HeaderRestored | Barrier::KeySlotsRead) => {
             (Attack::Campaign, "it takes a request that is dropped, or an I/O that fails")
         }
         _ => (Attack::Workloads(Profile::TornLength, &[]), ""),
@@ -128,7 +128,12 @@ const fn of_passphrases(target: Target) -> bool {
     matches!(
         target,
         Target::Rule(Rule::KeyMaterialFirst | Rule::SlotBeforeKeyMaterial)
-            | Target::Flush(Barrier::KeySlot | Barrier::KeyMaterial | Barrier::KeyChange)
+            | Target::Flush(
+                Barrier::KeySlotsRead
+                    | Barrier::KeySlotOff
+                    | Barrier::KeyMaterial
+                    | Barrier::KeyChange
+            )
     )
 }
 

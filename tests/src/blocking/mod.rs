@@ -132,7 +132,8 @@ type Handle = Box<dyn BlockingImage + Send>;
 pub struct Handles(Box<dyn Fn() -> Handle + Send>);
 
 impl Handles {
-    /// Handles that `make` makes, one for each request.
+    /// Handles that `make` makes, one for each request. It runs in the harness's own thread, where nobody can wait: it takes no lock that a request may
+    /// hold, of which it is the handle's calls that take them.
     pub fn new<H: BlockingImage + Send>(make: impl Fn() -> H + Send + 'static) -> Self {
         Self(Box::new(move || Box::new(make())))
     }

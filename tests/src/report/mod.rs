@@ -31,7 +31,7 @@ use faultfs::trace::{Event, Io, IoKind};
 use model::finding::Property;
 use model::judge::{Place, Violation};
 use model::label::{Label, Region};
-use model::op::Op;
+use model::op::{Compression, DataFile, Encryption, Op};
 use model::payload::{INITIAL, STALE, Value};
 
 use crate::capabilities::Capabilities;
@@ -204,6 +204,21 @@ impl Story {
         )?;
         if geometry.extended_l2 {
             writeln!(out, "  with extended L2 entries")?;
+        }
+        if geometry.compression == Compression::Zstd {
+            writeln!(out, "  compressed with zstd, where it is")?;
+        }
+        match geometry.data_file {
+            None => {}
+            Some(DataFile::Plain) => writeln!(out, "  with its guest data in a file of its own")?,
+            Some(DataFile::Raw) => {
+                writeln!(out, "  with its guest data in a file of its own, which is the disk")?;
+            }
+        }
+        match geometry.encryption {
+            None => {}
+            Some(Encryption::Aes) => writeln!(out, "  encrypted with the AES from before LUKS")?,
+            Some(Encryption::Luks) => writeln!(out, "  encrypted with LUKS")?,
         }
         if let Some(bytes) = geometry.below {
             writeln!(out, "  over a layer of {bytes} bytes")?;
@@ -828,7 +843,9 @@ const fn words(property: Property) -> &'static str {
         Property::P7 => "something never ends, or cannot be written any more",
         Property::P8 => "an error, claim or contract is broken",
         Property::P9 => "too much is leaked",
-        Property::P10 => "what the image says of itself is neither as it was before an operation nor as it is after it",
+        Property::P10 => {
+            "what the image says of itself is neither as it was before an operation nor as it is after it"
+        }
         Property::PCipher => "what was to be encrypted is not",
     }
 }
