@@ -47,6 +47,7 @@ impl PossibleDisk {
 
     /// Cuts the power of this disk. Ids of operations in flight are void afterwards.
     pub fn crash_in_place<C: Chooser + ?Sized>(&mut self, profile: Profile, chooser: &mut C) {
+        self.assert_sound();
         let now = self.tick();
         if self.has(Defect::CrashForgetsInFlight) {
             self.drop_in_flight();
@@ -83,6 +84,7 @@ impl PossibleDisk {
         self.barriers.iter_mut().for_each(Vec::clear);
         self.stuck = false;
         self.log.restart();
+        self.assert_cut();
     }
 
     /// What becomes of each write under a profile that does not tear.

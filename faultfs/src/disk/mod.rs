@@ -51,6 +51,7 @@
 //! | `length` | the lengths that a file may have |
 //! | `crash` | what a power cut leaves |
 //! | `damage` | what is done to an image that no writer can survive |
+//! | `sound` | what all of these keep to, asked on both sides of a power cut |
 //! | `view` `changes` `hash` | what a judge may see without deciding anything, what has changed, and whether two disks are equal |
 
 mod cells;
@@ -62,6 +63,7 @@ mod length;
 mod read;
 mod record;
 mod requests;
+mod sound;
 mod view;
 
 use std::ops::Range;
