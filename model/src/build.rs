@@ -64,7 +64,7 @@ pub enum Initial {
     /// bit is set too, and the refcounts are right.
     Bitmaps,
     /// Some data, and more where no guest sees it: behind the end of the disk in the last cluster, in its L2 table, and in one
-    /// more L2 table. The file ends inside the first L2 table. The header (of version 3) has a compatible feature bit that nobody knows.
+    /// more L2 table. The file ends inside the first L2 table. The header (of version 3) has a compatible feature bit and an extension that nobody knows.
     /// A data file is three clusters longer than the disk, with stale bytes there, and nothing is in the one more table.
     Leftovers,
     /// Some data, and more that is compressed: streams that follow each other without a gap, some of them across two host clusters, so that
@@ -171,6 +171,13 @@ impl Built {
             }
             _ => 0,
         }
+    }
+
+    /// The extension in its header of a type that nobody knows, if it has one.
+    pub fn foreign_extension(&self) -> Option<(u32, &'static [u8])> {
+        let (_, header) = self.units.first()?;
+        let (_, data) = FOREIGN_EXTENSION;
+        header.windows(data.len()).any(|bytes| bytes == data).then_some(FOREIGN_EXTENSION)
     }
 
     /// The guest's units as keys, which `intern` gives: what [`crate::guest::Guest::new`] wants.
@@ -559,6 +566,8 @@ struct Layout {
 
 /// A feature that a reader may ignore, and that nobody knows.
 const FOREIGN_COMPATIBLE: u64 = 1 << 40;
+/// A header extension that nobody knows; its data is no multiple of 8 bytes.
+const FOREIGN_EXTENSION: (u32, &[u8]) = (0x6e6f_7765, b"of no program");
 
 const REFCOUNT_TABLE: u64 = 1;
 const FIRST_BLOCK: u64 = 2;
@@ -829,6 +838,13 @@ impl Layout {
             (true, None) => 112,
             (true, Some(_)) => 112 + 8 + u64::from(BITMAPS_BYTES),
         };
+        if self.ends_early && geometry.has_features() {
+            let (kind, data) = FOREIGN_EXTENSION;
+            self.put(extensions, &kind.to_be_bytes());
+            self.put(extensions + 4, &(data.len() as u32).to_be_bytes());
+            self.put(extensions + 8, data);
+            extensions += 8 + (data.len() as u64).next_multiple_of(8);
+        }
         if geometry.data_file.is_some() {
             self.put(extensions, &EXTENSION_DATA_NAME.to_be_bytes());
             self.put(extensions + 4, &(DATA_NAME.len() as u32).to_be_bytes());

@@ -163,6 +163,8 @@ mistakes! {
     StaleBitmapAllowed,
     /// Judge: a writer may lose feature bits that it does not know.
     FeaturesMayBeLost,
+    /// Judge: a writer may lose header extensions that it does not know.
+    ExtensionsMayBeLost,
     /// Judge: leaks that a life adds count as inherited.
     EveryLeakInherited,
     /// Judge: repair may change contents.

@@ -180,10 +180,10 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// As [`Image::flush`]; the image is then as after a crash, and is repaired, if need be, at the next open.
     pub async fn close(self) -> Result<S, IoError> {
-        if !self.options.writable {
+        let rules = self.options.rules;
+        if !mutant!(rules, CloseOfReader => true; self.options.writable) {
             return Ok(self.files.image);
         }
-        let rules = self.options.rules;
         mutant!(rules, CloseBesideOrphans => (); self.settle().await?);
         self.with(|state| state.accepts_changes()).await?;
         loop {

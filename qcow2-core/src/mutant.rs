@@ -431,6 +431,12 @@ mutants! {
         InPlaceWriteUnstamped = "mutant:in-place-write-unstamped";
     }
     Open, "open and close": {
+        /// Where the guest reads zeroes beside something else, a read leaves the buffer as it was.
+        ZeroesTakenFromBuffer = "mutant:zeroes-taken-from-buffer";
+        /// Who writes the header of an open image loses its first extension, known or not.
+        HeaderForgetsExtension = "mutant:header-forgets-extension";
+        /// A session that only reads closes the image as one that wrote: it is clean then.
+        CloseOfReader = "mutant:close-of-reader";
         /// A close leaves refcounts behind and marks the image clean.
         CloseLeavesRefcounts = "mutant:close-leaves-refcounts";
         /// A close does not wait until freed clusters are free.

@@ -279,7 +279,7 @@ impl<S: Storage> Image<S> {
                     }
                     host = Some(at + piece.len() as u64);
                 } else {
-                    piece.fill(0);
+                    mutant!(self.options.rules, ZeroesTakenFromBuffer => (); piece.fill(0));
                 }
                 done.unsplit(piece);
             }

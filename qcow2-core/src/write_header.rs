@@ -12,6 +12,7 @@ use crate::files::File;
 use crate::format::feature::Incompatible;
 use crate::format::header::Header;
 use crate::image::Image;
+use crate::mutant::mutant;
 use crate::order::{Before, Stamp};
 use crate::rule::Rule;
 use crate::state::State;
@@ -47,6 +48,7 @@ impl<S: Storage> Image<S> {
                 let mut buf = IoBuf::copy_of(&state.sector, alignment);
                 change(&mut header, &mut buf);
                 header.patch_sector(&mut buf)?;
+                mutant!(self.options.rules, HeaderForgetsExtension => buf[112..136].fill(0); ());
                 let known = std::mem::replace(&mut state.header_known, false);
                 Ok::<_, IoError>((header, buf, known))
             })

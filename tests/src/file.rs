@@ -5,7 +5,7 @@
 //! ```
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -40,6 +40,49 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     }
     file.persist(&path).map_err(|error| error.error)?;
     sync(&folder)
+}
+
+/// A new file in the place of what has this name. Whatever else leads to the old one, such as a link, leads to what it did.
+///
+/// # Errors
+/// What the file system says.
+pub fn fresh(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
+}
+
+/// The contents of a file that is at most `most` bytes long.
+///
+/// # Errors
+/// If it is longer, or what the file system says.
+pub fn read_up_to(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    if length > most {
+        return Err(too_long(length, most));
+    }
+    up_to(file, most)
+}
+
+/// The same of whatever gives bytes.
+///
+/// # Errors
+/// As of [`read_up_to`].
+pub fn up_to(from: impl io::Read, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 {
+        length if length > most => Err(too_long(length, most)),
+        _ => Ok(bytes),
+    }
+}
+
+fn too_long(length: u64, most: u64) -> io::Error {
+    let why = format!("it has {length} bytes or more, and at most {most} are read");
+    io::Error::new(io::ErrorKind::FileTooLarge, why)
 }
 
 /// Whether [`replace`] can write this file, as far as one can tell without doing it.

@@ -10,11 +10,15 @@
 
 use std::env;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
+use std::time::Duration;
 
+use crate::interrupt;
 use crate::qemu::{self, QemuError, Run};
 
 /// What stands for the path.
@@ -22,6 +26,9 @@ const PLACE: &str = "{}";
 
 /// Where administrators' programs are, whether or not PATH says so.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// A command that takes longer is ended: it looks at one small image, and there are hundreds.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A command that is run on a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +62,12 @@ pub enum CommandError {
     /// It did not start.
     #[error(transparent)]
     Start(#[from] QemuError),
+    /// It did not end.
+    #[error("`{command}` did not end within {} s, or before a signal came: it was ended", PATIENCE.as_secs())]
+    Stuck {
+        /// The command.
+        command: String,
+    },
     /// A signal ended it.
     #[error("it gave no answer\n{0}")]
     Signal(Run),
@@ -115,8 +128,11 @@ impl FileCommand {
         let path = path.to_string_lossy();
         command.args(self.words.iter().skip(1).map(|word| word.replace(PLACE, &path)));
         command.stdin(Stdio::null()).env("LC_ALL", "C");
-        let run = qemu::run(command)?;
-        if run.code.is_none() { Err(CommandError::Signal(run)) } else { Ok(run) }
+        match run_for(command, PATIENCE)? {
+            None => Err(CommandError::Stuck { command: self.text.clone() }),
+            Some(run) if run.code.is_none() => Err(CommandError::Signal(run)),
+            Some(run) => Ok(run),
+        }
     }
 
     /// Where its program is.
@@ -139,6 +155,42 @@ impl FileCommand {
         })
     }
 }
+
+/// Runs a command of somebody's until it ends, which it is made to after `limit` or a signal. What it began and left running may keep what it
+/// prints to, so nobody waits for that.
+fn run_for(mut command: Command, limit: Duration) -> Result<Option<Run>, QemuError> {
+    let shown = qemu::shown(&command);
+    let start = |source| QemuError::Start { command: shown.clone(), source };
+    let (mut stdout, mut stderr) =
+        (tempfile::tempfile().map_err(start)?, tempfile::tempfile().map_err(start)?);
+    command.stdout(stdout.try_clone().map_err(start)?);
+    command.stderr(stderr.try_clone().map_err(start)?);
+    let mut child = command.spawn().map_err(start)?;
+    let mut waited = Duration::ZERO;
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(start)? {
+            break status;
+        }
+        if waited >= limit || interrupt::asked() {
+            child.kill().and_then(|()| child.wait()).map_err(start)?;
+            return Ok(None);
+        }
+        let pause = (waited / 8).clamp(Duration::from_millis(1), Duration::from_millis(50));
+        std::thread::sleep(pause);
+        waited += pause;
+    };
+    let text = |file: &mut File| -> io::Result<String> {
+        file.rewind()?;
+        let mut bytes = Vec::new();
+        file.take(MOST_PRINTED).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let (stdout, stderr) = (text(&mut stdout).map_err(start)?, text(&mut stderr).map_err(start)?);
+    Ok(Some(Run { command: shown, code: status.code(), stdout, stderr }))
+}
+
+/// So many bytes of what somebody's command prints are read.
+const MOST_PRINTED: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -2,17 +2,16 @@
 //!
 //! The disk is read through the subject, which opens the image read-only. What a power cut left open is decided as it is read.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use faultfs::direct::{self, Direct};
 use faultfs::disk::PossibleDisk;
-use model::payload::UNIT;
-use qcow2_core::storage::IoBuf;
 
+use crate::buffer::to_read_into;
 use crate::call;
+use crate::file::fresh;
 use crate::guest_trace::GuestTrace;
 use crate::leaf::{LeafChooser, USUAL_CLUSTER_UNITS};
 use crate::life::Request;
@@ -46,7 +45,7 @@ pub fn export<Sub: Subject>(
 ) -> Result<(), ExportFailure> {
     let chooser = LeafChooser::random(seed, USUAL_CLUSTER_UNITS).share();
     let storage = Direct::new(disk.clone(), chooser);
-    let raw = File::create(path).map_err(ExportFailure::File)?;
+    let raw = fresh(path).map_err(ExportFailure::File)?;
     let copy = async {
         let opened = call::open(subject, storage, Session::default()).await;
         let image = opened.map_err(|refusal| {
@@ -57,8 +56,8 @@ pub fn export<Sub: Subject>(
         let mut offset = 0;
         while offset < size {
             let length = STEP.min(size - offset);
-            let buf = IoBuf::zeroed(usize::try_from(length).expect("a step"), UNIT);
-            let data = image.read(offset, buf).await.map_err(ExportFailure::Subject)?;
+            let data =
+                image.read(offset, to_read_into(length)).await.map_err(ExportFailure::Subject)?;
             for (at, piece) in (offset..).step_by(PIECE).zip(data.chunks(PIECE)) {
                 if piece.iter().any(|&byte| byte != 0) {
                     raw.write_all_at(piece, at).map_err(ExportFailure::File)?;
@@ -80,7 +79,7 @@ pub fn export<Sub: Subject>(
 /// # Errors
 /// What the system said.
 pub fn of_trace(trace: &GuestTrace, requests: usize, path: &Path) -> io::Result<()> {
-    let raw = File::create(path)?;
+    let raw = fresh(path)?;
     raw.set_len(trace.size())?;
     for request in &trace.requests()[..requests] {
         // What is discarded may stay what it was.

@@ -421,9 +421,9 @@ pub fn run_until<Sub: Subject>(
         }
         if let Some((recovered, seen, mut chooser)) = kept {
             probes.hit(Probe::SecondLife);
-            life += 1;
             (disk, guest, next) = (recovered, seen, at.request);
-            bench.settle_guest(&mut disk, &mut guest, &mut chooser);
+            bench.settle_guest(&mut disk, &mut guest, &mut chooser).map_err(violation)?;
+            life += 1;
             continue;
         }
         let mut chooser = LeafChooser::random(rng.next_u64(), units).share();

@@ -17,7 +17,7 @@
 //! The invariant: a log is taken whole or not at all; an error names the file, the entry and the value.
 
 use std::collections::BTreeMap;
-use std::fs;
+
 use std::path::{Path, PathBuf};
 
 use faultfs::chooser::{Always, Chooser};
@@ -27,12 +27,13 @@ use faultfs::values::{Key, Values};
 use model::payload::UNIT;
 use qcow2_core::storage::Durability;
 
+use crate::file;
 use crate::log_file::{self, LogFileError};
 use crate::log_mark::LogMark;
 use crate::logwrites::{Action, Log};
 
 /// An image file reaches no further: it is in memory as a whole when a program is to recover it. 4 GiB.
-const MOST_UNITS: u32 = 1 << 23;
+pub const MOST_UNITS: u32 = 1 << 23;
 
 /// What an image begins with.
 const IMAGE_MAGIC: &[u8] = b"QFI\xfb";
@@ -180,7 +181,8 @@ impl ImageLog {
         let (there, before) = match before {
             None => (Vec::new(), 0),
             Some(path) => {
-                let there = fs::read(path).map_err(|source| LogFileError::file(path, source))?;
+                let there = file::read_up_to(path, u64::from(MOST_UNITS) * UNIT as u64)
+                    .map_err(|source| LogFileError::file(path, source))?;
                 let length = there.len() as u64;
                 let (path, sector) = (path.to_owned(), log.sector_size());
                 if !length.is_multiple_of(sector.into()) {

@@ -16,8 +16,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use faultfs::disk::PossibleDisk;
@@ -35,10 +36,12 @@ use model::payload::UNIT;
 use crate::causes;
 use crate::ended::Ended;
 use crate::evidence::DiskEvidence;
+use crate::file;
 use crate::file_command::{CommandError, FileCommand};
-use crate::image_log::{ImageLog, LostWrite, PlayedLog, begins_image};
+use crate::image_log::{ImageLog, LostWrite, MOST_UNITS, PlayedLog, begins_image};
 use crate::interrupt;
 use crate::leaf::{LeafChooser, SharedLeaf, USUAL_CLUSTER_UNITS};
+use crate::qemu::Run;
 use crate::watch::doing;
 
 /// Crash states of one power cut, as long as there is anything undecided.
@@ -82,7 +85,7 @@ pub struct ImportFinding {
     /// What was lost of them, and what lay there.
     pub lost: Vec<(LostWrite, Label)>,
     /// The image that the power cut left.
-    pub image: Vec<u8>,
+    pub image: Arc<[u8]>,
     /// In how many crash states it was seen.
     pub states: u64,
 }
@@ -96,10 +99,14 @@ pub struct ImportReport {
     pub states: u64,
     /// Crash states that were no image yet.
     pub no_image: u64,
-    /// What could not be judged, and in how many states.
-    pub unjudged: BTreeMap<&'static str, u64>,
+    /// What could not be judged, when, and in how many states.
+    pub unjudged: BTreeMap<(&'static str, &'static str), u64>,
     /// Images that the command was run on.
     pub recovered: u64,
+    /// How often it ended with which exit code.
+    pub codes: BTreeMap<i32, u64>,
+    /// Images that it changed.
+    pub changed: u64,
     /// Of these, sound before: their contents were compared.
     pub compared: u64,
     /// Of these, with clusters counted afterwards that nothing refers to.
@@ -116,7 +123,7 @@ pub enum ImportError {
     /// The command cannot be run, or gave no answer.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// An image cannot be given to the command, or taken back.
+    /// An image cannot be given to the command, or be kept.
     #[error("{}: {source}", .path.display())]
     File {
         /// The file.
@@ -124,7 +131,19 @@ pub enum ImportError {
         /// Why.
         source: io::Error,
     },
+    /// What the command left in the place of the image is none.
+    #[error("`{command}` was given an image, and it left none that can be read: {source}")]
+    Taken {
+        /// The command.
+        command: String,
+        /// Why.
+        source: io::Error,
+    },
 }
+
+/// When something was seen.
+const AFTER_CUT: &str = "after the power cut";
+const AFTER_COMMAND: &str = "after the command";
 
 /// Tries power cuts in a log.
 ///
@@ -142,7 +161,6 @@ pub fn run(log: &ImageLog, settings: &ImportSettings) -> Result<ImportReport, Im
     let start = now();
     for cut in cuts {
         played.to(cut);
-        report.cuts.1 += 1;
         let states = if played.is_open() { each } else { 1 };
         for number in 0..states {
             let ended = if interrupt::asked() {
@@ -156,6 +174,7 @@ pub fn run(log: &ImageLog, settings: &ImportSettings) -> Result<ImportReport, Im
                 report.ended = ended;
                 return Ok(report);
             }
+            report.cuts.1 += usize::from(number == 0);
             doing(format!("crash state {number} after {cut} entries of a log"));
             let chooser = survivors(number, &mut rng).share();
             bench.judge(&played, cut, settings.profile, chooser, &mut report)?;
@@ -166,17 +185,24 @@ pub fn run(log: &ImageLog, settings: &ImportSettings) -> Result<ImportReport, Im
 }
 
 impl ImportReport {
+    /// Whether there was a command that did nothing each time, and said that it did not.
+    pub fn is_command_idle(&self) -> bool {
+        self.recovered > 0 && self.changed == 0 && !self.codes.contains_key(&0)
+    }
+
     fn judged(&self) -> u64 {
         self.states + self.no_image
     }
 
-    /// Notes what is wrong in a crash state, each sort once; whether some of it was not known before.
-    fn note(&mut self, seen: Vec<ImportFinding>) {
-        let sort = |it: &ImportFinding| (it.property, it.kind, it.structure.clone());
+    /// Notes what is wrong in a crash state, each sort once. Those that were not known before have no image yet.
+    fn note(&mut self, seen: Vec<ImportFinding>) -> &mut [ImportFinding] {
+        // The same after the power cut and after the command are two: one may be there without the other.
+        let sort = |it: &ImportFinding| (it.moment, it.property, it.kind, it.structure.clone());
+        let known = self.findings.len();
         let mut here = BTreeSet::new();
         for finding in seen {
             let this = sort(&finding);
-            if !here.insert((this.1, this.2.clone())) {
+            if !here.insert(this.clone()) {
                 continue;
             }
             match self.findings.iter_mut().find(|known| sort(known) == this) {
@@ -184,6 +210,7 @@ impl ImportReport {
                 None => self.findings.push(finding),
             }
         }
+        &mut self.findings[known..]
     }
 }
 
@@ -261,7 +288,7 @@ impl<'a> ImportBench<'a> {
         let stage = self.judge.auditor().report().crashed_stage();
         let (wrong, unjudged) = self.wrong(stage);
         for what in unjudged {
-            *report.unjudged.entry(what).or_default() += 1;
+            *report.unjudged.entry((AFTER_CUT, what)).or_default() += 1;
         }
         let mut before = Contents::default();
         if self.recover.is_some() {
@@ -279,32 +306,39 @@ impl<'a> ImportBench<'a> {
             printed: printed.cloned(),
             entries: cut,
             lost: Vec::new(),
-            image: Vec::new(),
+            image: Arc::default(),
             states: 1,
         };
-        seen.extend(wrong.into_iter().map(|wrong| finding(wrong, "after the power cut", None)));
+        seen.extend(wrong.into_iter().map(|wrong| finding(wrong, AFTER_CUT, None)));
         let mut image = None;
         if self.recover.is_some() {
             let bytes = disk.image(&mut chooser);
-            let (mut wrong, printed) = self.recovered(&bytes, was_sound.then_some(&before))?;
+            let (run, after) = self.command(&bytes)?;
+            *report.codes.entry(run.code.unwrap_or_default()).or_default() += 1;
+            report.changed += u64::from(after != bytes);
+            let (mut wrong, unjudged) = self.recovered(&after, was_sound.then_some(&before));
+            for what in unjudged {
+                *report.unjudged.entry((AFTER_COMMAND, what)).or_default() += 1;
+            }
             let all = wrong.len();
             wrong.retain(|wrong| !wrong.is_leak);
             report.leaking += u64::from(wrong.len() < all);
             report.recovered += 1;
             report.compared += u64::from(was_sound);
-            let moment = "after the command";
-            seen.extend(wrong.into_iter().map(|wrong| finding(wrong, moment, Some(&printed))));
+            let printed = run.to_string();
+            let told = |wrong| finding(wrong, AFTER_COMMAND, Some(&printed));
+            seen.extend(wrong.into_iter().map(told));
             image = Some(bytes);
         }
-        if !seen.is_empty() {
-            let image = image.unwrap_or_else(|| disk.image(&mut chooser));
+        let new = report.note(seen);
+        if !new.is_empty() {
+            let image: Arc<[u8]> = image.unwrap_or_else(|| disk.image(&mut chooser)).into();
             let lost = played.lost(&image).into_iter();
             let lost: Vec<_> =
                 lost.map(|it| (it, image_of.label(u64::from(it.first) * UNIT as u64))).collect();
-            for finding in &mut seen {
-                (finding.lost, finding.image) = (lost.clone(), image.clone());
+            for finding in new {
+                (finding.lost, finding.image) = (lost.clone(), Arc::clone(&image));
             }
-            report.note(seen);
         }
         Ok(())
     }
@@ -328,26 +362,34 @@ impl<'a> ImportBench<'a> {
         (wrong, unjudged)
     }
 
-    /// Lets the command have an image; what is wrong with what it leaves, and what it printed.
-    fn recovered(
-        &mut self,
-        image: &[u8],
-        sound: Option<&Contents>,
-    ) -> Result<(Vec<Wrong>, String), ImportError> {
-        let Some((command, folder)) = &self.recover else {
-            return Ok((Vec::new(), String::new()));
-        };
+    /// Lets the command have an image, in a file that nobody had before; what it said, and what it left there.
+    fn command(&self, image: &[u8]) -> Result<(Run, Vec<u8>), ImportError> {
+        let (command, folder) = self.recover.as_ref().expect("there is a command");
         let path = folder.path().join("crashed.qcow2");
         let error = |source| ImportError::File { path: path.clone(), source };
-        fs::write(&path, image).map_err(error)?;
-        let printed = command.run(&path)?.to_string();
-        let after = fs::read(&path).map_err(error)?;
+        file::fresh(&path).and_then(|mut file| file.write_all(image)).map_err(error)?;
+        let run = command.run(&path)?;
+        let taken = |source| ImportError::Taken { command: command.to_string(), source };
+        // A link may lead to anything, and a pipe is waited for.
+        if !fs::symlink_metadata(&path).map_err(taken)?.is_file() {
+            return Err(taken(io::Error::other("it is no file any more")));
+        }
+        let most = u64::from(MOST_UNITS) * UNIT as u64;
+        Ok((run, file::read_up_to(&path, most).map_err(taken)?))
+    }
+
+    /// What is wrong with what the command left, and what of it nobody can judge.
+    fn recovered(
+        &mut self,
+        after: &[u8],
+        sound: Option<&Contents>,
+    ) -> (Vec<Wrong>, BTreeSet<&'static str>) {
         let extents = (0..).step_by(UNIT).zip(after.chunks(UNIT));
         let mut disk = PossibleDisk::from_extents(&self.values, after.len() as u64, extents);
         let mut sure = faultfs::chooser::Always(0);
         let mut evidence = DiskEvidence::new(&mut disk, &mut sure);
         self.judge.state(&mut evidence, &self.guest, Some(Stage::Repaired));
-        let (mut wrong, _) = self.wrong(Stage::Repaired);
+        let (mut wrong, unjudged) = self.wrong(Stage::Repaired);
         if let Some(before) = sound {
             let mut now = Contents::default();
             self.judge.contents(&evidence, &mut now);
@@ -365,7 +407,7 @@ impl<'a> ImportBench<'a> {
                 });
             }
         }
-        Ok((wrong, printed))
+        (wrong, unjudged)
     }
 }
 
@@ -407,7 +449,7 @@ pub fn keep(finding: &ImportFinding, folder: &Path) -> Result<PathBuf, ImportErr
         match crate::file::create(&path, &finding.image) {
             Ok(()) => return Ok(path),
             Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
-                if fs::read(&path).is_ok_and(|old| old == finding.image) {
+                if fs::read(&path).is_ok_and(|old| old[..] == finding.image[..]) {
                     return Ok(path);
                 }
             }

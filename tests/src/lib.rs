@@ -11,6 +11,7 @@
 
 pub mod attack;
 pub mod blocking;
+pub mod buffer;
 pub mod bystander;
 pub mod byte_file;
 pub mod call;

@@ -31,6 +31,7 @@ use model::op::{Durability, Op};
 use model::payload::{self, UNIT};
 use qcow2_core::storage::{IoBuf, Storage};
 
+use crate::buffer::to_read_into;
 use crate::call::{Opened, open};
 use crate::evidence::{DiskEvidence, units};
 use crate::liveness::Exposure;
@@ -630,10 +631,9 @@ pub async fn perform<I: SubjectImage>(
     image: &I,
     request: Option<&Request>,
 ) -> Result<Option<IoBuf>, String> {
-    let buffer =
-        |length: u64| IoBuf::zeroed(usize::try_from(length).expect("requests are small"), UNIT);
-    let payload = |offset, length, id| {
-        let mut data = buffer(length);
+    let payload = |offset, length: u64, id| {
+        let length = usize::try_from(length).expect("requests are small");
+        let mut data = IoBuf::zeroed(length, UNIT);
         for (unit, bytes) in (offset / UNIT as u64..).zip(data.as_chunks_mut::<UNIT>().0) {
             *bytes = payload::unit(unit, id);
         }
@@ -660,7 +660,7 @@ pub async fn perform<I: SubjectImage>(
                 image.preallocate(offset, length, how).await?;
             }
             Op::Read { offset, length } => {
-                return image.read(offset, buffer(length)).await.map(Some);
+                return image.read(offset, to_read_into(length)).await.map(Some);
             }
             Op::AddPassphrase { id } => image.add_passphrase(id).await?,
             Op::RemovePassphrase { id } => image.remove_passphrase(id).await?,

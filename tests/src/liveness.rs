@@ -42,6 +42,7 @@ use model::op::{Durability, Geometry, Op};
 use model::payload::{self, UNIT};
 use qcow2_core::storage::{IoBuf, Storage};
 
+use crate::buffer::to_read_into;
 use crate::call;
 use crate::evidence::{DiskEvidence, units};
 use crate::panics;
@@ -141,8 +142,10 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
         fill().await?;
         let ios = storage.counts();
         for (offset, length) in pieces() {
-            let buf = IoBuf::zeroed(as_index(length), UNIT);
-            let read = image.read(offset, buf).await.map_err(|text| fail("read-fails", text))?;
+            let read = image
+                .read(offset, to_read_into(length))
+                .await
+                .map_err(|text| fail("read-fails", text))?;
             if read[..] != content(offset, length)[..] {
                 return Err(fail("misread", format!("at {offset:#x}")));
             }
@@ -222,6 +225,7 @@ fn audit_closed<Sub: Subject>(
     let guest = Guest::new(&keys, subject.promises(geometry, &session))
         .over(geometry, |unit| ValueKey(values.intern(unit).0))
         .with_features(before.compatible_features())
+        .with_extension(before.foreign_extension())
         .opened_as(before);
     let mut bench = Bench::new(subject.clone(), session, profile);
     let mut oldest = Always(u32::MAX);

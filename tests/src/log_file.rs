@@ -1,13 +1,16 @@
 //! A log of block writes as a file: read as a whole, compressed with zstd or not.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::file;
 use crate::logwrites::LogError;
 
 /// What a zstd frame begins with.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// Bytes of the longest log, packed or not: it is held in memory.
+const MOST: u64 = 4 << 30;
 
 /// Why a file is no log.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +51,10 @@ impl LogFileError {
 /// [`LogFileError::File`].
 pub fn read(path: &Path) -> Result<Vec<u8>, LogFileError> {
     let error = |source| LogFileError::file(path, source);
-    let bytes = fs::read(path).map_err(error)?;
+    let bytes = file::read_up_to(path, MOST).map_err(error)?;
     if bytes.starts_with(&ZSTD_MAGIC) {
-        zstd::decode_all(&bytes[..]).map_err(error)
+        let unpacked = zstd::Decoder::new(&bytes[..]).and_then(|from| file::up_to(from, MOST));
+        unpacked.map_err(error)
     } else {
         Ok(bytes)
     }

@@ -34,8 +34,29 @@ impl fmt::Display for Run {
             Some(code) => writeln!(f, "exit code {code}")?,
             None => writeln!(f, "ended by a signal")?,
         }
-        write!(f, "--- stdout\n{stdout}--- stderr\n{stderr}")
+        write!(f, "--- stdout\n{}--- stderr\n{}", printable(stdout), printable(stderr))
     }
+}
+
+/// So many bytes at the beginning and at the end of what a command printed are told.
+const TOLD: usize = 8 << 10;
+
+/// What a program printed, for a terminal: without control characters, and without the middle of what is long.
+fn printable(text: &str) -> String {
+    let plain = |text: &str| -> String {
+        let escaped = |c: char| match c {
+            '\n' | '\t' => c.to_string(),
+            c if c.is_control() => c.escape_default().to_string(),
+            c => c.to_string(),
+        };
+        text.chars().map(escaped).collect()
+    };
+    if text.len() <= 2 * TOLD {
+        return plain(text);
+    }
+    let (head, tail) = (text.floor_char_boundary(TOLD), text.ceil_char_boundary(text.len() - TOLD));
+    let left_out = tail - head;
+    format!("{}\n({left_out} bytes)\n{}", plain(&text[..head]), plain(&text[tail..]))
 }
 
 /// Why QEMU gave no answer.
@@ -394,5 +415,15 @@ mod tests {
         let check: Check = serde_json::from_str(json).unwrap();
         let expected = Check { image_end_offset: 9, total_clusters: 2, ..Check::default() };
         assert_eq!(check, expected);
+    }
+
+    /// Goal: what a program prints says nothing to the terminal, and not more than a person reads.
+    #[test]
+    fn what_a_program_prints_is_text_of_a_bounded_length() {
+        assert_eq!(printable("a\n\tb\u{1b}[31m\u{7}c"), "a\n\tb\\u{1b}[31m\\u{7}c");
+        let long = format!("begin{}end", "\u{e9}".repeat(TOLD * 4));
+        let told = printable(&long);
+        assert!(told.starts_with("begin") && told.ends_with("end"));
+        assert!(told.len() < TOLD * 2 + 100 && told.contains(" bytes)\n"), "{}", told.len());
     }
 }

@@ -13,15 +13,19 @@ use faultfs::direct::{Direct, DirectOptions, Done as Io, Submitted};
 use faultfs::disk::{Mark, PossibleDisk};
 use faultfs::profile::Profile;
 use model::case::Step;
+use model::evidence::ValueKey;
 use model::finding::{Finding, Property, Stage};
-use model::guest::{Guest, Opens};
+use model::guest::{Guest, Misread, Opens};
 use model::image::Image;
-use model::judge::{Contents, Extent, Judge, Place, Statement, Violation};
+use model::judge::{Contents, Extent, Judge, Place, Statement, Violation, p0_misread};
 use model::op::PASSPHRASES;
+use model::payload::UNIT;
 
+use crate::buffer::to_read_into;
 use crate::call;
 use crate::capabilities::Capabilities;
 use crate::evidence::DiskEvidence;
+use crate::leaf::LeafChooser;
 use crate::panics;
 use crate::probe::{Probe, Probes};
 use crate::subject::{Duties, Mend, Refusal, Session, Subject, SubjectImage};
@@ -105,6 +109,11 @@ struct Taken {
     done: Done,
     io: Submitted,
 }
+
+/// How many places of a large disk are read in a look.
+const LOOKS: u64 = 64;
+/// How many bytes are read at each.
+const LOOK: u64 = 16 << 10;
 
 /// Everything that judging needs and that outlives one state.
 #[derive(Debug)]
@@ -197,6 +206,9 @@ impl<Sub: Subject> Bench<Sub> {
             if step.run == Step::OpenReadOnly && was_dirty {
                 probes.hit(Probe::ReadOnlyDirty);
             }
+            if step.run == Step::OpenReadOnly {
+                self.reads_alike(&mut crashed)?;
+            }
             let options = DirectOptions { crash_at: step.crash_at, ..DirectOptions::default() };
             let (next, taken, _) = self.take(crashed, step.run, options);
             crashed = next;
@@ -216,6 +228,10 @@ impl<Sub: Subject> Bench<Sub> {
                     probes.hit(Probe::NestedTwice);
                 }
             }
+        }
+        // What does not say what it maps is asked what it reads.
+        if !self.subject.capabilities().map {
+            self.reads_alike(&mut crashed)?;
         }
         let Crashed { disk, guest, .. } = crashed;
         let mut recovered = self.recover(disk, guest, chooser, probes, None)?;
@@ -315,16 +331,21 @@ impl<Sub: Subject> Bench<Sub> {
     }
 
     /// Narrows what the guest may see to what is on the disk now, as after any recovery.
+    ///
+    /// # Errors
+    /// What is wrong there.
     pub fn settle_guest<C: Chooser>(
         &mut self,
         disk: &mut PossibleDisk,
         guest: &mut Guest,
         chooser: &mut C,
-    ) {
-        let mut evidence = DiskEvidence::new(disk, chooser);
-        self.judge.state(&mut evidence, guest, None);
+    ) -> Result<(), Failure> {
+        // Where nothing recovered it, this decides metadata that nobody has looked at.
+        self.state(disk, guest, chooser, None, "when the next life began")?;
+        let evidence = DiskEvidence::new(disk, chooser);
         self.judge.contents(&evidence, &mut self.after);
         collapse(guest, &self.after);
+        Ok(())
     }
 
     /// Whether the image that was judged last is marked dirty.
@@ -443,6 +464,64 @@ impl<Sub: Subject> Bench<Sub> {
         (Crashed { disk, guest, chooser }, taken, (remains.forks, remains.record))
     }
 
+    /// P0 and P3 by the subject's own eyes: who opens the image that was judged last to read it reads what may be there, and neither that
+    /// nor closing it changes anything. What was in doubt is decided for this look alone: the disk in hand stays as it is.
+    fn reads_alike<C: Chooser>(&mut self, crashed: &mut Crashed<'_, C>) -> Result<(), Failure> {
+        const MOMENT: &str = "when it was read";
+        self.keep_contents(&mut crashed.disk, &mut crashed.chooser);
+        let cluster = self.judge.auditor().image().header().map_or(1, |header| {
+            u32::try_from(header.cluster_size() / UNIT as u64).expect("clusters are small")
+        });
+        let chooser = LeafChooser::random(crashed.disk.state_hash(), cluster);
+        let direct = Direct::new(crashed.disk.clone(), chooser);
+        let (storage, subject) = (direct.clone(), self.subject.clone());
+        let session = Session { writable: false, ..self.session };
+        let size = self.before.size();
+        let fail = |violation| Failure { violation, moment: MOMENT.to_owned() };
+        let told = |text| {
+            let violation = whole_image(Property::P8, "unprovoked-error");
+            fail(Violation { story: text, ..violation })
+        };
+        let read = faultfs::direct::run(async move {
+            let image = call::open(&subject, storage, session).await.map_err(refused)?;
+            let mut read = Vec::new();
+            for (offset, length) in looked_at(size.min(image.size())) {
+                let data = image.read(offset, to_read_into(length)).await.map_err(told)?;
+                read.push((offset, data));
+            }
+            let said = image.size();
+            image.close().await.map_err(told)?;
+            Ok((said, read))
+        });
+        if let Some(text) = panics::take() {
+            return Err(panicked(text, MOMENT));
+        }
+        let remains = direct.power_off();
+        let (said, read) = read.ok_or_else(|| stuck(Step::OpenReadOnly))??;
+        if remains.counts.updates > 0 {
+            return Err(fail(whole_image(Property::P3, "read-only-open-wrote")));
+        }
+        if said != size {
+            let story = format!("it says {said} bytes, and the header {size}");
+            return Err(fail(Violation { story, ..whole_image(Property::P0, "size-misread") }));
+        }
+        let mut keys = Vec::new();
+        for (offset, data) in read {
+            keys.clear();
+            crashed.disk.values().intern_all(&data, &mut keys);
+            for (unit, key) in (offset / UNIT as u64..).zip(&keys) {
+                let found = ValueKey(key.0);
+                if self.before.values(unit).all(|allowed| allowed != found) {
+                    let allowed = self.before.values(unit).collect();
+                    let misread = Misread { unit, found, allowed };
+                    let evidence = DiskEvidence::new(&mut crashed.disk, &mut crashed.chooser);
+                    return Err(fail(p0_misread(&misread, &evidence, crashed.guest)));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Judges what a completed step left and said.
     fn accept<C: Chooser>(
         &mut self,
@@ -480,6 +559,16 @@ impl<Sub: Subject> Bench<Sub> {
         };
         violation.map_or(Ok(()), |violation| Err(fail(violation)))
     }
+}
+
+/// Where a look at a disk of so many bytes reads: all of it, or [`LOOKS`] places as far from each other as they can be.
+fn looked_at(size: u64) -> impl Iterator<Item = (u64, u64)> {
+    let step = (size / LOOKS).next_multiple_of(UNIT as u64).max(LOOK);
+    (0..size).step_by(usize::try_from(step).expect("a disk fits in memory")).map(move |offset| {
+        // The last look sees the end of the disk.
+        let length = LOOK.min(size - offset);
+        if size - offset <= step { (size - length, length) } else { (offset, length) }
+    })
 }
 
 /// Narrows what the guest may see to what was found.

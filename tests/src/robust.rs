@@ -35,6 +35,7 @@ use model::op::Durability;
 use model::payload::Unit;
 use qcow2_core::storage::{IoBuf, UNIT};
 
+use crate::buffer::to_read_into;
 use crate::call;
 use crate::capabilities::Capabilities;
 use crate::corpus::{CorpusError, decided};
@@ -382,9 +383,7 @@ fn places(size: u64) -> impl Iterator<Item = u64> {
 async fn look_around(image: &impl SubjectImage) {
     let size = image.size();
     for offset in places(size) {
-        let length = (size - offset).min(4096);
-        let length = usize::try_from(length).expect("at most 4096");
-        let _ = image.read(offset, IoBuf::zeroed(length, UNIT)).await;
+        let _ = image.read(offset, to_read_into((size - offset).min(4096))).await;
     }
 }
 

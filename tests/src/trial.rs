@@ -206,7 +206,10 @@ pub fn initial<Sub: Subject>(
     let disk = disk_of(&built).with_limits(limits_of(device));
     let intern = |bytes: &Unit| ValueKey(disk.values().intern(bytes).0);
     let guest = Guest::new(&built.guest_keys(intern), subject.promises(geometry, session));
-    let guest = guest.over(geometry, intern).with_features(built.compatible_features());
+    let guest = guest
+        .over(geometry, intern)
+        .with_features(built.compatible_features())
+        .with_extension(built.foreign_extension());
     Ok((disk, guest))
 }
 
@@ -349,7 +352,9 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
                 if let Some(crashed) = unrecovered {
                     disk = crashed;
                 }
-                bench.settle_guest(&mut disk, &mut seen, &mut chooser);
+                if let Err(failure) = bench.settle_guest(&mut disk, &mut seen, &mut chooser) {
+                    return Ok(Outcome { failure: Some((number, failure)), lives, left: None });
+                }
                 guest = seen;
             }
             Err(failure) => {

@@ -89,6 +89,53 @@ fn what_is_no_log_is_refused() {
     assert!(!path.join("log").exists());
 }
 
+/// Goal: what a command makes of an image is told as its own, and nothing but that image is at its mercy. Method: one that does nothing, well
+/// and badly, one that leaves what cannot be judged, one that leaves a link to something precious.
+#[test]
+fn a_command_answers_for_what_it_leaves() {
+    let folder = tempfile::tempdir().unwrap();
+    let import = |case: &str, recover: &str| {
+        let case = corpus::folder().join(case);
+        let exported = campaign(folder.path(), &["export", case.to_str().unwrap(), "case.log"]);
+        assert_eq!(exported.0, 0, "{}", exported.1);
+        campaign(folder.path(), &["import", "case.log", "--recover", recover])
+    };
+    let (bad, sound) = ("without-all-before-clean.json", "without-discard-before-reuse.json");
+    let (status, said) = import(bad, "true {}");
+    assert!(status == 1 && said.contains("exit codes of the command    0 ("), "{status}: {said}");
+    for moment in ["seen after the power cut", "seen after the command"] {
+        assert!(said.contains(moment), "{moment}: {said}");
+    }
+    let (status, said) = import(sound, "true {}");
+    assert!(status == 0 && said.contains("\nno finding\n"), "{status}: {said}");
+    let (status, said) = import(sound, "false {}");
+    let idle = "This run proves nothing: the command never ended well, and changed nothing.";
+    assert!(status == 2 && said.contains(idle), "{status}: {said}");
+    // A snapshot more than there are: what is not judged is said.
+    let snapshot = "sh -c 'printf \\001 | dd of={} bs=1 seek=63 conv=notrunc status=none'";
+    let (_, said) = import(sound, snapshot);
+    assert!(said.contains("internal snapshots, after the command, in "), "{said}");
+    fs::write(folder.path().join("precious"), "mine").unwrap();
+    let link = "sh -c 'rm {}; ln -s $PWD/precious {}'";
+    let (status, said) = import(bad, link);
+    assert!(status == 2 && said.contains("it is no file any more"), "{status}: {said}");
+    assert_eq!(fs::read(folder.path().join("precious")).unwrap(), b"mine");
+}
+
+/// Goal: what is made of a case does not take its place. Method: each command that writes a file, told to write the case.
+#[test]
+fn a_case_is_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = folder.path().join("case.json");
+    fs::copy(corpus::folder().join("without-all-before-clean.json"), &case).unwrap();
+    let before = fs::read(&case).unwrap();
+    for command in ["export", "dump"] {
+        let (status, said) = campaign(folder.path(), &[command, "case.json", "./case.json"]);
+        assert!(status >= 2 && said.contains("it is the case itself"), "{status}: {said}");
+        assert!(fs::read(&case).unwrap() == before, "{command} wrote over the case");
+    }
+}
+
 /// Goal: what QEMU writes survives power cuts, by its own repair, and what it would be without its flushes does not. Method: a few writes below
 /// its driver `blklogwrites`; the log as it is, and without what its entries say of flushes.
 #[test]

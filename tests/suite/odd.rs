@@ -116,6 +116,7 @@ struct OddImage {
     image: Option<Image<AnyStorage>>,
     how: How,
     number: u64,
+    writable: bool,
     writes: AtomicU64,
 }
 
@@ -208,7 +209,13 @@ impl Subject for Odd {
             _ => storage,
         };
         let image = Some(Qcow2Core::default().open(storage, session).await?);
-        Ok(OddImage { image, how: self.how, number, writes: AtomicU64::new(0) })
+        Ok(OddImage {
+            image,
+            how: self.how,
+            number,
+            writable: session.writable,
+            writes: AtomicU64::new(0),
+        })
     }
 
     async fn repair(&self, storage: AnyStorage) -> Result<Statement, Refusal> {
@@ -353,7 +360,7 @@ impl SubjectImage for OddImage {
     async fn close(mut self) -> Result<(), String> {
         let closed = Image::close(self.image.take().unwrap()).await;
         let storage = closed.map_err(|error| error.to_string())?;
-        if self.how.leaks_closing() && storage.writable() {
+        if self.how.leaks_closing() && self.writable {
             leak_one(&storage).await.map_err(|error| error.to_string())?;
         }
         Ok(())
@@ -613,10 +620,14 @@ fn an_exploration_tells_of_panics() {
 /// Goal: who is not a function of the seed proves nothing, and is not accused of anything. Method: one of whose images one in four differs.
 #[test]
 fn who_remembers_other_images_proves_nothing() {
-    let report = campaign::run(&Odd::new(How::Remembers), &settings(3, None), |_| {});
+    let report = campaign::run(
+        &Odd::new(How::Remembers),
+        &Settings { seed: 2, ..settings(3, None) },
+        |_| {},
+    );
     assert!(report.found.is_none());
     let broken = report.broken.unwrap();
-    assert!(broken.starts_with("case 0 is not a function of its seed"), "{broken}");
+    assert!(broken.contains(" is not a function of its seed"), "{broken}");
     assert!(
         broken.contains(": in life 0, event ") && broken.contains(" at first and "),
         "{broken}"

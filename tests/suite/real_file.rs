@@ -77,7 +77,8 @@ impl Disk {
         let session = Session::of(&plan.open, &plan.geometry);
         let guest = Guest::new(&keys, subject.promises(&plan.geometry, &session))
             .over(&plan.geometry, |unit| evidence.values.intern(unit))
-            .with_features(built.compatible_features());
+            .with_features(built.compatible_features())
+            .with_extension(built.foreign_extension());
         Self {
             subject,
             _directory: directory,

@@ -37,6 +37,9 @@ pub struct Leeway {
     pub values: u64,
 }
 
+/// Type and data of a header extension.
+pub type ForeignExtension = (u32, &'static [u8]);
+
 /// The reference disk; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Guest {
@@ -50,6 +53,7 @@ pub struct Guest {
     data_file: Option<DataFile>,
     encryption: Option<Encryption>,
     compatible_features: u64,
+    foreign_extension: Option<ForeignExtension>,
     passphrases: Passphrases,
     history: History,
     mistake: Mistake,
@@ -97,6 +101,7 @@ impl Guest {
             data_file: None,
             encryption: None,
             compatible_features: 0,
+            foreign_extension: None,
             passphrases: Passphrases::default(),
             history: History::default(),
             mistake: Mistake::None,
@@ -116,6 +121,13 @@ impl Guest {
     #[must_use]
     pub fn with_features(mut self, compatible: u64) -> Self {
         self.compatible_features = compatible;
+        self
+    }
+
+    /// The same disk on an image whose header has an extension that nobody knows.
+    #[must_use]
+    pub fn with_extension(mut self, foreign: Option<ForeignExtension>) -> Self {
+        self.foreign_extension = foreign;
         self
     }
 
@@ -144,6 +156,11 @@ impl Guest {
     /// The compatible feature bits of the image when it was made: whoever does not know one may ignore it, and has to leave it there.
     pub fn compatible_features(&self) -> u64 {
         self.compatible_features
+    }
+
+    /// The extension that the header had when the image was made, of a type that nobody knows, who has to leave it there as well.
+    pub fn foreign_extension(&self) -> Option<ForeignExtension> {
+        self.foreign_extension
     }
 
     /// The same disk with a deliberate mistake.

@@ -36,7 +36,7 @@ mod promises;
 mod units;
 
 pub use cell::Token;
-pub use disk::{Guest, Leeway, Misread};
+pub use disk::{ForeignExtension, Guest, Leeway, Misread};
 pub use lower::LowerDisk;
 pub use passphrases::{Openings, Opens};
 pub use promises::{DiscardReads, Promises};

@@ -21,13 +21,18 @@ pub const EXTENSION_LUKS: u32 = 0x0537_be77;
 /// Bytes of its data: offset and length.
 pub const LUKS_POINTER_BYTES: u32 = 16;
 
-/// Where the data of the extensions is that the judge knows.
+/// Type of the header extension that names features, which every writer may say anew.
+const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
+
+/// Where the data of the extensions is, of those that the judge knows and of the others.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Extensions {
     pub(super) bitmaps: Option<u64>,
     pub(super) layer_format: Option<Range<u64>>,
     pub(super) data_name: Option<Range<u64>>,
     pub(super) luks: Option<u64>,
+    /// Type and place of those that it does not know.
+    pub(super) foreign: Vec<(u32, Range<u64>)>,
 }
 
 /// The extension area: type, length, data padded to 8 bytes, until type 0 or the backing file's name.
@@ -82,7 +87,8 @@ pub(super) fn find_extensions<E: Evidence>(
                 let (field, why) = ("encryption header extension length", "is not 16");
                 findings.push(Finding::Header { field, offset: at, value: length.into(), why });
             }
-            _ => {}
+            EXTENSION_FEATURE_NAMES => {}
+            _ => found.foreign.push((kind, data..data.saturating_add(length.into()))),
         }
         at = next;
     }

@@ -74,6 +74,8 @@ pub struct Image {
     /// Bytes of the data file; 0 without one.
     pub(super) data_length: u64,
     data_name: Option<Vec<u8>>,
+    /// Type and data of the header extensions that nobody here knows.
+    foreign: Vec<(u32, Vec<u8>)>,
     /// Where the LUKS header is.
     pub(super) luks: Option<Range<u64>>,
     pub(super) mistake: Mistake,
@@ -140,6 +142,9 @@ impl Image {
             }
             self.data_name = extensions.data_name.map(|name| self.text(evidence, &header, name));
         }
+        let foreign = extensions.foreign.into_iter();
+        self.foreign =
+            foreign.map(|(kind, data)| (kind, self.text(evidence, &header, data))).collect();
         self.read_encryption(evidence, &header, extensions.luks, findings);
         self.read_refcounts(evidence, &header, findings);
         self.read_tables(evidence, &header, findings);
@@ -182,6 +187,11 @@ impl Image {
     /// What the header calls the data file, if it has one and names it.
     pub fn data_name(&self) -> Option<&[u8]> {
         self.data_name.as_deref()
+    }
+
+    /// Whether the header has an extension of this type and with this data, which need not be one that the judge knows.
+    pub fn has_foreign_extension(&self, kind: u32, data: &[u8]) -> bool {
+        self.foreign.iter().any(|(other, held)| (*other, &held[..]) == (kind, data))
     }
 
     /// The bytes of the file that the LUKS header has, if the header leads to one.
@@ -394,6 +404,7 @@ impl Image {
         self.layer = None;
         self.data_length = 0;
         self.data_name = None;
+        self.foreign.clear();
         self.luks = None;
         self.header = None;
     }

@@ -10,8 +10,8 @@ use super::seen::{contents_allowed, raw_view_allowed};
 use super::shown::{Shown, each_guest_cluster, in_memory, raw_data};
 use super::statement::{Extent, Statement};
 use super::structure::{
-    p_cipher, p4_changes_recorded, p4_structure, p10_data_file, p10_encryption, p10_features,
-    p10_layer, p10_size,
+    p_cipher, p4_changes_recorded, p4_structure, p10_data_file, p10_encryption, p10_extension,
+    p10_features, p10_layer, p10_size,
 };
 use super::violation::{Place, Violation, whole_image};
 use crate::audit::Auditor;
@@ -81,6 +81,9 @@ impl Judge {
             p10_size(&header, guest, &mut self.violations);
             if self.mistake != Mistake::FeaturesMayBeLost {
                 p10_features(&header, guest, &mut self.violations);
+            }
+            if self.mistake != Mistake::ExtensionsMayBeLost {
+                p10_extension(self.auditor.image(), guest, &mut self.violations);
             }
             if self.mistake != Mistake::LayerNameIgnored {
                 p10_layer(self.auditor.image(), guest, &mut self.violations);

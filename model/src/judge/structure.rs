@@ -48,6 +48,17 @@ pub(super) fn p10_features(header: &Header, guest: &Guest, violations: &mut Vec<
     }
 }
 
+/// P10: the header extension is still there that nobody knows.
+pub(super) fn p10_extension(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) {
+    if let Some((kind, data)) = guest.foreign_extension()
+        && !image.has_foreign_extension(kind, data)
+    {
+        let story =
+            format!("the header had an extension of type {kind:#x}, which is gone or changed");
+        violations.push(whole_image(Property::P10, "extension-lost", story));
+    }
+}
+
 /// P10: the image names the layer that it was made over, whole, or none if it was made over none.
 pub fn p10_layer(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) {
     let found = image.layer().map(|layer| (&layer.name[..], layer.format.as_deref()));

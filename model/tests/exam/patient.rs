@@ -194,7 +194,10 @@ impl Patient {
         let values = &mut self.disk.values;
         let keys = self.built.guest_keys(|bytes| values.intern(bytes));
         let guest = Guest::new(&keys, PROMISES).over(&self.geometry, |unit| values.intern(unit));
-        guest.with_features(self.built.compatible_features()).with_mistake(mistake)
+        guest
+            .with_features(self.built.compatible_features())
+            .with_extension(self.built.foreign_extension())
+            .with_mistake(mistake)
     }
 
     /// The same with data in one more cluster, as [`Patient::append`] puts it there.

@@ -451,6 +451,26 @@ pub(crate) fn features_stay(mistake: Mistake) -> Outcome {
     expect("closed", found, lost)
 }
 
+pub(crate) fn extensions_stay(mistake: Mistake) -> Outcome {
+    let lost = vec![(Property::P10, "extension-lost")];
+    let mut judge = Judge::with_mistake(mistake);
+    let mut patient = Patient::new(Initial::Leftovers);
+    let guest = patient.guest(mistake);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("all there", found, vec![])?;
+    let (_, data) = guest.foreign_extension().ok_or("the image has none")?;
+    // It is the first one: its type, its length, and its data.
+    for at in [112, 116, 120 + data.len() as u64 - 1] {
+        let mut changed = patient.disk.clone();
+        changed.patch(at, &[0x5a]);
+        let found = kinds(judge.state(&mut changed, &guest, None));
+        expect("changed", found.contains(&lost[0]), true)?;
+    }
+    patient.put_u64(112, 0);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("gone", found, lost)
+}
+
 pub(crate) fn changes_recorded(mistake: Mistake) -> Outcome {
     type Change = fn(&mut Patient);
     // The first of two bitmaps has a bit set for the first guest cluster only; clusters of 1 KiB have a bit each.

@@ -201,19 +201,20 @@ pub(super) fn run_case<Sub: Subject>(
         let mut this = TrialLife::of(&plan.lives[number]);
         let lived = case.live(number, &mut this, &mut disk, &guest);
         trial.lives.push(this);
-        match lived {
+        let settled = match lived {
             Ok(None) => break,
             Ok(Some(mut next)) => {
                 disk = next.disk;
                 guest = next.guest;
                 case.leaks = next.leaks;
-                case.bench.settle_guest(&mut disk, &mut guest, &mut next.chooser);
+                case.bench.settle_guest(&mut disk, &mut guest, &mut next.chooser)
             }
-            Err(failure) => {
-                let found = Some((failure, trial));
-                let Case { digest, traces, .. } = case;
-                return CaseRun { found, image: None, digest, traces, whole: true };
-            }
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = settled {
+            let found = Some((failure, trial));
+            let Case { digest, traces, .. } = case;
+            return CaseRun { found, image: None, digest, traces, whole: true };
         }
     }
     let whole = !case.is_cut;

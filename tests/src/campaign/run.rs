@@ -96,7 +96,7 @@ pub fn run_past<Sub: Subject>(
             let done = match settings.budget {
                 Budget::Time(limit) => start.elapsed() >= limit,
                 Budget::Cases(count) => number >= count,
-                Budget::Case(only) => number > only,
+                Budget::Case(only) => number != only,
                 Budget::States(count, limit) => {
                     states.load(Ordering::Relaxed) >= count || start.elapsed() >= limit
                 }

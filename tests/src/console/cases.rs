@@ -9,8 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use model::case::Case;
 
-use super::output::{check, write};
-use super::output::{complain, say, shown};
+use super::output::{another_file, check, complain, say, shown, write};
 use super::shorten::{minimise, verdict};
 use super::status::{ExitStatus, after, listen};
 use super::tell::written;
@@ -181,6 +180,7 @@ impl Dump {
     /// # Errors
     /// If the case cannot be run or fails without a power cut, or the image cannot be written.
     pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
+        another_file(&self.path, &self.file)?;
         let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
             return Ok(ExitStatus::Passed);
         };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::cases::{Cases, Failing, failing};
-use super::output::{check, say, shown, write};
+use super::output::{another_file, check, say, shown, write};
 use super::status::ExitStatus;
 use crate::corpus::{self, CorpusError};
 use crate::minimise::Minimised;
@@ -27,6 +27,7 @@ impl Export {
     /// If the case cannot be run or has two files, or the log cannot be written.
     pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         check([self.log.as_path()], None)?;
+        another_file(&self.path, &self.log)?;
         let file = shown(&self.path);
         if corpus::load(&self.path)?.geometry.data_file.is_some() {
             let why = "its image has a data file, and a log is of one file";

@@ -90,7 +90,7 @@ fn status(report: &ImportReport) -> ExitStatus {
     match (report.ended, interrupt::signal()) {
         _ if !report.findings.is_empty() => ExitStatus::Violation,
         (Some(Ended::Interrupted), Some(signal)) => ExitStatus::Interrupted(signal),
-        _ if report.states == 0 => ExitStatus::Broken,
+        _ if report.states == 0 || report.is_command_idle() => ExitStatus::Broken,
         _ => ExitStatus::Passed,
     }
 }
@@ -110,11 +110,15 @@ fn figures(log: &ImageLog, report: &ImportReport, asked: &Import) -> String {
     }
     if let Some(command) = &asked.recover {
         lines.push(format!("  recovered                    {} by `{command}`", report.recovered));
+        let codes: Vec<String> =
+            report.codes.iter().map(|(code, count)| format!("{code} ({count} times)")).collect();
+        lines.push(format!("  exit codes of the command    {}", codes.join(", ")));
+        lines.push(format!("  images that it changed       {}", report.changed));
         lines.push(format!("  with contents compared       {}", report.compared));
         lines.push(format!("  leaks left by the command    in {} of them", report.leaking));
     }
-    for (what, count) in &report.unjudged {
-        lines.push(format!("  beyond judgement             {what}, in {count} states"));
+    for ((moment, what), count) in &report.unjudged {
+        lines.push(format!("  beyond judgement             {what}, {moment}, in {count} states"));
     }
     match report.ended {
         Some(Ended::Budget) => lines.push(format!("  the budget ended it after {tried} places")),
@@ -160,6 +164,9 @@ fn ending(log: &ImageLog, report: &ImportReport) -> String {
         } else {
             "no crash state was judged"
         };
+        lines.push(format!("This run proves nothing: {why}."));
+    } else if report.findings.is_empty() && report.is_command_idle() {
+        let why = "the command never ended well, and changed nothing";
         lines.push(format!("This run proves nothing: {why}."));
     } else if report.findings.is_empty() {
         lines.push("no finding".to_owned());

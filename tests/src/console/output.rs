@@ -58,5 +58,23 @@ pub fn check<'a>(
 
 /// Shows a path in a message.
 pub fn shown(path: &Path) -> String {
-    path.display().to_string()
+    let escaped = |c: char| match c {
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    path.display().to_string().chars().map(escaped).collect()
+}
+
+/// Whether what is written goes somewhere else than what it is made of.
+///
+/// # Errors
+/// If both are the same file.
+pub fn another_file(from: &Path, to: &Path) -> Result<(), CorpusError> {
+    match (from.canonicalize(), to.canonicalize()) {
+        (Ok(one), Ok(other)) if one == other => {
+            let why = "it is the case itself, and would be written over";
+            Err(CorpusError::Case(format!("{}: {why}", shown(to))))
+        }
+        _ => Ok(()),
+    }
 }

@@ -115,12 +115,15 @@ impl TraceWorkload {
         let start = Instant::now();
         let mut figures = Figures::default();
         let mut asked = 0;
-        let first = if let Budget::Case(number) = settings.budget { number } else { 0 };
-        for number in first.. {
+        let numbers = match settings.budget {
+            Budget::Case(number) => number..=number,
+            _ => 0..=u64::MAX,
+        };
+        for number in numbers {
             let done = match settings.budget {
                 Budget::Time(limit) => start.elapsed() >= limit,
                 Budget::Cases(count) => number >= count,
-                Budget::Case(only) => number > only,
+                Budget::Case(_) => false,
                 Budget::States(count, limit) => figures.states >= count || start.elapsed() >= limit,
             };
             if done || interrupt::asked() {

@@ -51,9 +51,9 @@ use model::guest::Guest;
 use model::judge::{Inherited, p0_misread};
 use model::op::Op;
 use model::payload::{self, UNIT};
-use qcow2_core::storage::IoBuf;
 
 use super::at_once::AtOnce;
+use crate::buffer::to_read_into;
 use crate::call::{Opened, open};
 use crate::evidence::DiskEvidence;
 use crate::explore::course::Course;
@@ -537,8 +537,7 @@ impl<Sub: Subject> Walk<Sub> {
     fn read_all<I: SubjectImage>(&mut self, image: &I, guest: &mut Guest) -> Result<(), Stop> {
         let size = guest.size();
         let token = guest.begin_read(0, size / UNIT as u64);
-        let buf = IoBuf::zeroed(usize::try_from(size).expect("explored disks are small"), UNIT);
-        let read = finished(run(image.read(0, buf)), "a read")?;
+        let read = finished(run(image.read(0, to_read_into(size))), "a read")?;
         let mut keys = Vec::new();
         self.values.intern_all(&read, &mut keys);
         let found: Vec<ValueKey> = keys.iter().map(|key| ValueKey(key.0)).collect();

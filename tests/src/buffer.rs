@@ -1,0 +1,17 @@
+//! What a subject is given to read into.
+
+use model::payload::{self, UNIT};
+use qcow2_core::storage::IoBuf;
+
+/// A buffer to read into, full of what no guest may see: what a read leaves as it was is no zero.
+///
+/// # Panics
+/// If there is no memory for it.
+pub fn to_read_into(length: u64) -> IoBuf {
+    let mut buf = IoBuf::zeroed(usize::try_from(length).expect("it fits in memory"), UNIT);
+    let stale = payload::unit(0, payload::STALE);
+    for bytes in buf.chunks_mut(UNIT) {
+        bytes.copy_from_slice(&stale[..bytes.len()]);
+    }
+    buf
+}
