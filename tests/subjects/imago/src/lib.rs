@@ -87,6 +87,8 @@ impl Subject for Imago {
     fn capabilities(&self) -> Capabilities {
         let mut can = Capabilities::plain();
         can.repair = false;
+        // It opens images of version 2, and refuses to write zeroes there; which of the two is asked cannot be said apart.
+        can.version_2 = false;
         can
     }
 

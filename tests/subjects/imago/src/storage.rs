@@ -134,6 +134,18 @@ impl Below {
     }
 }
 
+impl Below {
+    /// What is asked for as transfers that the device takes: where each begins, and its length.
+    fn parts(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> + use<> {
+        let most = self.storage.limits().max_transfer;
+        let end = offset + length;
+        (offset..end).step_by(most).map(move |at| {
+            let rest = usize::try_from(end - at).unwrap_or(most);
+            (at, rest.min(most))
+        })
+    }
+}
+
 impl fmt::Debug for Below {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Below")
@@ -166,18 +178,30 @@ impl imago::Storage for Below {
     }
 
     async unsafe fn pure_readv(&self, mut to: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
-        let buf = IoBuf::zeroed(bytes(to.len())?, self.mem_align());
-        let (buf, result) = self.storage.read(offset, buf).await;
-        result?;
-        to.copy_from_slice(&buf);
+        let mut whole = Vec::new();
+        for (at, length) in self.parts(offset, to.len()) {
+            let buf = IoBuf::zeroed(length, self.mem_align());
+            let (buf, result) = self.storage.read(at, buf).await;
+            result?;
+            whole.extend_from_slice(&buf);
+        }
+        to.copy_from_slice(&whole);
         Ok(())
     }
 
     async unsafe fn pure_writev(&self, from: IoVector<'_>, offset: u64) -> io::Result<()> {
-        let mut buf = IoBuf::zeroed(bytes(from.len())?, self.mem_align());
-        from.copy_into_slice(&mut buf);
-        let storage = Arc::clone(&self.storage);
-        let io = async move { storage.write(offset, buf, Durability::Cached).await.1 };
+        let mut whole = vec![0; bytes(from.len())?];
+        from.copy_into_slice(&mut whole);
+        let (storage, align) = (Arc::clone(&self.storage), self.mem_align());
+        let parts: Vec<_> = self.parts(offset, from.len()).collect();
+        let io = async move {
+            for (at, length) in parts {
+                let within = bytes(at - offset)?;
+                let buf = IoBuf::copy_of(&whole[within..within + length], align);
+                storage.write(at, buf, Durability::Cached).await.1?;
+            }
+            Ok(())
+        };
         self.queue.write(offset, io).await
     }
 
