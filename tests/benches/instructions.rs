@@ -6,9 +6,10 @@
 //! ```
 //!
 //! Each piece runs twice in a process of its own, so many and twice so many times; the difference is what they cost, without the start
-//! and without the preparation. The C library copies and clears in another way on each generation of processors, so it is told to do it
-//! in the plain way that all of them have: with `rep stosb`, which newer ones prefer, exploring took 7 % more on one machine than on another. What
-//! is kept holds for one compiler and one C library; with others the figures are printed without a verdict.
+//! and without the preparation. Clearing and copying are most of what varies: the C library has several ways to do them, of which it chooses
+//! when a program starts, and counts by valgrind depend on the way (of `rep stosb` each byte is an instruction). It is told to take the plain
+//! one. Before, one source counted 6 % more on one machine than on another with the same name of its processor; why was not found out. What is
+//! kept holds for one compiler and one C library; with others the figures are printed without a verdict.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -87,6 +87,10 @@ enum How {
     Toils,
     /// The same, and does not say so.
     ToilsUnsaid,
+    /// Reads a byte wrong where it only reads.
+    MisreadsReadOnly,
+    /// Says that the disk is a unit shorter where it only reads.
+    SaysLessReadOnly,
 }
 
 impl How {
@@ -292,11 +296,16 @@ impl OddImage {
 
 impl SubjectImage for OddImage {
     fn size(&self) -> u64 {
-        SubjectImage::size(self.inner())
+        let less = self.how == How::SaysLessReadOnly && !self.writable;
+        SubjectImage::size(self.inner()) - if less { 512 } else { 0 }
     }
 
     async fn read(&self, offset: u64, buf: IoBuf) -> Result<IoBuf, String> {
-        SubjectImage::read(self.inner(), offset, buf).await
+        let mut read = SubjectImage::read(self.inner(), offset, buf).await?;
+        if self.how == How::MisreadsReadOnly && !self.writable {
+            read[0] ^= 1;
+        }
+        Ok(read)
     }
 
     async fn write(&self, offset: u64, data: IoBuf, durability: Durability) -> Result<(), String> {
@@ -603,6 +612,19 @@ fn a_promise_is_judged_before_what_is_beyond_it() {
     assert!(broken.contains("\nP3 ") && !broken.contains(unbroken), "{broken}");
     assert!(restless.contains(beyond) && restless.contains("This run ends there, "), "{restless}");
     assert!(asked.contains("no violation") && !asked.contains(beyond), "{asked}");
+}
+
+/// Goal: what a subject says where it only reads is compared with what is there. Method: one that reads a byte wrong there, and one that says
+/// another size; both are right where they write.
+#[test]
+fn sessions_that_only_read_are_judged() {
+    for (how, kind) in [(How::MisreadsReadOnly, "misread"), (How::SaysLessReadOnly, "size-misread")]
+    {
+        let found = campaign::run(&Odd::new(how), &settings(150, None), |_| {}).found;
+        let Failure { violation, moment } = found.expect("it is noticed").failure;
+        let seen = (violation.property, violation.kind, moment.as_str());
+        assert_eq!(seen, (Property::P0, kind, "when it was read"), "{how:?}");
+    }
 }
 
 /// Goal: exploration ends with a panic as with any other finding. Method: the same subjects.
