@@ -429,13 +429,19 @@ pub(crate) fn clean_close(mistake: Mistake) -> Outcome {
     expect("a deeper leak of bitmaps", deeper, vec![(Property::P6, "leak")])
 }
 
-pub(crate) fn features_stay(mistake: Mistake) -> Outcome {
-    let lost = vec![(Property::P10, "feature-lost")];
+/// An image whose header has what nobody knows, all of which is there.
+fn leftovers(mistake: Mistake) -> Result<(Judge, Patient, Guest), String> {
     let mut judge = Judge::with_mistake(mistake);
     let mut patient = Patient::new(Initial::Leftovers);
     let guest = patient.guest(mistake);
     let found = kinds(judge.state(&mut patient.disk, &guest, None));
     expect("all there", found, vec![])?;
+    Ok((judge, patient, guest))
+}
+
+pub(crate) fn features_stay(mistake: Mistake) -> Outcome {
+    let lost = vec![(Property::P10, "feature-lost")];
+    let (mut judge, mut patient, guest) = leftovers(mistake)?;
     let features = guest.compatible_features();
     expect("one that nobody knows", features > 1, true)?;
     patient.put_u64(80, features | 1 << 62);
@@ -453,11 +459,7 @@ pub(crate) fn features_stay(mistake: Mistake) -> Outcome {
 
 pub(crate) fn extensions_stay(mistake: Mistake) -> Outcome {
     let lost = vec![(Property::P10, "extension-lost")];
-    let mut judge = Judge::with_mistake(mistake);
-    let mut patient = Patient::new(Initial::Leftovers);
-    let guest = patient.guest(mistake);
-    let found = kinds(judge.state(&mut patient.disk, &guest, None));
-    expect("all there", found, vec![])?;
+    let (mut judge, mut patient, guest) = leftovers(mistake)?;
     let (_, data) = guest.foreign_extension().ok_or("the image has none")?;
     // It is the first one: its type, its length, and its data.
     for at in [112, 116, 120 + data.len() as u64 - 1] {
