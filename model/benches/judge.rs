@@ -9,9 +9,9 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use model::audit::Auditor;
 use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
-use model::guest::{DiscardReads, Guest, Promises};
+use model::guest::{DiscardReads, Guest, Made, Promises};
 use model::judge::Judge;
-use model::op::{Compression, Durability, Encryption, Geometry};
+use model::op::{Durability, Encryption, Geometry};
 
 /// An image, and its reference disk with `undecided` units written and not flushed.
 fn scene(
@@ -20,18 +20,7 @@ fn scene(
     undecided: u64,
     encryption: Option<Encryption>,
 ) -> (BytesEvidence, Guest) {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits,
-        refcount_order: 4,
-        virtual_size: 128 << 10,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption,
-    };
+    let geometry = Geometry { encryption, ..Geometry::plain(cluster_bits, 128 << 10) };
     let built = build(&geometry, initial).expect("the geometry allows it");
     let mut evidence = built.evidence();
     let keys = built.guest_keys(|bytes| evidence.values.intern(bytes));
@@ -41,8 +30,8 @@ fn scene(
         grow: Durability::Through,
         changes: Durability::Cached,
     };
-    let guest = Guest::new(&keys, promises);
-    let mut guest = guest.over(&geometry, |bytes| evidence.values.intern(bytes));
+    let made = Made::of(&geometry, |bytes| evidence.values.intern(bytes));
+    let mut guest = Guest::new(&keys, promises).on(made);
     for unit in 0..undecided {
         let key = evidence.values.intern(&[unit as u8 + 1; 512]);
         guest.begin_write(unit * 7 % 256, &[key], Durability::Cached);

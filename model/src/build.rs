@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::crypt::{Cipher, LUKS_BYTES, luks_units};
 use crate::evidence::{BytesEvidence, DATA_FIRST, ValueKey, Values};
+use crate::guest::{ForeignExtension, Made};
 use crate::image::{
     ALL_ALLOCATED, ALL_ZERO, AUTOCLEAR_BITMAPS, AUTOCLEAR_RAW_DATA, BITMAPS_BYTES, COPIED,
     EXTENSION_BITMAPS, EXTENSION_DATA_NAME, EXTENSION_LAYER_FORMAT, EXTENSION_LUKS,
@@ -60,8 +61,8 @@ pub enum Initial {
     /// With extended L2 entries some clusters are mixed: of their subclusters some are allocated, some read as zeroes and some do
     /// neither; and some have no more than zeroes in between, with a host cluster and without.
     Fragmented,
-    /// Some data, and two bitmaps that an autoclear bit vouches for: one with bits, one of ones. With lazy refcounts the dirty
-    /// bit is set too, and the refcounts are right.
+    /// Some data, and two bitmaps that an autoclear bit vouches for: one with bits, one of ones. Beside it is an autoclear bit that nobody
+    /// knows. With lazy refcounts the dirty bit is set too, and the refcounts are right.
     Bitmaps,
     /// Some data, and more where no guest sees it: behind the end of the disk in the last cluster, in its L2 table, and in one
     /// more L2 table. The file ends inside the first L2 table. The header (of version 3) has a compatible feature bit and an extension that nobody knows.
@@ -163,8 +164,13 @@ impl Built {
         evidence
     }
 
+    /// What an image of this geometry was made as, if it is this one. `intern` gives the keys of what the layer below holds.
+    pub fn made(&self, geometry: &Geometry, intern: impl FnMut(&Unit) -> ValueKey) -> Made {
+        Made::of(geometry, intern).with_header(self.compatible_features(), self.foreign_extension())
+    }
+
     /// The compatible feature bits in its header, which version 2 does not have.
-    pub fn compatible_features(&self) -> u64 {
+    fn compatible_features(&self) -> u64 {
         match self.units.first() {
             Some((0, header)) if header[7] >= 3 => {
                 header[80..].first_chunk().map_or(0, |bits| u64::from_be_bytes(*bits))
@@ -174,7 +180,7 @@ impl Built {
     }
 
     /// The extension in its header of a type that nobody knows, if it has one.
-    pub fn foreign_extension(&self) -> Option<(u32, &'static [u8])> {
+    fn foreign_extension(&self) -> Option<ForeignExtension> {
         let (_, header) = self.units.first()?;
         let (_, data) = FOREIGN_EXTENSION;
         header.windows(data.len()).any(|bytes| bytes == data).then_some(FOREIGN_EXTENSION)
@@ -566,6 +572,8 @@ struct Layout {
 
 /// A feature that a reader may ignore, and that nobody knows.
 const FOREIGN_COMPATIBLE: u64 = 1 << 40;
+/// A feature whose promise only who knows it can keep: whoever changes anything has to clear it before.
+const FOREIGN_AUTOCLEAR: u64 = 1 << 63;
 /// A header extension that nobody knows; its data is no multiple of 8 bytes.
 const FOREIGN_EXTENSION: (u32, &[u8]) = (0x6e6f_7765, b"of no program");
 
@@ -881,7 +889,8 @@ impl Layout {
         let foreign = if self.ends_early { FOREIGN_COMPATIBLE } else { 0 };
         self.put_u64(80, u64::from(geometry.lazy_refcounts) | foreign);
         let raw = geometry.data_file == Some(DataFile::Raw);
-        let vouched_for = if self.bitmaps.is_some() { AUTOCLEAR_BITMAPS } else { 0 };
+        let vouched_for =
+            if self.bitmaps.is_some() { AUTOCLEAR_BITMAPS | FOREIGN_AUTOCLEAR } else { 0 };
         self.put_u64(88, vouched_for | if raw { AUTOCLEAR_RAW_DATA } else { 0 });
         if let Some((count, bytes, directory)) = self.bitmaps {
             self.put(112, &EXTENSION_BITMAPS.to_be_bytes());

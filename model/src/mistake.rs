@@ -161,6 +161,8 @@ mistakes! {
     DirtyExcusesAll,
     /// Judge: a bitmap may say that it is up to date and not be.
     StaleBitmapAllowed,
+    /// Judge: a writer may leave autoclear bits that it does not know.
+    AutoclearMayStay,
     /// Judge: a writer may lose feature bits that it does not know.
     FeaturesMayBeLost,
     /// Judge: a writer may lose header extensions that it does not know.

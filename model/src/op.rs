@@ -91,6 +91,22 @@ impl Compression {
 }
 
 impl Geometry {
+    /// Version 3, refcounts of 16 bits that are never late, and nothing that an image may do without.
+    pub const fn plain(cluster_bits: u32, virtual_size: u64) -> Self {
+        Self {
+            version: 3,
+            cluster_bits,
+            refcount_order: 4,
+            virtual_size,
+            lazy_refcounts: false,
+            below: None,
+            extended_l2: false,
+            compression: Compression::Deflate,
+            data_file: None,
+            encryption: None,
+        }
+    }
+
     /// Bytes in a cluster.
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
@@ -449,18 +465,7 @@ mod tests {
 
     #[test]
     fn a_disk_of_4_gib_is_the_largest() {
-        let of = |virtual_size| Geometry {
-            version: 3,
-            cluster_bits: 16,
-            refcount_order: 4,
-            virtual_size,
-            lazy_refcounts: false,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        };
+        let of = |virtual_size| Geometry::plain(16, virtual_size);
         let faults = |size| (of(size).fault().is_some(), Op::Grow { to: size }.fault().is_some());
         assert_eq!(faults(4 << 30), (false, false));
         assert_eq!(faults((4 << 30) + 512), (true, true));
@@ -471,15 +476,8 @@ mod tests {
     fn extended_entries_are_16_bytes_in_clusters_of_16_kib() {
         let of = |version, cluster_bits| Geometry {
             version,
-            cluster_bits,
-            refcount_order: 4,
-            virtual_size: 1 << 20,
-            lazy_refcounts: false,
-            below: None,
             extended_l2: true,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
+            ..Geometry::plain(cluster_bits, 1 << 20)
         };
         assert_eq!([14, 16, 21].map(|bits| of(3, bits).fault()), [None, None, None]);
         let fault = |version, bits| of(version, bits).fault().unwrap_or_default();
@@ -502,15 +500,9 @@ mod tests {
     fn data_files_need_version_3_and_a_raw_one_has_no_layer_below() {
         let of = |version, below, data_file| Geometry {
             version,
-            cluster_bits: 16,
-            refcount_order: 4,
-            virtual_size: 1 << 20,
-            lazy_refcounts: false,
             below,
-            extended_l2: false,
-            compression: Compression::Deflate,
             data_file,
-            encryption: None,
+            ..Geometry::plain(16, 1 << 20)
         };
         let [plain, raw] = [DataFile::Plain, DataFile::Raw].map(Some);
         let fault = |version, below, data_file| of(version, below, data_file).fault();
@@ -532,15 +524,9 @@ mod tests {
     fn both_encryptions_go_with_both_versions_and_with_no_raw_data_file() {
         let of = |version, data_file, encryption| Geometry {
             version,
-            cluster_bits: 16,
-            refcount_order: 4,
-            virtual_size: 1 << 20,
-            lazy_refcounts: false,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
             data_file,
             encryption,
+            ..Geometry::plain(16, 1 << 20)
         };
         let text = |geometry: Geometry| serde_json::to_string(&geometry).unwrap();
         // An image without encryption is written as it was before there was such a thing.

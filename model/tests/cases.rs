@@ -6,7 +6,7 @@
 use model::build::Initial;
 use model::case::*;
 use model::finding::Property;
-use model::op::{Compression, Durability, Geometry, Op, Preallocation};
+use model::op::{Durability, Geometry, Op, Preallocation};
 use model::payload::{self, UNIT};
 
 fn everything() -> Case {
@@ -37,18 +37,7 @@ fn everything() -> Case {
         origin: Origin { seed: u64::MAX, commit: "1ae95bf".to_owned(), generator: 1 },
         witness: Some("refcount-before-l2".to_owned()),
         status: Status::Sabotage,
-        geometry: Geometry {
-            version: 3,
-            cluster_bits: 10,
-            refcount_order: 4,
-            virtual_size: 65536,
-            lazy_refcounts: true,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        },
+        geometry: Geometry { lazy_refcounts: true, ..Geometry::plain(10, 65536) },
         device: Device { sector: 4096, max_transfer: 4096, ..Device::default() },
         open: Opening {
             subject: "qcow2-core".to_owned(),

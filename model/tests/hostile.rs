@@ -9,7 +9,7 @@ use model::build::{Initial, build};
 use model::evidence::{BytesEvidence, Evidence};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::judge::{Contents, Judge};
-use model::op::{Compression, DataFile, Durability, Encryption, Geometry};
+use model::op::{DataFile, Durability, Encryption, Geometry};
 use model::payload::Unit;
 use proptest::prelude::*;
 
@@ -56,18 +56,7 @@ proptest! {
         let data_file = data_file.filter(|_| initial != Initial::Compressed);
         let encryption = encryption
             .filter(|_| initial != Initial::Compressed && data_file != Some(DataFile::Raw));
-        let geometry = Geometry {
-            version: 3,
-            cluster_bits: bits,
-            refcount_order: order,
-            virtual_size: 64 << 10,
-            lazy_refcounts: false,
-            below: None,
-            extended_l2: bits == 14,
-            compression: Compression::Deflate,
-            data_file,
-            encryption,
-        };
+        let geometry = Geometry { refcount_order: order, extended_l2: bits == 14, data_file, encryption, ..Geometry::plain(bits, 64 << 10) };
         let built = build(&geometry, initial).unwrap();
         let mut evidence = built.evidence();
         let promises = Promises {
@@ -77,7 +66,7 @@ proptest! {
             changes: Durability::Cached,
         };
         let guest = Guest::new(&built.guest_keys(|bytes| evidence.values.intern(bytes)), promises)
-            .over(&geometry, |unit| evidence.values.intern(unit));
+            .on(built.made(&geometry, |unit| evidence.values.intern(unit)));
         for (at, byte, header) in damages {
             let reach = if header { 112 } else { built.length.min(8 << bits) };
             evidence.patch(at.index(reach as usize) as u64, &[byte]);
@@ -142,18 +131,7 @@ impl Evidence for Counting {
 #[test]
 fn a_table_that_everything_points_to_is_walked_once() {
     // Clusters of 2 MiB: one L2 table has 4,096 units, and an L1 table of a cluster 262,144 entries, all for that table.
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 21,
-        refcount_order: 4,
-        virtual_size: 4 << 20,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry::plain(21, 4 << 20);
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut disk = built.evidence();
     let cluster = geometry.cluster_size();
@@ -174,18 +152,7 @@ fn a_table_that_everything_points_to_is_walked_once() {
 
 #[test]
 fn a_file_of_too_many_clusters_is_refused() {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 9,
-        refcount_order: 4,
-        virtual_size: 4096,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry::plain(9, 4096);
     let built = build(&geometry, Initial::Fresh).unwrap();
     struct Long(BytesEvidence, u64);
     impl Evidence for Long {

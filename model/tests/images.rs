@@ -12,23 +12,12 @@ use model::guest::{DiscardReads, Guest, Promises};
 use model::image::Mapping;
 use model::judge::Judge;
 use model::label::Region;
-use model::op::{Compression, DataFile, Durability, Encryption, Geometry};
+use model::op::{DataFile, Durability, Encryption, Geometry};
 use model::payload::{self, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 fn geometry(cluster_bits: u32, refcount_order: u32, virtual_size: u64) -> Geometry {
-    Geometry {
-        version: 3,
-        cluster_bits,
-        refcount_order,
-        virtual_size,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    }
+    Geometry { refcount_order, ..Geometry::plain(cluster_bits, virtual_size) }
 }
 
 fn geometries() -> impl Iterator<Item = Geometry> {
@@ -112,9 +101,7 @@ fn guest(built: &Built, evidence: &mut BytesEvidence, geometry: &Geometry) -> Gu
         changes: Durability::Cached,
     };
     Guest::new(&built.guest_keys(|bytes| evidence.values.intern(bytes)), promises)
-        .over(geometry, |bytes| evidence.values.intern(bytes))
-        .with_features(built.compatible_features())
-        .with_extension(built.foreign_extension())
+        .on(built.made(geometry, |bytes| evidence.values.intern(bytes)))
 }
 
 #[test]
@@ -181,7 +168,7 @@ fn kinds_differ_in_what_they_are_for() {
     assert!(tables > 2, "{tables} L2 tables");
 
     let report = auditor.audit(&mut build(&small, Initial::Bitmaps).unwrap().evidence());
-    assert_eq!(report.header.unwrap().autoclear_features, 1);
+    assert_eq!(report.header.unwrap().autoclear_features, 1 << 63 | 1);
     // The directory, two tables, and one cluster of bits.
     assert_eq!(auditor.image().vouched_for().count(), 4);
     let built = build(&geometry(10, 4, (63 << 10) + 512), Initial::Leftovers).unwrap();
@@ -288,7 +275,7 @@ fn images_stay_what_they_were() {
         (Initial::Leaky, [0x33017a0e63994c2b, 0x2085a25a45a03567]),
         (Initial::Dirty, [0x2cf4606397fe65d8, 0x03542c3645ee1341]),
         (Initial::Fragmented, [0x18348574c70c314c, 0x6330178c1a12dbe5]),
-        (Initial::Bitmaps, [0xe0b78c47da699a7b, 0x192ca81fd8584496]),
+        (Initial::Bitmaps, [0xe0b78c47da699a7b, 0x174189db160bcc10]),
         (Initial::Leftovers, [0x26a33aca455f87a7, 0xde32b3d141c63351]),
         (Initial::Compressed, [0x6d219579fdc43cfe, 0x6cae76ebf7587800]),
         (Initial::FullOfLeaks, [0x6d829d5782ede8d3, 0x1ac92e7edaf6e3fe]),
@@ -346,7 +333,7 @@ fn extended_images_stay_what_they_were() {
         (Initial::Leaky, 0x0b5155667e2b4199),
         (Initial::Dirty, 0xe433a45a8f7f53cb),
         (Initial::Fragmented, 0xc7a19b291a919d6c),
-        (Initial::Bitmaps, 0x75f19c89d97df130),
+        (Initial::Bitmaps, 0x0e83b18f1f9fd08f),
         (Initial::Leftovers, 0xe8a9785a1868b74b),
         (Initial::Compressed, 0x9d2914fe0d1d0f38),
         (Initial::FullOfLeaks, 0x7082b093d99ffc7f),
@@ -365,7 +352,7 @@ fn images_with_a_data_file_stay_what_they_were() {
         (Initial::Leaky, 0x9922c1e2de8c702a),
         (Initial::Dirty, 0x04e846b64c560269),
         (Initial::Fragmented, 0xb33f74ea6f7836e9),
-        (Initial::Bitmaps, 0x9d2bbc930a0bd001),
+        (Initial::Bitmaps, 0xa242705fef2e8dff),
         (Initial::Leftovers, 0x4680d96e81b376e5),
         (Initial::Compressed, 0x54e1d286e4a45c73),
         (Initial::FullOfLeaks, 0x6a2b7b45b77a7e89),
@@ -431,7 +418,7 @@ fn encrypted_images_stay_what_they_were() {
         (Initial::Leaky, 0x85a88394d722425b),
         (Initial::Dirty, 0x6f0164f96979e760),
         (Initial::Fragmented, 0xfc2c24ad224e7d4e),
-        (Initial::Bitmaps, 0x07b8a022acae81c2),
+        (Initial::Bitmaps, 0x160e74cc69d0bcf3),
         (Initial::Leftovers, 0xd56331ce0fb90683),
         (Initial::Compressed, 0x6736615edce82165),
         (Initial::FullOfLeaks, 0xda692fbcd6b1bfad),

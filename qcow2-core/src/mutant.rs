@@ -427,6 +427,8 @@ mutants! {
         ThroughFirstPieceOnly = "mutant:through-first-piece-only";
         /// A flush does not wait for the writes through beside it.
         FlushBesideThrough = "mutant:flush-beside-through";
+        /// Data that is nothing but zeroes is not written.
+        ZeroDataLeftOut = "mutant:zero-data-left-out";
         /// A write in place leaves nothing for a flush to do.
         InPlaceWriteUnstamped = "mutant:in-place-write-unstamped";
     }
@@ -435,6 +437,8 @@ mutants! {
         ZeroesTakenFromBuffer = "mutant:zeroes-taken-from-buffer";
         /// Who writes the header of an open image loses its first extension, known or not.
         HeaderForgetsExtension = "mutant:header-forgets-extension";
+        /// Autoclear bits that are not known stay.
+        UnknownAutoclearKept = "mutant:unknown-autoclear-kept";
         /// A session that only reads closes the image as one that wrote: it is clean then.
         CloseOfReader = "mutant:close-of-reader";
         /// A close leaves refcounts behind and marks the image clean.

@@ -6,7 +6,7 @@ use faultfs::fault::Planned;
 use faultfs::profile::{DiscardMode, Profile};
 use model::build::Initial;
 use model::case::{Device, Opening};
-use model::op::{Compression, Durability, Encryption, Geometry, Op, PASSPHRASES, Preallocation};
+use model::op::{Durability, Encryption, Geometry, Op, PASSPHRASES, Preallocation};
 use model::payload::COMPRESSIBLE;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -51,16 +51,9 @@ fn geometry() -> impl Strategy<Value = Geometry> {
     let encryption = prop_oneof![8 => Just(None), 1 => Just(Some(Encryption::Luks))];
     let drawn = (prop_oneof![Just(9u32), Just(10), Just(12)], any::<bool>(), encryption);
     drawn.prop_map(|(cluster_bits, lazy_refcounts, encryption)| Geometry {
-        version: 3,
-        cluster_bits,
-        refcount_order: 4,
-        virtual_size: UNITS * 512,
         lazy_refcounts,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
         encryption,
+        ..Geometry::plain(cluster_bits, UNITS * 512)
     })
 }
 

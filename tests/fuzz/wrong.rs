@@ -10,7 +10,7 @@ use model::case::{Device, Opening, Status, Step};
 use model::finding::Property;
 use model::guest::Promises;
 use model::judge::{Extent, Statement};
-use model::op::{Compression, Durability, Geometry, Op};
+use model::op::{Durability, Geometry, Op};
 use qcow2_core::Image;
 use qcow2_core::storage::{AnyStorage, IoBuf, Storage as _};
 use qcow2_crashtest::campaign::{self, Budget, Report, Settings};
@@ -114,18 +114,7 @@ impl Subject for Wrong {
 /// steps of recovery on a sound and on a leaky image.
 #[test]
 fn a_check_that_is_wrong_is_found() {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 9,
-        refcount_order: 4,
-        virtual_size: 8 << 10,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry::plain(9, 8 << 10);
     let session = Session::of(&Opening::new("wrong"), &geometry);
     let judged = |how, initial, run| {
         let device = Device::default();
@@ -267,18 +256,7 @@ fn what_damage_brings_out_is_found_and_kept() {
 /// Goal: P7 can fail. Method: subjects that do not go on after recovery, or not within the bound, or only in appearance.
 #[test]
 fn who_does_not_go_on_is_found() {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 10,
-        refcount_order: 4,
-        virtual_size: 64 << 10,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry::plain(10, 64 << 10);
     let open = Opening { cache_pages: 1, growth_step: 1 << 10, ..Opening::new("wrong") };
     let session = Session::of(&open, &geometry);
     let goes_on = |how| -> Result<WentOn, Failure> {
@@ -301,18 +279,7 @@ fn who_does_not_go_on_is_found() {
 /// that is zeroed in one request, on a disk of many small clusters; and the same on a subject that zeroes for ever.
 #[test]
 fn long_requests_are_told_from_endless_ones() {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 9,
-        refcount_order: 4,
-        virtual_size: 32 << 20,
-        lazy_refcounts: true,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry { lazy_refcounts: true, ..Geometry::plain(9, 32 << 20) };
     let write =
         |id, offset, length| Op::Write { offset, length, id, durability: Durability::Cached };
     let zeroes = |unmap| Op::WriteZeroes { offset: 4 << 20, length: 8 << 20, unmap };

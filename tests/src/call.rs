@@ -9,6 +9,7 @@ use model::judge::{Extent, Statement};
 use model::op::{Durability, Preallocation};
 use qcow2_core::storage::{AnyStorage, IoBuf, Storage};
 
+use crate::any::{AnyImage, AnySubject};
 use crate::panics::{Caught, call};
 use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
 
@@ -39,11 +40,12 @@ impl<C: Chooser + Send + 'static> Files for Direct<C> {
 ///
 /// # Errors
 /// As the subject says.
-pub async fn open<Sub: Subject, S: Files>(
-    subject: &Sub,
+pub async fn open<S: Files>(
+    subject: &impl Subject,
     storage: S,
     session: Session,
-) -> Result<Opened<Sub::Image>, Refusal> {
+) -> Result<Opened, Refusal> {
+    let subject = &AnySubject::of(subject);
     let data = storage.data_file().map(AnyStorage::new);
     let storage = AnyStorage::new(storage);
     let opened = match data {
@@ -57,10 +59,8 @@ pub async fn open<Sub: Subject, S: Files>(
 ///
 /// # Errors
 /// As the subject says.
-pub async fn repair<Sub: Subject>(
-    subject: &Sub,
-    storage: impl Storage,
-) -> Result<Statement, Refusal> {
+pub async fn repair(subject: &impl Subject, storage: impl Storage) -> Result<Statement, Refusal> {
+    let subject = &AnySubject::of(subject);
     Caught::new(subject.repair(AnyStorage::new(storage))).await.unwrap_or_else(panicked)
 }
 
@@ -68,11 +68,12 @@ pub async fn repair<Sub: Subject>(
 ///
 /// # Errors
 /// As the subject says.
-pub async fn check<Sub: Subject>(
-    subject: &Sub,
+pub async fn check(
+    subject: &impl Subject,
     storage: impl Storage,
     mend: Mend,
 ) -> Option<Result<Statement, Refusal>> {
+    let subject = &AnySubject::of(subject);
     let checked = Caught::new(subject.check(AnyStorage::new(storage), mend)).await;
     checked.unwrap_or_else(|| Some(panicked()))
 }
@@ -83,19 +84,16 @@ fn panicked<T>() -> Result<T, Refusal> {
 
 /// An open image of a subject; none once it is closed.
 #[derive(Debug)]
-pub struct Opened<I>(Option<I>);
+pub struct Opened(Option<AnyImage>);
 
-impl<I: SubjectImage> Opened<I> {
-    fn image(&self) -> &I {
+impl Opened {
+    fn image(&self) -> &AnyImage {
         self.0.as_ref().expect("nobody has it who has closed it")
     }
 
     /// A copy of it on `storage`, which is a copy of what it is on; none if the subject cannot.
-    pub fn fork<Sub: Subject<Image = I>>(
-        &self,
-        subject: &Sub,
-        storage: impl Files,
-    ) -> Option<Self> {
+    pub fn fork(&self, subject: &impl Subject, storage: impl Files) -> Option<Self> {
+        let subject = &AnySubject::of(subject);
         let data = storage.data_file().map(AnyStorage::new);
         let storage = AnyStorage::new(storage);
         let fork = call(|| subject.fork(self.image(), storage, data)).flatten()?;
@@ -103,7 +101,7 @@ impl<I: SubjectImage> Opened<I> {
     }
 }
 
-impl<I> Drop for Opened<I> {
+impl Drop for Opened {
     fn drop(&mut self) {
         if let Some(image) = self.0.take() {
             call(|| drop(image));
@@ -116,7 +114,7 @@ async fn caught<T>(request: impl Future<Output = Result<T, String>>) -> Result<T
     Caught::new(request).await.unwrap_or_else(|| Err(PANICKED.to_owned()))
 }
 
-impl<I: SubjectImage> SubjectImage for Opened<I> {
+impl SubjectImage for Opened {
     fn size(&self) -> u64 {
         call(|| self.image().size()).unwrap_or(0)
     }

@@ -22,6 +22,7 @@ use model::op::Op;
 use model::payload::UNIT;
 use serde::{Deserialize, Serialize};
 
+use crate::any::AnySubject;
 use crate::campaign::Found;
 use crate::ended::Ended;
 use crate::liveness::is_seen_going_on;
@@ -57,7 +58,8 @@ pub struct RootCause {
 
 impl RootCause {
     /// The cause of a minimised finding.
-    pub fn of<Sub: Subject>(subject: &Sub, small: &Minimised) -> Self {
+    pub fn of(subject: &impl Subject, small: &Minimised) -> Self {
+        let subject = &AnySubject::of(subject);
         let mut requests = BTreeSet::new();
         let mut faults = BTreeSet::new();
         for life in &small.trial.lives {
@@ -124,7 +126,8 @@ fn sort(violation: &Violation) -> String {
 
 /// Whether a trial shows that the same is wrong as in `failure`, in whichever of its lives, at whichever moment, and however it comes to
 /// light.
-pub fn is_shown_by<Sub: Subject>(subject: &Sub, trial: &Trial, failure: &Failure) -> bool {
+pub fn is_shown_by(subject: &impl Subject, trial: &Trial, failure: &Failure) -> bool {
+    let subject = &AnySubject::of(subject);
     let Failure { violation, .. } = failure;
     let is_wanted = |other: &Failure| wrong(&other.violation) == wrong(violation);
     shows(subject, trial, is_seen_going_on(failure), &is_wanted)
@@ -180,7 +183,7 @@ const fn changes(op: &Op) -> Option<&'static str> {
 }
 
 /// What a cluster held when the last life began, if it is a cluster whose refcount is wrong.
-fn held<Sub: Subject>(subject: &Sub, small: &Minimised) -> Option<String> {
+fn held(subject: &AnySubject, small: &Minimised) -> Option<String> {
     let Place::Structure(Finding::Leak { cluster, .. } | Finding::RefcountTooLow { cluster, .. }) =
         small.failure.violation.place
     else {
@@ -271,12 +274,13 @@ impl Findings {
     }
 
     /// Minimises, each for at most `limit`, and tells causes from each other: those of the fewest requests first.
-    pub fn causes<Sub: Subject>(
+    pub fn causes(
         self,
-        subject: &Sub,
+        subject: &impl Subject,
         limit: Duration,
         progress: &mut dyn FnMut(MinimiseProgress),
     ) -> Vec<Met> {
+        let subject = &AnySubject::of(subject);
         let alike = self.sorts.into_values();
         let mut small: Vec<_> = alike
             .flat_map(|Alike { count, first }| first.into_values().map(move |one| (one, count)))

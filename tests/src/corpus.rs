@@ -23,6 +23,7 @@ use model::label::Label;
 use model::op::Op;
 use model::payload::UNIT;
 
+use crate::any::AnySubject;
 use crate::figures::commit;
 use crate::file;
 use crate::leaf::LeafChooser;
@@ -60,7 +61,8 @@ pub fn folder() -> PathBuf {
 }
 
 /// The folder of the cases that were found in a subject outside the workspace: it is called after the subject's key.
-pub fn folder_of<Sub: Subject>(subject: &Sub) -> PathBuf {
+pub fn folder_of(subject: &impl Subject) -> PathBuf {
+    let subject = &AnySubject::of(subject);
     folder().join("subjects").join(subject.key())
 }
 

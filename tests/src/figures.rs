@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use model::guest::Guest;
 use serde::Serialize;
 
+use crate::any::AnySubject;
 use crate::ended::Ended;
 use crate::probe::{Probe, Probes};
 use crate::subject::Subject;
@@ -247,14 +248,15 @@ pub struct Summary {
 
 impl Summary {
     /// The summary of a run.
-    pub fn new<Sub: Subject>(
+    pub fn new(
         figures: &Figures,
-        subject: &Sub,
+        subject: &impl Subject,
         profile: String,
         seed: u64,
         violations: Vec<String>,
         ended: Ended,
     ) -> Self {
+        let subject = &AnySubject::of(subject);
         Self {
             subject: subject.name(),
             not_asked: subject.capabilities().left_out(),

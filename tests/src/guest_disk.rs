@@ -9,6 +9,7 @@ use std::path::Path;
 use faultfs::direct::{self, Direct};
 use faultfs::disk::PossibleDisk;
 
+use crate::any::AnySubject;
 use crate::buffer::to_read_into;
 use crate::call;
 use crate::file::fresh;
@@ -37,12 +38,13 @@ pub enum ExportFailure {
 ///
 /// # Errors
 /// [`ExportFailure`].
-pub fn export<Sub: Subject>(
-    subject: &Sub,
+pub fn export(
+    subject: &impl Subject,
     disk: &PossibleDisk,
     seed: u64,
     path: &Path,
 ) -> Result<(), ExportFailure> {
+    let subject = &AnySubject::of(subject);
     let chooser = LeafChooser::random(seed, USUAL_CLUSTER_UNITS).share();
     let storage = Direct::new(disk.clone(), chooser);
     let raw = fresh(path).map_err(ExportFailure::File)?;

@@ -30,10 +30,11 @@ use model::build::Initial;
 use model::case::Opening;
 use model::evidence::ValueKey;
 use model::guest::Guest;
-use model::op::{Compression, Geometry, MAX_VIRTUAL_SIZE, Op};
+use model::op::{Geometry, MAX_VIRTUAL_SIZE, Op};
 use qcow2_core::storage::AnyStorage;
 use qcow2_core::{CreateError, CreateOptions};
 
+use crate::any::AnySubject;
 use crate::campaign::draw_steps;
 use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
@@ -193,18 +194,7 @@ pub struct TraceSettings {
 impl TraceSettings {
     /// The shape of the image.
     pub fn geometry(&self, trace: &GuestTrace) -> Geometry {
-        Geometry {
-            version: 3,
-            cluster_bits: self.cluster_bits,
-            refcount_order: 4,
-            virtual_size: trace.size(),
-            lazy_refcounts: self.lazy,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        }
+        Geometry { lazy_refcounts: self.lazy, ..Geometry::plain(self.cluster_bits, trace.size()) }
     }
 }
 
@@ -304,12 +294,13 @@ impl Place {
 ///
 /// # Errors
 /// [`RunError`]: the first violation, or an image that cannot be created.
-pub fn run<Sub: Subject>(
-    subject: &Sub,
+pub fn run(
+    subject: &impl Subject,
     trace: &GuestTrace,
     settings: &TraceSettings,
     mut look: impl FnMut(&PossibleDisk, usize),
 ) -> Result<TraceReport, RunError> {
+    let subject = &AnySubject::of(subject);
     run_until(subject, trace, settings, |disk, request| {
         look(disk, request);
         ControlFlow::Continue(())
@@ -320,12 +311,13 @@ pub fn run<Sub: Subject>(
 ///
 /// # Errors
 /// As [`run`], and [`RunError::Stopped`].
-pub fn run_until<Sub: Subject>(
-    subject: &Sub,
+pub fn run_until(
+    subject: &impl Subject,
     trace: &GuestTrace,
     settings: &TraceSettings,
     mut look: impl FnMut(&PossibleDisk, usize) -> ControlFlow<Option<String>>,
 ) -> Result<TraceReport, RunError> {
+    let subject = &AnySubject::of(subject);
     let TraceSettings { growth, profile, seed, .. } = *settings;
     let geometry = settings.geometry(trace);
     if let Some(why) = subject.capabilities().refuses(&geometry, Initial::Fresh) {

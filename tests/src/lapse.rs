@@ -25,6 +25,7 @@ use model::judge::Statement;
 use model::op::Geometry;
 use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Limits, Storage};
 
+use crate::any::{AnyImage, AnySubject};
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::capabilities::Capabilities;
 use crate::causes::is_shown_by;
@@ -55,16 +56,16 @@ impl fmt::Display for Lapse {
 
 /// A subject on storages with a lapse.
 #[derive(Clone, Debug)]
-pub struct Lapsing<Sub> {
-    subject: Sub,
+pub struct Lapsing {
+    subject: AnySubject,
     lapse: Lapse,
     /// How often the lapse has shown.
     shown: Arc<AtomicU64>,
 }
 
-impl<Sub: Subject> Lapsing<Sub> {
+impl Lapsing {
     /// The subject, unaware of the lapse.
-    pub fn new(subject: Sub, lapse: Lapse) -> Self {
+    pub fn new(subject: AnySubject, lapse: Lapse) -> Self {
         Self { subject, lapse, shown: Arc::default() }
     }
 
@@ -85,8 +86,8 @@ impl<Sub: Subject> Lapsing<Sub> {
     }
 }
 
-impl<Sub: Subject> Subject for Lapsing<Sub> {
-    type Image = Sub::Image;
+impl Subject for Lapsing {
+    type Image = AnyImage;
 
     fn name(&self) -> String {
         match self.lapse {
@@ -111,7 +112,7 @@ impl<Sub: Subject> Subject for Lapsing<Sub> {
         self.subject.duties()
     }
 
-    async fn open(&self, storage: AnyStorage, session: Session) -> Result<Sub::Image, Refusal> {
+    async fn open(&self, storage: AnyStorage, session: Session) -> Result<AnyImage, Refusal> {
         let storage = self.on(storage);
         let opened = self.subject.open(AnyStorage::new(storage.clone()), session).await;
         storage.ended().await?;
@@ -123,7 +124,7 @@ impl<Sub: Subject> Subject for Lapsing<Sub> {
         storage: AnyStorage,
         data: AnyStorage,
         session: Session,
-    ) -> Result<Sub::Image, Refusal> {
+    ) -> Result<AnyImage, Refusal> {
         let (storage, data) = (self.on(storage), self.on(data));
         let [first, second] = [&storage, &data].map(|storage| AnyStorage::new(storage.clone()));
         let opened = self.subject.open_with_data(first, second, session).await;
@@ -340,14 +341,15 @@ pub struct Swept {
 ///
 /// # Errors
 /// Why a run proves nothing: then nothing that is seen with a lapse says anything.
-pub fn sweep<Sub: Subject>(
-    subject: &Sub,
+pub fn sweep(
+    subject: &impl Subject,
     profile: Profile,
     most: u64,
     limit: Duration,
     began: impl FnOnce(Option<&Failure>),
     mut said: impl FnMut(&Tried),
 ) -> Result<Swept, String> {
+    let subject = &AnySubject::of(subject);
     let (own, _) = match explored(subject, profile, limit)? {
         (Some(found), states) => (Some(found), states),
         (None, _) => drawn(subject, profile, limit / 2, |_| false)?,
@@ -359,15 +361,16 @@ pub fn sweep<Sub: Subject>(
             #[expect(clippy::disallowed_methods, reason = "seconds are a figure, not an input")]
             let start = Instant::now();
             let lapsing = Lapsing::new(subject.clone(), lapse);
+            let subject_with = &AnySubject::of(&lapsing);
             let (failure, states) = match own {
-                None => match explored(&lapsing, profile, limit)? {
+                None => match explored(subject_with, profile, limit)? {
                     (None, states) => {
-                        let (failure, more) = drawn(&lapsing, profile, limit / 2, |_| false)?;
+                        let (failure, more) = drawn(subject_with, profile, limit / 2, |_| false)?;
                         (failure, states + more)
                     }
                     found => found,
                 },
-                Some(_) => drawn(&lapsing, profile, limit, |found| {
+                Some(_) => drawn(subject_with, profile, limit, |found| {
                     is_shown_by(subject, &found.trial, &found.failure)
                 })?,
             };
@@ -384,8 +387,8 @@ pub fn sweep<Sub: Subject>(
 }
 
 /// Small workloads, exhaustively; how many states were judged.
-fn explored<Sub: Subject>(
-    subject: &Sub,
+fn explored(
+    subject: &AnySubject,
     profile: Profile,
     limit: Duration,
 ) -> Result<(Option<Failure>, u64), String> {
@@ -409,8 +412,8 @@ fn explored<Sub: Subject>(
 }
 
 /// Random workloads, of one request at a time and without failing I/O, past each that is `own`; how many states were judged.
-fn drawn<Sub: Subject>(
-    subject: &Sub,
+fn drawn(
+    subject: &AnySubject,
     profile: Profile,
     limit: Duration,
     own: impl Fn(&Found) -> bool + Sync,

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use model::finding::Property;
 
+use crate::any::AnySubject;
 use crate::corpus::{self, CorpusError};
 use crate::explore::certificate::{self, Certificate};
 use crate::figures::Figures;
@@ -32,7 +33,8 @@ pub struct Cited {
 
 impl Cited {
     /// What `kept` has of a subject under a profile.
-    pub fn of<Sub: Subject>(kept: Vec<Certificate>, subject: &Sub, profile: &str) -> Self {
+    pub fn of(kept: Vec<Certificate>, subject: &impl Subject, profile: &str) -> Self {
+        let subject = &AnySubject::of(subject);
         let (name, source) = (subject.name(), certificate::source_of(subject));
         let own = kept.into_iter().filter(|it| it.subject == name && it.profile == profile);
         let (current, older) = own.partition(|it| Some(&it.source) == source.as_ref());

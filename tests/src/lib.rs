@@ -9,6 +9,7 @@
 //!
 //! To test another implementation, implement [`subject::Subject`] for it: [`subject`] is the guide.
 
+pub mod any;
 pub mod attack;
 pub mod blocking;
 pub mod buffer;
@@ -21,7 +22,6 @@ pub mod causes;
 pub mod console;
 pub mod corpus;
 pub mod count;
-
 pub mod dump;
 pub mod ended;
 pub mod evidence;

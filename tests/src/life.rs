@@ -7,9 +7,11 @@
 //!   every submission and completion, of storage and of guest operations, is a moment
 //! ```
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::ops::ControlFlow;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
@@ -31,6 +33,7 @@ use model::op::{Durability, Op};
 use model::payload::{self, UNIT};
 use qcow2_core::storage::{IoBuf, Storage};
 
+use crate::any::AnySubject;
 use crate::buffer::to_read_into;
 use crate::call::{Opened, open};
 use crate::evidence::{DiskEvidence, units};
@@ -201,21 +204,22 @@ impl Book {
 }
 
 /// Runs a life. `observe` sees every moment and may end it there.
-pub fn run<Sub: Subject>(
-    subject: &Sub,
+pub fn run(
+    subject: &impl Subject,
     disk: PossibleDisk,
     guest: Guest,
     script: &Script,
     probes: &mut Probes,
     observe: impl FnMut(&Moment<'_>) -> ControlFlow<()>,
 ) -> LifeEnd {
+    let subject = &AnySubject::of(subject);
     let schedule = order(&script.order);
     run_scheduled(subject, disk, guest, script, schedule, probes, observe)
 }
 
 /// The same with a schedule in the place of the script's.
-pub fn run_scheduled<Sub: Subject>(
-    subject: &Sub,
+pub fn run_scheduled(
+    subject: &impl Subject,
     disk: PossibleDisk,
     guest: Guest,
     script: &Script,
@@ -223,6 +227,7 @@ pub fn run_scheduled<Sub: Subject>(
     probes: &mut Probes,
     mut observe: impl FnMut(&Moment<'_>) -> ControlFlow<()>,
 ) -> LifeEnd {
+    let subject = &AnySubject::of(subject);
     // What somebody else left behind is not of this life.
     drop(panics::take());
     let values = disk.values().clone();
@@ -245,7 +250,7 @@ pub fn run_scheduled<Sub: Subject>(
         exposure: Exposure::default(),
         probes: Vec::new(),
     }));
-    let slot: Slot<Sub> = Arc::new(Mutex::new(None));
+    let slot = Slot::default();
     let mut life = Watch {
         book: Arc::clone(&book),
         event: 0,
@@ -258,12 +263,11 @@ pub fn run_scheduled<Sub: Subject>(
     let mut end = 'life: {
         sim.spawn("open", {
             let (subject, storage, session) = (subject.clone(), sim.storage(), script.session);
-            let (slot, book) = (Arc::clone(&slot), Arc::clone(&book));
+            let (slot, book) = (Rc::clone(&slot), Arc::clone(&book));
             async move {
                 match open(&subject, storage, session).await {
                     Ok(image) => {
-                        *slot.lock().unwrap_or_else(PoisonError::into_inner) =
-                            Some(Arc::new(image));
+                        *slot.borrow_mut() = Some(Rc::new(image));
                     }
                     Err(refusal) => {
                         let mut book = lock(&book);
@@ -275,7 +279,7 @@ pub fn run_scheduled<Sub: Subject>(
         if let Some(end) = life.watch(&mut sim, &mut observe) {
             break 'life end;
         }
-        if slot.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+        if slot.borrow().is_none() {
             break 'life Ended::Stopped;
         }
         for (number, requests) in script.tasks.iter().enumerate() {
@@ -283,7 +287,7 @@ pub fn run_scheduled<Sub: Subject>(
                 subject: subject.clone(),
                 storage: sim.storage(),
                 session: script.session,
-                image: Arc::clone(&slot),
+                image: Rc::clone(&slot),
                 book: Arc::clone(&book),
                 number,
                 requests: requests.clone(),
@@ -295,8 +299,8 @@ pub fn run_scheduled<Sub: Subject>(
         if let Some(end) = life.watch(&mut sim, &mut observe) {
             break 'life end;
         }
-        let image = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(image) = image.and_then(Arc::into_inner) else { break 'life Ended::Stopped };
+        let image = slot.take();
+        let Some(image) = image.and_then(Rc::into_inner) else { break 'life Ended::Stopped };
         sim.spawn("close", {
             let book = Arc::clone(&book);
             async move {
@@ -342,7 +346,7 @@ pub fn run_scheduled<Sub: Subject>(
     let (live, decisions) = (sim.disk(), sim.decisions().iter().map(|it| it.taken).collect());
     let submitted = sim.storage().submitted();
     sim.abandon();
-    drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+    drop(slot.take());
     if failure.is_none() && sim.storage().submitted() > submitted {
         let mut violation = whole_image(Property::P8, "io-when-dropped");
         let count = sim.storage().submitted() - submitted;
@@ -377,7 +381,7 @@ pub fn run_scheduled<Sub: Subject>(
 }
 
 /// The image, while it is open.
-type Slot<Sub> = Arc<Mutex<Option<Arc<Opened<<Sub as Subject>::Image>>>>>;
+type Slot = Rc<RefCell<Option<Rc<Opened>>>>;
 
 enum Ended {
     /// The observer had seen enough, or something failed as planned.
@@ -493,11 +497,11 @@ impl Schedule for Written {
     }
 }
 
-struct Task<Sub: Subject> {
-    subject: Sub,
+struct Task {
+    subject: AnySubject,
     storage: SimStorage,
     session: Session,
-    image: Slot<Sub>,
+    image: Slot,
     book: Shared,
     number: usize,
     requests: Vec<Request>,
@@ -505,7 +509,7 @@ struct Task<Sub: Subject> {
     alone: bool,
 }
 
-impl<Sub: Subject> Task<Sub> {
+impl Task {
     async fn run(self) {
         for (index, request) in self.requests.iter().enumerate() {
             self.storage.pause().await;
@@ -515,7 +519,7 @@ impl<Sub: Subject> Task<Sub> {
                 }
                 continue;
             }
-            let image = self.image.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let image = self.image.borrow().clone();
             let Some(image) = image else { return };
             let (token, clipped) = {
                 let mut book = lock(&self.book);
@@ -574,8 +578,8 @@ impl<Sub: Subject> Task<Sub> {
 
     /// Closes the image cleanly and opens it again; whether that worked.
     async fn reopen(&self, index: usize) -> bool {
-        let image = self.image.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(image) = image.and_then(Arc::into_inner) else { return false };
+        let image = self.image.take();
+        let Some(image) = image.and_then(Rc::into_inner) else { return false };
         let token = lock(&self.book).begin(self.number, index, &Request::Op(Op::Reopen));
         let result = match image.close().await {
             Ok(()) => {
@@ -598,7 +602,7 @@ impl<Sub: Subject> Task<Sub> {
         book.operations += 1;
         match result {
             Ok(image) => {
-                *self.image.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(image));
+                *self.image.borrow_mut() = Some(Rc::new(image));
                 true
             }
             Err(text) => {

@@ -42,6 +42,7 @@ use model::op::{Durability, Geometry, Op};
 use model::payload::{self, UNIT};
 use qcow2_core::storage::{IoBuf, Storage};
 
+use crate::any::AnySubject;
 use crate::buffer::to_read_into;
 use crate::call;
 use crate::evidence::{DiskEvidence, units};
@@ -90,8 +91,8 @@ pub struct WentOn {
 ///
 /// # Errors
 /// [`Property::P7`].
-pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
-    subject: &Sub,
+pub fn p7_goes_on<C: Chooser + Send + Clone + 'static>(
+    subject: &impl Subject,
     session: Session,
     profile: Profile,
     geometry: &Geometry,
@@ -99,6 +100,7 @@ pub fn p7_goes_on<Sub: Subject, C: Chooser + Send + Clone + 'static>(
     guest: &Guest,
     chooser: &C,
 ) -> Result<WentOn, Failure> {
+    let subject = &AnySubject::of(subject);
     let fail = |kind, story| {
         let mut violation = whole_image(Property::P7, kind);
         violation.story = story;
@@ -211,8 +213,8 @@ fn tables(geometry: &Geometry, of_disk: u64, of_file: u64) -> u64 {
 }
 
 /// P6 of what was closed after that: nothing is wrong with it, nothing is leaked, and it holds what was written.
-fn audit_closed<Sub: Subject>(
-    subject: &Sub,
+fn audit_closed(
+    subject: &AnySubject,
     session: Session,
     profile: Profile,
     geometry: &Geometry,
@@ -223,9 +225,7 @@ fn audit_closed<Sub: Subject>(
     let key = |unit| ValueKey(values.intern(&payload::unit(unit, EVERYWHERE)).0);
     let keys: Vec<ValueKey> = (0..size / UNIT as u64).map(key).collect();
     let guest = Guest::new(&keys, subject.promises(geometry, &session))
-        .over(geometry, |unit| ValueKey(values.intern(unit).0))
-        .with_features(before.compatible_features())
-        .with_extension(before.foreign_extension())
+        .on(before.made().clone())
         .opened_as(before);
     let mut bench = Bench::new(subject.clone(), session, profile);
     let mut oldest = Always(u32::MAX);
@@ -423,7 +423,7 @@ pub struct Before {
 
 impl Before {
     /// The image that `bench` judged last.
-    pub fn of<Sub: Subject>(bench: &Bench<Sub>, geometry: &Geometry) -> Self {
+    pub fn of(bench: &Bench, geometry: &Geometry) -> Self {
         let auditor = bench.judge.auditor();
         let leak = |finding: &&Finding| matches!(finding, Finding::Leak { .. });
         let header = auditor.image().header();
@@ -464,11 +464,8 @@ impl Before {
 ///
 /// # Errors
 /// [`Property::P9`], of a subject that is held to it.
-pub fn p9_bounded_waste<Sub: Subject>(
-    subject: &Sub,
-    leaked: u64,
-    may_leak: u64,
-) -> Result<(), Failure> {
+pub fn p9_bounded_waste(subject: &impl Subject, leaked: u64, may_leak: u64) -> Result<(), Failure> {
+    let subject = &AnySubject::of(subject);
     let Duties { structure, leaks_little, .. } = subject.duties();
     if leaked <= may_leak || !(structure && leaks_little) {
         return Ok(());
@@ -484,20 +481,9 @@ pub fn p9_bounded_waste<Sub: Subject>(
 mod tests {
     use super::{Before, Exposure, p9_bounded_waste};
     use crate::subject::Qcow2Core;
-    use model::op::{Compression, Durability, Geometry, Op};
+    use model::op::{Durability, Geometry, Op};
 
-    const GEOMETRY: Geometry = Geometry {
-        version: 3,
-        cluster_bits: 10,
-        refcount_order: 4,
-        virtual_size: 1 << 16,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    const GEOMETRY: Geometry = Geometry::plain(10, 1 << 16);
 
     fn write(length: u64) -> Op {
         Op::Write { offset: 512, length, id: 1, durability: Durability::Cached }

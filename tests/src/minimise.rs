@@ -15,6 +15,7 @@ use model::finding::Property;
 use model::guest::Guest;
 use model::op::{Compression, Durability, Geometry, Op, Preallocation};
 
+use crate::any::AnySubject;
 use crate::ended::Ended;
 use crate::evidence::DiskEvidence;
 use crate::interrupt;
@@ -113,13 +114,14 @@ impl<'a> Watch<'a> {
 ///
 /// A trial that nothing can be taken away from fails in another way or not at all, as it is and at every other moment,
 /// without any one of its elements or with any range shorter by one unit at either end.
-pub fn minimise<Sub: Subject>(
-    subject: &Sub,
+pub fn minimise(
+    subject: &impl Subject,
     found: &Trial,
     failure: &Failure,
     limit: Duration,
     progress: &mut dyn FnMut(MinimiseProgress),
 ) -> Shrunk {
+    let subject = &AnySubject::of(subject);
     let (property, kind) = (failure.violation.property, failure.violation.kind);
     doing(format!("making a case of {property} {kind} shorter"));
     let wanted = Signature::of(failure);
@@ -142,8 +144,8 @@ pub fn minimise<Sub: Subject>(
 }
 
 /// Takes away what can be, until every candidate was tried in vain; or why it ended before.
-fn smallest<Sub: Subject>(
-    subject: &Sub,
+fn smallest(
+    subject: &AnySubject,
     best: &mut Minimised,
     wanted: &Signature,
     watch: &mut Watch<'_>,
@@ -176,8 +178,8 @@ fn smallest<Sub: Subject>(
 }
 
 /// Whether a trial fails as wanted, at any moment of its last life or as it is.
-fn fails<Sub: Subject>(
-    subject: &Sub,
+fn fails(
+    subject: &AnySubject,
     trial: &Trial,
     wanted: &Signature,
     over: &dyn Fn() -> bool,
@@ -186,7 +188,7 @@ fn fails<Sub: Subject>(
 }
 
 /// Whether a trial fails as wanted, just as it is.
-fn exactly<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) -> Option<Minimised> {
+fn exactly(subject: &AnySubject, trial: &Trial, wanted: &Signature) -> Option<Minimised> {
     let (last, failure) = trial::run(subject, trial).ok()?.failure?;
     let mut trial = trial.clone();
     trial.lives.truncate(last + 1);
@@ -411,13 +413,14 @@ fn simpler(op: Op, geometry: &Geometry) -> Vec<Op> {
 }
 
 /// Runs the lives of a trial, the last one with a look at crash states at every moment; the first that fails as wanted.
-pub fn search<Sub: Subject>(subject: &Sub, trial: &Trial, wanted: &Signature) -> Option<Minimised> {
+pub fn search(subject: &impl Subject, trial: &Trial, wanted: &Signature) -> Option<Minimised> {
+    let subject = &AnySubject::of(subject);
     search_until(subject, trial, wanted, &|| false)
 }
 
 /// The same until there is no time left.
-fn search_until<Sub: Subject>(
-    subject: &Sub,
+fn search_until(
+    subject: &AnySubject,
     trial: &Trial,
     wanted: &Signature,
     over: &dyn Fn() -> bool,
@@ -427,20 +430,21 @@ fn search_until<Sub: Subject>(
 }
 
 /// Whether a trial shows what is wanted, in whichever of its lives. Whether all can be written again (P7) is tried if `goes_on`.
-pub fn shows<Sub: Subject>(
-    subject: &Sub,
+pub fn shows(
+    subject: &impl Subject,
     trial: &Trial,
     goes_on: bool,
     wanted: &dyn Fn(&Failure) -> bool,
 ) -> bool {
+    let subject = &AnySubject::of(subject);
     (1..=trial.lives.len()).any(|lives| {
         let part = Trial { lives: trial.lives[..lives].to_vec(), ..trial.clone() };
         search_for(subject, &part, goes_on, wanted, &|| false).is_some()
     })
 }
 
-fn search_for<Sub: Subject>(
-    subject: &Sub,
+fn search_for(
+    subject: &AnySubject,
     trial: &Trial,
     goes_on: bool,
     wanted: &dyn Fn(&Failure) -> bool,
@@ -470,7 +474,7 @@ fn search_for<Sub: Subject>(
         };
         plain.chain(known).chain((0..SEEDS).map(|seed| LeafChooser::random(seed, units)))
     };
-    let mut judge = |bench: &mut Bench<Sub>, disk: &PossibleDisk, guest: &Guest, may_leak| {
+    let mut judge = |bench: &mut Bench, disk: &PossibleDisk, guest: &Guest, may_leak| {
         let mut seen = guest.clone();
         seen.crash();
         choosers().find_map(|chooser| {
@@ -550,7 +554,7 @@ fn search_for<Sub: Subject>(
 }
 
 /// The same trial with its schedules and choices written down, if it then fails in the same way.
-fn written<Sub: Subject>(subject: &Sub, found: Minimised) -> Minimised {
+fn written(subject: &AnySubject, found: Minimised) -> Minimised {
     let wanted = Signature::of(&found.failure);
     let Ok(outcome) = trial::run(subject, &found.trial) else { return found };
     let Some((last, _)) = outcome.failure else { return found };
@@ -570,8 +574,8 @@ fn trimmed(choices: &[u32]) -> Vec<u32> {
 }
 
 /// The same failure with as few choices as possible that lose something; or why it ended before.
-fn fewest_losses<Sub: Subject>(
-    subject: &Sub,
+fn fewest_losses(
+    subject: &AnySubject,
     best: &mut Minimised,
     wanted: &Signature,
     watch: &mut Watch<'_>,
@@ -618,18 +622,7 @@ mod tests {
     /// Goal: whatever an image has that the failure does not need is taken away. Method: one with everything, of which each step still fails.
     #[test]
     fn an_image_comes_down_to_the_plainest() {
-        let plainest = Geometry {
-            version: 3,
-            cluster_bits: 9,
-            refcount_order: 4,
-            virtual_size: 4 << 9,
-            lazy_refcounts: false,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        };
+        let plainest = Geometry::plain(9, 4 << 9);
         let mut trial = Trial {
             discard: DiscardMode::Either,
             geometry: Geometry {
@@ -659,18 +652,7 @@ mod tests {
     /// Goal: no request far out keeps the disk as large as it is: it comes down to where the disk begins, and its length to one unit.
     #[test]
     fn what_lies_far_out_comes_down_to_the_beginning_of_the_disk() {
-        let geometry = Geometry {
-            version: 3,
-            cluster_bits: 9,
-            refcount_order: 4,
-            virtual_size: 1 << 20,
-            lazy_refcounts: false,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        };
+        let geometry = Geometry::plain(9, 1 << 20);
         let (offset, length) = (1000 * UNIT, 24 * UNIT);
         let (id, durability) = (1, Durability::Cached);
         let all = [

@@ -8,13 +8,15 @@
 //! A finding on a worse device is looked for again on the worst that the subject says it survives: the same requests, the power failing at each
 //! moment. If the same is wrong there, the promise is broken; if not, the finding is true and nobody promised anything else.
 
+use crate::any::AnySubject;
 use crate::causes::is_shown_by;
 use crate::recover::Failure;
 use crate::subject::Subject;
 use crate::trial::Trial;
 
 /// Whether what a trial shows breaks what the subject says it survives.
-pub fn is_broken<Sub: Subject>(subject: &Sub, trial: &Trial, failure: &Failure) -> bool {
+pub fn is_broken(subject: &impl Subject, trial: &Trial, failure: &Failure) -> bool {
+    let subject = &AnySubject::of(subject);
     let survives = subject.duties().survives;
     trial.profile <= survives
         || is_shown_by(subject, &Trial { profile: survives, ..trial.clone() }, failure)

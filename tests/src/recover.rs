@@ -20,9 +20,11 @@ use model::image::Image;
 use model::judge::{Contents, Extent, Judge, Place, Statement, Violation, p0_misread};
 use model::op::PASSPHRASES;
 use model::payload::UNIT;
+use qcow2_core::storage::IoBuf;
 
+use crate::any::AnySubject;
 use crate::buffer::to_read_into;
-use crate::call;
+use crate::call::{self, Files};
 use crate::capabilities::Capabilities;
 use crate::evidence::DiskEvidence;
 use crate::leaf::LeafChooser;
@@ -110,6 +112,9 @@ struct Taken {
     io: Submitted,
 }
 
+/// When a subject was asked what it reads.
+pub(crate) const READ: &str = "when it was read";
+
 /// How many places of a large disk are read in a look.
 const LOOKS: u64 = 64;
 /// How many bytes are read at each.
@@ -117,9 +122,9 @@ const LOOK: u64 = 16 << 10;
 
 /// Everything that judging needs and that outlives one state.
 #[derive(Debug)]
-pub struct Bench<Sub> {
+pub struct Bench {
     /// What is under test.
-    pub subject: Sub,
+    pub subject: AnySubject,
     /// How it opens images.
     pub session: Session,
     /// How the power fails.
@@ -132,9 +137,10 @@ pub struct Bench<Sub> {
     after: Contents,
 }
 
-impl<Sub: Subject> Bench<Sub> {
+impl Bench {
     /// A bench for one case.
-    pub fn new(subject: Sub, session: Session, profile: Profile) -> Self {
+    pub fn new(subject: impl Subject, session: Session, profile: Profile) -> Self {
+        let subject = AnySubject::of(&subject);
         let Duties { structure, closes_without_leaks, .. } = subject.duties();
         let judge = if structure { Judge::default() } else { Judge::of_contents() };
         let judge = if closes_without_leaks { judge } else { judge.allowing_leaks() };
@@ -467,34 +473,14 @@ impl<Sub: Subject> Bench<Sub> {
     /// P0 and P3 by the subject's own eyes: who opens the image that was judged last to read it reads what may be there, and neither that
     /// nor closing it changes anything. What was in doubt is decided for this look alone: the disk in hand stays as it is.
     fn reads_alike<C: Chooser>(&mut self, crashed: &mut Crashed<'_, C>) -> Result<(), Failure> {
-        const MOMENT: &str = "when it was read";
         self.keep_contents(&mut crashed.disk, &mut crashed.chooser);
-        let cluster = self.judge.auditor().image().header().map_or(1, |header| {
-            u32::try_from(header.cluster_size() / UNIT as u64).expect("clusters are small")
-        });
-        let chooser = LeafChooser::random(crashed.disk.state_hash(), cluster);
+        let chooser = self.reader(&crashed.disk);
         let direct = Direct::new(crashed.disk.clone(), chooser);
-        let (storage, subject) = (direct.clone(), self.subject.clone());
-        let session = Session { writable: false, ..self.session };
         let size = self.before.size();
-        let fail = |violation| Failure { violation, moment: MOMENT.to_owned() };
-        let told = |text| {
-            let violation = whole_image(Property::P8, "unprovoked-error");
-            fail(Violation { story: text, ..violation })
-        };
-        let read = faultfs::direct::run(async move {
-            let image = call::open(&subject, storage, session).await.map_err(refused)?;
-            let mut read = Vec::new();
-            for (offset, length) in looked_at(size.min(image.size())) {
-                let data = image.read(offset, to_read_into(length)).await.map_err(told)?;
-                read.push((offset, data));
-            }
-            let said = image.size();
-            image.close().await.map_err(told)?;
-            Ok((said, read))
-        });
+        let fail = |violation| Failure { violation, moment: READ.to_owned() };
+        let read = self.read_through(direct.clone(), size);
         if let Some(text) = panics::take() {
-            return Err(panicked(text, MOMENT));
+            return Err(panicked(text, READ));
         }
         let remains = direct.power_off();
         let (said, read) = read.ok_or_else(|| stuck(Step::OpenReadOnly))??;
@@ -520,6 +506,36 @@ impl<Sub: Subject> Bench<Sub> {
             }
         }
         Ok(())
+    }
+
+    /// What decides the units that a reader of the image that was judged last finds in doubt.
+    pub(crate) fn reader(&self, disk: &PossibleDisk) -> LeafChooser {
+        let cluster = self.judge.auditor().image().header().map_or(1, |header| {
+            u32::try_from(header.cluster_size() / UNIT as u64).expect("clusters are small")
+        });
+        LeafChooser::random(disk.state_hash(), cluster)
+    }
+
+    /// Opens an image to read it, reads it all or at many places, and closes it: what it says its size is, and what was where. Nothing
+    /// if that never ends.
+    pub(crate) fn read_through<S: Files>(&self, storage: S, size: u64) -> Option<Read> {
+        let subject = self.subject.clone();
+        let session = Session { writable: false, ..self.session };
+        let told = |text| {
+            let violation = whole_image(Property::P8, "unprovoked-error");
+            Failure { violation: Violation { story: text, ..violation }, moment: READ.to_owned() }
+        };
+        faultfs::direct::run(async move {
+            let image = call::open(&subject, storage, session).await.map_err(refused)?;
+            let mut read = Vec::new();
+            for (offset, length) in looked_at(size.min(image.size())) {
+                let data = image.read(offset, to_read_into(length)).await.map_err(told)?;
+                read.push((offset, data));
+            }
+            let said = image.size();
+            image.close().await.map_err(told)?;
+            Ok((said, read))
+        })
     }
 
     /// Judges what a completed step left and said.
@@ -560,6 +576,9 @@ impl<Sub: Subject> Bench<Sub> {
         violation.map_or(Ok(()), |violation| Err(fail(violation)))
     }
 }
+
+/// The size that a subject says, and what it read from where on; or why it did not.
+pub(crate) type Read = Result<(u64, Vec<(u64, IoBuf)>), Failure>;
 
 /// Where a look at a disk of so many bytes reads: all of it, or [`LOOKS`] places as far from each other as they can be.
 fn looked_at(size: u64) -> impl Iterator<Item = (u64, u64)> {

@@ -7,6 +7,7 @@ use faultfs::profile::Robustness;
 use model::case::{Case, Status};
 use model::finding::Property;
 
+use crate::any::AnySubject;
 use crate::corpus::{self, CorpusError};
 use crate::minimise::{self, Signature};
 use crate::recover::{Failure, whole_image};
@@ -36,7 +37,8 @@ pub fn subject_of(case: &Case, file: &str, broken: bool) -> Result<Qcow2Core, Co
 ///
 /// # Errors
 /// What in the case cannot be run: file and field.
-pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Replay, CorpusError> {
+pub fn replay(subject: &impl Subject, case: &Case, file: &str) -> Result<Replay, CorpusError> {
+    let subject = &AnySubject::of(subject);
     doing(format!("replay of {file}"));
     if case.profile.parse::<Robustness>().is_ok() {
         return robust::replay(subject, case, file);
@@ -106,7 +108,7 @@ fn traces_match(case: &Case, outcome: &Outcome) -> bool {
 }
 
 /// The trial with each crash at the moment that its anchor means; whether every anchor was found.
-fn by_meaning<Sub: Subject>(subject: &Sub, case: &Case, exact: &Trial) -> (Trial, bool) {
+fn by_meaning(subject: &AnySubject, case: &Case, exact: &Trial) -> (Trial, bool) {
     let mut trial = exact.clone();
     let mut all = true;
     for number in 0..trial.lives.len() {
@@ -127,11 +129,7 @@ fn by_meaning<Sub: Subject>(subject: &Sub, case: &Case, exact: &Trial) -> (Trial
 }
 
 /// The event of the last life of a trial that an anchor means.
-fn event_of<Sub: Subject>(
-    subject: &Sub,
-    trial: &Trial,
-    anchor: &model::case::Anchor,
-) -> Option<u64> {
+fn event_of(subject: &AnySubject, trial: &Trial, anchor: &model::case::Anchor) -> Option<u64> {
     let mut seen = 0;
     let tasks = &trial.lives.last()?.tasks;
     trial::watch(subject, trial, |moment| {

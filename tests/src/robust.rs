@@ -28,13 +28,14 @@ use faultfs::values::Values;
 use model::case::{Case, Content, CrashImage, Origin, SCHEMA, Status};
 use model::evidence::ValueKey;
 use model::finding::{Finding, Property, Stage};
-use model::guest::{DiscardReads, Guest, Promises};
+use model::guest::{DiscardReads, Guest, Made, Promises};
 use model::judge::{Contents, Judge, Place, Statement, Violation};
 use model::label::Region;
 use model::op::Durability;
 use model::payload::Unit;
 use qcow2_core::storage::{IoBuf, UNIT};
 
+use crate::any::AnySubject;
 use crate::buffer::to_read_into;
 use crate::call;
 use crate::capabilities::Capabilities;
@@ -64,8 +65,8 @@ const IOS_PER_UNIT: u64 = 8;
 const PLAIN_TRANSFER: u64 = 4096;
 
 /// Runs the first life of a plan and judges what damaged crashes leave. The first failure, with the image.
-pub fn run_case<Sub: Subject>(
-    subject: &Sub,
+pub fn run_case(
+    subject: &impl Subject,
     plan: &Plan,
     disk: PossibleDisk,
     guest: Guest,
@@ -73,6 +74,7 @@ pub fn run_case<Sub: Subject>(
     seed: u64,
     figures: &mut Figures,
 ) -> (Option<(Failure, CrashImage)>, u64) {
+    let subject = &AnySubject::of(subject);
     let session = Session::of(&plan.open, &plan.geometry);
     let script = TrialLife::of(&plan.lives[0]).script(session);
     let units = cluster_units(&plan.geometry);
@@ -191,8 +193,8 @@ impl FaultPlan for Meter {
 }
 
 /// The three roads from a damaged image.
-struct Roads<'a, Sub> {
-    subject: &'a Sub,
+struct Roads<'a> {
+    subject: &'a AnySubject,
     session: Session,
     judge: Judge,
     before: Contents,
@@ -209,8 +211,8 @@ enum Said {
     Used,
 }
 
-impl<'a, Sub: Subject> Roads<'a, Sub> {
-    fn new(subject: &'a Sub, session: Session) -> Self {
+impl<'a> Roads<'a> {
+    fn new(subject: &'a AnySubject, session: Session) -> Self {
         let (judge, before) = (Judge::default(), Contents::default());
         Self { subject, session, judge, before, all_read: false }
     }
@@ -446,7 +448,8 @@ pub fn case_of(
 ///
 /// # Errors
 /// If the case has no image.
-pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Replay, CorpusError> {
+pub fn replay(subject: &impl Subject, case: &Case, file: &str) -> Result<Replay, CorpusError> {
+    let subject = &AnySubject::of(subject);
     let Some(image) = &case.image else {
         return Err(CorpusError::Case(format!("{file}: image: a damaged image is missing")));
     };
@@ -460,11 +463,8 @@ pub fn replay<Sub: Subject>(subject: &Sub, case: &Case, file: &str) -> Result<Re
 }
 
 /// The first failure of a subject on a damaged image.
-pub fn judge_image<Sub: Subject>(
-    subject: &Sub,
-    case: &Case,
-    image: &CrashImage,
-) -> Option<Failure> {
+pub fn judge_image(subject: &impl Subject, case: &Case, image: &CrashImage) -> Option<Failure> {
+    let subject = &AnySubject::of(subject);
     let values = Values::new();
     let all = |units: &BTreeMap<u64, Content>| -> Vec<(u64, Box<[u8; UNIT]>)> {
         let at = |unit: &u64| unit * UNIT as u64;
@@ -488,20 +488,21 @@ pub fn judge_image<Sub: Subject>(
         changes: Durability::Cached,
     };
     let intern = |unit: &Unit| ValueKey(values.intern(unit).0);
-    let guest = Guest::new(&[], promises).over(&case.geometry, intern);
+    let guest = Guest::new(&[], promises).on(Made::of(&case.geometry, intern));
     let mut roads = Roads::new(subject, session);
     roads.judge(&disk, &guest, &mut Probes::default())
 }
 
 /// The smallest image, unit by unit, on which the subject still fails in the same way; and whether no unit of it can be taken
 /// away, or the time was up or a signal came before that was known. `progress` is called before each try.
-pub fn minimise<Sub: Subject>(
-    subject: &Sub,
+pub fn minimise(
+    subject: &impl Subject,
     case: &Case,
     failure: &Failure,
     limit: Duration,
     progress: &mut dyn FnMut(MinimiseProgress),
 ) -> (Case, Ended) {
+    let subject = &AnySubject::of(subject);
     let (property, kind) = (failure.violation.property, failure.violation.kind);
     doing(format!("making a damaged image of {property} {kind} smaller"));
     let mut best = case.clone();

@@ -13,7 +13,6 @@ use model::payload::UNIT;
 use crate::leaf::Answer;
 use crate::probe::{Probe, Probes};
 use crate::recover::Bench;
-use crate::subject::Subject;
 use crate::workload::FaultKind;
 
 /// What an image consists of, for seeing it grow and its clusters change hands.
@@ -65,7 +64,7 @@ impl Shape {
         self.cluster
     }
 
-    pub(crate) fn of<Sub: Subject>(bench: &Bench<Sub>) -> Self {
+    pub(crate) fn of(bench: &Bench) -> Self {
         let image = bench.judge.auditor().image();
         let Some(header) = image.header() else { return Self::default() };
         let clusters = header.size.div_ceil(header.cluster_size());
@@ -199,11 +198,7 @@ fn goes_on(events: &[Event], failed: u64) -> bool {
 }
 
 /// Metadata that was read again after it had been written, as the image is now: its page had been given up meanwhile.
-pub(crate) fn probe_reloads<Sub: Subject>(
-    events: &[Event],
-    bench: &Bench<Sub>,
-    probes: &mut Probes,
-) {
+pub(crate) fn probe_reloads(events: &[Event], bench: &Bench, probes: &mut Probes) {
     let image = bench.judge.auditor().image();
     // By offset of each unit: whether a flush has covered it.
     let mut written: BTreeMap<u64, bool> = BTreeMap::new();
@@ -235,12 +230,7 @@ pub(crate) fn probe_reloads<Sub: Subject>(
 }
 
 /// Guest data that came back with several values possible, all of which were judged.
-pub(crate) fn probe_data<Sub: Subject>(
-    disk: &PossibleDisk,
-    bench: &Bench<Sub>,
-    units: u32,
-    probes: &mut Probes,
-) {
+pub(crate) fn probe_data(disk: &PossibleDisk, bench: &Bench, units: u32, probes: &mut Probes) {
     let image = bench.judge.auditor().image();
     let mut last = None;
     for unit in disk.undecided() {
@@ -255,11 +245,7 @@ pub(crate) fn probe_data<Sub: Subject>(
 }
 
 /// Which structures a crash tore, by what the units of each were decided to be.
-pub(crate) fn probe_answers<Sub: Subject>(
-    answers: &[Answer],
-    bench: &Bench<Sub>,
-    probes: &mut Probes,
-) {
+pub(crate) fn probe_answers(answers: &[Answer], bench: &Bench, probes: &mut Probes) {
     if answers.is_empty() {
         return;
     }

@@ -17,6 +17,7 @@ use model::op::{Geometry, Op};
 use model::payload::{self, UNIT, Unit};
 use qcow2_core::storage::Limits;
 
+use crate::any::AnySubject;
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Answer, Labels, LeafChooser, SharedLeaf, look};
 use crate::life::{self, Cause, LifeEnd, Moment, Order, Request, Script};
@@ -134,7 +135,8 @@ impl Trial {
     ///
     /// # Errors
     /// If the geometry does not allow the initial image, or something in it is what the subject cannot do.
-    pub fn start<Sub: Subject>(&self, subject: &Sub) -> Result<(PossibleDisk, Guest), String> {
+    pub fn start(&self, subject: &impl Subject) -> Result<(PossibleDisk, Guest), String> {
+        let subject = &AnySubject::of(subject);
         let can = subject.capabilities();
         let mut ops = self.lives.iter().flat_map(|life| life.tasks.iter().flatten());
         if let Some(op) = ops.find(|op| !can.does(op)) {
@@ -191,13 +193,14 @@ pub struct LifeRecord {
 ///
 /// # Errors
 /// If the geometry does not allow the initial image, or the subject opens none of this kind.
-pub fn initial<Sub: Subject>(
-    subject: &Sub,
+pub fn initial(
+    subject: &impl Subject,
     geometry: &Geometry,
     initial: Initial,
     session: &Session,
     device: &Device,
 ) -> Result<(PossibleDisk, Guest), String> {
+    let subject = &AnySubject::of(subject);
     if let Some(why) = subject.capabilities().refuses(geometry, initial) {
         return Err(why);
     }
@@ -205,11 +208,8 @@ pub fn initial<Sub: Subject>(
     leave_stale(&mut built, geometry, device.stale_units);
     let disk = disk_of(&built).with_limits(limits_of(device));
     let intern = |bytes: &Unit| ValueKey(disk.values().intern(bytes).0);
-    let guest = Guest::new(&built.guest_keys(intern), subject.promises(geometry, session));
-    let guest = guest
-        .over(geometry, intern)
-        .with_features(built.compatible_features())
-        .with_extension(built.foreign_extension());
+    let guest = Guest::new(&built.guest_keys(intern), subject.promises(geometry, session))
+        .on(built.made(geometry, intern));
     Ok((disk, guest))
 }
 
@@ -260,7 +260,8 @@ pub fn first_of_data(length: u64) -> u32 {
 ///
 /// # Errors
 /// If its initial image is not feasible.
-pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String> {
+pub fn run(subject: &impl Subject, trial: &Trial) -> Result<Outcome, String> {
+    let subject = &AnySubject::of(subject);
     let (mut disk, mut guest) = trial.start(subject)?;
     let session = trial.session();
     let mut bench = Bench::new(subject.clone(), session, trial.profile);
@@ -366,11 +367,12 @@ pub fn run<Sub: Subject>(subject: &Sub, trial: &Trial) -> Result<Outcome, String
 }
 
 /// Runs the lives of a trial but the last as they are, and the last until `stop` says so; the event at which it did.
-pub fn watch<Sub: Subject>(
-    subject: &Sub,
+pub fn watch(
+    subject: &impl Subject,
     trial: &Trial,
     mut stop: impl FnMut(&Moment<'_>) -> bool,
 ) -> Option<u64> {
+    let subject = &AnySubject::of(subject);
     let (last, earlier) = trial.lives.split_last()?;
     let (disk, guest) = if earlier.is_empty() {
         trial.start(subject).ok()?
@@ -393,15 +395,16 @@ pub fn watch<Sub: Subject>(
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_to_end<Sub: Subject>(
-    subject: &Sub,
+pub fn run_to_end(
+    subject: &impl Subject,
     trial: &Trial,
 ) -> Result<Option<(PossibleDisk, Guest)>, String> {
+    let subject = &AnySubject::of(subject);
     let outcome = run(subject, trial)?;
     Ok(outcome.left)
 }
 
-fn note<Sub: Subject>(record: &mut LifeRecord, bench: &Bench<Sub>, chooser: &SharedLeaf) {
+fn note(record: &mut LifeRecord, bench: &Bench, chooser: &SharedLeaf) {
     let chooser = look(chooser);
     record.answers = chooser.answers().to_vec();
     record.choices = chooser.choices();
@@ -414,9 +417,9 @@ fn note<Sub: Subject>(record: &mut LifeRecord, bench: &Bench<Sub>, chooser: &Sha
 }
 
 /// The chooser of a leaf. Labels are those of the image with all its pending writes.
-fn chooser<Sub: Subject>(
+fn chooser(
     leaf: &Survivors,
-    bench: &mut Bench<Sub>,
+    bench: &mut Bench,
     live: &PossibleDisk,
     guest: &Guest,
     trial: &Trial,
@@ -431,7 +434,7 @@ fn chooser<Sub: Subject>(
 }
 
 /// Labels of the units of a disk on which every pending write has landed.
-pub fn labels<Sub: Subject>(bench: &mut Bench<Sub>, live: &PossibleDisk, guest: &Guest) -> Labels {
+pub fn labels(bench: &mut Bench, live: &PossibleDisk, guest: &Guest) -> Labels {
     let mut newest = LeafChooser::written(Vec::new());
     let mut disk = live.crash(Profile::TornLength, &mut newest);
     bench.judge.state(&mut DiskEvidence::new(&mut disk, &mut newest), guest, None);
@@ -443,11 +446,7 @@ pub fn labels<Sub: Subject>(bench: &mut Bench<Sub>, live: &PossibleDisk, guest: 
 }
 
 /// Flaws that the image had when a life began, and that opening it left there.
-pub fn inherited<Sub: Subject>(
-    bench: &mut Bench<Sub>,
-    disk: &mut PossibleDisk,
-    guest: &Guest,
-) -> Inherited {
+pub fn inherited(bench: &mut Bench, disk: &mut PossibleDisk, guest: &Guest) -> Inherited {
     let mut newest = LeafChooser::written(Vec::new());
     bench.judge.state(&mut DiskEvidence::new(disk, &mut newest), guest, None);
     if bench.will_repair() { Inherited::default() } else { Inherited::of(bench.judge.auditor()) }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use model::audit::Auditor;
 use model::build::{Initial, build};
-use model::op::{Compression, Geometry};
+use model::op::Geometry;
 use model::payload::{self, Value, ZEROES};
 use qcow2_crashtest::qemu;
 
@@ -27,30 +27,15 @@ fn qemu_img_agrees_on_every_image() {
         shapes.flat_map(move |(version, refcount_order)| {
             sizes.map(|virtual_size| Geometry {
                 version,
-                cluster_bits,
                 refcount_order,
-                virtual_size,
-                lazy_refcounts: false,
-                below: None,
-                extended_l2: false,
-                compression: Compression::Deflate,
-                data_file: None,
-                encryption: None,
+                ..Geometry::plain(cluster_bits, virtual_size)
             })
         })
     });
     let extended = (14..=16).flat_map(|cluster_bits| {
         [512, 64 << 10, (512 << 10) + 512, 20 << 20].map(|virtual_size| Geometry {
-            version: 3,
-            cluster_bits,
-            refcount_order: 4,
-            virtual_size,
-            lazy_refcounts: false,
-            below: None,
             extended_l2: true,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
+            ..Geometry::plain(cluster_bits, virtual_size)
         })
     });
     let mut auditor = Auditor::default();

@@ -9,7 +9,7 @@ use model::audit::Auditor;
 use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
 use model::image::{COPIED, Mapping};
-use model::op::{Compression, Geometry};
+use model::op::Geometry;
 use qcow2_crashtest::explore::course::Course;
 use qcow2_crashtest::recover::Watched;
 
@@ -17,18 +17,7 @@ use qcow2_crashtest::recover::Watched;
 /// changed by itself.
 #[test]
 fn where_a_subcluster_is_bears_on_a_course() {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 14,
-        refcount_order: 4,
-        virtual_size: 64 << 10,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: true,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry { extended_l2: true, ..Geometry::plain(14, 64 << 10) };
     let bytes = build(&geometry, Initial::Fragmented).unwrap().to_bytes();
     let number = |at: usize| u64::from_be_bytes(*bytes[at..].first_chunk().expect("8 bytes"));
     let at = |entry: u64| (entry & !COPIED) as usize;
@@ -59,18 +48,7 @@ fn where_a_subcluster_is_bears_on_a_course() {
 /// such I/O at a time, beside the same where metadata are.
 #[test]
 fn what_guest_data_may_bear_on_is_not_done_again() {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 9,
-        refcount_order: 4,
-        virtual_size: 16 << 10,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry::plain(9, 16 << 10);
     let built = build(&geometry, Initial::Fragmented).unwrap();
     let mut auditor = Auditor::default();
     auditor.audit(&mut built.evidence());

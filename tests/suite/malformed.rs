@@ -9,7 +9,7 @@ use model::audit::Auditor;
 use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
 use model::finding::{Finding, Stage};
-use model::op::{Compression, Geometry};
+use model::op::Geometry;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 use qcow2_core::blocking::{Image, check, create};
@@ -376,18 +376,7 @@ static BASES: LazyLock<Vec<(u32, Vec<u8>)>> = LazyLock::new(|| {
         (Initial::RefcountBlockOneShort, 9, 5),
     ] {
         let virtual_size = (100 << cluster_bits) + 512;
-        let geometry = Geometry {
-            version: 3,
-            cluster_bits,
-            refcount_order,
-            virtual_size,
-            lazy_refcounts: false,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        };
+        let geometry = Geometry { refcount_order, ..Geometry::plain(cluster_bits, virtual_size) };
         bases.push((cluster_bits, build(&geometry, initial).unwrap().to_bytes()));
     }
     bases

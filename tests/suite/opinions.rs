@@ -9,7 +9,7 @@ use model::audit::{AuditReport, Auditor};
 use model::build::{Initial, build};
 use model::evidence::BytesEvidence;
 use model::finding::Finding;
-use model::op::{Compression, Geometry};
+use model::op::Geometry;
 use qcow2_core::blocking::Image;
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CheckReport, OpenOptions, Problem, Repair};
@@ -89,15 +89,8 @@ fn three_checks_agree_on_initial_images() {
             for (version, refcount_order) in [(3, 0), (3, 4), (3, 6), (2, 4)] {
                 let geometry = Geometry {
                     version,
-                    cluster_bits,
                     refcount_order,
-                    virtual_size: (200 << cluster_bits) + 512,
-                    lazy_refcounts: false,
-                    below: None,
-                    extended_l2: false,
-                    compression: Compression::Deflate,
-                    data_file: None,
-                    encryption: None,
+                    ..Geometry::plain(cluster_bits, (200 << cluster_bits) + 512)
                 };
                 let Ok(built) = build(&geometry, initial) else { continue };
                 images += 1;

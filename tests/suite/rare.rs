@@ -11,7 +11,7 @@ use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use faultfs::values::Values;
 use model::build::{Initial, build};
-use model::op::{Compression, Geometry, Op};
+use model::op::{Geometry, Op};
 use qcow2_core::blocking::{self, block_on, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Storage};
@@ -361,18 +361,7 @@ fn every_repair_may_be_cut_short() {
         (2, Initial::Fragmented, false),
         (2, Initial::Leaky, false),
     ] {
-        let geometry = Geometry {
-            version,
-            cluster_bits: 9,
-            refcount_order: 4,
-            virtual_size: 16 << 10,
-            lazy_refcounts: lazy,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        };
+        let geometry = Geometry { version, lazy_refcounts: lazy, ..Geometry::plain(9, 16 << 10) };
         let mut built = build(&geometry, initial).unwrap();
         let image = built.to_bytes();
         let table = word(&image, word(&image, 40)) & !COPIED;

@@ -76,9 +76,7 @@ impl Disk {
         let keys = built.guest_keys(|unit| evidence.values.intern(unit));
         let session = Session::of(&plan.open, &plan.geometry);
         let guest = Guest::new(&keys, subject.promises(&plan.geometry, &session))
-            .over(&plan.geometry, |unit| evidence.values.intern(unit))
-            .with_features(built.compatible_features())
-            .with_extension(built.foreign_extension());
+            .on(built.made(&plan.geometry, |unit| evidence.values.intern(unit)));
         Self {
             subject,
             _directory: directory,

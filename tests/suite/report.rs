@@ -202,18 +202,7 @@ fn a_flush_that_going_on_misses() {
 fn a_repair_that_is_not_a_fixed_point() {
     let subject = Restless(Qcow2Core::default());
     let trial = Trial {
-        geometry: Geometry {
-            version: 3,
-            cluster_bits: 9,
-            refcount_order: 4,
-            virtual_size: 4096,
-            lazy_refcounts: true,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        },
+        geometry: Geometry { lazy_refcounts: true, ..Geometry::plain(9, 4096) },
         initial: Initial::Dirty,
         device: Device::default(),
         open: Opening { growth_step: 512, ..Opening::new("restless") },

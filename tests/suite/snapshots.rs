@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use model::build::{Initial, build};
-use model::op::{Compression, Geometry};
+use model::op::Geometry;
 use qcow2_core::blocking::{Image, check, create};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::{CreateOptions, OpenOptions, Repair, Zeroing};
@@ -53,18 +53,7 @@ fn a_dirty_image() {
 
 #[test]
 fn a_scattered_image() {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 9,
-        refcount_order: 3,
-        virtual_size: 96 << 9,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry { refcount_order: 3, ..Geometry::plain(9, 96 << 9) };
     let built = build(&geometry, Initial::Fragmented).unwrap();
     insta::assert_snapshot!(dump(&built.to_bytes()));
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use super::cell::{Cell, Token};
 use super::history::{Answer, Event, History, What};
-use super::lower::LowerDisk;
+use super::made::Made;
 use super::passphrases::{Change, Openings, Opens, Passphrases};
 use super::promises::{DiscardReads, Promises};
 use super::units::{Units, set_hash};
 use crate::evidence::ValueKey;
 use crate::mistake::Mistake;
-use crate::op::{DataFile, Durability, Encryption, Geometry, Op, PASSPHRASES};
-use crate::payload::{UNIT, Unit};
+use crate::op::{Durability, Encryption, Op, PASSPHRASES};
+use crate::payload::UNIT;
 
 /// A read that returned what it must not (P0).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +37,6 @@ pub struct Leeway {
     pub values: u64,
 }
 
-/// Type and data of a header extension.
-pub type ForeignExtension = (u32, &'static [u8]);
-
 /// The reference disk; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Guest {
@@ -49,11 +46,7 @@ pub struct Guest {
     in_flight: Vec<(Token, Flight)>,
     now: u32,
     initial: Arc<[ValueKey]>,
-    lower: LowerDisk,
-    data_file: Option<DataFile>,
-    encryption: Option<Encryption>,
-    compatible_features: u64,
-    foreign_extension: Option<ForeignExtension>,
+    made: Made,
     passphrases: Passphrases,
     history: History,
     mistake: Mistake,
@@ -97,37 +90,17 @@ impl Guest {
             in_flight: Vec::new(),
             now: 0,
             initial: initial.into(),
-            lower: LowerDisk::default(),
-            data_file: None,
-            encryption: None,
-            compatible_features: 0,
-            foreign_extension: None,
+            made: Made::default(),
             passphrases: Passphrases::default(),
             history: History::default(),
             mistake: Mistake::None,
         }
     }
 
-    /// The same disk on an image over the layer that a geometry says, if it says one, with the keys that `intern` gives, and with the data
-    /// file and the encryption that it says.
-    pub fn over(mut self, geometry: &Geometry, mut intern: impl FnMut(&Unit) -> ValueKey) -> Self {
-        self.data_file = geometry.data_file;
-        self.encryption = geometry.encryption;
-        self.lower = LowerDisk::of(geometry, &mut intern);
-        self
-    }
-
-    /// The same disk on an image with these compatible feature bits.
+    /// The same disk on an image that was made as this says.
     #[must_use]
-    pub fn with_features(mut self, compatible: u64) -> Self {
-        self.compatible_features = compatible;
-        self
-    }
-
-    /// The same disk on an image whose header has an extension that nobody knows.
-    #[must_use]
-    pub fn with_extension(mut self, foreign: Option<ForeignExtension>) -> Self {
-        self.foreign_extension = foreign;
+    pub fn on(mut self, made: Made) -> Self {
+        self.made = made;
         self
     }
 
@@ -138,29 +111,9 @@ impl Guest {
         self
     }
 
-    /// The layer below the image.
-    pub fn lower(&self) -> &LowerDisk {
-        &self.lower
-    }
-
-    /// The data file of the image, if it was made with one.
-    pub fn data_file(&self) -> Option<DataFile> {
-        self.data_file
-    }
-
-    /// How the data of the image was enciphered when it was made, if it was.
-    pub fn encryption(&self) -> Option<Encryption> {
-        self.encryption
-    }
-
-    /// The compatible feature bits of the image when it was made: whoever does not know one may ignore it, and has to leave it there.
-    pub fn compatible_features(&self) -> u64 {
-        self.compatible_features
-    }
-
-    /// The extension that the header had when the image was made, of a type that nobody knows, who has to leave it there as well.
-    pub fn foreign_extension(&self) -> Option<ForeignExtension> {
-        self.foreign_extension
+    /// What the image was made as.
+    pub fn made(&self) -> &Made {
+        &self.made
     }
 
     /// The same disk with a deliberate mistake.
@@ -204,7 +157,7 @@ impl Guest {
     }
 
     fn has_slot_for(&self, id: u32) -> bool {
-        self.encryption == Some(Encryption::Luks) && (1..=PASSPHRASES).contains(&id)
+        self.made.encryption() == Some(Encryption::Luks) && (1..=PASSPHRASES).contains(&id)
     }
 
     /// Whether the further passphrase of this number opens the image.
@@ -363,7 +316,7 @@ impl Guest {
         }
         let first = match self.promises.discard {
             DiscardReads::ZeroesBesideLayer if self.mistake != Mistake::DiscardHidesLayer => {
-                first.max(self.lower.units().next_multiple_of(cluster))
+                first.max(self.made.lower().units().next_multiple_of(cluster))
             }
             _ => first,
         };
@@ -385,7 +338,7 @@ impl Guest {
         }
         let shows = |unit| match self.mistake {
             Mistake::UncoverShowsZeroes => ValueKey::ZERO,
-            _ => self.lower.value(unit),
+            _ => self.made.lower().value(unit),
         };
         let values = (first..end).map(shows).collect();
         self.begin_change(first, end - first, Some(values), Durability::Cached, sure, to_the_end)

@@ -25,18 +25,21 @@
 //! | `passphrases` | what opens an encrypted image |
 //! | `history` | what was done, for a story |
 //! | `lower` | the layer below, which never changes |
+//! | `made` | what the image was made as, and stays |
 //! | `promises` | what an implementation promises |
 
 mod cell;
 mod disk;
 mod history;
 mod lower;
+mod made;
 mod passphrases;
 mod promises;
 mod units;
 
 pub use cell::Token;
-pub use disk::{ForeignExtension, Guest, Leeway, Misread};
+pub use disk::{Guest, Leeway, Misread};
 pub use lower::LowerDisk;
+pub use made::{ForeignExtension, Made};
 pub use passphrases::{Openings, Opens};
 pub use promises::{DiscardReads, Promises};

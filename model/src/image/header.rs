@@ -29,6 +29,8 @@ const INCOMPATIBLE_KNOWN: u64 = 0x1f;
 pub const AUTOCLEAR_BITMAPS: u64 = 1;
 /// Autoclear feature: the data file by itself reads as the disk.
 pub const AUTOCLEAR_RAW_DATA: u64 = 1 << 1;
+/// Autoclear features that nobody knows.
+pub const AUTOCLEAR_UNKNOWN: u64 = !(AUTOCLEAR_BITMAPS | AUTOCLEAR_RAW_DATA);
 
 /// The header's fields, as they are in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -47,7 +47,7 @@ pub(super) fn contents_allowed<E: Evidence>(
         match shown {
             Shown::Stream(_) if mistake == Mistake::StreamsUnjudged => {}
             Shown::Stream(stream) => {
-                if guest.encryption().is_some() && mistake != Mistake::ClearTextAllowed {
+                if guest.made().encryption().is_some() && mistake != Mistake::ClearTextAllowed {
                     violations.push(p_cipher_compressed(units.start, stream));
                 }
                 let room = MAX_VIOLATIONS.saturating_sub(violations.len());
@@ -62,7 +62,9 @@ pub(super) fn contents_allowed<E: Evidence>(
             Shown::Zero if guest.permits_zeroes(units.clone()) => {}
             Shown::Zero => units.for_each(|unit| judge(unit, None, Held::Known(ValueKey::ZERO))),
             Shown::Below => {
-                units.for_each(|unit| judge(unit, None, Held::Known(guest.lower().value(unit))));
+                units.for_each(|unit| {
+                    judge(unit, None, Held::Known(guest.made().lower().value(unit)))
+                });
             }
             Shown::Host(offset) => {
                 let mut next = units.start;
@@ -126,7 +128,7 @@ pub(super) fn raw_view_allowed<E: Evidence>(
             }
             let is_read = |key| match shown {
                 Shown::Zero => key == ValueKey::ZERO,
-                Shown::Below => key == guest.lower().value(unit),
+                Shown::Below => key == guest.made().lower().value(unit),
                 Shown::Host(offset) => {
                     let mut only = true;
                     let host = offset / UNIT as u64 + (unit - units.start);

@@ -71,7 +71,7 @@ impl Judge {
         stage: Option<Stage>,
     ) -> &[Violation] {
         self.violations.clear();
-        self.lower.clone_from(guest.lower());
+        self.lower.clone_from(guest.made().lower());
         let report = self.auditor.audit(evidence);
         let stage = stage.unwrap_or_else(|| report.crashed_stage());
         if !(self.contents_only && report.header.is_some()) {
@@ -96,7 +96,9 @@ impl Judge {
                 let before = self.violations.len();
                 p10_encryption(image, evidence, guest, &mut self.violations);
                 // In what is not as it was built there are no slots to judge.
-                if guest.encryption() == Some(Encryption::Luks) && self.violations.len() == before {
+                if guest.made().encryption() == Some(Encryption::Luks)
+                    && self.violations.len() == before
+                {
                     let (keys, violations) = (&self.keys, &mut self.violations);
                     p10_passphrases(image, evidence, guest, keys, self.mistake, violations);
                 }

@@ -9,7 +9,7 @@ use crate::crypt::{HEADER_UNITS, LUKS_BYTES, is_as_built, luks_units};
 use crate::evidence::Evidence;
 use crate::finding::{Property, Stage};
 use crate::guest::Guest;
-use crate::image::{Bit, Header, Image, Recording};
+use crate::image::{AUTOCLEAR_UNKNOWN, Bit, Header, Image, Recording};
 use crate::mistake::Mistake;
 use crate::op::{DataFile, Encryption, MAX_VIRTUAL_SIZE};
 use crate::payload::{self, DATA_NAME, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value};
@@ -41,7 +41,7 @@ pub fn p10_size(header: &Header, guest: &Guest, violations: &mut Vec<Violation>)
 
 /// P10: the image has every compatible feature bit that it was made with, known or not: nobody has a reason to clear one.
 pub(super) fn p10_features(header: &Header, guest: &Guest, violations: &mut Vec<Violation>) {
-    let lost = guest.compatible_features() & !header.compatible_features;
+    let lost = guest.made().compatible_features() & !header.compatible_features;
     if lost != 0 {
         let story = format!("it was made with compatible feature bits {lost:#x}, which are gone");
         violations.push(whole_image(Property::P10, "feature-lost", story));
@@ -50,7 +50,7 @@ pub(super) fn p10_features(header: &Header, guest: &Guest, violations: &mut Vec<
 
 /// P10: the header extension is still there that nobody knows.
 pub(super) fn p10_extension(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) {
-    if let Some((kind, data)) = guest.foreign_extension()
+    if let Some((kind, data)) = guest.made().foreign_extension()
         && !image.has_foreign_extension(kind, data)
     {
         let story =
@@ -62,7 +62,7 @@ pub(super) fn p10_extension(image: &Image, guest: &Guest, violations: &mut Vec<V
 /// P10: the image names the layer that it was made over, whole, or none if it was made over none.
 pub fn p10_layer(image: &Image, guest: &Guest, violations: &mut Vec<Violation>) {
     let found = image.layer().map(|layer| (&layer.name[..], layer.format.as_deref()));
-    let right = guest.lower().is_there().then_some((LAYER_NAME, Some(LAYER_FORMAT)));
+    let right = guest.made().lower().is_there().then_some((LAYER_NAME, Some(LAYER_FORMAT)));
     if found != right {
         let text = |layer: Option<(&[u8], Option<&[u8]>)>| match layer {
             None => "nothing".to_owned(),
@@ -81,7 +81,7 @@ pub fn p10_data_file(image: &Image, guest: &Guest, violations: &mut Vec<Violatio
     let header = image.header().filter(|header| header.has_data_file());
     let kind = |raw| if raw { DataFile::Raw } else { DataFile::Plain };
     let found = header.map(|header| (kind(header.has_raw_data()), image.data_name()));
-    let right = guest.data_file().map(|kind| (kind, Some(DATA_NAME)));
+    let right = guest.made().data_file().map(|kind| (kind, Some(DATA_NAME)));
     if found != right {
         let text = |file: Option<(DataFile, Option<&[u8]>)>| match file {
             None => "none".to_owned(),
@@ -101,7 +101,7 @@ pub fn p10_encryption<E: Evidence>(
     violations: &mut Vec<Violation>,
 ) {
     let found = image.header().and_then(Header::encryption);
-    let right = guest.encryption();
+    let right = guest.made().encryption();
     if found != right {
         let text = |kind| match kind {
             None => "not enciphered",
@@ -148,7 +148,7 @@ pub fn p10_encryption<E: Evidence>(
 
 /// P-cipher: no unit of any file of an encrypted image, whatever it may hold, is what a guest wrote.
 pub fn p_cipher<E: Evidence>(evidence: &mut E, guest: &Guest, violations: &mut Vec<Violation>) {
-    if guest.encryption().is_none() {
+    if guest.made().encryption().is_none() {
         return;
     }
     let units = |bytes: u64| bytes.div_ceil(UNIT as u64);
@@ -184,8 +184,8 @@ fn in_clear(unit: u64, bytes: &Unit) -> Violation {
     }
 }
 
-/// P4: where a bitmap says that it is up to date, it says so of every unit that a guest has written since. (A unit that
-/// reads as zeroes may always have been so.)
+/// P4: where a bitmap says that it is up to date, it says so of every unit that a guest has written since; and where a guest has written
+/// anything, no autoclear bit is left that nobody knows. (A unit that reads as zeroes may always have been so.)
 pub(super) fn p4_changes_recorded<E: Evidence>(
     image: &Image,
     header: &Header,
@@ -194,9 +194,18 @@ pub(super) fn p4_changes_recorded<E: Evidence>(
     mistake: Mistake,
     violations: &mut Vec<Violation>,
 ) {
-    if image.recordings().is_empty() || mistake == Mistake::StaleBitmapAllowed {
+    let recordings = match mistake {
+        Mistake::StaleBitmapAllowed => &[],
+        _ => image.recordings(),
+    };
+    let unknown = match mistake {
+        Mistake::AutoclearMayStay => 0,
+        _ => header.autoclear_features & AUTOCLEAR_UNKNOWN,
+    };
+    if recordings.is_empty() && unknown == 0 {
         return;
     }
+    let mut is_told = false;
     let is_set = |bit| match bit {
         Bit::Is(set) => set,
         Bit::At(byte, mask) => {
@@ -220,18 +229,25 @@ pub(super) fn p4_changes_recorded<E: Evidence>(
             let missed = |recording: &Recording| {
                 !is_set(recording.bit(unit * UNIT as u64, header.cluster_bits))
             };
-            if written.is_some()
-                && violations.len() < MAX_VIOLATIONS
-                && image.recordings().iter().any(missed)
-            {
-                violations.push(Violation {
-                    property: Property::P4,
-                    kind: "bitmap-misses-a-change",
-                    place: Place::Guest { unit, host: Some(at * UNIT as u64) },
-                    found: written,
-                    allowed: Vec::new(),
-                    story: "a bitmap says that it is up to date".to_owned(),
-                });
+            let told = |kind, story| Violation {
+                property: Property::P4,
+                kind,
+                place: Place::Guest { unit, host: Some(at * UNIT as u64) },
+                found: written,
+                allowed: Vec::new(),
+                story,
+            };
+            if written.is_none() {
+                continue;
+            }
+            if unknown != 0 && !std::mem::replace(&mut is_told, true) {
+                let story =
+                    format!("autoclear bits that nobody knows are still there: {unknown:#x}");
+                violations.push(told("autoclear-bit-stays", story));
+            }
+            if violations.len() < MAX_VIOLATIONS && recordings.iter().any(missed) {
+                let story = "a bitmap says that it is up to date".to_owned();
+                violations.push(told("bitmap-misses-a-change", story));
             }
         }
     });

@@ -39,16 +39,16 @@ use crate::shapes::{
     second_table, subclusters, tables_past_the_end, uncovering, widths,
 };
 use crate::states::{
-    changes_recorded, claims, clean_close, contents_kept, copied_flags_inherited, dirty_and_lost,
-    extensions_stay, features_stay, invented_data, lost_write, mappings, misread_story,
-    no_zero_among_several, second_repair, second_repair_of_sets, sets_kept, streams, whole_set,
-    wrong_size,
+    autoclear_goes, changes_recorded, claims, clean_close, contents_kept, copied_flags_inherited,
+    dirty_and_lost, extensions_stay, features_stay, invented_data, lost_write, mappings,
+    misread_story, no_zero_among_several, second_repair, second_repair_of_sets, sets_kept, streams,
+    whole_set, wrong_size,
 };
 
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Mistake) -> Outcome);
 
-const EXAMS: [Exam; 71] = [
+const EXAMS: [Exam; 72] = [
     ("a flush settles what completed before it", flush_settles),
     ("a flush covers nothing that completes during it", flush_covers_completed_only),
     ("a failed flush settles nothing", failed_flush),
@@ -79,6 +79,7 @@ const EXAMS: [Exam; 71] = [
     ("repair keeps contents", contents_kept),
     ("a second repair writes nothing", second_repair),
     ("a clean close adds no flaw", clean_close),
+    ("an autoclear bit that nobody knows goes before a change", autoclear_goes),
     ("features stay", features_stay),
     ("extensions stay", extensions_stay),
     ("a bitmap that is up to date has every change", changes_recorded),

@@ -6,7 +6,7 @@ use model::finding::Stage;
 use model::guest::Guest;
 use model::image::COPIED;
 use model::mistake::Mistake;
-use model::op::{Compression, DataFile, Encryption, Geometry};
+use model::op::{DataFile, Encryption, Geometry};
 use model::payload::{self, Unit};
 
 use crate::guest::PROMISES;
@@ -16,18 +16,7 @@ use crate::guest::PROMISES;
 pub(crate) const EXTENDED: Geometry =
     Geometry { cluster_bits: 14, virtual_size: 128 << 10, extended_l2: true, ..KIB };
 
-pub(crate) const KIB: Geometry = Geometry {
-    version: 3,
-    cluster_bits: 10,
-    refcount_order: 4,
-    virtual_size: 64 << 10,
-    lazy_refcounts: false,
-    below: None,
-    extended_l2: false,
-    compression: Compression::Deflate,
-    data_file: None,
-    encryption: None,
-};
+pub(crate) const KIB: Geometry = Geometry::plain(10, 64 << 10);
 
 /// The same with guest data in a file of its own. As `Fragmented` guest clusters 0 and 30 have data, 10 is marked as zero and has no host
 /// cluster, 20 is and has one, and odd ones are mapped nowhere.
@@ -193,11 +182,8 @@ impl Patient {
     pub(crate) fn guest(&mut self, mistake: Mistake) -> Guest {
         let values = &mut self.disk.values;
         let keys = self.built.guest_keys(|bytes| values.intern(bytes));
-        let guest = Guest::new(&keys, PROMISES).over(&self.geometry, |unit| values.intern(unit));
-        guest
-            .with_features(self.built.compatible_features())
-            .with_extension(self.built.foreign_extension())
-            .with_mistake(mistake)
+        let made = self.built.made(&self.geometry, |unit| values.intern(unit));
+        Guest::new(&keys, PROMISES).on(made).with_mistake(mistake)
     }
 
     /// The same with data in one more cluster, as [`Patient::append`] puts it there.

@@ -5,7 +5,7 @@ use model::audit::Auditor;
 use model::build::Initial;
 use model::evidence::{BytesEvidence, Evidence, ValueKey};
 use model::finding::{Property, Stage};
-use model::guest::{DiscardReads, Guest, Promises};
+use model::guest::{DiscardReads, Guest, Made, Promises};
 use model::image::{COPIED, Mapping};
 use model::judge::{Contents, Extent, Inherited, Judge, Place, Violation};
 use model::mistake::Mistake;
@@ -538,9 +538,9 @@ pub(crate) fn uncovering(mistake: Mistake) -> Outcome {
     let values = &mut patient.disk.values;
     let written = values.intern(&payload::unit(0, 1));
     let mut guest = Guest::new(&vec![written; 128], PROMISES)
-        .over(&LAYERED, |unit| values.intern(unit))
+        .on(Made::of(&LAYERED, |unit| values.intern(unit)))
         .with_mistake(mistake);
-    let below = |unit: u64| guest.lower().value(unit);
+    let below = |unit: u64| guest.made().lower().value(unit);
     let (shown, last) = (below(2), below(80));
     let uncover = guest.begin_uncover(1, 126);
     expect("before it is done", guest.allowed(2), kept_or(written, shown))?;
@@ -574,7 +574,7 @@ pub(crate) fn discard_beside_layer(mistake: Mistake) -> Outcome {
     let values = &mut patient.disk.values;
     let written = values.intern(&payload::unit(0, 1));
     let mut guest = Guest::new(&vec![written; 128], promises)
-        .over(&LAYERED, |unit| values.intern(unit))
+        .on(Made::of(&LAYERED, |unit| values.intern(unit)))
         .with_mistake(mistake);
     let discard = guest.begin_discard(0, 128);
     guest.complete(discard);

@@ -442,7 +442,7 @@ fn leftovers(mistake: Mistake) -> Result<(Judge, Patient, Guest), String> {
 pub(crate) fn features_stay(mistake: Mistake) -> Outcome {
     let lost = vec![(Property::P10, "feature-lost")];
     let (mut judge, mut patient, guest) = leftovers(mistake)?;
-    let features = guest.compatible_features();
+    let features = guest.made().compatible_features();
     expect("one that nobody knows", features > 1, true)?;
     patient.put_u64(80, features | 1 << 62);
     let found = kinds(judge.state(&mut patient.disk, &guest, None));
@@ -460,7 +460,7 @@ pub(crate) fn features_stay(mistake: Mistake) -> Outcome {
 pub(crate) fn extensions_stay(mistake: Mistake) -> Outcome {
     let lost = vec![(Property::P10, "extension-lost")];
     let (mut judge, mut patient, guest) = leftovers(mistake)?;
-    let (_, data) = guest.foreign_extension().ok_or("the image has none")?;
+    let (_, data) = guest.made().foreign_extension().ok_or("the image has none")?;
     // It is the first one: its type, its length, and its data.
     for at in [112, 116, 120 + data.len() as u64 - 1] {
         let mut changed = patient.disk.clone();
@@ -471,6 +471,27 @@ pub(crate) fn extensions_stay(mistake: Mistake) -> Outcome {
     patient.put_u64(112, 0);
     let found = kinds(judge.state(&mut patient.disk, &guest, None));
     expect("gone", found, lost)
+}
+
+/// Goal: an autoclear bit that nobody knows is gone before a guest changes anything. Method: one that stays, before and after a write.
+pub(crate) fn autoclear_goes(mistake: Mistake) -> Outcome {
+    let mut judge = Judge::with_mistake(mistake);
+    let mut patient = Patient::new(Initial::Bitmaps);
+    let guest = patient.guest(mistake);
+    let stays = (Property::P4, "autoclear-bit-stays");
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("nothing is changed", found, vec![])?;
+    // The first guest cluster: its bit is set in both bitmaps.
+    let host = patient.l2(0) & !COPIED;
+    patient.disk.patch(host + 512, &payload::unit(1, 1));
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("one unit is", found, vec![(Property::P2, "invented"), stays])?;
+    patient.put_u64(88, 1);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("only the bitmaps are vouched for", found.contains(&stays), false)?;
+    patient.put_u64(88, 1 << 62);
+    let found = kinds(judge.state(&mut patient.disk, &guest, None));
+    expect("another bit, and no bitmaps", found.contains(&stays), true)
 }
 
 pub(crate) fn changes_recorded(mistake: Mistake) -> Outcome {

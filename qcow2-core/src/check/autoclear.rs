@@ -18,6 +18,9 @@ pub(super) async fn clear_autoclear<S: Storage>(
     keep: Autoclear,
 ) -> Result<(), CheckError> {
     let kept = image.header.autoclear & keep;
+    let kept = mutant!(disk.rules, UnknownAutoclearKept => {
+        kept.union(image.header.autoclear.difference(Autoclear::all()))
+    }; kept);
     if kept == image.header.autoclear {
         return Ok(());
     }

@@ -11,7 +11,7 @@ use model::audit::Auditor;
 use model::build::{Built, Initial, build};
 use model::finding::Property;
 use model::image::Mapping;
-use model::op::{Compression, Geometry};
+use model::op::Geometry;
 use qcow2_core::storage::{AnyStorage, UNIT};
 
 use crate::recover::{Failure, whole_image};
@@ -65,18 +65,7 @@ pub(super) fn every_crash<T>(
 
 /// An image of clusters of 512 bytes, eager or lazy, with a disk of `virtual_size` bytes.
 pub(super) fn small(initial: Initial, virtual_size: u64, lazy_refcounts: bool) -> Built {
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 9,
-        refcount_order: 4,
-        virtual_size,
-        lazy_refcounts,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry { lazy_refcounts, ..Geometry::plain(9, virtual_size) };
     build(&geometry, initial).expect("the geometry is a small one")
 }
 

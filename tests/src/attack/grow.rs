@@ -3,7 +3,7 @@
 use faultfs::values::Key;
 use model::audit::Auditor;
 use model::build::{Initial, build};
-use model::op::{Compression, Geometry};
+use model::op::Geometry;
 use qcow2_core::storage::UNIT;
 use qcow2_core::{Image, OpenOptions, Rules};
 
@@ -17,18 +17,7 @@ use crate::trial::disk_of;
 pub(super) fn grow_over_leftovers(rules: Rules) -> (Option<Failure>, u64) {
     const OLD: u64 = 6 << 10;
     const NEW: u64 = 12 << 10;
-    let geometry = Geometry {
-        version: 3,
-        cluster_bits: 10,
-        refcount_order: 4,
-        virtual_size: NEW,
-        lazy_refcounts: false,
-        below: None,
-        extended_l2: false,
-        compression: Compression::Deflate,
-        data_file: None,
-        encryption: None,
-    };
+    let geometry = Geometry::plain(10, NEW);
     let mut built = build(&geometry, Initial::Fragmented).expect("the geometry is a small one");
     let (_, header) = built.units.first_mut().expect("an image has a header");
     // In the middle of a cluster.

@@ -9,7 +9,7 @@ use model::audit::Auditor;
 use model::build::{Built, Initial, build};
 use model::finding::{Finding, Stage};
 use model::image::{COPIED, Mapping};
-use model::op::{Compression, Geometry};
+use model::op::Geometry;
 use qcow2_core::storage::{AnyStorage, Durability, IoBuf, Storage, UNIT};
 use qcow2_core::{Barrier, Image, OpenOptions, Repair, Rules};
 
@@ -173,18 +173,7 @@ impl Unmarked {
     }
 
     fn built() -> Built {
-        let geometry = Geometry {
-            version: 2,
-            cluster_bits: 9,
-            refcount_order: 4,
-            virtual_size: Self::SIZE,
-            lazy_refcounts: false,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
-        };
+        let geometry = Geometry { version: 2, ..Geometry::plain(9, Self::SIZE) };
         build(&geometry, Initial::Leaky).expect("the geometry is a small one")
     }
 

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use faultfs::profile::{Profile, Robustness, UnknownProfile};
 use model::case::Case;
 use qcow2_core::{Area, Mutant};
+use qcow2_crashtest::any::AnySubject;
 use qcow2_crashtest::attack::{self, Strategy};
 use qcow2_crashtest::bystander;
 use qcow2_crashtest::campaign::Found;
@@ -271,16 +272,14 @@ fn explore_all(args: Explore) -> Result<ExitStatus, CorpusError> {
 struct Corpus;
 
 impl Cases for Corpus {
-    type Subject = Qcow2Core;
-
     const WITNESSES: bool = true;
 
     fn folder(&self) -> PathBuf {
         corpus::folder()
     }
 
-    fn subject_of(&self, case: &Case, file: &str, broken: bool) -> Result<Qcow2Core, CorpusError> {
-        replay::subject_of(case, file, broken)
+    fn subject_of(&self, case: &Case, file: &str, broken: bool) -> Result<AnySubject, CorpusError> {
+        replay::subject_of(case, file, broken).map(|subject| AnySubject::of(&subject))
     }
 }
 

@@ -17,6 +17,7 @@ use model::judge::Inherited;
 use model::op::Op;
 
 use super::settings::Settings;
+use crate::any::AnySubject;
 use crate::evidence::DiskEvidence;
 use crate::figures::Figures;
 use crate::leaf::{LeafChooser, SharedLeaf, look};
@@ -126,13 +127,13 @@ struct Seen {
 }
 
 /// A case on its way.
-struct Case<'a, Sub> {
-    subject: &'a Sub,
+struct Case<'a> {
+    subject: &'a AnySubject,
     settings: &'a Settings,
     plan: &'a Plan,
     figures: &'a mut Figures,
     session: Session,
-    bench: Bench<Sub>,
+    bench: Bench,
     rng: Rng,
     /// One moment in so many is judged.
     sample: u32,
@@ -148,8 +149,8 @@ struct Case<'a, Sub> {
 }
 
 /// Runs the case of a seed.
-pub(super) fn run_case<Sub: Subject>(
-    subject: &Sub,
+pub(super) fn run_case(
+    subject: &AnySubject,
     seed: u64,
     settings: &Settings,
     figures: &mut Figures,
@@ -261,7 +262,7 @@ fn sample(plan: &Plan, rng: &mut Rng) -> u32 {
     [1, 2, 4][rng.below(3) as usize] * weight * (1 + large) * (1 + long)
 }
 
-impl<Sub: Subject> Case<'_, Sub> {
+impl Case<'_> {
     /// Runs a life of the plan on `disk`, notes in `this` where it ended, and says what the next one begins with; none if it was cut.
     fn live(
         &mut self,

@@ -8,6 +8,7 @@ use model::case::CrashImage;
 
 use super::case::{case_seed, first_difference, run_case};
 use super::settings::{Budget, Settings};
+use crate::any::AnySubject;
 use crate::ended::Ended;
 use crate::figures::Figures;
 use crate::interrupt;
@@ -49,21 +50,23 @@ pub struct Report {
 
 /// Runs a campaign to its first finding; `progress` is called now and then with the figures so far. A signal ends it after the
 /// cases in hand.
-pub fn run<Sub: Subject>(
-    subject: &Sub,
+pub fn run(
+    subject: &impl Subject,
     settings: &Settings,
     progress: impl Fn(&Figures) + Sync,
 ) -> Report {
+    let subject = &AnySubject::of(subject);
     run_past(subject, settings, progress, |_| false)
 }
 
 /// The same, past every finding of which `onward` says so; those are not reported.
-pub fn run_past<Sub: Subject>(
-    subject: &Sub,
+pub fn run_past(
+    subject: &impl Subject,
     settings: &Settings,
     progress: impl Fn(&Figures) + Sync,
     onward: impl Fn(&Found) -> bool + Sync,
 ) -> Report {
+    let subject = &AnySubject::of(subject);
     #[expect(clippy::disallowed_methods, reason = "the budget of a campaign is time by the clock")]
     let now = Instant::now;
     let start = now();

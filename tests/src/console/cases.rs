@@ -13,17 +13,14 @@ use super::output::{another_file, check, complain, say, shown, write};
 use super::shorten::{minimise, verdict};
 use super::status::{ExitStatus, after, listen};
 use super::tell::written;
+use crate::any::AnySubject;
 use crate::corpus::{self, CorpusError};
 use crate::minimise::Minimised;
 use crate::replay::{self, is_expected};
 use crate::report;
-use crate::subject::Subject;
 
 /// The kept cases of a command line, and what they are run on.
 pub trait Cases {
-    /// What is under test.
-    type Subject: Subject;
-
     /// Whether the subject can do without the witness of a case.
     const WITNESSES: bool;
 
@@ -34,12 +31,7 @@ pub trait Cases {
     ///
     /// # Errors
     /// If the case names a subject or a witness that does not exist here.
-    fn subject_of(
-        &self,
-        case: &Case,
-        file: &str,
-        broken: bool,
-    ) -> Result<Self::Subject, CorpusError>;
+    fn subject_of(&self, case: &Case, file: &str, broken: bool) -> Result<AnySubject, CorpusError>;
 }
 
 /// `replay`
@@ -203,17 +195,14 @@ impl Dump {
 }
 
 /// A case that fails, and the subject that it fails on.
-pub(super) struct Failing<Sub> {
-    pub(super) subject: Sub,
+pub(super) struct Failing {
+    pub(super) subject: AnySubject,
     pub(super) found: Minimised,
     pub(super) case: Case,
 }
 
 /// The failing run of a case: whole code if it is open, else code without its witness. None, and said so, if it passes.
-pub(super) fn failing<C: Cases>(
-    cases: &C,
-    path: &Path,
-) -> Result<Option<Failing<C::Subject>>, CorpusError> {
+pub(super) fn failing<C: Cases>(cases: &C, path: &Path) -> Result<Option<Failing>, CorpusError> {
     let file = shown(path);
     let case = corpus::load(path)?;
     let runs: &[bool] = if C::WITNESSES { &[false, true] } else { &[false] };

@@ -11,6 +11,7 @@ use super::keep::Keep;
 use super::output::{complain, shown, write};
 use super::shorten::{Progress, verdict};
 use super::tell::{as_found, written};
+use crate::any::AnySubject;
 use crate::campaign::{self, Found, Report, Settings};
 use crate::causes::{Findings, Look, Met, RootCause};
 use crate::corpus::CorpusError;
@@ -59,9 +60,9 @@ impl Onward {
     ///
     /// # Errors
     /// If what is known cannot be read, or what was met cannot be written.
-    pub(super) fn run<Sub: Subject>(
+    pub(super) fn run(
         &self,
-        subject: &Sub,
+        subject: &AnySubject,
         settings: &Settings,
         keeping: &Keeping<'_>,
         progress: impl Fn(&Figures) + Sync,

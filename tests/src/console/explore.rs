@@ -13,6 +13,7 @@ use super::run::not_asked;
 use super::shorten::MINIMISE_FOR;
 use super::status::{ExitStatus, after};
 use super::tell::{as_found, tell_and_keep, written};
+use crate::any::AnySubject;
 use crate::corpus::CorpusError;
 use crate::ended::Ended;
 use crate::explore::alphabet::Symbol;
@@ -64,11 +65,12 @@ impl Results {
 ///
 /// # Errors
 /// If a result cannot be written. Where that is known before the first workload, none is run.
-pub fn explore<Sub: Subject>(
-    subject: &Sub,
+pub fn explore(
+    subject: &impl Subject,
     settings: &explore::ExploreSettings,
     outputs: &Exploration,
 ) -> Result<ExitStatus, CorpusError> {
+    let subject = &AnySubject::of(subject);
     if outputs.certificate.is_some() && settings.shard.1 != 1 {
         let why = "a shard has no certificate of its own; write its part and merge the parts";
         return Err(CorpusError::Case(format!("--certificate: {why}")));
@@ -169,8 +171,8 @@ fn how_far(settings: &explore::ExploreSettings, report: &explore::ExploreReport)
 }
 
 /// What there is to say and to write of an exploration that came to its end and found nothing.
-fn all_explored<Sub: Subject>(
-    subject: &Sub,
+fn all_explored(
+    subject: &AnySubject,
     settings: &explore::ExploreSettings,
     outputs: &Exploration,
     report: &explore::ExploreReport,
@@ -197,8 +199,8 @@ fn all_explored<Sub: Subject>(
 }
 
 /// Tells what an exploration found, as a case if the way there can be written as one; returns its title.
-fn tell_explored<Sub: Subject>(
-    subject: &Sub,
+fn tell_explored(
+    subject: &AnySubject,
     settings: &explore::ExploreSettings,
     outputs: &Exploration,
     found: &explore::Witness,

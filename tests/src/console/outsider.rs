@@ -19,6 +19,7 @@ use super::sensitivity::Sensitivity;
 use super::shorten::Minimising;
 use super::worlds::Worlds;
 use super::{EXIT_STATUS, ExitStatus, Exploration, Onward, Outputs, Results, TraceWorkload};
+use crate::any::AnySubject;
 use crate::bystander;
 use crate::corpus::CorpusError;
 use crate::subject::Subject;
@@ -111,21 +112,24 @@ struct LeaveOut {
 }
 
 /// A subject in its two forms.
-struct Outsider<Sub> {
-    full: Sub,
-    contents: Sub,
+struct Outsider {
+    full: AnySubject,
+    contents: AnySubject,
 }
 
-impl<Sub: Subject> Cases for Outsider<Sub> {
-    type Subject = Sub;
-
+impl Cases for Outsider {
     const WITNESSES: bool = false;
 
     fn folder(&self) -> PathBuf {
         folder(&self.full)
     }
 
-    fn subject_of(&self, case: &Case, file: &str, _broken: bool) -> Result<Sub, CorpusError> {
+    fn subject_of(
+        &self,
+        case: &Case,
+        file: &str,
+        _broken: bool,
+    ) -> Result<AnySubject, CorpusError> {
         let named = &case.open.subject;
         let subject = [&self.full, &self.contents].into_iter().find(|it| it.key() == named);
         subject.cloned().ok_or_else(|| {
@@ -135,19 +139,23 @@ impl<Sub: Subject> Cases for Outsider<Sub> {
 }
 
 /// Where the cases and certificates of a subject are, below the working directory: its author's, and not the one of this harness.
-fn folder<Sub: Subject>(subject: &Sub) -> PathBuf {
+fn folder(subject: &AnySubject) -> PathBuf {
     Path::new("corpus/subjects").join(subject.key())
 }
 
-impl<Sub: Subject> Outsider<Sub> {
-    fn held_to(&self, contents: bool) -> &Sub {
+impl Outsider {
+    fn held_to(&self, contents: bool) -> &AnySubject {
         if contents { &self.contents } else { &self.full }
     }
 }
 
 /// Runs the command line of the subject `full`, which is `contents` when held only to what its guest sees. The program is
 /// called after the key of `full`.
-pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
+pub fn main<S: Subject>(full: S, contents: S) -> ExitCode {
+    run(AnySubject::of(&full), AnySubject::of(&contents))
+}
+
+fn run(full: AnySubject, contents: AnySubject) -> ExitCode {
     if let Some(status) = bystander::begin() {
         return status;
     }
@@ -201,7 +209,7 @@ pub fn main<Sub: Subject>(full: Sub, contents: Sub) -> ExitCode {
 }
 
 /// The command line with the names that are the subject's own.
-fn command<Sub: Subject>(subject: &Sub) -> clap::Command {
+fn command(subject: &AnySubject) -> clap::Command {
     let key = subject.key();
     let folder = folder(subject).display().to_string();
     let about = format!("Crash-consistency campaigns on {}. {EXIT_STATUS}", subject.name());
@@ -230,16 +238,17 @@ fn command<Sub: Subject>(subject: &Sub) -> clap::Command {
 #[cfg(test)]
 mod tests {
     use super::{Cli, Verb, command};
+    use crate::any::AnySubject;
     use crate::subject::Qcow2Core;
     use clap::FromArgMatches as _;
 
     /// Goal: what is set by hand fits what is derived. Method: clap's own checks, and a line with defaults only.
     #[test]
     fn the_command_line_is_whole() {
-        command(&Qcow2Core::default()).debug_assert();
+        command(&AnySubject::of(&Qcow2Core::default())).debug_assert();
         for verb in ["run", "explore"] {
             let words = ["qcow2-core-campaign", verb];
-            let matches = command(&Qcow2Core::default()).get_matches_from(words);
+            let matches = command(&AnySubject::of(&Qcow2Core::default())).get_matches_from(words);
             let corpus = match Cli::from_arg_matches(&matches).map(|cli| cli.verb) {
                 Ok(Verb::Run(run)) => run.corpus,
                 Ok(Verb::Explore(explore)) => explore.corpus,

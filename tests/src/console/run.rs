@@ -14,6 +14,7 @@ use super::output::{check, say, write};
 use super::shorten::{self, MINIMISE_FOR, verdict};
 use super::status::{ExitStatus, after};
 use super::tell::{as_found, tell_and_keep, written};
+use crate::any::AnySubject;
 use crate::campaign::{self, Budget, Found, Settings};
 use crate::corpus::CorpusError;
 use crate::ended::Ended;
@@ -49,11 +50,12 @@ pub struct Outputs {
 ///
 /// # Errors
 /// If a result cannot be written. Where that is known before the first case, none is run.
-pub fn run<Sub: Subject>(
-    subject: &Sub,
+pub fn run(
+    subject: &impl Subject,
     settings: &Settings,
     outputs: &Outputs,
 ) -> Result<ExitStatus, CorpusError> {
+    let subject = &AnySubject::of(subject);
     let files = outputs.json.as_deref().into_iter().chain(outputs.onward.file());
     check(files, outputs.corpus.as_deref())?;
     let progress = Progress::new(settings);
@@ -159,7 +161,7 @@ struct Beyond(Mutex<(u64, Option<Found>)>);
 
 impl Beyond {
     /// Whether it is such a finding; it is counted then.
-    fn takes<Sub: Subject>(&self, subject: &Sub, found: &Found) -> bool {
+    fn takes(&self, subject: &AnySubject, found: &Found) -> bool {
         if found.image.is_some() || promise::is_broken(subject, &found.trial, &found.failure) {
             return false;
         }
@@ -177,7 +179,7 @@ impl Beyond {
     }
 
     /// How many there are, as a line; nothing if there is none.
-    fn line<Sub: Subject>(&self, subject: &Sub) -> String {
+    fn line(&self, subject: &AnySubject) -> String {
         let (count, _) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let survives = subject.duties().survives;
         match count {
@@ -190,7 +192,7 @@ impl Beyond {
 }
 
 /// What was not asked of the subject, as a line; nothing if all was.
-pub(super) fn not_asked<Sub: Subject>(subject: &Sub) -> String {
+pub(super) fn not_asked(subject: &AnySubject) -> String {
     match &subject.capabilities().left_out()[..] {
         [] => String::new(),
         parts => format!("not asked of it: {}\n", parts.join(", ")),
@@ -207,12 +209,7 @@ fn vacuous(settings: &Settings, figures: &Figures) -> Option<String> {
 }
 
 /// Keeps what was found, minimises it, tells it and keeps what is left; returns its title.
-fn tell<Sub: Subject>(
-    subject: &Sub,
-    settings: &Settings,
-    outputs: &Outputs,
-    found: &Found,
-) -> String {
+fn tell(subject: &AnySubject, settings: &Settings, outputs: &Outputs, found: &Found) -> String {
     say(&format!(
         "violation in case {} after {} crash states of that worker\n",
         found.case, found.states

@@ -7,6 +7,7 @@ use faultfs::profile::Profile;
 
 use super::output::{check, say};
 use super::status::ExitStatus;
+use crate::any::AnySubject;
 use crate::corpus::CorpusError;
 use crate::interrupt;
 use crate::lapse::{Lapse, Swept, sweep};
@@ -32,7 +33,8 @@ impl Sensitivity {
     ///
     /// # Errors
     /// If what it says cannot be written.
-    pub fn run<Sub: Subject>(&self, subject: &Sub) -> Result<ExitStatus, CorpusError> {
+    pub fn run(&self, subject: &impl Subject) -> Result<ExitStatus, CorpusError> {
+        let subject = &AnySubject::of(subject);
         check(None, None)?;
         let limit = Duration::from_secs(self.seconds);
         say(&format!(

@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::complain;
+use crate::any::AnySubject;
 use crate::ended::Ended;
 use crate::minimise::{self, MinimiseProgress, Minimised, Shrunk};
 use crate::recover::Failure;
@@ -32,12 +33,13 @@ impl Minimising {
 }
 
 /// Minimises with progress on standard error.
-pub fn minimise<Sub: Subject>(
-    subject: &Sub,
+pub fn minimise(
+    subject: &impl Subject,
     found: &Trial,
     failure: &Failure,
     limit: Duration,
 ) -> (Minimised, Ended) {
+    let subject = &AnySubject::of(subject);
     let mut progress = Progress::new(limit);
     let Shrunk { found, ended, .. } =
         minimise::minimise(subject, found, failure, limit, &mut |step| progress.show(step));

@@ -7,6 +7,7 @@ use model::case::Case;
 use super::keep::Keep;
 use super::output::{say, shown};
 use super::shorten::{minimise, verdict};
+use crate::any::AnySubject;
 use crate::corpus;
 use crate::minimise::Minimised;
 use crate::recover::Failure;
@@ -19,8 +20,8 @@ pub(super) fn as_found(trial: &Trial, failure: &Failure) -> Minimised {
 }
 
 /// Minimises what was found, keeps what is left, and reports it; returns its title.
-pub(super) fn tell_and_keep<Sub: Subject>(
-    subject: &Sub,
+pub(super) fn tell_and_keep(
+    subject: &AnySubject,
     found: &Minimised,
     seed: u64,
     witness: Option<String>,
@@ -40,12 +41,13 @@ pub(super) fn tell_and_keep<Sub: Subject>(
 }
 
 /// A minimised trial as a case.
-pub fn written<Sub: Subject>(
-    subject: &Sub,
+pub fn written(
+    subject: &impl Subject,
     small: &Minimised,
     seed: u64,
     witness: Option<String>,
 ) -> Case {
+    let subject = &AnySubject::of(subject);
     let outcome = trial::run(subject, &small.trial).expect("it was feasible when it was found");
     corpus::case_of(&small.trial, &outcome, &small.failure, seed, subject.key(), witness)
 }

@@ -16,6 +16,7 @@ use model::op::Op;
 
 use super::output::{say, shown};
 use super::status::{ExitStatus, listen};
+use crate::any::AnySubject;
 use crate::campaign::{Budget, Settings, case_seed};
 use crate::corpus::CorpusError;
 use crate::figures::Figures;
@@ -75,11 +76,12 @@ impl TraceWorkload {
     ///
     /// # Errors
     /// A trace or a witness that cannot be.
-    pub fn run<Sub: Subject>(
+    pub fn run(
         &self,
-        subject: &Sub,
+        subject: &impl Subject,
         settings: &Settings,
     ) -> Result<ExitStatus, CorpusError> {
+        let subject = &AnySubject::of(subject);
         let case = CorpusError::Case;
         let path = self.workload.as_deref().expect("it is run only if it is wanted");
         let trace = GuestTrace::load(path).map_err(|error| case(error.to_string()))?;
@@ -189,8 +191,8 @@ impl TraceWorkload {
 }
 
 /// The image and the power cuts of a case.
-fn drawn<Sub: Subject>(
-    subject: &Sub,
+fn drawn(
+    subject: &AnySubject,
     settings: &Settings,
     number: u64,
 ) -> Result<TraceSettings, CorpusError> {
@@ -289,9 +291,9 @@ impl Witness<'_> {
     }
 
     /// What it has against the disk of an image, if anything; or that this cannot be read.
-    fn look<Sub: Subject>(
+    fn look(
         &self,
-        subject: &Sub,
+        subject: &AnySubject,
         disk: &PossibleDisk,
         seed: u64,
     ) -> Result<Option<String>, String> {

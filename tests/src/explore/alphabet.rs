@@ -17,9 +17,10 @@ use faultfs::disk::PossibleDisk;
 use model::build::Initial;
 use model::case::{Device, Opening};
 use model::guest::Guest;
-use model::op::{Compression, DataFile, Durability, Encryption, Geometry, Op, Preallocation};
+use model::op::{DataFile, Durability, Encryption, Geometry, Op, Preallocation};
 use model::payload::COMPRESSIBLE;
 
+use crate::any::AnySubject;
 use crate::capabilities::Capabilities;
 use crate::probe::Probe;
 use crate::subject::{Session, Subject};
@@ -391,17 +392,11 @@ impl World {
     /// few entries is soon full and soon torn.
     pub fn new(cluster_bits: u32, lazy: bool, initial: Initial) -> Self {
         let cluster = 1u64 << cluster_bits;
+        let virtual_size = (FAR + 2) * cluster - if cluster > 512 { 512 } else { 0 };
         let geometry = Geometry {
-            version: 3,
-            cluster_bits,
             refcount_order: usual_refcount_order(initial),
-            virtual_size: (FAR + 2) * cluster - if cluster > 512 { 512 } else { 0 },
             lazy_refcounts: lazy,
-            below: None,
-            extended_l2: false,
-            compression: Compression::Deflate,
-            data_file: None,
-            encryption: None,
+            ..Geometry::plain(cluster_bits, virtual_size)
         };
         let open = Opening { cache_pages: 4, growth_step: cluster, ..Opening::new("") };
         Self { geometry, initial, session: Session::of(&open, &geometry) }
@@ -475,7 +470,8 @@ impl World {
     ///
     /// # Errors
     /// If the geometry does not allow the initial image, or the subject opens none of this kind.
-    pub fn start<Sub: Subject>(&self, subject: &Sub) -> Result<(PossibleDisk, Guest), String> {
+    pub fn start(&self, subject: &impl Subject) -> Result<(PossibleDisk, Guest), String> {
+        let subject = &AnySubject::of(subject);
         let Self { geometry, initial, session } = self;
         trial::initial(subject, geometry, *initial, session, &Device::default())
     }

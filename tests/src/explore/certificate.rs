@@ -15,6 +15,7 @@ use super::alphabet::{Symbol, World, operations};
 use super::at_once::AtOnce;
 use super::walk::Coverage;
 use super::{ExploreReport, ExploreSettings, Explored};
+use crate::any::AnySubject;
 use crate::capabilities::Capabilities;
 use crate::subject::{Duties, Subject};
 
@@ -194,11 +195,8 @@ impl Totals {
 
 impl Certificate {
     /// The certificate of a complete and clean exploration of all shards, or of the one in `settings`.
-    pub fn new<Sub: Subject>(
-        subject: &Sub,
-        settings: &ExploreSettings,
-        report: &ExploreReport,
-    ) -> Self {
+    pub fn new(subject: &impl Subject, settings: &ExploreSettings, report: &ExploreReport) -> Self {
+        let subject = &AnySubject::of(subject);
         let alphabet = &settings.alphabet[..];
         let mut sizes: Vec<Geometry> = settings.worlds.iter().map(|world| world.geometry).collect();
         sizes.sort_by_key(|geometry| geometry.cluster_bits);
@@ -333,11 +331,8 @@ fn certified(explored: &Explored) -> CertifiedWorld {
 
 impl Part {
     /// The part of the shard in `settings`.
-    pub fn new<Sub: Subject>(
-        subject: &Sub,
-        settings: &ExploreSettings,
-        report: &ExploreReport,
-    ) -> Self {
+    pub fn new(subject: &impl Subject, settings: &ExploreSettings, report: &ExploreReport) -> Self {
+        let subject = &AnySubject::of(subject);
         let digits = |explored: &Explored| {
             explored.distinct.iter().map(|hash| format!("{hash:016x}")).collect()
         };
@@ -438,7 +433,8 @@ fn harness() -> Vec<(String, String)> {
 
 /// What tells the source of a run on this subject from any other: the harness's, and the subject's own. None if the subject cannot say
 /// which it is.
-pub fn source_of<Sub: Subject>(subject: &Sub) -> Option<Vec<(String, String)>> {
+pub fn source_of(subject: &impl Subject) -> Option<Vec<(String, String)>> {
+    let subject = &AnySubject::of(subject);
     subject.source().map(|own| harness().into_iter().chain(own).collect())
 }
 

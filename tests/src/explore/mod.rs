@@ -20,6 +20,7 @@ use faultfs::profile::Profile;
 use model::case::{Device, Step};
 use model::op::{Geometry, Op};
 
+use crate::any::AnySubject;
 use crate::capabilities::Capabilities;
 use crate::ended::Ended;
 use crate::interrupt;
@@ -152,7 +153,8 @@ impl Explored {
 impl Witness {
     /// One way that leads to the violation, as a trial: the workload again, with what survives searched for, and with up
     /// to two power cuts in recovery. A signal ends the search.
-    pub fn trial<Sub: Subject>(&self, subject: &Sub, profile: Profile) -> Option<Minimised> {
+    pub fn trial(&self, subject: &impl Subject, profile: Profile) -> Option<Minimised> {
+        let subject = &AnySubject::of(subject);
         let wanted = Signature::of(&self.failure);
         self.ways(subject, profile)
             .take_while(|_| !interrupt::asked())
@@ -160,12 +162,13 @@ impl Witness {
     }
 
     /// The workload run to its end: what is known before the moment of the power cut was searched for.
-    pub fn workload<Sub: Subject>(&self, subject: &Sub, profile: Profile) -> Trial {
+    pub fn workload(&self, subject: &impl Subject, profile: Profile) -> Trial {
+        let subject = &AnySubject::of(subject);
         self.ways(subject, profile).next().expect("one way has no step of recovery")
     }
 
     /// The workload with each recovery that is tried, the shortest first.
-    fn ways<Sub: Subject>(&self, subject: &Sub, profile: Profile) -> impl Iterator<Item = Trial> {
+    fn ways(&self, subject: &AnySubject, profile: Profile) -> impl Iterator<Item = Trial> {
         let World { geometry, initial, session } = self.world;
         let plans = [Step::Open, Step::Repair].into_iter().flat_map(|run| {
             (0..12).map(move |crash_at| StepPlan { run, crash_at: Some(crash_at) })
@@ -241,11 +244,12 @@ impl ExploreReport {
 
 /// Explores; `progress` is called now and then with the world, the workloads done and to do, and the counts so far. A
 /// signal ends it after the workloads in hand.
-pub fn run<Sub: Subject>(
-    subject: &Sub,
+pub fn run(
+    subject: &impl Subject,
     settings: &ExploreSettings,
     progress: impl Fn(&World, u64, u64, &Coverage) + Sync,
 ) -> ExploreReport {
+    let subject = &AnySubject::of(subject);
     #[expect(clippy::disallowed_methods, reason = "the budget is time by the clock")]
     let now = Instant::now;
     let start = now();

@@ -53,6 +53,7 @@ use model::op::Op;
 use model::payload::{self, UNIT};
 
 use super::at_once::AtOnce;
+use crate::any::AnySubject;
 use crate::buffer::to_read_into;
 use crate::call::{Opened, open};
 use crate::evidence::DiskEvidence;
@@ -142,15 +143,15 @@ const OF_LEAVES: [Probe; 4] =
 const OF_TRACES: [Probe; 3] = [Probe::CopiedOnWrite, Probe::PaddedBothSides, Probe::HostDiscard];
 
 /// A workload on its way: what the guest may see, the storage, and the image that is open on it.
-struct Reached<Sub: Subject> {
+struct Reached {
     guest: Guest,
     direct: Direct<Always>,
-    image: Opened<Sub::Image>,
+    image: Opened,
 }
 
-impl<Sub: Subject> Reached<Sub> {
+impl Reached {
     /// The same again, to go another way from here; none if the subject cannot.
-    fn fork(&self, subject: &Sub) -> Option<Self> {
+    fn fork(&self, subject: &AnySubject) -> Option<Self> {
         let direct = self.direct.fork();
         let image = self.image.fork(subject, direct.clone())?;
         Some(Self { guest: self.guest.clone(), direct, image })
@@ -158,19 +159,19 @@ impl<Sub: Subject> Reached<Sub> {
 }
 
 /// The requests that led somewhere, and where that is.
-struct Way<Sub: Subject> {
+struct Way {
     /// Where opening led, and then each request. One more than requests, or none at all.
-    forks: Vec<Reached<Sub>>,
+    forks: Vec<Reached>,
     ops: Vec<Op>,
 }
 
-impl<Sub: Subject> Way<Sub> {
+impl Way {
     const fn new() -> Self {
         Self { forks: Vec::new(), ops: Vec::new() }
     }
 
     /// Goes back to the last fork that lies on the way to `ops`, and says how many of them that is. None: to begin with.
-    fn back_to(&mut self, ops: &[Op], subject: &Sub) -> Option<(Reached<Sub>, usize)> {
+    fn back_to(&mut self, ops: &[Op], subject: &AnySubject) -> Option<(Reached, usize)> {
         let shared = self.ops.iter().zip(ops).take_while(|(old, new)| old == new).count();
         self.ops.truncate(shared);
         self.forks.truncate(shared + 1);
@@ -246,8 +247,8 @@ const MAX_OUTCOMES: usize = 1 << 14;
 const MAX_CRASHES: usize = 1 << 16;
 
 /// Explores the workloads of one world, one after the other.
-pub struct Walk<Sub: Subject> {
-    bench: Bench<Sub>,
+pub struct Walk {
+    bench: Bench,
     values: Values,
     disk: PossibleDisk,
     guest: Guest,
@@ -267,7 +268,7 @@ pub struct Walk<Sub: Subject> {
     grounds: BTreeMap<u64, Ground>,
     waiting: Vec<Crashed>,
     /// The way to the last request of the last workload.
-    way: Way<Sub>,
+    way: Way,
     /// A disk that nobody needs, for its memory.
     spare: Option<PossibleDisk>,
     probes: Probes,
@@ -284,10 +285,10 @@ pub struct Walk<Sub: Subject> {
     pub kept: Option<Vec<PossibleDisk>>,
 }
 
-impl<Sub: Subject> Walk<Sub> {
+impl Walk {
     /// A walk from `disk`, which holds what `guest` says. Power cuts in recovery are followed to `depth`.
     pub fn new(
-        subject: Sub,
+        subject: impl Subject,
         session: Session,
         profile: Profile,
         depth: u32,
@@ -438,7 +439,7 @@ impl<Sub: Subject> Walk<Sub> {
     }
 
     /// Opens the image; `judged` says whether every power cut in that is explored.
-    fn open(&mut self, judged: bool) -> Result<Reached<Sub>, Stop> {
+    fn open(&mut self, judged: bool) -> Result<Reached, Stop> {
         let guest = self.guest.clone();
         let trace = !self.has_met(&OF_TRACES);
         let options = DirectOptions { forks: judged, trace, ..DirectOptions::default() };
@@ -452,7 +453,7 @@ impl<Sub: Subject> Walk<Sub> {
     }
 
     /// Does `ops`, from the last fork on the way there if there is one, and leaves forks behind. No power cut is explored.
-    fn reach(&mut self, ops: &[Op]) -> Result<Reached<Sub>, Stop> {
+    fn reach(&mut self, ops: &[Op]) -> Result<Reached, Stop> {
         let subject = self.bench.subject.clone();
         let (mut reached, shared) = match self.way.back_to(ops, &subject) {
             Some(there) => there,
@@ -477,12 +478,7 @@ impl<Sub: Subject> Walk<Sub> {
     }
 
     /// Does one request; `judged` says whether every power cut in it is explored.
-    fn request(
-        &mut self,
-        reached: Reached<Sub>,
-        op: &Op,
-        judged: bool,
-    ) -> Result<Reached<Sub>, Stop> {
+    fn request(&mut self, reached: Reached, op: &Op, judged: bool) -> Result<Reached, Stop> {
         let Reached { mut guest, direct, mut image } = reached;
         direct.take_forks(judged);
         let request = guest.clip(op).map(Request::Op);
@@ -504,7 +500,7 @@ impl<Sub: Subject> Walk<Sub> {
     }
 
     /// The end of every workload: everything is read, and the image is closed and audited.
-    fn end(&mut self, reached: Reached<Sub>) -> Result<(), Stop> {
+    fn end(&mut self, reached: Reached) -> Result<(), Stop> {
         let Reached { mut guest, direct, image } = reached;
         direct.take_forks(false);
         self.read_all(&image, &mut guest)?;
@@ -908,7 +904,7 @@ mod tests {
     use crate::explore::alphabet::{Symbol, World, count, operations, workload};
     use crate::subject::Qcow2Core;
 
-    fn walk(world: World) -> (Walk<Qcow2Core>, PossibleDisk, Guest) {
+    fn walk(world: World) -> (Walk, PossibleDisk, Guest) {
         let subject = Qcow2Core::default();
         let (disk, guest) = world.start(&subject).expect("the geometry allows it");
         let start = (disk.clone(), guest.clone());

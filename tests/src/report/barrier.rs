@@ -28,7 +28,6 @@ use crate::probe::Probes;
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::report::scene::Scene;
 use crate::report::timeline::{Played, Timeline, unit_of};
-use crate::subject::Subject;
 use crate::trial::{Trial, cluster_units};
 
 /// Crash states tried at each moment: this many in the order of enumeration, and where there are more, as many at random.
@@ -94,7 +93,7 @@ pub(super) struct Search<'a> {
 }
 
 /// Searches a failing life, where the power cut that matters is the one in the life.
-pub(super) fn in_life<Sub: Subject>(bench: &mut Bench<Sub>, search: &Search<'_>) -> Searched {
+pub(super) fn in_life(bench: &mut Bench, search: &Search<'_>) -> Searched {
     let Search { trial, played, steps, choices, failure } = *search;
     let mut found = Found::new(failure, played.cut);
     let every = every(played.moments.len(), &played.live);
@@ -111,8 +110,8 @@ pub(super) fn in_life<Sub: Subject>(bench: &mut Bench<Sub>, search: &Search<'_>)
 }
 
 /// Searches the step of recovery that led to scene `number`, where the power cut that matters is the one in that step.
-pub(super) fn in_step<Sub: Subject>(
-    bench: &mut Bench<Sub>,
+pub(super) fn in_step(
+    bench: &mut Bench,
     search: &Search<'_>,
     scenes: &[Scene],
     number: usize,
@@ -180,7 +179,7 @@ impl Found {
 
     /// Judges crash states at a moment, the failure's own first, then an enumeration, then random ones; notes of each that
     /// fails what was read.
-    fn states<Sub: Subject>(&mut self, bench: &mut Bench<Sub>, trial: &Trial, point: &Point<'_>) {
+    fn states(&mut self, bench: &mut Bench, trial: &Trial, point: &Point<'_>) {
         let Point { live, pending, guest, steps, at, given, own } = *point;
         let mut seen = guest.clone();
         seen.crash();
@@ -346,6 +345,7 @@ mod tests {
     use faultfs::trace::Event;
 
     use super::{Search, in_life, matters};
+    use crate::any::AnySubject;
     use crate::recover::Bench;
     use crate::report::timeline::play;
     use crate::report::{all_without_witness, without_witness};
@@ -357,7 +357,7 @@ mod tests {
     fn a_flush_more_only_takes_away() {
         let mut narrower = 0;
         for (name, broken, exact) in all_without_witness() {
-            let played = play(&broken, &exact, 0).expect("it is feasible");
+            let played = play(&AnySubject::of(&broken), &exact, 0).expect("it is feasible");
             assert!(played.is_faithful(), "{name}");
             let timeline = &played.timeline;
             let ios = (1..played.cut.min(200)).filter(|at| matters(timeline, *at));
@@ -389,7 +389,7 @@ mod tests {
             let (broken, exact) = without_witness(name);
             let outcome = trial::run(&broken, &exact).expect("it is feasible");
             let (_, failure) = outcome.failure.expect("it fails without its witness");
-            let played = play(&broken, &exact, 0).expect("it is feasible");
+            let played = play(&AnySubject::of(&broken), &exact, 0).expect("it is feasible");
             let mut bench = Bench::new(broken, exact.session(), exact.profile);
             let choices = &outcome.lives[0].choices;
             let (trial, played, failure) = (&exact, &played, &failure);

@@ -23,6 +23,7 @@ use model::payload::UNIT;
 
 use super::timeline::{Played, play};
 use super::{fails_alive, notes};
+use crate::any::AnySubject;
 use crate::log_mark::LogMark;
 use crate::logwrites::{Entry, LogError, encode};
 use crate::recover::Failure;
@@ -54,11 +55,12 @@ enum Owned {
 ///
 /// # Errors
 /// What a log cannot hold: a note that is too long.
-pub fn log<Sub: Subject>(
-    subject: &Sub,
+pub fn log(
+    subject: &impl Subject,
     trial: &Trial,
     failure: &Failure,
 ) -> Result<Option<ExportedLog>, LogError> {
+    let subject = &AnySubject::of(subject);
     let Some((last, _)) = trial::run(subject, trial).ok().and_then(|outcome| outcome.failure)
     else {
         return Ok(None);

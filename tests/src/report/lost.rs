@@ -3,9 +3,9 @@
 //! Everything is kept but what is in the set, and the set is 1-minimal: keeping any one of its members too, the failure is
 //! gone. Each was tried.
 
+use crate::any::AnySubject;
 use crate::minimise::Signature;
 use crate::recover::Failure;
-use crate::subject::Subject;
 use crate::trial::{self, Outcome, Survivors, Trial};
 
 /// A trial that loses no more than it must.
@@ -21,11 +21,7 @@ pub(super) struct Smallest {
 }
 
 /// Keeps whatever may be kept. None if the trial does not fail in the way of `failure`.
-pub(super) fn smallest<Sub: Subject>(
-    subject: &Sub,
-    trial: &Trial,
-    failure: &Failure,
-) -> Option<Smallest> {
+pub(super) fn smallest(subject: &AnySubject, trial: &Trial, failure: &Failure) -> Option<Smallest> {
     let wanted = Signature::of(failure);
     let fails = |trial: &Trial| -> Option<Smallest> {
         let mut outcome = trial::run(subject, trial).ok()?;
@@ -55,6 +51,7 @@ pub(super) fn smallest<Sub: Subject>(
 #[cfg(test)]
 mod tests {
     use super::smallest;
+    use crate::any::AnySubject;
     use crate::minimise::Signature;
     use crate::report::all_without_witness;
     use crate::trial::{self, Survivors};
@@ -70,7 +67,8 @@ mod tests {
                 wasteful.lives[0].leaf = Survivors::Seed(seed);
                 let outcome = trial::run(&broken, &wasteful).expect("it is feasible");
                 let Some((0, failure)) = outcome.failure else { continue };
-                let found = smallest(&broken, &wasteful, &failure).expect("it fails again");
+                let found = smallest(&AnySubject::of(&broken), &wasteful, &failure)
+                    .expect("it fails again");
                 let count = |choices: &[u32]| choices.iter().filter(|&&taken| taken != 0).count();
                 let choices = &found.outcome.lives[0].choices;
                 spared += count(&outcome.lives[0].choices) - count(choices);

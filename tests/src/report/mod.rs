@@ -34,6 +34,7 @@ use model::label::{Label, Region};
 use model::op::{Compression, DataFile, Encryption, Op};
 use model::payload::{INITIAL, STALE, Value};
 
+use crate::any::AnySubject;
 use crate::capabilities::Capabilities;
 use crate::leaf::Labels;
 use crate::life::Cause;
@@ -52,12 +53,13 @@ use timeline::{Played, Seen, Timeline, unit_of};
 use words::describe;
 
 /// The report of a trial that fails as `failure` says. `path` is the case file that it is kept in, for the commands.
-pub fn text<Sub: Subject>(
-    subject: &Sub,
+pub fn text(
+    subject: &impl Subject,
     trial: &Trial,
     failure: &Failure,
     path: Option<&str>,
 ) -> String {
+    let subject = &AnySubject::of(subject);
     let Some(story) = Story::of(subject, trial, failure) else {
         return format!("{}\nseen {}, and not again\n", failure.violation, failure.moment);
     };
@@ -67,7 +69,8 @@ pub fn text<Sub: Subject>(
 }
 
 /// Every event of a trial, labelled: of its lives, and of recovery after the last.
-pub fn verbose<Sub: Subject>(subject: &Sub, trial: &Trial, failure: &Failure) -> String {
+pub fn verbose(subject: &impl Subject, trial: &Trial, failure: &Failure) -> String {
+    let subject = &AnySubject::of(subject);
     let Ok(outcome) = trial::run(subject, trial) else { return String::new() };
     let mut out = String::new();
     for (number, record) in outcome.lives.iter().enumerate() {
@@ -100,12 +103,13 @@ pub fn verbose<Sub: Subject>(subject: &Sub, trial: &Trial, failure: &Failure) ->
 
 /// The image of a failing trial, as bytes, and its data file if it has one: as the last power cut before the failure left it, or as recovery
 /// left that. None if it fails without a power cut.
-pub fn image<Sub: Subject>(
-    subject: &Sub,
+pub fn image(
+    subject: &impl Subject,
     trial: &Trial,
     failure: &Failure,
     repaired: bool,
 ) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+    let subject = &AnySubject::of(subject);
     if fails_alive(failure) {
         return None;
     }
@@ -137,7 +141,7 @@ struct Story {
 }
 
 impl Story {
-    fn of<Sub: Subject>(subject: &Sub, trial: &Trial, failure: &Failure) -> Option<Self> {
+    fn of(subject: &AnySubject, trial: &Trial, failure: &Failure) -> Option<Self> {
         let Smallest { trial, outcome, life, failure } = lost::smallest(subject, trial, failure)?;
         let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
         let (mut played, mut all, mut labels) = (Vec::new(), Vec::new(), Vec::new());
@@ -158,12 +162,7 @@ impl Story {
         fails_alive(&self.failure)
     }
 
-    fn write<Sub: Subject>(
-        &self,
-        out: &mut String,
-        subject: &Sub,
-        path: Option<&str>,
-    ) -> fmt::Result {
+    fn write(&self, out: &mut String, subject: &AnySubject, path: Option<&str>) -> fmt::Result {
         let violation = &self.failure.violation;
         writeln!(out, "{}", headline(violation))?;
         writeln!(out, "seen: {}\nsubject: {}", self.failure.moment, subject.name())?;
@@ -521,7 +520,7 @@ impl Story {
         if landed.region == Region::BeyondEnd { *label } else { landed }.to_string()
     }
 
-    fn missing_flush<Sub: Subject>(&self, out: &mut String, subject: &Sub) -> fmt::Result {
+    fn missing_flush(&self, out: &mut String, subject: &AnySubject) -> fmt::Result {
         let played = &self.played[self.life];
         writeln!(out, "\nMISSING FLUSH")?;
         if !matches!(self.trial.profile, Profile::Torn | Profile::TornLength) {
@@ -861,7 +860,7 @@ const fn power(profile: Profile) -> &'static str {
     }
 }
 
-fn commands<Sub: Subject>(out: &mut String, subject: &Sub, path: &str, alive: bool) -> fmt::Result {
+fn commands(out: &mut String, subject: &AnySubject, path: &str, alive: bool) -> fmt::Result {
     let campaign = subject.command();
     writeln!(out, "\nCOMMANDS")?;
     writeln!(out, "  {campaign} replay {path}")?;

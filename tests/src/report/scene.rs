@@ -19,7 +19,7 @@ use crate::call::{self, Files};
 use crate::evidence::DiskEvidence;
 use crate::leaf::{Labels, LeafChooser, SharedLeaf, look};
 use crate::panics;
-use crate::recover::{Bench, Failure, StepPlan, asked, name};
+use crate::recover::{Bench, Failure, READ, StepPlan, asked, name};
 use crate::report::timeline::{Kept, Timeline, unit_of};
 use crate::subject::{Mend, Refusal, Session, Subject, SubjectImage};
 use crate::trial;
@@ -45,8 +45,8 @@ pub(super) struct Scene {
 }
 
 /// The scenes after a power cut that cuts `live` short. `guest` has not been told of it.
-pub(super) fn scenes<Sub: Subject>(
-    bench: &mut Bench<Sub>,
+pub(super) fn scenes(
+    bench: &mut Bench,
     live: &PossibleDisk,
     guest: &Guest,
     steps: &[StepPlan],
@@ -65,6 +65,13 @@ pub(super) fn scenes<Sub: Subject>(
     let closing = [Step::Open, Step::Repair].map(|run| StepPlan { run, crash_at: None });
     let can = looker.bench.subject.capabilities();
     for &step in asked(steps, &can).chain(asked(&closing, &can)) {
+        if failure.is_some_and(|failure| failure.moment == READ)
+            && (step.run == Step::OpenReadOnly || !can.map)
+            && let Some(scene) = looker.read(&mut disk)
+        {
+            all.push(scene);
+            break;
+        }
         let start = disk.clone();
         let crash_at = step.crash_at;
         let options = DirectOptions { crash_at, trace: true, ..DirectOptions::default() };
@@ -99,20 +106,37 @@ pub(super) fn scenes<Sub: Subject>(
     all
 }
 
-struct Looker<'a, Sub> {
-    bench: &'a mut Bench<Sub>,
+struct Looker<'a> {
+    bench: &'a mut Bench,
     guest: &'a Guest,
     chooser: SharedLeaf,
     failure: Option<&'a Failure>,
 }
 
-impl<Sub: Subject> Looker<'_, Sub> {
+impl Looker<'_> {
     /// Decides what the judge decides, if the judge looks at all: it does not where nothing has changed.
     fn look_at(&mut self, disk: &mut PossibleDisk, changed: bool) {
         if changed {
             let mut evidence = DiskEvidence::new(disk, &mut self.chooser);
             self.bench.judge.state(&mut evidence, self.guest, None);
         }
+    }
+
+    /// What was written by who opened the image to read it, on a copy of the disk, if anything was.
+    fn read(&mut self, disk: &mut PossibleDisk) -> Option<Scene> {
+        let size = self.bench.judge.auditor().image().header()?.size;
+        let options = DirectOptions { trace: true, ..DirectOptions::default() };
+        let direct = Direct::with_options(disk.clone(), self.bench.reader(disk), options);
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let storage = Kept { inner: direct.clone(), written: Arc::clone(&written) };
+        let _ = self.bench.read_through(storage, size);
+        drop(panics::take());
+        let remains = direct.power_off();
+        let trace = remains.trace.filter(|_| remains.counts.updates > 0)?;
+        let timeline = Timeline::of_step(disk.clone(), &trace, &written, &disk.values().clone());
+        let mut scene = self.scene(READ.to_owned(), disk, trace);
+        scene.timeline = Some(timeline);
+        Some(scene)
     }
 
     fn scene(&mut self, moment: String, disk: &mut PossibleDisk, trace: Trace) -> Scene {

@@ -22,10 +22,10 @@ use faultfs::values::{Key, Values};
 use model::guest::Guest;
 use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 
+use crate::any::AnySubject;
 use crate::call::Files;
 use crate::life::{self, Cause};
 use crate::probe::Probes;
-use crate::subject::Subject;
 use crate::trial::{self, At, Trial};
 
 /// I/O with its contents.
@@ -226,7 +226,7 @@ impl Played {
 }
 
 /// Plays life `number` of a trial; the lives before it must pass.
-pub(super) fn play<Sub: Subject>(subject: &Sub, trial: &Trial, number: usize) -> Option<Played> {
+pub(super) fn play(subject: &AnySubject, trial: &Trial, number: usize) -> Option<Played> {
     let (start, guest) = if number == 0 {
         trial.start(subject).ok()?
     } else {
@@ -357,6 +357,7 @@ mod tests {
     use faultfs::trace::Event;
 
     use super::play;
+    use crate::any::AnySubject;
     use crate::capabilities::Capabilities;
     use crate::subject::Qcow2Core;
     use crate::trial::{Trial, TrialLife};
@@ -379,7 +380,9 @@ mod tests {
                     device: plan.device,
                     lives: vec![TrialLife::of(&plan.lives[0])],
                 };
-                let Some(played) = play(&Qcow2Core::default(), &trial, 0) else { continue };
+                let Some(played) = play(&AnySubject::of(&Qcow2Core::default()), &trial, 0) else {
+                    continue;
+                };
                 let events = &played.timeline.events;
                 failed += events.iter().filter(|event| matches!(event, Event::Fail { .. })).count();
                 assert!(played.is_faithful(), "{kind}, seed {seed}");

@@ -1,18 +1,19 @@
 //! What reports and logs call the requests of a guest.
 
 use model::op::{Durability, Op, Preallocation};
-use model::payload::COMPRESSIBLE;
+use model::payload::{has_zeroes, number};
 
 /// A request in words.
 pub(super) fn describe(op: &Op) -> String {
     match *op {
         Op::Write { offset, length, id, durability } => {
             let through = if durability == Durability::Through { ", through" } else { "" };
-            format!("write {length} bytes at {offset:#x} (id {id}{through})")
+            let zeroes = if has_zeroes(id) { ", some of them zeroes" } else { "" };
+            format!("write {length} bytes at {offset:#x} (id {}{zeroes}{through})", number(id))
         }
         Op::WriteCompressed { offset, length, id } => {
-            let id = id & !COMPRESSIBLE;
-            format!("write {length} bytes at {offset:#x} (id {id}), compressed")
+            let zeroes = if has_zeroes(id) { ", some of them zeroes" } else { "" };
+            format!("write {length} bytes at {offset:#x} (id {}{zeroes}), compressed", number(id))
         }
         Op::WriteZeroes { offset, length, unmap } => {
             let how = if unmap { ", clusters freed" } else { "" };

@@ -13,7 +13,7 @@ use model::case::{Device, Dropped, Opening};
 use model::op::{
     Compression, DataFile, Durability, Encryption, Geometry, Op, PASSPHRASES, Preallocation,
 };
-use model::payload::COMPRESSIBLE;
+use model::payload::{COMPRESSIBLE, ZEROED};
 
 use super::fault_kind::FaultKind;
 use super::plan::{LONG, LifePlan, MANY, Plan, SECTOR, SPARSE};
@@ -258,7 +258,7 @@ pub fn plan(seed: u64, scope: &Scope, can: &Capabilities) -> Plan {
     }
     if scope.shape == Some(Shape::Compressing) {
         let (offset, length) = (0, virtual_size.min(2 * cluster));
-        let id = COMPRESSIBLE - 1;
+        let id = ZEROED - 1;
         lives[0].tasks[0].insert(0, Op::WriteCompressed { offset, length, id: id | COMPRESSIBLE });
     }
     if wide || (cluster >= u64::from(SECTOR) && rng.below(3) == 0) {
@@ -452,6 +452,13 @@ impl<'a> Draw<'a> {
         Some(PlannedFault { at: FaultAt::Nth { kind, nth }, fault })
     }
 
+    /// The id of the next write. The data of one in eight has zeroes.
+    fn id(&mut self) -> u32 {
+        let id = self.next_id;
+        self.next_id += 1;
+        if id % 8 == 5 { id | ZEROED } else { id }
+    }
+
     fn op(&mut self, tasks: usize, task: usize) -> Op {
         let total: u32 = self.weights.iter().sum();
         let mut ticket = self.rng.below(total);
@@ -463,8 +470,7 @@ impl<'a> Draw<'a> {
         match kind {
             0 | 1 => {
                 let (offset, length) = self.range();
-                let id = self.next_id;
-                self.next_id += 1;
+                let id = self.id();
                 let durability = if kind == 0 { Durability::Cached } else { Durability::Through };
                 Op::Write { offset, length, id, durability }
             }
@@ -531,8 +537,7 @@ impl<'a> Draw<'a> {
             9 => {
                 let (offset, length) = self.whole_clusters();
                 let compresses = if self.rng.below(4) == 0 { 0 } else { COMPRESSIBLE };
-                let id = self.next_id | compresses;
-                self.next_id += 1;
+                let id = self.id() | compresses;
                 Op::WriteCompressed { offset, length, id }
             }
             10 => {

@@ -18,6 +18,7 @@
 mod program;
 mod storage;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,13 +49,18 @@ use shuttle::{Config, MaxSteps, Runner};
 use program::{Program, dropped_write, pairs, read_beside_reuse, threes};
 use storage::{ShuttleStorage, switch};
 
+thread_local! {
+    /// What is known of the crash states of each [`Bed`] of this thread, which no other thread may have.
+    static WALKS: RefCell<Vec<Walk>> = const { RefCell::new(Vec::new()) };
+}
+
 /// An image to start from, and what is known of its crash states: shared by all executions on it.
 struct Bed {
     subject: Qcow2Core,
     world: World,
     disk: PossibleDisk,
     guest: Guest,
-    walk: Mutex<Walk<Qcow2Core>>,
+    walk: usize,
 }
 
 impl Bed {
@@ -62,7 +68,15 @@ impl Bed {
         let (disk, guest) = world.start(&subject).unwrap();
         let initial = (disk.clone(), guest.clone());
         let walk = Walk::new(subject, world.session, Profile::TornLength, 0, initial);
-        Self { subject, world, disk, guest, walk: Mutex::new(walk) }
+        let number = WALKS.with_borrow_mut(|walks| {
+            walks.push(walk);
+            walks.len() - 1
+        });
+        Self { subject, world, disk, guest, walk: number }
+    }
+
+    fn with_walk<R>(&self, does: impl FnOnce(&mut Walk) -> R) -> R {
+        WALKS.with_borrow_mut(|walks| does(&mut walks[self.walk]))
     }
 }
 
@@ -236,9 +250,10 @@ fn execute(bed: &Bed, program: &Program, outcome: &Mutex<Outcome>) -> Result<(),
         outcome.orders.insert(scene.order());
         outcome.moments += scene.moments.len();
     }
-    let mut walk = lock(&bed.walk);
-    walk.in_order(&scene.disk, &scene.guest)?;
-    scene.moments.iter().try_for_each(|(disk, guest)| walk.crash(disk, guest))
+    bed.with_walk(|walk| {
+        walk.in_order(&scene.disk, &scene.guest)?;
+        scene.moments.iter().try_for_each(|(disk, guest)| walk.crash(disk, guest))
+    })
 }
 
 fn named(property: Property, kind: &'static str, story: String) -> Failure {
@@ -357,7 +372,7 @@ impl Figures {
     }
 
     fn print(&self, what: &str, beds: &[Arc<Bed>]) {
-        let leaves: u64 = beds.iter().map(|bed| lock(&bed.walk).counts().leaves).sum();
+        let leaves: u64 = beds.iter().map(|bed| bed.with_walk(|walk| walk.counts().leaves)).sum();
         println!("{what}: {self:?}, leaves: {leaves}");
     }
 }
