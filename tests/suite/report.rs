@@ -72,6 +72,19 @@ fn a_failure_without_a_power_cut() {
     insta::assert_snapshot!(told("without-orphans-before-reuse.json"));
 }
 
+/// Goal: an image that changes when it is only read is shown changing. Method: a reader that closes the image as a writer does.
+#[test]
+fn what_a_reader_wrote_is_shown() {
+    let subject = Qcow2Core::without(["mutant:close-of-reader"]).unwrap();
+    let found = campaign::run(&subject, &crate::blocking_door::settings(1, None), |_| {}).found;
+    let campaign::Found { trial, failure, .. } = found.expect("it is noticed");
+    assert_eq!(failure.violation.kind, "read-only-open-wrote");
+    let text = report::text(&subject, &trial, &failure, None);
+    let (_, cut) = text.split_once("==== power cut").expect("there is one");
+    let (read, _) = cut.split_once("==== when it was read ===").expect("it ends there");
+    assert!(read.contains("recovery write") && !text.contains("it wrote nothing"), "{text}");
+}
+
 /// The implementation, but its repair always writes the header once more.
 #[derive(Clone)]
 struct Restless(Qcow2Core);
