@@ -9,7 +9,7 @@ use qcow2_crashtest::causes::{Findings, Met};
 use qcow2_crashtest::subject::Qcow2Core;
 use qcow2_crashtest::workload::Scope;
 
-const CASES: u64 = 12;
+const CASES: u64 = 6;
 
 fn causes(without: &[&str], workers: usize) -> Vec<Met> {
     let subject = Qcow2Core::without(without.iter().copied()).unwrap();

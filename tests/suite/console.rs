@@ -132,9 +132,9 @@ fn an_exploration_out_of_time_says_how_far_it_came() {
     assert!(json.contains("\"ended\": \"budget\""), "{json}");
 }
 
-/// A rule whose case takes long to shorten, and the file that is there at once.
+/// A rule whose case takes long to shorten, the first one of that seed that notices, and the file that is there at once.
 const LONG: &str =
-    "run --without reads-before-reuse --seconds 100 --seed 2 --tasks 4 --minimise-seconds 600";
+    "run --without reads-before-reuse --case 144 --seed 2 --tasks 4 --minimise-seconds 600";
 const RAW: &str = "corpus/without-reads-before-reuse.raw.json";
 
 /// Goal: whatever ends the shortening, what was found is kept, and can be replayed as it is. Method: kill it, interrupt it once,
@@ -157,6 +157,8 @@ fn what_was_found_outlives_its_shortening() {
                 let mut child =
                     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
                 while !raw.exists() {
+                    let ended = child.try_wait().unwrap();
+                    assert_eq!(ended, None, "another case notices first: see LONG");
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 for signal in signals {
@@ -287,7 +289,7 @@ fn a_case_that_no_replay_can_do_is_refused() {
 #[test]
 fn a_run_goes_on_past_what_is_known() {
     let folder = tempfile::tempdir().unwrap();
-    let broken = "run --cases 40 --tasks 1 --keep-going --without data-before-mapping --minimise-seconds 5 --corpus found";
+    let broken = "run --cases 12 --tasks 1 --keep-going --without data-before-mapping --minimise-seconds 5 --corpus found";
     let (status, said, _) = run(&format!("{broken} --causes causes.json"), folder.path());
     assert_eq!(status, 1, "{said}");
     assert!(said.contains("\nnew: ") && said.contains("    kept as found/"), "{said}");

@@ -161,7 +161,7 @@ fn what_is_named_is_there() {
     assert!(paths > 50 && tests > 8, "{paths} paths and {tests} tests");
 }
 
-/// Goal: what a document leads to is there. Method: every link to a file, in those at the root of the workspace.
+/// Goal: what a document leads to is there. Method: every link to a file, and to a section of one, in those at the root of the workspace.
 #[test]
 fn links_lead_somewhere() {
     let mut followed = 0;
@@ -169,10 +169,23 @@ fn links_lead_somewhere() {
         let text = document(name);
         for link in text.split("](").skip(1) {
             let (path, _) = link.split_once(')').unwrap();
-            if !path.contains("://") && !path.starts_with('#') {
-                assert!(root().join(path).exists(), "{name}: {path} is not there");
-                followed += 1;
+            if path.contains("://") {
+                continue;
             }
+            let (file, section) = path.split_once('#').unwrap_or((path, ""));
+            let file = if file.is_empty() { name } else { file };
+            assert!(root().join(file).exists(), "{name}: {path} is not there");
+            let anchor = |heading: &str| -> String {
+                let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-');
+                let words = heading.trim_start_matches('#').trim().to_lowercase();
+                words.chars().filter(kept).map(|c| if c == ' ' { '-' } else { c }).collect()
+            };
+            let is_there = section.is_empty()
+                || document(file)
+                    .lines()
+                    .any(|line| line.starts_with('#') && anchor(line) == section);
+            assert!(is_there, "{name}: {path} is no section there");
+            followed += 1;
         }
     }
     assert!(followed > 0);

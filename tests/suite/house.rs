@@ -289,6 +289,34 @@ fn public_types_have_names_of_their_own() {
     assert_eq!(found, shared, "a name on the list that no two types share");
 }
 
+/// Goal: what a subject does reaches the harness, and no default stands in for it unnoticed. Method: each function of its two traits is in what
+/// stands between them (a table, what fills it, what asks it), and of its image also where panics are caught.
+#[test]
+fn every_call_of_a_subject_is_handed_on() {
+    let source = |name: &str| text(&root().join("tests/src").join(name));
+    let (subject, any, call) = (source("subject.rs"), source("any.rs"), source("call.rs"));
+    let functions = |text: &str| -> Vec<String> {
+        let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn "));
+        names.map(|name| name.split('(').next().unwrap().to_owned()).collect()
+    };
+    let body = |name: &str| {
+        let after = subject.split_once(&format!("pub trait {name}: ")).unwrap().1;
+        functions(after.split_once("\n}\n").unwrap().0)
+    };
+    let handed_on = functions(&any);
+    let caught = call.lines().filter_map(|line| line.trim_start().strip_prefix("async "));
+    let caught = functions(&caught.chain(call.lines()).collect::<Vec<_>>().join("\n"));
+    let times = |all: &[String], name: &str| all.iter().filter(|one| *one == name).count();
+    let (calls, requests) = (body("Subject"), body("SubjectImage"));
+    assert!(calls.len() >= 12 && requests.len() >= 15, "{calls:?} {requests:?}");
+    for name in calls.iter().chain(&requests) {
+        assert!(times(&handed_on, name) >= 3, "tests/src/any.rs does not hand on {name}");
+    }
+    for name in &requests {
+        assert!(times(&caught, name) >= 1, "tests/src/call.rs does not hand on {name}");
+    }
+}
+
 /// Goal: nobody comes upon a module of which the code map has never heard. Method: the files and folders of each `src`, and the names in the
 /// map's rows of that crate; a folder stands for its files.
 #[test]
