@@ -36,6 +36,16 @@ fn is_written_by_qemu(case: &Case) {
     assert_eq!(qemu::check(&path).unwrap().corruptions, 0);
 }
 
+/// Goal: somebody else cannot read it either. Method: `qemu-img check` finds nothing corrupt, so the entry is legal, and `qemu-io` fails to
+/// read the guest unit, because what the entry refers to is no stream.
+fn has_no_stream(case: &Case, unit: u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = image_file(case, folder.path());
+    assert_eq!(qemu::check(&path).unwrap().corruptions, 0);
+    let said = qemu::io(&path, &[format!("read {} 512", 512 * unit)]).unwrap().stdout;
+    assert!(said.contains("read failed: Input/output error"), "{said}");
+}
+
 kept_cases! {
     [FULL, CONTENTS];
     bitmaps_outlive_a_write "bitmaps-outlive-a-write.json"
@@ -45,7 +55,9 @@ kept_cases! {
     mapped_without_its_data "mapped-without-its-data.json" |case| reads_wrong(case, 0),
     narrow_refcounts_misread "narrow-refcounts-misread.json" is_corrupt,
     refcount_table_growth_panics "refcount-table-growth-panics.json" is_written_by_qemu,
+    reuse_before_dereference "reuse-before-dereference.json" |case| has_no_stream(case, 16),
     shared_cluster_not_copied "shared-cluster-not-copied.json" |case| reads_wrong(case, 1),
+    stream_beside_it_given_out "stream-beside-it-given-out.json" |case| has_no_stream(case, 52),
 }
 
 /// Goal: a case is a function of its seed, whatever the keys of hash maps are. Method: a campaign past whatever it finds, which runs every
