@@ -48,7 +48,7 @@ fn recover() -> Result<(), Box<dyn Error>> {
 /// Goal: no example is left out. Method: the folder.
 #[test]
 fn every_example_is_run() -> Result<(), Box<dyn Error>> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         names.push(entry?.file_name().into_string().expect("file names are text"));

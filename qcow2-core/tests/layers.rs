@@ -16,6 +16,7 @@ use qcow2_core::{
 };
 
 use crate::draws::draws;
+use crate::shown::same;
 
 const NAME: &str = "base.raw";
 const SIZE: u64 = 24 << 10;
@@ -37,14 +38,6 @@ fn read(image: &Image<MemoryStorage>, len: usize) -> Vec<u8> {
     let mut found = vec![0xee; len];
     image.read(0, &mut found).expect("nothing fails");
     found
-}
-
-fn same(found: &[u8], wanted: &[u8], what: &str) {
-    let differs = found.iter().zip(wanted).position(|(found, wanted)| found != wanted);
-    if let Some(at) = differs {
-        panic!("{what}: byte {at:#x} reads {:#x} and not {:#x}", found[at], wanted[at]);
-    }
-    assert_eq!(found.len(), wanted.len(), "{what}");
 }
 
 /// One life of an image over a raw layer of `below` bytes, against a disk that is an array.
@@ -101,9 +94,9 @@ fn live(seed: u64, options: CreateOptions, below: usize) {
                     let shown = base(below);
                     let start = at.div_ceil(cluster) * cluster;
                     let whole = start..(last * cluster).min(size).max(start);
-                    for (at, byte) in whole.clone().zip(&mut disk[whole]) {
-                        *byte = shown.get(at).copied().unwrap_or(0);
-                    }
+                    let there = whole.start.min(below)..whole.end.min(below);
+                    disk[whole.clone()].fill(0);
+                    disk[there.clone()].copy_from_slice(&shown[there]);
                 }
                 _ if size < 4 * SIZE as usize => {
                     size += 512 * (1 + draw(9) as usize);

@@ -10,6 +10,7 @@ use qcow2_core::{
 };
 
 use crate::draws::draws;
+use crate::shown::same;
 
 const MODES: [Preallocation; 4] =
     [Preallocation::Off, Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
@@ -196,8 +197,7 @@ fn live(seed: u64, options: &CreateOptions, below: Option<usize>) {
             }
             let mut found = vec![0xee; size];
             image.read(0, &mut found).expect("nothing fails");
-            let differs = found.iter().zip(&disk).position(|(found, wanted)| found != wanted);
-            assert_eq!(differs, None, "{what}, step {step}");
+            same(&found, &disk, &format!("{what}, step {step}"));
         }
         image.close().expect("nothing fails");
         sound(&storage, &what);

@@ -1,4 +1,4 @@
-//! Storages that tests look into.
+//! What tests look into: storages, and what an image reads.
 
 use std::fmt::Debug;
 
@@ -35,5 +35,17 @@ impl Shown for Aligned {
 
     fn bytes(&self) -> Vec<u8> {
         self.bytes.to_vec()
+    }
+}
+
+/// An image reads as it should; what differs is named by its first byte.
+#[track_caller]
+pub(crate) fn same(found: &[u8], wanted: &[u8], what: &str) {
+    // All at once first: byte by byte is slow.
+    if found != wanted {
+        assert_eq!(found.len(), wanted.len(), "{what}");
+        let mut both = found.iter().zip(wanted);
+        let at = both.position(|(found, wanted)| found != wanted).expect("they differ");
+        panic!("{what}: byte {at:#x} reads {:#x} and not {:#x}", found[at], wanted[at]);
     }
 }

@@ -12,6 +12,7 @@ use qcow2_core::{
 };
 
 use crate::draws::draws;
+use crate::shown::same;
 
 const SIZE: usize = 192 << 10;
 
@@ -69,8 +70,7 @@ fn live(seed: u64, options: CreateOptions, below: Option<usize>) {
             }
             let mut found = vec![0xee; disk.len()];
             image.read(0, &mut found).expect("nothing fails");
-            let differs = found.iter().zip(&disk).position(|(found, wanted)| found != wanted);
-            assert_eq!(differs, None, "{what}, step {step}");
+            same(&found, &disk, &format!("{what}, step {step}"));
             assert_eq!(image.info().virtual_size, disk.len() as u64, "{what}");
         }
         image.close().expect("nothing fails");

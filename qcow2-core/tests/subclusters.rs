@@ -10,6 +10,7 @@ use qcow2_core::{
 };
 
 use crate::draws::draws;
+use crate::shown::same;
 
 const CLUSTER: usize = 16 << 10;
 const SUBCLUSTER: usize = CLUSTER / 32;
@@ -94,8 +95,7 @@ fn live(seed: u64, options: &CreateOptions, below: Option<usize>) {
             }
             let mut found = vec![0xee; SIZE];
             image.read(0, &mut found).expect("nothing fails");
-            let differs = found.iter().zip(&disk).position(|(found, wanted)| found != wanted);
-            assert_eq!(differs, None, "{what}, step {step}");
+            same(&found, &disk, &format!("{what}, step {step}"));
         }
         image.close().expect("nothing fails");
         let report = check(&kept.storage, Repair::None).expect("an image");

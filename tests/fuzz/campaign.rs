@@ -48,9 +48,7 @@ fn settings(cases: u64) -> Settings {
 /// Everything in a release build; in others a quarter, another one at each commit.
 fn share<T>(all: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
     let parts = if cfg!(debug_assertions) { 4 } else { 1 };
-    let commit = figures::commit();
-    let number = commit.get(..8).and_then(|text| u32::from_str_radix(text, 16).ok());
-    all.skip(number.unwrap_or_default() as usize % parts).step_by(parts)
+    all.skip(figures::turn(parts)).step_by(parts)
 }
 
 /// Goal: no violation, and figures that say what that is worth. Method: the campaign in `EVIDENCE.md`.
@@ -143,21 +141,21 @@ fn every_kind_of_fault_is_silent() {
 fn every_part_is_silent() {
     for shape in Shape::ALL {
         let scope = Scope { shape: Some(shape), ..Scope::default() };
-        let settings = Settings { scope, ..settings(60) };
+        let settings = Settings { scope, ..settings(20) };
         let report = campaign::run(&Qcow2Core::default(), &settings, |_| {});
         assert!(report.found.is_none(), "{shape}: {:?}", report.found);
         let Figures { states, probes, .. } = report.figures;
-        assert!(states > 500, "{shape}: {states} states");
+        assert!(states > 200, "{shape}: {states} states");
         if matches!(shape, Shape::Shrinking | Shape::Growing) {
             for size in [Probe::ResizeSmaller, Probe::ResizeLarger] {
                 let count = probes.count(size);
-                assert!(count >= 10, "{shape}: {size} met {count} times");
+                assert!(count >= 3, "{shape}: {size} met {count} times");
             }
         }
         if shape == Shape::Passphrases {
             for outcome in [Probe::PassphraseThere, Probe::PassphraseNotThere] {
                 let count = probes.count(outcome);
-                assert!(count >= 10, "{shape}: {outcome} met {count} times");
+                assert!(count >= 3, "{shape}: {outcome} met {count} times");
             }
         }
     }

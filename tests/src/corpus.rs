@@ -57,7 +57,10 @@ pub enum CorpusError {
 
 /// The folder of the corpus in the source tree.
 pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus")
+    // Not one folder above: the unit tests are in a package below this one.
+    let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().skip(1);
+    let mut folders = above.map(|folder| folder.join("corpus"));
+    folders.find(|folder| folder.is_dir()).unwrap_or_else(|| PathBuf::from("corpus"))
 }
 
 /// The folder of the cases that were found in a subject outside the workspace: it is called after the subject's key.

@@ -6,6 +6,7 @@ use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use faultfs::values::Values;
 use model::finding::Property;
+use qcow2_crashtest::corpus;
 use qcow2_crashtest::guest_disk::{self, ExportFailure};
 use qcow2_crashtest::guest_trace::{
     GuestTrace, RunError, TraceError, TraceReport, TraceSettings, run,
@@ -18,7 +19,7 @@ use qcow2_crashtest::subject::Qcow2Core;
 const MKFS_REQUESTS: usize = 32;
 
 fn trace() -> GuestTrace {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus/traces/ext4-sqlite.log.zst");
+    let path = corpus::folder().join("traces/ext4-sqlite.log.zst");
     GuestTrace::load(&path).unwrap()
 }
 

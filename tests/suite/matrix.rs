@@ -3,7 +3,6 @@
 //! A kind is one value of each axis. Of any two axes every pair of values is in some kind, if there is an image with both; where there is
 //! none, both sides refuse it. Three values at once exclude each other in one case: space taken ahead over a layer takes extended entries.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -138,14 +137,48 @@ fn data_file(bench: &Bench) -> PathBuf {
     bench.directory.path().join("data.raw")
 }
 
-/// Two values of two axes.
-type Pair = [(usize, usize); 2];
+/// Pairs of two values of two axes.
+struct Pairs(Vec<bool>);
 
-fn pairs_of(kind: &Kind) -> impl Iterator<Item = Pair> + use<> {
-    let kind = *kind;
-    (0..kind.len()).flat_map(move |first| {
-        (first + 1..kind.len()).map(move |second| [(first, kind[first]), (second, kind[second])])
-    })
+impl Pairs {
+    /// How many values an axis may have.
+    const WIDTH: usize = 7;
+
+    fn none() -> Self {
+        Self(vec![false; (AXES.len() * Self::WIDTH).pow(2)])
+    }
+
+    fn of<'a>(kinds: impl IntoIterator<Item = &'a Kind>) -> Self {
+        let mut pairs = Self::none();
+        kinds.into_iter().for_each(|kind| pairs.set(kind, true));
+        pairs
+    }
+
+    /// The places of the pairs of a kind.
+    fn each(kind: &Kind, mut see: impl FnMut(usize)) {
+        for second in 1..kind.len() {
+            for first in 0..second {
+                let one = first * Self::WIDTH + kind[first];
+                let other = second * Self::WIDTH + kind[second];
+                see(one * AXES.len() * Self::WIDTH + other);
+            }
+        }
+    }
+
+    /// How many pairs of a kind are among these.
+    fn count(&self, kind: &Kind) -> usize {
+        let mut count = 0;
+        Self::each(kind, |pair| count += usize::from(self.0[pair]));
+        count
+    }
+
+    fn set(&mut self, kind: &Kind, present: bool) {
+        Self::each(kind, |pair| self.0[pair] = present);
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.0.contains(&true)
+    }
 }
 
 fn every_kind() -> impl Iterator<Item = Kind> {
@@ -164,31 +197,37 @@ fn every_kind() -> impl Iterator<Item = Kind> {
 fn kinds() -> (Vec<Kind>, Vec<Kind>) {
     let (can, cannot): (Vec<Kind>, Vec<Kind>) =
         every_kind().partition(|kind| Meaning::of(kind).exists());
-    let possible: BTreeSet<Pair> = can.iter().flat_map(pairs_of).collect();
-    let mut open = possible.clone();
+    let mut open = Pairs::of(&can);
+    // How many new pairs each had when that was last counted: it gets no more.
+    let mut news = vec![usize::MAX; can.len()];
     let mut covering = Vec::new();
     while !open.is_empty() {
-        let news = |kind: &&Kind| pairs_of(kind).filter(|pair| open.contains(pair)).count();
-        let best = *can.iter().max_by_key(news).expect("what is open is in some kind");
-        pairs_of(&best).for_each(|pair| {
-            open.remove(&pair);
-        });
-        covering.push(best);
+        let (mut most, mut best) = (0, 0);
+        for (index, kind) in can.iter().enumerate() {
+            if news[index] > most {
+                news[index] = open.count(kind);
+                if news[index] > most {
+                    (most, best) = (news[index], index);
+                }
+            }
+        }
+        assert!(most > 0, "what is open is in some kind");
+        open.set(&can[best], false);
+        covering.push(can[best]);
     }
     // Version 3 with refcounts of 16 bits, in clusters of 64 KiB.
     const USUAL: Kind = [3, 1, 4, 0, 0, 0, 0, 0, 0, 0];
     let distance =
         |kind: &Kind| kind.iter().zip(USUAL).filter(|(one, usual)| **one != *usual).count();
     let mut impossible = Vec::new();
-    let mut refused = BTreeSet::new();
+    // What is in no kind yet, possible or not.
+    let mut open = Pairs::of(&cannot);
+    can.iter().for_each(|kind| open.set(kind, false));
     let mut nearest = cannot;
-    nearest.sort_by_key(distance);
+    nearest.sort_by_cached_key(distance);
     for kind in nearest {
-        let news: Vec<Pair> = pairs_of(&kind)
-            .filter(|pair| !possible.contains(pair) && !refused.contains(pair))
-            .collect();
-        if !news.is_empty() {
-            refused.extend(news);
+        if open.count(&kind) > 0 {
+            open.set(&kind, false);
             impossible.push(kind);
         }
     }
@@ -206,7 +245,10 @@ fn make_layer(bench: &Bench, meaning: &Meaning) -> (Option<Backing>, Vec<u8>) {
         "raw-longer" => size + 2 * meaning.cluster + 1024,
         _ => size / 2 / 512 * 512,
     };
-    let content: Vec<u8> = (0..bytes).map(|at| 1 + (at / 512 % 200) as u8).collect();
+    let mut content = vec![0; bytes as usize];
+    for (number, sector) in content.chunks_mut(512).enumerate() {
+        sector.fill(1 + (number % 200) as u8);
+    }
     let raw = bench.directory.path().join("base.raw");
     fs::write(&raw, &content).unwrap();
     if meaning.layer.starts_with("raw") {
@@ -402,10 +444,10 @@ fn every_pair_of_options_goes_both_ways() {
 #[test]
 fn the_kinds_cover_every_pair() {
     let (covering, impossible) = kinds();
-    let of = |kinds: &[Kind]| kinds.iter().flat_map(pairs_of).collect::<BTreeSet<Pair>>();
-    let all: BTreeSet<Pair> = every_kind().flat_map(|kind| pairs_of(&kind)).collect();
-    let both: BTreeSet<Pair> = of(&covering).union(&of(&impossible)).copied().collect();
-    assert_eq!(both, all);
+    let all = every_kind().collect::<Vec<_>>();
+    let mut missing = Pairs::of(&all);
+    covering.iter().chain(&impossible).for_each(|kind| missing.set(kind, false));
+    assert!(missing.is_empty());
     assert!(covering.iter().all(|kind| Meaning::of(kind).exists()));
     assert!(!impossible.iter().any(|kind| Meaning::of(kind).exists()));
     assert!(covering.len() >= 5 * 7, "widths by clusters alone are so many");

@@ -23,6 +23,8 @@ use qcow2_crashtest::trial::{self, At, Survivors, Trial, TrialLife};
 use qcow2_crashtest::workload::Scope;
 use qcow2_crashtest::{corpus, report};
 
+use crate::house::root;
+
 /// Columns of a line of a report, the first line and the commands aside.
 const WIDTH: usize = 100;
 
@@ -335,7 +337,7 @@ fn the_commands_can_be_pasted() {
         });
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_campaign"))
             .args(words)
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .current_dir(root())
             .output()
             .expect("the binary runs");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();

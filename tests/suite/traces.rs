@@ -1,14 +1,14 @@
 //! The recorded guest traces in `corpus/traces` are what their README says.
 
 use std::fs;
-use std::path::Path;
 
+use qcow2_crashtest::corpus;
 use qcow2_crashtest::logwrites::{Action, Entry, Log};
 
 /// Goal: the trace can be read to its end by the strict reader, and its figures are those of the README.
 #[test]
 fn the_ext4_trace_is_whole() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus/traces/ext4-sqlite.log.zst");
+    let path = corpus::folder().join("traces/ext4-sqlite.log.zst");
     let bytes = zstd::decode_all(&*fs::read(path).unwrap()).unwrap();
     let log = Log::parse(&bytes).unwrap();
     assert_eq!((log.sector_size(), log.promised()), (512, 669));

@@ -14,6 +14,10 @@ mod patient;
 mod shapes;
 mod states;
 
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::thread;
+
 use model::mistake::Mistake;
 
 use crate::data_files::{
@@ -132,16 +136,26 @@ fn the_judge_passes_every_examination() {
 
 #[test]
 fn every_mutant_is_killed() {
+    // A mutant may also trip over an assertion: what counts is that it does not pass.
+    let noticed = |mistake| EXAMS.iter().filter(move |(_, exam)| exam(mistake).is_err());
+    let names = |mistake: &Mistake| noticed(*mistake).map(|(name, _)| *name).collect::<Vec<_>>();
+    let workers = thread::available_parallelism().map_or(1, NonZero::get);
+    let part = |worker| Mistake::ALL.iter().enumerate().skip(worker).step_by(workers);
+    let examined: BTreeMap<usize, Vec<&str>> = thread::scope(|scope| {
+        let start = |worker| {
+            scope.spawn(move || part(worker).map(|(at, it)| (at, names(it))).collect::<Vec<_>>())
+        };
+        let started: Vec<_> = (0..workers).map(start).collect();
+        started.into_iter().flat_map(|worker| worker.join().expect("exams do not panic")).collect()
+    });
     let mut survivors = Vec::new();
-    for &mistake in Mistake::ALL {
-        // A mutant may also trip over an assertion: what counts is that it does not pass.
-        let noticed = EXAMS.iter().filter(|(_, exam)| exam(mistake).is_err());
-        let names: Vec<_> = noticed.map(|(name, _)| *name).collect();
+    for (mistake, names) in Mistake::ALL.iter().zip(examined.values()) {
         println!("{:<30} {}", format!("{mistake:?}"), names.join("; "));
         if names.is_empty() {
             survivors.push(mistake);
         }
     }
+    assert_eq!(examined.len(), Mistake::ALL.len());
     assert!(survivors.is_empty(), "survived: {survivors:?}");
 }
 

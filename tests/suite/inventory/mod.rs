@@ -35,7 +35,6 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use qcow2_crashtest::campaign::case_seed;
 use qcow2_crashtest::capabilities::Capabilities;
@@ -43,6 +42,7 @@ use qcow2_crashtest::workload::{FaultKind, Plan, Scope, plan};
 
 use self::line::{By, Line};
 use self::outside::OUTSIDE;
+use crate::house::root;
 
 /// The parts of the table.
 const PARTS: [&[Line]; 17] = [
@@ -68,10 +68,6 @@ const PARTS: [&[Line]; 17] = [
 /// All lines.
 fn lines() -> Vec<Line> {
     PARTS.concat()
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
 /// The sources of qcow2-core and of the storages: the name of each module, and its text without its tests.
