@@ -251,12 +251,12 @@ fn sound_synchronous_code_is_accused_of_nothing() {
     let subject = Synchronous::new(How::Right);
     let kinds = [None, Some(Shape::Sectors), Some(Shape::Transfers), Some(Shape::Shrinking)];
     for shape in kinds {
-        let run = || campaign::run(&subject, &settings(5, shape), |_| {});
+        let run = || campaign::run(&subject, &settings(10, shape), |_| {});
         let (one, other) = (run(), run());
         assert!(one.found.is_none() && one.broken.is_none(), "{:?} {:?}", one.found, one.broken);
         let count = |report: &campaign::Report| (report.figures.states, report.figures.ios);
         assert_eq!(count(&one), count(&other), "{shape:?}");
-        assert!(one.figures.states > 50, "{shape:?}: {} states", one.figures.states);
+        assert!(one.figures.states > 100, "{shape:?}: {} states", one.figures.states);
     }
     let worlds = worlds(&[1024], &[false, true], &[Initial::Fresh, Initial::Dirty]);
     let settings = ExploreSettings { workers: 1, ..ExploreSettings::new(worlds, 1) };
@@ -268,7 +268,7 @@ fn sound_synchronous_code_is_accused_of_nothing() {
 /// Method: sound code on a device whose failed writes may land later, requests one after the other.
 #[test]
 fn what_failed_in_a_plain_call_does_not_land_later() {
-    let mut settings = settings(20, None);
+    let mut settings = settings(40, None);
     settings.scope = Scope { fault: Some(FaultKind::Late), tasks: Some(1), ..settings.scope };
     let report = campaign::run(&Synchronous::new(How::Right), &settings, |_| {});
     assert!(report.found.is_none() && report.broken.is_none(), "{:?}", report.found);

@@ -277,7 +277,7 @@ fn sound_threads_are_accused_of_nothing() {
 /// half way, with handles and without.
 #[test]
 fn a_lock_that_is_given_up_half_way_is_found() {
-    let alone = campaign::run(&Threads::new(By::Halves, false), &of_three_tasks(10), |_| {});
+    let alone = campaign::run(&Threads::new(By::Halves, false), &of_three_tasks(30), |_| {});
     assert!(alone.found.is_none() && alone.broken.is_none(), "{:?}", alone.found);
     let subject = Threads::new(By::Halves, true);
     let report = campaign::run(&subject, &of_three_tasks(500), |_| {});
