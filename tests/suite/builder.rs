@@ -6,11 +6,11 @@ use model::audit::Auditor;
 use model::build::{Initial, build};
 use model::op::Geometry;
 use model::payload::{self, Value, ZEROES};
-use qcow2_crashtest::{figures, qemu};
+use qcow2_crashtest::qemu;
 
 use crate::common::memory_directory;
 
-/// Goal: initial images are what they say, to somebody else too. Method: every kind in many geometries, a quarter of them at each commit; `qemu-img check` finds
+/// Goal: initial images are what they say, to somebody else too. Method: every kind in many geometries; `qemu-img check` finds
 /// leaks and corruptions where there are some and nowhere else, and counts as the judge's auditor does. Where clusters have
 /// subclusters, `qemu-img compare` reads what the guest should.
 #[test]
@@ -40,7 +40,7 @@ fn qemu_img_agrees_on_every_image() {
     });
     let mut auditor = Auditor::default();
     let mut compared = 0;
-    for geometry in geometries.chain(extended).skip(figures::turn(4)).step_by(4) {
+    for geometry in geometries.chain(extended) {
         for initial in Initial::ALL {
             let Ok(built) = build(&geometry, initial) else { continue };
             std::fs::write(&file, built.to_bytes()).unwrap();
@@ -78,5 +78,5 @@ fn qemu_img_agrees_on_every_image() {
         }
     }
     println!("{compared} images compared");
-    assert!(compared > 125);
+    assert!(compared > 500);
 }
