@@ -8,10 +8,11 @@ use qcow2_core::storage::IoBuf;
 /// # Panics
 /// If there is no memory for it.
 pub fn to_read_into(length: u64) -> IoBuf {
-    let mut buf = IoBuf::zeroed(usize::try_from(length).expect("it fits in memory"), UNIT);
+    let length = usize::try_from(length).expect("it fits in memory");
+    let mut buf = IoBuf::with_capacity(length, UNIT);
     let stale = payload::unit(0, payload::STALE);
-    for bytes in buf.chunks_mut(UNIT) {
-        bytes.copy_from_slice(&stale[..bytes.len()]);
+    while buf.len() < length {
+        buf.extend_from_slice(&stale[..UNIT.min(length - buf.len())]);
     }
     buf
 }

@@ -2,15 +2,19 @@
 //! dangling pointer in C, or takes all memory ends the process that it is in, and nothing in there can say more.
 //!
 //! ```text
-//!   run          "3 case 7 of seed 1" ──> pipe                      dies: the pipe ends without "end"
-//!   bystander                              keeps the last of each   ──> "case 7 of seed 1"
+//!   file        [ case 7 of seed 1 \0\0.. ][ \0\0.. ][ case 9 of seed 1 \0.. ]     a slot a thread: what it is at, empty if at nothing
+//!   run         writes its slot ...       dies: the pipe ends without "end"
+//!   bystander   reads the pipe ...        reads the file               ──> "case 7 of seed 1"
 //! ```
 //!
-//! It is the same program, called once more with the first thing that is done after [`begin`], and decides nothing.
+//! It is the same program, called once more with the first thing that is done after [`begin`], and decides nothing. What threads are at is in a file
+//! without a name and not in the pipe, because a line of a pipe wakes who reads it: a tenth of an exploration of small worlds went there.
 
-use std::collections::BTreeMap;
 use std::env;
-use std::io::{self, BufRead, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -18,14 +22,23 @@ use std::sync::{Mutex, PoisonError};
 /// What makes this program one, when it is called with it.
 const ASKED: &str = "QCOW2_CRASHTEST_BYSTANDER";
 
-/// The last line of a run that ends by itself.
+/// The last word of a run that ends by itself.
 const END: &str = "end";
+
+/// Bytes of the file for a thread.
+const SLOT: usize = 1024;
 
 /// Whether there is to be one.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
-/// The pipe to it, once it has begun; none if it could not.
-static PIPE: Mutex<Option<Option<ChildStdin>>> = Mutex::new(None);
+/// The one, once it has begun; none if it could not.
+static BESIDE: Mutex<Option<Option<Beside>>> = Mutex::new(None);
+
+/// What ties a run to its bystander.
+struct Beside {
+    pipe: ChildStdin,
+    file: File,
+}
 
 /// To be called first by a program: from now on there is one, as soon as something is done. What the program ends with if it was called to be
 /// that itself.
@@ -34,72 +47,90 @@ pub fn begin() -> Option<ExitCode> {
         WANTED.store(true, Ordering::Relaxed);
         return None;
     }
-    if let Some(told) = told_of(io::stdin().lock().lines().map_while(Result::ok)) {
+    if let Ok(Some(told)) = stand_by() {
         eprint!("{told}");
     }
     Some(ExitCode::SUCCESS)
 }
 
+/// Waits for the end of the run, and says what there is to say of it.
+fn stand_by() -> io::Result<Option<String>> {
+    let mut last = Vec::new();
+    io::stdin().read_to_end(&mut last)?;
+    if last == END.as_bytes() {
+        return Ok(None);
+    }
+    let mut file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let mut slots = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut slots)?;
+    Ok(told_of(&slots))
+}
+
 /// Nothing more is to be said: the process ends by itself.
 pub fn end() {
     WANTED.store(false, Ordering::Relaxed);
-    write(END);
+    if let Some(Some(mut beside)) = BESIDE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let _ = beside.pipe.write_all(END.as_bytes());
+    }
 }
 
-/// What a thread does from now on; empty if that has ended.
+/// What a thread does from now on; empty if that has ended. No two that do something have the same number, and few numbers do.
 pub(crate) fn tell(thread: u64, what: &str) {
     if WANTED.load(Ordering::Relaxed) {
-        write(&format!("{thread} {}", what.replace('\n', " ")));
-    }
-}
-
-fn write(line: &str) {
-    let mut pipe = PIPE.lock().unwrap_or_else(PoisonError::into_inner);
-    if pipe.is_none() && line == END {
-        return;
-    }
-    // Without one there is no more to see than there was.
-    if let Some(into) = pipe.get_or_insert_with(call) {
-        let _ = writeln!(into, "{line}");
-    }
-}
-
-fn call() -> Option<ChildStdin> {
-    let mut this = Command::new(env::current_exe().ok()?);
-    let piped = this.env(ASKED, "").stdin(Stdio::piped()).stdout(Stdio::null());
-    piped.spawn().ok()?.stdin
-}
-
-/// What there is to say after these lines, if the last is not that all is well.
-fn told_of(lines: impl Iterator<Item = String>) -> Option<String> {
-    let mut at = BTreeMap::new();
-    for line in lines {
-        if line == END {
-            return None;
-        }
-        if let Some((thread, what)) = line.split_once(' ') {
-            at.insert(thread.to_owned(), what.to_owned());
+        let mut beside = BESIDE.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without one there is no more to see than there was.
+        if let Some(beside) = beside.get_or_insert_with(|| call().ok().flatten()) {
+            let _ = beside.file.write_all_at(&slot(what), thread.saturating_mul(SLOT as u64));
         }
     }
-    at.retain(|_, what| !what.is_empty());
-    let mut told =
-        String::from("The process was ended from without, or by the subject. It was at\n");
-    at.values().for_each(|what| told += &format!("  {what}\n"));
-    (!at.is_empty()).then_some(told + "With the same seed `run --case N` is one case by itself.\n")
+}
+
+fn call() -> io::Result<Option<Beside>> {
+    let file = tempfile::tempfile()?;
+    let mut this = Command::new(env::current_exe()?);
+    this.env(ASKED, "").stdin(Stdio::piped()).stdout(file.try_clone()?);
+    Ok(this.spawn()?.stdin.map(|pipe| Beside { pipe, file }))
+}
+
+/// What is done, as far as it has room.
+fn slot(what: &str) -> [u8; SLOT] {
+    let mut slot = [0; SLOT];
+    slot.iter_mut().zip(what.bytes()).for_each(|(to, byte)| *to = byte);
+    slot
+}
+
+/// What there is to say after these slots.
+fn told_of(slots: &[u8]) -> Option<String> {
+    let told: String = slots
+        .chunks(SLOT)
+        .map(|slot| String::from_utf8_lossy(slot).trim_end_matches('\0').replace('\n', " "))
+        .filter(|what| !what.is_empty())
+        .map(|what| format!("  {what}\n"))
+        .collect();
+    (!told.is_empty()).then(|| {
+        format!(
+            "The process was ended from without, or by the subject. It was at\n{told}With the same seed `run --case N` is one case by itself.\n"
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::told_of;
+    use super::{SLOT, slot, told_of};
 
-    /// Goal: what is told is what was not over, and nothing of a run that ended by itself. Method: three threads, one of which has ended.
+    /// Goal: what is told is what was not over, and nothing of a run at nothing. Method: three threads, one of which has ended; one at more than
+    /// there is room for.
     #[test]
     fn what_was_not_over_is_told() {
-        let lines = ["1 case 1", "2 case 2", "1 case 3", "3 case 4", "3 "];
-        let of = |last: &[&str]| told_of(lines.iter().chain(last).map(|it| (*it).to_owned()));
-        let told = of(&[]).unwrap();
-        assert!(told.contains("  case 3\n  case 2\nWith"), "{told}");
-        assert_eq!(of(&["end"]), None);
-        assert_eq!(of(&["1 ", "2 "]), None);
+        let of = |whats: &[&str]| {
+            told_of(&whats.iter().flat_map(|what| slot(what)).collect::<Vec<u8>>())
+        };
+        let told = of(&["case\n3", "", "case 2"]).unwrap();
+        assert!(told.contains("\n  case 3\n  case 2\nWith"), "{told}");
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&["", ""]), None);
+        let long = "x".repeat(SLOT + 1);
+        assert!(of(&[&long, "case 2"]).unwrap().contains("xx\n  case 2\n"));
     }
 }

@@ -26,7 +26,7 @@ pub const PATIENCE: u32 = 60;
 /// What a thread does.
 #[derive(Debug)]
 struct Post {
-    /// Which thread it is.
+    /// Which of the posts it is: the lowest that no other has.
     number: u64,
     /// Calls and returns, up to now.
     beats: AtomicU64,
@@ -42,27 +42,26 @@ struct Manned(Arc<Post>);
 
 impl Drop for Manned {
     fn drop(&mut self) {
-        self.0.left.store(true, Ordering::Relaxed);
+        // In this order: the number is another's when it is left.
         bystander::tell(self.0.number, "");
+        self.0.left.store(true, Ordering::Relaxed);
     }
 }
-
-/// How many threads had a post.
-static NUMBERS: AtomicU64 = AtomicU64::new(0);
 
 static POSTS: Mutex<Vec<Arc<Post>>> = Mutex::new(Vec::new());
 
 thread_local! {
     static POST: Manned = {
+        let mut posts = POSTS.lock().unwrap_or_else(PoisonError::into_inner);
+        posts.retain(|post| !post.left.load(Ordering::Relaxed));
+        let taken = |number: &u64| posts.iter().any(|post| post.number == *number);
         let post = Arc::new(Post {
-            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            number: (0..).find(|number| !taken(number)).unwrap_or(u64::MAX),
             beats: AtomicU64::new(0),
             depth: AtomicU64::new(0),
             doing: Mutex::default(),
             left: AtomicBool::new(false),
         });
-        let mut posts = POSTS.lock().unwrap_or_else(PoisonError::into_inner);
-        posts.retain(|post| !post.left.load(Ordering::Relaxed));
         posts.push(Arc::clone(&post));
         Manned(post)
     };
