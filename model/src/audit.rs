@@ -11,12 +11,15 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use crate::evidence::Evidence;
+use crate::evidence::Readable;
 use crate::finding::{Finding, Property, Stage};
 use crate::image::{COPIED, Header, Image};
 use crate::label::Region;
+use crate::memory::{Memory, Told};
 use crate::mistake::Mistake;
 
 /// Findings that a report keeps; the totals count all.
@@ -85,44 +88,79 @@ impl AuditReport {
 /// Audits images one after the other, with the same buffers.
 #[derive(Clone, Debug, Default)]
 pub struct Auditor {
+    last: Arc<Audited>,
+    memory: Option<Memory<Audited>>,
+    mistake: Mistake,
+}
+
+/// An image that was audited.
+#[derive(Clone, Debug, Default)]
+struct Audited {
     image: Image,
     report: AuditReport,
-    mistake: Mistake,
 }
 
 impl Auditor {
     /// An auditor with a deliberate mistake.
     pub fn with_mistake(mistake: Mistake) -> Self {
-        Self { image: Image::with_mistake(mistake), mistake, ..Self::default() }
+        Self { last: Arc::new(Audited::with_mistake(mistake)), memory: None, mistake }
+    }
+
+    /// Whether what follows from what a disk answers is remembered from now on: then the values of all that is audited have to be of one store.
+    pub fn remember(&mut self, remembers: bool) {
+        self.memory = remembers.then(|| self.memory.take().unwrap_or_default());
     }
 
     /// Reads and audits an image. Resolves its metadata and nothing else.
-    pub fn audit<E: Evidence>(&mut self, evidence: &mut E) -> &AuditReport {
-        self.report.findings.clear();
-        self.image.read(evidence, &mut self.report.findings);
-        self.compare_refcounts();
-        self.compare_copied();
-        self.report.findings.retain(|finding| !overlooked(finding, self.mistake));
-        self.report.header = self.image.header().copied();
-        self.report.totals = self.totals();
-        self.report.findings.truncate(MAX_FINDINGS);
-        &self.report
+    pub fn audit<E: Readable>(&mut self, evidence: &mut E) -> &AuditReport {
+        let Some(memory) = &mut self.memory else {
+            let last = Arc::make_mut(&mut self.last);
+            last.audit(evidence, self.mistake);
+            return &last.report;
+        };
+        if let Some(known) = memory.find(evidence) {
+            self.last = Arc::clone(known);
+        } else {
+            let mut told = Told::new(evidence);
+            let mut new = Audited::with_mistake(self.mistake);
+            new.audit(&mut told, self.mistake);
+            let weight = new.image.weight();
+            self.last = Arc::new(new);
+            memory.keep(told, Arc::clone(&self.last), weight);
+        }
+        &self.last.report
     }
 
     /// The image that was audited last.
     pub fn image(&self) -> &Image {
-        &self.image
+        &self.last.image
     }
 
     /// The report on the image that was audited last.
     pub fn report(&self) -> &AuditReport {
-        &self.report
+        &self.last.report
+    }
+}
+
+impl Audited {
+    fn with_mistake(mistake: Mistake) -> Self {
+        Self { image: Image::with_mistake(mistake), report: AuditReport::default() }
+    }
+
+    fn audit<E: Readable>(&mut self, evidence: &mut E, mistake: Mistake) {
+        self.report.findings.clear();
+        self.image.read(evidence, &mut self.report.findings);
+        self.compare_refcounts();
+        self.compare_copied();
+        self.report.findings.retain(|finding| !overlooked(finding, mistake));
+        self.report.header = self.image.header().copied();
+        self.report.totals = self.totals();
+        self.report.findings.truncate(MAX_FINDINGS);
     }
 
     fn compare_refcounts(&mut self) {
         let findings = &mut self.report.findings;
-        for &cluster in self.image.stored() {
-            let slot = self.image.slot(cluster);
+        for (cluster, slot) in self.image.stored_in().flat_map(|it| self.image.uneven(it)) {
             let (cluster, stored, counted) = (cluster.into(), slot.stored, slot.counted.into());
             if stored > counted {
                 findings.push(Finding::Leak { cluster, stored, counted });
@@ -132,7 +170,7 @@ impl Auditor {
             findings.push(Finding::Leak { cluster, stored, counted: 0 });
         }
         for (index, claim) in (0..).zip(self.image.claims()) {
-            for (cluster, slot) in self.image.slots(&claim.clusters) {
+            for (cluster, slot) in self.image.uneven(&claim.clusters) {
                 let (stored, counted) = (slot.stored, slot.counted.into());
                 if stored < counted && slot.first_claim == index {
                     let cluster = cluster.into();
@@ -166,7 +204,9 @@ impl Auditor {
             return CheckTotals { check_errors: 1, ..CheckTotals::default() };
         };
         let mapped = self.image.mapped();
-        let used = self.image.stored().iter().max().map_or(0, |last| last.saturating_add(1));
+        let stored = self.image.stored_in().flat_map(|clusters| self.image.slots(clusters));
+        let last = stored.rev().find(|(_, slot)| slot.stored != 0);
+        let used = last.map_or(0, |(last, _)| last.saturating_add(1));
         let referenced = self.image.claims().iter().map(|claim| claim.clusters.end).max();
         let end = u64::from(referenced.unwrap_or(0).max(used));
         let mut totals = CheckTotals {

@@ -5,7 +5,7 @@
 //! decided. A disk that holds one value everywhere, such as a file, is the simple case ([`BytesEvidence`]).
 //!
 //! A disk may be two files, an image and a file of guest data beside it: one space of unit numbers has both, the second from
-//! [`Evidence::data_file`] on.
+//! [`Readable::data_file`] on.
 //!
 //! Values are named by [`ValueKey`]s. The invariant that everything here rests on: within one store, equal keys are equal
 //! bytes, and [`ValueKey::ZERO`] is the unit of zeroes and nothing else is.
@@ -25,8 +25,8 @@ impl ValueKey {
     pub const ZERO: Self = Self(0);
 }
 
-/// A disk under judgement. Units past the end of a file hold zeroes.
-pub trait Evidence {
+/// A disk that is read: what it is asked is decided. Units past the end of a file hold zeroes.
+pub trait Readable {
     /// The first unit of the data file, if there is one: its unit n is unit `first + n`, and all units of the image come before it. A
     /// multiple of the units in the largest cluster, 4096.
     fn data_file(&self) -> Option<u64> {
@@ -49,23 +49,26 @@ pub trait Evidence {
     /// What `unit` holds; decides it if it was open.
     fn resolve(&mut self, unit: u64) -> ValueKey;
 
-    /// Shows everything that `unit` may hold, at least one value, and decides nothing.
-    fn peek(&self, unit: u64, visit: impl FnMut(ValueKey));
-
     /// How many units from `unit` on, `most` at most, are known to hold zeroes and nothing else: so that long empty
     /// tables cost little. Saying 0 is always right.
     fn zero_run(&self, _unit: u64, _most: u64) -> u64 {
         0
     }
 
+    /// The bytes that `key` names.
+    fn bytes(&self, key: ValueKey) -> &Unit;
+}
+
+/// A disk under judgement.
+pub trait Evidence: Readable {
+    /// Shows everything that `unit` may hold, at least one value, and decides nothing.
+    fn peek(&self, unit: u64, visit: impl FnMut(ValueKey));
+
     /// What units from `unit` on hold, `most` at most, up to the first that may hold more than one value: so that what has long been
     /// decided costs little. None at all is always right.
     fn decided(&self, _unit: u64, _most: u64) -> impl Iterator<Item = ValueKey> {
         std::iter::empty()
     }
-
-    /// The bytes that `key` names.
-    fn bytes(&self, key: ValueKey) -> &Unit;
 
     /// The key that names these bytes, where one does. (Of a file, those that it has are known, and those that somebody else named.)
     fn key_of(&self, bytes: &Unit) -> Option<ValueKey>;
@@ -272,7 +275,7 @@ impl BytesEvidence {
     }
 }
 
-impl Evidence for BytesEvidence {
+impl Readable for BytesEvidence {
     fn data_file(&self) -> Option<u64> {
         self.data.as_ref().map(|_| DATA_FIRST)
     }
@@ -289,12 +292,14 @@ impl Evidence for BytesEvidence {
         self.get(unit)
     }
 
-    fn peek(&self, unit: u64, mut visit: impl FnMut(ValueKey)) {
-        visit(self.get(unit));
-    }
-
     fn bytes(&self, key: ValueKey) -> &Unit {
         self.values.bytes(key)
+    }
+}
+
+impl Evidence for BytesEvidence {
+    fn peek(&self, unit: u64, mut visit: impl FnMut(ValueKey)) {
+        visit(self.get(unit));
     }
 
     fn key_of(&self, bytes: &Unit) -> Option<ValueKey> {

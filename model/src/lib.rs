@@ -34,6 +34,7 @@ pub mod guest;
 pub mod image;
 pub mod judge;
 pub mod label;
+mod memory;
 pub mod mistake;
 mod mistaken;
 pub mod op;

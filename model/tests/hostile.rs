@@ -6,7 +6,7 @@
 
 use model::audit::Auditor;
 use model::build::{Initial, build};
-use model::evidence::{BytesEvidence, Evidence};
+use model::evidence::{BytesEvidence, Evidence, Readable};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::judge::{Contents, Judge};
 use model::op::{DataFile, Durability, Encryption, Geometry};
@@ -97,7 +97,7 @@ struct Counting {
     reads: u64,
 }
 
-impl Evidence for Counting {
+impl Readable for Counting {
     fn len(&mut self) -> u64 {
         self.disk.len()
     }
@@ -107,12 +107,14 @@ impl Evidence for Counting {
         self.disk.resolve(unit)
     }
 
-    fn peek(&self, unit: u64, visit: impl FnMut(model::evidence::ValueKey)) {
-        self.disk.peek(unit, visit);
-    }
-
     fn bytes(&self, key: model::evidence::ValueKey) -> &Unit {
         self.disk.bytes(key)
+    }
+}
+
+impl Evidence for Counting {
+    fn peek(&self, unit: u64, visit: impl FnMut(model::evidence::ValueKey)) {
+        self.disk.peek(unit, visit);
     }
 
     fn key_of(&self, bytes: &Unit) -> Option<model::evidence::ValueKey> {
@@ -155,25 +157,33 @@ fn a_file_of_too_many_clusters_is_refused() {
     let geometry = Geometry::plain(9, 4096);
     let built = build(&geometry, Initial::Fresh).unwrap();
     struct Long(BytesEvidence, u64);
-    impl Evidence for Long {
+    impl Readable for Long {
         fn len(&mut self) -> u64 {
             self.1
         }
+
         fn resolve(&mut self, unit: u64) -> model::evidence::ValueKey {
             self.0.resolve(unit)
         }
-        fn peek(&self, unit: u64, visit: impl FnMut(model::evidence::ValueKey)) {
-            self.0.peek(unit, visit);
-        }
+
         fn bytes(&self, key: model::evidence::ValueKey) -> &Unit {
             self.0.bytes(key)
         }
+    }
+
+    impl Evidence for Long {
+        fn peek(&self, unit: u64, visit: impl FnMut(model::evidence::ValueKey)) {
+            self.0.peek(unit, visit);
+        }
+
         fn key_of(&self, bytes: &Unit) -> Option<model::evidence::ValueKey> {
             self.0.key_of(bytes)
         }
+
         fn generation(&self) -> u64 {
             0
         }
+
         fn changed_since(&self, _: u64, _: impl FnMut(u64)) {}
     }
     for (clusters, expected) in

@@ -6,7 +6,7 @@
 
 use model::audit::Auditor;
 use model::build::{Built, Initial, build};
-use model::evidence::{BytesEvidence, DATA_FIRST, Evidence, ValueKey};
+use model::evidence::{BytesEvidence, DATA_FIRST, Readable, ValueKey};
 use model::finding::{Finding, Stage};
 use model::guest::{DiscardReads, Guest, Promises};
 use model::image::Mapping;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use faultfs::chooser::Chooser;
 use faultfs::disk::{File, PossibleDisk};
 use faultfs::values::{Key, Values};
-use model::evidence::{Evidence, ValueKey};
+use model::evidence::{Evidence, Readable, ValueKey};
 use model::payload::{UNIT, Unit};
 
 /// A possible disk as evidence: what the auditor reads is decided by `chooser`, guest data is only looked at.
@@ -40,7 +40,7 @@ fn unit_number(unit: u64) -> Option<u32> {
     u32::try_from(unit).ok().filter(|&unit| unit < faultfs::disk::MAX_UNITS)
 }
 
-impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
+impl<C: Chooser> Readable for DiskEvidence<'_, C> {
     fn len(&mut self) -> u64 {
         u64::from(self.disk.len(self.chooser)) * UNIT as u64
     }
@@ -61,6 +61,17 @@ impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
             .map_or(ValueKey::ZERO, |unit| ValueKey(self.disk.read(unit, self.chooser).0))
     }
 
+    fn zero_run(&self, unit: u64, most: u64) -> u64 {
+        let count = u32::try_from(most).unwrap_or(u32::MAX);
+        unit_number(unit).map_or(0, |unit| self.disk.zero_run(unit, count).into())
+    }
+
+    fn bytes(&self, key: ValueKey) -> &Unit {
+        self.values.bytes(Key(key.0))
+    }
+}
+
+impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
     fn peek(&self, unit: u64, mut visit: impl FnMut(ValueKey)) {
         let Some(unit) = unit_number(unit) else { return visit(ValueKey::ZERO) };
         if let Some(key) = self.disk.single(unit) {
@@ -73,20 +84,11 @@ impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
         self.scratch.replace(keys);
     }
 
-    fn zero_run(&self, unit: u64, most: u64) -> u64 {
-        let count = u32::try_from(most).unwrap_or(u32::MAX);
-        unit_number(unit).map_or(0, |unit| self.disk.zero_run(unit, count).into())
-    }
-
     fn decided(&self, unit: u64, most: u64) -> impl Iterator<Item = ValueKey> {
         let most = u32::try_from(most).unwrap_or(u32::MAX);
         // Units that no disk has are not decided.
         let unit = unit_number(unit).unwrap_or(u32::MAX);
         self.disk.single_run(unit, most).map(|key| ValueKey(key.0))
-    }
-
-    fn bytes(&self, key: ValueKey) -> &Unit {
-        self.values.bytes(Key(key.0))
     }
 
     fn key_of(&self, bytes: &Unit) -> Option<ValueKey> {

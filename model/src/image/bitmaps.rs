@@ -18,7 +18,7 @@ use super::entry::{OFFSET, is_cluster, nonzero_entries};
 use super::header::Header;
 use super::reader::Image;
 use super::recording::{ALL_ONES, Recording};
-use crate::evidence::Evidence;
+use crate::evidence::Readable;
 use crate::finding::Finding;
 use crate::label::Region;
 
@@ -35,7 +35,7 @@ const MAX_BITMAP_DIRECTORY: u64 = 64 << 20;
 const BITMAP_ENTRY: u64 = 24;
 
 impl Image {
-    pub(super) fn read_bitmaps<E: Evidence>(
+    pub(super) fn read_bitmaps<E: Readable>(
         &mut self,
         evidence: &mut E,
         header: &Header,
@@ -96,7 +96,7 @@ impl Image {
         }
     }
 
-    fn read_bitmap_table<E: Evidence>(
+    fn read_bitmap_table<E: Readable>(
         &mut self,
         evidence: &mut E,
         header: &Header,
@@ -122,7 +122,7 @@ impl Image {
     }
 
     /// Keeps the table of a bitmap, as far as the file has it.
-    fn record<E: Evidence>(
+    fn record<E: Readable>(
         &mut self,
         evidence: &mut E,
         table: u64,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::evidence::Evidence;
+use crate::evidence::Readable;
 use crate::payload::{UNIT, Unit};
 
 pub(super) const UNIT_BYTES: u64 = UNIT as u64;
@@ -35,7 +35,7 @@ pub(super) fn to_usize(value: u64) -> usize {
 }
 
 /// Bytes of the file as a big-endian number: at most eight, wherever they lie.
-pub(super) fn number<E: Evidence>(evidence: &mut E, offset: u64, bytes: u64) -> u64 {
+pub(super) fn number<E: Readable>(evidence: &mut E, offset: u64, bytes: u64) -> u64 {
     (offset..offset.saturating_add(bytes)).fold(0, |number, at| {
         let key = evidence.resolve(at.checked_div(UNIT_BYTES).unwrap_or(0));
         let byte = be8(evidence.bytes(key), to_usize(at % UNIT_BYTES));

@@ -11,7 +11,7 @@ use super::bytes::number;
 use super::entry::is_cluster;
 use super::header::Header;
 use super::reader::Image;
-use crate::evidence::Evidence;
+use crate::evidence::Readable;
 use crate::finding::Finding;
 use crate::label::Region;
 use crate::mistake::Mistake;
@@ -19,7 +19,7 @@ use crate::op::Encryption;
 
 impl Image {
     /// Counts the clusters of the LUKS header that the extension at this offset leads to.
-    pub(super) fn read_encryption<E: Evidence>(
+    pub(super) fn read_encryption<E: Readable>(
         &mut self,
         evidence: &mut E,
         header: &Header,

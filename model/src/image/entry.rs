@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::bytes::{UNIT_BYTES, units_of};
 use super::header::Header;
-use crate::evidence::{Evidence, ValueKey};
+use crate::evidence::{Readable, ValueKey};
 use crate::finding::Finding;
 use crate::label::Region;
 use crate::op::SUBCLUSTERS;
@@ -195,7 +195,7 @@ pub(crate) fn stream_of(entry: u64, header: &Header) -> Stream {
 }
 
 /// Fills `entries` with (index, entry) of a table's entries that are not 0, in order.
-pub(super) fn nonzero_entries<E: Evidence>(
+pub(super) fn nonzero_entries<E: Readable>(
     evidence: &mut E,
     offset: u64,
     count: u64,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::bytes::{UNIT_BYTES, be32, to_usize};
 use super::header::{AUTOCLEAR_BITMAPS, Header};
-use crate::evidence::Evidence;
+use crate::evidence::Readable;
 use crate::finding::Finding;
 use crate::op::Encryption;
 
@@ -36,7 +36,7 @@ pub(super) struct Extensions {
 }
 
 /// The extension area: type, length, data padded to 8 bytes, until type 0 or the backing file's name.
-pub(super) fn find_extensions<E: Evidence>(
+pub(super) fn find_extensions<E: Readable>(
     evidence: &mut E,
     header: &Header,
     findings: &mut Vec<Finding>,

@@ -7,7 +7,7 @@ use super::entry::{Mapping, Table, compressed_extent, decode_whole, pieces_of};
 use super::extensions::find_extensions;
 use super::header::{Header, MAX_BACKING_NAME};
 use super::recording::Recording;
-use crate::evidence::Evidence;
+use crate::evidence::Readable;
 use crate::finding::Finding;
 use crate::label::{Label, Region};
 use crate::mistake::Mistake;
@@ -31,6 +31,13 @@ pub(crate) struct Slot {
     pub(crate) counted: u32,
     /// Index of the first claim, if there is one.
     pub(crate) first_claim: u32,
+}
+
+impl Slot {
+    /// Whether the refcount is not the number of references.
+    fn is_uneven(&self) -> bool {
+        self.stored != u64::from(self.counted)
+    }
 }
 
 /// Counts of guest clusters, as `qemu-img check` gives them.
@@ -57,8 +64,8 @@ pub struct Image {
     pub(super) length: u64,
     pub(super) slots: Vec<Slot>,
     pub(super) claims: Vec<Reference>,
-    /// Clusters within `slots` whose refcount is not 0, ascending.
-    pub(super) stored: Vec<u32>,
+    /// Clusters within `slots` whose refcounts share a unit that is not all 0, ascending.
+    pub(super) stored: Vec<Range<u32>>,
     /// Clusters past `slots` whose refcount is not 0.
     pub(super) stored_beyond: Vec<(u64, u64)>,
     /// Raw L2 entries of all tables, one after the other; the first words of them if they are extended.
@@ -93,6 +100,11 @@ impl Image {
         data_at.map_or(self.length, |start| start.saturating_add(self.data_length))
     }
 
+    /// How much memory it takes, by clusters.
+    pub(crate) fn weight(&self) -> usize {
+        self.slots.len().saturating_add(self.l2_entries.len())
+    }
+
     /// Units of the file that was read last, the last of them cut short or not.
     pub fn file_units(&self) -> u64 {
         self.length.div_ceil(UNIT_BYTES)
@@ -105,7 +117,7 @@ impl Image {
     }
 
     /// Reads all metadata of an image. Resolves what it reads and nothing else; what is wrong is added to `findings`.
-    pub fn read<E: Evidence>(&mut self, evidence: &mut E, findings: &mut Vec<Finding>) {
+    pub fn read<E: Readable>(&mut self, evidence: &mut E, findings: &mut Vec<Finding>) {
         self.forget();
         self.length = evidence.len();
         let first = evidence.resolve(0);
@@ -154,7 +166,7 @@ impl Image {
     }
 
     /// Reads what the header says of the layer below, as far as it lies in the first cluster and the file.
-    fn read_layer<E: Evidence>(
+    fn read_layer<E: Readable>(
         &mut self,
         evidence: &mut E,
         header: &Header,
@@ -173,7 +185,7 @@ impl Image {
     }
 
     /// Bytes of the header, as far as they lie in the first cluster and the file.
-    fn text<E: Evidence>(&self, evidence: &mut E, header: &Header, bytes: Range<u64>) -> Vec<u8> {
+    fn text<E: Readable>(&self, evidence: &mut E, header: &Header, bytes: Range<u64>) -> Vec<u8> {
         let end = bytes.end.min(header.cluster_size().min(self.length));
         (bytes.start..end)
             .map(|at| {
@@ -357,21 +369,34 @@ impl Image {
         &self.recordings
     }
 
-    pub(crate) fn slot(&self, cluster: u32) -> Slot {
-        self.slots.get(cluster as usize).copied().unwrap_or_default()
-    }
-
     /// What is known of each of these clusters, with its number.
-    pub(crate) fn slots(&self, clusters: &Range<u32>) -> impl Iterator<Item = (u32, &Slot)> {
-        clusters.clone().zip(self.slots.get(indices(clusters)).unwrap_or_default())
+    pub(crate) fn slots(
+        &self,
+        clusters: &Range<u32>,
+    ) -> impl DoubleEndedIterator<Item = (u32, &Slot)> + ExactSizeIterator {
+        let slots = self.slots.get(indices(clusters)).unwrap_or_default();
+        clusters.clone().zip(slots)
     }
 
     pub(crate) fn claims(&self) -> &[Reference] {
         &self.claims
     }
 
-    pub(crate) fn stored(&self) -> &[u32] {
-        &self.stored
+    /// Ranges, ascending, that every cluster of the file is in whose refcount is not 0.
+    pub(crate) fn stored_in(&self) -> impl DoubleEndedIterator<Item = &Range<u32>> {
+        self.stored.iter()
+    }
+
+    /// Those of these clusters whose refcount is not the number of references. Most are not, so they are looked at many at once.
+    pub(crate) fn uneven(&self, clusters: &Range<u32>) -> impl Iterator<Item = (u32, &Slot)> {
+        const AT_ONCE: u8 = 64;
+        let slots = self.slots.get(indices(clusters)).unwrap_or_default();
+        let firsts = clusters.clone().step_by(AT_ONCE.into());
+        let pieces = firsts.zip(slots.chunks(AT_ONCE.into()));
+        pieces
+            .filter(|(_, slots)| slots.iter().fold(false, |any, slot| any | slot.is_uneven()))
+            .flat_map(|(first, slots)| (first..).zip(slots))
+            .filter(|(_, slot)| slot.is_uneven())
     }
 
     pub(crate) fn stored_beyond(&self) -> &[(u64, u64)] {
@@ -383,14 +408,9 @@ impl Image {
     }
 
     fn forget(&mut self) {
-        for claim in &self.claims {
-            if let Some(slots) = self.slots.get_mut(indices(&claim.clusters)) {
+        for clusters in self.claims.iter().map(|claim| &claim.clusters).chain(&self.stored) {
+            if let Some(slots) = self.slots.get_mut(indices(clusters)) {
                 slots.fill(Slot::default());
-            }
-        }
-        for cluster in &self.stored {
-            if let Some(slot) = self.slots.get_mut(*cluster as usize) {
-                *slot = Slot::default();
             }
         }
         self.claims.clear();

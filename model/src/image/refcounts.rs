@@ -4,14 +4,14 @@ use super::bytes::{UNIT_BYTES, to_usize, units_of};
 use super::entry::{REFCOUNT_TABLE_RESERVED, is_cluster, nonzero_entries};
 use super::header::Header;
 use super::reader::Image;
-use crate::evidence::{Evidence, ValueKey};
+use crate::evidence::{Readable, ValueKey};
 use crate::finding::Finding;
 use crate::label::Region;
 use crate::mistake::Mistake;
 use crate::payload::Unit;
 
 impl Image {
-    pub(super) fn read_refcounts<E: Evidence>(
+    pub(super) fn read_refcounts<E: Readable>(
         &mut self,
         evidence: &mut E,
         header: &Header,
@@ -39,7 +39,7 @@ impl Image {
         self.table_entries = blocks;
     }
 
-    fn read_block<E: Evidence>(
+    fn read_block<E: Readable>(
         &mut self,
         evidence: &mut E,
         header: &Header,
@@ -55,24 +55,28 @@ impl Image {
         };
         let in_unit = UNIT_BYTES.wrapping_shl(3).wrapping_shr(order);
         let Self { slots, stored, stored_beyond, .. } = self;
-        let clusters = self.length.div_ceil(header.cluster_size());
+        // One more than the file has: see the slots.
+        let clusters = self.length.div_ceil(header.cluster_size()).saturating_add(1);
+        let slots = slots.get_mut(..to_usize(clusters)).unwrap_or_default();
         for (ordinal, unit) in (0..).zip(units_of(offset, header.cluster_size(), readable)) {
             let key = evidence.resolve(unit);
             if key == ValueKey::ZERO {
                 continue;
             }
             let base = base.saturating_add(in_unit.saturating_mul(ordinal));
+            let first = to_usize(base).min(slots.len());
+            let end = first.saturating_add(to_usize(in_unit)).min(slots.len());
+            let known = slots.get_mut(first..end).unwrap_or_default();
             nonzero_refcounts(evidence.bytes(key), order, |within, count| {
                 let (within, count) = mistake.misread(order, within, count);
-                let cluster = base.saturating_add(within);
-                let slot = slots.get_mut(to_usize(cluster)).filter(|_| cluster <= clusters);
-                if let (Some(slot), Ok(cluster)) = (slot, u32::try_from(cluster)) {
-                    slot.stored = count;
-                    stored.push(cluster);
-                } else {
-                    stored_beyond.push((cluster, count));
+                match known.get_mut(to_usize(within)) {
+                    Some(slot) => slot.stored = count,
+                    None => stored_beyond.push((base.saturating_add(within), count)),
                 }
             });
+            if let (Ok(first), Ok(end)) = (u32::try_from(first), u32::try_from(end)) {
+                stored.push(first..end);
+            }
         }
     }
 }

@@ -7,13 +7,13 @@ use super::entry::{
 };
 use super::header::Header;
 use super::reader::Image;
-use crate::evidence::{Evidence, ValueKey};
+use crate::evidence::{Readable, ValueKey};
 use crate::finding::Finding;
 use crate::label::Region;
 use crate::mistake::Mistake;
 
 impl Image {
-    pub(super) fn read_tables<E: Evidence>(
+    pub(super) fn read_tables<E: Readable>(
         &mut self,
         evidence: &mut E,
         header: &Header,
@@ -46,7 +46,7 @@ impl Image {
         self.table_entries = tables;
     }
 
-    fn read_table<E: Evidence>(
+    fn read_table<E: Readable>(
         &mut self,
         evidence: &mut E,
         header: &Header,

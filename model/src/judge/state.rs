@@ -57,6 +57,11 @@ impl Judge {
         Self { may_leak: true, ..self }
     }
 
+    /// See [`Auditor::remember`].
+    pub fn remember_audits(&mut self, remembers: bool) {
+        self.auditor.remember(remembers);
+    }
+
     /// The auditor, with the image that was judged last.
     pub fn auditor(&self) -> &Auditor {
         &self.auditor

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use model::audit::Auditor;
 use model::build::Initial;
-use model::evidence::{BytesEvidence, DATA_FIRST, Evidence};
+use model::evidence::{BytesEvidence, DATA_FIRST, Evidence, Readable};
 use model::finding::{Property, Stage};
 use model::guest::Guest;
 use model::image::{COPIED, Mapping};

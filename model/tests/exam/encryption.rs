@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use model::audit::Auditor;
 use model::build::Initial;
 use model::crypt::{Cipher, LUKS_BYTES, luks_units};
-use model::evidence::{DATA_FIRST, Evidence, ValueKey};
+use model::evidence::{DATA_FIRST, Evidence, Readable, ValueKey};
 use model::finding::{Property, Stage};
 use model::guest::Guest;
 use model::image::{COPIED, Mapping};

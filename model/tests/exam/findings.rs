@@ -2,7 +2,7 @@
 
 use model::audit::Auditor;
 use model::build::Initial;
-use model::evidence::Evidence;
+use model::evidence::Readable;
 use model::finding::{Finding, Stage};
 use model::image::COPIED;
 use model::label::Region;

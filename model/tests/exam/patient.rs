@@ -1,7 +1,7 @@
 //! Images to damage by hand.
 
 use model::build::{Built, Initial, build};
-use model::evidence::{BytesEvidence, Evidence};
+use model::evidence::{BytesEvidence, Readable};
 use model::finding::Stage;
 use model::guest::Guest;
 use model::image::COPIED;

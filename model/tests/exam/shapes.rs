@@ -3,7 +3,7 @@
 
 use model::audit::Auditor;
 use model::build::Initial;
-use model::evidence::{BytesEvidence, Evidence, ValueKey};
+use model::evidence::{BytesEvidence, Readable, ValueKey};
 use model::finding::{Property, Stage};
 use model::guest::{DiscardReads, Guest, Made, Promises};
 use model::image::{COPIED, Mapping};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use model::build::Initial;
-use model::evidence::{BytesEvidence, Evidence, ValueKey};
+use model::evidence::{BytesEvidence, Evidence, Readable, ValueKey};
 use model::finding::{Property, Stage};
 use model::guest::Guest;
 use model::image::{COPIED, Mapping};
@@ -24,7 +24,7 @@ pub(crate) struct Open {
     pub(crate) others: BTreeMap<u64, Vec<ValueKey>>,
 }
 
-impl Evidence for Open {
+impl Readable for Open {
     fn data_file(&self) -> Option<u64> {
         self.disk.data_file()
     }
@@ -42,13 +42,19 @@ impl Evidence for Open {
         self.disk.resolve(unit)
     }
 
+    fn zero_run(&self, unit: u64, most: u64) -> u64 {
+        self.decided(unit, most).take_while(|key| *key == ZERO).count() as u64
+    }
+
+    fn bytes(&self, key: ValueKey) -> &Unit {
+        self.disk.bytes(key)
+    }
+}
+
+impl Evidence for Open {
     fn peek(&self, unit: u64, mut visit: impl FnMut(ValueKey)) {
         self.others.get(&unit).into_iter().flatten().copied().for_each(&mut visit);
         self.disk.peek(unit, visit);
-    }
-
-    fn zero_run(&self, unit: u64, most: u64) -> u64 {
-        self.decided(unit, most).take_while(|key| *key == ZERO).count() as u64
     }
 
     fn decided(&self, unit: u64, most: u64) -> impl Iterator<Item = ValueKey> {
@@ -59,10 +65,6 @@ impl Evidence for Open {
             self.disk.peek(unit, |key| only = key);
             only
         })
-    }
-
-    fn bytes(&self, key: ValueKey) -> &Unit {
-        self.disk.bytes(key)
     }
 
     fn key_of(&self, bytes: &Unit) -> Option<ValueKey> {

@@ -22,6 +22,7 @@
 //!
 //! - what recovery made of a disk, if it asked nothing of it;
 //! - what recovery did to a disk, if that follows from its metadata (see [`course`](super::course));
+//! - what an audit found, by what it was told of the disk: all disks of a walk have one store of values;
 //! - the ways through a crash disk, with what the guest may see there. Both lead to the same leaves, and to the same power cuts in
 //!   their recovery, whenever they are met; which of them are new is asked again each time.
 //!
@@ -409,6 +410,7 @@ impl Walk {
 
     /// Begins a new workload: nothing is known.
     pub fn forget(&mut self) {
+        self.bench.judge.remember_audits(self.remembers);
         self.entered.clear();
         self.recovered.clear();
         self.counts = Coverage::default();
