@@ -190,13 +190,8 @@ fn held(subject: &AnySubject, small: &Minimised) -> Option<String> {
         return None;
     };
     let trial = &small.trial;
-    let (_, earlier) = trial.lives.split_last()?;
-    let (disk, guest) = if earlier.is_empty() {
-        trial.start(subject).ok()?
-    } else {
-        let earlier = Trial { lives: earlier.to_vec(), ..trial.clone() };
-        trial::run_to_end(subject, &earlier).ok()??
-    };
+    let last = trial.lives.len().checked_sub(1)?;
+    let (disk, guest) = trial::led_to(subject, trial, last).ok()??;
     let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
     let unit = u32::try_from(cluster.checked_mul(trial.geometry.cluster_units())?).ok()?;
     Some(kind_of(trial::labels(&mut bench, &disk, &guest)(unit).region))

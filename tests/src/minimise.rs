@@ -453,13 +453,7 @@ fn search_for(
     let last = trial.lives.len().checked_sub(1)?;
     let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
     let mut probes = Probes::default();
-    let (mut disk, guest) = if last == 0 {
-        let (disk, guest) = trial.start(subject).ok()?;
-        (disk.with_discard(trial.discard), guest)
-    } else {
-        let earlier = Trial { lives: trial.lives[..last].to_vec(), ..trial.clone() };
-        trial::run_to_end(subject, &earlier).ok()??
-    };
+    let (mut disk, guest) = trial::led_to(subject, trial, last).ok()??;
     let inherited = trial::inherited(&mut bench, &mut disk, &guest);
     let began = Before::of(&bench, &trial.geometry);
     let life = &trial.lives[last];

@@ -261,13 +261,17 @@ pub fn first_of_data(length: u64) -> u32 {
 /// # Errors
 /// If its initial image is not feasible.
 pub fn run(subject: &impl Subject, trial: &Trial) -> Result<Outcome, String> {
-    let subject = &AnySubject::of(subject);
+    run_first(&AnySubject::of(subject), trial, trial.lives.len())
+}
+
+/// Runs the first lives of a trial, so many, as it runs them.
+fn run_first(subject: &AnySubject, trial: &Trial, lives_run: usize) -> Result<Outcome, String> {
     let (mut disk, mut guest) = trial.start(subject)?;
     let session = trial.session();
     let mut bench = Bench::new(subject.clone(), session, trial.profile);
     let mut probes = Probes::default();
     let mut lives = Vec::new();
-    for (number, life) in trial.lives.iter().enumerate() {
+    for (number, life) in trial.lives.iter().enumerate().take(lives_run) {
         let inherited = inherited(&mut bench, &mut disk, &guest);
         let began = Before::of(&bench, &trial.geometry);
         let script = life.script(session);
@@ -373,12 +377,8 @@ pub fn watch(
     mut stop: impl FnMut(&Moment<'_>) -> bool,
 ) -> Option<u64> {
     let subject = &AnySubject::of(subject);
-    let (last, earlier) = trial.lives.split_last()?;
-    let (disk, guest) = if earlier.is_empty() {
-        trial.start(subject).ok()?
-    } else {
-        run_to_end(subject, &Trial { lives: earlier.to_vec(), ..trial.clone() }).ok()??
-    };
+    let last = trial.lives.last()?;
+    let (disk, guest) = led_to(subject, trial, trial.lives.len() - 1).ok()??;
     let script = last.script(trial.session());
     let mut event = None;
     life::run(subject, disk, guest, &script, &mut Probes::default(), |moment| {
@@ -391,17 +391,16 @@ pub fn watch(
     event
 }
 
-/// Runs a trial that is expected to pass; the disk and reference disk that it ends with, or none if it does not pass.
+/// The disk and reference disk that life `number` of a trial begins with. None if a life before it does not pass.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_to_end(
+pub fn led_to(
     subject: &impl Subject,
     trial: &Trial,
+    number: usize,
 ) -> Result<Option<(PossibleDisk, Guest)>, String> {
-    let subject = &AnySubject::of(subject);
-    let outcome = run(subject, trial)?;
-    Ok(outcome.left)
+    Ok(run_first(&AnySubject::of(subject), trial, number)?.left)
 }
 
 fn note(record: &mut LifeRecord, bench: &Bench, chooser: &SharedLeaf) {

@@ -60,8 +60,9 @@ pub fn text(
     path: Option<&str>,
 ) -> String {
     let subject = &AnySubject::of(subject);
-    let Some(story) = Story::of(subject, trial, failure) else {
-        return format!("{}\nseen {}, and not again\n", failure.violation, failure.moment);
+    let story = match Story::of(subject, trial, failure) {
+        Ok(story) => story,
+        Err(why) => return format!("{}\nseen {}, {why}\n", failure.violation, failure.moment),
     };
     let mut out = String::new();
     let _ = story.write(&mut out, subject, path);
@@ -141,12 +142,16 @@ struct Story {
 }
 
 impl Story {
-    fn of(subject: &AnySubject, trial: &Trial, failure: &Failure) -> Option<Self> {
-        let Smallest { trial, outcome, life, failure } = lost::smallest(subject, trial, failure)?;
+    /// # Errors
+    /// Why there is none.
+    fn of(subject: &AnySubject, trial: &Trial, failure: &Failure) -> Result<Self, &'static str> {
+        let again = lost::smallest(subject, trial, failure).ok_or("and not again")?;
+        let Smallest { trial, outcome, life, failure } = again;
         let mut bench = Bench::new(subject.clone(), trial.session(), trial.profile);
         let (mut played, mut all, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..=life {
-            let this = timeline::play(subject, &trial, number)?;
+            let this = timeline::play(subject, &trial, number)
+                .ok_or("and again, but what a life began with did not come again")?;
             let seen = (number == life).then_some(&failure);
             let (steps, choices) = (&trial.lives[number].steps, &outcome.lives[number].choices);
             all.push(scene::scenes(&mut bench, &this.live, &this.guest, steps, choices, seen));
@@ -155,7 +160,7 @@ impl Story {
             labels.push(either(then, later));
             played.push(this);
         }
-        Some(Self { trial, outcome, failure, life, played, scenes: all, labels })
+        Ok(Self { trial, outcome, failure, life, played, scenes: all, labels })
     }
 
     fn fails_alive(&self) -> bool {

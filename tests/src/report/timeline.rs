@@ -227,13 +227,7 @@ impl Played {
 
 /// Plays life `number` of a trial; the lives before it must pass.
 pub(super) fn play(subject: &AnySubject, trial: &Trial, number: usize) -> Option<Played> {
-    let (start, guest) = if number == 0 {
-        trial.start(subject).ok()?
-    } else {
-        let earlier = Trial { lives: trial.lives[..number].to_vec(), ..trial.clone() };
-        trial::run_to_end(subject, &earlier).ok()??
-    };
-    let mut start = start;
+    let (mut start, guest) = trial::led_to(subject, trial, number).ok()??;
     // As `trial::run` does before each life: what this read decides stays decided.
     let mut bench = crate::recover::Bench::new(subject.clone(), trial.session(), trial.profile);
     trial::inherited(&mut bench, &mut start, &guest);
@@ -360,8 +354,8 @@ mod tests {
     use crate::any::AnySubject;
     use crate::capabilities::Capabilities;
     use crate::subject::Qcow2Core;
-    use crate::trial::{Trial, TrialLife};
-    use crate::workload::{FaultKind, Scope, plan};
+    use crate::trial::{self, Survivors, Trial, TrialLife};
+    use crate::workload::{FaultKind, LifePlan, Scope, Shape, plan};
 
     /// Goal: the timeline makes the disk again whatever failed. Method: lives with each kind of fault, to their ends.
     #[test]
@@ -389,5 +383,39 @@ mod tests {
             }
             assert!(failed > 0 || kind == FaultKind::Dropped, "{kind}");
         }
+    }
+
+    /// Goal: what is shown of a life is that life, on the disk that the lives before it left, recovered or not. Method: trials of several lives, of
+    /// some of which each begins on what the power cut before it left.
+    #[test]
+    fn a_life_is_played_again_from_where_the_trial_had_it() {
+        let mut unrecovered = 0;
+        for seed in 0..24 {
+            let shape = [None, Some(Shape::Working)][seed as usize % 2];
+            let scope = Scope { shape, tiny: true, ..Scope::default() };
+            let plan = plan(seed, &scope, &Capabilities::everything());
+            let life = |life: &LifePlan| {
+                let leaf = Survivors::Seed(seed);
+                TrialLife { leaf, ..TrialLife::of(life) }
+            };
+            let trial = Trial {
+                geometry: plan.geometry,
+                initial: plan.initial,
+                open: plan.open.clone(),
+                profile: Profile::TornLength,
+                discard: plan.discard,
+                device: plan.device,
+                lives: plan.lives.iter().map(life).collect(),
+            };
+            let subject = AnySubject::of(&Qcow2Core::default());
+            let outcome = trial::run(&subject, &trial).unwrap();
+            assert!(outcome.failure.is_none(), "seed {seed}");
+            for (number, record) in outcome.lives.iter().enumerate().skip(1) {
+                let played = play(&subject, &trial, number).unwrap();
+                assert_eq!(played.live.allowed_hash(), record.disk.allowed_hash(), "seed {seed}");
+                unrecovered += usize::from(trial.lives[number - 1].unrecovered);
+            }
+        }
+        assert!(unrecovered > 8, "{unrecovered}");
     }
 }
