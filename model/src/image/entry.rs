@@ -35,7 +35,7 @@ pub enum Mapping {
     Unallocated,
     /// Reads as zeroes, whether or not a host cluster is kept for it.
     Zero,
-    /// In the host cluster at this offset; in a data file counted from where that begins in the [`Evidence`].
+    /// In the host cluster at this offset; in a data file counted from where that begins in the [`Evidence`](crate::evidence::Evidence).
     Host(u64),
     /// Compressed, from this byte on.
     Compressed(u64),
