@@ -130,6 +130,8 @@ cases! {
         |name| misread(name, 2, &Content::Tag { unit: 0, id: 1 }),
     header_before_l1_table "header-before-l1-table.json"
         |name| misread(name, 0, &Content::Zero),
+    l1_entry_before_l2_table "l1-entry-before-l2-table.json"
+        |name| unreadable(name, "Invalid L2 entry"),
     l1_entry_before_refcount "l1-entry-before-refcount.json"
         |name| {
             // Nothing is misread yet: the cluster in use is counted as free.
@@ -189,6 +191,7 @@ fn qemu_agrees() {
     let expected = [
         ("entry-before-data.json", false, Some(vec![2])),
         ("header-before-l1-table.json", true, Some(vec![0])),
+        ("l1-entry-before-l2-table.json", true, None),
         ("l1-entry-before-refcount.json", true, Some(vec![])),
         ("l1-table-given-out-again.json", true, Some(vec![0])),
         ("l2-table-given-out-again.json", true, None),
