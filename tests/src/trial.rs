@@ -25,7 +25,7 @@ use crate::liveness::{Before, p7_goes_on, p9_bounded_waste};
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure, StepPlan};
 use crate::subject::{Session, Subject};
-use crate::workload::LifePlan;
+use crate::workload::{LifePlan, Plan};
 
 /// A case with one schedule, one crash and one set of survivors for each life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +126,19 @@ pub enum Survivors {
 }
 
 impl Trial {
+    /// A trial of what is planned, on a device that fails so, of which no life has begun.
+    pub fn planned(plan: &Plan, profile: Profile) -> Self {
+        Self {
+            geometry: plan.geometry,
+            initial: plan.initial,
+            open: plan.open.clone(),
+            profile,
+            discard: plan.discard,
+            device: plan.device,
+            lives: Vec::new(),
+        }
+    }
+
     /// How its images are opened.
     pub fn session(&self) -> Session {
         Session::of(&self.open, &self.geometry)

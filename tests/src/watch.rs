@@ -216,4 +216,19 @@ mod tests {
             drop(step);
         });
     }
+
+    /// Goal: no two threads that do something have the same number, and numbers stay few. Method: threads one after the other beside one that stays.
+    #[test]
+    fn a_number_is_given_again_when_it_is_left() {
+        let number = || {
+            doing("at work".to_owned());
+            POST.with(|Manned(post)| post.number)
+        };
+        let own = number();
+        let others: Vec<u64> =
+            (0..200).map(|_| std::thread::scope(|it| it.spawn(number).join()).unwrap()).collect();
+        assert!(!others.contains(&own));
+        // Other tests have threads, too.
+        assert!(others.iter().max() < Some(&100), "{others:?}");
+    }
 }

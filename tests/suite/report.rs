@@ -74,6 +74,14 @@ fn a_failure_without_a_power_cut() {
     insta::assert_snapshot!(told("without-orphans-before-reuse.json"));
 }
 
+/// Goal: of a failure that does not come again nothing is shown but that. Method: what a sabotaged library did, told of the library as it is.
+#[test]
+fn a_failure_that_does_not_come_again_is_said_to_be_gone() {
+    let (_, trial, failure) = failing("without-dereference-before-reuse.json");
+    let text = report::text(&Qcow2Core::default(), &trial, &failure, None);
+    assert!(text.ends_with(", and not again\n") && !text.contains("WORKLOAD"), "{text}");
+}
+
 /// Goal: an image that changes when it is only read is shown changing. Method: a reader that closes the image as a writer does.
 #[test]
 fn what_a_reader_wrote_is_shown() {

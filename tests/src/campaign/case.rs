@@ -161,15 +161,7 @@ pub(super) fn run_case(
         plan.initial = Initial::Fresh;
     }
     let session = Session::of(&plan.open, &plan.geometry);
-    let mut trial = Trial {
-        geometry: plan.geometry,
-        initial: plan.initial,
-        open: plan.open.clone(),
-        profile: settings.profile,
-        discard: plan.discard,
-        device: plan.device,
-        lives: Vec::new(),
-    };
+    let mut trial = Trial::planned(&plan, settings.profile);
     let (mut disk, mut guest) = trial.start(subject).expect("a fresh image is always feasible");
     figures.cases += 1;
     if let Some(how) = settings.damage {

@@ -365,15 +365,8 @@ mod tests {
             let mut failed = 0;
             for seed in 0..24 {
                 let plan = plan(seed, &scope, &Capabilities::everything());
-                let trial = Trial {
-                    geometry: plan.geometry,
-                    initial: plan.initial,
-                    open: plan.open.clone(),
-                    profile: Profile::TornLength,
-                    discard: plan.discard,
-                    device: plan.device,
-                    lives: vec![TrialLife::of(&plan.lives[0])],
-                };
+                let lives = vec![TrialLife::of(&plan.lives[0])];
+                let trial = Trial { lives, ..Trial::planned(&plan, Profile::TornLength) };
                 let Some(played) = play(&AnySubject::of(&Qcow2Core::default()), &trial, 0) else {
                     continue;
                 };
@@ -398,15 +391,8 @@ mod tests {
                 let leaf = Survivors::Seed(seed);
                 TrialLife { leaf, ..TrialLife::of(life) }
             };
-            let trial = Trial {
-                geometry: plan.geometry,
-                initial: plan.initial,
-                open: plan.open.clone(),
-                profile: Profile::TornLength,
-                discard: plan.discard,
-                device: plan.device,
-                lives: plan.lives.iter().map(life).collect(),
-            };
+            let lives = plan.lives.iter().map(life).collect();
+            let trial = Trial { lives, ..Trial::planned(&plan, Profile::TornLength) };
             let subject = AnySubject::of(&Qcow2Core::default());
             let outcome = trial::run(&subject, &trial).unwrap();
             assert!(outcome.failure.is_none(), "seed {seed}");
