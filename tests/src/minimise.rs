@@ -418,8 +418,8 @@ pub fn search(subject: &impl Subject, trial: &Trial, wanted: &Signature) -> Opti
     search_until(subject, trial, wanted, &|| false)
 }
 
-/// The same until there is no time left.
-fn search_until(
+/// The same until it is `over`.
+pub(crate) fn search_until(
     subject: &AnySubject,
     trial: &Trial,
     wanted: &Signature,

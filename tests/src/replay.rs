@@ -38,6 +38,19 @@ pub fn subject_of(case: &Case, file: &str, broken: bool) -> Result<Qcow2Core, Co
 /// # Errors
 /// What in the case cannot be run: file and field.
 pub fn replay(subject: &impl Subject, case: &Case, file: &str) -> Result<Replay, CorpusError> {
+    replay_until(subject, case, file, &|| false)
+}
+
+/// The same, and where its moment is gone, others are looked at until it is `over`.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_until(
+    subject: &impl Subject,
+    case: &Case,
+    file: &str,
+    over: &dyn Fn() -> bool,
+) -> Result<Replay, CorpusError> {
     let subject = &AnySubject::of(subject);
     doing(format!("replay of {file}"));
     if case.profile.parse::<Robustness>().is_ok() {
@@ -46,13 +59,7 @@ pub fn replay(subject: &impl Subject, case: &Case, file: &str) -> Result<Replay,
     let exact = corpus::trial_of(case, file)?;
     let outcome = match trial::run(subject, &exact) {
         Ok(outcome) => outcome,
-        Err(why) => {
-            let mut violation = whole_image(Property::P7, "not-feasible");
-            violation.story = why;
-            let failure = Failure { violation, moment: "before it began".to_owned() };
-            let (verdict, basis) = (Verdict::NotMeasured, Basis::Exact);
-            return Ok(Replay { verdict, basis, failure: Some(failure), trial: None });
-        }
+        Err(why) => return Ok(not_measured(Basis::Exact, "not-feasible", why)),
     };
     let same_trace = traces_match(case, &outcome);
     // What another trace shows besides is not what the case is about, as long as that can be found.
@@ -82,20 +89,34 @@ pub fn replay(subject: &impl Subject, case: &Case, file: &str) -> Result<Replay,
     }
     let kind = case.title.split(':').next().unwrap_or_default().to_owned();
     let wanted = Signature { property: case.property, kind };
-    if let Some(hit) = minimise::search(subject, &semantic, &wanted) {
+    if let Some(hit) = minimise::search_until(subject, &semantic, &wanted, over) {
         return Ok(verdict_of(case, hit.failure, Basis::Searched, hit.trial));
     }
     if let Some(besides) = besides {
         return Ok(besides);
+    }
+    if !found && over() {
+        let why = "the moment of its power cut is gone, and there was no time for all others";
+        return Ok(not_measured(Basis::Searched, "not-searched", why.to_owned()));
     }
     let (verdict, basis) =
         if found { (Verdict::Fixed, Basis::Semantic) } else { (Verdict::Drifted, Basis::Searched) };
     Ok(Replay { verdict, basis, failure: None, trial: None })
 }
 
+fn not_measured(basis: Basis, kind: &'static str, why: String) -> Replay {
+    let mut violation = whole_image(Property::P7, kind);
+    violation.story = why;
+    let failure = Failure { violation, moment: "before it began".to_owned() };
+    Replay { verdict: Verdict::NotMeasured, basis, failure: Some(failure), trial: None }
+}
+
 fn verdict_of(case: &Case, failure: Failure, basis: Basis, trial: Trial) -> Replay {
-    let same = failure.violation.property == case.property;
-    let verdict = if same { Verdict::Reproduced } else { Verdict::HarnessBroken };
+    let verdict = match basis {
+        _ if failure.violation.property == case.property => Verdict::Reproduced,
+        Basis::Exact => Verdict::HarnessBroken,
+        Basis::Semantic | Basis::Searched => Verdict::OtherFailure,
+    };
     Replay { verdict, basis, failure: Some(failure), trial: Some(trial) }
 }
 

@@ -457,7 +457,7 @@ pub fn replay(subject: &impl Subject, case: &Case, file: &str) -> Result<Replay,
     let verdict = match &failure {
         None => Verdict::Fixed,
         Some(failure) if failure.violation.property == case.property => Verdict::Reproduced,
-        Some(_) => Verdict::HarnessBroken,
+        Some(_) => Verdict::OtherFailure,
     };
     Ok(Replay { verdict, basis: Basis::Exact, failure, trial: None })
 }

@@ -16,7 +16,9 @@ pub enum Verdict {
     Drifted,
     /// It could not be run, because something it needs does not exist here.
     NotMeasured,
-    /// It failed in another way than the case says.
+    /// It failed in another way than the case says, by other I/O: the code is another one.
+    OtherFailure,
+    /// The same I/O is judged otherwise than the case says.
     HarnessBroken,
 }
 
@@ -28,6 +30,7 @@ impl Verdict {
             Self::Fixed => "fixed",
             Self::Drifted => "drifted",
             Self::NotMeasured => "not-measured",
+            Self::OtherFailure => "other-failure",
             Self::HarnessBroken => "harness-broken",
         }
     }

@@ -4,7 +4,7 @@ use model::case::{Case, Discard, Life, Origin, SCHEMA, Scheduling, Status};
 use model::finding::Property;
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::corpus::{self, text_of};
-use qcow2_crashtest::replay::{Basis, Verdict, is_expected, replay, subject_of};
+use qcow2_crashtest::replay::{Basis, Verdict, is_expected, replay, replay_until, subject_of};
 use qcow2_crashtest::workload::{self, LifePlan, Scope, Shape};
 
 /// Replays a case on whole code and, if it has a witness, on code without it.
@@ -114,6 +114,24 @@ fn a_lost_anchor_is_drift() {
     let whole = subject_of(&case, name, false).expect("it exists");
     let found = replay(&whole, &case, name).expect("it can be run");
     assert_eq!(found.verdict, Verdict::Drifted);
+    let found = replay_until(&whole, &case, name, &|| true).expect("it can be run");
+    assert_eq!((found.verdict, found.basis), (Verdict::NotMeasured, Basis::Searched));
+}
+
+/// Goal: code that does other I/O and fails otherwise is told from a judge that says something else of the same. Method: a case of another
+/// property, with the trace that it has and with another one.
+#[test]
+fn another_failure_of_other_code_is_no_broken_harness() {
+    let name = "without-all-before-clean.json";
+    let mut case = corpus::load(&corpus::folder().join(name)).expect("the file is a case");
+    case.property = Property::P9;
+    let broken = subject_of(&case, name, true).expect("it exists");
+    let found = replay(&broken, &case, name).expect("it can be run");
+    assert_eq!((found.verdict, found.basis), (Verdict::HarnessBroken, Basis::Exact));
+    let exact = case.lives[0].crash.as_mut().and_then(|crash| crash.exact.as_mut());
+    exact.expect("it has an exact part").trace.0 ^= 1;
+    let found = replay(&broken, &case, name).expect("it can be run");
+    assert_eq!((found.verdict, found.basis), (Verdict::OtherFailure, Basis::Semantic));
 }
 
 /// Goal: a file that is no case is refused with its name and the field.

@@ -23,7 +23,7 @@ use qcow2_core::Image;
 use qcow2_core::storage::{AnyStorage, IoBuf, Limits, Storage};
 use qcow2_crashtest::campaign::{self, Budget, Settings};
 use qcow2_crashtest::capabilities::Capabilities;
-use qcow2_crashtest::console::{self, ExitStatus, Onward, Outputs};
+use qcow2_crashtest::console::{self, ExitStatus, Exploration, Onward, Outputs};
 use qcow2_crashtest::explore::alphabet::{initials, worlds};
 use qcow2_crashtest::explore::{self, ExploreSettings};
 use qcow2_crashtest::lapse::{Lapse, Swept, Tried, sweep};
@@ -612,6 +612,43 @@ fn a_promise_is_judged_before_what_is_beyond_it() {
     assert!(broken.contains("\nP3 ") && !broken.contains(unbroken), "{broken}");
     assert!(restless.contains(beyond) && restless.contains("This run ends there, "), "{restless}");
     assert!(asked.contains("no violation") && !asked.contains(beyond), "{asked}");
+}
+
+/// Goal: an exploration on a device that is worse than what the subject says it survives explores that first, to its end. Method: the same
+/// promise, kept and broken, and asked for alone; each in a process of its own.
+#[test]
+fn a_promise_is_explored_before_what_is_beyond_it() {
+    const NAME: &str = "odd::a_promise_is_explored_before_what_is_beyond_it";
+    const CHILD: &str = "QCOW2_TEST_EXPLORES";
+    if let Ok(word) = std::env::var(CHILD) {
+        let (how, profile) = match &*word {
+            "kept" => (How::SurvivesKill, Profile::TornLength),
+            "broken" => (How::SurvivesKillAndMapsWrong, Profile::TornLength),
+            _ => (How::SurvivesKill, Profile::Kill),
+        };
+        let worlds = worlds(&[1024], &[false], &[Initial::Fresh]);
+        let settings = ExploreSettings { profile, ..ExploreSettings::new(worlds, 2) };
+        let minimise = Some(Duration::from_secs(2));
+        let outputs = Exploration { minimise, ..Exploration::default() };
+        let status = console::explore(&Odd::new(how), &settings, &outputs).unwrap();
+        assert_eq!(status == ExitStatus::Passed, word == "asked", "{status:?}");
+        return;
+    }
+    let [kept, broken, asked] = ["kept", "broken", "asked"].map(|word| {
+        let mut this = Command::new(std::env::current_exe().unwrap());
+        let run = this.args(["--exact", NAME, "--nocapture"]).env(CHILD, word).output().unwrap();
+        let told = String::from_utf8_lossy(&run.stdout).into_owned();
+        assert!(run.status.success(), "{word}: {told}");
+        told
+    });
+    let first = "first what it says that it survives, kill:\nodd: ";
+    let then = "no violation; and then what it does not say:\nodd: ";
+    let (promised, beyond) = kept.split_once(then).expect(&kept);
+    assert!(promised.contains(first) && promised.contains("profile kill, "), "{kept}");
+    assert!(beyond.contains("profile torn-length, ") && beyond.contains("\nviolation "), "{kept}");
+    assert!(broken.contains(first) && broken.contains("\nviolation "), "{broken}");
+    assert!(!broken.contains(then), "{broken}");
+    assert!(asked.contains("no violation\n") && !asked.contains(first), "{asked}");
 }
 
 /// Goal: what a subject says where it only reads is compared with what is there. Method: one that reads a byte wrong there, and one that says

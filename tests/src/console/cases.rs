@@ -4,7 +4,7 @@
 //! whole code and on broken code, and it is the one of them that fails that is shrunk, told and written.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use model::case::Case;
@@ -15,8 +15,9 @@ use super::status::{ExitStatus, after, listen};
 use super::tell::written;
 use crate::any::AnySubject;
 use crate::corpus::{self, CorpusError};
+use crate::interrupt;
 use crate::minimise::Minimised;
-use crate::replay::{self, is_expected};
+use crate::replay::{self, Replay, is_expected};
 use crate::report;
 
 /// The kept cases of a command line, and what they are run on.
@@ -34,11 +35,17 @@ pub trait Cases {
     fn subject_of(&self, case: &Case, file: &str, broken: bool) -> Result<AnySubject, CorpusError>;
 }
 
+/// How long is looked for a case whose moment is gone, if nobody says.
+const SEARCH_FOR: u64 = 60;
+
 /// `replay`
 #[derive(Args)]
 pub struct ReplayCommand {
     /// Case files; all of the corpus if none is named.
     paths: Vec<PathBuf>,
+    /// Where the moment of a case is gone, look at every other one for at most this many seconds.
+    #[arg(long, default_value_t = SEARCH_FOR)]
+    seconds: u64,
     /// Write the verdicts as JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -51,6 +58,7 @@ impl ReplayCommand {
     /// If a case cannot be run, or the verdicts cannot be written.
     pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         check(self.json.as_deref(), None)?;
+        listen()?;
         let all;
         let paths = if self.paths.is_empty() {
             all = corpus::files(&cases.folder())?;
@@ -60,14 +68,21 @@ impl ReplayCommand {
         };
         let mut status = ExitStatus::Passed;
         let mut rows = Vec::new();
-        for path in paths {
+        'cases: for path in paths {
             let file = shown(path);
             let case = corpus::load(path)?;
             let both = C::WITNESSES && case.witness.is_some();
             let runs: &[bool] = if both { &[false, true] } else { &[false] };
             for &broken in runs {
                 let subject = cases.subject_of(&case, &file, broken)?;
-                let replay = replay::replay(&subject, &case, &file)?;
+                let replay = again(&subject, &case, &file, self.seconds)?;
+                if let Some(signal) = interrupt::signal() {
+                    say(&format!("interrupted ({signal}) at {file}\n"));
+                    if status == ExitStatus::Passed {
+                        status = ExitStatus::Interrupted(signal);
+                    }
+                    break 'cases;
+                }
                 let expected = is_expected(&case, replay.verdict, broken);
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let how = if broken { "broken" } else { "whole" };
@@ -170,11 +185,12 @@ impl Dump {
     /// Writes the image that the power cut of a case left, and its data file beside it if it has one.
     ///
     /// # Errors
-    /// If the case cannot be run or fails without a power cut, or the image cannot be written.
+    /// If the case cannot be run or fails without a power cut, or the image cannot be written. Of one that passes there is none, either:
+    /// [`ExitStatus::Broken`].
     pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         another_file(&self.path, &self.file)?;
         let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
-            return Ok(ExitStatus::Passed);
+            return Ok(ExitStatus::Broken);
         };
         let Minimised { trial, failure } = &found;
         let (image, data) =
@@ -194,6 +210,19 @@ impl Dump {
     }
 }
 
+/// A case again; a signal ends the search for a moment that is gone, too.
+fn again(
+    subject: &AnySubject,
+    case: &Case,
+    file: &str,
+    seconds: u64,
+) -> Result<Replay, CorpusError> {
+    #[expect(clippy::disallowed_methods, reason = "the search is given time by the clock")]
+    let start = Instant::now();
+    let over = || interrupt::asked() || start.elapsed() >= Duration::from_secs(seconds);
+    replay::replay_until(subject, case, file, &over)
+}
+
 /// A case that fails, and the subject that it fails on.
 pub(super) struct Failing {
     pub(super) subject: AnySubject,
@@ -208,7 +237,7 @@ pub(super) fn failing<C: Cases>(cases: &C, path: &Path) -> Result<Option<Failing
     let runs: &[bool] = if C::WITNESSES { &[false, true] } else { &[false] };
     for &broken in runs {
         let subject = cases.subject_of(&case, &file, broken)?;
-        let shown = replay::replay(&subject, &case, &file)?;
+        let shown = again(&subject, &case, &file, SEARCH_FOR)?;
         match (shown.trial, shown.failure) {
             (Some(trial), Some(failure)) => {
                 let found = Minimised { trial, failure };

@@ -61,7 +61,8 @@ impl Results {
     }
 }
 
-/// Explores, with progress on standard error and a line a world on standard output.
+/// Explores, with progress on standard error and a line a world on standard output; on a device that is worse than any that the subject
+/// says it survives, after it has explored the worst of these.
 ///
 /// # Errors
 /// If a result cannot be written. Where that is known before the first workload, none is run.
@@ -77,6 +78,70 @@ pub fn explore(
     }
     let files = [&outputs.json, &outputs.certificate, &outputs.part];
     check(files.into_iter().filter_map(Option::as_deref), outputs.corpus.as_deref())?;
+    let survives = subject.duties().survives;
+    let mut end = None;
+    let mut limit = settings.limit;
+    if settings.profile > survives {
+        // A finding ends an exploration: on the worse device it would leave it open whether the promise is kept.
+        say(&format!("first what it says that it survives, {survives}:\n"));
+        let promised = explore::ExploreSettings { profile: survives, ..settings.clone() };
+        let report = told(subject, &promised);
+        limit = limit.map(|limit| limit.saturating_sub(Duration::from_secs_f64(report.seconds)));
+        if report.complete {
+            say("no violation; and then what it does not say:\n");
+        } else {
+            end = Some((promised, report));
+        }
+    }
+    let (settings, report) = &end.unwrap_or_else(|| {
+        let settings = explore::ExploreSettings { limit, ..settings.clone() };
+        let report = told(subject, &settings);
+        (settings, report)
+    });
+    let mut titles = Vec::new();
+    let status = if let Some(why) = &report.broken {
+        say(&format!("This run proves nothing: {why}.\n"));
+        ExitStatus::Broken
+    } else if let Some(found) = &report.found {
+        titles.push(tell_explored(subject, settings, outputs, found));
+        ExitStatus::Violation
+    } else if !report.complete {
+        let (why, status) = match interrupt::signal() {
+            Some(signal) if report.ended == Ended::Interrupted => {
+                (format!("interrupted ({signal})"), ExitStatus::Interrupted(signal))
+            }
+            _ => ("the time was up".to_owned(), ExitStatus::Broken),
+        };
+        say(&format!("{why} {}\nthere is no certificate of this\n", how_far(settings, report)));
+        status
+    } else {
+        all_explored(subject, settings, outputs, report)?
+    };
+    if let Some(path) = &outputs.json {
+        let sum =
+            |of: &dyn Fn(&explore::Explored) -> u64| -> u64 { report.worlds.iter().map(of).sum() };
+        let summary = serde_json::json!({
+            "subject": subject.name(),
+            "not_asked": subject.capabilities().left_out(),
+            "profile": settings.profile.name(),
+            "commit": crate::figures::commit(),
+            "ended": report.ended,
+            "violations": titles,
+            "images": settings.worlds.len(),
+            "images_done": images_done(report),
+            "workloads_an_image": report.todo,
+            "workloads": sum(&|explored| explored.workloads),
+            "crash_disks": sum(&|explored| explored.counts.crash_disks),
+            "leaves": sum(&|explored| explored.counts.leaves),
+            "seconds": report.seconds,
+        });
+        return after(status, write(path, format!("{summary:#}\n")));
+    }
+    Ok(status)
+}
+
+/// Explores, with progress on standard error, and says what was done, a line a world.
+fn told(subject: &AnySubject, settings: &explore::ExploreSettings) -> explore::ExploreReport {
     let bar = std::io::stderr().is_terminal().then(|| {
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} workloads, {msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -110,46 +175,7 @@ pub fn explore(
     for explored in &report.worlds {
         say(&format!("  {}\n", explored.row()));
     }
-    let mut titles = Vec::new();
-    let status = if let Some(why) = &report.broken {
-        say(&format!("This run proves nothing: {why}.\n"));
-        ExitStatus::Broken
-    } else if let Some(found) = &report.found {
-        titles.push(tell_explored(subject, settings, outputs, found));
-        ExitStatus::Violation
-    } else if !report.complete {
-        let (why, status) = match interrupt::signal() {
-            Some(signal) if report.ended == Ended::Interrupted => {
-                (format!("interrupted ({signal})"), ExitStatus::Interrupted(signal))
-            }
-            _ => ("the time was up".to_owned(), ExitStatus::Broken),
-        };
-        say(&format!("{why} {}\nthere is no certificate of this\n", how_far(settings, &report)));
-        status
-    } else {
-        all_explored(subject, settings, outputs, &report)?
-    };
-    if let Some(path) = &outputs.json {
-        let sum =
-            |of: &dyn Fn(&explore::Explored) -> u64| -> u64 { report.worlds.iter().map(of).sum() };
-        let summary = serde_json::json!({
-            "subject": subject.name(),
-            "not_asked": subject.capabilities().left_out(),
-            "profile": settings.profile.name(),
-            "commit": crate::figures::commit(),
-            "ended": report.ended,
-            "violations": titles,
-            "images": settings.worlds.len(),
-            "images_done": images_done(&report),
-            "workloads_an_image": report.todo,
-            "workloads": sum(&|explored| explored.workloads),
-            "crash_disks": sum(&|explored| explored.counts.crash_disks),
-            "leaves": sum(&|explored| explored.counts.leaves),
-            "seconds": report.seconds,
-        });
-        return after(status, write(path, format!("{summary:#}\n")));
-    }
-    Ok(status)
+    report
 }
 
 /// How many images an exploration is done with.

@@ -24,7 +24,8 @@ impl Export {
     /// Writes the I/O of a case, life by life up to each power cut, as a log.
     ///
     /// # Errors
-    /// If the case cannot be run or has two files, or the log cannot be written.
+    /// If the case cannot be run or has two files, or the log cannot be written. Of one that passes there is none, either:
+    /// [`ExitStatus::Broken`].
     pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         check([self.log.as_path()], None)?;
         another_file(&self.path, &self.log)?;
@@ -34,7 +35,7 @@ impl Export {
             return Err(CorpusError::Case(format!("{file}: geometry.data_file: {why}")));
         }
         let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
-            return Ok(ExitStatus::Passed);
+            return Ok(ExitStatus::Broken);
         };
         let Minimised { trial, failure } = &found;
         let log = report::log(&subject, trial, failure)

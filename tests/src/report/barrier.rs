@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use faultfs::chooser::{Choice, Chooser, Exhaustive, Prefix};
 use faultfs::disk::PossibleDisk;
@@ -37,10 +38,15 @@ const STATES: usize = 32;
 /// second one, or third, and so on.
 const UNITS: usize = 1 << 25;
 
-/// Which of so many moments on `disk` there is time for: every how manyth.
-fn every(moments: usize, disk: &PossibleDisk) -> usize {
+/// How long a search may take, by what the first moment took. It makes a difference where the code that is searched is slow.
+const SEARCH_FOR: Duration = Duration::from_secs(60);
+
+/// Which of so many moments on `disk` there is time for, if one took so long: every how manyth.
+fn every(moments: usize, disk: &PossibleDisk, one: Duration) -> usize {
     let states = UNITS / disk.extent().max(1) as usize;
-    (moments * 2 * STATES).div_ceil(states.max(1)).max(1)
+    let by_size = (moments * 2 * STATES).div_ceil(states.max(1));
+    let by_time = (one * u32::try_from(moments).unwrap_or(u32::MAX)).div_duration_f64(SEARCH_FOR);
+    by_size.max(by_time.ceil() as usize).max(1)
 }
 
 /// What the search showed.
@@ -96,15 +102,19 @@ pub(super) struct Search<'a> {
 pub(super) fn in_life(bench: &mut Bench, search: &Search<'_>) -> Searched {
     let Search { trial, played, steps, choices, failure } = *search;
     let mut found = Found::new(failure, played.cut);
-    let every = every(played.moments.len(), &played.live);
-    let points = played.moments.iter().step_by(every).map(|seen| (seen.at, &seen.guest));
-    let own = (played.cut, &played.guest);
-    let mut done = BTreeSet::new();
-    for (at, guest) in std::iter::once(own).chain(points).filter(|(at, _)| done.insert(*at)) {
+    let mut judge = |at, guest, own| {
         let live = &played.timeline.disk(at, None);
-        let own = if at == played.cut { choices } else { &[] };
-        let point = Point { live, pending: live, guest, steps, at, given: &[], own };
-        found.states(bench, trial, &point);
+        found.states(
+            bench,
+            trial,
+            &Point { live, pending: live, guest, steps, at, given: &[], own },
+        )
+    };
+    let one = judge(played.cut, &played.guest, choices);
+    let every = every(played.moments.len(), &played.live, one);
+    let mut done = BTreeSet::from([played.cut]);
+    for seen in played.moments.iter().step_by(every).filter(|seen| done.insert(seen.at)) {
+        judge(seen.at, &seen.guest, &[]);
     }
     found.search(&played.timeline, trial.profile)
 }
@@ -123,19 +133,20 @@ pub(super) fn in_step(
     let counted: Vec<usize> =
         (0..timeline.events.len()).filter(|at| matters(timeline, *at)).collect();
     let mut found = Found::new(failure, counted.last()? + 1);
-    let every = every(counted.len(), &played.live);
-    let last = counted.len() - 1;
-    // The last one is the failure's own.
-    let moments = counted.iter().enumerate().filter(|(at, _)| at % every == 0 || *at == last);
-    for (crash_at, at) in moments {
+    let mut judge = |crash_at: usize, own| {
         let mut steps = steps[..number].to_vec();
         steps[number - 1].crash_at = Some(crash_at as u64);
-        let at = at + 1;
-        let own = if at == found.cut { choices } else { &[] };
+        let at = counted[crash_at] + 1;
         let pending = &timeline.disk(at, None);
         let (live, guest) = (&played.live, &played.guest);
         let point = Point { live, pending, guest, steps: &steps, at, given, own };
-        found.states(bench, trial, &point);
+        found.states(bench, trial, &point)
+    };
+    // The last one is the failure's own.
+    let last = counted.len() - 1;
+    let one = judge(last, choices);
+    for crash_at in (0..last).step_by(every(counted.len(), &played.live, one)) {
+        judge(crash_at, &[]);
     }
     Some(found.search(timeline, trial.profile))
 }
@@ -178,8 +189,13 @@ impl Found {
     }
 
     /// Judges crash states at a moment, the failure's own first, then an enumeration, then random ones; notes of each that
-    /// fails what was read.
-    fn states(&mut self, bench: &mut Bench, trial: &Trial, point: &Point<'_>) {
+    /// fails what was read. It took so long.
+    fn states(&mut self, bench: &mut Bench, trial: &Trial, point: &Point<'_>) -> Duration {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "how many moments there is time for depends on the clock"
+        )]
+        let start = Instant::now();
         let Point { live, pending, guest, steps, at, given, own } = *point;
         let mut seen = guest.clone();
         seen.crash();
@@ -240,6 +256,7 @@ impl Found {
         if at == self.cut {
             self.complete = enumerated;
         }
+        start.elapsed()
     }
 
     fn search(self, timeline: &Timeline, profile: Profile) -> Searched {
