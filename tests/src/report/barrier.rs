@@ -103,7 +103,7 @@ pub(super) fn in_life(bench: &mut Bench, search: &Search<'_>) -> Searched {
     let Search { trial, played, steps, choices, failure } = *search;
     let mut found = Found::new(failure, played.cut);
     let mut judge = |at, guest, own| {
-        let live = &played.timeline.disk(at, None);
+        let live = &played.timeline.disk(at);
         found.states(
             bench,
             trial,
@@ -137,7 +137,7 @@ pub(super) fn in_step(
         let mut steps = steps[..number].to_vec();
         steps[number - 1].crash_at = Some(crash_at as u64);
         let at = counted[crash_at] + 1;
-        let pending = &timeline.disk(at, None);
+        let pending = &timeline.disk(at);
         let (live, guest) = (&played.live, &played.guest);
         let point = Point { live, pending, guest, steps: &steps, at, given, own };
         found.states(bench, trial, &point)
@@ -259,20 +259,24 @@ impl Found {
         start.elapsed()
     }
 
-    fn search(self, timeline: &Timeline, profile: Profile) -> Searched {
+    fn search(mut self, timeline: &Timeline, profile: Profile) -> Searched {
+        self.failing.sort_by_key(|state| state.at);
         let same = self.failing.iter().filter(|state| state.same).count();
         let others = self.failing.len() - same;
         let mut gaps: Vec<Gap> = Vec::new();
         let mut previous: Option<BTreeSet<usize>> = None;
+        let mut again = timeline.again();
         for at in (1..self.cut).filter(|at| is_turn(timeline, *at)) {
-            let mut disks: BTreeMap<usize, PossibleDisk> = BTreeMap::new();
+            again.go_to(at);
+            let mut flushed = again.clone();
+            flushed.flush();
             let removed: BTreeSet<usize> = (0..self.failing.len())
+                // Not in the moment of the power cut itself: that would order nothing.
+                .filter(|number| self.failing[*number].at > at)
                 .filter(|number| {
                     let state = &self.failing[*number];
-                    let disk = || timeline.disk(state.at, Some(at));
-                    // Not in the moment of the power cut itself: that would order nothing.
-                    state.at > at
-                        && !is_possible(state, disks.entry(state.at).or_insert_with(disk), profile)
+                    flushed.go_to(state.at);
+                    !is_possible(state, &flushed.disk, profile)
                 })
                 .collect();
             if previous.as_ref() == Some(&removed)
@@ -378,9 +382,13 @@ mod tests {
             assert!(played.is_faithful(), "{name}");
             let timeline = &played.timeline;
             let ios = (1..played.cut.min(200)).filter(|at| matters(timeline, *at));
-            let plain = timeline.disk(played.cut, None);
+            let plain = timeline.disk(played.cut);
             for at in ios {
-                let flushed = timeline.disk(played.cut, Some(at));
+                let mut flushed = timeline.again();
+                flushed.go_to(at);
+                flushed.flush();
+                flushed.go_to(played.cut);
+                let flushed = flushed.disk;
                 for unit in 0..plain.extent() {
                     let (mut before, mut after) = (Vec::new(), Vec::new());
                     plain.peek(unit, &mut before);

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   start --event--event--event--|--event--event--> disk
-//!                                `-- flush_at: submitted and completed here, unknown to the subject
+//!                                `-- flush: submitted and completed here, unknown to the subject
 //! ```
 //!
 //! The invariant: without such a flush the disk that is made again allows exactly what the real one allowed.
@@ -78,45 +78,17 @@ impl Timeline {
         keys.and_then(|keys| keys.get(nth as usize)).copied().unwrap_or(Key::ZERO)
     }
 
-    /// The disk after the first `until` events, with one flush more before event `flush_at`, if there is to be one.
-    pub(super) fn disk(&self, until: usize, flush_at: Option<usize>) -> PossibleDisk {
-        let mut disk = self.start.clone();
-        let mut faults = self.faults.clone();
-        let mut running: BTreeMap<u64, (Io, Running)> = BTreeMap::new();
-        let second = disk.second().is_some();
-        let extra = |disk: &mut PossibleDisk| {
-            let there = |file: &File| file.is_first() || second;
-            for file in File::BOTH.into_iter().filter(there) {
-                let flush = disk.submit_flush_of(file);
-                let _ = disk.complete_flush(flush);
-            }
-        };
-        for (at, event) in self.events.iter().enumerate().take(until) {
-            if flush_at == Some(at) {
-                extra(&mut disk);
-            }
-            match event {
-                Event::Submit { io, .. } if !self.refused.contains(&io.index) => {
-                    running.insert(io.index, (*io, self.submit(&mut disk, io)));
-                }
-                Event::Complete { index, .. } => {
-                    if let Some((io, what)) = running.remove(index) {
-                        complete(&mut disk, &io, what);
-                    }
-                }
-                Event::Fail { index, .. } => {
-                    if let Some((io, what)) = running.remove(index) {
-                        fail(&mut disk, what, faults.fault(&io));
-                    }
-                }
-                Event::Settle => disk.settle(),
-                _ => {}
-            }
-        }
-        if flush_at == Some(until) {
-            extra(&mut disk);
-        }
-        disk
+    /// The disk after the first `until` events.
+    pub(super) fn disk(&self, until: usize) -> PossibleDisk {
+        let mut again = self.again();
+        again.go_to(until);
+        again.disk
+    }
+
+    /// From its start on.
+    pub(super) fn again(&self) -> Again<'_> {
+        let (disk, faults) = (self.start.clone(), self.faults.clone());
+        Again { timeline: self, at: 0, disk, running: BTreeMap::new(), faults }
     }
 
     fn submit(&self, disk: &mut PossibleDisk, io: &Io) -> Running {
@@ -135,6 +107,56 @@ impl Timeline {
     }
 }
 
+/// A timeline on its way once more.
+#[derive(Clone)]
+pub(super) struct Again<'a> {
+    timeline: &'a Timeline,
+    /// How many events came until now.
+    at: usize,
+    /// The disk now.
+    pub(super) disk: PossibleDisk,
+    running: BTreeMap<u64, (Io, Running)>,
+    faults: Planned,
+}
+
+impl Again<'_> {
+    /// Goes on until so many events came.
+    pub(super) fn go_to(&mut self, until: usize) {
+        let Self { timeline, at, disk, running, faults } = self;
+        let until = until.min(timeline.events.len());
+        for event in timeline.events.get(*at..until).unwrap_or_default() {
+            match event {
+                Event::Submit { io, .. } if !timeline.refused.contains(&io.index) => {
+                    running.insert(io.index, (*io, timeline.submit(disk, io)));
+                }
+                Event::Complete { index, .. } => {
+                    if let Some((io, what)) = running.remove(index) {
+                        complete(disk, &io, what);
+                    }
+                }
+                Event::Fail { index, .. } => {
+                    if let Some((io, what)) = running.remove(index) {
+                        fail(disk, what, faults.fault(&io));
+                    }
+                }
+                Event::Settle => disk.settle(),
+                _ => {}
+            }
+        }
+        *at = until.max(*at);
+    }
+
+    /// A flush of all that there is, unknown to the subject.
+    pub(super) fn flush(&mut self) {
+        let second = self.disk.second().is_some();
+        for file in File::BOTH.into_iter().filter(|file| file.is_first() || second) {
+            let flush = self.disk.submit_flush_of(file);
+            let _ = self.disk.complete_flush(flush);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
 enum Running {
     Read,
     Write(WriteId),
@@ -221,7 +243,7 @@ pub(super) struct Played {
 impl Played {
     /// Whether the timeline makes the disk again as it was.
     pub(super) fn is_faithful(&self) -> bool {
-        self.timeline.disk(self.cut, None).allowed_hash() == self.live.allowed_hash()
+        self.timeline.disk(self.cut).allowed_hash() == self.live.allowed_hash()
     }
 }
 
