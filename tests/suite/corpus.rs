@@ -1,10 +1,22 @@
 //! Every case of the corpus, one named test each: whole code passes it, code without its witness fails it.
 
-use model::case::{Case, Discard, Life, Origin, SCHEMA, Scheduling, Status};
-use model::finding::Property;
+use std::path::PathBuf;
+
+use faultfs::chooser::Always;
+use faultfs::disk::PossibleDisk;
+use faultfs::values::Values;
+use model::case::{Case, Content, CrashImage, Discard, Life, Origin, SCHEMA, Scheduling, Status};
+use model::evidence::ValueKey;
+use model::finding::{Property, Stage};
+use model::guest::{Guest, Made};
+use model::judge::{Judge, Place, Violation};
+use model::op::Durability;
+use model::payload::UNIT;
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::corpus::{self, text_of};
+use qcow2_crashtest::evidence::DiskEvidence;
 use qcow2_crashtest::replay::{Basis, Verdict, is_expected, replay, replay_until, subject_of};
+use qcow2_crashtest::subject::{Qcow2Core, Session, Subject};
 use qcow2_crashtest::workload::{self, LifePlan, Scope, Shape};
 
 /// Replays a case on whole code and, if it has a witness, on code without it.
@@ -193,4 +205,76 @@ fn what_is_drawn_can_be_kept() {
         let read = Case::from_json("drawn.json", &text_of(&case));
         assert_eq!(read.as_ref(), Ok(&case), "{shape:?}, seed {seed}");
     }
+}
+
+/// What the judge finds in the image of a case, by what its guest may read, and nothing else of the case.
+fn judged(case: &Case, image: &CrashImage) -> Vec<Violation> {
+    let values = Values::new();
+    let key = |content: &Content| ValueKey(values.intern(&content.bytes()).0);
+    let units: Vec<_> =
+        image.units.iter().map(|(unit, content)| (unit * UNIT as u64, content.bytes())).collect();
+    let extents = units.iter().map(|(offset, bytes)| (*offset, &bytes[..]));
+    let mut disk = PossibleDisk::from_extents(&values, image.length, extents);
+    let geometry = &case.geometry;
+    let mut first = vec![ValueKey::ZERO; usize::try_from(geometry.virtual_size).unwrap() / UNIT];
+    for (unit, allowed) in &image.allowed {
+        if let Some(value) = first.get_mut(usize::try_from(*unit).unwrap()) {
+            *value = allowed.first().map_or(ValueKey::ZERO, key);
+        }
+    }
+    let session = Session::of(&case.open, geometry);
+    let promises = Qcow2Core::default().promises(geometry, &session);
+    let made = Made::of(geometry, |unit| ValueKey(values.intern(unit).0));
+    let mut guest = Guest::new(&first, promises).on(made);
+    for (unit, allowed) in &image.allowed {
+        for other in allowed.iter().skip(1) {
+            guest.begin_write(*unit, &[key(other)], Durability::Cached);
+        }
+    }
+    guest.crash();
+    let mut always = Always(0);
+    let stage = (case.property == Property::P6).then_some(Stage::Closed);
+    // By one of these the case was found.
+    [Judge::default(), Judge::of_contents()]
+        .iter_mut()
+        .flat_map(|judge| {
+            judge.state(&mut DiskEvidence::new(&mut disk, &mut always), &guest, stage).to_vec()
+        })
+        .collect()
+}
+
+/// Goal: what a case says is in its image, whichever library it is of and whether that is here or not: the image alone shows it to the judge.
+/// Method: every kept case of a library outside the workspace, by the place or the kind that its title names; of a panic no image says
+/// anything.
+#[test]
+fn images_of_other_libraries_show_what_their_cases_say() {
+    let folders = std::fs::read_dir(corpus::folder().join("subjects")).expect("it is there");
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for folder in folders {
+        paths.extend(
+            corpus::files(&folder.expect("it can be read").path()).expect("it can be read"),
+        );
+    }
+    let mut shown = 0;
+    for path in paths {
+        let case = corpus::load(&path).expect("the file is a case");
+        let kind = case.title.split(':').next().unwrap_or_default();
+        if kind == "panic" {
+            continue;
+        }
+        let image = case.image.as_ref().expect("every kept case has its image");
+        let found = judged(&case, image);
+        let named = case.title.split_once("guest unit ").map(|(_, rest)| {
+            let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+            rest[..end].parse::<u64>().expect("a title names a unit by its number")
+        });
+        // What a guest reads may break P0 to P3 alike, by what was durable when.
+        let is_said = |violation: &Violation| match violation.place {
+            Place::Guest { unit, .. } => named == Some(unit),
+            _ => named.is_none() && violation.kind == kind,
+        };
+        assert!(found.iter().any(is_said), "{}: {found:#?}", path.display());
+        shown += 1;
+    }
+    assert!(shown >= 19, "{shown} cases");
 }
