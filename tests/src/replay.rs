@@ -3,6 +3,8 @@
 //! The exact moment is tried first. Where the code has changed so much that the trace is another one, the crash is looked up
 //! by its meaning, and at last among all moments of the life: a case never passes because nothing was found to run.
 
+use std::cell::Cell;
+
 use faultfs::profile::Robustness;
 use model::case::{Case, Status};
 use model::finding::Property;
@@ -13,7 +15,7 @@ use crate::minimise::{self, Signature};
 use crate::recover::{Failure, whole_image};
 use crate::robust;
 use crate::subject::{Qcow2Core, Subject};
-use crate::trial::{self, At, Outcome, Trial};
+use crate::trial::{self, At, LifeRecord, Outcome, Trial};
 pub use crate::verdict::{Basis, Replay, Verdict};
 use crate::watch::doing;
 
@@ -41,7 +43,8 @@ pub fn replay(subject: &impl Subject, case: &Case, file: &str) -> Result<Replay,
     replay_until(subject, case, file, &|| false)
 }
 
-/// The same, and where its moment is gone, others are looked at until it is `over`.
+/// The same, with an end: where the I/O is other than the file says and its moment does not show the failure, all moments are looked at
+/// until it is `over`. If the file says no moment, or that one is gone, and not all others were looked at, nothing was measured.
 ///
 /// # Errors
 /// As [`replay`].
@@ -66,7 +69,10 @@ pub fn replay_until(
     let mut besides = None;
     if let Some((_, failure)) = outcome.failure {
         let basis = if same_trace { Basis::Exact } else { Basis::Semantic };
-        let replay = verdict_of(case, failure, basis, exact.clone());
+        let mut replay = verdict_of(case, failure, basis, exact.clone());
+        if replay.verdict == Verdict::HarnessBroken && !answers_match(case, &outcome.lives) {
+            replay.verdict = Verdict::OtherFailure;
+        }
         if same_trace || replay.verdict == Verdict::Reproduced {
             return Ok(replay);
         }
@@ -89,14 +95,20 @@ pub fn replay_until(
     }
     let kind = case.title.split(':').next().unwrap_or_default().to_owned();
     let wanted = Signature { property: case.property, kind };
-    if let Some(hit) = minimise::search_until(subject, &semantic, &wanted, over) {
+    let cut = Cell::new(false);
+    let until = || {
+        cut.set(cut.get() || over());
+        cut.get()
+    };
+    if let Some(hit) = minimise::search_until(subject, &semantic, &wanted, &until) {
         return Ok(verdict_of(case, hit.failure, Basis::Searched, hit.trial));
     }
     if let Some(besides) = besides {
         return Ok(besides);
     }
-    if !found && over() {
-        let why = "the moment of its power cut is gone, and there was no time for all others";
+    let says_when = case.lives.last().is_some_and(|life| life.crash.is_some());
+    if cut.get() && !(found && says_when) {
+        let why = "its moment is not there, and not every other one was looked at";
         return Ok(not_measured(Basis::Searched, "not-searched", why.to_owned()));
     }
     let (verdict, basis) =
@@ -107,7 +119,7 @@ pub fn replay_until(
 fn not_measured(basis: Basis, kind: &'static str, why: String) -> Replay {
     let mut violation = whole_image(Property::P7, kind);
     violation.story = why;
-    let failure = Failure { violation, moment: "before it began".to_owned() };
+    let failure = Failure { violation, moment: "when it was run again".to_owned() };
     Replay { verdict: Verdict::NotMeasured, basis, failure: Some(failure), trial: None }
 }
 
@@ -126,6 +138,15 @@ fn traces_match(case: &Case, outcome: &Outcome) -> bool {
             let exact = life.crash.as_ref().and_then(|crash| crash.exact.as_ref());
             record.reached && exact.is_some_and(|exact| exact.trace.0 == record.trace_hash)
         })
+}
+
+/// Whether what survived, and what recovery and the judge asked for, was chosen as the file says: recovery did what it did then, as far as
+/// that shows.
+fn answers_match(case: &Case, lives: &[LifeRecord]) -> bool {
+    case.lives.iter().zip(lives).all(|(life, record)| {
+        let exact = life.crash.as_ref().and_then(|crash| crash.exact.as_ref());
+        exact.is_some_and(|exact| exact.choices == record.choices)
+    })
 }
 
 /// The trial with each crash at the moment that its anchor means; whether every anchor was found.

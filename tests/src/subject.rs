@@ -225,7 +225,7 @@ pub struct Duties {
     /// where each change is durable when it returns. There are some besides for a small image, and for what takes several transfers.
     pub ios_per_cluster: u64,
     /// The worst device on which it says that a power cut does no harm. A campaign runs on that one unless another is asked for, and what only
-    /// a worse one shows is told as beyond what it says.
+    /// a worse one shows is told as beyond what it says. An exploration on a worse one explores this first.
     pub survives: Profile,
 }
 

@@ -16,9 +16,9 @@ pub enum Verdict {
     Drifted,
     /// It could not be run, because something it needs does not exist here.
     NotMeasured,
-    /// It failed in another way than the case says, by other I/O: the code is another one.
+    /// It failed in another way than the case says, and not by I/O and answers known to be the same: the code is another one.
     OtherFailure,
-    /// The same I/O is judged otherwise than the case says.
+    /// What is known to be the same I/O and the same answers is judged otherwise than the case says.
     HarnessBroken,
 }
 

@@ -311,3 +311,29 @@ fn a_run_goes_on_past_what_is_known() {
     assert_eq!(status, 2, "{complaint}");
     assert!(complaint.contains("--known: causes.json: missing field `seen_as`"), "{complaint}");
 }
+
+/// Goal: a command that had something to write and did not says so in its exit status, and by whom it is heard. Method: a case that passes, as whole
+/// code is; another one without its moment, for which there is no time.
+#[test]
+fn what_has_nothing_to_write_does_not_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = "dropped-discard-leaks.json";
+    fs::copy(corpus::folder().join(name), folder.path().join(name)).unwrap();
+    for (verb, code) in [("explain", 0), ("minimise", 2), ("dump", 2), ("export", 2)] {
+        let file = if code == 2 && verb != "minimise" { " out" } else { "" };
+        let (status, said, error) = run(&format!("{verb} {name}{file}"), folder.path());
+        assert_eq!((status, &*said), (code, ""), "{verb}: {error}");
+        assert!(error.contains(&format!("{name} passes, with and without its witness")), "{error}");
+        assert_eq!(files(folder.path()), [name], "{verb}");
+    }
+    let mut case = corpus::load(&folder.path().join(name)).unwrap();
+    for life in &mut case.lives {
+        life.crash = None;
+    }
+    let path = folder.path().join("late.json");
+    fs::write(path, corpus::text_of(&case)).unwrap();
+    let (status, said, _) = run("replay --seconds 0 late.json", folder.path());
+    let row = "not-measured   searched  whole   late.json   <- not as expected\n";
+    let why = "    its moment is not there, and not every other one was looked at\n";
+    assert_eq!((status, said), (2, format!("{row}{why}")));
+}

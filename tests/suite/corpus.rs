@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use faultfs::chooser::Always;
 use faultfs::disk::PossibleDisk;
 use faultfs::values::Values;
-use model::case::{Case, Content, CrashImage, Discard, Life, Origin, SCHEMA, Scheduling, Status};
+use model::case::{
+    Case, Content, CrashImage, Discard, Exact, Life, Origin, SCHEMA, Scheduling, Status,
+};
 use model::evidence::ValueKey;
 use model::finding::{Property, Stage};
 use model::guest::{Guest, Made};
 use model::judge::{Judge, Place, Violation};
 use model::op::Durability;
-use model::payload::UNIT;
+use model::payload::{UNIT, Value};
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::corpus::{self, text_of};
 use qcow2_crashtest::evidence::DiskEvidence;
@@ -126,8 +128,15 @@ fn a_lost_anchor_is_drift() {
     let whole = subject_of(&case, name, false).expect("it exists");
     let found = replay(&whole, &case, name).expect("it can be run");
     assert_eq!(found.verdict, Verdict::Drifted);
-    let found = replay_until(&whole, &case, name, &|| true).expect("it can be run");
+    // Nor is it one if there was no time, or if the file says no moment: an exploration keeps what it has before it has found one.
+    let late = |case: &Case| replay_until(&whole, case, name, &|| true).expect("it can be run");
+    let found = late(&case);
     assert_eq!((found.verdict, found.basis), (Verdict::NotMeasured, Basis::Searched));
+    case.lives[0].crash = None;
+    let found = late(&case);
+    assert_eq!((found.verdict, found.basis), (Verdict::NotMeasured, Basis::Searched));
+    let found = replay(&whole, &case, name).expect("it can be run");
+    assert_eq!(found.verdict, Verdict::Fixed);
 }
 
 /// Goal: code that does other I/O and fails otherwise is told from a judge that says something else of the same. Method: a case of another
@@ -140,8 +149,16 @@ fn another_failure_of_other_code_is_no_broken_harness() {
     let broken = subject_of(&case, name, true).expect("it exists");
     let found = replay(&broken, &case, name).expect("it can be run");
     assert_eq!((found.verdict, found.basis), (Verdict::HarnessBroken, Basis::Exact));
-    let exact = case.lives[0].crash.as_mut().and_then(|crash| crash.exact.as_mut());
-    exact.expect("it has an exact part").trace.0 ^= 1;
+    let exact = |case: &mut Case, change: fn(&mut Exact)| {
+        let exact = case.lives[0].crash.as_mut().and_then(|crash| crash.exact.as_mut());
+        change(exact.expect("it has an exact part"));
+    };
+    // What is asked for after the power cut, and with it recovery, is not in the trace.
+    let mut other = case.clone();
+    exact(&mut other, |exact| exact.choices.push(7));
+    let found = replay(&broken, &other, name).expect("it can be run");
+    assert_eq!((found.verdict, found.basis), (Verdict::OtherFailure, Basis::Exact));
+    exact(&mut case, |exact| exact.trace.0 ^= 1);
     let found = replay(&broken, &case, name).expect("it can be run");
     assert_eq!((found.verdict, found.basis), (Verdict::OtherFailure, Basis::Semantic));
 }
@@ -255,7 +272,7 @@ fn images_of_other_libraries_show_what_their_cases_say() {
             corpus::files(&folder.expect("it can be read").path()).expect("it can be read"),
         );
     }
-    let mut shown = 0;
+    let (mut shown, mut excused) = (0, 0);
     for path in paths {
         let case = corpus::load(&path).expect("the file is a case");
         let kind = case.title.split(':').next().unwrap_or_default();
@@ -263,7 +280,7 @@ fn images_of_other_libraries_show_what_their_cases_say() {
             continue;
         }
         let image = case.image.as_ref().expect("every kept case has its image");
-        let found = judged(&case, image);
+        let mut found = judged(&case, image);
         let named = case.title.split_once("guest unit ").map(|(_, rest)| {
             let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
             rest[..end].parse::<u64>().expect("a title names a unit by its number")
@@ -273,8 +290,24 @@ fn images_of_other_libraries_show_what_their_cases_say() {
             Place::Guest { unit, .. } => named == Some(unit),
             _ => named.is_none() && violation.kind == kind,
         };
-        assert!(found.iter().any(is_said), "{}: {found:#?}", path.display());
+        let said = found.iter().find(|violation| is_said(violation));
+        let said = said.unwrap_or_else(|| panic!("{}: {found:#?}", path.display()));
         shown += 1;
+        // And nothing is said of a unit that may hold what it holds.
+        if let (Place::Guest { unit, .. }, Some(value)) = (&said.place, said.found)
+            && kind != "autoclear-bit-stays"
+        {
+            let held = match value {
+                Value::Zero => Content::Zero,
+                Value::Tag { unit, id } => Content::Tag { unit, id },
+                Value::Foreign(_) => continue,
+            };
+            let mut allowing = image.clone();
+            allowing.allowed.entry(*unit).or_default().push(held);
+            found = judged(&case, &allowing);
+            assert!(!found.iter().any(is_said), "{}: {found:#?}", path.display());
+            excused += 1;
+        }
     }
-    assert!(shown >= 19, "{shown} cases");
+    assert!(shown >= 19 && excused >= 8, "{shown} cases, {excused} excused");
 }

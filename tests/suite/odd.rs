@@ -4,6 +4,7 @@
 use std::future::{Future as _, pending};
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::process::Command;
 use std::sync::Arc;
@@ -620,6 +621,9 @@ fn a_promise_is_judged_before_what_is_beyond_it() {
 fn a_promise_is_explored_before_what_is_beyond_it() {
     const NAME: &str = "odd::a_promise_is_explored_before_what_is_beyond_it";
     const CHILD: &str = "QCOW2_TEST_EXPLORES";
+    const JSON: &str = "QCOW2_TEST_EXPLORED";
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("explored.json");
     if let Ok(word) = std::env::var(CHILD) {
         let (how, profile) = match &*word {
             "kept" => (How::SurvivesKill, Profile::TornLength),
@@ -629,20 +633,37 @@ fn a_promise_is_explored_before_what_is_beyond_it() {
         let worlds = worlds(&[1024], &[false], &[Initial::Fresh]);
         let settings = ExploreSettings { profile, ..ExploreSettings::new(worlds, 2) };
         let minimise = Some(Duration::from_secs(2));
-        let outputs = Exploration { minimise, ..Exploration::default() };
+        let json = std::env::var_os(JSON).map(PathBuf::from);
+        let outputs = Exploration { minimise, json, ..Exploration::default() };
         let status = console::explore(&Odd::new(how), &settings, &outputs).unwrap();
         assert_eq!(status == ExitStatus::Passed, word == "asked", "{status:?}");
         return;
     }
     let [kept, broken, asked] = ["kept", "broken", "asked"].map(|word| {
         let mut this = Command::new(std::env::current_exe().unwrap());
-        let run = this.args(["--exact", NAME, "--nocapture"]).env(CHILD, word).output().unwrap();
+        this.args(["--exact", NAME, "--nocapture"]).env(CHILD, word).env(JSON, &json);
+        let run = this.output().unwrap();
         let told = String::from_utf8_lossy(&run.stdout).into_owned();
         assert!(run.status.success(), "{word}: {told}");
+        let came: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        let profiles = [&came["profile"], &came["asked"], &came["promised"]["profile"]];
+        let ended = [&came["ended"], &came["promised"]["ended"]];
+        let of = |names: [&str; 3], ends: [&str; 2]| {
+            let null =
+                |name: &str| if name.is_empty() { "null".into() } else { format!("{name:?}") };
+            assert_eq!(profiles.map(ToString::to_string), names.map(null), "{word}: {came:#}");
+            assert_eq!(ended.map(ToString::to_string), ends.map(null), "{word}: {came:#}");
+        };
+        match word {
+            "kept" => of(["torn-length", "torn-length", "kill"], ["violation", "complete"]),
+            "broken" => of(["kill", "torn-length", "kill"], ["violation", "violation"]),
+            _ => of(["kill", "kill", ""], ["complete", ""]),
+        }
         told
     });
     let first = "first what it says that it survives, kill:\nodd: ";
-    let then = "no violation; and then what it does not say:\nodd: ";
+    let then = "no violation; and then what it does not say, torn-length:\nodd: ";
     let (promised, beyond) = kept.split_once(then).expect(&kept);
     assert!(promised.contains(first) && promised.contains("profile kill, "), "{kept}");
     assert!(beyond.contains("profile torn-length, ") && beyond.contains("\nviolation "), "{kept}");

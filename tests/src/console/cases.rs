@@ -3,11 +3,13 @@
 //! A case is run on the subject that it names. Where that one can do without what the case is a witness of, it is run on
 //! whole code and on broken code, and it is the one of them that fails that is shrunk, told and written.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use model::case::Case;
+use model::judge::Violation;
 
 use super::output::{another_file, check, complain, say, shown, write};
 use super::shorten::{minimise, verdict};
@@ -17,7 +19,7 @@ use crate::any::AnySubject;
 use crate::corpus::{self, CorpusError};
 use crate::interrupt;
 use crate::minimise::Minimised;
-use crate::replay::{self, Replay, is_expected};
+use crate::replay::{self, Replay, Verdict, is_expected};
 use crate::report;
 
 /// The kept cases of a command line, and what they are run on.
@@ -43,7 +45,7 @@ const SEARCH_FOR: u64 = 60;
 pub struct ReplayCommand {
     /// Case files; all of the corpus if none is named.
     paths: Vec<PathBuf>,
-    /// Where the moment of a case is gone, look at every other one for at most this many seconds.
+    /// Where the code has changed and the moment of a case shows nothing, look at all others for at most this many seconds.
     #[arg(long, default_value_t = SEARCH_FOR)]
     seconds: u64,
     /// Write the verdicts as JSON to this file.
@@ -76,11 +78,8 @@ impl ReplayCommand {
             for &broken in runs {
                 let subject = cases.subject_of(&case, &file, broken)?;
                 let replay = again(&subject, &case, &file, self.seconds)?;
-                if let Some(signal) = interrupt::signal() {
-                    say(&format!("interrupted ({signal}) at {file}\n"));
-                    if status == ExitStatus::Passed {
-                        status = ExitStatus::Interrupted(signal);
-                    }
+                let signal = interrupt::signal();
+                if signal.is_some() && replay.verdict == Verdict::NotMeasured {
                     break 'cases;
                 }
                 let expected = is_expected(&case, replay.verdict, broken);
@@ -94,15 +93,29 @@ impl ReplayCommand {
                     if expected { "" } else { "   <- not as expected" }
                 ));
                 if let Some(failure) = replay.failure.as_ref().filter(|_| !expected) {
-                    say(&format!("    {} {}\n", failure.violation, failure.moment));
+                    say(&match replay.verdict {
+                        Verdict::NotMeasured => format!("    {}\n", failure.violation.story),
+                        _ => format!("    {} {}\n", failure.violation, failure.moment),
+                    });
                 }
-                if !expected {
-                    status = ExitStatus::Violation;
+                match replay.verdict {
+                    _ if expected || status == ExitStatus::Violation => {}
+                    Verdict::NotMeasured | Verdict::HarnessBroken => status = ExitStatus::Broken,
+                    _ => status = ExitStatus::Violation,
                 }
                 rows.push(serde_json::json!({
                     "case": name, "code": how, "verdict": replay.verdict.name(),
                     "basis": replay.basis.name(), "expected": expected,
                 }));
+                if signal.is_some() {
+                    break 'cases;
+                }
+            }
+        }
+        if let Some(signal) = interrupt::signal() {
+            say(&format!("interrupted ({signal}): what stands above is all that was run\n"));
+            if status == ExitStatus::Passed {
+                status = ExitStatus::Interrupted(signal);
             }
         }
         if let Some(path) = &self.json {
@@ -130,8 +143,9 @@ impl Minimise {
     /// If the case cannot be run.
     pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         listen()?;
-        let Some(Failing { subject, found, case }) = failing(cases, &self.path)? else {
-            return Ok(ExitStatus::Passed);
+        let Failing { subject, found, case } = match failing(cases, &self.path)? {
+            Ok(failing) => failing,
+            Err(status) => return Ok(status.without_output()),
         };
         let limit = Duration::from_secs(self.seconds);
         let (small, ended) = minimise(&subject, &found.trial, &found.failure, limit);
@@ -157,8 +171,9 @@ impl Explain {
     /// # Errors
     /// If the case cannot be run.
     pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
-        let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
-            return Ok(ExitStatus::Passed);
+        let Failing { subject, found, .. } = match failing(cases, &self.path)? {
+            Ok(failing) => failing,
+            Err(status) => return Ok(status),
         };
         let Minimised { trial, failure } = &found;
         say(&report::text(&subject, trial, failure, Some(&shown(&self.path))));
@@ -189,8 +204,9 @@ impl Dump {
     /// [`ExitStatus::Broken`].
     pub fn run<C: Cases>(&self, cases: &C) -> Result<ExitStatus, CorpusError> {
         another_file(&self.path, &self.file)?;
-        let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
-            return Ok(ExitStatus::Broken);
+        let Failing { subject, found, .. } = match failing(cases, &self.path)? {
+            Ok(failing) => failing,
+            Err(status) => return Ok(status.without_output()),
         };
         let Minimised { trial, failure } = &found;
         let (image, data) =
@@ -218,8 +234,11 @@ fn again(
     seconds: u64,
 ) -> Result<Replay, CorpusError> {
     #[expect(clippy::disallowed_methods, reason = "the search is given time by the clock")]
-    let start = Instant::now();
-    let over = || interrupt::asked() || start.elapsed() >= Duration::from_secs(seconds);
+    let now = Instant::now;
+    // What comes before the search is run whatever it takes.
+    let start = OnceCell::new();
+    let limit = Duration::from_secs(seconds);
+    let over = || interrupt::asked() || start.get_or_init(now).elapsed() >= limit;
     replay::replay_until(subject, case, file, &over)
 }
 
@@ -230,27 +249,43 @@ pub(super) struct Failing {
     pub(super) case: Case,
 }
 
-/// The failing run of a case: whole code if it is open, else code without its witness. None, and said so, if it passes.
-pub(super) fn failing<C: Cases>(cases: &C, path: &Path) -> Result<Option<Failing>, CorpusError> {
+/// The failing run of a case: whole code if it is open, else code without its witness. A status, and said so, if it passes or a signal
+/// ended it.
+pub(super) fn failing<C: Cases>(
+    cases: &C,
+    path: &Path,
+) -> Result<Result<Failing, ExitStatus>, CorpusError> {
     let file = shown(path);
     let case = corpus::load(path)?;
     let runs: &[bool] = if C::WITNESSES { &[false, true] } else { &[false] };
+    let mut unknown = None;
     for &broken in runs {
         let subject = cases.subject_of(&case, &file, broken)?;
         let shown = again(&subject, &case, &file, SEARCH_FOR)?;
+        if let Some(signal) = interrupt::signal()
+            && shown.verdict != Verdict::Reproduced
+        {
+            complain(format_args!("interrupted ({signal}) before {file} was seen to fail"));
+            return Ok(Err(ExitStatus::Interrupted(signal)));
+        }
         match (shown.trial, shown.failure) {
             (Some(trial), Some(failure)) => {
                 let found = Minimised { trial, failure };
-                return Ok(Some(Failing { subject, found, case }));
+                return Ok(Ok(Failing { subject, found, case }));
             }
             (None, Some(failure)) => {
-                let why = failure.violation;
-                return Err(CorpusError::Case(format!("{file}: there is no run to show: {why}")));
+                let Violation { story, .. } = &failure.violation;
+                let why =
+                    if story.is_empty() { failure.violation.to_string() } else { story.clone() };
+                unknown.get_or_insert(why);
             }
             (_, None) => {}
         }
     }
+    if let Some(why) = unknown {
+        return Err(CorpusError::Case(format!("{file}: there is no run to show: {why}")));
+    }
     let how = if C::WITNESSES { ", with and without its witness" } else { "" };
-    say(&format!("{file} passes{how}: there is nothing to show\n"));
-    Ok(None)
+    complain(format_args!("{file} passes{how}: there is nothing to show"));
+    Ok(Err(ExitStatus::Passed))
 }

@@ -78,8 +78,8 @@ pub fn explore(
     }
     let files = [&outputs.json, &outputs.certificate, &outputs.part];
     check(files.into_iter().filter_map(Option::as_deref), outputs.corpus.as_deref())?;
-    let survives = subject.duties().survives;
-    let mut end = None;
+    let (asked, survives) = (settings.profile, subject.duties().survives);
+    let (mut end, mut first) = (None, None);
     let mut limit = settings.limit;
     if settings.profile > survives {
         // A finding ends an exploration: on the worse device it would leave it open whether the promise is kept.
@@ -87,8 +87,11 @@ pub fn explore(
         let promised = explore::ExploreSettings { profile: survives, ..settings.clone() };
         let report = told(subject, &promised);
         limit = limit.map(|limit| limit.saturating_sub(Duration::from_secs_f64(report.seconds)));
+        first = Some(came_to(&promised, &report));
         if report.complete {
-            say("no violation; and then what it does not say:\n");
+            let judged = report.worlds.iter().any(|explored| explored.counts.leaves > 0);
+            let said = if judged { "no violation" } else { "no leaf was judged" };
+            say(&format!("{said}; and then what it does not say, {asked}:\n"));
         } else {
             end = Some((promised, report));
         }
@@ -113,28 +116,21 @@ pub fn explore(
             _ => ("the time was up".to_owned(), ExitStatus::Broken),
         };
         say(&format!("{why} {}\nthere is no certificate of this\n", how_far(settings, report)));
+        if settings.profile < asked {
+            say(&format!("that was what it says that it survives; {asked} was not begun\n"));
+        }
         status
     } else {
         all_explored(subject, settings, outputs, report)?
     };
     if let Some(path) = &outputs.json {
-        let sum =
-            |of: &dyn Fn(&explore::Explored) -> u64| -> u64 { report.worlds.iter().map(of).sum() };
-        let summary = serde_json::json!({
-            "subject": subject.name(),
-            "not_asked": subject.capabilities().left_out(),
-            "profile": settings.profile.name(),
-            "commit": crate::figures::commit(),
-            "ended": report.ended,
-            "violations": titles,
-            "images": settings.worlds.len(),
-            "images_done": images_done(report),
-            "workloads_an_image": report.todo,
-            "workloads": sum(&|explored| explored.workloads),
-            "crash_disks": sum(&|explored| explored.counts.crash_disks),
-            "leaves": sum(&|explored| explored.counts.leaves),
-            "seconds": report.seconds,
-        });
+        let mut summary = came_to(settings, report);
+        summary["subject"] = subject.name().into();
+        summary["not_asked"] = subject.capabilities().left_out().into();
+        summary["commit"] = crate::figures::commit().into();
+        summary["violations"] = titles.into();
+        summary["asked"] = asked.name().into();
+        summary["promised"] = first.into();
         return after(status, write(path, format!("{summary:#}\n")));
     }
     Ok(status)
@@ -176,6 +172,26 @@ fn told(subject: &AnySubject, settings: &explore::ExploreSettings) -> explore::E
         say(&format!("  {}\n", explored.row()));
     }
     report
+}
+
+/// How far an exploration under one profile came, as a JSON object.
+fn came_to(
+    settings: &explore::ExploreSettings,
+    report: &explore::ExploreReport,
+) -> serde_json::Value {
+    let sum =
+        |of: &dyn Fn(&explore::Explored) -> u64| -> u64 { report.worlds.iter().map(of).sum() };
+    serde_json::json!({
+        "profile": settings.profile.name(),
+        "ended": report.ended,
+        "images": settings.worlds.len(),
+        "images_done": images_done(report),
+        "workloads_an_image": report.todo,
+        "workloads": sum(&|explored| explored.workloads),
+        "crash_disks": sum(&|explored| explored.counts.crash_disks),
+        "leaves": sum(&|explored| explored.counts.leaves),
+        "seconds": report.seconds,
+    })
 }
 
 /// How many images an exploration is done with.

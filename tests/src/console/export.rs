@@ -34,8 +34,9 @@ impl Export {
             let why = "its image has a data file, and a log is of one file";
             return Err(CorpusError::Case(format!("{file}: geometry.data_file: {why}")));
         }
-        let Some(Failing { subject, found, .. }) = failing(cases, &self.path)? else {
-            return Ok(ExitStatus::Broken);
+        let Failing { subject, found, .. } = match failing(cases, &self.path)? {
+            Ok(failing) => failing,
+            Err(status) => return Ok(status.without_output()),
         };
         let Minimised { trial, failure } = &found;
         let log = report::log(&subject, trial, failure)

@@ -8,8 +8,8 @@ use crate::corpus::CorpusError;
 use crate::interrupt::{self, Signal};
 
 /// What exit statuses mean, for help texts.
-pub const EXIT_STATUS: &str = "Exit status: 0 nothing found, 1 a violation, 2 misuse, a broken harness or \
-    output that cannot be written, 130 or 143 interrupted (SIGINT, SIGTERM) before anything was found. The first of these signals \
+pub const EXIT_STATUS: &str = "Exit status: 0 nothing found, 1 a violation, 2 misuse, a broken harness, nothing \
+    to write or output that cannot be written, 130 or 143 interrupted (SIGINT, SIGTERM) before anything was found. The first of these signals \
     ends a run with what it has seen, a second one at once.";
 
 /// What a campaign came to.
@@ -26,6 +26,14 @@ pub enum ExitStatus {
 }
 
 impl ExitStatus {
+    /// The same for a command that had something to write, and did not: nothing found is not what was asked for.
+    pub(super) const fn without_output(self) -> Self {
+        match self {
+            Self::Passed => Self::Broken,
+            _ => self,
+        }
+    }
+
     /// The exit status that says so.
     pub const fn code(self) -> u8 {
         match self {

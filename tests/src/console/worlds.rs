@@ -69,7 +69,8 @@ pub struct Worlds {
     /// Only these initial images; without it all but those that no request of the alphabet has to do with.
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(Initial::ALL.map(Initial::name)))]
     initial: Vec<String>,
-    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length.
+    /// How the power fails: kill, prefix, epoch, cache, torn or torn-length. If that is worse than what the subject says it survives, this
+    /// is explored first.
     #[arg(long, default_value_t = Profile::default())]
     profile: Profile,
     /// Explore only part K of N of the workloads, as K/N with K from 0.

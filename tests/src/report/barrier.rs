@@ -22,6 +22,7 @@ use model::guest::Guest;
 use model::judge::Place;
 use model::payload::Value;
 
+use crate::interrupt;
 use crate::leaf::LeafChooser;
 use crate::liveness::{is_seen_going_on, p7_goes_on};
 use crate::minimise::Signature;
@@ -38,15 +39,40 @@ const STATES: usize = 32;
 /// second one, or third, and so on.
 const UNITS: usize = 1 << 25;
 
-/// How long a search may take, by what the first moment took. It makes a difference where the code that is searched is slow.
+/// How long moments are judged, which makes a difference where the code that is judged is slow: then not all of them are.
 const SEARCH_FOR: Duration = Duration::from_secs(60);
 
-/// Which of so many moments on `disk` there is time for, if one took so long: every how manyth.
-fn every(moments: usize, disk: &PossibleDisk, one: Duration) -> usize {
+/// Which of so many moments on `disk` there is time for: every how manyth.
+fn every(moments: usize, disk: &PossibleDisk) -> usize {
     let states = UNITS / disk.extent().max(1) as usize;
-    let by_size = (moments * 2 * STATES).div_ceil(states.max(1));
-    let by_time = (one * u32::try_from(moments).unwrap_or(u32::MAX)).div_duration_f64(SEARCH_FOR);
-    by_size.max(by_time.ceil() as usize).max(1)
+    (moments * 2 * STATES).div_ceil(states.max(1)).max(1)
+}
+
+/// `0..count` in an order that is spread evenly wherever it ends: the first, the one in the middle, those in the middle between them.
+fn spread(count: usize) -> impl Iterator<Item = usize> {
+    let strides =
+        std::iter::successors(Some(count.next_power_of_two() / 2), |stride| Some(stride / 2));
+    let odd = strides
+        .take_while(|&stride| stride > 0)
+        .flat_map(move |stride| (stride..count).step_by(2 * stride));
+    std::iter::once(0).filter(move |_| count > 0).chain(odd)
+}
+
+/// The time that there is for moments.
+struct Clock(Instant);
+
+impl Clock {
+    fn start() -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "how many moments slow code is judged at depends on the clock, and the report says so"
+        )]
+        Self(Instant::now())
+    }
+
+    fn is_over(&self) -> bool {
+        interrupt::asked() || self.0.elapsed() >= SEARCH_FOR
+    }
 }
 
 /// What the search showed.
@@ -59,6 +85,8 @@ pub(super) struct Searched {
     pub(super) same: usize,
     /// Whether the states at this power cut are all that there are.
     pub(super) complete: bool,
+    /// Of how many moments states were judged, and of how many there are; the same unless there was no time for all.
+    pub(super) moments: (usize, usize),
     /// The best place for a flush.
     pub(super) best: Option<Gap>,
 }
@@ -102,20 +130,23 @@ pub(super) struct Search<'a> {
 pub(super) fn in_life(bench: &mut Bench, search: &Search<'_>) -> Searched {
     let Search { trial, played, steps, choices, failure } = *search;
     let mut found = Found::new(failure, played.cut);
+    let clock = Clock::start();
     let mut judge = |at, guest, own| {
         let live = &played.timeline.disk(at);
-        found.states(
-            bench,
-            trial,
-            &Point { live, pending: live, guest, steps, at, given: &[], own },
-        )
+        let point = Point { live, pending: live, guest, steps, at, given: &[], own };
+        found.states(bench, trial, &point);
     };
-    let one = judge(played.cut, &played.guest, choices);
-    let every = every(played.moments.len(), &played.live, one);
-    let mut done = BTreeSet::from([played.cut]);
-    for seen in played.moments.iter().step_by(every).filter(|seen| done.insert(seen.at)) {
-        judge(seen.at, &seen.guest, &[]);
+    judge(played.cut, &played.guest, choices);
+    let every = every(played.moments.len(), &played.live);
+    let mut once = BTreeSet::from([played.cut]);
+    let moments = played.moments.iter().step_by(every).filter(|seen| once.insert(seen.at));
+    let moments: Vec<_> = moments.collect();
+    let mut judged = 0;
+    for at in spread(moments.len()).take_while(|_| !clock.is_over()) {
+        judge(moments[at].at, &moments[at].guest, &[]);
+        judged += 1;
     }
+    found.moments = (judged + 1, moments.len() + 1);
     found.search(&played.timeline, trial.profile)
 }
 
@@ -140,14 +171,19 @@ pub(super) fn in_step(
         let pending = &timeline.disk(at);
         let (live, guest) = (&played.live, &played.guest);
         let point = Point { live, pending, guest, steps: &steps, at, given, own };
-        found.states(bench, trial, &point)
+        found.states(bench, trial, &point);
     };
+    let clock = Clock::start();
     // The last one is the failure's own.
     let last = counted.len() - 1;
-    let one = judge(last, choices);
-    for crash_at in (0..last).step_by(every(counted.len(), &played.live, one)) {
-        judge(crash_at, &[]);
+    judge(last, choices);
+    let moments: Vec<_> = (0..last).step_by(every(counted.len(), &played.live)).collect();
+    let mut judged = 0;
+    for at in spread(moments.len()).take_while(|_| !clock.is_over()) {
+        judge(moments[at], &[]);
+        judged += 1;
     }
+    found.moments = (judged + 1, moments.len() + 1);
     Some(found.search(timeline, trial.profile))
 }
 
@@ -179,23 +215,20 @@ struct Found {
     goes_on: bool,
     judged: usize,
     complete: bool,
+    moments: (usize, usize),
     failing: Vec<Failing>,
 }
 
 impl Found {
     fn new(failure: &Failure, cut: usize) -> Self {
         let (wanted, goes_on) = (Signature::of(failure), is_seen_going_on(failure));
-        Self { wanted, cut, goes_on, judged: 0, complete: true, failing: Vec::new() }
+        let (moments, failing) = ((0, 0), Vec::new());
+        Self { wanted, cut, goes_on, judged: 0, complete: true, moments, failing }
     }
 
     /// Judges crash states at a moment, the failure's own first, then an enumeration, then random ones; notes of each that
-    /// fails what was read. It took so long.
-    fn states(&mut self, bench: &mut Bench, trial: &Trial, point: &Point<'_>) -> Duration {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "how many moments there is time for depends on the clock"
-        )]
-        let start = Instant::now();
+    /// fails what was read.
+    fn states(&mut self, bench: &mut Bench, trial: &Trial, point: &Point<'_>) {
         let Point { live, pending, guest, steps, at, given, own } = *point;
         let mut seen = guest.clone();
         seen.crash();
@@ -256,7 +289,6 @@ impl Found {
         if at == self.cut {
             self.complete = enumerated;
         }
-        start.elapsed()
     }
 
     fn search(mut self, timeline: &Timeline, profile: Profile) -> Searched {
@@ -297,7 +329,8 @@ impl Found {
         let worth = |gap: &Gap| (gap.removes_this, gap.removes);
         let best = gaps.into_iter().rev().max_by_key(worth);
         let best = best.filter(|gap| gap.removes_this || gap.removes > 0);
-        Searched { judged: self.judged, others, same, complete: self.complete, best }
+        let Self { judged, complete, moments, .. } = self;
+        Searched { judged, others, same, complete, moments, best }
     }
 }
 
@@ -365,12 +398,30 @@ impl Chooser for Noting {
 mod tests {
     use faultfs::trace::Event;
 
-    use super::{Search, in_life, matters};
+    use super::{Search, in_life, matters, spread};
     use crate::any::AnySubject;
     use crate::recover::Bench;
     use crate::report::timeline::play;
     use crate::report::{all_without_witness, without_witness};
     use crate::trial;
+
+    /// Goal: each moment comes once, and wherever the search ends, they are spread evenly. Method: counts up to 70, and the gaps after each.
+    #[test]
+    fn moments_are_spread_evenly() {
+        assert_eq!(spread(6).collect::<Vec<_>>(), [0, 4, 2, 1, 3, 5]);
+        for count in 0..70_usize {
+            let mut all: Vec<usize> = spread(count).collect();
+            for some in 1..=all.len() {
+                let mut begun = all[..some].to_vec();
+                begun.sort_unstable();
+                begun.push(count);
+                let widest = begun.windows(2).map(|pair| pair[1] - pair[0]).max();
+                assert!(widest <= Some(count.div_ceil(some) * 4), "{some} of {count}: {begun:?}");
+            }
+            all.sort_unstable();
+            assert!(all.into_iter().eq(0..count));
+        }
+    }
 
     /// Goal: a disk made again from its I/O is the disk that was, and one flush more takes states away and adds none. Method:
     /// the whole corpus, without the witnesses; every event; a flush at every event before it.

@@ -595,7 +595,7 @@ fn recovery_lanes(out: &mut String, scene: &Scene, units: &BTreeSet<u32>) -> fmt
 
 /// What a search for a missing flush showed.
 fn advice(out: &mut String, searched: &Searched, around: &Around<'_>) -> fmt::Result {
-    let Searched { judged, others, same, complete, best } = searched;
+    let Searched { judged, others, same, complete, moments, best } = searched;
     let of_others = |removes: usize| match others {
         1 => format!("{removes} of 1 other failing state"),
         _ => format!("{removes} of {others} other failing states"),
@@ -639,7 +639,13 @@ fn advice(out: &mut String, searched: &Searched, around: &Around<'_>) -> fmt::Re
     let all = if *complete { "all" } else { "some of those" };
     let fail = if *same == 1 { "fails" } else { "fail" };
     write!(out, "  ({judged} crash states judged; at this power cut, {all} that there are, ")?;
-    writeln!(out, "and {same} {fail} in this way.)")
+    write!(out, "and {same} {fail} in this way")?;
+    match moments {
+        (some, all) if some < all => {
+            writeln!(out, ";\n  there was time for {some} of {all} moments.)")
+        }
+        _ => writeln!(out, ".)"),
+    }
 }
 
 /// What lies around a gap.

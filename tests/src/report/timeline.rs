@@ -122,6 +122,7 @@ pub(super) struct Again<'a> {
 impl Again<'_> {
     /// Goes on until so many events came.
     pub(super) fn go_to(&mut self, until: usize) {
+        debug_assert!(until >= self.at, "nothing is undone");
         let Self { timeline, at, disk, running, faults } = self;
         let until = until.min(timeline.events.len());
         for event in timeline.events.get(*at..until).unwrap_or_default() {
