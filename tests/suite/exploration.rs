@@ -21,7 +21,7 @@ use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, initials, operations, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, MergeError, Part};
 use qcow2_crashtest::explore::walk::{Stop, Walk};
-use qcow2_crashtest::explore::{self, ExploreSettings};
+use qcow2_crashtest::explore::{self, AtOnce, ExploreSettings};
 use qcow2_crashtest::life::{Request, perform};
 use qcow2_crashtest::subject::{Qcow2Core, Refusal, Session, Subject, SubjectImage as _};
 use qcow2_crashtest::trial;
@@ -278,6 +278,24 @@ fn forks_are_explored_as_what_leads_to_them_is() {
             assert_eq!(forked.distinct, again.distinct, "{}", forked.world);
         }
     }
+}
+
+/// Goal: races alone miss what it takes a step that stays behind to miss; elsewhere random campaigns or pairs may have been who noticed. Method: both
+/// of these rules, each with as many delays and requests as it takes.
+#[test]
+fn races_miss_what_a_step_that_stays_behind_breaks() {
+    let races = |rule, delays, operations| {
+        let settings = ExploreSettings {
+            alphabet: Symbol::RACING.to_vec(),
+            at_once: Some(AtOnce::Races { delays }),
+            ..ExploreSettings::new(worlds(&[512], &[false], &[Initial::Fragmented]), operations)
+        };
+        let subject = Qcow2Core::without([rule]).unwrap();
+        let report = explore::run(&subject, &settings, |_, _, _, _| {});
+        report.found.unwrap_or_else(|| panic!("{rule} was not missed")).failure.violation.kind
+    };
+    assert_eq!(races("discard-before-reuse", 2, 2), "contract-breach");
+    assert_eq!(races("reads-before-reuse", 1, 3), "misread");
 }
 
 /// Goal: the violation that is told is the one with the lowest number, whoever finds another one first. Method: rules whose absence

@@ -11,7 +11,7 @@ use qcow2_core::storage::{self, AnyStorage, IoBuf, Storage as _};
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::explore::alphabet::{Symbol, World, worlds};
 use qcow2_crashtest::explore::certificate::{Certificate, judged};
-use qcow2_crashtest::explore::{self, ExploreReport, ExploreSettings};
+use qcow2_crashtest::explore::{self, AtOnce, ExploreReport, ExploreSettings};
 use qcow2_crashtest::figures::Figures;
 use qcow2_crashtest::ledger::{Cited, table};
 use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
@@ -225,19 +225,34 @@ fn what_a_certificate_says_was_judged_can_be_found() {
     seen.sort();
     seen.dedup();
     let (all, plain) = (Duties::default(), Capabilities::plain());
-    assert_eq!(seen, judged(&all, &plain, &Symbol::ALL, false));
+    let of = |letters: &[Symbol]| ExploreSettings {
+        alphabet: letters.to_vec(),
+        ..ExploreSettings::new(Vec::new(), 1)
+    };
+    let at_once = |letters: &[Symbol]| ExploreSettings {
+        at_once: Some(AtOnce::Races { delays: 1 }),
+        ..of(letters)
+    };
+    assert_eq!(seen, judged(&all, &plain, &of(&Symbol::ALL)));
 
     let contents = Duties { structure: false, ..all };
     let mut unrepaired = plain;
     unrepaired.repair = false;
     let of_contents = [Property::P0, Property::P1, Property::P2, Property::P3, Property::P8];
     let letters = [Symbol::WriteA, Symbol::Reopen];
-    assert_eq!(judged(&contents, &unrepaired, &letters, false), of_contents);
-    assert!(!judged(&all, &plain, &Symbol::ALL, true).contains(&Property::P6));
+    assert_eq!(judged(&contents, &unrepaired, &of(&letters)), of_contents);
+    // At once, nothing is closed, and nothing read but by a request. Without power cuts in it, nothing is known of a repair cut short.
+    let asked = |settings: &_| {
+        let judged = judged(&all, &plain, settings);
+        [Property::P0, Property::P5, Property::P6].map(|property| judged.contains(&property))
+    };
+    assert_eq!(asked(&at_once(&Symbol::ALL)), [false, true, false]);
+    assert_eq!(asked(&at_once(&Symbol::RACING)), [true, true, false]);
+    assert_eq!(asked(&ExploreSettings { depth: 0, ..of(&Symbol::ALL) }), [true, false, true]);
     let leaking = Duties { closes_without_leaks: false, ..all };
-    assert!(!judged(&leaking, &plain, &Symbol::ALL, false).contains(&Property::P6));
+    assert!(!judged(&leaking, &plain, &of(&Symbol::ALL)).contains(&Property::P6));
     // What changes wholly or not at all: a size, and passphrases.
-    let wholly = |alphabet| judged(&contents, &plain, alphabet, false).contains(&Property::P10);
+    let wholly = |letters| judged(&contents, &plain, &of(letters)).contains(&Property::P10);
     assert_eq!(
         [&[Symbol::Grow][..], &Symbol::PASSPHRASES, &[Symbol::WriteA]].map(wholly),
         [true, true, false]

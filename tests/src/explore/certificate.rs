@@ -206,7 +206,7 @@ impl Certificate {
             .map(|geometry| (geometry.cluster_size(), operations(alphabet, geometry)))
             .collect();
         let (duties, can) = (subject.duties(), subject.capabilities());
-        let mut properties = judged(&duties, &can, alphabet, settings.at_once.is_some());
+        let mut properties = judged(&duties, &can, settings);
         if settings.worlds.iter().all(|world| world.geometry.encryption.is_some()) {
             properties.push(Property::PCipher);
         }
@@ -441,18 +441,17 @@ pub fn source_of(subject: &impl Subject) -> Option<Vec<(String, String)>> {
 /// The properties that exploring judges a subject by: those that a power cut, what is found after it, and one recovery after another can
 /// show, as far as the subject is held to them and the requests lead there. P7 takes whole runs to their end, and P9 compares what
 /// several power cuts leaked.
-pub fn judged(
-    duties: &Duties,
-    can: &Capabilities,
-    alphabet: &[Symbol],
-    at_once: bool,
-) -> Vec<Property> {
-    let (structure, repair) = (duties.structure, can.repair);
-    let closes = alphabet.contains(&Symbol::Reopen) && !at_once;
-    let whole = [Symbol::Grow, Symbol::AddFirst, Symbol::RemoveFirst];
-    let whole = whole.iter().any(|symbol| alphabet.contains(symbol));
+pub fn judged(duties: &Duties, can: &Capabilities, settings: &ExploreSettings) -> Vec<Property> {
+    let at_once = settings.at_once.is_some();
+    let has = |any: &[Symbol]| any.iter().any(|symbol| settings.alphabet.contains(symbol));
+    let structure = duties.structure;
+    let repair = can.repair && settings.depth > 0;
+    // Where requests follow each other, all is read after the last one.
+    let reads = !at_once || has(&[Symbol::ReadA, Symbol::ReadPartOfB]);
+    let closes = has(&[Symbol::Reopen]) && !at_once;
+    let whole = has(&[Symbol::Grow, Symbol::AddFirst, Symbol::RemoveFirst]);
     let all = [
-        (Property::P0, true),
+        (Property::P0, reads),
         (Property::P1, true),
         (Property::P2, true),
         (Property::P3, true),

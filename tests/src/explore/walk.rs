@@ -257,8 +257,9 @@ pub struct Walk {
     shape: Shape,
     depth: u32,
     odometer: Arc<Mutex<Odometer>>,
-    entered: BTreeSet<(u64, u64)>,
-    recovered: BTreeSet<u64>,
+    entered: BTreeSet<CrashKey>,
+    /// By hash of the disk that recovery began on, and whether power cuts in it are followed.
+    recovered: BTreeSet<(u64, bool)>,
     /// By hash of the disk that recovery began on, of all workloads.
     outcomes: BTreeMap<u64, Arc<Outcome>>,
     /// What recovery does, by key of the course.
@@ -618,7 +619,7 @@ impl Walk {
     /// Leaves what power cuts left to be explored, as far as it is new.
     fn enter(&mut self, cuts: &[Cut], ground: &Ground, depth: u32) {
         for cut in cuts {
-            if self.entered.insert((cut.hash, ground.hash)) {
+            if self.entered.insert((cut.hash, ground.hash, depth < self.depth)) {
                 self.counts.crash_disks += 1;
                 self.counts.deepest = self.counts.deepest.max(depth);
                 self.waiting.push(Crashed { cut: cut.clone(), ground: ground.clone(), depth });
@@ -630,7 +631,7 @@ impl Walk {
         let key = (crashed.cut.hash, crashed.ground.hash, crashed.depth < self.depth);
         if let Some(leaves) = self.leaves.get(&key) {
             for leaf in &*Arc::clone(leaves) {
-                if self.is_new(leaf.decided) {
+                if self.is_new(leaf.decided, key.2) {
                     self.count(leaf, crashed.depth);
                 }
             }
@@ -665,9 +666,9 @@ impl Walk {
         Ok(())
     }
 
-    /// Whether this workload has not recovered from that disk yet. If it has, that is counted.
-    fn is_new(&mut self, decided: u64) -> bool {
-        let new = self.recovered.insert(decided);
+    /// Whether this workload has not recovered from that disk yet, with power cuts in that or without. If it has, that is counted.
+    fn is_new(&mut self, decided: u64, followed: bool) -> bool {
+        let new = self.recovered.insert((decided, followed));
         self.counts.memo_hits += u64::from(!new);
         new
     }
@@ -698,7 +699,8 @@ impl Walk {
         let same = running.as_ref().is_some_and(|(hash, taken)| {
             *hash == decided && self.turn(|odometer| odometer.wheels.taken() == taken)
         });
-        let new = same || self.is_new(decided);
+        let follows = crashed.depth < self.depth;
+        let new = same || self.is_new(decided, follows);
         if new && !same {
             *running = Some((decided, self.turn(|odometer| odometer.wheels.taken().to_vec())));
         }
@@ -713,7 +715,6 @@ impl Walk {
             let odometer = self.odometer.lock().unwrap_or_else(PoisonError::into_inner);
             probe_answers(&odometer.answers, &self.bench, &mut met);
         }
-        let follows = crashed.depth < self.depth;
         let wanted = match &outcome {
             None => true,
             Some(outcome) => follows && !outcome.cuts.is_empty(),
@@ -902,7 +903,7 @@ mod tests {
     use model::op::Durability;
     use model::payload::UNIT;
 
-    use super::{Ground, Stop, Walk, cuts};
+    use super::{Coverage, Ground, Stop, Walk, cuts};
     use crate::explore::alphabet::{Symbol, World, count, operations, workload};
     use crate::subject::Qcow2Core;
 
@@ -944,6 +945,19 @@ mod tests {
         let crashed = walk.waiting.pop().expect("nothing is known");
         walk.explore(&crashed).expect("nothing is wrong");
         assert!(walk.counts().nested > 0 && walk.waiting.is_empty());
+    }
+
+    /// Goal: within a workload, too. Method: one that is met first where the limit is, and then after the power cut.
+    #[test]
+    fn what_is_met_first_at_the_limit_is_followed_where_it_is_met_above_it() {
+        let (mut walk, disk, guest) = walk(World::new(10, true, Initial::Dirty));
+        walk.enter(&cuts(&disk, Profile::TornLength), &Ground::after(&guest), 1);
+        let crashed = walk.waiting.pop().expect("nothing is known");
+        walk.explore(&crashed).expect("nothing is wrong");
+        let Coverage { crash_disks, leaves, .. } = walk.counts();
+        assert!(walk.waiting.is_empty() && (crash_disks, leaves > 0) == (1, true));
+        walk.crash(&disk, &guest).expect("nothing is wrong");
+        assert!(walk.counts().crash_disks > 2 && walk.counts().leaves > leaves);
     }
 
     /// Goal: a crash disk that was judged by what one guest may see is judged again by what another may.
