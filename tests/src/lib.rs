@@ -33,6 +33,7 @@ pub mod guest_disk;
 pub mod guest_trace;
 pub mod image_log;
 pub mod import;
+pub mod in_order;
 pub mod interrupt;
 pub mod lapse;
 pub mod layer;

@@ -22,10 +22,11 @@ use model::judge::Extent;
 use model::op::{Durability, Geometry};
 use qcow2_core::storage::{AnyStorage, IoBuf};
 use qcow2_crashtest::capabilities::Capabilities;
+use qcow2_crashtest::in_order::InOrder;
 use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
 use tokio::sync::RwLock;
 
-use crate::storage::{Below, Queue};
+use crate::storage::Below;
 
 /// imago, and what it is held to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +111,7 @@ impl Subject for Imago {
 /// An open image.
 pub struct ImagoImage {
     access: RwLock<FormatAccess<Below>>,
-    queue: Queue,
+    queue: InOrder,
     /// Virtual size in bytes, known without waiting for `access`.
     size: AtomicU64,
     write_through: bool,

@@ -1,5 +1,6 @@
 //! qcow2-rs 0.1.6 as a subject: its futures over a file of plain calls, as its engine for system calls has it, on the hostile disk.
 
+pub mod at_once;
 mod file;
 
 use std::mem::forget;
@@ -34,12 +35,8 @@ impl BlockingSubject for Qcow2Rs {
         "cargo run --release --manifest-path tests/subjects/qcow2-rs/Cargo.toml --"
     }
 
-    // It reads and writes, compressed clusters too (deflate), and has no code for the rest. Backing files it opens by path only.
     fn capabilities(&self) -> Capabilities {
-        let mut can = Capabilities::plain();
-        (can.zeroes, can.discard, can.grow) = (false, false, false);
-        (can.repair, can.map, can.compressed) = (false, false, true);
-        can
+        can()
     }
 
     // It says nothing of where it takes space from.
@@ -47,15 +44,27 @@ impl BlockingSubject for Qcow2Rs {
         Duties { structure: !self.contents, finds_space: false, ..Duties::default() }
     }
 
-    // Its own choice of slices of 4096 bytes needs clusters of as many.
     fn open(&self, file: PlainFile, session: &Session) -> Result<Open, Refusal> {
-        let slices = Some((9, 512 * session.cache_pages.max(16) as usize));
-        let params = Qcow2DevParams::new(9, slices, slices, !session.writable, false);
-        let opened = now(qcow2_alloc_dev("image".as_ref(), File::new(file), &params));
+        let parameters = parameters(session);
+        let opened = now(qcow2_alloc_dev("image".as_ref(), File::new(file), &parameters));
         let (device, _) = opened.map_err(Refusal::GaveUp)?;
         now(device.qcow2_prep_io()).map_err(Refusal::GaveUp)?;
         Ok(Open(Some(device)))
     }
+}
+
+// It reads and writes, compressed clusters too (deflate), and has no code for the rest. Backing files it opens by path only.
+fn can() -> Capabilities {
+    let mut can = Capabilities::plain();
+    (can.zeroes, can.discard, can.grow) = (false, false, false);
+    (can.repair, can.map, can.compressed) = (false, false, true);
+    can
+}
+
+// Its own choice of slices of 4096 bytes needs clusters of as many.
+fn parameters(session: &Session) -> Qcow2DevParams {
+    let slices = Some((9, 512 * session.cache_pages.max(16) as usize));
+    Qcow2DevParams::new(9, slices, slices, !session.writable, false)
 }
 
 /// An open image.
