@@ -77,12 +77,6 @@ pub trait Evidence: Readable {
     fn names(&self, key: ValueKey, bytes: &Unit) -> bool {
         self.key_of(bytes) == Some(key)
     }
-
-    /// A mark in time for [`Evidence::changed_since`].
-    fn generation(&self) -> u64;
-
-    /// Shows every unit whose set of values has changed since `generation`, each at least once.
-    fn changed_since(&self, generation: u64, visit: impl FnMut(u64));
 }
 
 /// Interned contents: equal bytes get equal keys.
@@ -134,7 +128,6 @@ pub struct BytesEvidence {
     pub values: Values,
     image: Part,
     data: Option<Part>,
-    changes: Vec<u64>,
 }
 
 /// One file of a disk.
@@ -172,7 +165,7 @@ impl BytesEvidence {
 
     /// A disk of `length` zero bytes over a store that may know contents already.
     pub fn empty(values: Values, length: u64) -> Self {
-        Self { values, image: Part::empty(length), data: None, changes: Vec::new() }
+        Self { values, image: Part::empty(length), data: None }
     }
 
     /// Puts a data file of `length` zero bytes beside the image.
@@ -189,7 +182,6 @@ impl BytesEvidence {
             _ => (&mut self.image, 0),
         };
         part.units[usize::try_from(unit - first).expect("a disk fits in memory")] = key;
-        self.changes.push(unit);
     }
 
     /// Changes bytes anywhere within the length of their file.
@@ -233,14 +225,13 @@ impl BytesEvidence {
         bytes
     }
 
-    /// What the units from `first` on hold at first, which is no change.
+    /// What the units from `first` on hold.
     fn fill(&mut self, first: u64, bytes: &[u8]) {
         for (unit, chunk) in (first..).zip(bytes.chunks(UNIT)) {
             let mut content = ZEROES;
             content[..chunk.len()].copy_from_slice(chunk);
             self.set(unit, &content);
         }
-        self.changes.clear();
     }
 
     /// Gives the file that begins at unit `first` the units of its new length.
@@ -248,8 +239,6 @@ impl BytesEvidence {
         let count = units_in(length);
         let part =
             if first == 0 { &mut self.image } else { self.data.as_mut().expect("asked for") };
-        let (had, has) = (part.units.len() as u64, count as u64);
-        self.changes.extend(first + had.min(has)..first + had.max(has));
         part.units.resize(count, ValueKey::ZERO);
         let within = (length % UNIT as u64) as usize;
         if length < old && within > 0 {
@@ -309,15 +298,6 @@ impl Evidence for BytesEvidence {
     fn names(&self, key: ValueKey, bytes: &Unit) -> bool {
         self.values.contents.get(key.0 as usize) == Some(bytes)
     }
-
-    fn generation(&self) -> u64 {
-        self.changes.len() as u64
-    }
-
-    fn changed_since(&self, generation: u64, mut visit: impl FnMut(u64)) {
-        let since = usize::try_from(generation).unwrap_or(usize::MAX);
-        self.changes.iter().skip(since).for_each(|unit| visit(*unit));
-    }
 }
 
 #[cfg(test)]
@@ -356,28 +336,9 @@ mod tests {
     #[test]
     fn what_a_cut_takes_is_gone() {
         let mut disk = BytesEvidence::new(&[7; 2 * UNIT]);
-        let mark = disk.generation();
         disk.set_len(UNIT as u64 - 12);
         disk.set_len(2 * UNIT as u64);
         assert_eq!(disk.to_bytes(), [vec![7; UNIT - 12], vec![0; UNIT + 12]].concat());
-        let mut seen = Vec::new();
-        disk.changed_since(mark, |unit| seen.push(unit));
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(seen, [0, 1]);
-    }
-
-    #[test]
-    fn changes_are_listed_from_a_mark_on() {
-        let mut disk = BytesEvidence::new(&[0; 4 * UNIT]);
-        disk.patch(0, &[1]);
-        disk.patch(UNIT as u64, &[1]);
-        let mark = disk.generation();
-        disk.patch(UNIT as u64 * 3, &[1]);
-        disk.set_len(5 * UNIT as u64);
-        let mut seen = Vec::new();
-        disk.changed_since(mark, |unit| seen.push(unit));
-        assert_eq!(seen, [3, 4]);
     }
 
     #[test]
@@ -386,7 +347,6 @@ mod tests {
         let mut disk = BytesEvidence::with_data(&image, &data);
         assert_eq!((disk.to_bytes(), disk.data_bytes()), (image.to_vec(), Some(data.to_vec())));
         assert_eq!((disk.len(), disk.data_file(), disk.data_len()), (700, Some(DATA_FIRST), 1000));
-        assert_eq!(disk.generation(), 0);
         assert_eq!([2, DATA_FIRST - 1, DATA_FIRST + 2].map(|at| disk.resolve(at).0), [0; 3]);
         disk.patch((DATA_FIRST + 1) * UNIT as u64 - 1, &[3, 4]);
         disk.set_data_len(513);
@@ -394,10 +354,6 @@ mod tests {
         disk.set_data_len(515);
         let bytes = [&[2; 511][..], &[3, 4, 0, 0]].concat();
         assert_eq!((disk.to_bytes(), disk.data_bytes()), (vec![1; 513], Some(bytes)));
-        let mut seen = Vec::new();
-        disk.changed_since(0, |unit| seen.push(unit));
-        seen.dedup();
-        assert_eq!(seen, [DATA_FIRST, DATA_FIRST + 1, 1]);
         assert_eq!(BytesEvidence::new(&image).data_file(), None);
     }
 

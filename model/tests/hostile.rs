@@ -120,14 +120,6 @@ impl Evidence for Counting {
     fn key_of(&self, bytes: &Unit) -> Option<model::evidence::ValueKey> {
         self.disk.key_of(bytes)
     }
-
-    fn generation(&self) -> u64 {
-        self.disk.generation()
-    }
-
-    fn changed_since(&self, generation: u64, visit: impl FnMut(u64)) {
-        self.disk.changed_since(generation, visit);
-    }
 }
 
 #[test]
@@ -179,12 +171,6 @@ fn a_file_of_too_many_clusters_is_refused() {
         fn key_of(&self, bytes: &Unit) -> Option<model::evidence::ValueKey> {
             self.0.key_of(bytes)
         }
-
-        fn generation(&self) -> u64 {
-            0
-        }
-
-        fn changed_since(&self, _: u64, _: impl FnMut(u64)) {}
     }
     for (clusters, expected) in
         [(1 << 24, &[][..]), ((1 << 24) + 1, &["unsupported"]), (1 << 51, &["unsupported"])]

@@ -176,7 +176,8 @@ mutants! {
         SharedCountNotAwaited = "mutant:shared-count-not-awaited";
         /// An entry waits for the count of the first host cluster of its stream, but not of the second.
         SecondHostNotAwaited = "mutant:second-host-not-awaited", argued "a flush writes all counts before any entry that waits for some of \
-            them: it takes a stream across two clusters whose counts are in two pages, and an eviction or a failed write that parts those";
+            them: it takes a stream across two clusters whose counts are in two pages, and an eviction that parts those: \
+            tests/suite/exploration.rs, a_stream_across_two_pages_of_counts_waits_for_both, notices";
     }
     Claims, "claims and dropped requests": {
         /// A write does not claim the guest cluster of which it touches only a part at its end.

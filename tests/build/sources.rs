@@ -1,5 +1,6 @@
-//! Hashes the source of the crates, for certificates: the variable `SOURCE_HASHES` at compile time.
+//! Hashes the source of the crates and what they are built with, for certificates: the variable `SOURCE_HASHES` at compile time.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -26,7 +27,41 @@ pub(crate) fn hash(root: &Path) {
             format!("{name}={hash:032x}")
         })
         .collect();
-    println!("cargo::rustc-env=SOURCE_HASHES={}", hashes.join(" "));
+    let lock = root.join("Cargo.lock");
+    println!("cargo::rerun-if-changed={}", lock.display());
+    let lock = fs::read_to_string(lock).expect("the workspace has a lock file");
+    let mut hash = Xxh3::new();
+    dependencies(&lock).iter().for_each(|package| hash.update(package.as_bytes()));
+    let dependencies = format!("dependencies={:032x}", hash.digest128());
+    println!("cargo::rustc-env=SOURCE_HASHES={} {dependencies}", hashes.join(" "));
+}
+
+/// The packages that the crates are built with, directly or not, as the lock file has them: name, version, source and checksum of each.
+/// What only other packages of the workspace need is not among them.
+fn dependencies(lock: &str) -> Vec<&str> {
+    let packages: Vec<&str> = lock.split("[[package]]\n").skip(1).collect();
+    let field = |package: &'static str| {
+        move |line: &str| line.strip_prefix(package).map(|it| it.trim_matches('"').to_owned())
+    };
+    let mut by_name: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (at, package) in packages.iter().enumerate() {
+        let name = package.lines().find_map(field("name = ")).expect("a package has a name");
+        let version = package.lines().find_map(field("version = ")).expect("and a version");
+        // A dependency names the version only where there are two.
+        by_name.entry(format!("{name} {version}")).or_default().push(at);
+        by_name.entry(name).or_default().push(at);
+    }
+    let mut met = vec![false; packages.len()];
+    let mut todo: Vec<usize> = CRATES.iter().flat_map(|(name, _)| by_name[*name].clone()).collect();
+    while let Some(at) = todo.pop() {
+        if !std::mem::replace(&mut met[at], true) {
+            let names = packages[at]
+                .lines()
+                .filter_map(|line| line.strip_prefix(" \"")?.strip_suffix("\","));
+            todo.extend(names.flat_map(|name| by_name[name].clone()));
+        }
+    }
+    (0..packages.len()).filter(|&at| met[at]).map(|at| packages[at].trim_end()).collect()
 }
 
 /// A hash of the names and contents of all files in a folder, in the order of their names.

@@ -5,6 +5,7 @@
 //!   finding ──> sort: property, kind, structure            every finding is counted
 //!                 └─ the first few of a sort ── minimised ──> cause: what is wrong, after which write, what is lost, what fails
 //!                                                              equal in these, and the requests of one are among the other's: one cause
+//!                                                              panics in one place: one cause
 //! ```
 //!
 //! **Invariant.** With a number of cases as the budget, the causes are a function of the seed: which findings are minimised depends on the
@@ -26,7 +27,7 @@ use crate::any::AnySubject;
 use crate::campaign::Found;
 use crate::ended::Ended;
 use crate::liveness::is_seen_going_on;
-use crate::minimise::{MinimiseProgress, Minimised, Shrunk, minimise, shows};
+use crate::minimise::{MinimiseProgress, Minimised, Shrunk, minimise, panics_at, shows};
 use crate::recover::{self, Bench, Failure};
 use crate::subject::Subject;
 use crate::trial::{self, Outcome, Trial};
@@ -44,6 +45,9 @@ pub struct RootCause {
     pub wrong: String,
     /// The kind of structure that was written last before: without that write nothing is wrong yet.
     pub after: Option<String>,
+    /// Where it panics: file and line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panics_at: Option<String>,
     /// What a cluster held before whose refcount is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
@@ -79,6 +83,7 @@ impl RootCause {
             seen_as: seen_as(violation),
             wrong: wrong(violation),
             after: outcome.as_ref().and_then(written_last),
+            panics_at: panics_at(violation).map(str::to_owned),
             held: held(subject, small),
             requests,
             lost: outcome.as_ref().map(lost).unwrap_or_default(),
@@ -86,9 +91,13 @@ impl RootCause {
         }
     }
 
-    /// Whether a case with this cause has that of `other`, too: with more requests perhaps, which lead to the same by another way.
+    /// Whether a case with this cause has that of `other`, too: with more requests perhaps, which lead to the same by another way. What panics
+    /// in the same place is one cause, whatever leads there, unless something fails in one and not in the other.
     pub fn is_of(&self, other: &Self) -> bool {
-        let Self { seen_as: _, wrong, after, held, requests, lost, faults } = self;
+        let Self { seen_as: _, wrong, after, panics_at, held, requests, lost, faults } = self;
+        if panics_at.is_some() || other.panics_at.is_some() {
+            return (panics_at, faults) == (&other.panics_at, &other.faults);
+        }
         (wrong, after, lost, faults) == (&other.wrong, &other.after, &other.lost, &other.faults)
             && (held.is_none() || other.held.is_none() || *held == other.held)
             && requests.is_superset(&other.requests)
@@ -102,6 +111,9 @@ impl fmt::Display for RootCause {
             if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
         };
         write!(f, "{} ({})", self.seen_as, self.wrong)?;
+        if let Some(place) = &self.panics_at {
+            write!(f, " at {place}")?;
+        }
         if let Some(held) = &self.held {
             write!(f, " of what held {held}")?;
         }
@@ -121,7 +133,8 @@ fn seen_as(violation: &Violation) -> String {
 
 /// What findings look alike in.
 fn sort(violation: &Violation) -> String {
-    format!("{} ({})", seen_as(violation), wrong(violation))
+    let place = panics_at(violation).map(|place| format!(" at {place}"));
+    format!("{} ({}){}", seen_as(violation), wrong(violation), place.unwrap_or_default())
 }
 
 /// Whether a trial shows that the same is wrong as in `failure`, in whichever of its lives, at whichever moment, and however it comes to
@@ -129,7 +142,8 @@ fn sort(violation: &Violation) -> String {
 pub fn is_shown_by(subject: &impl Subject, trial: &Trial, failure: &Failure) -> bool {
     let subject = &AnySubject::of(subject);
     let Failure { violation, .. } = failure;
-    let is_wanted = |other: &Failure| wrong(&other.violation) == wrong(violation);
+    let what = |violation: &Violation| (wrong(violation), panics_at(violation).map(str::to_owned));
+    let is_wanted = |other: &Failure| what(&other.violation) == what(violation);
     shows(subject, trial, is_seen_going_on(failure), &is_wanted)
 }
 
@@ -337,6 +351,7 @@ mod tests {
             seen_as: "P4 leak".to_owned(),
             wrong: "refcounts too high".to_owned(),
             after: Some("l2".to_owned()),
+            panics_at: None,
             held: Some("data".to_owned()),
             requests: BTreeSet::from(["write".to_owned()]),
             lost: BTreeSet::new(),
@@ -352,12 +367,17 @@ mod tests {
             RootCause { seen_as: "P9 too-many-leaks".to_owned(), ..cause() },
             RootCause { held: None, ..cause() },
         ];
+        let at = |line: u32| RootCause { panics_at: Some(format!("meta.rs:{line}")), ..cause() };
+        assert!(RootCause { after: None, ..at(12) }.is_of(&at(12)) && !at(13).is_of(&at(12)));
+        let failing = RootCause { faults: BTreeSet::from(["Late".to_owned()]), ..at(12) };
+        assert!(!failing.is_of(&at(12)) && !at(12).is_of(&failing));
         for other in alike {
             assert!(cause().is_of(&other) && other.is_of(&cause()), "{other}");
         }
         let others = [
             RootCause { wrong: "header".to_owned(), ..cause() },
             RootCause { after: None, ..cause() },
+            RootCause { panics_at: Some("meta.rs:12".to_owned()), ..cause() },
             RootCause { held: Some("compressed".to_owned()), ..cause() },
             RootCause { lost: BTreeSet::from(["l2".to_owned()]), ..cause() },
             RootCause { faults: BTreeSet::from(["Late".to_owned()]), ..cause() },

@@ -94,12 +94,4 @@ impl<C: Chooser> Evidence for DiskEvidence<'_, C> {
     fn key_of(&self, bytes: &Unit) -> Option<ValueKey> {
         Some(ValueKey(self.values.intern(bytes).0))
     }
-
-    fn generation(&self) -> u64 {
-        0
-    }
-
-    fn changed_since(&self, _: u64, visit: impl FnMut(u64)) {
-        (0..u64::from(self.disk.extent())).for_each(visit);
-    }
 }

@@ -13,6 +13,7 @@ use model::build::Initial;
 use model::case::Device;
 use model::finding::Property;
 use model::guest::Guest;
+use model::judge::Violation;
 use model::op::{Compression, Durability, Geometry, Op, Preallocation};
 
 use crate::any::AnySubject;
@@ -22,6 +23,7 @@ use crate::interrupt;
 use crate::leaf::{LeafChooser, SharedLeaf, look};
 use crate::life::{self, Order};
 use crate::liveness::{Before, p7_goes_on, p9_bounded_waste};
+use crate::panics;
 use crate::probe::Probes;
 use crate::recover::{Bench, Failure};
 use crate::subject::Subject;
@@ -218,19 +220,30 @@ pub struct Signature {
     pub property: Property,
     /// The judge's name of the way.
     pub kind: String,
+    /// Where the subject panics, as far as that matters.
+    pub panics_at: Option<String>,
 }
 
 impl Signature {
     /// The signature of a failure.
     pub fn of(failure: &Failure) -> Self {
         let violation = &failure.violation;
-        Self { property: violation.property, kind: violation.kind.to_owned() }
+        let panics_at = panics_at(violation).map(str::to_owned);
+        Self { property: violation.property, kind: violation.kind.to_owned(), panics_at }
     }
 
     /// Whether a failure has this signature.
     pub fn matches(&self, failure: &Failure) -> bool {
-        failure.violation.property == self.property && failure.violation.kind == self.kind
+        let Self { property, kind, panics_at: at } = self;
+        let violation = &failure.violation;
+        (violation.property, violation.kind) == (*property, kind)
+            && (at.is_none() || panics_at(violation) == at.as_deref())
     }
+}
+
+/// Where a subject panicked, if that is what is wrong, and if it is known.
+pub(crate) fn panics_at(violation: &Violation) -> Option<&str> {
+    if violation.kind == "panic" { panics::place_in(&violation.story) } else { None }
 }
 
 /// Everything that one step of shrinking may try, largest steps first.

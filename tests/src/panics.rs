@@ -94,6 +94,13 @@ fn text_of(info: &PanicHookInfo<'_>) -> Option<String> {
     Some(format!("{text}{}", place.unwrap_or_default()))
 }
 
+/// Where what was noted was said, as file and line, if that is known.
+pub fn place_in(noted: &str) -> Option<&str> {
+    let (_, place) = noted.strip_suffix(')')?.rsplit_once(" (")?;
+    let (_, line) = place.rsplit_once(':')?;
+    line.bytes().all(|byte| byte.is_ascii_digit()).then_some(place)
+}
+
 /// A source file without the folder in which cargo keeps packages, which is of one machine.
 fn in_package(file: &str) -> &str {
     let kept = file.split_once("/registry/src/").and_then(|(_, kept)| kept.split_once('/'));
@@ -142,7 +149,7 @@ impl<F> Drop for Caught<F> {
 mod tests {
     use std::panic;
 
-    use super::{Caught, catch, in_package, second, take};
+    use super::{Caught, catch, in_package, place_in, second, take};
     use crate::watch::doing;
     use faultfs::direct::run;
 
@@ -161,6 +168,11 @@ mod tests {
         assert_eq!(catch(|| panic!("in {}", "a call")), None::<()>);
         let noted = take().unwrap();
         assert!(noted.starts_with("in a call (") && noted.contains("panics.rs:"), "{noted}");
+        let place = place_in(&noted).unwrap();
+        assert_eq!(noted, format!("in a call ({place})"));
+        for other in ["in a call", "in a call (x)", "in a call (x:1) again", "in a call (x:y)"] {
+            assert_eq!(place_in(other), None);
+        }
         assert_eq!(take(), None);
         assert_eq!(run(Caught::new(async { 1 })), Some(Some(1)));
         assert_eq!(run(Caught::new(async { panic!("polled") })), Some(None::<()>));

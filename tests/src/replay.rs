@@ -94,7 +94,7 @@ pub fn replay_until(
         besides.get_or_insert(replay);
     }
     let kind = case.title.split(':').next().unwrap_or_default().to_owned();
-    let wanted = Signature { property: case.property, kind };
+    let wanted = Signature { property: case.property, kind, panics_at: None };
     let cut = Cell::new(false);
     let until = || {
         cut.set(cut.get() || over());

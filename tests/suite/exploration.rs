@@ -14,6 +14,7 @@ use model::build::Initial;
 use model::guest::Promises;
 use model::judge::Statement;
 use model::op::{Durability, Encryption, Geometry, Op};
+use model::payload::COMPRESSIBLE;
 use qcow2_core::Image;
 use qcow2_core::storage::AnyStorage;
 use qcow2_crashtest::call::open;
@@ -424,5 +425,43 @@ fn a_refcount_table_may_grow_before_its_newest_block_is_durable() {
         let counts = walk.workload(&ops[..requests]).unwrap_or_else(|stop| panic!("{stop:?}"));
         assert!(counts.leaves >= 10, "{counts:?}");
         assert_eq!(walk.probes().count(Probe::RefcountTableGrowth), growths);
+    }
+}
+
+/// Goal: an entry waits for the counts of both host clusters of its stream, also where they are in two pages of counts and only the
+/// entry's page is written. Method: streams up to the last cluster that one page counts, one across, and others far away, whose entries
+/// are in so many pages that the first one has to leave the cache.
+#[test]
+fn a_stream_across_two_pages_of_counts_waits_for_both() {
+    const CLUSTER: u64 = 4096;
+    let mut world = World::new(12, false, Initial::Fresh);
+    // A page of 512 bytes counts 64 clusters, and has 64 entries.
+    world.geometry.refcount_order = 6;
+    world.geometry.virtual_size = 8 * 64 * CLUSTER;
+    world.session.cache_pages = 4;
+    world.session.page_size = 512;
+    let write = |first: u64, clusters: u64, id| Op::WriteCompressed {
+        offset: first * CLUSTER,
+        length: clusters * CLUSTER,
+        id: COMPRESSIBLE + id,
+    };
+    let explore = |subject: &Qcow2Core, clusters: u64| {
+        let ops: Vec<Op> = [write(0, clusters, 1), Op::Flush, write(clusters, 1, 2)]
+            .into_iter()
+            .chain((3..8).map(|at| write(64 * at, 1, at as u32)))
+            .collect();
+        let initial = world.start(subject).unwrap();
+        let mut walk = Walk::new(subject.clone(), world.session, Profile::TornLength, 0, initial);
+        walk.workload(&ops)
+    };
+    let broken = Qcow2Core::without(["mutant:second-host-not-awaited"]).unwrap();
+    let missed = (124..132).filter_map(|clusters| {
+        let explored = explore(&Qcow2Core::default(), clusters);
+        assert!(explored.is_ok(), "{clusters} clusters before: {explored:?}");
+        explore(&broken, clusters).err()
+    });
+    match &missed.collect::<Vec<_>>()[..] {
+        [Stop::Failed(failure), ..] => assert_eq!(failure.violation.kind, "refcount-too-low"),
+        other => panic!("no stream is across two pages: {other:?}"),
     }
 }

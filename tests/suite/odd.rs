@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,9 @@ use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::Image;
 use qcow2_core::storage::{AnyStorage, IoBuf, Limits, Storage};
-use qcow2_crashtest::campaign::{self, Budget, Settings};
+use qcow2_crashtest::campaign::{self, Budget, Found, Settings};
 use qcow2_crashtest::capabilities::Capabilities;
+use qcow2_crashtest::causes::{Findings, RootCause};
 use qcow2_crashtest::console::{self, ExitStatus, Exploration, Onward, Outputs};
 use qcow2_crashtest::explore::alphabet::{initials, worlds};
 use qcow2_crashtest::explore::{self, ExploreSettings};
@@ -50,6 +51,8 @@ enum How {
     PanicsOpening,
     /// It panics in its second write.
     PanicsWriting,
+    /// It panics in its second write, in one place where that is a unit, and in another where it is more.
+    PanicsInTwoPlaces,
     /// It panics when an image that was written to is dropped, as one is by a power cut.
     PanicsDropped,
     /// It panics in a repair.
@@ -313,6 +316,8 @@ impl SubjectImage for OddImage {
         let before = self.writes.fetch_add(1, Ordering::Relaxed);
         match self.how {
             How::PanicsWriting => assert!(before < 1, "in a write"),
+            How::PanicsInTwoPlaces if data.len() == 512 => assert!(before < 1, "in a write"),
+            How::PanicsInTwoPlaces => assert!(before < 1, "in a write"),
             How::WaitsForAThread if before == 1 => pending().await,
             How::Spins if before == 1 => loop {
                 std::hint::spin_loop();
@@ -504,6 +509,28 @@ fn each_oddity_is_told_for_what_it_is() {
             assert_eq!(failure.violation.kind, found.failure.violation.kind, "{how:?}");
         }
     }
+}
+
+/// Goal: two panics that say the same are two causes, each minimised as itself. Method: one subject with both, and the causes of some cases.
+#[test]
+fn panics_in_two_places_are_two_causes() {
+    let subject = Odd::new(How::PanicsInTwoPlaces);
+    let (settings, found) = (settings(8, None), Mutex::new(Findings::default()));
+    let note = |one: &Found| {
+        found.lock().unwrap().add(one);
+        true
+    };
+    let report = campaign::run_past(&subject, &settings, |_| {}, note);
+    assert!(report.broken.is_none(), "{:?}", report.broken);
+    let found = found.into_inner().unwrap();
+    let causes = found.causes(&subject, Duration::from_secs(20), &mut |_| {});
+    let told: Vec<String> = causes.iter().map(|met| met.cause.to_string()).collect();
+    let [one, other] = &causes[..] else { panic!("{told:#?}") };
+    for (cause, met) in [(&one.cause, one), (&other.cause, other)] {
+        assert!(cause.panics_at.as_ref().is_some_and(|at| at.contains("suite/odd.rs:")), "{cause}");
+        assert_eq!(*cause, RootCause::of(&subject, &met.small));
+    }
+    assert!(!one.cause.is_of(&other.cause) && !other.cause.is_of(&one.cause), "{told:#?}");
 }
 
 /// Goal: a call that never returns ends the process, which says in which case. Method: this test again in a process of its own, for a subject

@@ -70,14 +70,6 @@ impl Evidence for Open {
     fn key_of(&self, bytes: &Unit) -> Option<ValueKey> {
         self.disk.key_of(bytes)
     }
-
-    fn generation(&self) -> u64 {
-        self.disk.generation()
-    }
-
-    fn changed_since(&self, generation: u64, visit: impl FnMut(u64)) {
-        self.disk.changed_since(generation, visit);
-    }
 }
 
 pub(crate) fn kinds(violations: &[Violation]) -> Vec<(Property, &'static str)> {

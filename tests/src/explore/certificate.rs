@@ -74,6 +74,9 @@ pub struct CertifiedWorld {
     pub cache_pages: u32,
     /// Bytes by which the file grows.
     pub growth: u64,
+    /// Whether what is read from a layer is copied into the image.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy_on_read: bool,
     /// Why this image cannot be; then nothing was explored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infeasible: Option<String>,
@@ -323,6 +326,7 @@ fn certified(explored: &Explored) -> CertifiedWorld {
         initial,
         cache_pages: session.cache_pages,
         growth: session.growth,
+        copy_on_read: session.copy_on_read,
         infeasible: explored.infeasible.clone(),
         totals: Totals::of(explored),
         run: format!("{:016x}", explored.hash),
@@ -363,14 +367,10 @@ impl Part {
         same(ours.delays == theirs.delays, "delays")?;
         same(ours.depth == theirs.depth, "depth")?;
         same(ours.alphabet == theirs.alphabet && ours.requests == theirs.requests, "alphabet")?;
-        let world = |world: &CertifiedWorld| {
-            (
-                world.geometry,
-                world.initial,
-                world.cache_pages,
-                world.growth,
-                world.infeasible.clone(),
-            )
+        let world = |world: &CertifiedWorld| CertifiedWorld {
+            totals: Totals::default(),
+            run: String::new(),
+            ..world.clone()
         };
         same(
             ours.worlds.iter().map(world).eq(theirs.worlds.iter().map(world))

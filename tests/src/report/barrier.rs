@@ -6,9 +6,11 @@
 //! ```
 //!
 //! A flush only takes crash states away. So the states that fail are looked for once, without it, and each gap is judged by
-//! which of them can no longer be: a unit would have to hold what that flush has superseded.
+//! which of them can no longer be: a unit would have to hold what that flush has superseded. Where writes tear, that is a unit that
+//! somebody read. Where each is kept or lost as a whole, it is any that one of those lost has written; the failure itself is then of the
+//! smallest set of losses, so that a flush which removes it concerns one of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,10 +19,9 @@ use faultfs::disk::PossibleDisk;
 use faultfs::profile::Profile;
 use faultfs::trace::{Event, IoKind};
 use faultfs::values::Key;
-use model::case::Content;
 use model::guest::Guest;
 use model::judge::Place;
-use model::payload::Value;
+use model::payload;
 
 use crate::interrupt;
 use crate::leaf::LeafChooser;
@@ -247,7 +248,13 @@ impl Found {
                     Box::new(Prefix::new(given.to_vec(), random))
                 }
             };
-            let noting = Noting { inner, skip: given.len(), units: BTreeMap::new(), length: None };
+            let noting = Noting {
+                inner,
+                skip: given.len(),
+                units: BTreeMap::new(),
+                length: None,
+                fates: Fates::default(),
+            };
             let chooser = Arc::new(Mutex::new(noting));
             let crashed = live.crash(trial.profile, &mut Arc::clone(&chooser));
             let probes = &mut Probes::default();
@@ -267,7 +274,10 @@ impl Found {
                 enumerated = !wheels.advance();
             }
             let mut noted = chooser.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut units = std::mem::take(&mut noted.units);
+            let mut units = match tears(trial.profile) {
+                true => std::mem::take(&mut noted.units),
+                false => left(pending, trial.profile, std::mem::take(&mut noted.fates)),
+            };
             let mut keys = Vec::new();
             units.retain(|unit, key| {
                 keys.clear();
@@ -334,19 +344,60 @@ impl Found {
     }
 }
 
+/// Whether a power cut may keep a part of a write.
+fn tears(profile: Profile) -> bool {
+    matches!(profile, Profile::Torn | Profile::TornLength)
+}
+
+/// What each unit of `pending` holds that could hold something else, after a power cut with these answers under a profile that does not
+/// tear. What nobody asked for has landed.
+fn left(pending: &PossibleDisk, profile: Profile, mut fates: Fates) -> BTreeMap<u32, Key> {
+    let mut crashed = pending.crash(profile, &mut fates);
+    let open = (0..pending.extent()).filter(|unit| pending.single(*unit).is_none());
+    open.map(|unit| (unit, crashed.read(unit, &mut fates))).collect()
+}
+
+/// The answers of a power cut under a profile that does not tear, by what was asked: of whole writes, which may be asked for when
+/// somebody reads, in another order than before.
+#[derive(Default)]
+struct Fates {
+    writes: BTreeMap<(u32, u32), VecDeque<u32>>,
+    cuts: VecDeque<u32>,
+}
+
+impl Fates {
+    fn note(&mut self, what: &Choice<'_>, taken: u32) {
+        match *what {
+            Choice::Write { unit, count } => {
+                self.writes.entry((unit, count)).or_default().push_back(taken);
+            }
+            Choice::Prefix | Choice::Epoch => self.cuts.push_back(taken),
+            _ => {}
+        }
+    }
+}
+
+impl Chooser for Fates {
+    fn choose(&mut self, _: u32, what: Choice<'_>) -> u32 {
+        let next = match what {
+            Choice::Write { unit, count } => {
+                self.writes.get_mut(&(unit, count)).and_then(VecDeque::pop_front)
+            }
+            Choice::Prefix | Choice::Epoch => self.cuts.pop_front(),
+            _ => None,
+        };
+        next.unwrap_or(0)
+    }
+}
+
 /// The unit and value in which a failure shows, if it is one of the guest's and the disk at the power cut already had it.
 fn shown(failure: &Failure, pending: &PossibleDisk) -> Option<(u32, Key)> {
     let Place::Guest { host: Some(host), .. } = failure.violation.place else { return None };
-    let bytes = match failure.violation.found? {
-        Value::Zero => Content::Zero,
-        Value::Tag { unit, id } => Content::Tag { unit, id },
-        Value::Foreign(_) => return None,
-    }
-    .bytes();
-    let key = pending.values().intern(&bytes);
+    let found = failure.violation.found?;
     let mut keys = Vec::new();
     pending.peek(unit_of(host), &mut keys);
-    keys.contains(&key).then_some((unit_of(host), key))
+    let is_found = |key: &Key| payload::decode(pending.values().bytes(*key)) == found;
+    keys.into_iter().find(is_found).map(|key| (unit_of(host), key))
 }
 
 /// Whether an update ends right before event `at`, or something is submitted there: elsewhere a flush does the same.
@@ -372,6 +423,8 @@ struct Noting {
     skip: usize,
     units: BTreeMap<u32, Key>,
     length: Option<u32>,
+    /// The answers after the first `skip` of what is kept or lost as a whole.
+    fates: Fates,
 }
 
 impl Chooser for Noting {
@@ -381,6 +434,7 @@ impl Chooser for Noting {
             self.skip = left;
             return taken;
         }
+        self.fates.note(&what, taken);
         match what {
             Choice::Unit { unit, options } => {
                 self.units.entry(unit).or_insert(options[taken as usize]);
@@ -396,14 +450,46 @@ impl Chooser for Noting {
 
 #[cfg(test)]
 mod tests {
+    use faultfs::profile::Profile;
     use faultfs::trace::Event;
+    use model::build::Initial;
 
     use super::{Search, in_life, matters, spread};
     use crate::any::AnySubject;
+    use crate::explore::{self, ExploreSettings, alphabet::worlds};
     use crate::recover::Bench;
+    use crate::report::text;
     use crate::report::timeline::play;
     use crate::report::{all_without_witness, without_witness};
+    use crate::subject::Qcow2Core;
     use crate::trial;
+
+    /// Goal: where each write is kept or lost as a whole, the flush is found as well. Method: a mapping that does not wait for its data, which
+    /// only the guest would read, and a table that is lost behind a flush that does nothing, in the smallest world, under both profiles that
+    /// may lose one and keep another.
+    #[test]
+    fn a_flush_between_whole_writes_is_found() {
+        let rules = [
+            ("data-before-mapping", "(write data", "(write l2[0])"),
+            ("all-before-clean", "(write refcount-block[0])", "(write header)"),
+        ];
+        for (profile, (rule, first, then)) in [Profile::Epoch, Profile::Cache]
+            .into_iter()
+            .flat_map(|profile| rules.map(|rule| (profile, rule)))
+        {
+            let broken = Qcow2Core::without([rule]).unwrap();
+            let worlds = worlds(&[1024], &[false, true], &[Initial::Fresh]);
+            let settings = ExploreSettings { profile, ..ExploreSettings::new(worlds, 3) };
+            let found = explore::run(&broken, &settings, |_, _, _, _| {}).found.unwrap();
+            let small = found.trial(&broken, profile).unwrap();
+            let told = text(&broken, &small.trial, &small.failure, None);
+            let (_, advice) = told.split_once("MISSING FLUSH\n").expect("it is after a power cut");
+            let advice = advice.lines().take(2).collect::<Vec<_>>().join("\n");
+            for said in ["  A flush after I/O #", first, then, "removes this"] {
+                assert!(advice.contains(said), "{rule} under {profile}: {told}");
+            }
+        }
+    }
 
     /// Goal: each moment comes once, and wherever the search ends, they are spread evenly. Method: counts up to 70, and the gaps after each.
     #[test]

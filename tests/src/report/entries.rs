@@ -1,4 +1,5 @@
-//! The table entries that a failure is about, at three moments: with everything landed, as the power cut left them, repaired.
+//! The table entries that a failure is about, at four moments: before the workload, with everything landed, as the power cut left them,
+//! repaired.
 //!
 //! ```text
 //!   refcount[4]    the counter of one host cluster         l1[0]          the entry that points to an L2 table
@@ -250,50 +251,68 @@ impl<'a> View<'a> {
 }
 
 /// The table: a row for each entry that the violation is about, then the others that the power cut changed. `views` are the
-/// image with everything landed, as the power cut left it, and repaired.
-pub(super) fn table(violation: &Violation, titles: [&str; 3], views: [&View<'_>; 3]) -> String {
-    let [before, after, repaired] = views;
-    let mut entries = concerned(violation, views);
-    let mut others: Vec<Entry> = before.filled();
+/// image before the workload, with everything landed, as the power cut left it, and repaired.
+pub(super) fn table(violation: &Violation, titles: [&str; 4], views: &[View<'_>; 4]) -> String {
+    let [_, landed, after, _] = views;
+    let mut entries = concerned(violation, landed, after);
+    let mut others: Vec<Entry> = landed.filled();
     others.extend(after.filled());
     others.sort_unstable();
     others.dedup();
     let plain = [Entry::Length, Entry::Dirty, Entry::L1Table, Entry::RefcountTable];
     for entry in plain.into_iter().chain(others) {
-        if before.show(entry) != after.show(entry) && !entries.contains(&entry) {
+        if landed.show(entry) != after.show(entry) && !entries.contains(&entry) {
             entries.push(entry);
         }
     }
     let more = entries.len().saturating_sub(MOST);
     entries.truncate(MOST);
-    let mut rows = vec![[String::new(), titles[0].into(), titles[1].into(), titles[2].into()]];
+    let with_name = |name: String, columns: [String; 4]| {
+        let [a, b, c, d] = columns;
+        [name, a, b, c, d]
+    };
+    let mut rows = vec![with_name(String::new(), titles.map(str::to_owned))];
     for entry in entries {
-        let at = after.place(entry).or_else(|| before.place(entry));
+        let at = after.place(entry).or_else(|| landed.place(entry));
         let at = at.map_or_else(String::new, |at| format!(" at {at:#x}"));
         let name = format!("{}{at}", after.name(entry));
-        rows.push([name, before.show(entry), after.show(entry), repaired.show(entry)]);
+        rows.push(with_name(name, views.each_ref().map(|view| view.show(entry))));
     }
-    let widths = |rows: &[[String; 4]]| {
-        [0, 1, 2, 3].map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+    let widths = |rows: &[[String; 5]]| {
+        std::array::from_fn::<_, 5, _>(|column| {
+            rows.iter().map(|row| row[column].len()).max().unwrap_or(0)
+        })
     };
     let marks: Vec<char> = rows
         .iter()
-        .map(|row| if row[0].is_empty() || row[1] == row[2] { ' ' } else { '*' })
+        .map(|row| if row[0].is_empty() || row[2] == row[3] { ' ' } else { '*' })
         .collect();
-    for column in [3, 2] {
-        // The mark, and what stands between columns.
-        let too_wide = widths(&rows).iter().sum::<usize>() + 4 + 6 > WIDTH;
+    // The mark, and what stands between columns.
+    let is_too_wide = |rows: &[[String; 5]]| widths(rows).iter().sum::<usize>() + 4 + 8 > WIDTH;
+    for column in [4, 3, 2] {
+        let too_wide = is_too_wide(&rows);
         for row in rows.iter_mut().skip(1).filter(|row| too_wide && row[column] == row[column - 1])
         {
             row[column] = "the same".into();
         }
     }
-    let widths = widths(&rows);
+    // Where that is not enough, an entry has a line of its own, and what it holds the next.
+    let apart = is_too_wide(&rows);
+    let mut widths = widths(&rows);
+    if apart {
+        widths[0] = 2;
+    }
     let mut out = String::new();
     for (mark, row) in marks.iter().zip(&rows) {
-        let [name, a, b, c] = row;
-        let line =
-            format!("{mark} {name:<0$}  {a:<1$}  {b:<2$}  {c}", widths[0], widths[1], widths[2]);
+        let [name, held @ ..] = row;
+        let mut start = format!("{mark} {name:<0$}", widths[0]);
+        if apart && !name.is_empty() {
+            let _ = writeln!(out, "  {start}");
+            start = format!("  {:<1$}", "", widths[0]);
+        }
+        let columns =
+            held.iter().zip(&widths[1..]).map(|(text, width)| format!("  {text:<width$}"));
+        let line = start + &columns.collect::<String>();
         let _ = writeln!(out, "  {}", line.trim_end());
     }
     if more > 0 {
@@ -303,9 +322,8 @@ pub(super) fn table(violation: &Violation, titles: [&str; 3], views: [&View<'_>;
 }
 
 /// The entries that a violation names or implies, the most telling first.
-fn concerned(violation: &Violation, views: [&View<'_>; 3]) -> Vec<Entry> {
-    let [before, after, _] = views;
-    let header = after.header.or(before.header);
+fn concerned(violation: &Violation, landed: &View<'_>, after: &View<'_>) -> Vec<Entry> {
+    let header = after.header.or(landed.header);
     let (size, per_table) =
         header.map_or((512, 64), |header| (header.cluster_size(), header.l2_entries()));
     let guest = |cluster: u64| vec![Entry::Guest(cluster), Entry::L1(cluster / per_table)];
@@ -322,7 +340,7 @@ fn concerned(violation: &Violation, views: [&View<'_>; 3]) -> Vec<Entry> {
     };
     let of_cluster = |cluster: u64| {
         let mut all = vec![Entry::Refcount(cluster)];
-        for view in [after, before] {
+        for view in [after, landed] {
             all.extend(view.references(cluster).into_iter().take(3));
         }
         all
@@ -331,7 +349,7 @@ fn concerned(violation: &Violation, views: [&View<'_>; 3]) -> Vec<Entry> {
         Place::Guest { unit, host } => {
             let mut all = vec![Entry::Unit(unit)];
             all.extend(guest(unit * UNIT as u64 / size));
-            all.extend(host.or_else(|| before.host(unit)).map(|at| Entry::Refcount(at / size)));
+            all.extend(host.or_else(|| landed.host(unit)).map(|at| Entry::Refcount(at / size)));
             all
         }
         Place::Structure(finding) => match finding {

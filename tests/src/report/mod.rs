@@ -4,7 +4,7 @@
 //!   which promise, where            one line
 //!   workload                        what the guest asked, and when the power failed
 //!   I/O                             lanes: what was written where, what was kept, what was lost
-//!   entries                         the table entries that disagree: everything landed, after the cut, repaired
+//!   entries                         the table entries that disagree: before it, everything landed, after the cut, repaired
 //!   lost                            the smallest set of losses that still does it
 //!   missing flush                   where one more would have helped, and against how much else
 //!   commands                        to see it again
@@ -426,13 +426,19 @@ impl Story {
         let failing = scene::failing(scenes, &self.failure);
         let cut = scene::last_cut(scenes, failing);
         let Some(live) = &scenes[cut].live else { return Ok(()) };
+        let start = self.played[self.life].timeline.start.clone().image(&mut Always(0));
         let landed = live.clone().image(&mut Always(0));
         let last = &scenes[scenes.len() - 1];
         let repaired = last.moment.starts_with("after an explicit repair");
-        let titles = ["all landed", "after the cut", if repaired { "repaired" } else { "at last" }];
-        let views = [View::new(&landed), View::new(&scenes[cut].image), View::new(&last.image)];
-        let [landed, after, at_last] = &views;
-        let table = entries::table(&self.failure.violation, titles, [landed, after, at_last]);
+        let end = if repaired { "repaired" } else { "at last" };
+        let before = match self.life {
+            0 => "before".to_owned(),
+            number => format!("before life {number}"),
+        };
+        let titles = [&before, "all landed", "after the cut", end];
+        let images = [&start, &landed, &scenes[cut].image, &last.image];
+        let views = images.map(|image| View::new(image));
+        let table = entries::table(&self.failure.violation, titles, &views);
         if table.lines().count() > 1 {
             writeln!(out, "\nENTRIES (* the power cut changed it)")?;
             out.push_str(&table);
@@ -528,9 +534,10 @@ impl Story {
     fn missing_flush(&self, out: &mut String, subject: &AnySubject) -> fmt::Result {
         let played = &self.played[self.life];
         writeln!(out, "\nMISSING FLUSH")?;
-        if !matches!(self.trial.profile, Profile::Torn | Profile::TornLength) {
-            let profile = self.trial.profile;
-            return writeln!(out, "  not searched: under {profile} units share their fates");
+        if self.trial.profile == Profile::Kill {
+            writeln!(out, "  None: a process that is killed loses nothing that it has written.")?;
+            writeln!(out, "  What is wrong was in flight with something that has to wait for it,")?;
+            return writeln!(out, "  or was never submitted.");
         }
         if self.failure.violation.property == Property::P9 {
             return writeln!(

@@ -71,7 +71,7 @@ fn check(name: &str) {
     // No weaker device shows it: every moment of the last life was tried.
     let trial = corpus::trial_of(&case, name).unwrap();
     let kind = case.title.split(':').next().unwrap().to_owned();
-    let wanted = Signature { property: case.property, kind };
+    let wanted = Signature { property: case.property, kind, panics_at: None };
     for profile in Profile::ALL.into_iter().filter(|profile| *profile < trial.profile) {
         let weaker = Trial { profile, ..trial.clone() };
         assert!(search(&subject, &weaker, &wanted).is_none(), "{name} is shown by {profile}");
