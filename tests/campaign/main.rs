@@ -233,7 +233,7 @@ fn run_campaign(run: Run) -> Result<ExitStatus, CorpusError> {
     let subject = Qcow2Core::without(run.broken.iter().map(String::as_str))
         .map_err(|error| CorpusError::Case(format!("--without: {error}")))?;
     let (profile, damage) = run.profile;
-    let settings = run.sample.settings(profile, damage, false)?;
+    let settings = run.sample.settings(profile, damage)?;
     if run.trace.is_wanted() {
         if let Some(damage) = damage {
             let why = "a trace runs on a device that keeps its promises";

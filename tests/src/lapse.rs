@@ -422,7 +422,7 @@ fn drawn(
         seed: 1,
         profile,
         damage: None,
-        scope: Scope { tasks: Some(1), faultless: true, ..Scope::default() },
+        scope: Scope { tasks: Some(1), ..Scope::faultless() },
         budget: Budget::Time(limit),
         workers: 1,
     };

@@ -95,7 +95,8 @@ pub fn look_for(mutant: Mutant, effort: &Effort) -> MutantOutcome {
     let rules = Rules::all().with_mutant(mutant);
     let rules = others.iter().fold(rules, |rules, other| other.taken_from(rules));
     // What is broken besides is harmless only while no growth of the file fails.
-    let scope = Scope { faultless: !others.is_empty(), ..scope_for(mutant) };
+    let plain = !others.is_empty();
+    let scope = Scope { no_errors: plain, no_drops: plain, ..scope_for(mutant) };
     let campaign = |scope: Scope, run: u64| {
         random(rules, &settings(profile, scope, effort, effort.seed + run))
     };

@@ -17,7 +17,7 @@ fn causes(without: &[&str], workers: usize) -> Vec<Met> {
         seed: 7,
         profile: Profile::TornLength,
         damage: None,
-        scope: Scope { tasks: Some(1), faultless: true, tiny: true, ..Scope::default() },
+        scope: Scope { tasks: Some(1), tiny: true, ..Scope::faultless() },
         budget: Budget::Cases(CASES),
         workers,
     };

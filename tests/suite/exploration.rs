@@ -451,7 +451,7 @@ fn a_stream_across_two_pages_of_counts_waits_for_both() {
             .chain((3..8).map(|at| write(64 * at, 1, at as u32)))
             .collect();
         let initial = world.start(subject).unwrap();
-        let mut walk = Walk::new(subject.clone(), world.session, Profile::TornLength, 0, initial);
+        let mut walk = Walk::new(*subject, world.session, Profile::TornLength, 0, initial);
         walk.workload(&ops)
     };
     let broken = Qcow2Core::without(["mutant:second-host-not-awaited"]).unwrap();

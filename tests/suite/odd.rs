@@ -412,7 +412,7 @@ fn settings(cases: u64, shape: Option<Shape>) -> Settings {
         seed: 1,
         profile: Profile::TornLength,
         damage: None,
-        scope: Scope { shape, faultless: true, ..Scope::default() },
+        scope: Scope { shape, ..Scope::faultless() },
         budget: Budget::Cases(cases),
         workers: 1,
     }

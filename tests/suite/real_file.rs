@@ -332,7 +332,7 @@ fn read(image: &Image, offset: u64, length: u64) -> Result<Vec<Unit>, String> {
 
 /// Runs the plan of a seed, each of its lives on what recovery made of the one before.
 fn run(subject: Qcow2Core, seed: u64, lazy: bool, met: &mut Met) -> Verdict {
-    let scope = Scope { lazy: Some(lazy), tasks: Some(1), faultless: true, ..Scope::default() };
+    let scope = Scope { lazy: Some(lazy), tasks: Some(1), ..Scope::faultless() };
     let mut plan = workload::plan(seed, &scope, &Capabilities::everything());
     // A process that is killed loses nothing of either file, so one is enough.
     plan.geometry.data_file = None;

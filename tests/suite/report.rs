@@ -208,7 +208,7 @@ impl Subject for Strict {
 fn a_flush_that_going_on_misses() {
     let subject = Strict(Qcow2Core::without(["length-before-reference"]).unwrap());
     let settings = campaign::Settings {
-        scope: Scope { tasks: Some(1), faultless: true, ..Scope::default() },
+        scope: Scope { tasks: Some(1), ..Scope::faultless() },
         ..crate::blocking_door::settings(500, None)
     };
     let found = campaign::run(&subject, &settings, |_| {}).found.expect("the length is lost");

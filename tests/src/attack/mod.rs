@@ -183,17 +183,13 @@ pub fn run(
             let rules = others.iter().fold(rules, |rules, other| other.taken_from(rules));
             let contended = target == Target::Rule(Rule::ReadsBeforeReuse);
             let shape = of_passphrases(target).then_some(Shape::Passphrases);
+            // What is broken besides is harmless only while no growth of the file fails.
+            let all = if others.is_empty() { Scope::default() } else { Scope::faultless() };
             let settings = Settings {
                 seed,
                 profile,
                 damage: None,
-                // What is broken besides is harmless only while no growth of the file fails.
-                scope: Scope {
-                    contended,
-                    shape,
-                    faultless: !others.is_empty(),
-                    ..Scope::default()
-                },
+                scope: Scope { contended, shape, ..all },
                 budget: Budget::Time(limit),
                 workers: 1,
             };

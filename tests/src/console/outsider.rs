@@ -73,7 +73,7 @@ struct Run {
     onward: Onward,
     #[command(flatten)]
     trace: TraceWorkload,
-    /// Neither failing I/O nor dropped requests; with a trace there are none.
+    /// Both --no-errors and --no-drops; with a trace there is neither.
     #[arg(long)]
     faultless: bool,
     /// Keep a violation as a case file in this folder.
@@ -167,7 +167,8 @@ fn run(full: AnySubject, contents: AnySubject) -> ExitCode {
     let subjects = Outsider { full, contents };
     super::exit(match cli.verb {
         Verb::Run(run) => {
-            let settings = run.sample.settings(run.profile, None, run.faultless);
+            let sample = if run.faultless { run.sample.faultless() } else { run.sample };
+            let settings = sample.settings(run.profile, None);
             let trace = run.trace;
             let outputs = Outputs {
                 json: run.json,

@@ -34,13 +34,25 @@ pub struct Sample {
     /// A fault of this kind in every life.
     #[arg(long, value_parser = named::<FaultKind>(FaultKind::ALL.map(FaultKind::name)))]
     fault: Option<FaultKind>,
+    /// No failing I/O, but for --fault.
+    #[arg(long)]
+    no_errors: bool,
+    /// No requests that their caller drops, but for --fault dropped.
+    #[arg(long)]
+    no_drops: bool,
     /// Every case has this shape.
     #[arg(long, value_parser = named::<Shape>(Shape::ALL.map(Shape::name)))]
     shape: Option<Shape>,
 }
 
 impl Sample {
-    /// The campaign with these arguments, on a device, without failing I/O and dropped requests if it is `faultless`.
+    /// The same with no failing I/O and no dropped requests.
+    #[must_use]
+    pub fn faultless(self) -> Self {
+        Self { no_errors: true, no_drops: true, ..self }
+    }
+
+    /// The campaign with these arguments, on a device.
     ///
     /// # Errors
     /// Arguments that exclude each other.
@@ -48,20 +60,19 @@ impl Sample {
         &self,
         profile: Profile,
         damage: Option<Robustness>,
-        faultless: bool,
     ) -> Result<Settings, CorpusError> {
         let lazy = self.refcounts.lazy();
         if self.shape == Some(Shape::Version2) && lazy == Some(true) {
             let why = "images of version 2 have eager refcounts only";
             return Err(CorpusError::Case(format!("--shape version-2: {why}")));
         }
-        let (fault, shape) = (self.fault, self.shape);
+        let Self { fault, shape, no_errors, no_drops, .. } = *self;
         let tasks = self.tasks.map(usize::from);
         Ok(Settings {
             seed: self.seed,
             profile,
             damage,
-            scope: Scope { lazy, tasks, fault, shape, faultless, ..Scope::default() },
+            scope: Scope { lazy, tasks, fault, shape, no_errors, no_drops, ..Scope::default() },
             budget: match (self.case, self.cases) {
                 (Some(number), _) => Budget::Case(number),
                 (None, Some(cases)) => Budget::Cases(cases),

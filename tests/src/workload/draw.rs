@@ -361,7 +361,7 @@ impl<'a> Draw<'a> {
         };
         let mut kinds: Vec<FaultKind> = scope.fault.into_iter().collect();
         let more = match self.rng.below(16) {
-            _ if scope.faultless => 0,
+            _ if scope.no_errors && scope.no_drops => 0,
             0..=7 if scope.fault.is_some() => 2,
             0..=2 => 1,
             3..=4 => 2,
@@ -374,6 +374,7 @@ impl<'a> Draw<'a> {
                 _ => FaultKind::ALL[self.rng.below(FaultKind::ALL.len() as u32) as usize],
             });
         }
+        kinds.retain(|&kind| scope.fault == Some(kind) || scope.allows(kind));
         let weights = self.weights;
         if kinds.contains(&FaultKind::WriteThroughFailed) {
             // A storage is written through only where a cluster is written again whose mapping a flush has covered.
@@ -621,6 +622,27 @@ mod tests {
             }
         }
         assert!("x".parse::<FaultKind>().unwrap_err().to_string().contains("flush-sticky"));
+    }
+
+    /// Goal: errors and dropped requests are left out each by itself, but for what is asked for. Method: what many plans have of each.
+    #[test]
+    fn errors_and_drops_are_left_out_apart() {
+        let drawn = |no_errors, no_drops, fault| {
+            let scope = Scope { no_errors, no_drops, fault, ..Scope::default() };
+            let lives: Vec<_> = (0..300).flat_map(|seed| plan(seed, &scope).lives).collect();
+            let errors = lives.iter().flat_map(|life| &life.faults).map(FaultKind::of);
+            let drops = lives.iter().filter(|life| life.dropped.is_some()).count();
+            (errors.collect::<std::collections::BTreeSet<_>>(), drops)
+        };
+        let (errors, drops) = drawn(false, false, None);
+        assert!(errors.len() == FaultKind::ALL.len() - 1 && drops > 20, "{errors:?}, {drops}");
+        let (errors, drops) = drawn(true, false, None);
+        assert!(errors.is_empty() && drops > 20, "{errors:?}, {drops}");
+        let (errors, drops) = drawn(false, true, None);
+        assert!(errors.len() > 9 && drops == 0, "{errors:?}, {drops}");
+        assert_eq!(drawn(true, true, None), Default::default());
+        let (errors, drops) = drawn(true, true, Some(FaultKind::Read));
+        assert!(errors.iter().eq(&[FaultKind::Read]) && drops == 0, "{errors:?}, {drops}");
     }
 
     #[test]

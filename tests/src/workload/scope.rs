@@ -10,8 +10,10 @@ pub struct Scope {
     pub lazy: Option<bool>,
     /// Exactly this many tasks in every life.
     pub tasks: Option<usize>,
-    /// No injected errors and no dropped futures.
-    pub faultless: bool,
+    /// No failing I/O but that of `fault`.
+    pub no_errors: bool,
+    /// No dropped futures but those of `fault`.
+    pub no_drops: bool,
     /// A fault of this kind in every life, alone or beside another.
     pub fault: Option<FaultKind>,
     /// Only cases in which several tasks read, discard and write the same few clusters.
@@ -20,4 +22,19 @@ pub struct Scope {
     pub tiny: bool,
     /// Every case has this shape.
     pub shape: Option<Shape>,
+}
+
+impl Scope {
+    /// No failing I/O and no dropped futures; otherwise everything.
+    pub fn faultless() -> Self {
+        Self { no_errors: true, no_drops: true, ..Self::default() }
+    }
+
+    /// Whether a fault of this kind may come by itself.
+    pub(super) const fn allows(&self, kind: FaultKind) -> bool {
+        match kind {
+            FaultKind::Dropped => !self.no_drops,
+            _ => !self.no_errors,
+        }
+    }
 }

@@ -230,7 +230,7 @@ fn a_campaign_finds_wrong_data() {
 }
 
 fn settings(seed: u64, profile: Profile) -> Settings {
-    let scope = Scope { faultless: true, ..Scope::default() };
+    let scope = Scope::faultless();
     // The first case of a campaign is one of those that are run twice.
     Settings { seed, profile, damage: None, scope, budget: Budget::Cases(1), workers: 1 }
 }

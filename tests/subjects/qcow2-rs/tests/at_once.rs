@@ -25,7 +25,7 @@ kept_cases! {
 /// goes on past what it finds, which runs cases twice.
 #[test]
 fn a_campaign_is_a_function_of_its_seed() {
-    let scope = Scope { faultless: true, shape: Some(Shape::Version2), ..Scope::default() };
+    let scope = Scope { shape: Some(Shape::Version2), ..Scope::faultless() };
     let settings = Settings {
         seed: 1,
         profile: Profile::Kill,

@@ -64,7 +64,7 @@ kept_cases! {
 /// hundredth case twice.
 #[test]
 fn cases_are_functions_of_their_seeds() {
-    let scope = Scope { faultless: true, tasks: Some(1), ..Scope::default() };
+    let scope = Scope { tasks: Some(1), ..Scope::faultless() };
     let settings = Settings {
         seed: 1,
         profile: Profile::Kill,

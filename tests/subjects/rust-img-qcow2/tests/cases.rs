@@ -48,7 +48,7 @@ fn silent(report: &campaign::Report) {
 /// Goal: its write orders are found to be what it says. Method: a short campaign on the worst device, judged by what its guest sees.
 #[test]
 fn a_campaign_finds_nothing_that_its_guest_sees() {
-    let scope = Scope { faultless: true, ..Scope::default() };
+    let scope = Scope::faultless();
     let report = campaign::run(&CONTENTS, &settings(scope, Profile::TornLength), |_| {});
     silent(&report);
 }
