@@ -20,7 +20,11 @@ type Going<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// A subject of any type; cheap to clone.
 #[derive(Clone)]
-pub struct AnySubject(Arc<dyn Erased>);
+pub struct AnySubject {
+    erased: Arc<dyn Erased>,
+    /// Whether it is held to duties that it does not take on, too.
+    by_all: bool,
+}
 
 /// An open image of one.
 pub struct AnyImage(Box<dyn ErasedImage>);
@@ -30,14 +34,20 @@ impl AnySubject {
     pub fn of<S: Subject>(subject: &S) -> Self {
         match (subject as &dyn Any).downcast_ref::<Self>() {
             Some(any) => any.clone(),
-            None => Self(Arc::new(subject.clone())),
+            None => Self { erased: Arc::new(subject.clone()), by_all: false },
         }
+    }
+
+    /// The same, held to [all duties](Duties::all), or to those that it takes on.
+    #[must_use]
+    pub fn held_to_all(&self, by_all: bool) -> Self {
+        Self { by_all, ..self.clone() }
     }
 }
 
 impl fmt::Debug for AnySubject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("AnySubject").field(&self.0.name()).finish()
+        f.debug_tuple("AnySubject").field(&self.erased.name()).finish()
     }
 }
 
@@ -148,31 +158,32 @@ impl Subject for AnySubject {
     type Image = AnyImage;
 
     fn name(&self) -> String {
-        self.0.name()
+        self.erased.name()
     }
 
     fn key(&self) -> &'static str {
-        self.0.key()
+        self.erased.key()
     }
 
     fn command(&self) -> &'static str {
-        self.0.command()
+        self.erased.command()
     }
 
     fn source(&self) -> Option<Vec<(String, String)>> {
-        self.0.source()
+        self.erased.source()
     }
 
     fn promises(&self, geometry: &Geometry, session: &Session) -> Promises {
-        self.0.promises(geometry, session)
+        self.erased.promises(geometry, session)
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
+        self.erased.capabilities()
     }
 
     fn duties(&self) -> Duties {
-        self.0.duties()
+        let own = self.erased.duties();
+        if self.by_all { own.all() } else { own }
     }
 
     fn open(
@@ -180,7 +191,7 @@ impl Subject for AnySubject {
         storage: AnyStorage,
         session: Session,
     ) -> impl Future<Output = Result<AnyImage, Refusal>> {
-        self.0.open(storage, session)
+        self.erased.open(storage, session)
     }
 
     fn open_with_data(
@@ -189,7 +200,7 @@ impl Subject for AnySubject {
         data: AnyStorage,
         session: Session,
     ) -> impl Future<Output = Result<AnyImage, Refusal>> {
-        self.0.open_with_data(storage, data, session)
+        self.erased.open_with_data(storage, data, session)
     }
 
     fn fork(
@@ -198,11 +209,11 @@ impl Subject for AnySubject {
         storage: AnyStorage,
         data: Option<AnyStorage>,
     ) -> Option<AnyImage> {
-        self.0.fork(image.0.as_any(), storage, data)
+        self.erased.fork(image.0.as_any(), storage, data)
     }
 
     fn repair(&self, storage: AnyStorage) -> impl Future<Output = Result<Statement, Refusal>> {
-        self.0.repair(storage)
+        self.erased.repair(storage)
     }
 
     fn check(
@@ -210,7 +221,7 @@ impl Subject for AnySubject {
         storage: AnyStorage,
         mend: Mend,
     ) -> impl Future<Output = Option<Result<Statement, Refusal>>> {
-        self.0.check(storage, mend)
+        self.erased.check(storage, mend)
     }
 }
 

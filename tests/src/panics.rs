@@ -36,6 +36,14 @@ pub fn note(text: String) {
     });
 }
 
+/// What another thread panicked with, and where.
+struct Again(String);
+
+/// Panics with what was noted in another thread, as if it had been in this one.
+pub fn again(noted: String) -> ! {
+    panic::panic_any(Again(noted))
+}
+
 /// Runs `work`; none if it panics, which is noted and not printed.
 pub fn catch<T>(work: impl FnOnce() -> T) -> Option<T> {
     static HOOK: Once = Once::new();
@@ -57,7 +65,9 @@ pub fn catch<T>(work: impl FnOnce() -> T) -> Option<T> {
     DEPTH.set(DEPTH.get() - 1);
     match done {
         Ok(value) => Some(value),
-        Err(payload) if payload.is::<String>() || payload.is::<&str>() => None,
+        Err(payload) if payload.is::<String>() || payload.is::<&str>() || payload.is::<Again>() => {
+            None
+        }
         Err(payload) => panic::resume_unwind(payload),
     }
 }
@@ -87,6 +97,9 @@ fn second(text: &str) -> Option<String> {
 /// What is said and where, if it is a text.
 fn text_of(info: &PanicHookInfo<'_>) -> Option<String> {
     let payload = info.payload();
+    if let Some(Again(noted)) = payload.downcast_ref() {
+        return Some(noted.clone());
+    }
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied())?;
     let place = info.location();
@@ -149,7 +162,7 @@ impl<F> Drop for Caught<F> {
 mod tests {
     use std::panic;
 
-    use super::{Caught, catch, in_package, place_in, second, take};
+    use super::{Caught, again, catch, in_package, place_in, second, take};
     use crate::watch::doing;
     use faultfs::direct::run;
 
@@ -202,6 +215,20 @@ mod tests {
                 assert!(told.starts_with("case 7: ") && told.contains("first: one\n  then:  two"));
             });
         }
+    }
+
+    /// Goal: what panicked in another thread is told by its own place. Method: a panic there, taken and raised again.
+    #[test]
+    fn a_panic_of_another_thread_keeps_its_place() {
+        let there = std::thread::scope(|threads| {
+            let there = threads.spawn(|| {
+                catch(|| panic!("there"));
+                take()
+            });
+            there.join().unwrap().unwrap()
+        });
+        assert_eq!(catch(|| again(there.clone())), None::<()>);
+        assert_eq!(take(), Some(there));
     }
 
     /// Goal: what the harness ends a piece of work with is not taken for the subject's. Method: a payload that is no text.

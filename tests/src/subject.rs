@@ -90,7 +90,7 @@
 //! | P6 | closed, and dirty or leaking | what `close` leaves behind; leaking is legal if [`Duties`] say so |
 //! | P7 | something hangs, or cannot be written any more | space that is not found again; recovery that does not end |
 //! | P8 | an error without a reason, a panic, a false claim, a breach of the storage's contract | overlapping writes in flight, I/O past a limit |
-//! | P9 | one crash leaks too much | allocation far ahead of use |
+//! | P9 | more is leaked than the requests in flight account for, by power cuts, failed flushes or neither | allocation far ahead of use; what a write replaces |
 //! | P10 | a growth by halves; a passphrase that is lost (`passphrase-lost`), comes back (`passphrase-opens`, `passphrase-recoverable`), or a key slot that is nobody's (`slot-opens-to-nobody`) | the size before what it needs; key material, and the slot |
 //! | P-cipher | guest data of an encrypted image is in a file as the guest wrote it (`in-clear`, `compressed`) | padding, copies, streams: what does not go the way of a write |
 //!
@@ -102,7 +102,7 @@
 //! The first lines say which property, at which cluster or guest unit, and when it was seen. `WORKLOAD` is the shortest that does it: the
 //! options, the requests of each task, and the I/O at which the power failed. `I/O` has a line for each operation and a column for each
 //! kind of structure. *safe*: a flush covered it. *kept* and *LOST*: it was not covered, and this power cut left it, or did not. `ENTRIES`
-//! are the table entries that disagree: as they would be had everything landed, after the cut, and as recovery left them. `LOST, the
+//! are the table entries that disagree: before the workload, as they would be had everything landed, after the cut, and as recovery left them. `LOST, the
 //! smallest set` is what has to be missing; whatever else was in flight does not matter. Where that is nothing, what is missing had not
 //! even been written. `MISSING FLUSH` is what to try first: a flush between those two operations, and whether it also removes the other
 //! crash states that fail. If no flush helps, the order of what was written is not the cause. `COMMANDS` shows it again, and `dump` writes
@@ -227,6 +227,21 @@ pub struct Duties {
     /// The worst device on which it says that a power cut does no harm. A campaign runs on that one unless another is asked for, and what only
     /// a worse one shows is told as beyond what it says. An exploration on a worse one explores this first.
     pub survives: Profile,
+}
+
+impl Duties {
+    /// All that a subject may leave out while it is judged as it is, by structure or by contents, on the device that it says it survives and with
+    /// its own bound of work.
+    #[must_use]
+    pub const fn all(self) -> Self {
+        Self {
+            leaks_little: true,
+            closes_without_leaks: true,
+            disjoint_writes: true,
+            finds_space: true,
+            ..self
+        }
+    }
 }
 
 impl Default for Duties {

@@ -286,6 +286,9 @@ fn what_is_wrong_with_synchronous_code_is_found() {
         let found = report.found.unwrap_or_else(|| panic!("{subject:?} was not noticed"));
         let told = found.failure.violation.to_string();
         assert!(expected.iter().any(|it| told.starts_with(it)), "{told}");
+        let place = panics::place_in(&found.failure.violation.story);
+        assert_eq!(place.is_some(), told.starts_with("P8 panic"), "{told}");
+        assert!(place.is_none_or(|place| place.contains("blocking_door.rs:")), "{told}");
         let again = trial::run(&subject, &found.trial).unwrap();
         let (_, failure) = again.failure.unwrap();
         assert_eq!(failure.violation.to_string(), told);

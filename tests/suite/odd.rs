@@ -22,10 +22,11 @@ use model::judge::{Extent, Statement};
 use model::op::{Durability, Geometry};
 use qcow2_core::Image;
 use qcow2_core::storage::{AnyStorage, IoBuf, Limits, Storage};
+use qcow2_crashtest::any::AnySubject;
 use qcow2_crashtest::campaign::{self, Budget, Found, Settings};
 use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::causes::{Findings, RootCause};
-use qcow2_crashtest::console::{self, ExitStatus, Exploration, Onward, Outputs};
+use qcow2_crashtest::console::{self, ExitStatus, Exploration, Onward, Outputs, outsider};
 use qcow2_crashtest::explore::alphabet::{initials, worlds};
 use qcow2_crashtest::explore::{self, ExploreSettings};
 use qcow2_crashtest::lapse::{Lapse, Swept, Tried, sweep};
@@ -489,7 +490,7 @@ fn each_oddity_is_told_for_what_it_is() {
         (How::PanicsRepairing, "P8 panic: image\n"),
         (How::WritesWhenDropped, "P8 io-when-dropped: image\n  it submitted 1 I/O"),
         (How::Hangs, "P7 hangs: image"),
-        (How::WaitsForAThread, "P7 "),
+        (How::WaitsForAThread, "P7 hangs: image"),
         (How::MapsWrong, "P3 "),
     ] {
         let subject = Odd::new(how);
@@ -515,7 +516,7 @@ fn each_oddity_is_told_for_what_it_is() {
 #[test]
 fn panics_in_two_places_are_two_causes() {
     let subject = Odd::new(How::PanicsInTwoPlaces);
-    let (settings, found) = (settings(8, None), Mutex::new(Findings::default()));
+    let (settings, found) = (settings(3, None), Mutex::new(Findings::default()));
     let note = |one: &Found| {
         found.lock().unwrap().add(one);
         true
@@ -523,7 +524,7 @@ fn panics_in_two_places_are_two_causes() {
     let report = campaign::run_past(&subject, &settings, |_| {}, note);
     assert!(report.broken.is_none(), "{:?}", report.broken);
     let found = found.into_inner().unwrap();
-    let causes = found.causes(&subject, Duration::from_secs(20), &mut |_| {});
+    let causes = found.causes(&subject, Duration::from_secs(2), &mut |_| {});
     let told: Vec<String> = causes.iter().map(|met| met.cause.to_string()).collect();
     let [one, other] = &causes[..] else { panic!("{told:#?}") };
     for (cause, met) in [(&one.cause, one), (&other.cause, other)] {
@@ -635,11 +636,42 @@ fn a_promise_is_judged_before_what_is_beyond_it() {
     let beyond = "beyond what it says that it survives, kill: ";
     let count = kept.split_once(beyond).and_then(|(_, rest)| rest.split(' ').next()).expect(kept);
     assert!(count.parse::<u64>().unwrap() > 1, "it goes on past them: {kept}");
-    let unbroken = "promise: not broken; it says that it survives kill at most\n";
+    let unbroken = "promise: not broken; this is beyond what it says that it survives, kill\n";
     assert!(kept.contains(unbroken), "{kept}");
     assert!(broken.contains("\nP3 ") && !broken.contains(unbroken), "{broken}");
     assert!(restless.contains(beyond) && restless.contains("This run ends there, "), "{restless}");
     assert!(asked.contains("no violation") && !asked.contains(beyond), "{asked}");
+}
+
+/// Goal: what a subject does not take on is judged after what it does, and told as that. Method: one whose close leaks, and which says that it
+/// may; the same, unsaid; each in a process of its own.
+#[test]
+fn what_is_not_taken_on_is_judged_second() {
+    const NAME: &str = "odd::what_is_not_taken_on_is_judged_second";
+    const CHILD: &str = "QCOW2_TEST_TAKES_ON";
+    if let Ok(word) = std::env::var(CHILD) {
+        let how = if word == "said" { How::LeaksClosing } else { How::LeaksClosingUnsaid };
+        let outputs = Outputs { minimise: Some(Duration::from_secs(2)), ..Outputs::default() };
+        let subject = AnySubject::of(&Odd::new(how));
+        let status = outsider::twice(&subject, &settings(2, None), &outputs).unwrap();
+        assert_eq!(status, ExitStatus::Violation);
+        return;
+    }
+    let [said, unsaid] = ["said", "unsaid"].map(|word| {
+        let mut this = Command::new(std::env::current_exe().unwrap());
+        let run = this.args(["--exact", NAME, "--nocapture"]).env(CHILD, word).output().unwrap();
+        let told = String::from_utf8_lossy(&run.stdout).into_owned();
+        assert!(run.status.success(), "{word}: {told}");
+        told
+    });
+    let second = "\nThe same, judged by what it does not promise, too.\n";
+    let unbroken = "promise: not broken; this is beyond what it takes on\n";
+    let (promised, all) = said.split_once(second).expect(&said);
+    assert!(promised.contains("no violation\n"), "{said}");
+    assert!(all.contains("\nbeyond what it takes on: ") && all.contains(unbroken), "{said}");
+    assert!(all.contains("leak"), "{said}");
+    assert!(!unsaid.contains(second) && !unsaid.contains("beyond"), "{unsaid}");
+    assert!(unsaid.contains("leak"), "{unsaid}");
 }
 
 /// Goal: an exploration on a device that is worse than what the subject says it survives explores that first, to its end. Method: the same

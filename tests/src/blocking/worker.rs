@@ -81,7 +81,7 @@ impl<S: Default + 'static> Worker<S> {
                 }
                 Ask::Panicked(text) => {
                     cut.done = true;
-                    panic!("{text}");
+                    panics::again(text);
                 }
                 Ask::Read(offset, mut buf) => file.read_at(offset, &mut buf).await.map(|()| buf),
                 Ask::Write(offset, data) => file.write_at(offset, &data).await.map(|()| Vec::new()),

@@ -18,7 +18,6 @@ use crate::corpus::CorpusError;
 use crate::figures::Figures;
 use crate::minimise::Minimised;
 use crate::promise;
-use crate::subject::Subject;
 
 /// The arguments.
 #[derive(Args, Clone, Debug, Default)]
@@ -105,8 +104,8 @@ impl Onward {
             let is_known = known.iter().any(|known| met.cause.is_of(known));
             told.add(met, is_known);
             if !promise::is_broken(subject, &met.small.trial, &met.small.failure) {
-                let survives = subject.duties().survives;
-                told.text += &format!("    beyond what it says that it survives, {survives}\n");
+                let beyond = promise::beyond(subject, settings.profile);
+                told.text += &format!("    {beyond}\n");
             }
             let mut keeps = met.cases.iter().filter_map(|number| kept.remove(number));
             let first = keeps.next();

@@ -14,6 +14,7 @@ use super::cases::{Cases, Dump, Explain, Minimise, ReplayCommand};
 use super::export::Export;
 use super::import::Import;
 use super::merge::Merge;
+use super::output::say;
 use super::sample::Sample;
 use super::sensitivity::Sensitivity;
 use super::shorten::Minimising;
@@ -21,6 +22,7 @@ use super::worlds::Worlds;
 use super::{EXIT_STATUS, ExitStatus, Exploration, Onward, Outputs, Results, TraceWorkload};
 use crate::any::AnySubject;
 use crate::bystander;
+use crate::campaign::Settings;
 use crate::corpus::CorpusError;
 use crate::subject::Subject;
 use crate::watch;
@@ -76,6 +78,9 @@ struct Run {
     /// Both --no-errors and --no-drops; with a trace there is neither.
     #[arg(long)]
     faultless: bool,
+    /// Where it keeps its promise, run the same again judged by what it does not promise, too; the figures written are those of its promise.
+    #[arg(long, conflicts_with = "workload")]
+    beyond_promise: bool,
     /// Keep a violation as a case file in this folder.
     #[arg(long)]
     corpus: PathBuf,
@@ -155,6 +160,24 @@ pub fn main<S: Subject>(full: S, contents: S) -> ExitCode {
     run(AnySubject::of(&full), AnySubject::of(&contents))
 }
 
+/// Runs a campaign by the subject's own promise, and where nothing is found, by everything.
+///
+/// # Errors
+/// As [`run`](super::run).
+pub fn twice(
+    subject: &AnySubject,
+    settings: &Settings,
+    outputs: &Outputs,
+) -> Result<ExitStatus, CorpusError> {
+    let status = super::run(subject, settings, outputs)?;
+    if status != ExitStatus::Passed {
+        return Ok(status);
+    }
+    say("\nThe same, judged by what it does not promise, too.\n");
+    let outputs = Outputs { json: None, ..outputs.clone() };
+    super::run(&subject.held_to_all(true), settings, &outputs)
+}
+
 fn run(full: AnySubject, contents: AnySubject) -> ExitCode {
     if let Some(status) = bystander::begin() {
         return status;
@@ -181,6 +204,7 @@ fn run(full: AnySubject, contents: AnySubject) -> ExitCode {
             let subject = subjects.held_to(run.contents);
             super::listen().and_then(|()| match trace.is_wanted() {
                 true => trace.run(subject, &settings?),
+                false if run.beyond_promise => twice(subject, &settings?, &outputs),
                 false => super::run(subject, &settings?, &outputs),
             })
         }

@@ -88,7 +88,7 @@ pub fn run(
         }
     ));
     say(&not_asked(subject));
-    say(&beyond.line(subject));
+    say(&beyond.line(&promise::beyond(subject, settings.profile)));
     say(&causes.text);
     let mut titles = causes.new;
     let mut status = ExitStatus::Passed;
@@ -155,7 +155,7 @@ pub fn run(
     Ok(status)
 }
 
-/// Findings on a device that is worse than any that the subject says it survives, where that one does not show them.
+/// Findings that break no promise of the subject, see [`promise`].
 #[derive(Default)]
 struct Beyond(Mutex<(u64, Option<Found>)>);
 
@@ -179,14 +179,10 @@ impl Beyond {
     }
 
     /// How many there are, as a line; nothing if there is none.
-    fn line(&self, subject: &AnySubject) -> String {
-        let (count, _) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let survives = subject.duties().survives;
-        match count {
+    fn line(&self, what: &str) -> String {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).0 {
             0 => String::new(),
-            count => {
-                format!("beyond what it says that it survives, {survives}: {count} findings\n")
-            }
+            count => format!("{what}: {count} findings\n"),
         }
     }
 }

@@ -172,8 +172,8 @@ impl Story {
         writeln!(out, "{}", headline(violation))?;
         writeln!(out, "seen: {}\nsubject: {}", self.failure.moment, subject.name())?;
         if !promise::is_broken(subject, &self.trial, &self.failure) {
-            let survives = subject.duties().survives;
-            writeln!(out, "promise: not broken; it says that it survives {survives} at most")?;
+            let beyond = promise::beyond(subject, self.trial.profile);
+            writeln!(out, "promise: not broken; this is {beyond}")?;
         }
         self.workload(out, &subject.capabilities())?;
         self.lanes(out)?;
