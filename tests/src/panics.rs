@@ -9,6 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Once;
 use std::task::{Context, Poll};
@@ -114,10 +115,13 @@ pub fn place_in(noted: &str) -> Option<&str> {
     line.bytes().all(|byte| byte.is_ascii_digit()).then_some(place)
 }
 
-/// A source file without the folder in which cargo keeps packages, which is of one machine.
+/// A source file without the folder in which its package is, which is of one machine.
 fn in_package(file: &str) -> &str {
-    let kept = file.split_once("/registry/src/").and_then(|(_, kept)| kept.split_once('/'));
-    kept.map_or(file, |(_, file)| file)
+    let above = match file.rfind("/src/") {
+        Some(source) if Path::new(file).is_absolute() => file[..source].rfind('/'),
+        _ => None,
+    };
+    above.map_or(file, |above| &file[above + 1..])
 }
 
 /// A future whose panics are caught, when it is polled and when it is dropped: none then.
@@ -243,8 +247,10 @@ mod tests {
     /// Goal: where a library panics is told alike on every machine. Method: a file as cargo keeps it, and one that is somebody's own.
     #[test]
     fn a_place_in_a_package_is_told_without_the_machine() {
-        let kept = "kept/registry/src/index-0123/a-0.1.6/src/meta.rs";
+        let kept = "/kept/registry/src/index-0123/a-0.1.6/src/meta.rs";
         assert_eq!(in_package(kept), "a-0.1.6/src/meta.rs");
         assert_eq!(in_package("tests/src/blocking.rs"), "tests/src/blocking.rs");
+        assert_eq!(in_package("/home/me/mine/src/io/file.rs"), "mine/src/io/file.rs");
+        assert_eq!(in_package("/src/file.rs"), "/src/file.rs");
     }
 }

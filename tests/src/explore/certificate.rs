@@ -30,7 +30,7 @@ pub struct Certificate {
     pub schema: String,
     /// What was under test; what it did without is part of its name.
     pub subject: String,
-    /// Part by part, what tells its source from another: a hash of each crate of the harness, and what the subject says of itself.
+    /// Part by part, what tells its source from another: a hash of each crate of the harness and of what they are built with, and what the subject says of itself.
     pub source: Vec<(String, String)>,
     /// The properties that every workload was judged by.
     #[serde(default)]

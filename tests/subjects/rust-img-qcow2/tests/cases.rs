@@ -31,8 +31,8 @@ kept_cases! {
     zero_cluster_leaks "zero-cluster-leaks.json" leaks_one,
 }
 
-fn settings(scope: Scope, profile: Profile) -> Settings {
-    Settings { seed: 1, profile, damage: None, scope, budget: Budget::Cases(60), workers: 1 }
+fn settings(scope: Scope, profile: Profile, cases: u64) -> Settings {
+    Settings { seed: 1, profile, damage: None, scope, budget: Budget::Cases(cases), workers: 1 }
 }
 
 /// Nothing was found.
@@ -45,18 +45,22 @@ fn silent(report: &campaign::Report) {
     );
 }
 
-/// Goal: its write orders are found to be what it says. Method: a short campaign on the worst device, judged by what its guest sees.
+/// Goal: its write orders are found to be what it says. Method: a campaign on the worst device, and a short one on each other, judged by what
+/// its guest sees.
 #[test]
 fn a_campaign_finds_nothing_that_its_guest_sees() {
-    let scope = Scope::faultless();
-    let report = campaign::run(&CONTENTS, &settings(scope, Profile::TornLength), |_| {});
-    silent(&report);
+    for profile in Profile::ALL {
+        let cases = if profile == Profile::TornLength { 60 } else { 12 };
+        let report =
+            campaign::run(&CONTENTS, &settings(Scope::faultless(), profile, cases), |_| {});
+        silent(&report);
+    }
 }
 
 /// Goal: a plain call that failed is over. Method: I/O that fails and lands late; none of it meets what comes after.
 #[test]
 fn what_failed_does_not_land_after_its_call() {
     let scope = Scope { fault: Some(FaultKind::Late), tasks: Some(1), ..Scope::default() };
-    let report = campaign::run(&CONTENTS, &settings(scope, Profile::Kill), |_| {});
+    let report = campaign::run(&CONTENTS, &settings(scope, Profile::Kill, 60), |_| {});
     silent(&report);
 }
