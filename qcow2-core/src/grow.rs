@@ -152,18 +152,22 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    /// Writes zeroes over what a guest cluster past the end of the disk shows; returns what makes that durable, or `durable` if there was
-    /// nothing to do.
-    async fn write_zeroes_past_end(&self, cluster: u64, durable: Stamp) -> Result<Stamp, IoError> {
-        if !self.decide(|state| state.has_data(cluster)).await? {
-            return Ok(durable);
+    /// Writes zeroes over what a part of a guest cluster past the end of the disk shows; returns what makes that durable, if there was
+    /// something to do.
+    pub(crate) async fn write_zeroes_past_end(
+        &self,
+        bytes: Range<u64>,
+    ) -> Result<Option<Stamp>, IoError> {
+        if bytes.is_empty() || !self.decide(|state| state.has_data_in(bytes.clone())).await? {
+            return Ok(None);
         }
-        let len = usize::try_from(self.cluster_size).expect("a cluster fits in memory");
-        let mut map = self.map_range(cluster * self.cluster_size, self.cluster_size).await?;
+        let len = bytes.end - bytes.start;
+        let mut map = self.map_range(bytes.start, len).await?;
+        let len = usize::try_from(len).expect("a cluster fits in memory");
         let buf = IoBuf::zeroed(len, self.limits.alignment);
-        map.write_data(cluster * self.cluster_size, buf, Durability::Cached).await.1?;
+        map.write_data(bytes.start, buf, Durability::Cached).await.1?;
         map.commit().await?;
-        Ok(self.with(|state| state.clock.newest(state.guest_file)).await)
+        Ok(Some(self.with(|state| state.clock.newest(state.guest_file)).await))
     }
 
     /// Makes everything between the end of the guest disk and `size` read as zeroes, durably: the rest of its last cluster, and
@@ -176,22 +180,14 @@ impl<S: Storage> Image<S> {
         let mut pages = BTreeSet::new();
         // Its length covers the new space, and what it had there is gone.
         let mut data = self.now(|state| state.clock.newest(File::Data));
-        let rest = whole * cluster_size - header.size;
         let rest = match self.files.data {
-            None => rest,
+            None => header.size..whole * cluster_size,
             // No further than the data file.
-            Some(_) => rest.min(self.data_end(size) - header.size),
+            Some(_) => header.size..(whole * cluster_size).min(self.data_end(size)),
         };
-        let rest = mutant!(self.options.rules, TailNotCleared => 0; rest);
-        if rest > 0 && self.decide(|state| state.has_data(header.size / cluster_size)).await? {
-            let len = usize::try_from(rest).expect("a cluster fits in memory");
-            let mut map = self.map_range(header.size, rest).await?;
-            let buf = IoBuf::zeroed(len, self.limits.alignment);
-            map.write_data(header.size, buf, Durability::Cached).await.1?;
-            map.commit().await?;
-            data = self.with(|state| state.clock.newest(state.guest_file)).await;
-        }
-        if rest > 0 {
+        let rest = mutant!(self.options.rules, TailNotCleared => 0..0; rest);
+        data = self.write_zeroes_past_end(rest.clone()).await?.unwrap_or(data);
+        if !rest.is_empty() {
             // Though it may read as zeroes by now, its entry on the storage may still lead to something.
             pages.extend(self.decide(|state| state.page_of_entry(whole - 1)).await?);
         }
@@ -205,7 +201,8 @@ impl<S: Storage> Image<S> {
                 let mut rest = cluster..next.min(end);
                 if !header.has_zero_entries() {
                     for cluster in rest.start..shown.min(rest.end) {
-                        data = self.write_zeroes_past_end(cluster, data).await?;
+                        let whole = cluster * cluster_size..(cluster + 1) * cluster_size;
+                        data = self.write_zeroes_past_end(whole).await?.unwrap_or(data);
                         pages.extend(self.decide(|state| state.page_of_entry(cluster)).await?);
                     }
                 }

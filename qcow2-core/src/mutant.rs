@@ -352,6 +352,9 @@ mutants! {
         /// A shrink does not wait for requests past the new end.
         ShrinkBesideRequests = "mutant:shrink-beside-requests", argued "it takes a write that stays behind while its cluster is given up, freed \
             durably and handed out again: qcow2-core/tests/shrink.rs, who_waited_finds_the_disk_smaller, notices";
+        /// The last cluster of a smaller disk goes on to hold what was cut off of it.
+        CutTailLeft = "mutant:cut-tail-left", argued "a growth by this library clears it once more, and no campaign has another program \
+            grow the disk: qcow2-core/tests/shrink.rs, the_last_cluster_holds_nothing_past_the_end, notices";
         /// A table that something is still mapped by is given up.
         FullTableDropped = "mutant:full-table-dropped";
         /// Whoever waited for a shrink writes where the disk was.

@@ -2,12 +2,17 @@
 //!
 //! ```text
 //!   requests there end ──> header: size ──> L2 entries past it ──> L2 tables past it      each durable before the next
-//!                              │                  └─ their clusters are freed       └─ and so are they; the data file is cut
+//!                              │                  └─ their clusters are freed       ├─ and so are they; the data file is cut
+//!                              │                                                    └─ zeroes to the end of the last cluster
 //!                              └ a power cut before: all of the old disk; after: none of what was cut off
 //! ```
 //!
-//! A power cut after the size leaves entries past the end of the disk. They are legal, counted and read by nobody, and a disk that grows
-//! clears them first. The file keeps its length, and gives the freed space back by discards.
+//! **Invariant.** When it returns, nothing that the image held past the new end is there any more, whoever makes the disk larger: not all
+//! programs clear first what they find there.
+//!
+//! A power cut after the size may leave some of it. That is legal, counted and read by nobody, and a growth by this library clears it first.
+//! The zeroes come last, because a cluster that cannot be changed in place needs another one, and what was cut off is free by then. The file
+//! keeps its length, and gives the freed space back by discards.
 
 use std::ops::Range;
 
@@ -15,6 +20,7 @@ use crate::barrier::Barrier;
 use crate::claims::Resource;
 use crate::error::IoError;
 use crate::format::entry::{L1Entry, Mapping};
+use crate::format::header::Header;
 use crate::image::Image;
 use crate::map::EntryPlace;
 use crate::mutant::mutant;
@@ -27,12 +33,14 @@ use storage::Storage;
 const AT_ONCE: u64 = 256;
 
 impl State {
-    /// Drops the entries of the first of these guest clusters, as far as the cache knows them, and takes them out of the range.
-    fn drop_some(&mut self, clusters: &mut Range<u64>) -> Result<(), Stop> {
+    /// Drops the entries of the first of these guest clusters, as far as the cache knows them, and takes them out of the range. Returns
+    /// the L1 index of their table, if there is one.
+    fn drop_some(&mut self, clusters: &mut Range<u64>) -> Result<Option<u64>, Stop> {
         for _ in 0..AT_ONCE {
             if clusters.is_empty() {
                 break;
             }
+            let table = clusters.start / self.l2_entries();
             let at = match self.entry_place_to_change(clusters.start)? {
                 EntryPlace::At(at) => at,
                 EntryPlace::NoTable(index) => {
@@ -54,9 +62,9 @@ impl State {
                 }
                 clusters.start += 1;
             }
-            return Ok(());
+            return Ok(Some(table));
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Whether the entries of an L2 table in the page of one of them are all zero; and where the next page begins.
@@ -82,8 +90,9 @@ impl State {
 }
 
 impl<S: Storage> Image<S> {
-    /// Makes the guest disk smaller, to `size` bytes, a multiple of 512; what it held past that is gone. Waits for requests there, and
-    /// later ones are refused. Durable when it returns.
+    /// Makes the guest disk smaller, to `size` bytes, a multiple of 512; what it held past that is gone, and does not come back whoever makes
+    /// the disk larger. Waits for requests there, and later ones are refused; a read that is under way there may find zeroes. Durable when
+    /// it returns.
     ///
     /// # Errors
     /// [`IoError::Resize`] if `size` is larger than now; else as [`Image::write`]. After an error the disk has the old size and all
@@ -113,21 +122,44 @@ impl<S: Storage> Image<S> {
         self.ensure(Rule::SizeBeforeCleared, Barrier::ShrinkSize, &before).await?;
         let first = mutant!(self.options.rules, ShrinkCutsLastCluster => size / cluster_size; size.div_ceil(cluster_size));
         let mut rest = first..header.size.div_ceil(cluster_size);
-        let per_table = header.l2_entries();
-        let tables = rest.start.div_ceil(per_table)..rest.end.div_ceil(per_table);
+        let whole = rest.start.div_ceil(header.l2_entries());
         mutant!(self.options.rules, ShrinkLeavesFirst => rest.start = (rest.start + 1).min(rest.end); ());
+        let mut tables = Vec::new();
         while !rest.is_empty() {
-            self.decide(|state| state.drop_some(&mut rest)).await?;
+            let table = self.decide(|state| state.drop_some(&mut rest)).await?;
+            let table = table.filter(|table| *table >= whole && tables.last() != Some(table));
+            tables.extend(table);
         }
         self.flush().await?;
         self.drop_empty_tables(tables).await?;
         self.cut_data_file(&mut guest, size, reads).await?;
+        drop(guest);
+        mutant!(self.options.rules, CutTailLeft => (); self.zero_last_cluster(&header, size).await?);
         self.flush().await
     }
 
-    /// Gives up the L2 tables of these L1 indices that have no entries. What they had is durably gone.
-    async fn drop_empty_tables(&self, tables: Range<u64>) -> Result<(), IoError> {
-        let _claim = self.claim(Resource::Tables(tables.clone())).await?;
+    /// Writes zeroes from the end of a disk that has become smaller to the end of its last cluster. A layer below is hidden by whoever makes
+    /// the disk larger, there as behind that cluster.
+    async fn zero_last_cluster(&self, header: &Header, size: u64) -> Result<(), IoError> {
+        let end = size.next_multiple_of(header.cluster_size());
+        let end = match self.files.data {
+            None => end,
+            // No further than the data file, which may still be longer than the disk.
+            Some(_) => end.min(self.data_end(self.now(|state| state.data_length))),
+        };
+        let holds = |state: &mut State| {
+            Ok(!matches!(state.mapping(size / header.cluster_size())?, Mapping::Unallocated))
+        };
+        if size < end && self.decide(holds).await? {
+            self.write_zeroes_past_end(size..end).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives up the L2 tables of these L1 indices, which go up, that have no entries. What they had is durably gone.
+    async fn drop_empty_tables(&self, tables: Vec<u64>) -> Result<(), IoError> {
+        let (Some(first), Some(last)) = (tables.first(), tables.last()) else { return Ok(()) };
+        let _claim = self.claim(Resource::Tables(*first..*last + 1)).await?;
         for index in tables {
             let table = self.decide(|state| Ok(state.l1_entry(index)?.1)).await?;
             let inside = |host: u64| self.now(|state| host < state.length);

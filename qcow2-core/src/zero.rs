@@ -142,7 +142,7 @@ impl State {
     }
 
     /// Whether any part of the guest cluster, or of the subclusters, that a range touches may read as something else than zeroes.
-    fn has_data_in(&mut self, bytes: Range<u64>) -> Result<bool, Stop> {
+    pub(crate) fn has_data_in(&mut self, bytes: Range<u64>) -> Result<bool, Stop> {
         let guest_cluster = bytes.start / self.cluster_size();
         if self.extended {
             let mapping = self.mapping(guest_cluster)?;
@@ -153,7 +153,7 @@ impl State {
     }
 
     /// Whether any part of a guest cluster may read as something else than zeroes.
-    pub(crate) fn has_data(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
+    fn has_data(&mut self, guest_cluster: u64) -> Result<bool, Stop> {
         let mapping = self.mapping(guest_cluster)?;
         if let Mapping::Mixed { .. } = mapping {
             return Ok(!self.reads_zero(guest_cluster, mapping, 0..Subclusters::COUNT));

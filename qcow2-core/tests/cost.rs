@@ -3,7 +3,7 @@
 
 use allocation_counter::measure;
 use qcow2_core::blocking::{Image, check, create};
-use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Repair, Work, Zeroing};
+use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Preallocation, Repair, Work, Zeroing};
 
 use crate::sparse::SparseStorage;
 
@@ -57,16 +57,29 @@ fn assert_flat(what: &str, costs: &[(u64, Work)]) {
     }
 }
 
-/// Goal: where there is no table, a discard costs one look for all that the table would map. Method: empty disks of very different sizes.
+/// Goal: where there is no table, a request costs one look for all that the table would map, and a step for many of them. Method: all of
+/// empty disks of very different sizes is discarded, searched for what is shared, and cut off.
 #[test]
-fn nothing_costs_next_to_nothing_to_discard() {
-    let costs = [1u64 << 33, 1 << 36, 1 << 40, 1 << 43].map(|size| {
-        let image = image(16, size, OpenOptions::new());
-        let cost = work(&image, |image| image.discard(0, size).expect("nothing fails"));
-        (size >> 29, cost)
-    });
-    assert_flat("a discard, for each table that is not there", &costs);
-    assert!(costs.iter().all(|(tables, cost)| cost.looked_at <= tables + 64), "{costs:?}");
+fn nothing_costs_next_to_nothing() {
+    type Request = fn(&Image<SparseStorage>, u64);
+    let requests: [(&str, Request); 3] = [
+        ("a discard", |image, size| image.discard(0, size).expect("nothing fails")),
+        ("separating", |image, _| {
+            assert_eq!(image.separate().expect("nothing fails"), 0);
+        }),
+        ("a shrink", |image, _| image.shrink(0).expect("nothing fails")),
+    ];
+    for (what, request) in requests {
+        let costs = [1u64 << 33, 1 << 36, 1 << 40, 1 << 43].map(|size| {
+            let image = image(16, size, OpenOptions::new());
+            (size >> 29, work(&image, |image| request(image, size)))
+        });
+        assert_flat(&format!("{what}, for each table that is not there"), &costs);
+        let bounded = |(tables, cost): &(u64, Work)| {
+            cost.looked_at <= tables + 2048 && cost.steps <= tables / 32 + 64
+        };
+        assert!(costs.iter().all(bounded), "{what}: {costs:?}");
+    }
 }
 
 const DECADES: [u64; 4] = [10, 100, 1_000, 10_000];
@@ -148,16 +161,21 @@ fn an_allocation_costs_the_same_when_nearly_all_is_in_use() {
     assert_flat("a discard, a flush and a write", &costs);
 }
 
-/// Goal: a request costs what its clusters do. Method: one write, then one discard of so many clusters.
+/// Goal: a request costs what its clusters do. Method: one write, one preallocation, then one discard of so many clusters.
 #[test]
 fn a_long_request_costs_what_it_covers() {
-    let mut discards = Vec::new();
+    let (mut preallocated, mut discards) = (Vec::new(), Vec::new());
     let writes = [100, 1_000, 10_000, 100_000].map(|clusters: u64| {
         let options = OpenOptions::new().cache_pages(10_000);
         let image = image(9, clusters * 512, options);
         let data = vec![1; clusters as usize * 512];
         let cost = work(&image, |image| image.write(0, &data).expect("there is room"));
         let length = clusters * 512;
+        let other = self::image(9, length, options);
+        let keep = |image: &Image<SparseStorage>| {
+            image.preallocate(0, length, Preallocation::Metadata).expect("there is room");
+        };
+        preallocated.push((clusters, work(&other, keep)));
         discards.push((
             clusters,
             work(&image, |image| image.discard(0, length).expect("nothing fails")),
@@ -165,6 +183,7 @@ fn a_long_request_costs_what_it_covers() {
         (clusters, cost)
     });
     assert_flat("a write, for each cluster", &writes);
+    assert_flat("preallocation, for each cluster", &preallocated);
     assert_flat("a discard, for each cluster", &discards);
 }
 

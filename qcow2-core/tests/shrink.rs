@@ -4,14 +4,18 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use qcow2_core::blocking::{Image, block_on, check, create, create_over};
+use qcow2_core::blocking::{
+    Image, block_on, check, create, create_encrypted, create_over, create_with_data,
+};
 use qcow2_core::storage::memory::MemoryStorage;
 use qcow2_core::storage::{Durability, IoBuf};
 use qcow2_core::{
-    Backing, CreateOptions, Format, IoError, OpenOptions, Raw, Repair, Source, Zeroing,
+    Backing, CreateOptions, DataFile, Encryption, Format, Inline, IoError, OpenOptions, Passphrase,
+    Raw, Repair, Source, Zeroing,
 };
 
-use crate::draws::draws;
+use crate::data_file::layer;
+use crate::draws::{draws, random};
 use crate::shown::same;
 
 const SIZE: usize = 192 << 10;
@@ -126,6 +130,71 @@ fn what_is_cut_off_is_free() {
     image.write(0, &vec![2; SIZE]).expect("there is room");
     image.close().expect("nothing fails");
     assert_eq!(storage.to_vec().len(), length);
+}
+
+/// Goal: nothing that a disk held past its new end is left in its last cluster, for a program that makes it larger without a look. Method:
+/// disks full of data, standard and with subclusters, plain, compressed, enciphered, over a layer and in a data file, raw or not, cut inside
+/// a cluster; then the header says the size up to the end of that.
+#[test]
+fn the_last_cluster_holds_nothing_past_the_end() {
+    const CLUSTER: u64 = 16 << 10;
+    let passphrase = Passphrase::new("one");
+    let luks = Encryption::luks(&passphrase, 1, &mut random(1));
+    let standard = CreateOptions::new(SIZE as u64).cluster_bits(14);
+    let layouts = [standard.version(2), standard, standard.extended_l2(true)];
+    let kinds = ["written", "compressed", "enciphered", "over a layer", "in a file", "raw"];
+    for (options, kind) in layouts.into_iter().flat_map(|it| kinds.map(|kind| (it, kind))) {
+        for small in [512, 5 * CLUSTER + 1536, 6 * CLUSTER - 512] {
+            let what = format!("{kind}, {options:?}, cut to {small}");
+            let (storage, data) = (MemoryStorage::default(), MemoryStorage::default());
+            let said = match kind {
+                "enciphered" | "in a file" | "raw" if options.version == 2 => continue,
+                "in a file" => Some(DataFile::new("data")),
+                "raw" => Some(DataFile::raw("data")),
+                _ => None,
+            };
+            let backing = Backing::new("below", Format::Raw);
+            match (kind, &said) {
+                ("enciphered", _) => create_encrypted(&storage, None, &options, &luks, None),
+                ("over a layer", _) => create_over(&storage, &options, &backing),
+                (_, Some(said)) => create_with_data(&storage, &data, &options, said, None),
+                _ => create(&storage, &options),
+            }
+            .expect("there is room");
+            let open = || {
+                let (storage, data, options) = (storage.clone(), data.clone(), OpenOptions::new());
+                match kind {
+                    "enciphered" => {
+                        Image::open_encrypted(storage, &passphrase, None, None, options)
+                    }
+                    "over a layer" => Image::open_over(storage, layer(&[3; SIZE]), options),
+                    "in a file" | "raw" => Image::open_with_data(storage, data, None, options),
+                    _ => Image::open(storage, options),
+                }
+                .expect("in order")
+            };
+            let image = open();
+            let bytes: Vec<u8> = (0..SIZE).map(|at| 1 + (at / 4096) as u8).collect();
+            match kind {
+                "compressed" => image.write_compressed(0, &bytes, &Inline),
+                _ => image.write(0, &bytes),
+            }
+            .expect("there is room");
+            image.shrink(small).expect("there is room");
+            // What it promised is durable when it returns.
+            drop(image);
+            let end = small.next_multiple_of(CLUSTER) as usize;
+            storage.with(|bytes| bytes[24..32].copy_from_slice(&(end as u64).to_be_bytes()));
+            data.with(|data| data.resize(end.max(data.len()), 0));
+            let mut found = vec![0xee; end];
+            open().read(0, &mut found).expect("nothing fails");
+            let mut expected = bytes[..small as usize].to_vec();
+            expected.resize(end, 0);
+            same(&found, &expected, &what);
+            let report = check(&storage, Repair::None).expect("an image");
+            assert_eq!(report.corruptions, 0, "{what}: {report:?}");
+        }
+    }
 }
 
 /// Goal: a request that waits while the disk becomes smaller does not get past the new end. Method: a map in hand keeps a shrink

@@ -4,14 +4,14 @@
 use std::fs;
 use std::time::Duration;
 
-use qcow2_core::blocking::{Image, check, create_over};
+use qcow2_core::blocking::{Image, check, create_encrypted, create_over};
 use qcow2_core::format::Header;
 use qcow2_core::storage::file::{Access, Existing, FileStorage};
-use qcow2_core::{Backing, CreateOptions, Format, OpenOptions, Repair};
+use qcow2_core::{Backing, CreateOptions, Encryption, Format, OpenOptions, Passphrase, Repair};
 use qcow2_crashtest::qemu;
 
 use crate::bench::Bench;
-use crate::common::{Expected, Step, steps};
+use crate::common::{Expected, Scatter, Step, steps};
 
 /// How a session of ours ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -389,42 +389,76 @@ fn a_disk_of_qemu_grows_under_us() {
     bench.assert_sound(&expected);
 }
 
-/// Goal: what either side cuts off is gone for the other. Method: each shrinks a disk that both have filled, the other grows it again.
+/// Goal: what either side cuts off is gone for the other. Method: each shrinks a disk that is full of data, to sizes of whole clusters and
+/// not, and each grows it again; standard and with subclusters, over a layer that is longer than what is left, and enciphered.
 #[test]
 #[cfg_attr(
     not(has_qemu),
     ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
 )]
 fn disks_shrink_both_ways() {
-    for (bits, by_us) in [(9, true), (9, false), (12, true), (12, false), (16, true), (16, false)] {
+    let kinds = [
+        (9, "plain"),
+        (12, "plain"),
+        (16, "plain"),
+        (16, "subclusters"),
+        (12, "over a layer"),
+        (16, "subclusters over a layer"),
+        (12, "enciphered"),
+    ];
+    let turns = [(true, false), (false, true), (true, true)];
+    for ((bits, kind), (cut_by_us, grown_by_us)) in
+        kinds.into_iter().flat_map(|kind| turns.map(|turn| (kind, turn)))
+    {
         let cluster = 1u64 << bits;
-        let (size, small) = (300 * cluster, 37 * cluster + 512);
-        let bench = Bench::new();
-        drop(bench.create(&CreateOptions::new(size).cluster_bits(bits)));
-        let mut expected = Expected::zeroes(size, cluster);
-        let done = steps(u64::from(bits), 60, size, 8 * cluster);
-        qemu::io(bench.path(), &commands(&done)).unwrap().success().unwrap();
-        done.iter().for_each(|&step| expected.apply(step));
-        let resize = |options: &[&str], to: u64| {
-            let path = bench.path().to_str().unwrap();
-            let to = to.to_string();
-            let args = ["resize", "-q", "-f", "qcow2"].iter().chain(options).copied();
-            qemu::img(args.chain([path, to.as_str()])).unwrap().success().unwrap();
-        };
-        if by_us {
-            let image = bench.open(OpenOptions::new());
-            image.shrink(small).unwrap();
-            image.close().unwrap();
-        } else {
-            resize(&["--shrink"], small);
+        let size = 300 * cluster;
+        for small in [37 * cluster + 512, 38 * cluster - 512, 37 * cluster] {
+            let what = format!("{cluster} B, {kind}, cut to {small}, {cut_by_us}, {grown_by_us}");
+            let mut bench = Bench::new();
+            let options = CreateOptions::new(size).cluster_bits(bits);
+            let options = options.extended_l2(kind.starts_with("subclusters"));
+            let mut expected = Expected::zeroes(size, cluster);
+            if kind.ends_with("over a layer") {
+                expected.bytes.fill(99);
+                fs::write(bench.directory.path().join("base.raw"), &expected.bytes).unwrap();
+                let storage = FileStorage::create(bench.path(), Existing::Refuse).unwrap();
+                let backing = Backing::new("base.raw", Format::Raw);
+                create_over(&storage, &options, &backing).unwrap();
+            } else if kind == "enciphered" {
+                bench.passphrase = Some("secret");
+                let storage = FileStorage::create(bench.path(), Existing::Refuse).unwrap();
+                let mut scatter = Scatter::new(1);
+                let mut random = |bytes: &mut [u8]| bytes.fill_with(|| scatter.below(256) as u8);
+                let luks = Encryption::luks(&Passphrase::new("secret"), 1000, &mut random);
+                create_encrypted(&storage, None, &options, &luks, None).unwrap();
+            } else {
+                drop(bench.create(&options));
+            }
+            let all = Step::Write { offset: 0, length: size, byte: 201 };
+            let done: Vec<Step> = match kind {
+                // What nobody wrote shows the layer.
+                "over a layer" => Vec::new(),
+                _ => vec![all],
+            };
+            let some = steps(u64::from(bits), 60, size, 8 * cluster);
+            let last = Step::Write { offset: small - 512, length: 1024, byte: 202 };
+            let done: Vec<Step> = done.into_iter().chain(some).chain([last]).collect();
+            qemu::io(bench.target(), &commands(&done)).unwrap().success().unwrap();
+            done.iter().for_each(|&step| expected.apply(step));
+            for (by_us, to) in [(cut_by_us, small), (grown_by_us, size)] {
+                if by_us {
+                    let image = bench.open(OpenOptions::new());
+                    let resized = if to == small { image.shrink(to) } else { image.grow(to) };
+                    resized.unwrap_or_else(|error| panic!("{what}: {error}"));
+                    image.close().unwrap();
+                } else {
+                    let how: &[&str] = if to == small { &["--shrink"] } else { &[] };
+                    qemu::resize(bench.target(), to, how).unwrap();
+                }
+                expected.bytes.resize(to as usize, 0);
+                bench.assert_sound(&expected);
+            }
         }
-        expected.bytes.truncate(small as usize);
-        bench.assert_sound(&expected);
-        let image = bench.open(OpenOptions::new());
-        image.grow(size).unwrap();
-        image.close().unwrap();
-        expected.bytes.resize(size as usize, 0);
-        bench.assert_sound(&expected);
     }
 }
 

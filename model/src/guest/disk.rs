@@ -64,7 +64,8 @@ enum Flight {
         to_the_end: bool,
     },
     Resize {
-        smaller: bool,
+        /// The units that are left, if it makes the disk smaller.
+        cut_to: Option<usize>,
     },
     Passphrase(Change),
     Flush,
@@ -361,7 +362,7 @@ impl Guest {
 
     /// Begins to enlarge the disk to `units`.
     pub fn begin_grow(&mut self, units: u64) -> Token {
-        let token = self.start(What::Resize(units), Flight::Resize { smaller: false });
+        let token = self.start(What::Resize(units), Flight::Resize { cut_to: None });
         // Units of a disk that may have been smaller meanwhile are zeroes where it was.
         let least = self.size.values().min().unwrap_or(0);
         let len = self.units.len();
@@ -419,9 +420,16 @@ impl Guest {
         }
     }
 
-    /// Begins to make the disk smaller, to `units`. Until it is, it holds all that it held.
+    /// Begins to make the disk smaller, to `units`. Until it is, it holds all that it held; a read beside it may find zeroes in place of
+    /// what it cuts off.
     pub fn begin_shrink(&mut self, units: u64) -> Token {
-        let token = self.start(What::Resize(units), Flight::Resize { smaller: true });
+        let left = index(units);
+        let token = self.start(What::Resize(units), Flight::Resize { cut_to: Some(left) });
+        for (_, flight) in &mut self.in_flight {
+            if let Flight::Read { first, count, beside, .. } = flight {
+                beside.extend(cut_off(left, *first, *count));
+            }
+        }
         self.size.begin(units, token);
         token
     }
@@ -443,7 +451,13 @@ impl Guest {
     pub fn begin_read(&mut self, first: u64, count: u64) -> Token {
         let (first, count) = (index(first), index(count));
         let then = self.units.clone();
-        self.start(What::Nothing, Flight::Read { first, count, then, beside: Vec::new() })
+        let mut beside = Vec::new();
+        for (_, flight) in &self.in_flight {
+            if let Flight::Resize { cut_to: Some(left) } = flight {
+                beside.extend(cut_off(*left, first, count));
+            }
+        }
+        self.start(What::Nothing, Flight::Read { first, count, then, beside })
     }
 
     /// The operation returned well.
@@ -699,7 +713,8 @@ impl Guest {
                     }
                 }
             }
-            Flight::Resize { smaller } => {
+            Flight::Resize { cut_to } => {
+                let smaller = cut_to.is_some();
                 let completed = completed || self.mistake == Mistake::FailedGrowthCounts;
                 self.size.answer(token, now, completed);
                 if completed && (smaller || self.promises.grow == Durability::Through) {
@@ -748,6 +763,11 @@ struct Whole {
 
 fn index(units: u64) -> usize {
     usize::try_from(units).expect("MAX_VIRTUAL_SIZE keeps unit numbers small")
+}
+
+/// What a read of `count` units may find besides what was there, beside a shrink that leaves `left` of the disk.
+fn cut_off(left: usize, first: usize, count: usize) -> impl Iterator<Item = (usize, ValueKey)> {
+    (left.max(first)..first + count).map(|unit| (unit, ValueKey::ZERO))
 }
 
 #[cfg(test)]
@@ -977,5 +997,22 @@ mod tests {
         let reopen = guest.begin(&Op::Reopen, |_, _| ValueKey::ZERO);
         guest.complete(reopen);
         assert_eq!(guest.allowed(1), [ValueKey(7)]);
+    }
+
+    /// Goal: what a shrink cuts off may read as zeroes while it is under way, and what it leaves may not. Method: reads that begin before
+    /// it and beside it, of a disk that was written to.
+    #[test]
+    fn a_read_beside_a_shrink_may_find_zeroes_past_the_new_end() {
+        for begins_before in [true, false] {
+            for (found, is_allowed) in [([1, 1], true), ([1, 0], true), ([0, 1], false)] {
+                let mut guest = Guest::new(&[ValueKey(1); 2], PROMISES);
+                let before = begins_before.then(|| guest.begin_read(0, 2));
+                let shrink = guest.begin_shrink(1);
+                let read = before.unwrap_or_else(|| guest.begin_read(0, 2));
+                let result = guest.complete_read(read, &found.map(ValueKey));
+                assert_eq!(result.is_ok(), is_allowed, "{found:?}, {result:?}");
+                guest.complete(shrink);
+            }
+        }
     }
 }

@@ -213,7 +213,7 @@ lines! {
             Plans(15, |plan| takes_a_short_last_cluster(plan, is_discard)),
         ] P0 P2;
         "the whole disk" [Met(Probe::SpaceFoundAgain)] P6 P9;
-        "where there are no tables" [Test(COST, "nothing_costs_next_to_nothing_to_discard")];
+        "where there are no tables" [Test(COST, "nothing_costs_next_to_nothing")];
         "of nothing, past the end, or not in units" [
             Test(REFUSED, "requests_that_do_not_fit_are_refused_by_name"),
         ];

@@ -11,8 +11,8 @@ use super::line::By::{
 use super::line::lines;
 use super::plans::{clusters, is_discard, is_write, some};
 use super::tests::{
-    CACHE, CHECK, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, FREE, GROW, HEADER, INTEROP,
-    LIMITED, MALFORMED, MATRIX, RARE, RETRY, SHRINK, WRITE_COMPRESSED,
+    CACHE, CHECK, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, FREE, GROW, HEADER,
+    INTEROP, LIMITED, MALFORMED, MATRIX, RARE, RETRY, SHRINK, WRITE_COMPRESSED,
 };
 
 lines! {
@@ -71,7 +71,7 @@ lines! {
             Plans(1, |plan| some(plan, |op, cluster| is_discard(op) && clusters(op, cluster) > 256)),
             Test(COST, "a_long_request_costs_what_it_covers"),
         ] P0 P1;
-        "more tables that do not exist" [Test(COST, "nothing_costs_next_to_nothing_to_discard")];
+        "more tables that do not exist" [Test(COST, "nothing_costs_next_to_nothing")];
     }
     "cache::RECENT" {
         "fewer pages than one request needs" [
