@@ -95,6 +95,8 @@ async fn write_image<S: Storage>(
     options: &CreateOptions,
     header: &Header,
 ) -> Result<(), CreateError> {
+    // What cannot be said is refused before anything is written.
+    let mut bytes = header.encode()?;
     let size = header.cluster_size();
     let keys = header.luks()?;
     let tables = header.l1_table_offset + l1_bytes(header) + key_bytes(header)?;
@@ -169,7 +171,6 @@ async fn write_image<S: Storage>(
         Preallocation::Full => out.fill(end - ahead.data * size..end).await?,
     }
 
-    let mut bytes = header.encode()?;
     let is_long = bytes.len() > UNIT;
     bytes.resize(bytes.len().next_multiple_of(sector), 0);
     let first = bytes[..sector].to_vec();

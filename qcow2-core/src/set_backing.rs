@@ -26,8 +26,8 @@ impl<S: Storage> Image<S> {
     /// without a layer, [copy it](Image::copy_up) first.
     ///
     /// # Errors
-    /// [`IoError::Backing`] if there is no room for the name, or if this session has no layer: what it left unwritten would show the new
-    /// one; else as [`Image::flush`]. After an error the image says what it said before, or the new name.
+    /// [`IoError::Backing`] if there is no room for the name, if that of its format is longer than 15 bytes, or if this session has no layer:
+    /// what it left unwritten would show the new one; else as [`Image::flush`]. After an error the image says what it said before, or the new name.
     pub async fn set_backing(&self, backing: Option<&Backing>) -> Result<(), IoError> {
         self.begin_change().await?;
         self.now(|state| state.accepts_requests())?;

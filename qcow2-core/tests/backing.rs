@@ -176,3 +176,40 @@ fn an_image_without_a_layer_gets_none() {
     let error = read_only.set_backing(None).expect_err("it is open to read");
     assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error}");
 }
+
+/// Goal: no image comes to say a format whose name is longer than others take. Method: the longest, and one byte more, at creation (where
+/// what was there before stays, as with the name of a layer that is too long), later, and in an image that somebody else made.
+#[test]
+fn a_format_has_a_longest_name() {
+    let of = |len| Backing { name: b"below".into(), format: Some(name(len)) };
+    let says = "header extension 0xe2792aca at byte 112: 16 bytes of a backing file's format are more than the 15 allowed here";
+    let storage = MemoryStorage::new(vec![9; 1 << 20]);
+    let options = CreateOptions::new(SIZE);
+    for (refused, says) in [
+        (of(16), says),
+        (Backing::new(name(1024), Format::Raw), "backing_file_size at byte 16: 1024 is more"),
+    ] {
+        let error = create_over(&storage, &options, &refused).expect_err("it is too long");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+        assert!(storage.to_vec() == [9; 1 << 20], "nothing was written");
+    }
+
+    create_over(&storage, &options, &of(15)).expect("it is as long as it may be");
+    assert_eq!(said(&storage), Some(of(15)));
+    let image = open(&storage);
+    let before = storage.to_vec();
+    let error = image.set_backing(Some(&of(16))).expect_err("it is too long");
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    assert!(error.to_string().contains(says), "{error}");
+    assert!(storage.to_vec() == before);
+    image.set_backing(Some(&of(14))).expect("there is room");
+    image.set_backing(Some(&of(15))).expect("there is room");
+    image.close().expect("nothing fails");
+    assert_eq!(said(&storage), Some(of(15)));
+
+    storage.with(|bytes| bytes[112 + 7] = 16);
+    let error = block_on(Backing::of(&storage)).expect_err("it is too long");
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    assert!(error.to_string().contains(says), "{error}");
+}

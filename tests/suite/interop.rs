@@ -364,6 +364,28 @@ fn layers_are_renamed_both_ways() {
     }
 }
 
+/// Goal: what is too long for the name of a layer's format is that for both. Method: an image of ours with the longest; then its length in
+/// the header says one byte more.
+#[test]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
+fn formats_of_layers_have_the_same_longest_name() {
+    let bench = Bench::new();
+    let storage = FileStorage::create(bench.path(), Existing::Refuse).unwrap();
+    let backing = Backing { name: b"base".into(), format: Some(b"f".repeat(15)) };
+    create_over(&storage, &CreateOptions::new(1 << 20), &backing).unwrap();
+    drop(storage);
+    let theirs = qemu::info(bench.path()).unwrap();
+    assert_eq!(theirs["backing-filename-format"], "f".repeat(15));
+    bench.patch(112 + 7, &[16]);
+    let theirs = qemu::info(bench.path()).unwrap_err().to_string();
+    assert!(theirs.contains("ext_backing_format: len=16 too large (>=16)"), "{theirs}");
+    let ours = Header::parse(&fs::read(bench.path()).unwrap()).unwrap_err().to_string();
+    assert!(ours.contains("16 bytes of a backing file's format are more than the 15"), "{ours}");
+}
+
 /// Goal: growing a disk of QEMU's past its L1 table leaves an image that QEMU accepts.
 #[test]
 #[cfg_attr(

@@ -113,10 +113,21 @@ pub(super) fn parse(cluster: &[u8], area: Area) -> Result<Vec<Extension>, Format
                 "bytes of data in a second extension of its type",
             ));
         }
+        check_length(kind, at, length.into())?;
         list.push(Extension { kind, data: data.to_vec() });
         at = align8(data_end);
     }
     Ok(list)
+}
+
+/// Checks that the data of an extension, which begins at `offset`, are not longer than its type allows.
+fn check_length(kind: u32, offset: u64, length: u64) -> Result<(), FormatError> {
+    let most = u64::from(limits::BACKING_FORMAT_BYTES);
+    if kind != BACKING_FORMAT || length <= most {
+        return Ok(());
+    }
+    let rule = format!("bytes of a backing file's format are more than the {most} allowed here");
+    Err(FormatError::BadExtension { kind, offset, value: length, rule: rule.into() })
 }
 
 /// Appends the list and its end marker.
@@ -133,6 +144,7 @@ pub(super) fn encode(list: &[Extension], out: &mut Vec<u8>) -> Result<(), Format
             return Err(bad("bytes of data in an extension whose type ends the list"));
         }
         let length = u32::try_from(data.len()).map_err(|_| bad("bytes of data are too many"))?;
+        check_length(*kind, offset, length.into())?;
         out.extend_from_slice(&kind.to_be_bytes());
         out.extend_from_slice(&length.to_be_bytes());
         out.extend_from_slice(data);
@@ -410,6 +422,26 @@ mod tests {
         for (kind, ok) in [(0xaaaa, true), (BACKING_FORMAT, false), (BITMAPS, false)] {
             let twice = [record(kind, 3, b"raw"), record(kind, 3, b"raw")].concat();
             assert_eq!(parse(&cluster(&twice), area(512, false)).is_ok(), ok, "{kind:#x}");
+        }
+    }
+
+    /// Goal: the name of a format has the length that QEMU takes, and no more, read and written. Method: at the limit and one past it.
+    #[test]
+    fn backing_format_limits() {
+        for (kind, len, ok) in
+            [(BACKING_FORMAT, 15, true), (BACKING_FORMAT, 16, false), (0xaaaa, 16, true)]
+        {
+            let list = vec![Extension { kind, data: vec![b'f'; len] }];
+            let bytes = cluster(&record(kind, len as u32, &list[0].data));
+            let (read, written) = (parse(&bytes, area(512, false)), encode(&list, &mut vec![]));
+            let refused = |offset| FormatError::BadExtension {
+                kind,
+                offset,
+                value: len as u64,
+                rule: "bytes of a backing file's format are more than the 15 allowed here".into(),
+            };
+            assert_eq!(read, if ok { Ok(list) } else { Err(refused(START)) });
+            assert_eq!(written, if ok { Ok(()) } else { Err(refused(0)) });
         }
     }
 

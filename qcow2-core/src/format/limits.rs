@@ -27,6 +27,9 @@ pub const HEADER_SECTOR_BYTES: u32 = 512;
 /// Longest backing file name. Specification.
 pub const BACKING_NAME_BYTES: u32 = 1023;
 
+/// Longest name of the backing file's format. QEMU.
+pub const BACKING_FORMAT_BYTES: u32 = 15;
+
 /// Largest L1 table, active or of a snapshot. QEMU.
 pub const L1_TABLE_BYTES: u64 = 32 << 20;
 

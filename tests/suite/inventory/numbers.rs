@@ -11,7 +11,7 @@ use super::line::By::{
 use super::line::lines;
 use super::plans::{clusters, is_discard, is_write, some};
 use super::tests::{
-    CACHE, CHECK, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, FREE, GROW, HEADER,
+    BACKING, CACHE, CHECK, CORPUS, COST, DAMAGE, DECOMPRESS, EXTENSION, FREE, GROW, HEADER,
     INTEROP, LIMITED, MALFORMED, MATRIX, RARE, RETRY, SHRINK, WRITE_COMPRESSED,
 };
 
@@ -170,6 +170,13 @@ lines! {
     }
     "format::limits::BACKING_NAME_BYTES" {
         "there, and above" [Test(HEADER, "backing_name_limits")];
+    }
+    "format::limits::BACKING_FORMAT_BYTES" {
+        "there, and above" [
+            Test(EXTENSION, "backing_format_limits"),
+            Test(BACKING, "a_format_has_a_longest_name"),
+            Test(INTEROP, "formats_of_layers_have_the_same_longest_name"),
+        ];
     }
     "format::limits::L1_TABLE_BYTES" {
         "there, and above" [
