@@ -374,6 +374,10 @@ lines! {
         })] P2;
         "beside requests that wait" [Test(SHRINK, "who_waited_finds_the_disk_smaller")];
         "tables that are empty then" [Test(SHRINK, "what_is_cut_off_is_free")];
+        "within a cluster, and larger again by others" [
+            Test(SHRINK, "the_last_cluster_holds_nothing_past_the_end"),
+            Test(INTEROP, "disks_shrink_both_ways"),
+        ];
         "to what it is, larger, not in units, nothing" [
             Test(SHRINK, "sizes_that_do_not_fit_are_refused"),
         ];
