@@ -7,8 +7,8 @@ use std::fmt;
 pub struct Backing {
     /// The name, as its bytes are in the header: not terminated, at most 1,023 of them.
     pub name: Vec<u8>,
-    /// The name of its format, if the image says it, at most 15 bytes. Whoever guesses instead lets the guest of a raw layer choose what is opened next:
-    /// it may have written the header of an image.
+    /// The name of its format, if the image says it, at most 15 bytes. Whoever guesses instead lets the guest of a raw layer choose what is
+    /// opened next: it may have written the header of an image.
     pub format: Option<Vec<u8>>,
 }
 

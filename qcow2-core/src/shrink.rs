@@ -7,10 +7,11 @@
 //!                              └ a power cut before: all of the old disk; after: none of what was cut off
 //! ```
 //!
-//! **Invariant.** When it returns, nothing that the image held past the new end is there any more, whoever makes the disk larger: not all
-//! programs clear first what they find there.
+//! **Invariant.** When it has made the disk smaller and returned well, no entry leads to what the image held past the new end, and its last
+//! cluster holds zeroes there, whoever makes the disk larger: not all programs clear first what they find.
 //!
-//! A power cut after the size may leave some of it. That is legal, counted and read by nobody, and a growth by this library clears it first.
+//! A power cut or an error after the size may leave some of it, and a data file keeps its length where it cannot be cut, or while somebody
+//! reads there. That is legal, counted and read by nobody, and a growth by this library clears it first.
 //! The zeroes come last, because a cluster that cannot be changed in place needs another one, and what was cut off is free by then. The file
 //! keeps its length, and gives the freed space back by discards.
 
@@ -90,13 +91,13 @@ impl State {
 }
 
 impl<S: Storage> Image<S> {
-    /// Makes the guest disk smaller, to `size` bytes, a multiple of 512; what it held past that is gone, and does not come back whoever makes
-    /// the disk larger. Waits for requests there, and later ones are refused; a read that is under way there may find zeroes. Durable when
+    /// Makes the guest disk smaller, to `size` bytes, a multiple of 512; what it held past that is gone from the image, whoever makes the
+    /// disk larger. Waits for requests there, and later ones are refused; a read that is under way there may find zeroes. Durable when
     /// it returns.
     ///
     /// # Errors
     /// [`IoError::Resize`] if `size` is larger than now; else as [`Image::write`]. After an error the disk has the old size and all
-    /// that it held, or the new one.
+    /// that it held, or the new one, and then some of what was cut off may still be in the image, for a growth by this library to clear.
     pub async fn shrink(&self, size: u64) -> Result<(), IoError> {
         let (_one, header) = self.begin_resize(size).await?;
         if size > header.size {

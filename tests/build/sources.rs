@@ -37,7 +37,7 @@ pub(crate) fn hash(root: &Path) {
 }
 
 /// The packages that the crates are built with, directly or not, as the lock file has them: name, version, source and checksum of each.
-/// What only other packages of the workspace need is not among them.
+/// What their own tests need is among them, for the lock file does not tell; what only other packages of the workspace need is not.
 fn dependencies(lock: &str) -> Vec<&str> {
     let packages: Vec<&str> = lock.split("[[package]]\n").skip(1).collect();
     let field = |package: &'static str| {
@@ -58,7 +58,9 @@ fn dependencies(lock: &str) -> Vec<&str> {
             let names = packages[at]
                 .lines()
                 .filter_map(|line| line.strip_prefix(" \"")?.strip_suffix("\","));
-            todo.extend(names.flat_map(|name| by_name[name].clone()));
+            // Nor the source, unless there are two of a version.
+            let known = |name: &str| name.split(" (").next().unwrap_or(name).to_owned();
+            todo.extend(names.flat_map(|name| by_name[&known(name)].clone()));
         }
     }
     (0..packages.len()).filter(|&at| met[at]).map(|at| packages[at].trim_end()).collect()

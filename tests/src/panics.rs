@@ -117,6 +117,9 @@ pub fn place_in(noted: &str) -> Option<&str> {
 
 /// A source file without the folder in which its package is, which is of one machine.
 fn in_package(file: &str) -> &str {
+    if let Some((_, kept)) = file.split_once("/registry/src/") {
+        return kept.split_once('/').map_or(kept, |(_, file)| file);
+    }
     let above = match file.rfind("/src/") {
         Some(source) if Path::new(file).is_absolute() => file[..source].rfind('/'),
         _ => None,
@@ -250,6 +253,8 @@ mod tests {
         let kept = "/kept/registry/src/index-0123/a-0.1.6/src/meta.rs";
         assert_eq!(in_package(kept), "a-0.1.6/src/meta.rs");
         assert_eq!(in_package("tests/src/blocking.rs"), "tests/src/blocking.rs");
+        let kept = "/kept/registry/src/index-0123/a-0.1.6/lib.rs";
+        assert_eq!(in_package(kept), "a-0.1.6/lib.rs");
         assert_eq!(in_package("/home/me/mine/src/io/file.rs"), "mine/src/io/file.rs");
         assert_eq!(in_package("/src/file.rs"), "/src/file.rs");
     }

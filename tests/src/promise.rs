@@ -28,10 +28,11 @@ pub fn is_broken(subject: &impl Subject, trial: &Trial, failure: &Failure) -> bo
 
 /// Beyond what a finding is that breaks no promise, on this device.
 pub fn beyond(subject: &AnySubject, profile: Profile) -> String {
-    match subject.held_to_all(false).duties().survives {
-        survives if profile > survives => {
-            format!("beyond what it says that it survives, {survives}")
-        }
-        _ => "beyond what it takes on".to_owned(),
+    let promised = subject.held_to_all(false).duties();
+    let survives = promised.survives;
+    match (profile > survives, promised == subject.duties()) {
+        (false, _) => "beyond what it takes on".to_owned(),
+        (true, true) => format!("beyond what it says that it survives, {survives}"),
+        (true, false) => format!("beyond what it takes on, or says that it survives, {survives}"),
     }
 }

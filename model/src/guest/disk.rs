@@ -64,8 +64,8 @@ enum Flight {
         to_the_end: bool,
     },
     Resize {
-        /// The units that are left, if it makes the disk smaller.
-        cut_to: Option<usize>,
+        /// What it cuts off of the last cluster, if it makes the disk smaller.
+        cut: Option<Range<usize>>,
     },
     Passphrase(Change),
     Flush,
@@ -362,7 +362,7 @@ impl Guest {
 
     /// Begins to enlarge the disk to `units`.
     pub fn begin_grow(&mut self, units: u64) -> Token {
-        let token = self.start(What::Resize(units), Flight::Resize { cut_to: None });
+        let token = self.start(What::Resize(units), Flight::Resize { cut: None });
         // Units of a disk that may have been smaller meanwhile are zeroes where it was.
         let least = self.size.values().min().unwrap_or(0);
         let len = self.units.len();
@@ -421,15 +421,15 @@ impl Guest {
     }
 
     /// Begins to make the disk smaller, to `units`. Until it is, it holds all that it held; a read beside it may find zeroes in place of
-    /// what it cuts off.
+    /// what it cuts off of the last cluster.
     pub fn begin_shrink(&mut self, units: u64) -> Token {
-        let left = index(units);
-        let token = self.start(What::Resize(units), Flight::Resize { cut_to: Some(left) });
+        let cut = index(units)..index(units.next_multiple_of(self.promises.cluster_units));
         for (_, flight) in &mut self.in_flight {
             if let Flight::Read { first, count, beside, .. } = flight {
-                beside.extend(cut_off(left, *first, *count));
+                beside.extend(zeroes_in(&cut, *first, *count));
             }
         }
+        let token = self.start(What::Resize(units), Flight::Resize { cut: Some(cut) });
         self.size.begin(units, token);
         token
     }
@@ -453,8 +453,8 @@ impl Guest {
         let then = self.units.clone();
         let mut beside = Vec::new();
         for (_, flight) in &self.in_flight {
-            if let Flight::Resize { cut_to: Some(left) } = flight {
-                beside.extend(cut_off(*left, first, count));
+            if let Flight::Resize { cut: Some(cut) } = flight {
+                beside.extend(zeroes_in(cut, first, count));
             }
         }
         self.start(What::Nothing, Flight::Read { first, count, then, beside })
@@ -713,8 +713,8 @@ impl Guest {
                     }
                 }
             }
-            Flight::Resize { cut_to } => {
-                let smaller = cut_to.is_some();
+            Flight::Resize { cut } => {
+                let smaller = cut.is_some();
                 let completed = completed || self.mistake == Mistake::FailedGrowthCounts;
                 self.size.answer(token, now, completed);
                 if completed && (smaller || self.promises.grow == Durability::Through) {
@@ -765,9 +765,13 @@ fn index(units: u64) -> usize {
     usize::try_from(units).expect("MAX_VIRTUAL_SIZE keeps unit numbers small")
 }
 
-/// What a read of `count` units may find besides what was there, beside a shrink that leaves `left` of the disk.
-fn cut_off(left: usize, first: usize, count: usize) -> impl Iterator<Item = (usize, ValueKey)> {
-    (left.max(first)..first + count).map(|unit| (unit, ValueKey::ZERO))
+/// What a read of `count` units may find besides what was there, beside a shrink that cuts these off of the last cluster.
+fn zeroes_in(
+    cut: &Range<usize>,
+    first: usize,
+    count: usize,
+) -> impl Iterator<Item = (usize, ValueKey)> {
+    (cut.start.max(first)..cut.end.min(first + count)).map(|unit| (unit, ValueKey::ZERO))
 }
 
 #[cfg(test)]
@@ -999,20 +1003,27 @@ mod tests {
         assert_eq!(guest.allowed(1), [ValueKey(7)]);
     }
 
-    /// Goal: what a shrink cuts off may read as zeroes while it is under way, and what it leaves may not. Method: reads that begin before
-    /// it and beside it, of a disk that was written to.
+    /// Goal: what a shrink cuts off of the last cluster may read as zeroes while it is under way; what it leaves, what is behind that cluster, and
+    /// what is read later may not. Method: reads that begin before it, beside it and after it, of a disk that was written to.
     #[test]
-    fn a_read_beside_a_shrink_may_find_zeroes_past_the_new_end() {
-        for begins_before in [true, false] {
-            for (found, is_allowed) in [([1, 1], true), ([1, 0], true), ([0, 1], false)] {
-                let mut guest = Guest::new(&[ValueKey(1); 2], PROMISES);
-                let before = begins_before.then(|| guest.begin_read(0, 2));
+    fn a_read_beside_a_shrink_may_find_zeroes_in_the_last_cluster() {
+        let promises = Promises { cluster_units: 2, ..PROMISES };
+        let cases = [([1, 1, 1], true), ([1, 0, 1], true), ([0, 1, 1], false), ([1, 1, 0], false)];
+        for (found, is_allowed) in cases {
+            for begins_before in [true, false] {
+                let mut guest = Guest::new(&[ValueKey(1); 3], promises);
+                let before = begins_before.then(|| guest.begin_read(0, 3));
                 let shrink = guest.begin_shrink(1);
-                let read = before.unwrap_or_else(|| guest.begin_read(0, 2));
+                let read = before.unwrap_or_else(|| guest.begin_read(0, 3));
                 let result = guest.complete_read(read, &found.map(ValueKey));
                 assert_eq!(result.is_ok(), is_allowed, "{found:?}, {result:?}");
                 guest.complete(shrink);
             }
+            let mut guest = Guest::new(&[ValueKey(1); 3], promises);
+            let shrink = guest.begin_shrink(1);
+            guest.fail(shrink);
+            let read = guest.begin_read(0, 1);
+            assert_eq!(guest.complete_read(read, &[ValueKey(found[0])]).is_ok(), found[0] == 1);
         }
     }
 }

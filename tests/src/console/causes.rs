@@ -50,6 +50,11 @@ impl Onward {
         self.keep_going
     }
 
+    /// The same with nothing known and nothing written.
+    pub(super) fn without_files(&self) -> Self {
+        Self { keep_going: self.keep_going, known: None, causes: None }
+    }
+
     /// The file that it writes.
     pub(super) fn file(&self) -> Option<&Path> {
         self.causes.as_deref()

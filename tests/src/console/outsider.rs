@@ -78,7 +78,7 @@ struct Run {
     /// Both --no-errors and --no-drops; with a trace there is neither.
     #[arg(long)]
     faultless: bool,
-    /// Where it keeps its promise, run the same again judged by what it does not promise, too; the figures written are those of its promise.
+    /// Where it keeps its promise, run the same again judged by what it does not promise, too; that is told, and the files written are those of its promise.
     #[arg(long, conflicts_with = "workload")]
     beyond_promise: bool,
     /// Keep a violation as a case file in this folder.
@@ -160,7 +160,8 @@ pub fn main<S: Subject>(full: S, contents: S) -> ExitCode {
     run(AnySubject::of(&full), AnySubject::of(&contents))
 }
 
-/// Runs a campaign by the subject's own promise, and where nothing is found, by everything.
+/// Runs a campaign by the subject's own promise, and where nothing is found, by everything. What that finds is told and not kept: a case is
+/// replayed by the promise.
 ///
 /// # Errors
 /// As [`run`](super::run).
@@ -170,11 +171,12 @@ pub fn twice(
     outputs: &Outputs,
 ) -> Result<ExitStatus, CorpusError> {
     let status = super::run(subject, settings, outputs)?;
-    if status != ExitStatus::Passed {
+    if status != ExitStatus::Passed || subject.duties() == subject.duties().all() {
         return Ok(status);
     }
     say("\nThe same, judged by what it does not promise, too.\n");
-    let outputs = Outputs { json: None, ..outputs.clone() };
+    let onward = outputs.onward.without_files();
+    let outputs = Outputs { json: None, corpus: None, onward, ..outputs.clone() };
     super::run(&subject.held_to_all(true), settings, &outputs)
 }
 

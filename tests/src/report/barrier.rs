@@ -276,7 +276,12 @@ impl Found {
             let mut noted = chooser.lock().unwrap_or_else(PoisonError::into_inner);
             let mut units = match tears(trial.profile) {
                 true => std::mem::take(&mut noted.units),
-                false => left(pending, trial.profile, std::mem::take(&mut noted.fates)),
+                false => {
+                    let (units, length) =
+                        left(pending, trial.profile, std::mem::take(&mut noted.fates));
+                    noted.length = length;
+                    units
+                }
             };
             let mut keys = Vec::new();
             units.retain(|unit, key| {
@@ -349,12 +354,18 @@ fn tears(profile: Profile) -> bool {
     matches!(profile, Profile::Torn | Profile::TornLength)
 }
 
-/// What each unit of `pending` holds that could hold something else, after a power cut with these answers under a profile that does not
-/// tear. What nobody asked for has landed.
-fn left(pending: &PossibleDisk, profile: Profile, mut fates: Fates) -> BTreeMap<u32, Key> {
+/// What each unit of `pending` holds that could hold something else, and the length if there could be another one, after a power cut with
+/// these answers under a profile that does not tear. What nobody asked for has landed.
+fn left(
+    pending: &PossibleDisk,
+    profile: Profile,
+    mut fates: Fates,
+) -> (BTreeMap<u32, Key>, Option<u32>) {
     let mut crashed = pending.crash(profile, &mut fates);
     let open = (0..pending.extent()).filter(|unit| pending.single(*unit).is_none());
-    open.map(|unit| (unit, crashed.read(unit, &mut fates))).collect()
+    let units = open.map(|unit| (unit, crashed.read(unit, &mut fates))).collect();
+    let length = (pending.possible_lengths().len() > 1).then(|| crashed.len(&mut fates));
+    (units, length)
 }
 
 /// The answers of a power cut under a profile that does not tear, by what was asked: of whole writes, which may be asked for when
@@ -412,8 +423,8 @@ fn is_possible(state: &Failing, disk: &PossibleDisk, profile: Profile) -> bool {
         disk.peek(*unit, &mut keys);
         keys.contains(key)
     });
-    let lagging = profile == Profile::TornLength;
-    let length = |length| !lagging || disk.possible_lengths().contains(&length);
+    // Under this one nobody loses a length by itself.
+    let length = |length| profile == Profile::Torn || disk.possible_lengths().contains(&length);
     units && state.length.is_none_or(length)
 }
 

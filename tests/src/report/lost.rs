@@ -3,6 +3,8 @@
 //! Everything is kept but what is in the set, and the set is 1-minimal: keeping any one of its members too, the failure is
 //! gone. Each was tried.
 
+use faultfs::profile::Profile;
+
 use crate::any::AnySubject;
 use crate::minimise::Signature;
 use crate::recover::Failure;
@@ -34,13 +36,18 @@ pub(super) fn smallest(subject: &AnySubject, trial: &Trial, failure: &Failure) -
             let choices = best.outcome.lives[life].choices.clone();
             let lost = (0..choices.len()).rev().filter(|at| choices[*at] != 0);
             for at in lost {
-                let mut fewer = best.trial.clone();
-                let mut choices = choices.clone();
-                choices[at] = 0;
-                fewer.lives[life].leaf = Survivors::Choices(choices);
-                if let Some(smaller) = fails(&fewer) {
-                    best = smaller;
-                    continue 'again;
+                // Under these profiles a choice says how many of the last are lost.
+                let counts = matches!(trial.profile, Profile::Prefix | Profile::Epoch);
+                let one_less = (counts && choices[at] > 1).then(|| choices[at] - 1);
+                for less in [0].into_iter().chain(one_less) {
+                    let mut fewer = best.trial.clone();
+                    let mut choices = choices.clone();
+                    choices[at] = less;
+                    fewer.lives[life].leaf = Survivors::Choices(choices);
+                    if let Some(smaller) = fails(&fewer) {
+                        best = smaller;
+                        continue 'again;
+                    }
                 }
             }
         }

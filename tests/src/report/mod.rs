@@ -539,6 +539,18 @@ impl Story {
             writeln!(out, "  What is wrong was in flight with something that has to wait for it,")?;
             return writeln!(out, "  or was never submitted.");
         }
+        let steps = &self.trial.lives[self.life].steps;
+        if self.trial.profile == Profile::Cache && steps.iter().any(|step| step.crash_at.is_some())
+        {
+            writeln!(
+                out,
+                "  not searched: under cache it is known of each write whether it was lost"
+            )?;
+            return writeln!(
+                out,
+                "  only when it is read, and here the power failed again before that"
+            );
+        }
         if self.failure.violation.property == Property::P9 {
             return writeln!(
                 out,
@@ -550,7 +562,6 @@ impl Story {
         }
         let scenes = &self.scenes[self.life];
         let cut = scene::last_cut(scenes, scene::failing(scenes, &self.failure));
-        let steps = &self.trial.lives[self.life].steps;
         let choices = &self.outcome.lives[self.life].choices;
         let mut bench = Bench::new(subject.clone(), self.trial.session(), self.trial.profile);
         let (trial, failure) = (&self.trial, &self.failure);
