@@ -253,8 +253,8 @@ impl<'a> View<'a> {
 /// The table: a row for each entry that the violation is about, then the others that the power cut changed. `views` are the
 /// image before the workload, with everything landed, as the power cut left it, and repaired.
 pub(super) fn table(violation: &Violation, titles: [&str; 4], views: &[View<'_>; 4]) -> String {
-    let [_, landed, after, _] = views;
-    let mut entries = concerned(violation, landed, after);
+    let [before, landed, after, _] = views;
+    let mut entries = concerned(violation, [before, landed, after]);
     let mut others: Vec<Entry> = landed.filled();
     others.extend(after.filled());
     others.sort_unstable();
@@ -273,7 +273,7 @@ pub(super) fn table(violation: &Violation, titles: [&str; 4], views: &[View<'_>;
     };
     let mut rows = vec![with_name(String::new(), titles.map(str::to_owned))];
     for entry in entries {
-        let at = after.place(entry).or_else(|| landed.place(entry));
+        let at = [after, landed, before].into_iter().find_map(|view| view.place(entry));
         let at = at.map_or_else(String::new, |at| format!(" at {at:#x}"));
         let name = format!("{}{at}", after.name(entry));
         rows.push(with_name(name, views.each_ref().map(|view| view.show(entry))));
@@ -322,7 +322,7 @@ pub(super) fn table(violation: &Violation, titles: [&str; 4], views: &[View<'_>;
 }
 
 /// The entries that a violation names or implies, the most telling first.
-fn concerned(violation: &Violation, landed: &View<'_>, after: &View<'_>) -> Vec<Entry> {
+fn concerned(violation: &Violation, [before, landed, after]: [&View<'_>; 3]) -> Vec<Entry> {
     let header = after.header.or(landed.header);
     let (size, per_table) =
         header.map_or((512, 64), |header| (header.cluster_size(), header.l2_entries()));
@@ -340,7 +340,8 @@ fn concerned(violation: &Violation, landed: &View<'_>, after: &View<'_>) -> Vec<
     };
     let of_cluster = |cluster: u64| {
         let mut all = vec![Entry::Refcount(cluster)];
-        for view in [after, landed] {
+        // What nothing refers to any more had a reference before.
+        for view in [after, landed, before] {
             all.extend(view.references(cluster).into_iter().take(3));
         }
         all
@@ -388,4 +389,41 @@ fn concerned(violation: &Violation, landed: &View<'_>, after: &View<'_>) -> Vec<
         }
     }
     once
+}
+
+#[cfg(test)]
+mod tests {
+    use model::build::{Initial, build};
+    use model::finding::{Finding, Property};
+    use model::judge::Place;
+    use model::op::Geometry;
+
+    use super::{Entry, OFFSET, View, table};
+    use crate::recover::whole_image;
+
+    /// Goal: of a cluster that nothing refers to, the entry is shown that did before. Method: an image that has lost one.
+    #[test]
+    fn what_referred_to_a_leak_is_shown() {
+        let geometry = Geometry::plain(9, 8192);
+        let before =
+            build(&geometry, Initial::Fragmented).expect("it can be").evidence().to_bytes();
+        let view = View::new(&before);
+        let mapped = view.filled().into_iter().find_map(|entry| match entry {
+            Entry::Guest(cluster) => {
+                Some((cluster, view.value(entry)? & OFFSET, view.place(entry)?))
+            }
+            _ => None,
+        });
+        let (guest, host, at) = mapped.expect("something is mapped");
+        let mut after = before.clone();
+        after[usize::try_from(at).unwrap()..][..8].fill(0);
+        let leak = Finding::Leak { cluster: host / 512, stored: 1, counted: 0 };
+        let mut violation = whole_image(Property::P6, "leak");
+        violation.place = Place::Structure(leak);
+        let views = [&before, &after, &after, &after].map(|image| View::new(image));
+        let told = table(&violation, ["before", "landed", "after", "at last"], &views);
+        let row = told.lines().find(|row| row.contains(&format!("of guest cluster {guest} at")));
+        let row = row.unwrap_or_else(|| panic!("{told}"));
+        assert!(row.contains(&format!("{host:#x} copied")) && row.ends_with("none"), "{told}");
+    }
 }
