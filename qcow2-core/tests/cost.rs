@@ -394,6 +394,40 @@ fn a_sparse_file_is_used_in_bounds() {
     assert!(report.findings.is_empty(), "{:?}", report.findings.first());
 }
 
+/// Goal: the largest disk that the format has, of 2 EiB, is written to at both ends, read, checked and made larger no more, in bounded memory.
+/// Method: clusters of 2 MiB and an L1 table of 32 MiB, the most that there is of each.
+#[test]
+fn the_largest_disk_is_used_in_bounds() {
+    const MIB: u64 = 1 << 20;
+    let size = 1u64 << 61;
+    let storage = SparseStorage::default();
+    let options = |size| CreateOptions::new(size).cluster_bits(21);
+    let error = create(&storage, &options(size + 512)).expect_err("no L1 table is that long");
+    assert!(error.to_string().contains("the largest L1 table maps"), "{error}");
+    create(&storage, &options(size)).expect("there is room");
+    let ends = [0, size - 4096];
+    let used = measure(|| {
+        let image = Image::open(storage.clone(), OpenOptions::new()).expect("it was made");
+        assert_eq!(image.info().virtual_size, size);
+        for (at, byte) in ends.into_iter().zip(1..) {
+            image.write(at, &[byte; 4096]).expect("there is room");
+        }
+        image.write(size, &[1; 512]).expect_err("it is past the end");
+        image.grow(size + 512).expect_err("there is no larger one");
+        image.close().expect("nothing fails");
+        let image = Image::open(storage.clone(), OpenOptions::read_only()).expect("closed");
+        for (at, byte) in ends.into_iter().zip(1..) {
+            let mut found = [0; 4096];
+            image.read(at, &mut found).expect("nothing fails");
+            assert_eq!(found, [byte; 4096]);
+        }
+    });
+    println!("{} bytes of heap at most", used.bytes_max);
+    assert!(used.bytes_max < 96 * MIB, "{} bytes of heap", used.bytes_max);
+    let report = check_within(&storage, Repair::None, 96 * MIB, 96 * MIB);
+    assert!(report.findings.is_empty(), "{:?}", report.findings.first());
+}
+
 /// Goal: a repair writes no more than there is in the file. Method: references past the end, each of which would need a refcount block of
 /// its own; first few, then many.
 #[test]

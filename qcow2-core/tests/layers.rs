@@ -485,6 +485,39 @@ fn a_chain_without_an_end_is_refused() {
     assert!(error.to_string().contains("more than 200 layers"), "{error}");
 }
 
+/// Goal: a layer that is marked corrupt is read as it is, and stays so. Method: the bit in the header of a layer that was written to.
+#[test]
+fn a_layer_that_is_marked_corrupt_is_read() {
+    let below = MemoryStorage::default();
+    create(&below, &CreateOptions::new(SIZE).cluster_bits(9)).expect("there is room");
+    let layer = Image::open(below.clone(), OpenOptions::new()).expect("in order");
+    layer.write(512, &[4; 512]).expect("there is room");
+    layer.close().expect("nothing fails");
+    let mut bytes = below.to_vec();
+    bytes[79] |= 2;
+    let below = MemoryStorage::new(bytes.clone());
+    assert!(Image::open(below.clone(), OpenOptions::new()).is_err(), "nobody writes to it");
+    let storage = MemoryStorage::default();
+    let named = Backing::new("below", Format::Qcow2);
+    create_over(&storage, &CreateOptions::new(SIZE).cluster_bits(12), &named).expect("room");
+    /// Opens the only layer.
+    struct Only(MemoryStorage);
+    impl qcow2_core::Layers<MemoryStorage> for Only {
+        async fn open(&mut self, _: &Backing, _: &[MemoryStorage]) -> io::Result<MemoryStorage> {
+            Ok(self.0.clone())
+        }
+    }
+    let image = Image::open_chain(storage, &mut Only(below.clone()), OpenOptions::new());
+    let image = image.expect("it is only read");
+    image.write(0, &[5; 512]).expect("there is room");
+    let mut wanted = vec![0; SIZE as usize];
+    wanted[..512].fill(5);
+    wanted[512..1024].fill(4);
+    same(&read(&image, SIZE as usize), &wanted, "over a corrupt layer");
+    image.close().expect("nothing fails");
+    assert!(below.to_vec() == bytes, "only read");
+}
+
 /// A layer that counts what is read of it.
 #[derive(Debug)]
 struct Counting(Vec<u8>, Arc<AtomicU64>);

@@ -164,7 +164,7 @@ pub fn main<S: Subject>(full: S, contents: S) -> ExitCode {
 /// replayed by the promise.
 ///
 /// # Errors
-/// As [`run`](super::run).
+/// As [`run`](super::run()).
 pub fn twice(
     subject: &AnySubject,
     settings: &Settings,
