@@ -8,8 +8,12 @@
 //!
 //! **Invariant.** Nobody changes a layer while an image is open over it. It is only read here, whatever state it is in: of a dirty
 //! image only refcounts may be wrong, and reading asks for none.
+//!
+//! A chain is read layer by layer: each fills what it has and says where the next one shows, so that a long chain takes no more of the
+//! stack than a short one.
 
 use std::fmt;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -20,6 +24,11 @@ use storage::{IoBuf, Storage, UNIT};
 /// What a read from a layer becomes: the buffer, and whether it is filled.
 pub type LayerRead<'a> = Pin<Box<dyn Future<Output = (IoBuf, Result<(), IoError>)> + Send + 'a>>;
 
+/// What a read of what a layer itself has becomes: the buffer, and where in the range the layer below it shows, ascending and apart from each
+/// other, as offsets of the guest.
+pub type OwnRead<'a> =
+    Pin<Box<dyn Future<Output = (IoBuf, Result<Vec<Range<u64>>, IoError>)> + Send + 'a>>;
+
 /// A disk that is read through an image above it: a raw one ([`Raw`]), another [`Image`](crate::Image), or anything else that has bytes.
 pub trait Layer: fmt::Debug + Send + Sync + 'static {
     /// Length in bytes; constant. What lies behind it reads as zeroes.
@@ -28,6 +37,20 @@ pub trait Layer: fmt::Debug + Send + Sync + 'static {
     /// Fills `buf` from `offset`, both multiples of 512 bytes, with what is inside the length, and zeroes from the end to the end of
     /// its unit; no unit behind that one is asked for. The buffer comes back in every case.
     fn read(&self, offset: u64, buf: IoBuf) -> LayerRead<'_>;
+
+    /// The layer below this one, if it has one that [`read_own`](Self::read_own) leaves anything to.
+    fn below(&self) -> Option<&dyn Layer> {
+        None
+    }
+
+    /// As [`read`](Self::read), but for what the layer below shows: what the buffer holds there means nothing. Whoever has no layer below
+    /// that it speaks of reads everything itself.
+    fn read_own(&self, offset: u64, buf: IoBuf) -> OwnRead<'_> {
+        Box::pin(async move {
+            let (buf, read) = self.read(offset, buf).await;
+            (buf, read.map(|()| Vec::new()))
+        })
+    }
 }
 
 /// A layer whose bytes are the guest's, one to one.
@@ -107,16 +130,65 @@ impl Below {
 
     /// Fills `buf` from `offset`; past the end reads as zeroes.
     pub(crate) async fn read(&self, offset: u64, buf: IoBuf) -> (IoBuf, Result<(), IoError>) {
-        let within = self.size.saturating_sub(offset).next_multiple_of(UNIT as u64);
-        let within = usize::try_from(within).unwrap_or(usize::MAX).min(buf.len());
-        let mut behind = buf;
-        let mut inside = behind.split_to(within);
-        behind.fill(0);
-        let mut result = Ok(());
-        if within > 0 {
-            (inside, result) = self.layer.read(offset, inside).await;
+        let mut pieces = vec![Piece { at: offset, buf, open: true }];
+        let mut layer: Option<&dyn Layer> = Some(&*self.layer);
+        let mut deep = 0;
+        while let Some(this) = layer.filter(|_| pieces.iter().any(|piece| piece.open)) {
+            deep += 1;
+            let mut next = Vec::new();
+            let mut failed = None;
+            for piece in pieces {
+                if !piece.open || failed.is_some() {
+                    next.push(piece);
+                    continue;
+                }
+                let Piece { at, buf: mut behind, .. } = piece;
+                let within = this.size().saturating_sub(at).next_multiple_of(UNIT as u64);
+                let within = usize::try_from(within).unwrap_or(usize::MAX).min(behind.len());
+                let mut inside = behind.split_to(within);
+                behind.fill(0);
+                let mut shows = Vec::new();
+                if within > 0 {
+                    let read;
+                    (inside, read) = this.read_own(at, inside).await;
+                    match read {
+                        Ok(below) => shows = below,
+                        Err(error) => failed = Some(error),
+                    }
+                }
+                let mut from = at;
+                for shown in shows {
+                    for (end, open) in [(shown.start, false), (shown.end, true)] {
+                        let len = usize::try_from(end - from).expect("it is a part of the buffer");
+                        next.push(Piece { at: from, buf: inside.split_to(len), open });
+                        from = end;
+                    }
+                }
+                inside.unsplit(behind);
+                next.push(Piece { at: from, buf: inside, open: false });
+            }
+            pieces = next;
+            if let Some(error) = failed {
+                let wrapped = (0..deep).fold(error, |error, _| IoError::Below(Box::new(error)));
+                return (whole(pieces), Err(wrapped));
+            }
+            layer = this.below();
         }
-        inside.unsplit(behind);
-        (inside, result.map_err(|error| IoError::Below(Box::new(error))))
+        (whole(pieces), Ok(()))
     }
+}
+
+/// A part of a buffer that is filled from guest offset `at` on.
+struct Piece {
+    at: u64,
+    buf: IoBuf,
+    /// Whether that is still to be done, by the next layer.
+    open: bool,
+}
+
+/// The buffer that these are all parts of, in order.
+fn whole(pieces: Vec<Piece>) -> IoBuf {
+    let mut all = IoBuf::default();
+    pieces.into_iter().for_each(|piece| all.unsplit(piece.buf));
+    all
 }

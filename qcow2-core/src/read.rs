@@ -10,7 +10,7 @@ use crate::error::IoError;
 use crate::files::{File, failed, in_data, place};
 use crate::format::entry::{L2Entry, Mapping};
 use crate::image::Image;
-use crate::layer::{Layer, LayerRead};
+use crate::layer::{Layer, LayerRead, OwnRead};
 use crate::map::Entries;
 use crate::mutant::mutant;
 use crate::state::{State, Stop};
@@ -233,21 +233,33 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
+        if map.extents().iter().any(|extent| extent.source == Source::Below) {
+            return Box::pin(self.read_and_copy(offset, map, buf)).await;
+        }
+        self.read_extents(offset, map.extents(), buf).await
+    }
+
+    /// Reads extents into `buf`, the first of which is at guest offset `offset`.
+    #[inline]
+    async fn read_extents(
+        &self,
+        offset: u64,
+        extents: &[ReadExtent],
+        buf: IoBuf,
+    ) -> (IoBuf, Result<(), IoError>) {
         let plain = |source| matches!(source, Source::Host(_) | Source::Data(_) | Source::Zeroes);
-        let is_plain = map.extents().iter().all(|extent| plain(extent.source));
         // Subclusters may be shorter than sectors.
         let whole_sectors = || {
             let sector = self.limits.sector() as u64;
-            map.extents().iter().all(|extent| extent.len.is_multiple_of(sector))
+            extents.iter().all(|extent| extent.len.is_multiple_of(sector))
         };
-        if !is_plain {
-            return Box::pin(self.read_and_copy(offset, map, buf)).await;
-        }
-        if self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors()) {
-            return Box::pin(self.read_widened(offset, map.extents(), buf)).await;
+        if !extents.iter().all(|extent| plain(extent.source))
+            || self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors())
+        {
+            return Box::pin(self.read_widened(offset, extents, buf)).await;
         }
         // Most are one extent: the buffer goes to the storage as it is.
-        if let [ReadExtent { source, .. }] = *map.extents()
+        if let [ReadExtent { source, .. }] = *extents
             && let Some(host) = source.address()
             && buf.len() <= self.limits.max_transfer
         {
@@ -259,7 +271,7 @@ impl<S: Storage> Image<S> {
         }
         let mut rest = buf;
         let mut done = IoBuf::default();
-        for extent in map.extents() {
+        for extent in extents {
             let mut len = usize::try_from(extent.len).expect("it is part of a buffer");
             let mut host = extent.source.address();
             while len > 0 {
@@ -296,5 +308,35 @@ impl<S: Storage + fmt::Debug> Layer for Image<S> {
 
     fn read(&self, offset: u64, buf: IoBuf) -> LayerRead<'_> {
         Box::pin(Self::read(self, offset, buf))
+    }
+
+    fn below(&self) -> Option<&dyn Layer> {
+        Self::below(self)
+    }
+
+    fn read_own(&self, offset: u64, buf: IoBuf) -> OwnRead<'_> {
+        Box::pin(async move {
+            let map = match self.map_to_read(offset, buf.len() as u64).await {
+                Ok(map) => map,
+                Err(error) => return (buf, Err(error)),
+            };
+            let (mut at, mut shows) = (offset, Vec::new());
+            let own: Extents = map
+                .extents()
+                .iter()
+                .map(|extent| {
+                    let from = at;
+                    at += extent.len;
+                    let mut source = extent.source;
+                    if source == Source::Below {
+                        shows.push(from..at);
+                        source = Source::Zeroes;
+                    }
+                    ReadExtent { source, ..*extent }
+                })
+                .collect();
+            let (buf, read) = self.read_extents(offset, &own, buf).await;
+            (buf, read.map(|()| shows))
+        })
     }
 }

@@ -485,6 +485,59 @@ fn a_chain_without_an_end_is_refused() {
     assert!(error.to_string().contains("more than 200 layers"), "{error}");
 }
 
+/// Goal: a chain of as many layers as are allowed is read to its end, on a thread's usual stack, and one more is refused by name. Method:
+/// images in memory, each of which has a cluster of its own.
+#[test]
+fn a_chain_of_as_many_layers_as_are_allowed_is_read() {
+    const MOST: usize = 200;
+    /// Opens the next one.
+    struct Next(Vec<MemoryStorage>);
+    impl qcow2_core::Layers<MemoryStorage> for Next {
+        async fn open(
+            &mut self,
+            _: &Backing,
+            above: &[MemoryStorage],
+        ) -> io::Result<MemoryStorage> {
+            Ok(self.0[above.len()].clone())
+        }
+    }
+    let disk = (MOST as u64 + 2) * 512;
+    let below = Backing::new("the next one", Format::Qcow2);
+    let chain = |layers: usize| {
+        let images = (0..=layers).map(|number| {
+            let storage = MemoryStorage::default();
+            let options = CreateOptions::new(disk).cluster_bits(9);
+            create(&storage, &options).expect("there is room");
+            let image = Image::open(storage.clone(), OpenOptions::new()).expect("in order");
+            image.write(number as u64 * 512, &[1 + number as u8 % 250; 512]).expect("room");
+            image.close().expect("nothing fails");
+            let bytes = storage.to_vec();
+            if number < layers {
+                create_over(&storage, &options, &below).expect("there is room");
+                let over = Arc::new(block_on(Raw::new(MemoryStorage::default())).expect("memory"));
+                let image = Image::open_over(storage.clone(), over, OpenOptions::new());
+                let image = image.expect("in order");
+                image.write(number as u64 * 512, &[1 + number as u8 % 250; 512]).expect("room");
+                image.close().expect("nothing fails");
+            }
+            drop(bytes);
+            storage
+        });
+        let images: Vec<_> = images.collect();
+        Image::open_chain(images[0].clone(), &mut Next(images), OpenOptions::new())
+    };
+    let image = chain(MOST).expect("as many as are allowed");
+    let mut wanted = vec![0; disk as usize];
+    for (number, cluster) in wanted.chunks_mut(512).enumerate().take(MOST + 1) {
+        cluster.fill(1 + number as u8 % 250);
+    }
+    same(&read(&image, disk as usize), &wanted, "201 images");
+    // What is written takes the rest of its cluster from the very bottom.
+    image.close().expect("nothing fails");
+    let error = chain(MOST + 1).expect_err("one more");
+    assert!(error.to_string().contains("more than 200 layers"), "{error}");
+}
+
 /// Goal: a layer that is marked corrupt is read as it is, and stays so. Method: the bit in the header of a layer that was written to.
 #[test]
 fn a_layer_that_is_marked_corrupt_is_read() {
