@@ -506,21 +506,17 @@ fn a_chain_of_as_many_layers_as_are_allowed_is_read() {
     let chain = |layers: usize| {
         let images = (0..=layers).map(|number| {
             let storage = MemoryStorage::default();
-            let options = CreateOptions::new(disk).cluster_bits(9);
-            create(&storage, &options).expect("there is room");
-            let image = Image::open(storage.clone(), OpenOptions::new()).expect("in order");
+            let (options, open) = (CreateOptions::new(disk).cluster_bits(9), OpenOptions::new());
+            let image = if number < layers {
+                create_over(&storage, &options, &below).expect("there is room");
+                Image::open_over(storage.clone(), raw(Vec::new()), open)
+            } else {
+                create(&storage, &options).expect("there is room");
+                Image::open(storage.clone(), open)
+            };
+            let image = image.expect("in order");
             image.write(number as u64 * 512, &[1 + number as u8 % 250; 512]).expect("room");
             image.close().expect("nothing fails");
-            let bytes = storage.to_vec();
-            if number < layers {
-                create_over(&storage, &options, &below).expect("there is room");
-                let over = Arc::new(block_on(Raw::new(MemoryStorage::default())).expect("memory"));
-                let image = Image::open_over(storage.clone(), over, OpenOptions::new());
-                let image = image.expect("in order");
-                image.write(number as u64 * 512, &[1 + number as u8 % 250; 512]).expect("room");
-                image.close().expect("nothing fails");
-            }
-            drop(bytes);
             storage
         });
         let images: Vec<_> = images.collect();
@@ -532,10 +528,85 @@ fn a_chain_of_as_many_layers_as_are_allowed_is_read() {
         cluster.fill(1 + number as u8 % 250);
     }
     same(&read(&image, disk as usize), &wanted, "201 images");
-    // What is written takes the rest of its cluster from the very bottom.
     image.close().expect("nothing fails");
     let error = chain(MOST + 1).expect_err("one more");
     assert!(error.to_string().contains("more than 200 layers"), "{error}");
+}
+
+/// Goal: a chain reads as its layers say, whatever shows through where. Method: layers of different lengths, clusters and entries,
+/// written to at random, against disks that are arrays; ranges at random.
+#[test]
+fn a_chain_reads_as_its_layers_say() {
+    for seed in 0..40 {
+        let mut draw = draws(seed);
+        let mut some = |units: usize| {
+            let first = draw(units);
+            512 * first..512 * (first + 1 + draw(units - first))
+        };
+        let mut wanted = base(some(60).end + 17);
+        let mut layer: Arc<dyn Layer> = raw(wanted.clone());
+        let images = 1 + seed as usize % 6;
+        for (number, bits) in [9, 14, 12, 10].into_iter().cycle().take(images).enumerate() {
+            let units = some(90).end / 512;
+            wanted.resize(512 * units, 0);
+            let storage = MemoryStorage::default();
+            let options = CreateOptions::new(512 * units as u64).cluster_bits(bits);
+            let options = options.extended_l2(bits == 14 && seed % 2 == 0);
+            create_over(&storage, &options, &over()).expect("there is room");
+            let image = Image::open_over(storage.clone(), Arc::clone(&layer), OpenOptions::new());
+            let image = image.expect("in order");
+            for write in 0..seed as usize % 4 {
+                let bytes = some(units);
+                let (at, len) = (bytes.start as u64, bytes.len());
+                if write == 1 {
+                    image.write_zeroes(at, len as u64, Zeroing::Keep).expect("there is room");
+                    wanted[bytes].fill(0);
+                } else {
+                    let data = vec![(1 + 40 * number + write) as u8; len];
+                    image.write(at, &data).expect("there is room");
+                    wanted[bytes].copy_from_slice(&data);
+                }
+            }
+            image.close().expect("nothing fails");
+            let opened = qcow2_core::Image::open_over(storage, layer, OpenOptions::read_only());
+            layer = Arc::new(block_on(opened).expect("in order"));
+        }
+        let storage = MemoryStorage::default();
+        let size = wanted.len();
+        create_over(&storage, &CreateOptions::new(size as u64), &over()).expect("there is room");
+        let image = Image::open_over(storage, layer, OpenOptions::new()).expect("in order");
+        let what = format!("seed {seed}, {images} images");
+        same(&read(&image, size), &wanted, &what);
+        for _ in 0..8 {
+            let bytes = some(size / 512);
+            let mut found = vec![0xee; bytes.len()];
+            image.read(bytes.start as u64, &mut found).expect("nothing fails");
+            same(&found, &wanted[bytes], &what);
+        }
+    }
+}
+
+/// Goal: an error in a chain says how deep it is. Method: a layer that fails, below as many images as there are.
+#[test]
+fn an_error_says_how_deep_it_is() {
+    for images in 1..5 {
+        let mut layer: Arc<dyn Layer> = Arc::new(Broken);
+        for _ in 0..images {
+            let storage = MemoryStorage::default();
+            create_over(&storage, &CreateOptions::new(SIZE), &over()).expect("there is room");
+            let opened = qcow2_core::Image::open_over(storage, layer, OpenOptions::read_only());
+            layer = Arc::new(block_on(opened).expect("in order"));
+        }
+        let storage = MemoryStorage::default();
+        create_over(&storage, &CreateOptions::new(SIZE), &over()).expect("there is room");
+        let image = Image::open_over(storage, layer, OpenOptions::new()).expect("in order");
+        let mut error = image.read(0, &mut [0; 512]).expect_err("the layer at the bottom fails");
+        let mut deep = 0;
+        while let IoError::Below(inner) = error {
+            (error, deep) = (*inner, deep + 1);
+        }
+        assert_eq!(deep, images + 1, "{error}");
+    }
 }
 
 /// Goal: a layer that is marked corrupt is read as it is, and stays so. Method: the bit in the header of a layer that was written to.

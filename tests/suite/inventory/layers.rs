@@ -67,7 +67,19 @@ lines! {
         "all of what is inside" [Shaped(Shape::Layered)] P0 P1 P2;
         "none of what is behind the end" [Test(LAYERS, "a_layer_that_is_an_image_may_be_shorter")];
         "on sectors that are longer" [Test(LAYERS, "a_layer_has_sectors_of_its_own")];
-        "fails" [Test(LAYERS, "a_layer_that_fails_fails_what_needs_it")];
+        "fails" [
+            Test(LAYERS, "a_layer_that_fails_fails_what_needs_it"),
+            Test(LAYERS, "an_error_says_how_deep_it_is"),
+        ];
+    }
+    "Layer::below()" {
+        "there, and at the end" [Test(LAYERS, "a_chain_reads_as_its_layers_say")];
+    }
+    "Layer::read_own()" {
+        "of an image over others, and of a raw disk" [
+            Test(LAYERS, "a_chain_reads_as_its_layers_say"),
+            Test(LAYERS, "a_chain_of_as_many_layers_as_are_allowed_is_read"),
+        ];
     }
     "Raw::new()" {
         "of any length" [
