@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(in_package("tests/src/blocking.rs"), "tests/src/blocking.rs");
         let kept = "/kept/registry/src/index-0123/a-0.1.6/lib.rs";
         assert_eq!(in_package(kept), "a-0.1.6/lib.rs");
-        assert_eq!(in_package("/home/me/mine/src/io/file.rs"), "mine/src/io/file.rs");
+        assert_eq!(in_package("/kept/mine/src/io/file.rs"), "mine/src/io/file.rs");
         assert_eq!(in_package("/src/file.rs"), "/src/file.rs");
     }
 }
