@@ -233,41 +233,43 @@ impl<S: Storage> Image<S> {
             Ok(map) => map,
             Err(error) => return (buf, Err(error)),
         };
-        if map.extents().iter().any(|extent| extent.source == Source::Below) {
-            return Box::pin(self.read_and_copy(offset, map, buf)).await;
-        }
-        self.read_extents(offset, map.extents(), buf).await
-    }
-
-    /// Reads extents into `buf`, the first of which is at guest offset `offset`.
-    #[inline]
-    async fn read_extents(
-        &self,
-        offset: u64,
-        extents: &[ReadExtent],
-        buf: IoBuf,
-    ) -> (IoBuf, Result<(), IoError>) {
-        let plain = |source| matches!(source, Source::Host(_) | Source::Data(_) | Source::Zeroes);
-        // Subclusters may be shorter than sectors.
-        let whole_sectors = || {
-            let sector = self.limits.sector() as u64;
-            extents.iter().all(|extent| extent.len.is_multiple_of(sector))
-        };
-        if !extents.iter().all(|extent| plain(extent.source))
-            || self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors())
-        {
-            return Box::pin(self.read_widened(offset, extents, buf)).await;
-        }
         // Most are one extent: the buffer goes to the storage as it is.
-        if let [ReadExtent { source, .. }] = *extents
+        if let [ReadExtent { source, .. }] = *map.extents()
             && let Some(host) = source.address()
             && buf.len() <= self.limits.max_transfer
+            && (self.limits.alignment <= UNIT || self.takes(offset, &buf))
         {
             let (mut buf, read) = self.files.read(host, buf).await;
             if let Some(cipher) = &self.cipher {
                 cipher.decipher(Place { guest: offset, host }, &mut buf);
             }
             return (buf, read.map_err(|source| failed("reading data", host, source)));
+        }
+        if map.extents().iter().any(|extent| extent.source == Source::Below) {
+            return Box::pin(self.read_and_copy(offset, map, buf)).await;
+        }
+        Box::pin(self.read_extents(offset, map.extents(), buf)).await
+    }
+
+    /// Reads extents into `buf`, the first of which is at guest offset `offset`.
+    async fn read_extents(
+        &self,
+        offset: u64,
+        extents: &[ReadExtent],
+        buf: IoBuf,
+    ) -> (IoBuf, Result<(), IoError>) {
+        let plain = |extent: &ReadExtent| {
+            matches!(extent.source, Source::Host(_) | Source::Data(_) | Source::Zeroes)
+        };
+        // Subclusters may be shorter than sectors.
+        let whole_sectors = || {
+            let sector = self.limits.sector() as u64;
+            extents.iter().all(|extent| extent.len.is_multiple_of(sector))
+        };
+        if !extents.iter().all(plain)
+            || self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors())
+        {
+            return self.read_widened(offset, extents, buf).await;
         }
         let mut rest = buf;
         let mut done = IoBuf::default();

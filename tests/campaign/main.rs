@@ -251,6 +251,9 @@ fn run_campaign(run: Run) -> Result<ExitStatus, CorpusError> {
         onward: run.onward,
     };
     console::listen()?;
+    if let Some(status) = outputs.onward.supervise()? {
+        return Ok(status);
+    }
     console::run(&subject, &settings, &outputs)
 }
 

@@ -7,20 +7,28 @@
 //!   bystander   reads the pipe ...        reads the file               ──> "case 7 of seed 1"
 //! ```
 //!
-//! It is the same program, called once more with the first thing that is done after [`begin`], and decides nothing. What threads are at is in a file
+//! It is the same program, called once more with the first thing that is done after [`begin`], and decides nothing. Of a process with a
+//! [supervisor](crate::supervisor) that one reads the file, and no bystander is called. What threads are at is in a file
 //! without a name and not in the pipe, because a line of a pipe wakes who reads it: a tenth of an exploration of small worlds went there.
 
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// What makes this program one, when it is called with it.
 const ASKED: &str = "QCOW2_CRASHTEST_BYSTANDER";
+
+/// What tells a process the folder that it shares with its supervisor.
+const SUPERVISED: &str = "QCOW2_CRASHTEST_SUPERVISED";
+
+/// The file in this folder, which is empty when the process has ended by itself.
+const AT: &str = "at";
 
 /// The last word of a run that ends by itself.
 const END: &str = "end";
@@ -34,9 +42,10 @@ static WANTED: AtomicBool = AtomicBool::new(false);
 /// The one, once it has begun; none if it could not.
 static BESIDE: Mutex<Option<Option<Beside>>> = Mutex::new(None);
 
-/// What ties a run to its bystander.
+/// What ties a run to its bystander, or supervisor.
 struct Beside {
-    pipe: ChildStdin,
+    /// To the bystander; none where there is a supervisor.
+    pipe: Option<ChildStdin>,
     file: File,
 }
 
@@ -71,8 +80,36 @@ fn stand_by() -> io::Result<Option<String>> {
 pub fn end() {
     WANTED.store(false, Ordering::Relaxed);
     if let Some(Some(mut beside)) = BESIDE.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        let _ = beside.pipe.write_all(END.as_bytes());
+        let _ = match &mut beside.pipe {
+            Some(pipe) => pipe.write_all(END.as_bytes()),
+            None => beside.file.set_len(0),
+        };
     }
+}
+
+/// Whether [`begin`] was called: this is a program that can be called once more.
+pub(crate) fn is_wanted() -> bool {
+    WANTED.load(Ordering::Relaxed)
+}
+
+/// The folder that this process shares with its supervisor, if it has one.
+pub(crate) fn folder() -> Option<&'static Path> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    FOLDER.get_or_init(|| env::var_os(SUPERVISED).map(PathBuf::from)).as_deref()
+}
+
+/// This program, to be called once more under a supervisor with this folder.
+pub(crate) fn supervised(folder: &Path) -> io::Result<Command> {
+    fs::write(folder.join(AT), "")?;
+    let mut this = Command::new(env::current_exe()?);
+    this.env(SUPERVISED, folder);
+    Ok(this)
+}
+
+/// What the threads of a process under a supervisor were at when it died, as far as they could say; none if it ended by itself.
+pub(crate) fn left_in(folder: &Path) -> io::Result<Option<Vec<String>>> {
+    let slots = fs::read(folder.join(AT))?;
+    Ok((!slots.is_empty()).then(|| told_in(&slots)))
 }
 
 /// What a thread does from now on; empty if that has ended. No two that do something have the same number, and few numbers do.
@@ -87,10 +124,14 @@ pub(crate) fn tell(thread: u64, what: &str) {
 }
 
 fn call() -> io::Result<Option<Beside>> {
+    if let Some(folder) = folder() {
+        let file = File::options().write(true).open(folder.join(AT))?;
+        return Ok(Some(Beside { pipe: None, file }));
+    }
     let file = tempfile::tempfile()?;
     let mut this = Command::new(env::current_exe()?);
     this.env(ASKED, "").stdin(Stdio::piped()).stdout(file.try_clone()?);
-    Ok(this.spawn()?.stdin.map(|pipe| Beside { pipe, file }))
+    Ok(this.spawn()?.stdin.map(|pipe| Beside { pipe: Some(pipe), file }))
 }
 
 /// What is done, as far as it has room.
@@ -102,17 +143,21 @@ fn slot(what: &str) -> [u8; SLOT] {
 
 /// What there is to say after these slots.
 fn told_of(slots: &[u8]) -> Option<String> {
-    let told: String = slots
-        .chunks(SLOT)
-        .map(|slot| String::from_utf8_lossy(slot).trim_end_matches('\0').replace('\n', " "))
-        .filter(|what| !what.is_empty())
-        .map(|what| format!("  {what}\n"))
-        .collect();
+    let told: String = told_in(slots).iter().map(|what| format!("  {what}\n")).collect();
     (!told.is_empty()).then(|| {
         format!(
             "The process was ended from without, or by the subject. It was at\n{told}With the same seed `run --case N` is one case by itself.\n"
         )
     })
+}
+
+/// What is said in slots, a line each.
+fn told_in(slots: &[u8]) -> Vec<String> {
+    slots
+        .chunks(SLOT)
+        .map(|slot| String::from_utf8_lossy(slot).trim_end_matches('\0').replace('\n', " "))
+        .filter(|what| !what.is_empty())
+        .collect()
 }
 
 #[cfg(test)]

@@ -91,6 +91,20 @@ impl RootCause {
         }
     }
 
+    /// That of cases in which the process ends, in this way, or a call does not come back.
+    pub(crate) fn of_process(seen_as: &str, how: String) -> Self {
+        Self {
+            seen_as: seen_as.to_owned(),
+            wrong: how,
+            after: None,
+            panics_at: None,
+            held: None,
+            requests: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            faults: BTreeSet::new(),
+        }
+    }
+
     /// Whether a case with this cause has that of `other`, too: with more requests perhaps, which lead to the same by another way. What panics
     /// in the same place is one cause, whatever leads there, unless something fails in one and not in the other.
     pub fn is_of(&self, other: &Self) -> bool {
@@ -264,6 +278,24 @@ struct Alike {
 }
 
 impl Findings {
+    /// What there is to note of them: by sort, how many there are, and the cases that are to be minimised.
+    pub(crate) fn noted(&self) -> BTreeMap<String, (u64, BTreeSet<u64>)> {
+        let noted = |alike: &Alike| (alike.count, alike.first.keys().copied().collect());
+        self.sorts.iter().map(|(sort, alike)| (sort.clone(), noted(alike))).collect()
+    }
+
+    /// The same findings again, of what was noted of them; `find` finds what a case did once more.
+    pub(crate) fn again(
+        noted: &BTreeMap<String, (u64, BTreeSet<u64>)>,
+        find: impl Fn(u64) -> Option<Found>,
+    ) -> Self {
+        let alike = |(sort, (count, cases)): (&String, &(u64, BTreeSet<u64>))| {
+            let first = cases.iter().filter_map(|&case| Some((case, find(case)?))).collect();
+            (sort.clone(), Alike { count: *count, first })
+        };
+        Self { sorts: noted.iter().map(alike).collect() }
+    }
+
     /// Takes one in. The cases that are to be minimised because of it, and no longer, in this order.
     pub fn add(&mut self, found: &Found) -> (Option<u64>, Option<u64>) {
         let alike = self.sorts.entry(sort(&found.failure.violation)).or_default();
@@ -290,12 +322,24 @@ impl Findings {
         progress: &mut dyn FnMut(MinimiseProgress),
     ) -> Vec<Met> {
         let subject = &AnySubject::of(subject);
+        self.causes_by(subject, &mut |found| {
+            let Shrunk { found: small, ended, .. } =
+                minimise(subject, &found.trial, &found.failure, limit, progress);
+            (small, ended)
+        })
+    }
+
+    /// The same with another way to minimise.
+    pub(crate) fn causes_by(
+        self,
+        subject: &AnySubject,
+        shorten: &mut dyn FnMut(&Found) -> (Minimised, Ended),
+    ) -> Vec<Met> {
         let alike = self.sorts.into_values();
         let mut small: Vec<_> = alike
             .flat_map(|Alike { count, first }| first.into_values().map(move |one| (one, count)))
             .map(|(found, of)| {
-                let Shrunk { found: small, ended, .. } =
-                    minimise(subject, &found.trial, &found.failure, limit, progress);
+                let (small, ended) = shorten(&found);
                 (RootCause::of(subject, &small), found, of, small, ended)
             })
             .collect();

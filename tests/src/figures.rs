@@ -1,10 +1,11 @@
 //! What a run has done, in numbers: so that its silence can be weighed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use model::guest::Guest;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::any::AnySubject;
 use crate::ended::Ended;
@@ -13,7 +14,8 @@ use crate::subject::Subject;
 use crate::workload::FaultKind;
 
 /// The figures of a campaign. Those of two runs of different seeds can be added.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Figures {
     /// Cases run.
     pub cases: u64,
@@ -40,12 +42,13 @@ pub struct Figures {
     /// Sizes of the allowed sets, summed over all units judged.
     pub allowed_values: u64,
     /// Crash states by initial image.
-    pub by_initial: BTreeMap<&'static str, u64>,
+    pub by_initial: BTreeMap<Cow<'static, str>, u64>,
     /// Crash states by cluster size.
     pub by_cluster: BTreeMap<u64, u64>,
     /// Crash states by the shape of their case.
-    pub by_shape: BTreeMap<&'static str, u64>,
+    pub by_shape: BTreeMap<Cow<'static, str>, u64>,
     /// Lives in which two faults struck, by their kinds.
+    #[serde(with = "pairs")]
     pub fault_pairs: BTreeMap<(FaultKind, FaultKind), u64>,
     /// Most clusters that one crash leaked.
     pub most_leaked: u64,
@@ -90,14 +93,14 @@ impl Figures {
         self.allowed_values += other.allowed_values;
         self.repeated += other.repeated;
         self.worker_seconds += other.worker_seconds;
-        for (&initial, count) in &other.by_initial {
-            *self.by_initial.entry(initial).or_default() += count;
+        for (initial, count) in &other.by_initial {
+            *self.by_initial.entry(initial.clone()).or_default() += count;
         }
         for (&cluster, count) in &other.by_cluster {
             *self.by_cluster.entry(cluster).or_default() += count;
         }
-        for (&shape, count) in &other.by_shape {
-            *self.by_shape.entry(shape).or_default() += count;
+        for (shape, count) in &other.by_shape {
+            *self.by_shape.entry(shape.clone()).or_default() += count;
         }
         for (&pair, count) in &other.fault_pairs {
             *self.fault_pairs.entry(pair).or_default() += count;
@@ -194,6 +197,25 @@ impl Figures {
         line("I/O to write all afterwards", format!("{} % of its bound", self.liveness_percent));
         self.probe_lines(Probe::GUARANTEED, &mut line);
         out
+    }
+}
+
+/// Pairs as a list: JSON has no keys but texts.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use crate::workload::FaultKind;
+
+    type Pairs = BTreeMap<(FaultKind, FaultKind), u64>;
+
+    pub(super) fn serialize<S: Serializer>(pairs: &Pairs, to: S) -> Result<S::Ok, S::Error> {
+        pairs.iter().collect::<Vec<_>>().serialize(to)
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<Pairs, D::Error> {
+        Vec::deserialize(from).map(|pairs| pairs.into_iter().collect())
     }
 }
 

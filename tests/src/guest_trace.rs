@@ -433,7 +433,7 @@ pub fn run_until(
         figures.judged(&guest, recovered.states);
         distinct.insert(recovered.disk.state_hash());
         figures.distinct_states = distinct.len() as u64;
-        figures.by_initial.insert("fresh", figures.states);
+        figures.by_initial.insert("fresh".into(), figures.states);
         figures.by_cluster.insert(geometry.cluster_size(), figures.states);
         figures.probes = probes;
         return Ok(TraceReport { figures, disk: recovered.disk, guest });

@@ -4,7 +4,7 @@
 //! the flag is read between cases, workloads and tries, like the clock of a budget, and never by what runs in them.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -31,6 +31,16 @@ impl Signal {
             Self::Interrupt => SIGINT,
             Self::Terminate => SIGTERM,
         }
+    }
+
+    /// The byte that tells another process of it, see [`follow`].
+    pub(crate) const fn byte(self) -> u8 {
+        self.number() as u8
+    }
+
+    /// The signal that ended a program with this exit status.
+    pub(crate) fn of_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|signal| signal.code() == code)
     }
 
     /// The exit status of a program that a signal ended, as shells show it.
@@ -67,6 +77,23 @@ pub fn listen() -> io::Result<()> {
         flag::register_usize(number, Arc::clone(came), number as usize)?;
     }
     Ok(())
+}
+
+/// With [`listen`]: from now on a signal that another process was sent and tells of here counts as one that came here, and the end of that process, which is the
+/// end of what it tells, is the end of this one.
+pub(crate) fn follow(mut other: impl Read + Send + 'static) {
+    #[expect(clippy::disallowed_methods, reason = "it decides when a run ends and nothing else")]
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        while let Ok(1) = other.read(&mut byte) {
+            if let Some(came) = CAME.get() {
+                let (number, order) = (usize::from(byte[0]), Ordering::Relaxed);
+                let _ = came.compare_exchange(0, number, order, order);
+            }
+        }
+        let code = signal().unwrap_or(Signal::Terminate).code();
+        std::process::exit(i32::from(code));
+    });
 }
 
 /// The signal that asked to end, if one did.

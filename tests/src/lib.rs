@@ -57,6 +57,7 @@ pub mod robust;
 pub mod sabotage;
 mod situations;
 pub mod subject;
+mod supervisor;
 pub mod transcript;
 pub mod trial;
 pub mod verdict;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 macro_rules! probes {
     (
         guaranteed { $($variant:ident $name:literal $what:literal,)* }
@@ -108,7 +110,8 @@ probes! {
 }
 
 /// How often each probe was reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<u64>", into = "Vec<u64>")]
 pub struct Probes([u64; PROBES]);
 
 const PROBES: usize = Probe::GUARANTEED.len() + Probe::DAMAGED.len();
@@ -116,6 +119,21 @@ const PROBES: usize = Probe::GUARANTEED.len() + Probe::DAMAGED.len();
 impl Default for Probes {
     fn default() -> Self {
         Self([0; PROBES])
+    }
+}
+
+impl From<Vec<u64>> for Probes {
+    /// Counts that there are no probes for are left out: both were written by the same program.
+    fn from(counts: Vec<u64>) -> Self {
+        let mut probes = Self::default();
+        probes.0.iter_mut().zip(counts).for_each(|(to, count)| *to = count);
+        probes
+    }
+}
+
+impl From<Probes> for Vec<u64> {
+    fn from(probes: Probes) -> Self {
+        probes.0.to_vec()
     }
 }
 

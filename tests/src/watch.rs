@@ -23,6 +23,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// A call that takes so many seconds is stuck. Recovery is one call: of a large image without optimisation it takes one or two.
 pub const PATIENCE: u32 = 60;
 
+/// The exit status of a process that ends because it is stuck, where a [supervisor](crate::supervisor) goes on past it.
+pub(crate) const STUCK: u8 = 70;
+
 /// What a thread does.
 #[derive(Debug)]
 struct Post {
@@ -125,6 +128,9 @@ pub fn begin(patience: u32, code: u8) {
                         eprintln!(
                             "{doing}: the subject has not come back from a call for {patience} s; nothing but the end of this process ends that."
                         );
+                    }
+                    if bystander::folder().is_some() {
+                        std::process::exit(i32::from(STUCK));
                     }
                     bystander::end();
                     std::process::exit(i32::from(code));

@@ -74,6 +74,13 @@ fn a_signal_ends_a_run_with_what_it_has_seen() {
         let json = fs::read_to_string(folder.path().join("run.json")).unwrap();
         assert!(json.contains("\"ended\": \"interrupted\""), "{json}");
 
+        // The process that is sent the signal is the one that looks after another.
+        began.set(0);
+        let command = campaign("run --keep-going --seconds 600", folder.path());
+        let (status, said) = signalled(command, &[signal], soon);
+        assert_eq!(status, code, "{said}");
+        assert!(said.contains(&format!("interrupted (SIG{signal}); no violation")), "{said}");
+
         began.set(0);
         let words = "explore --operations 3 --clusters 1024 --json far.json";
         let (status, said) = signalled(campaign(words, folder.path()), &[signal], soon);
@@ -103,6 +110,71 @@ fn what_a_killed_run_was_at_is_told() {
 
     let (status, _, said) = run("run --cases 3", folder.path());
     assert!(status == 0 && !said.contains("It was at"), "{said}");
+}
+
+/// The command line of a subject that ends its process, and forgets flushes.
+fn fragile(words: &str, folder: &Path) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fragile"));
+    let words = "run --keep-going --faultless --tasks 1 --minimise-seconds 1 --corpus kept "
+        .to_owned()
+        + words;
+    let Output { status, stdout, stderr } =
+        command.args(words.split(' ')).current_dir(folder).output().expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (status.code().expect("no signal ended it"), text(stdout), text(stderr))
+}
+
+/// Goal: a subject that ends its process does not end a campaign that goes on past findings: the cases in which it does are left out, and told once
+/// for each way, and everything else is as if they had not been there. Method: a subject that aborts in some writes and exits in others, twice
+/// on all workers; cases and figures are compared; then with what was met known.
+#[test]
+fn a_campaign_goes_on_past_the_end_of_its_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let words = "--cases 50 --causes met.json --json run.json";
+        let (status, said, complaint) = fragile(words, folder.path());
+        assert_eq!(status, 1, "{said}{complaint}");
+        assert!(
+            complaint.contains("case 4 by itself has ended the process (SIGABRT)"),
+            "{complaint}"
+        );
+        let deadly = |line: &&str| line.starts_with("    in case ");
+        let deadly: Vec<String> = said.lines().filter(deadly).map(str::to_owned).collect();
+        let [aborts, exits] = &deadly[..] else { panic!("{said}") };
+        assert!(
+            said.contains("\nnew: P8 process-ended (SIGABRT)\n")
+                && said.contains("(exit status 3)")
+        );
+        let count = aborts.matches(',').count() + exits.matches(',').count() + 2;
+        assert!(count > 2 && said.contains("P1 lost-write"), "{said}");
+        let json = fs::read_to_string(folder.path().join("run.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["cases"], 50 - count, "{json}");
+        let of = ["cases", "crash_points", "states", "distinct_states", "probes", "repeated"];
+        let figures = of.map(|name| json[name].clone());
+        seen.push((deadly, figures, said.matches("\nnew: ").count()));
+    }
+    assert_eq!(seen[0], seen[1]);
+
+    let (status, said, _) = fragile("--cases 50 --known met.json", folder.path());
+    assert!(said.contains("\nknown: P8 process-ended (SIGABRT)\n"), "{said}");
+    assert!(status == 0 && said.ends_with("\nnothing but what is known\n"), "{said}");
+}
+
+/// Goal: what cannot be shortened, because that ends the process, is told as it was found. Method: a subject that survives no image that a case is
+/// shortened to; each case that is kept is as long as it was.
+#[test]
+fn what_ends_the_process_when_it_is_shortened_stays_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (status, said, complaint) = fragile("--contents --cases 3", folder.path());
+    assert_eq!(status, 1, "{said}{complaint}");
+    assert!(
+        complaint.contains("shortening what case 0 found has ended the process (SIGABRT)"),
+        "{complaint}"
+    );
+    assert!(said.contains("    shortening it ends the process: it is as it was found\n"), "{said}");
+    assert!(files(&folder.path().join("kept")).contains(&"lost-write.json".to_owned()));
 }
 
 /// Goal: nothing passes because it was not looked at. Method: names of what another command takes away.

@@ -224,9 +224,9 @@ pub(super) fn run_case(
     figures.distinct_states += distinct.len() as u64;
     figures.probes.add(&probes);
     let states = figures.states - states_before;
-    *figures.by_initial.entry(plan.initial.name()).or_default() += states;
+    *figures.by_initial.entry(plan.initial.name().into()).or_default() += states;
     for shape in plan.shapes() {
-        *figures.by_shape.entry(shape.name()).or_default() += states;
+        *figures.by_shape.entry(shape.name().into()).or_default() += states;
     }
     *figures.by_cluster.entry(plan.geometry.cluster_size()).or_default() += states;
     CaseRun { found: None, image: None, digest, traces, whole }

@@ -16,4 +16,5 @@ mod settings;
 pub use case::case_seed;
 pub(crate) use case::draw_steps;
 pub use run::{Found, Report, run, run_past};
+pub(crate) use run::{Standing, find_again, run_from};
 pub use settings::{Budget, Settings};

@@ -1,10 +1,19 @@
 //! Case after case on all workers, until the budget is used up or something is found.
+//!
+//! ```text
+//!   standing   cases 0 .. next: over, but for those in hand │ next .. : not begun
+//!   again      those in hand, one after the other on one worker; then all from `next` on, on all workers
+//! ```
+//!
+//! **Invariant.** What a standing says of a case it says at once: that it is over, its figures, and what it found.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::case::CrashImage;
+use serde::{Deserialize, Serialize};
 
 use super::case::{case_seed, first_difference, run_case};
 use super::settings::{Budget, Settings};
@@ -33,6 +42,20 @@ pub struct Found {
     pub image: Option<CrashImage>,
     /// Crash states that this worker had judged before.
     pub states: u64,
+}
+
+/// How far a campaign is: what is needed to go on with it in another process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Standing {
+    /// The first case that no worker has begun.
+    pub(crate) next: u64,
+    /// Cases before that which are not over. Who goes on with them begins with these, one at a time.
+    pub(crate) in_hand: BTreeSet<u64>,
+    /// Of these, the one that runs by itself.
+    pub(crate) alone: Option<u64>,
+    /// The figures of those that are over, and of the time that they took.
+    pub(crate) figures: Figures,
 }
 
 /// What a campaign did and found.
@@ -66,18 +89,31 @@ pub fn run_past(
     progress: impl Fn(&Figures) + Sync,
     onward: impl Fn(&Found) -> bool + Sync,
 ) -> Report {
+    run_from(subject, settings, Standing::default(), progress, onward, |_| {})
+}
+
+/// Goes on with a campaign from where it stood. `note` is called with where it stands before every case.
+pub(crate) fn run_from(
+    subject: &impl Subject,
+    settings: &Settings,
+    mut standing: Standing,
+    progress: impl Fn(&Figures) + Sync,
+    onward: impl Fn(&Found) -> bool + Sync,
+    note: impl Fn(&Standing) + Sync,
+) -> Report {
     let subject = &AnySubject::of(subject);
     #[expect(clippy::disallowed_methods, reason = "the budget of a campaign is time by the clock")]
     let now = Instant::now;
     let start = now();
-    let next = AtomicU64::new(match settings.budget {
-        Budget::Case(number) => number,
-        _ => 0,
-    });
+    let used = Duration::from_secs_f64(standing.figures.seconds);
+    let elapsed = || used + start.elapsed();
+    if let Budget::Case(only) = settings.budget {
+        standing.next = standing.next.max(only);
+    }
     let stop = AtomicBool::new(false);
     let interrupted = AtomicBool::new(false);
-    let states = AtomicU64::new(0);
-    let shared = Mutex::new((Figures::default(), None::<Found>, None::<String>));
+    let before = standing.in_hand.clone();
+    let shared = Mutex::new(Shared { standing, found: None, broken: None });
     let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         workers => workers,
@@ -85,32 +121,46 @@ pub fn run_past(
     // What is in hand is not brought to its end then: a case may take long.
     let over = || {
         let time = match settings.budget {
-            Budget::Time(limit) | Budget::States(_, limit) => start.elapsed() >= limit,
+            Budget::Time(limit) | Budget::States(_, limit) => elapsed() >= limit,
             Budget::Cases(_) | Budget::Case(_) => false,
         };
         time || interrupt::asked()
     };
-    let work = |reports: bool| {
+    // The next case for a worker, if there is to be one; `alone`: one that was in hand before.
+    let take = |alone: Option<u64>| {
+        let mut shared = lock(&shared);
+        let standing = &mut shared.standing;
+        let number = alone.unwrap_or(standing.next);
+        let done = match settings.budget {
+            Budget::Time(limit) => elapsed() >= limit,
+            Budget::Cases(count) => number >= count,
+            Budget::Case(only) => number != only,
+            Budget::States(count, limit) => standing.figures.states >= count || elapsed() >= limit,
+        };
+        if done || stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        if interrupt::asked() {
+            interrupted.store(true, Ordering::Relaxed);
+            return None;
+        }
+        standing.alone = alone;
+        if alone.is_none() {
+            standing.next += 1;
+            standing.in_hand.insert(number);
+        }
+        standing.figures.seconds = elapsed().as_secs_f64();
+        note(standing);
+        Some(number)
+    };
+    let work = |reports: bool, alone: &BTreeSet<u64>| {
         let worker_start = now();
         let mut total = Figures::default();
-        let mut last_report = worker_start;
+        let (mut last, mut last_report) = (worker_start, worker_start);
+        let mut alone = alone.iter().copied();
         loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let done = match settings.budget {
-                Budget::Time(limit) => start.elapsed() >= limit,
-                Budget::Cases(count) => number >= count,
-                Budget::Case(only) => number != only,
-                Budget::States(count, limit) => {
-                    states.load(Ordering::Relaxed) >= count || start.elapsed() >= limit
-                }
-            };
-            if done || stop.load(Ordering::Relaxed) {
-                break;
-            }
-            if interrupt::asked() {
-                interrupted.store(true, Ordering::Relaxed);
-                break;
-            }
+            let again = alone.next();
+            let Some(number) = take(again) else { break };
             let seed = case_seed(settings.seed, number);
             watch::doing(format!("case {number} of seed {}", settings.seed));
             let mut figures = Figures::default();
@@ -125,7 +175,9 @@ pub fn run_past(
                         Some(format!("case {number} is not a function of its seed {seed}: {part}"));
                 }
             }
-            states.fetch_add(figures.states, Ordering::Relaxed);
+            let ended = now();
+            figures.worker_seconds = (ended - last).as_secs_f64();
+            last = ended;
             total.add(&figures);
             let (image, states) = (run.image, total.states);
             let found = run.found.map(|(failure, trial)| Found {
@@ -135,36 +187,45 @@ pub fn run_past(
                 image,
                 states,
             });
+            let mut shared = lock(&shared);
             let found = found.filter(|found| !onward(found));
             if found.is_some() || broken.is_some() {
-                let mut shared = shared.lock().expect("no worker panics with the lock");
                 if let Some(found) = found
-                    && shared.1.as_ref().is_none_or(|first| number < first.case)
+                    && shared.found.as_ref().is_none_or(|first| number < first.case)
                 {
-                    shared.1 = Some(found);
+                    shared.found = Some(found);
                 }
-                shared.2 = shared.2.take().or(broken);
+                shared.broken = shared.broken.take().or(broken);
                 stop.store(true, Ordering::Relaxed);
             }
+            let standing = &mut shared.standing;
+            standing.figures.add(&figures);
+            standing.in_hand.remove(&number);
+            standing.alone = None;
+            drop(shared);
             if reports && last_report.elapsed() >= Duration::from_millis(500) {
                 last_report = now();
                 let mut figures = total.clone();
-                figures.seconds = start.elapsed().as_secs_f64();
-                figures.worker_seconds = worker_start.elapsed().as_secs_f64();
+                figures.seconds = elapsed().as_secs_f64();
                 progress(&figures);
             }
+            if again.is_some() && alone.len() == 0 {
+                break;
+            }
         }
-        total.worker_seconds = worker_start.elapsed().as_secs_f64();
-        shared.lock().expect("no worker panics with the lock").0.add(&total);
     };
+    if !before.is_empty() {
+        work(true, &before);
+    }
     std::thread::scope(|scope| {
         for _ in 1..workers {
-            scope.spawn(|| work(false));
+            scope.spawn(|| work(false, &BTreeSet::new()));
         }
-        work(true);
+        work(true, &BTreeSet::new());
     });
-    let (mut figures, found, broken) = shared.into_inner().expect("no worker panics with the lock");
-    figures.seconds = start.elapsed().as_secs_f64();
+    let Shared { standing: Standing { mut figures, .. }, found, broken } =
+        shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+    figures.seconds = elapsed().as_secs_f64();
     let ended = match (&found, &broken) {
         (Some(_), _) => Ended::Violation,
         (None, Some(_)) => Ended::Broken,
@@ -172,4 +233,26 @@ pub fn run_past(
         (None, None) => Ended::Budget,
     };
     Report { figures, found, broken, ended }
+}
+
+/// What workers share.
+struct Shared {
+    standing: Standing,
+    found: Option<Found>,
+    broken: Option<String>,
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a case of a campaign found, once more.
+pub(crate) fn find_again(subject: &AnySubject, settings: &Settings, number: u64) -> Option<Found> {
+    watch::doing(format!("what case {number} of seed {} found", settings.seed));
+    let mut figures = Figures::default();
+    let seed = case_seed(settings.seed, number);
+    let run = run_case(subject, seed, settings, &mut figures, &|| false);
+    let (image, states) = (run.image, figures.states);
+    let (failure, trial) = run.found?;
+    Some(Found { case: number, failure, trial, image, states })
 }

@@ -7,17 +7,21 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::journal::Journal;
 use super::keep::Keep;
 use super::output::{complain, shown, write};
 use super::shorten::{Progress, verdict};
+use super::status::ExitStatus;
 use super::tell::{as_found, written};
 use crate::any::AnySubject;
-use crate::campaign::{self, Found, Report, Settings};
+use crate::campaign::{self, Found, Report, Settings, Standing};
 use crate::causes::{Findings, Look, Met, RootCause};
-use crate::corpus::CorpusError;
+use crate::corpus::{self, CorpusError};
+use crate::ended::Ended;
 use crate::figures::Figures;
-use crate::minimise::Minimised;
+use crate::minimise::{Minimised, Shrunk, minimise};
 use crate::promise;
+use crate::supervisor::{self, Death, Notes};
 
 /// The arguments.
 #[derive(Args, Clone, Debug, Default)]
@@ -31,6 +35,9 @@ pub struct Onward {
     /// Write the causes that were met to this file.
     #[arg(long, value_name = "FILE", requires = "keep_going")]
     causes: Option<PathBuf>,
+    /// How many campaigns this process has run before.
+    #[arg(skip)]
+    campaign: usize,
 }
 
 /// How findings are kept.
@@ -50,9 +57,9 @@ impl Onward {
         self.keep_going
     }
 
-    /// The same with nothing known and nothing written.
+    /// The same for a second campaign of this process, with nothing known and nothing written.
     pub(super) fn without_files(&self) -> Self {
-        Self { keep_going: self.keep_going, known: None, causes: None }
+        Self { keep_going: self.keep_going, campaign: 1, ..Self::default() }
     }
 
     /// The file that it writes.
@@ -79,7 +86,12 @@ impl Onward {
         let &Keeping { folder, witness, limit } = keeping;
         let case =
             |small: &Minimised| written(subject, small, settings.seed, witness.map(str::to_owned));
-        let found = Mutex::new((Findings::default(), BTreeMap::new()));
+        let mut journal = Journal::new(self.campaign);
+        let notes = &journal.notes;
+        let find = |number| campaign::find_again(subject, settings, number);
+        let kept: BTreeMap<u64, Keep<'_>> =
+            notes.kept.iter().map(|(&case, path)| (case, Keep::again(folder, path))).collect();
+        let found = Mutex::new((Findings::again(&notes.found, find), kept));
         let onward = |one: &Found| {
             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
             let (kept, forgotten) = found.0.add(one);
@@ -91,7 +103,20 @@ impl Onward {
             keep.into_iter().for_each(Keep::forget);
             true
         };
-        let report = campaign::run_past(subject, settings, progress, onward);
+        let standing = notes.standing.clone();
+        let writing = Mutex::new(&mut journal);
+        let note = |standing: &Standing| {
+            let mut journal = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            if journal.is_read() {
+                let found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                journal.notes.standing = standing.clone();
+                journal.notes.found = found.0.noted();
+                let path = |(&case, keep): (&u64, &Keep<'_>)| Some((case, keep.path()?.to_owned()));
+                journal.notes.kept = found.1.iter().filter_map(path).collect();
+                journal.write();
+            }
+        };
+        let report = campaign::run_from(subject, settings, standing, progress, onward, note);
         let (findings, mut kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (all, first) = findings.count();
         if first > 0 {
@@ -101,10 +126,29 @@ impl Onward {
             ));
         }
         let mut shortening = Progress::new(limit);
-        let causes = findings.causes(subject, limit, &mut |step| shortening.show(step));
+        let causes = findings.causes_by(subject, &mut |found| {
+            let raw = as_found(&found.trial, &found.failure);
+            if let Some(done) = journal.shortened(subject, found.case) {
+                return done;
+            }
+            if journal.notes.deadly_shorter.contains(&found.case) {
+                return (raw, Ended::Broken);
+            }
+            journal.shortening(found.case);
+            let show = &mut |step| shortening.show(step);
+            let Shrunk { found: small, ended, .. } =
+                minimise(subject, &raw.trial, &raw.failure, limit, show);
+            journal.is_short(found.case, || corpus::text_of(&case(&small)), ended);
+            (small, ended)
+        });
         shortening.finish();
+        let deadly = deadly(&journal.notes);
 
-        let mut told = Told { met: causes.len(), ..Told::default() };
+        let mut told = Told { met: causes.len() + deadly.len(), ..Told::default() };
+        for (cause, cases) in &deadly {
+            let is_known = known.iter().any(|known| cause.is_of(known));
+            told.add_deadly(cause, cases, is_known);
+        }
         for met in &causes {
             let is_known = known.iter().any(|known| met.cause.is_of(known));
             told.add(met, is_known);
@@ -126,17 +170,38 @@ impl Onward {
             }
             told.new.push(case.title);
         }
-        let is_met = |known: &RootCause| causes.iter().any(|met| met.cause.is_of(known));
+        let all =
+            || deadly.iter().map(|(cause, _)| cause).chain(causes.iter().map(|met| &met.cause));
+        let is_met = |known: &RootCause| all().any(|cause| cause.is_of(known));
         for cause in known.iter().filter(|known| !is_met(known)) {
             told.text += &format!("known, and not met: {cause}\n");
         }
         if let Some(path) = &self.causes {
-            let causes: Vec<&RootCause> = causes.iter().map(|met| &met.cause).collect();
+            let causes: Vec<&RootCause> = all().collect();
             let mut text = serde_json::to_string_pretty(&causes).expect("words and lists of words");
             text.push('\n');
             write(path, text)?;
         }
         Ok((report, told))
+    }
+
+    /// Whether processes before this one had come to the second of two campaigns.
+    pub(super) fn is_past_the_first() -> bool {
+        supervisor::is_past_the_first()
+    }
+
+    /// Runs the program under a supervisor, so that what ends a process does not end the campaign. What it came to; none in the process that the
+    /// supervisor has started, which is to do it. To be called with signals [listened to](super::listen).
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn supervise(&self) -> Result<Option<ExitStatus>, CorpusError> {
+        if !self.keep_going {
+            return Ok(None);
+        }
+        let code = supervisor::supervise()
+            .map_err(|error| CorpusError::Case(format!("--keep-going: a process: {error}")))?;
+        Ok(code.map(ExitStatus::of_code))
     }
 
     fn known(&self) -> Result<Vec<RootCause>, CorpusError> {
@@ -146,6 +211,19 @@ impl Onward {
         serde_json::from_str(&text)
             .map_err(|error| CorpusError::Case(format!("--known: {}: {error}", shown(path))))
     }
+}
+
+/// What cases in which the process ended have for a cause, and those cases.
+fn deadly(notes: &Notes) -> Vec<(RootCause, Vec<u64>)> {
+    let mut cases: BTreeMap<Death, Vec<u64>> = BTreeMap::new();
+    for (&case, &how) in &notes.deadly {
+        cases.entry(how).or_default().push(case);
+    }
+    let cause = |how: Death| {
+        let seen_as = if how == Death::Stuck { "P7 no-return" } else { "P8 process-ended" };
+        RootCause::of_process(seen_as, how.name())
+    };
+    cases.into_iter().map(|(how, cases)| (cause(how), cases)).collect()
 }
 
 /// What there is to say of causes.
@@ -160,6 +238,16 @@ pub(super) struct Told {
 }
 
 impl Told {
+    fn add_deadly(&mut self, cause: &RootCause, cases: &[u64], is_known: bool) {
+        let which = if is_known { "known" } else { "new" };
+        let list: Vec<String> = cases.iter().map(u64::to_string).collect();
+        self.text += &format!("\n{which}: {} ({})\n", cause.seen_as, cause.wrong);
+        self.text += &format!("    in case {}; `run --case N` is one by itself\n", list.join(", "));
+        if !is_known {
+            self.new.push(format!("{}: {} in case {}", cause.seen_as, cause.wrong, cases[0]));
+        }
+    }
+
     fn add(&mut self, met: &Met, is_known: bool) {
         let which = if is_known { "known" } else { "new" };
         self.text += &format!("\n{which}: {}\n    first in case {}\n", met.cause, met.cases[0]);

@@ -30,6 +30,16 @@ impl<'a> Keep<'a> {
         Self { folder, raw }
     }
 
+    /// What another process has kept as it was found.
+    pub(super) fn again(folder: Option<&'a Path>, path: &Path) -> Self {
+        Self { folder, raw: Some(path.to_owned()) }
+    }
+
+    /// The file of what was found.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.raw.as_deref()
+    }
+
     /// Keeps more of what was found in the place of what was known first.
     pub fn better(self, case: &Case) -> Self {
         let better = Self::raw(self.folder, case);

@@ -2,7 +2,7 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | `run` `causes` | a campaign; one that goes on past its findings |
+//! | `run` `causes` `journal` | a campaign; one that goes on past its findings, and what it notes on its way |
 //! | `explore` `merge` | an exploration; parts of one as a whole |
 //! | `tell` `keep` `shorten` | a violation: told, kept, minimised |
 //! | `cases` | kept cases: again, smaller, explained |
@@ -19,6 +19,7 @@ pub mod evidence;
 mod explore;
 pub mod export;
 pub mod import;
+mod journal;
 pub mod keep;
 pub mod kept;
 pub mod merge;

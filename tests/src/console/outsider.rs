@@ -170,7 +170,11 @@ pub fn twice(
     settings: &Settings,
     outputs: &Outputs,
 ) -> Result<ExitStatus, CorpusError> {
-    let status = super::run(subject, settings, outputs)?;
+    // A process that goes on with the second of the two has passed the first.
+    let status = match Onward::is_past_the_first() {
+        true => ExitStatus::Passed,
+        false => super::run(subject, settings, outputs)?,
+    };
     if status != ExitStatus::Passed || subject.duties() == subject.duties().all() {
         return Ok(status);
     }
@@ -204,10 +208,11 @@ fn run(full: AnySubject, contents: AnySubject) -> ExitCode {
                 ..Outputs::default()
             };
             let subject = subjects.held_to(run.contents);
-            super::listen().and_then(|()| match trace.is_wanted() {
-                true => trace.run(subject, &settings?),
-                false if run.beyond_promise => twice(subject, &settings?, &outputs),
-                false => super::run(subject, &settings?, &outputs),
+            super::listen().and_then(|()| outputs.onward.supervise()).and_then(|done| match done {
+                Some(status) => Ok(status),
+                None if trace.is_wanted() => trace.run(subject, &settings?),
+                None if run.beyond_promise => twice(subject, &settings?, &outputs),
+                None => super::run(subject, &settings?, &outputs),
             })
         }
         Verb::Explore(args) => {

@@ -52,6 +52,7 @@ pub fn verdict(ended: Ended, limit: Duration) -> String {
     match ended {
         Ended::Interrupted => "shortening was interrupted: it may be shorter still".to_owned(),
         Ended::Budget => format!("shortened for {} s: it may be shorter still", limit.as_secs()),
+        Ended::Broken => "shortening it ends the process: it is as it was found".to_owned(),
         _ => "nothing can be taken away from it".to_owned(),
     }
 }

@@ -34,6 +34,15 @@ impl ExitStatus {
         }
     }
 
+    /// What a program came to that ended with this exit status.
+    pub(super) fn of_code(code: u8) -> Self {
+        match code {
+            0 => Self::Passed,
+            1 => Self::Violation,
+            _ => Signal::of_code(code).map_or(Self::Broken, Self::Interrupted),
+        }
+    }
+
     /// The exit status that says so.
     pub const fn code(self) -> u8 {
         match self {

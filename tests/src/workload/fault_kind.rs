@@ -6,9 +6,10 @@ use std::str::FromStr;
 use faultfs::fault::{Fault, FaultAt, PlannedFault};
 use faultfs::profile::FlushFailure;
 use faultfs::trace::IoKind;
+use serde::{Deserialize, Serialize};
 
 /// A kind of thing that goes wrong within a life, short of a power cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FaultKind {
     /// EIO of a read.
     Read,

@@ -1,0 +1,67 @@
+//! What a campaign that goes on past its findings notes for a process that goes on with it, see [`supervisor`].
+
+use model::case::Case;
+
+use crate::any::AnySubject;
+use crate::ended::Ended;
+use crate::minimise::Minimised;
+use crate::replay;
+use crate::supervisor::{self, Notes};
+use crate::verdict::Verdict;
+
+/// The notes of this process and those before it. In a process without a supervisor nobody reads them, and none are written.
+pub(super) struct Journal {
+    pub(super) notes: Notes,
+    is_read: bool,
+}
+
+impl Journal {
+    pub(super) fn new(campaign: usize) -> Self {
+        let notes = supervisor::notes(campaign);
+        let is_read = notes.is_some();
+        let mut journal = Self { notes: notes.unwrap_or_default(), is_read };
+        // The notes of the campaign before this one are of no use any more.
+        journal.write();
+        journal
+    }
+
+    /// Whether somebody reads them.
+    pub(super) const fn is_read(&self) -> bool {
+        self.is_read
+    }
+
+    pub(super) fn write(&mut self) {
+        if self.is_read {
+            supervisor::note(&self.notes);
+        }
+    }
+
+    /// Notes that a case is being shortened.
+    pub(super) fn shortening(&mut self, case: u64) {
+        self.notes.shortening = Some(case);
+        self.write();
+    }
+
+    /// Notes what a case was shortened to; what a signal ended is not.
+    pub(super) fn is_short(&mut self, case: u64, text: impl FnOnce() -> String, ended: Ended) {
+        if self.is_read && ended != Ended::Interrupted {
+            self.notes.short.insert(case, (text(), ended == Ended::Complete));
+        }
+        self.notes.shortening = None;
+        self.write();
+    }
+
+    /// What a process before this one shortened a case to.
+    pub(super) fn shortened(&self, subject: &AnySubject, case: u64) -> Option<(Minimised, Ended)> {
+        let (text, is_complete) = self.notes.short.get(&case)?;
+        let short = Case::from_json("a shortened case", text).ok()?;
+        let again = replay::replay_until(subject, &short, "a shortened case", &|| true).ok()?;
+        let (Verdict::Reproduced, Some(trial), Some(failure)) =
+            (again.verdict, again.trial, again.failure)
+        else {
+            return None;
+        };
+        let ended = if *is_complete { Ended::Complete } else { Ended::Budget };
+        Some((Minimised { trial, failure }, ended))
+    }
+}
