@@ -43,5 +43,7 @@ pub(crate) use keys::MAX_HEADERS;
 pub use seen::p0_misread;
 pub use state::Judge;
 pub use statement::{Extent, Statement};
-pub use structure::{p_cipher, p4_structure, p10_data_file, p10_encryption, p10_layer, p10_size};
+pub use structure::{
+    AUTOCLEAR_STAYS, p_cipher, p4_structure, p10_data_file, p10_encryption, p10_layer, p10_size,
+};
 pub use violation::{MAX_VIOLATIONS, Place, Violation};

@@ -14,6 +14,9 @@ use crate::mistake::Mistake;
 use crate::op::{DataFile, Encryption, MAX_VIRTUAL_SIZE};
 use crate::payload::{self, DATA_NAME, LAYER_FORMAT, LAYER_NAME, UNIT, Unit, Value};
 
+/// The kind of a finding: a bit that every writer of an image has to clear, and that is set after a write.
+pub const AUTOCLEAR_STAYS: &str = "autoclear-bit-stays";
+
 /// P4, and the structural part of P6: what is illegal at this stage.
 pub fn p4_structure(report: &AuditReport, stage: Stage, violations: &mut Vec<Violation>) {
     let found = report.violations(stage).take(MAX_VIOLATIONS);
@@ -243,7 +246,7 @@ pub(super) fn p4_changes_recorded<E: Evidence>(
             if unknown != 0 && !std::mem::replace(&mut is_told, true) {
                 let story =
                     format!("autoclear bits that nobody knows are still there: {unknown:#x}");
-                violations.push(told("autoclear-bit-stays", story));
+                violations.push(told(AUTOCLEAR_STAYS, story));
             }
             if violations.len() < MAX_VIOLATIONS && recordings.iter().any(missed) {
                 let story = "a bitmap says that it is up to date".to_owned();
