@@ -49,7 +49,8 @@
 //!
 //! *A panic*, in a call or in `Drop`, is a finding like any other (P8 `panic`): it is caught, kept, minimised and told. Only one that meets
 //! another on its way out, such as the second of two values that panic in `Drop`, ends the process; the last lines then say which case it
-//! was (`run --case N` with the same seed is there again). So they do where a stack overflows, or C follows a dangling pointer.
+//! was (`run --case N` with the same seed is there again). So they do where a stack overflows, or C follows a dangling pointer. `run --keep-going`
+//! leaves such a case out, goes on in another process, and tells it as a cause (P8 `process-ended`).
 //!
 //! *Dropped requests.* In some lives the future of a request is dropped at one of its awaits and the image goes on. The I/O in flight
 //! goes on as well, and may land until [`Storage::settle`] has returned. Nobody waits for an implementation that spawns the work elsewhere.
@@ -64,7 +65,7 @@
 //! where they can. Synchronous code has a thread for each request if it says how that is done
 //! ([`handles`](crate::blocking::BlockingSubject::handles)), and [locks](crate::blocking::sync) with which the harness knows who waits.
 //! A call that goes round in a circle, or waits for a lock that another request has, comes back to nobody: after a minute
-//! the process says which case or file that is in, and ends; `run --case N` is one case by itself.
+//! the process says which case or file that is in, and ends; `run --case N` is one case by itself, and `run --keep-going` leaves it out (P7 `no-return`).
 //!
 //! *Determinism.* The same case has to do the same I/O: no clock, no random number, no order of a hash map with random keys, no address as
 //! a key, no state from one image to the next. A finding is replayed and minimised by that. One case in a hundred is run twice, and where
