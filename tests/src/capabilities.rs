@@ -30,6 +30,9 @@ pub struct Capabilities {
     pub uncover: bool,
     /// Makes disks larger.
     pub grow: bool,
+    /// Puts refcount blocks, and larger tables, where those that an image has do not suffice. A subject that does not is given images of which the
+    /// first refcount block has counts for four times as many clusters as the disk, and no growth.
+    pub grows_tables: bool,
     /// Makes disks smaller.
     pub shrink: bool,
     /// Reads compressed clusters and writes over them. It need not compress what it is asked to write compressed.
@@ -66,6 +69,18 @@ pub struct Capabilities {
     pub initials: &'static [Initial],
 }
 
+/// Whether the first refcount block of an image has counts for whatever a case makes of it: its tables, and what power cuts leak.
+pub(crate) fn is_roomy(geometry: &Geometry) -> bool {
+    let counts = (geometry.cluster_size() * 8) >> geometry.refcount_order;
+    counts >= 64 && (counts - 64) / 4 >= geometry.clusters()
+}
+
+/// Whether an image has hardly a count left.
+const fn fills_tables(initial: Initial) -> bool {
+    use Initial::{FullOfLeaks, RefcountBlockOneShort, RefcountTableOneShort};
+    matches!(initial, FullOfLeaks | RefcountBlockOneShort | RefcountTableOneShort)
+}
+
 impl Capabilities {
     /// Reads, writes, zeroes, discards and grows images of every cluster size, version and refcount width in which nothing else is
     /// used; maps and repairs them.
@@ -75,6 +90,7 @@ impl Capabilities {
             discard: true,
             uncover: false,
             grow: true,
+            grows_tables: true,
             shrink: false,
             compressed: false,
             zstd: false,
@@ -104,6 +120,7 @@ impl Capabilities {
             discard: true,
             uncover: true,
             grow: true,
+            grows_tables: true,
             shrink: true,
             compressed: true,
             zstd: true,
@@ -129,7 +146,7 @@ impl Capabilities {
             Op::WriteZeroes { .. } => self.zeroes,
             Op::Discard { .. } => self.discard,
             Op::Uncover { .. } => self.uncover,
-            Op::Grow { .. } => self.grow,
+            Op::Grow { .. } => self.grow && self.grows_tables,
             Op::Shrink { .. } => self.shrink,
             Op::WriteCompressed { .. } => self.compressed,
             Op::AddPassphrase { .. } | Op::RemovePassphrase { .. } => self.passphrases,
@@ -161,6 +178,12 @@ impl Capabilities {
             () if initial.is_dirty(geometry) && !self.repair => {
                 return Some("the subject does not repair".to_owned());
             }
+            () if !self.grows_tables && !is_roomy(geometry) => {
+                "images of which one refcount block is not enough".to_owned()
+            }
+            () if !self.grows_tables && fills_tables(initial) => {
+                format!("images that are {}", initial.name())
+            }
             () if initial == Initial::Compressed && !self.compressed => {
                 "compressed clusters".to_owned()
             }
@@ -179,6 +202,7 @@ impl Capabilities {
             (self.discard, "discards"),
             (self.uncover, "uncovering a layer"),
             (self.grow, "growth"),
+            (self.grows_tables, "growth of tables"),
             (self.shrink, "shrinking"),
             (self.compressed, "compressed clusters"),
             (self.zstd, "zstd"),

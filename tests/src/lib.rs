@@ -7,7 +7,7 @@
 //!                          └── figures, probes                        └── violation ──> minimise ──> corpus, report
 //! ```
 //!
-//! To test another implementation, implement [`subject::Subject`] for it: [`subject`] is the guide.
+//! To test another implementation, implement [`subject::Subject`] for it: [`subject`] is the guide, [`prelude`] has the names.
 
 pub mod any;
 pub mod attack;
@@ -47,6 +47,7 @@ pub mod logwrites;
 pub mod minimise;
 pub mod mutants;
 pub mod panics;
+pub mod prelude;
 pub mod probe;
 pub mod promise;
 pub mod qemu;

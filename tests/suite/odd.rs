@@ -28,10 +28,12 @@ use qcow2_crashtest::capabilities::Capabilities;
 use qcow2_crashtest::causes::{Findings, RootCause};
 use qcow2_crashtest::console::{self, ExitStatus, Exploration, Onward, Outputs, outsider};
 use qcow2_crashtest::explore::alphabet::{initials, worlds};
+use qcow2_crashtest::explore::certificate::Certificate;
 use qcow2_crashtest::explore::{self, ExploreSettings};
 use qcow2_crashtest::lapse::{Lapse, Swept, Tried, sweep};
 use qcow2_crashtest::liveness::p9_bounded_waste;
 use qcow2_crashtest::minimise::minimise;
+use qcow2_crashtest::probe::Probe;
 use qcow2_crashtest::recover::Failure;
 use qcow2_crashtest::subject::{Duties, Qcow2Core, Refusal, Session, Subject, SubjectImage};
 use qcow2_crashtest::trial;
@@ -48,6 +50,8 @@ enum How {
     LittleOfDamaged,
     /// The same as the first, and its flushes do nothing.
     LittleForgetful,
+    /// It has one refcount block for all, and panics when it closes an image that has another.
+    OneBlock,
     /// It panics when it opens an image for writing that is marked dirty.
     PanicsOpening,
     /// It panics in its second write.
@@ -189,6 +193,7 @@ impl Subject for Odd {
             can.initials = &[Initial::Fresh, Initial::Fragmented];
         }
         can.compressed = self.how == How::Inflates;
+        can.grows_tables = self.how != How::OneBlock;
         if self.how.leaks_closing() {
             can.refcount_orders = (4, 4);
         }
@@ -376,11 +381,31 @@ impl SubjectImage for OddImage {
     async fn close(mut self) -> Result<(), String> {
         let closed = Image::close(self.image.take().unwrap()).await;
         let storage = closed.map_err(|error| error.to_string())?;
+        if self.how == How::OneBlock {
+            assert_eq!(blocks(&storage).await.map_err(|error| error.to_string())?, 1);
+        }
         if self.how.leaks_closing() && self.writable {
             leak_one(&storage).await.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
+}
+
+/// How many refcount blocks an image has whose refcount table is one cluster.
+async fn blocks(storage: &AnyStorage) -> io::Result<usize> {
+    let sector = storage.limits().alignment;
+    let read = async |offset| {
+        let (bytes, read) = storage.read(offset, IoBuf::zeroed(sector, sector)).await;
+        read.map(|()| bytes)
+    };
+    let header = read(0).await?;
+    assert_eq!(header[56..60], [0, 0, 0, 1], "clusters of the refcount table");
+    let table = u64::from_be_bytes(header[48..56].try_into().unwrap());
+    let mut blocks = 0;
+    for at in (table..table + (1 << header[23])).step_by(sector) {
+        blocks += read(at).await?.chunks_exact(8).filter(|entry| *entry != [0; 8]).count();
+    }
+    Ok(blocks)
 }
 
 /// Counts the first free cluster of a file whose first refcount block, of counts of 16 bits, has one.
@@ -430,6 +455,12 @@ fn little_is_asked_of_whoever_can_do_little() {
         assert!(found.is_none() && broken.is_none(), "{shape:?}: {found:?} {broken:?}");
         assert!(report.figures.states > 0, "{shape:?}");
     }
+    for shape in Shape::ALL.into_iter().map(Some).chain([None]) {
+        let report = campaign::run(&Odd::new(How::OneBlock), &settings(6, shape), |_| {});
+        let campaign::Report { found, broken, .. } = &report;
+        assert!(found.is_none() && broken.is_none(), "{shape:?}: {found:?} {broken:?}");
+        assert!(report.figures.probes.count(Probe::RefcountBlockGrowth) == 0, "{shape:?}");
+    }
     for shape in [Shape::Compressed, Shape::Compressing] {
         let report = campaign::run(&Odd::new(How::Inflates), &settings(40, Some(shape)), |_| {});
         assert!(report.found.is_none() && report.broken.is_none(), "{shape:?}: {:?}", report.found);
@@ -453,6 +484,8 @@ fn little_is_asked_of_whoever_can_do_little() {
     assert_eq!(names, [&letters[..], &["flush", "reopen"]].concat());
     let report = explore::run(&subject, &settings, |_, _, _, _| {});
     assert!(report.complete && report.found.is_none(), "{:?}", report.found);
+    let certificate = Certificate::new(&subject, &settings, &report);
+    assert_eq!(certificate.not_asked, subject.capabilities().left_out());
     let explored = report.worlds.iter().filter(|explored| explored.infeasible.is_none());
     let explored: Vec<String> = explored.map(|explored| explored.world.to_string()).collect();
     assert_eq!(

@@ -19,7 +19,7 @@ impl Journal {
     pub(super) fn new(campaign: usize) -> Self {
         let notes = supervisor::notes(campaign);
         let is_read = notes.is_some();
-        let mut journal = Self { notes: notes.unwrap_or_default(), is_read };
+        let journal = Self { notes: notes.unwrap_or_default(), is_read };
         // The notes of the campaign before this one are of no use any more.
         journal.write();
         journal
@@ -30,7 +30,7 @@ impl Journal {
         self.is_read
     }
 
-    pub(super) fn write(&mut self) {
+    pub(super) fn write(&self) {
         if self.is_read {
             supervisor::note(&self.notes);
         }

@@ -30,6 +30,9 @@ pub struct Certificate {
     pub schema: String,
     /// What was under test; what it did without is part of its name.
     pub subject: String,
+    /// What it was not asked, because it cannot do it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_asked: Vec<String>,
     /// Part by part, what tells its source from another: a hash of each crate of the harness and of what they are built with, and what the subject says of itself.
     pub source: Vec<(String, String)>,
     /// The properties that every workload was judged by.
@@ -216,6 +219,7 @@ impl Certificate {
         let mut certificate = Self {
             schema: SCHEMA.to_owned(),
             subject: subject.name(),
+            not_asked: can.left_out(),
             source: source_of(subject).unwrap_or_else(harness),
             properties,
             profile: settings.profile.to_string(),
@@ -359,6 +363,7 @@ impl Part {
         same(self.of == other.of, "the number of shards")?;
         same(ours.schema == theirs.schema, "schema")?;
         same(ours.subject == theirs.subject, "subject")?;
+        same(ours.not_asked == theirs.not_asked, "what was not asked")?;
         same(ours.source == theirs.source, "source")?;
         same(ours.properties == theirs.properties, "the list of properties")?;
         same(ours.profile == theirs.profile, "profile")?;

@@ -7,7 +7,7 @@ use model::case::{Device, Dropped, Opening};
 use model::op::{Compression, Durability, Geometry, Op};
 
 use super::shape::Shape;
-use crate::capabilities::Capabilities;
+use crate::capabilities::{Capabilities, is_roomy};
 
 /// So many requests in a task are many: they touch more pages than the cache keeps.
 pub(super) const MANY: usize = 40;
@@ -124,6 +124,16 @@ impl Plan {
         }
         *cluster_bits = (*cluster_bits).clamp(can.cluster_bits.0, can.cluster_bits.1);
         *refcount_order = (*refcount_order).clamp(can.refcount_orders.0, can.refcount_orders.1);
+        while !can.grows_tables && !is_roomy(&self.geometry) {
+            let Geometry { version, cluster_bits, refcount_order, .. } = &mut self.geometry;
+            if *version == 3 && *refcount_order > can.refcount_orders.0 {
+                *refcount_order -= 1;
+            } else if *cluster_bits < can.cluster_bits.1 {
+                *cluster_bits += 1;
+            } else {
+                break;
+            }
+        }
         if !can.lazy_refcounts {
             self.geometry.lazy_refcounts = false;
             self.open.lazy_refcounts = None;

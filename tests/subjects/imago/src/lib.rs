@@ -16,14 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use imago::format::PreallocateMode;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping as Mapped};
-use model::guest::{DiscardReads, Promises};
-use model::image::Mapping;
-use model::judge::Extent;
-use model::op::{Durability, Geometry};
-use qcow2_core::storage::{AnyStorage, IoBuf};
-use qcow2_crashtest::capabilities::Capabilities;
-use qcow2_crashtest::in_order::InOrder;
-use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
+use qcow2_crashtest::prelude::*;
 use tokio::sync::RwLock;
 
 use crate::storage::Below;

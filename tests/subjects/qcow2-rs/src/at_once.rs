@@ -6,12 +6,7 @@ use std::io;
 use std::mem::forget;
 use std::pin::Pin;
 
-use model::op::Durability;
-use qcow2_core::storage::{AnyStorage, IoBuf};
-use qcow2_crashtest::byte_file::ByteFile;
-use qcow2_crashtest::capabilities::Capabilities;
-use qcow2_crashtest::in_order::InOrder;
-use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
+use qcow2_crashtest::prelude::*;
 use qcow2_rs::dev::Qcow2Dev;
 use qcow2_rs::error::Qcow2Result;
 use qcow2_rs::ops::Qcow2IoOps;

@@ -5,9 +5,7 @@ mod file;
 
 use std::mem::forget;
 
-use qcow2_crashtest::blocking::{BlockingImage, BlockingSubject, PlainFile};
-use qcow2_crashtest::capabilities::Capabilities;
-use qcow2_crashtest::subject::{Duties, Refusal, Session};
+use qcow2_crashtest::prelude::*;
 use qcow2_rs::dev::{Qcow2Dev, Qcow2DevParams};
 use qcow2_rs::utils::qcow2_alloc_dev;
 

@@ -2,9 +2,7 @@
 
 use fs_core::{BlockDevice, BlockRead, Result as Done};
 use img_qcow2::{Error, Qcow2Reader};
-use qcow2_crashtest::blocking::{BlockingImage, BlockingSubject, PlainFile};
-use qcow2_crashtest::capabilities::Capabilities;
-use qcow2_crashtest::subject::{Duties, Refusal, Session};
+use qcow2_crashtest::prelude::*;
 
 /// The library, held to all that its documentation says, or only to what its guest sees.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +59,7 @@ impl BlockingSubject for RustImg {
 
     // As its table of features says. Backing files it opens by path only, and it does not make a refcount table longer.
     fn capabilities(&self) -> Capabilities {
-        use model::build::Initial::*;
+        use Initial::*;
         let mut can = Capabilities::plain();
         (can.zeroes, can.discard, can.grow) = (false, false, false);
         (can.repair, can.map) = (false, false);

@@ -14,13 +14,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use model::build::Initial;
-use model::op::Durability;
-use qcow2_core::storage::{AnyStorage, IoBuf};
-use qcow2_crashtest::byte_file::ByteFile;
-use qcow2_crashtest::capabilities::Capabilities;
-use qcow2_crashtest::console::outsider;
-use qcow2_crashtest::subject::{Duties, Refusal, Session, Subject, SubjectImage};
+use qcow2_crashtest::prelude::*;
 
 mod library; // YOURS: delete this line
 

@@ -13,11 +13,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use model::build::Initial;
-use qcow2_crashtest::blocking::{Blocking, BlockingImage, BlockingSubject, PlainFile};
-use qcow2_crashtest::capabilities::Capabilities;
-use qcow2_crashtest::console::outsider;
-use qcow2_crashtest::subject::{Duties, Refusal, Session};
+use qcow2_crashtest::prelude::*;
 
 mod library; // YOURS: delete this line
 

@@ -18,12 +18,7 @@ use std::ptr::null_mut;
 use std::slice;
 use std::sync::{Arc, OnceLock};
 
-use model::build::Initial;
-use model::judge::Statement;
-use qcow2_crashtest::blocking::{Blocking, BlockingImage, BlockingSubject, PlainFile};
-use qcow2_crashtest::capabilities::Capabilities;
-use qcow2_crashtest::console::outsider;
-use qcow2_crashtest::subject::{Duties, Refusal, Session};
+use qcow2_crashtest::prelude::*;
 
 const OK: c_int = 0;
 const FAILED: c_int = 1;
