@@ -29,6 +29,20 @@ pub type LayerRead<'a> = Pin<Box<dyn Future<Output = (IoBuf, Result<(), IoError>
 pub type OwnRead<'a> =
     Pin<Box<dyn Future<Output = (IoBuf, Result<Vec<Range<u64>>, IoError>)> + Send + 'a>>;
 
+/// What is known of a range of a layer without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It reads as zeroes.
+    Zeroes,
+    /// It reads as the layer below this one does.
+    Below,
+    /// Nothing.
+    Nothing,
+}
+
+/// What asking a layer what it knows becomes: of how many bytes, and what that is.
+pub type OwnKnown<'a> = Pin<Box<dyn Future<Output = (u64, Known)> + Send + 'a>>;
+
 /// A disk that is read through an image above it: a raw one ([`Raw`]), another [`Image`](crate::Image), or anything else that has bytes.
 pub trait Layer: fmt::Debug + Send + Sync + 'static {
     /// Length in bytes; constant. What lies behind it reads as zeroes.
@@ -50,6 +64,14 @@ pub trait Layer: fmt::Debug + Send + Sync + 'static {
             let (buf, read) = self.read(offset, buf).await;
             (buf, read.map(|()| Vec::new()))
         })
+    }
+
+    /// What is known without reading it of the first of `len` bytes from `offset` on, for who would rather not read what is zeroes: of how
+    /// many of them, 512 at least, and what. Both are multiples of 512 bytes, and all of it is inside the length but for the rest of its
+    /// last unit. Whoever knows nothing says so of all of it, and so does whoever fails to find out: reading it will tell.
+    fn known_own(&self, offset: u64, len: u64) -> OwnKnown<'_> {
+        let _ = offset;
+        Box::pin(std::future::ready((len, Known::Nothing)))
     }
 }
 
@@ -175,6 +197,28 @@ impl Below {
             layer = this.below();
         }
         (whole(pieces), Ok(()))
+    }
+}
+
+impl Below {
+    /// Whether the first of `len` bytes from `offset` on, both multiples of 512, are known to read as zeroes, and how many that holds for.
+    pub(crate) async fn knows_zeroes(&self, offset: u64, mut len: u64) -> (u64, bool) {
+        let mut layer: Option<&dyn Layer> = Some(&*self.layer);
+        while let Some(this) = layer {
+            let inside = this.size().saturating_sub(offset).next_multiple_of(UNIT as u64);
+            if inside == 0 {
+                return (len, true);
+            }
+            len = len.min(inside);
+            let (of, known) = this.known_own(offset, len).await;
+            len = of.clamp((UNIT as u64).min(len), len);
+            match known {
+                Known::Zeroes => return (len, true),
+                Known::Nothing => break,
+                Known::Below => layer = this.below(),
+            }
+        }
+        (len, false)
     }
 }
 

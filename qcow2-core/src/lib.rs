@@ -174,7 +174,7 @@ pub use error::{CheckError, CreateError, ErrorKind, IoError, OpenError};
 pub use file_layers::FileLayers;
 pub use files::File;
 pub use image::{Image, ImageInfo};
-pub use layer::{Layer, LayerRead, OwnRead, Raw};
+pub use layer::{Known, Layer, LayerRead, OwnKnown, OwnRead, Raw};
 #[cfg(feature = "sabotage")]
 pub use mutant::{Area, Mutant};
 pub use options::{CreateOptions, OpenOptions, Overlap, Preallocation, Repair};

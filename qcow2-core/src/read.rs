@@ -10,7 +10,7 @@ use crate::error::IoError;
 use crate::files::{File, failed, in_data, place};
 use crate::format::entry::{L2Entry, Mapping};
 use crate::image::Image;
-use crate::layer::{Layer, LayerRead, OwnRead};
+use crate::layer::{Known, Layer, LayerRead, OwnKnown, OwnRead};
 use crate::map::Entries;
 use crate::mutant::mutant;
 use crate::state::{State, Stop};
@@ -339,6 +339,27 @@ impl<S: Storage + fmt::Debug> Layer for Image<S> {
                 .collect();
             let (buf, read) = self.read_extents(offset, &own, buf).await;
             (buf, read.map(|()| shows))
+        })
+    }
+
+    fn known_own(&self, offset: u64, len: u64) -> OwnKnown<'_> {
+        Box::pin(async move {
+            let mut extents = Extents::new();
+            let look = |state: &mut State| {
+                state.check_range(offset, len)?;
+                state.resolve(&mut extents, offset, offset + len)
+            };
+            if self.look(look).await.is_err() {
+                return (len, Known::Nothing);
+            }
+            let known = |extent: &ReadExtent| match extent.source {
+                Source::Zeroes => Known::Zeroes,
+                Source::Below => Known::Below,
+                _ => Known::Nothing,
+            };
+            let first = extents.first().map_or(Known::Nothing, known);
+            let alike = extents.iter().take_while(|extent| known(extent) == first);
+            (alike.map(|extent| extent.len).sum(), first)
         })
     }
 }

@@ -79,10 +79,7 @@ impl State {
                 targets.push(Target::Unseen);
                 continue;
             }
-            let touched = match wanted.purpose {
-                Purpose::CopyUp => self.showing(cluster, mapping, &wanted.bytes),
-                _ => bits(self.touched(cluster, &wanted.bytes)),
-            };
+            let touched = bits(self.touched(cluster, &wanted.bytes));
             let own = NonZeroU64::new(host).filter(|_| copied && !self.is_past_end(host));
             self.check_given_up(mapping)?;
             targets.push(match own {
@@ -114,11 +111,7 @@ impl State {
         };
         let touched = self.touched(guest_cluster, &wanted.bytes);
         let read_zero = self.reads_zero(guest_cluster, mapping, touched.clone());
-        let touched = match wanted.purpose {
-            Purpose::CopyUp => self.showing(guest_cluster, mapping, &wanted.bytes),
-            _ => bits(touched),
-        };
-        Ok((mapping, touched, read_zero))
+        Ok((mapping, bits(touched), read_zero))
     }
 
     /// Lets these subclusters of a guest cluster read as zeroes. They keep their place in the host cluster, if there is one. Returns whether
@@ -210,10 +203,7 @@ impl<S: Storage> WriteMap<'_, S> {
             }
             let from = bytes.start.saturating_sub(start).clamp(whole.start, whole.end);
             let until = (bytes.end - start).clamp(whole.start, whole.end);
-            let is_written = mutant!(self.image.options.rules, CopyLeavesOutRead => is_touched; {
-                is_touched && wanted.purpose == Purpose::Write
-            });
-            let pieces = match is_written {
+            let pieces = match is_touched && wanted.purpose == Purpose::Write {
                 true => [whole.start..from, until..whole.end],
                 false => [whole.clone(), 0..0],
             };

@@ -77,8 +77,6 @@ pub(crate) enum Purpose {
     Write,
     /// To have them, with so much of their space.
     Keep(Preallocation),
-    /// For what the layer below shows there.
-    CopyUp,
 }
 
 /// Most guest clusters that are looked at in one step.
@@ -406,7 +404,7 @@ impl<S: Storage> Image<S> {
     }
 }
 
-fn memory(bytes: u64) -> usize {
+pub(crate) fn memory(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a cluster fits in memory")
 }
 
@@ -433,8 +431,7 @@ impl<'a, S: Storage> WriteMap<'a, S> {
         let size = image.cluster_size;
         let clusters = image.clusters(offset, len);
         let (mut offset, mut end) = (offset, offset.saturating_add(len));
-        let has_parts = purpose == Purpose::CopyUp && image.now(|state| state.extended);
-        if purpose != Purpose::Write && !has_parts {
+        if purpose != Purpose::Write {
             // Nothing of it is the caller's to write, so all of a new cluster is filled.
             (offset, end) = (clusters.end * size, clusters.end * size);
         }
@@ -585,6 +582,20 @@ impl<'a, S: Storage> WriteMap<'a, S> {
                 })
                 .await?;
         }
+        Ok(())
+    }
+
+    /// Writes `buf`, which is the guest's from `offset` on, to what of the claim has no place yet, and maps it. The map is as new then.
+    pub(crate) async fn write_new(&mut self, offset: u64, buf: IoBuf) -> Result<(), IoError> {
+        self.resolve(offset, buf.len() as u64, false, Purpose::Write).await?;
+        let left_out = mutant!(self.image.options.rules, CopyLeavesOutRead => self.image.now(|state| state.extended); false);
+        if !left_out {
+            self.write_data(offset, buf, Durability::Cached).await.1?;
+        }
+        self.link().await?;
+        self.extents.clear();
+        self.links.clear();
+        self.runs.clear();
         Ok(())
     }
 

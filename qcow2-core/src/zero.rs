@@ -31,6 +31,11 @@ pub(crate) enum Becomes {
     Zeroes(Zeroing),
     /// What the layer below holds, zeroes without one.
     Below,
+    /// Zeroes of the image's own, where these bytes show the layer below, which has zeroes there; what they are elsewhere.
+    Hidden {
+        from: u64,
+        until: u64,
+    },
 }
 
 /// How far a step has come that takes what guest clusters hold from them.
@@ -84,6 +89,20 @@ impl State {
         }
     }
 
+    /// What to put in the place of a guest cluster's mapping, so that what these bytes of it show of the layer below reads as zeroes; none
+    /// where they show nothing.
+    fn hidden(&self, guest_cluster: u64, mapping: Mapping, bytes: &Range<u64>) -> Option<Mapping> {
+        let shows = self.showing(guest_cluster, mapping, bytes);
+        if shows == 0 {
+            return None;
+        }
+        if !self.extended {
+            return Some(Mapping::ZeroPlain);
+        }
+        let (host, copied, of) = mapping.subclusters().expect("a stream shows no layer");
+        Some(Mapping::with_subclusters(host, copied, Subclusters { zero: of.zero | shows, ..of }))
+    }
+
     /// Lets the first of these guest clusters become what they are to, as far as the cache knows them, and takes them out of the range.
     ///
     /// In version 2, what a layer below shows stays as it is: no entry can hide it.
@@ -121,6 +140,9 @@ impl State {
                         let new = match becomes {
                             Becomes::Zeroes(how) => self.zeroed(clusters.start, old, how),
                             Becomes::Below => self.uncovered(old),
+                            Becomes::Hidden { from, until } => {
+                                self.hidden(clusters.start, old, &(from..until))
+                            }
                         };
                         if let Some(new) = new {
                             if !owned {

@@ -1,9 +1,14 @@
 //! What requests cost, counted: steps under the lock and what is looked at in them, over three decades of whatever might make them
 //! dearer. No seconds, so that a busy machine changes nothing.
 
+use std::sync::Arc;
+
 use allocation_counter::measure;
-use qcow2_core::blocking::{Image, check, create};
-use qcow2_core::{CheckReport, CreateOptions, OpenOptions, Preallocation, Repair, Work, Zeroing};
+use qcow2_core::blocking::{Image, block_on, check, create, create_over};
+use qcow2_core::{
+    Backing, CheckReport, CreateOptions, Format, Layer, OpenOptions, Preallocation, Repair, Work,
+    Zeroing,
+};
 
 use crate::sparse::SparseStorage;
 
@@ -515,4 +520,58 @@ fn growth_costs_what_it_changes() {
         (1, work(&image, |image| image.grow(size).expect("there is room")))
     });
     assert_flat("growing at once", &costs);
+}
+
+/// An image of this size over layers, each an image that is empty but for one cluster at its end, and the storages of those.
+fn over_empty_layers(size: u64, layers: usize) -> (Image<SparseStorage>, Vec<SparseStorage>) {
+    let named = Backing::new("below", Format::Qcow2);
+    let options = CreateOptions::new(size);
+    let bottom = SparseStorage::default();
+    create(&bottom, &options).expect("there is room");
+    let image = Image::open(bottom.clone(), OpenOptions::new()).expect("it was just made");
+    image.write(size - 65_536, &[7; 65_536]).expect("there is room");
+    image.close().expect("nothing fails");
+    let opened = qcow2_core::Image::open(bottom.clone(), OpenOptions::read_only());
+    let mut layer: Arc<dyn Layer> = Arc::new(block_on(opened).expect("closed"));
+    let mut storages = vec![bottom];
+    for _ in 1..layers {
+        let storage = SparseStorage::default();
+        create_over(&storage, &options, &named).expect("there is room");
+        let opened = qcow2_core::Image::open_over(storage.clone(), layer, OpenOptions::read_only());
+        layer = Arc::new(block_on(opened).expect("it was just made"));
+        storages.push(storage);
+    }
+    let storage = SparseStorage::default();
+    create_over(&storage, &options, &named).expect("there is room");
+    storages.push(storage.clone());
+    (Image::open_over(storage, layer, OpenOptions::new()).expect("it was just made"), storages)
+}
+
+/// Goal: copying what is empty in all layers takes no cluster, reads none, and costs what there is to say of it. Method: disks of very
+/// different sizes, over several images that are empty but for one cluster; all of it copied.
+#[test]
+fn copying_an_empty_layer_costs_its_entries() {
+    const LAYERS: usize = 3;
+    let costs = [1u64 << 30, 1 << 33, 1 << 36].map(|size| {
+        let (image, storages) = over_empty_layers(size, LAYERS);
+        let moved = || storages.iter().map(SparseStorage::moved).sum::<u64>();
+        let before = moved();
+        let cost = work(&image, |image| image.copy_up(0, size).expect("there is room"));
+        image.close().expect("nothing fails");
+        let (clusters, tables) = (size >> 16, size.div_ceil(1 << 29));
+        let moved = moved() - before;
+        // An entry of 8 bytes for each cluster, a table more than once, and what there is beside them.
+        assert!(moved < 4 * 8 * clusters + (4 << 20), "{moved} bytes for {clusters} clusters");
+        let report = check(&storages[LAYERS], Repair::None).expect("an image");
+        assert!(report.findings.is_empty(), "{:?}", report.findings.first());
+        let used = report.allocated_clusters;
+        assert_eq!(used, 1, "{used} clusters of {clusters}");
+        assert!(report.image_end_offset >> 16 < tables + 64, "{report:?}");
+        (clusters, cost)
+    });
+    assert_flat("copying what is empty, for each cluster", &costs);
+    let bounded = |(clusters, cost): &(u64, Work)| {
+        cost.steps <= clusters / 16 + 128 && cost.looked_at <= 4 * clusters + 2048
+    };
+    assert!(costs.iter().all(bounded), "{costs:?}");
 }

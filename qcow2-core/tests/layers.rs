@@ -1,6 +1,7 @@
 //! Images over layers: what the guest reads is the image's, or else the layer's, or else zeroes; whatever is written, zeroed, discarded or
 //! grown, and however the layer ends.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -533,44 +534,56 @@ fn a_chain_of_as_many_layers_as_are_allowed_is_read() {
     assert!(error.to_string().contains("more than 200 layers"), "{error}");
 }
 
-/// Goal: a chain reads as its layers say, whatever shows through where. Method: layers of different lengths, clusters and entries,
-/// written to at random, against disks that are arrays; ranges at random.
+/// Bytes of whole units, at random, of so many units.
+fn some(draw: &mut impl FnMut(usize) -> usize, units: usize) -> Range<usize> {
+    let first = draw(units);
+    512 * first..512 * (first + 1 + draw(units - first))
+}
+
+/// Layers of different lengths, clusters and entries, written to at random: so many images over a raw one; and how they read.
+fn a_chain(
+    seed: u64,
+    images: usize,
+    draw: &mut impl FnMut(usize) -> usize,
+) -> (Arc<dyn Layer>, Vec<u8>) {
+    let mut wanted = base(some(draw, 60).end + 17);
+    let mut layer: Arc<dyn Layer> = raw(wanted.clone());
+    for (number, bits) in [9, 14, 12, 10].into_iter().cycle().take(images).enumerate() {
+        let units = some(draw, 90).end / 512;
+        wanted.resize(512 * units, 0);
+        let storage = MemoryStorage::default();
+        let options = CreateOptions::new(512 * units as u64).cluster_bits(bits);
+        let options = options.extended_l2(bits == 14 && seed.is_multiple_of(2));
+        create_over(&storage, &options, &over()).expect("there is room");
+        let image = Image::open_over(storage.clone(), Arc::clone(&layer), OpenOptions::new());
+        let image = image.expect("in order");
+        for write in 0..seed as usize % 4 {
+            let bytes = some(draw, units);
+            let (at, len) = (bytes.start as u64, bytes.len());
+            if write == 1 {
+                image.write_zeroes(at, len as u64, Zeroing::Keep).expect("there is room");
+                wanted[bytes].fill(0);
+            } else {
+                let data = vec![(1 + 40 * number + write) as u8; len];
+                image.write(at, &data).expect("there is room");
+                wanted[bytes].copy_from_slice(&data);
+            }
+        }
+        image.close().expect("nothing fails");
+        let opened = qcow2_core::Image::open_over(storage, layer, OpenOptions::read_only());
+        layer = Arc::new(block_on(opened).expect("in order"));
+    }
+    (layer, wanted)
+}
+
+/// Goal: a chain reads as its layers say, whatever shows through where. Method: a random chain against a disk that is an array; ranges at
+/// random.
 #[test]
 fn a_chain_reads_as_its_layers_say() {
     for seed in 0..40 {
         let mut draw = draws(seed);
-        let mut some = |units: usize| {
-            let first = draw(units);
-            512 * first..512 * (first + 1 + draw(units - first))
-        };
-        let mut wanted = base(some(60).end + 17);
-        let mut layer: Arc<dyn Layer> = raw(wanted.clone());
         let images = 1 + seed as usize % 6;
-        for (number, bits) in [9, 14, 12, 10].into_iter().cycle().take(images).enumerate() {
-            let units = some(90).end / 512;
-            wanted.resize(512 * units, 0);
-            let storage = MemoryStorage::default();
-            let options = CreateOptions::new(512 * units as u64).cluster_bits(bits);
-            let options = options.extended_l2(bits == 14 && seed % 2 == 0);
-            create_over(&storage, &options, &over()).expect("there is room");
-            let image = Image::open_over(storage.clone(), Arc::clone(&layer), OpenOptions::new());
-            let image = image.expect("in order");
-            for write in 0..seed as usize % 4 {
-                let bytes = some(units);
-                let (at, len) = (bytes.start as u64, bytes.len());
-                if write == 1 {
-                    image.write_zeroes(at, len as u64, Zeroing::Keep).expect("there is room");
-                    wanted[bytes].fill(0);
-                } else {
-                    let data = vec![(1 + 40 * number + write) as u8; len];
-                    image.write(at, &data).expect("there is room");
-                    wanted[bytes].copy_from_slice(&data);
-                }
-            }
-            image.close().expect("nothing fails");
-            let opened = qcow2_core::Image::open_over(storage, layer, OpenOptions::read_only());
-            layer = Arc::new(block_on(opened).expect("in order"));
-        }
+        let (layer, wanted) = a_chain(seed, images, &mut draw);
         let storage = MemoryStorage::default();
         let size = wanted.len();
         create_over(&storage, &CreateOptions::new(size as u64), &over()).expect("there is room");
@@ -578,11 +591,48 @@ fn a_chain_reads_as_its_layers_say() {
         let what = format!("seed {seed}, {images} images");
         same(&read(&image, size), &wanted, &what);
         for _ in 0..8 {
-            let bytes = some(size / 512);
+            let bytes = some(&mut draw, size / 512);
             let mut found = vec![0xee; bytes.len()];
             image.read(bytes.start as u64, &mut found).expect("nothing fails");
             same(&found, &wanted[bytes], &what);
         }
+    }
+}
+
+/// Goal: what images know to be zeroes is copied as what is read of them. Method: a random chain against a disk that is an array; some
+/// ranges at random are copied, then all; then the image is opened over another layer, which shows nowhere, and has a cluster only where
+/// there is something.
+#[test]
+fn what_images_know_is_copied_as_what_is_read() {
+    for seed in 0..80 {
+        let mut draw = draws(seed);
+        let images = 1 + seed as usize % 6;
+        let (layer, mut wanted) = a_chain(seed, images, &mut draw);
+        wanted.resize(some(&mut draw, 120).end, 0);
+        let size = wanted.len();
+        let bits = [9, 10, 14][draw(3)];
+        let options = CreateOptions::new(size as u64).cluster_bits(bits);
+        let options = options.extended_l2(bits == 14);
+        let shown = layer.size() as usize;
+        let storage = MemoryStorage::default();
+        create_over(&storage, &options, &over()).expect("there is room");
+        let image = Image::open_over(storage.clone(), layer, OpenOptions::new()).expect("in order");
+        let what = format!("seed {seed}, {images} images, {options:?}");
+        for _ in 0..draw(4) {
+            let bytes = some(&mut draw, size / 512);
+            image.copy_up(bytes.start as u64, bytes.len() as u64).expect("there is room");
+            same(&read(&image, size), &wanted, &what);
+        }
+        image.copy_up(0, size as u64).expect("there is room");
+        same(&read(&image, size), &wanted, &what);
+        image.close().expect("nothing fails");
+        let report = check(&storage, Repair::None).expect("an image");
+        assert!(report.findings.is_empty(), "{what}: {report:?}");
+        let used = wanted.chunks(1 << bits).filter(|cluster| cluster.iter().any(|&byte| byte != 0));
+        assert_eq!(report.allocated_clusters, used.count() as u64, "{what}");
+        let other = raw(vec![9; shown.min(size)]);
+        let image = Image::open_over(storage, other, OpenOptions::new()).expect("in order");
+        same(&read(&image, size), &wanted, &what);
     }
 }
 
@@ -664,13 +714,17 @@ impl Layer for Counting {
 fn copying(seed: u64, options: &CreateOptions, below: usize) {
     let what = format!("seed {seed}, {options:?}, a layer of {below} bytes");
     let reads = Arc::new(AtomicU64::new(0));
-    let layer = Arc::new(Counting(base(below), reads.clone()));
     let (size, cluster) = (options.virtual_size as usize, 1 << options.cluster_bits);
+    let mut draw = draws(seed);
+    let mut disk = base(below);
+    for _ in 0..draw(5) {
+        let at = draw(below / 512) * 512;
+        disk[at..(at + 512 * draw(80)).min(below)].fill(0);
+    }
+    let layer = Arc::new(Counting(disk.clone(), reads.clone()));
     let storage = MemoryStorage::default();
     create_over(&storage, options, &over()).expect("there is room");
-    let mut disk = base(below);
     disk.resize(size.max(below), 0);
-    let mut draw = draws(seed);
     for _ in 0..4 {
         let open = OpenOptions::new().growth(0);
         let image = Image::open_over(storage.clone(), layer.clone(), open.copy_on_read(true));
@@ -713,8 +767,8 @@ fn copying(seed: u64, options: &CreateOptions, below: usize) {
 }
 
 /// Goal: what is read from a layer is in the image afterwards, and nothing reads as anything else for it. Method: random requests against
-/// an array, over a shorter and over a longer layer that counts its reads, with standard entries, subclusters and version 2; each range is
-/// read twice, the second time without the layer.
+/// an array, over a shorter and over a longer layer that has holes and counts its reads, with standard entries, subclusters and version 2;
+/// each range is read twice, the second time without the layer.
 #[test]
 fn what_is_read_is_copied() {
     let size = (20 << 10) + 512;
@@ -728,4 +782,113 @@ fn what_is_read_is_copied() {
             }
         }
     }
+}
+
+/// How many host clusters hold data of the guest's, and how many bytes of the disk show the layer.
+fn held(image: &qcow2_core::Image<MemoryStorage>, cluster: u64) -> (usize, u64) {
+    let size = image.info().virtual_size;
+    let map = block_on(image.map_read(0, size)).expect("nothing fails");
+    let (mut data, mut shows) = (BTreeSet::new(), 0);
+    for extent in map.extents() {
+        match extent.source {
+            Source::Below => shows += extent.len,
+            Source::Zeroes => {}
+            source => {
+                let first = source.host().expect("it is in the file");
+                data.extend(first / cluster..(first + extent.len).div_ceil(cluster));
+            }
+        }
+    }
+    (data.len(), shows)
+}
+
+/// Goal: what a layer has as zeroes takes no cluster when it is copied, and does not show the layer afterwards. Method: copied at once, and
+/// by reading; a layer that is zeroes but for some units, and shorter than the disk; in version 2, where no entry says zeroes, all of it
+/// takes clusters.
+#[test]
+fn zeroes_of_a_layer_are_copied_as_zeroes() {
+    const CLUSTERS: u64 = 24;
+    for (options, by_reading) in [
+        CreateOptions::new(CLUSTERS << 10).cluster_bits(10),
+        CreateOptions::new(CLUSTERS << 14).cluster_bits(14).extended_l2(true),
+        CreateOptions::new(CLUSTERS << 10).cluster_bits(10).version(2),
+    ]
+    .into_iter()
+    .flat_map(|options| [(options, false), (options, true)])
+    {
+        let what = format!("{options:?}, by reading: {by_reading}");
+        let cluster = 1u64 << options.cluster_bits;
+        let one = if options.extended_l2 { cluster / 32 } else { cluster };
+        let end = 20 * cluster;
+        let mut below = vec![0; end as usize];
+        // A part of one cluster, the ends of two neighbours, and what the image has itself.
+        for at in [3 * cluster + one / 2, 8 * cluster - 512, 8 * cluster, 11 * cluster] {
+            below[at as usize..][..512].fill(5);
+        }
+        let storage = MemoryStorage::default();
+        create_over(&storage, &options, &over()).expect("there is room");
+        let open = OpenOptions::new().copy_on_read(by_reading).growth(0);
+        let opened = qcow2_core::Image::open_over(storage.clone(), raw(below.clone()), open);
+        let image = block_on(opened).expect("in order");
+        let buf = IoBuf::copy_of(&vec![6; cluster as usize], 512);
+        block_on(image.write(11 * cluster, buf, Durability::Cached)).1.expect("there is room");
+        let mut wanted = below;
+        wanted.resize(options.virtual_size as usize, 0);
+        wanted[11 * cluster as usize..][..cluster as usize].fill(6);
+
+        if by_reading {
+            for at in (0..options.virtual_size).step_by(512) {
+                let (_, read) = block_on(image.read(at, IoBuf::zeroed(512, 512)));
+                read.expect("nothing fails");
+            }
+        } else {
+            block_on(image.copy_up(0, options.virtual_size)).expect("there is room");
+        }
+        let data = if options.version == 2 { 20 } else { 4 };
+        assert_eq!(held(&image, cluster), (data, 0), "{what}");
+        block_on(image.close()).expect("nothing fails");
+        let report = check(&storage, Repair::None).expect("an image");
+        assert!(report.findings.is_empty(), "{what}: {report:?}");
+        // It needs that layer no more.
+        let other = Image::open_over(storage, raw(vec![9; end as usize]), OpenOptions::new());
+        same(&read(&other.expect("in order"), wanted.len()), &wanted, &what);
+    }
+}
+
+/// Goal: of a cluster with subclusters only those take space that are not zeroes in the layer. Method: every second one is, and the image
+/// has some of its own; what was copied has data, and what was zeroes is zeroes.
+#[test]
+fn subclusters_are_copied_one_by_one() {
+    let options = CreateOptions::new(1 << 14).cluster_bits(14).extended_l2(true);
+    let storage = MemoryStorage::default();
+    create_over(&storage, &options, &over()).expect("there is room");
+    let mut below = vec![0; 1 << 14];
+    below.chunks_mut(512).step_by(2).for_each(|one| one.fill(5));
+    let opened =
+        qcow2_core::Image::open_over(storage.clone(), raw(below.clone()), OpenOptions::new());
+    let image = block_on(opened).expect("in order");
+    let buf = IoBuf::copy_of(&[6; 1024], 512);
+    block_on(image.write(9 * 512, buf, Durability::Cached)).1.expect("there is room");
+    block_on(image.write_zeroes(20 * 512, 1024, Zeroing::Keep)).expect("there is room");
+    block_on(image.copy_up(0, 1 << 14)).expect("there is room");
+    let map = block_on(image.map_read(0, 1 << 14)).expect("nothing fails");
+    let mut kinds = Vec::new();
+    for extent in map.extents() {
+        let units = extent.len as usize / 512;
+        kinds.extend(std::iter::repeat_n(extent.source != Source::Zeroes, units));
+        assert_ne!(extent.source, Source::Below);
+    }
+    drop(map);
+    let has_data = |unit: usize| match unit {
+        9 | 10 => true,
+        20 | 21 => false,
+        _ => unit.is_multiple_of(2),
+    };
+    assert_eq!(kinds, (0..32).map(has_data).collect::<Vec<_>>());
+    below[9 * 512..11 * 512].fill(6);
+    below[20 * 512..22 * 512].fill(0);
+    block_on(image.close()).expect("nothing fails");
+    assert!(check(&storage, Repair::None).expect("an image").findings.is_empty());
+    let other = Image::open_over(storage, raw(vec![9; 1 << 14]), OpenOptions::new());
+    same(&read(&other.expect("in order"), 1 << 14), &below, "without the layer");
 }

@@ -10,7 +10,7 @@ use qcow2_core::storage::{Durability, IoBuf, Limits, Storage};
 
 const PIECE: u64 = 4096;
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Content {
     length: u64,
     /// Bytes read and written so far.
@@ -21,7 +21,7 @@ struct Content {
 }
 
 /// A file with holes. Clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SparseStorage(Arc<Mutex<Content>>);
 
 /// The parts of a range of bytes that lie in one piece each: piece, where in it, and how long.

@@ -4,7 +4,7 @@ use qcow2_crashtest::workload::Shape;
 
 use super::line::By::{Plans, Shape as Shaped, Test};
 use super::line::lines;
-use super::tests::{INTEROP, LAYERS};
+use super::tests::{COST, INTEROP, LAYERS};
 
 lines! {
     "Backing::of()" {
@@ -79,6 +79,31 @@ lines! {
         "of an image over others, and of a raw disk" [
             Test(LAYERS, "a_chain_reads_as_its_layers_say"),
             Test(LAYERS, "a_chain_of_as_many_layers_as_are_allowed_is_read"),
+        ];
+    }
+    "Layer::known_own()" {
+        "nothing" [Test(LAYERS, "zeroes_of_a_layer_are_copied_as_zeroes")];
+        "of an image over others" [
+            Test(COST, "copying_an_empty_layer_costs_its_entries"),
+            Test(LAYERS, "what_images_know_is_copied_as_what_is_read"),
+        ];
+    }
+    "Known::Zeroes" {
+        "some, and up to the end of the range" [
+            Test(COST, "copying_an_empty_layer_costs_its_entries"),
+            Test(LAYERS, "what_images_know_is_copied_as_what_is_read"),
+        ];
+    }
+    "Known::Below" {
+        "that knows, and that does not" [
+            Test(COST, "copying_an_empty_layer_costs_its_entries"),
+            Test(LAYERS, "what_images_know_is_copied_as_what_is_read"),
+        ];
+    }
+    "Known::Nothing" {
+        "of bytes that are zeroes, and of others" [
+            Test(LAYERS, "zeroes_of_a_layer_are_copied_as_zeroes"),
+            Test(LAYERS, "what_images_know_is_copied_as_what_is_read"),
         ];
     }
     "Raw::new()" {
