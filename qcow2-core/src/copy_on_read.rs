@@ -87,13 +87,6 @@ impl<S: Storage> Image<S> {
     }
 }
 
-/// Bytes that are compared with zeroes at once.
-const ZEROES: [u8; 4096] = [0; 4096];
-
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(ZEROES.len()).all(|piece| piece == &ZEROES[..piece.len()])
-}
-
 /// The runs of bits that are set.
 fn runs(mut bits: u32) -> impl Iterator<Item = Range<u64>> {
     std::iter::from_fn(move || {
@@ -167,7 +160,7 @@ impl<S: Storage> WriteMap<'_, S> {
                 let (mut rest, read) = image.read_below(at, buf).await;
                 read?;
                 while !rest.is_empty() {
-                    let hides = |piece: &[u8]| can_hide && is_zero(piece);
+                    let hides = |piece: &[u8]| can_hide && piece.iter().all(|&byte| byte == 0);
                     let hidden = hides(&rest[..memory(one)]);
                     let alike = rest.chunks(memory(one)).take_while(|piece| hides(piece) == hidden);
                     let piece = rest.split_to(alike.map(<[u8]>::len).sum());

@@ -34,7 +34,9 @@ fn live<S: Shown>(seed: u64, options: CreateOptions, said: &DataFile, below: Opt
     let storage = S::of(Vec::new());
     // It has been used before, and is longer than the disk.
     let data = S::of(vec![0xdd; SIZE + (128 << 10)]);
-    let below: Option<Vec<u8>> = below.map(|len| vec![3; len]);
+    // With holes.
+    let byte = |at| if at / 2048 % 5 < 2 { 0 } else { 3 };
+    let below: Option<Vec<u8>> = below.map(|len| (0..len).map(byte).collect());
     let mut disk = below.clone().unwrap_or_default();
     disk.resize(SIZE, 0);
     let backing = Backing::new("below", Format::Raw);
@@ -51,7 +53,7 @@ fn live<S: Shown>(seed: u64, options: CreateOptions, said: &DataFile, below: Opt
             let at = draw(disk.len() / 512) * 512;
             let end = (at + (1 + draw(40)) * 512).min(disk.len());
             let (from, len) = (at as u64, (end - at) as u64);
-            match draw(9) {
+            match draw(10) {
                 0..=2 => {
                     image.write(from, &vec![100 + step; end - at]).expect("there is room");
                     disk[at..end].fill(100 + step);
@@ -82,6 +84,7 @@ fn live<S: Shown>(seed: u64, options: CreateOptions, said: &DataFile, below: Opt
                     image.grow(size as u64).expect("there is room");
                     disk.resize(size, 0);
                 }
+                8 => image.copy_up(from, len).expect("there is room"),
                 _ => image.preallocate(from, len, Preallocation::Full).expect("there is room"),
             }
             if said.raw {

@@ -134,6 +134,8 @@ pub struct MapExtent {
     pub start: u64,
     /// Length in bytes.
     pub length: u64,
+    /// How many layers down it is found: 0 is the image itself.
+    pub depth: u64,
     /// Whether it reads as zeroes.
     pub zero: bool,
     /// Whether it holds data.

@@ -364,6 +364,79 @@ fn layers_are_renamed_both_ways() {
     }
 }
 
+/// Goal: what both copy of a sparse layer is the same: data where there is some, and zeroes that take no cluster where there are none.
+/// Method: a raw layer with holes of all sizes, copied cluster by cluster by QEMU's reads, by reads of ours, and at once; `qemu-img map`
+/// of the three, in which nothing is the layer's.
+#[test]
+#[cfg_attr(
+    not(has_qemu),
+    ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
+)]
+fn zeroes_of_a_layer_are_copied_alike() {
+    for (version, bits, extended) in [(2, 16, false), (3, 16, false), (3, 12, false), (3, 16, true)]
+    {
+        let cluster = 1u64 << bits;
+        let size = 24 * cluster;
+        let one = if extended { cluster / 32 } else { cluster };
+        let mut bytes = vec![0; size as usize];
+        for at in [2 * cluster, 3 * cluster + one - 512, 7 * cluster + one, 12 * cluster - 512] {
+            bytes[at as usize..][..1024].fill(9);
+        }
+        bytes[15 * cluster as usize..18 * cluster as usize].fill(8);
+        let clusters = (0..size).step_by(cluster as usize);
+        let mut maps = Vec::new();
+        for how in ["read by QEMU", "read", "at once"] {
+            let bench = Bench::new();
+            fs::write(bench.directory.path().join("base"), &bytes).unwrap();
+            let storage = FileStorage::create(bench.path(), Existing::Refuse).unwrap();
+            let options = CreateOptions::new(size).cluster_bits(bits).version(version);
+            let options = options.extended_l2(extended);
+            create_over(&storage, &options, &Backing::new("base", Format::Raw)).unwrap();
+            drop(storage);
+            if how == "read by QEMU" {
+                let read = |at| format!("read {at} {cluster}");
+                let commands: Vec<_> = clusters.clone().map(read).collect();
+                let args =
+                    ["-C".as_ref(), "-f".as_ref(), "qcow2".as_ref(), bench.path().as_os_str()];
+                qemu::io_with(args, &commands).unwrap().success().unwrap();
+            } else {
+                let image = bench.open(OpenOptions::new().copy_on_read(how == "read"));
+                for at in clusters.clone().filter(|_| how == "read") {
+                    image.read(at, &mut vec![0; cluster as usize]).unwrap();
+                }
+                image.copy_up(0, size).unwrap();
+                image.close().unwrap();
+            }
+            let map = qemu::map(bench.path()).unwrap();
+            assert!(map.iter().all(|extent| extent.depth == 0), "{how}, {options:?}: {map:?}");
+            let kinds = map.iter().map(|extent| (extent.length, extent.zero, extent.data));
+            let mut merged: Vec<(u64, bool, bool)> = Vec::new();
+            for (length, zero, data) in kinds {
+                match merged.last_mut() {
+                    Some(last) if (last.1, last.2) == (zero, data) => last.0 += length,
+                    _ => merged.push((length, zero, data)),
+                }
+            }
+            maps.push(merged);
+            let mut expected = Expected::zeroes(size, cluster);
+            expected.bytes.copy_from_slice(&bytes);
+            bench.assert_sound(&expected);
+        }
+        let what = format!("version {version}, {cluster} bytes, subclusters: {extended}");
+        assert_eq!(maps[1], maps[2], "{what}");
+        let zeroes = |map: &[(u64, bool, bool)]| {
+            map.iter().filter(|extent| extent.1 && !extent.2).map(|extent| extent.0).sum::<u64>()
+        };
+        println!("{what}: QEMU {:?}, ours {:?}", maps[0], maps[1]);
+        // With subclusters QEMU copies clusters whole.
+        if extended {
+            assert!(zeroes(&maps[0]) <= zeroes(&maps[1]), "{what}");
+        } else {
+            assert_eq!(maps[0], maps[1], "{what}");
+        }
+    }
+}
+
 /// Goal: what is too long for the name of a layer's format is that for both. Method: an image of ours with the longest; then its length in
 /// the header says one byte more.
 #[test]
