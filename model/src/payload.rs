@@ -129,9 +129,15 @@ pub fn unit(unit: u64, id: u32) -> Unit {
     bytes
 }
 
-/// What unit `of` of the layer below an image holds: some of them zeroes, so that clusters are mixed.
+/// What unit `of` of the layer below an image holds: some of them zeroes, so that clusters are mixed, and a third of it [holes](is_hole), so that
+/// some clusters are nothing else.
 pub const fn below(of: u64) -> Value {
-    if of % 5 == 3 { Value::Zero } else { Value::Tag { unit: of, id: BELOW } }
+    if of % 5 == 3 || is_hole(of) { Value::Zero } else { Value::Tag { unit: of, id: BELOW } }
+}
+
+/// Whether unit `of` of the layer is in a run of eight, of zeroes.
+pub const fn is_hole(of: u64) -> bool {
+    of / 8 % 3 == 1
 }
 
 /// What `bytes` are; all of them are verified.

@@ -21,11 +21,12 @@ use crate::error::IoError;
 use crate::files::File;
 use crate::format::entry::Mapping;
 use crate::image::Image;
+use crate::mutant::mutant;
 use crate::read::{ReadMap, Source};
 use crate::state::State;
 use crate::write::{AT_ONCE, WriteMap, memory};
 use crate::zero::Becomes;
-use storage::{IoBuf, Storage};
+use storage::{IoBuf, Storage, UNIT};
 
 impl State {
     /// The parts of a guest cluster with this mapping that `bytes` touch, as far as they show the layer below: a bit for each subcluster, or one for all.
@@ -113,7 +114,10 @@ impl<S: Storage> WriteMap<'_, S> {
         let end = bytes.end.min(disk).next_multiple_of(one);
         while at < end {
             let (len, is_zero) = match can_hide {
-                true => below.knows_zeroes(at, end - at).await,
+                true => {
+                    let (len, is_zero) = below.knows_zeroes(at, end - at).await;
+                    mutant!(image.options.rules, KnownZeroesTooLong => (end - at, is_zero); (len, is_zero))
+                }
                 false => (end - at, false),
             };
             let whole = (at + len) / one * one;
@@ -160,7 +164,10 @@ impl<S: Storage> WriteMap<'_, S> {
                 let (mut rest, read) = image.read_below(at, buf).await;
                 read?;
                 while !rest.is_empty() {
-                    let hides = |piece: &[u8]| can_hide && piece.iter().all(|&byte| byte == 0);
+                    let hides = |piece: &[u8]| {
+                        let piece = mutant!(image.options.rules, CopyZeroByFirstUnit => &piece[..UNIT]; piece);
+                        can_hide && piece.iter().all(|&byte| byte == 0)
+                    };
                     let hidden = hides(&rest[..memory(one)]);
                     let alike = rest.chunks(memory(one)).take_while(|piece| hides(piece) == hidden);
                     let piece = rest.split_to(alike.map(<[u8]>::len).sum());

@@ -366,6 +366,10 @@ mutants! {
         TakenAheadSaysData = "mutant:taken-ahead-says-data";
         /// What is copied from the layer when it is read leaves out what the reader asked for.
         CopyLeavesOutRead = "mutant:copy-leaves-out-read";
+        /// What is copied of the layer counts as zeroes if its first unit is.
+        CopyZeroByFirstUnit = "mutant:copy-zero-by-first-unit";
+        /// What a layer knows of the first bytes of a range counts for all of it.
+        KnownZeroesTooLong = "mutant:known-zeroes-too-long";
         /// What a write leaves of a subcluster is filled with zeroes.
         SubclusterNotFilled = "mutant:subcluster-not-filled";
         /// Subclusters that are moved to a new cluster beside a request that finds zeroes need not be there before the entry.

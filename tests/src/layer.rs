@@ -1,11 +1,15 @@
-//! The layer below the images of a campaign: a raw disk that never changes and holds what [`model::payload::below`] says.
+//! The layer below the images of a campaign: a raw disk that never changes and holds what [`model::payload::below`] says. Of every other hole it
+//! knows that it is one; what zeroes else there are is seen by who reads them.
 
 use std::sync::Arc;
 
 use model::op::Geometry;
 use model::payload::{self, UNIT, Value, ZEROES};
 use qcow2_core::storage::IoBuf;
-use qcow2_core::{Layer, LayerRead};
+use qcow2_core::{Known, Layer, LayerRead, OwnKnown};
+
+/// Units from the beginning of a hole to that of the next.
+const HOLES: u64 = 24;
 
 /// Such a layer of so many bytes, a multiple of 512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,5 +61,13 @@ impl Layer for Base {
     fn read(&self, offset: u64, mut buf: IoBuf) -> LayerRead<'_> {
         self.fill(offset, &mut buf);
         Box::pin(std::future::ready((buf, Ok(()))))
+    }
+
+    fn known_own(&self, offset: u64, len: u64) -> OwnKnown<'_> {
+        let known = |unit| payload::is_hole(unit) && unit / HOLES % 2 == 0;
+        let (first, end) = (offset / UNIT as u64, (offset + len) / UNIT as u64);
+        let alike = (first..end).take_while(|&unit| known(unit) == known(first)).count();
+        let what = if known(first) { Known::Zeroes } else { Known::Nothing };
+        Box::pin(std::future::ready((alike as u64 * UNIT as u64, what)))
     }
 }

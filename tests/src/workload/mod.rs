@@ -20,4 +20,4 @@ pub use scope::Scope;
 pub use shape::{Shape, UnknownShape};
 
 /// Version of the generator: cases of different versions with the same seed differ.
-pub const GENERATOR: u32 = 21;
+pub const GENERATOR: u32 = 22;
