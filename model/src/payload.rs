@@ -137,7 +137,7 @@ pub const fn below(of: u64) -> Value {
 
 /// Whether unit `of` of the layer is in a run of eight, of zeroes.
 pub const fn is_hole(of: u64) -> bool {
-    of / 8 % 3 == 1
+    of / 8 % 3 == 2
 }
 
 /// What `bytes` are; all of them are verified.

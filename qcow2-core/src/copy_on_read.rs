@@ -21,12 +21,13 @@ use crate::error::IoError;
 use crate::files::File;
 use crate::format::entry::Mapping;
 use crate::image::Image;
+use crate::layer::Known;
 use crate::mutant::mutant;
 use crate::read::{ReadMap, Source};
 use crate::state::State;
 use crate::write::{AT_ONCE, WriteMap, memory};
 use crate::zero::Becomes;
-use storage::{IoBuf, Storage, UNIT};
+use storage::{IoBuf, Storage};
 
 impl State {
     /// The parts of a guest cluster with this mapping that `bytes` touch, as far as they show the layer below: a bit for each subcluster, or one for all.
@@ -113,12 +114,18 @@ impl<S: Storage> WriteMap<'_, S> {
         let mut at = bytes.start / one * one;
         let end = bytes.end.min(disk).next_multiple_of(one);
         while at < end {
+            let (own, known) = image.alike(at, end.min(disk) - at).await?;
+            let own = (at + own).next_multiple_of(one) - at;
+            if known != Known::Below {
+                at += own;
+                continue;
+            }
             let (len, is_zero) = match can_hide {
                 true => {
-                    let (len, is_zero) = below.knows_zeroes(at, end - at).await;
+                    let (len, is_zero) = below.knows_zeroes(at, own).await;
                     mutant!(image.options.rules, KnownZeroesTooLong => (end - at, is_zero); (len, is_zero))
                 }
-                false => (end - at, false),
+                false => (own, false),
             };
             let whole = (at + len) / one * one;
             if is_zero && at < whole {
@@ -165,7 +172,7 @@ impl<S: Storage> WriteMap<'_, S> {
                 read?;
                 while !rest.is_empty() {
                     let hides = |piece: &[u8]| {
-                        let piece = mutant!(image.options.rules, CopyZeroByFirstUnit => &piece[..UNIT]; piece);
+                        let piece = mutant!(image.options.rules, CopyZeroByFirstUnit => &piece[..storage::UNIT]; piece);
                         can_hide && piece.iter().all(|&byte| byte == 0)
                     };
                     let hidden = hides(&rest[..memory(one)]);

@@ -216,6 +216,40 @@ impl<S: Storage> Image<S> {
         }
     }
 
+    /// What its own tables say of the first of `len` bytes from `offset` on, both multiples of 512 bytes: of how many of them, and what. Looks at no
+    /// more than twice as many as that.
+    pub(crate) async fn alike(&self, offset: u64, len: u64) -> Result<(u64, Known), IoError> {
+        let size = self.cluster_size;
+        let known = |extent: &ReadExtent| match extent.source {
+            Source::Zeroes => Known::Zeroes,
+            Source::Below => Known::Below,
+            _ => Known::Nothing,
+        };
+        let mut extents = Extents::new();
+        let mut alike = |state: &mut State| {
+            state.check_range(offset, len)?;
+            extents.clear();
+            let (mut at, mut step) = (offset, size);
+            loop {
+                let to = (at + step).min(offset + len);
+                at = match state.resolve(&mut extents, at, to) {
+                    Ok(now) if now == to => now,
+                    Err(stop) if at == offset => return Err(stop),
+                    _ => break,
+                };
+                let is_other = |extent: &ReadExtent| known(extent) != known(&extents[0]);
+                if at == offset + len || step >= size * AT_ONCE || extents.iter().any(is_other) {
+                    break;
+                }
+                step *= 2;
+            }
+            let first = extents.first().map_or(Known::Nothing, known);
+            let alike = extents.iter().take_while(|extent| known(extent) == first);
+            Ok((alike.map(|extent| extent.len).sum(), first))
+        };
+        self.look(&mut alike).await
+    }
+
     /// Fills `buf` from guest offset `offset` of the layer below.
     pub(crate) async fn read_below(&self, offset: u64, buf: IoBuf) -> (IoBuf, Result<(), IoError>) {
         match &self.below {
@@ -343,23 +377,6 @@ impl<S: Storage + fmt::Debug> Layer for Image<S> {
     }
 
     fn known_own(&self, offset: u64, len: u64) -> OwnKnown<'_> {
-        Box::pin(async move {
-            let mut extents = Extents::new();
-            let look = |state: &mut State| {
-                state.check_range(offset, len)?;
-                state.resolve(&mut extents, offset, offset + len)
-            };
-            if self.look(look).await.is_err() {
-                return (len, Known::Nothing);
-            }
-            let known = |extent: &ReadExtent| match extent.source {
-                Source::Zeroes => Known::Zeroes,
-                Source::Below => Known::Below,
-                _ => Known::Nothing,
-            };
-            let first = extents.first().map_or(Known::Nothing, known);
-            let alike = extents.iter().take_while(|extent| known(extent) == first);
-            (alike.map(|extent| extent.len).sum(), first)
-        })
+        Box::pin(async move { self.alike(offset, len).await.unwrap_or((len, Known::Nothing)) })
     }
 }

@@ -575,3 +575,40 @@ fn copying_an_empty_layer_costs_its_entries() {
     };
     assert!(costs.iter().all(bounded), "{costs:?}");
 }
+
+/// Goal: copying a layer in small pieces costs what each is, of the layer and of the image over it, and copying it again asks the layer nothing. Method:
+/// disks of very different sizes over an image of which every other cluster holds data; all of it copied, twice.
+#[test]
+fn copying_a_layer_in_pieces_costs_its_pieces() {
+    let costs = [256u64, 1024, 4096].map(|clusters| {
+        let size = clusters << 12;
+        let below = SparseStorage::default();
+        create(&below, &CreateOptions::new(size).cluster_bits(12)).expect("there is room");
+        let image = Image::open(below.clone(), OpenOptions::new()).expect("it was just made");
+        for cluster in (0..clusters).step_by(2) {
+            image.write(cluster << 12, &[7; 4096]).expect("there is room");
+        }
+        image.close().expect("nothing fails");
+        let opened = qcow2_core::Image::open(below, OpenOptions::read_only());
+        let layer = Arc::new(block_on(opened).expect("closed"));
+        let storage = SparseStorage::default();
+        let options = CreateOptions::new(size).cluster_bits(12);
+        create_over(&storage, &options, &Backing::new("below", Format::Qcow2))
+            .expect("there is room");
+        let shared: Arc<dyn Layer> = layer.clone();
+        let image =
+            Image::open_over(storage, shared, OpenOptions::new()).expect("it was just made");
+        let before = layer.work();
+        let own = work(&image, |image| image.copy_up(0, size).expect("there is room"));
+        let after = layer.work();
+        work(&image, |image| image.copy_up(0, size).expect("nothing is left to copy"));
+        assert_eq!(layer.work().looked_at, after.looked_at, "the layer is asked once");
+        let both = Work {
+            steps: own.steps + after.steps - before.steps,
+            looked_at: own.looked_at + after.looked_at - before.looked_at,
+            ..own
+        };
+        (clusters, both)
+    });
+    assert_flat("copying a layer in pieces, for each cluster", &costs);
+}
