@@ -27,7 +27,7 @@ const ASKED: &str = "QCOW2_CRASHTEST_BYSTANDER";
 /// What tells a process the folder that it shares with its supervisor.
 const SUPERVISED: &str = "QCOW2_CRASHTEST_SUPERVISED";
 
-/// The file in this folder, which is empty when the process has ended by itself.
+/// The file in this folder for what threads are at; its last word is [`END`].
 const AT: &str = "at";
 
 /// The last word of a run that ends by itself.
@@ -79,11 +79,13 @@ fn stand_by() -> io::Result<Option<String>> {
 /// Nothing more is to be said: the process ends by itself.
 pub fn end() {
     WANTED.store(false, Ordering::Relaxed);
+    if let Some(folder) = folder() {
+        // Whoever cannot say so counts as one that has died.
+        let _ = fs::write(folder.join(AT), END);
+        return;
+    }
     if let Some(Some(mut beside)) = BESIDE.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        let _ = match &mut beside.pipe {
-            Some(pipe) => pipe.write_all(END.as_bytes()),
-            None => beside.file.set_len(0),
-        };
+        let _ = beside.pipe.as_mut().map(|pipe| pipe.write_all(END.as_bytes()));
     }
 }
 
@@ -109,7 +111,7 @@ pub(crate) fn supervised(folder: &Path) -> io::Result<Command> {
 /// What the threads of a process under a supervisor were at when it died, as far as they could say; none if it ended by itself.
 pub(crate) fn left_in(folder: &Path) -> io::Result<Option<Vec<String>>> {
     let slots = fs::read(folder.join(AT))?;
-    Ok((!slots.is_empty()).then(|| told_in(&slots)))
+    Ok((slots != END.as_bytes()).then(|| told_in(&slots)))
 }
 
 /// What a thread does from now on; empty if that has ended. No two that do something have the same number, and few numbers do.

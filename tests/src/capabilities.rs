@@ -201,7 +201,7 @@ impl Capabilities {
             (self.zeroes, "zeroes"),
             (self.discard, "discards"),
             (self.uncover, "uncovering a layer"),
-            (self.grow, "growth"),
+            (self.grow && self.grows_tables, "growth"),
             (self.grows_tables, "growth of tables"),
             (self.shrink, "shrinking"),
             (self.compressed, "compressed clusters"),

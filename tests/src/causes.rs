@@ -121,7 +121,7 @@ impl RootCause {
             return (panics_at, faults) == (&other.panics_at, &other.faults);
         }
         let was_written =
-            self.is_undone() || other.is_undone() || (after, lost) == (&other.after, &other.lost);
+            (self.is_undone() && other.is_undone()) || (after, lost) == (&other.after, &other.lost);
         (wrong, faults) == (&other.wrong, &other.faults)
             && was_written
             && (held.is_none() || other.held.is_none() || *held == other.held)
@@ -286,8 +286,8 @@ pub struct Findings {
 #[derive(Debug, Default)]
 struct Alike {
     count: u64,
-    /// Those that are to be minimised, by the number of their case.
-    first: BTreeMap<u64, Found>,
+    /// Those that are to be minimised, by the number of their case; none: it has to be found again.
+    first: BTreeMap<u64, Option<Found>>,
 }
 
 impl Findings {
@@ -297,23 +297,41 @@ impl Findings {
         self.sorts.iter().map(|(sort, alike)| (sort.clone(), noted(alike))).collect()
     }
 
-    /// The same findings again, of what was noted of them; `find` finds what a case did once more.
-    pub(crate) fn again(
-        noted: &BTreeMap<String, (u64, BTreeSet<u64>)>,
-        find: impl Fn(u64) -> Option<Found>,
-    ) -> Self {
+    /// The same findings, of what was noted of them.
+    pub(crate) fn of(noted: &BTreeMap<String, (u64, BTreeSet<u64>)>) -> Self {
         let alike = |(sort, (count, cases)): (&String, &(u64, BTreeSet<u64>))| {
-            let first = cases.iter().filter_map(|&case| Some((case, find(case)?))).collect();
+            let first = cases.iter().map(|&case| (case, None)).collect();
             (sort.clone(), Alike { count: *count, first })
         };
         Self { sorts: noted.iter().map(alike).collect() }
+    }
+
+    /// Finds again what was only noted. What is not found any more is left out: how it looked, and its case.
+    pub(crate) fn find(
+        &mut self,
+        mut find: impl FnMut(u64) -> Option<Found>,
+    ) -> Vec<(String, u64)> {
+        let mut gone = Vec::new();
+        for (look, alike) in &mut self.sorts {
+            alike.first.retain(|&case, found| {
+                *found = found
+                    .take()
+                    .or_else(|| find(case))
+                    .filter(|it| sort(&it.failure.violation) == *look);
+                if found.is_none() {
+                    gone.push((look.clone(), case));
+                }
+                found.is_some()
+            });
+        }
+        gone
     }
 
     /// Takes one in. The cases that are to be minimised because of it, and no longer, in this order.
     pub fn add(&mut self, found: &Found) -> (Option<u64>, Option<u64>) {
         let alike = self.sorts.entry(sort(&found.failure.violation)).or_default();
         alike.count += 1;
-        alike.first.insert(found.case, found.clone());
+        alike.first.insert(found.case, Some(found.clone()));
         let over = (alike.first.len() > OF_A_SORT).then(|| alike.first.pop_last()).flatten();
         match over {
             Some((case, _)) if case == found.case => (None, None),
@@ -350,7 +368,9 @@ impl Findings {
     ) -> Vec<Met> {
         let alike = self.sorts.into_values();
         let mut small: Vec<_> = alike
-            .flat_map(|Alike { count, first }| first.into_values().map(move |one| (one, count)))
+            .flat_map(|Alike { count, first }| {
+                first.into_values().flatten().map(move |one| (one, count))
+            })
             .map(|(found, of)| {
                 let (small, ended) = shorten(&found);
                 (RootCause::of(subject, &small), found, of, small, ended)

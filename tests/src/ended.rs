@@ -1,9 +1,9 @@
 //! How a piece of work came to its end.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why it went no further.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ended {
     /// There was nothing more to do.

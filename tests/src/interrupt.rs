@@ -85,7 +85,12 @@ pub(crate) fn follow(mut other: impl Read + Send + 'static) {
     #[expect(clippy::disallowed_methods, reason = "it decides when a run ends and nothing else")]
     std::thread::spawn(move || {
         let mut byte = [0];
-        while let Ok(1) = other.read(&mut byte) {
+        loop {
+            match other.read(&mut byte) {
+                Ok(1) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                _ => break,
+            }
             if let Some(came) = CAME.get() {
                 let (number, order) = (usize::from(byte[0]), Ordering::Relaxed);
                 let _ = came.compare_exchange(0, number, order, order);

@@ -64,7 +64,7 @@ impl Layer for Base {
     }
 
     fn known_own(&self, offset: u64, len: u64) -> OwnKnown<'_> {
-        let known = |unit| payload::is_hole(unit) && unit / HOLES % 2 == 0;
+        let known = |unit| payload::is_hole(unit) && (unit / HOLES).is_multiple_of(2);
         let (first, end) = (offset / UNIT as u64, (offset + len) / UNIT as u64);
         let alike = (first..end).take_while(|&unit| known(unit) == known(first)).count();
         let what = if known(first) { Known::Zeroes } else { Known::Nothing };

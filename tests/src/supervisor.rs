@@ -19,9 +19,9 @@ use std::env;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use signal_hook::low_level::signal_name;
@@ -36,6 +36,9 @@ const NOTES: &str = "notes.json";
 
 /// The exit status of a supervisor that cannot go on: of a run that proves nothing.
 const DIED: u8 = 2;
+
+/// That of one that was asked to end, and knows of something that was found.
+const FOUND: u8 = 1;
 
 /// How often the supervisor looks whether its process lives.
 const TICK: Duration = Duration::from_millis(20);
@@ -72,6 +75,15 @@ impl Death {
     }
 }
 
+/// What a case is run again for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Run {
+    /// To find again what a process before has found in it.
+    Again,
+    /// To shorten that, and to see what it has for a cause.
+    Shorter,
+}
+
 /// What a process leaves to the next one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,35 +94,48 @@ pub(crate) struct Notes {
     /// What was found: by how it looks, how many there are, and the cases that are to be shortened.
     pub(crate) found: BTreeMap<String, (u64, BTreeSet<u64>)>,
     /// Files of these cases as they were found.
-    pub(crate) kept: BTreeMap<u64, PathBuf>,
+    pub(crate) kept: BTreeMap<u64, String>,
     /// Cases that end a process, and how.
     pub(crate) deadly: BTreeMap<u64, Death>,
-    /// The case that is being shortened.
-    pub(crate) shortening: Option<u64>,
+    /// The process has died while it was at these cases, which are run again by themselves.
+    pub(crate) suspects: Option<(Death, BTreeSet<u64>)>,
+    /// The same of those none of which ends a process by itself.
+    pub(crate) unexplained: Vec<(Death, BTreeSet<u64>)>,
+    /// The case of which what was found is run again, and what for.
+    pub(crate) running: Option<(u64, Run)>,
     /// Cases that were shortened: each as the text of a case file, and whether nothing can be taken away from it.
     pub(crate) short: BTreeMap<u64, (String, bool)>,
-    /// Cases whose shortening ends a process.
-    pub(crate) deadly_shorter: BTreeSet<u64>,
+    /// The same of those where that ends a process.
+    pub(crate) deadly_runs: BTreeSet<(u64, Run)>,
 }
 
 impl Notes {
     /// Takes in that the process died, and says what the next one does otherwise; none if there is nothing.
     fn died(&mut self, how: Death) -> Option<String> {
         let name = how.name();
-        if let Some(case) = self.shortening.take() {
-            self.deadly_shorter.insert(case);
-            return Some(format!(
-                "shortening what case {case} found has ended the process ({name}): it is left as it was found"
-            ));
+        if let Some((case, run)) = self.running.take() {
+            let what = match run {
+                Run::Again => "looking again for what case",
+                Run::Shorter => "shortening what case",
+            };
+            let told = format!(
+                "{what} {case} found has ended the process ({name}): it is left as it was found"
+            );
+            return self.deadly_runs.insert((case, run)).then_some(told);
         }
         let standing = &mut self.standing;
         if let Some(case) = standing.alone.take() {
             standing.in_hand.remove(&case);
             self.deadly.insert(case, how);
+            self.suspects = None;
             return Some(format!("case {case} by itself has ended the process ({name})"));
         }
+        if standing.in_hand.is_empty() || self.suspects.is_some() {
+            return None;
+        }
+        self.suspects = Some((how, standing.in_hand.clone()));
         let cases: Vec<String> = standing.in_hand.iter().map(u64::to_string).collect();
-        (!cases.is_empty()).then(|| {
+        Some({
             let cases = cases.join(", ");
             format!(
                 "the process has ended ({name}): what it was at is run one at a time, case {cases}"
@@ -135,9 +160,18 @@ pub(crate) fn is_past_the_first() -> bool {
 pub(crate) fn note(notes: &Notes) {
     let Some(folder) = bystander::folder() else { return };
     let text = serde_json::to_vec(notes).expect("numbers and words");
-    // Nothing but the next process reads it: it need not survive a power cut, and without it less is known.
+    // Nothing but the next process reads it: it need not survive a power cut.
     let new = folder.join("new");
-    let _ = fs::write(&new, text).and_then(|()| fs::rename(&new, folder.join(NOTES)));
+    if let Err(error) = fs::write(&new, text).and_then(|()| fs::rename(&new, folder.join(NOTES))) {
+        // The next process would do all of it again, and so would the one after it.
+        say(&format!("{}: {error}: a campaign cannot go on without its notes", new.display()));
+        bystander::end();
+        std::process::exit(i32::from(DIED));
+    }
+}
+
+fn say(what: &str) {
+    let _ = writeln!(io::stderr().lock(), "{what}");
 }
 
 fn read(folder: &Path) -> Option<Notes> {
@@ -159,27 +193,40 @@ pub(crate) fn supervise() -> io::Result<Option<u8>> {
     }
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
+    // Seconds of campaign until now: a process that dies has not noted what its last cases took.
+    let mut used = 0.0;
     loop {
         let mut this = bystander::supervised(folder)?;
         this.args(env::args_os().skip(1)).stdin(Stdio::piped());
+        let began = now();
         let status = wait(this.spawn()?)?;
         let Some(at) = bystander::left_in(folder)? else {
             return Ok(Some(status.code().map_or(DIED, |code| code as u8)));
         };
-        if let Some(signal) = interrupt::signal() {
-            return Ok(Some(signal.code()));
-        }
         let how = Death::of(status);
         let mut notes = read(folder).unwrap_or_default();
+        if let Some(signal) = interrupt::signal() {
+            let is_found = !notes.found.is_empty() || !notes.deadly.is_empty();
+            return Ok(Some(if is_found { FOUND } else { signal.code() }));
+        }
+        if notes.standing.ended.is_none() {
+            used += began.elapsed().as_secs_f64();
+            notes.standing.figures.seconds = used;
+        }
         let Some(next) = notes.died(how) else {
             let (how, at) = (how.name(), at.join("; "));
-            eprintln!("the process has ended ({how}), and no case that can be left out: {at}");
+            say(&format!("the process has ended ({how}), and no case that can be left out: {at}"));
             return Ok(Some(DIED));
         };
-        eprintln!("{next}");
+        say(&next);
         let text = serde_json::to_vec(&notes).expect("numbers and words");
         fs::write(folder.join(NOTES), text)?;
     }
+}
+
+fn now() -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "the budget of a campaign is time by the clock")]
+    Instant::now()
 }
 
 /// Waits for a process, and tells it of a signal that came here.
@@ -202,7 +249,7 @@ fn wait(mut process: Child) -> io::Result<ExitStatus> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{Death, Notes};
+    use super::{Death, Notes, Run};
     use crate::campaign::Standing;
 
     /// Goal: after each death the next process does something otherwise, and what ends one is found among what was in hand. Method: two cases in
@@ -222,9 +269,15 @@ mod tests {
         assert!(notes.standing.in_hand.is_empty() && notes.standing.alone.is_none());
         assert_eq!(notes.deadly.iter().collect::<Vec<_>>(), [(&5, &Death::Stuck)]);
 
-        notes.shortening = Some(2);
+        notes.running = Some((2, Run::Shorter));
         assert!(notes.died(Death::Exit(3)).unwrap().contains("what case 2 found"));
-        assert!(notes.deadly_shorter.contains(&2) && notes.shortening.is_none());
+        assert!(notes.deadly_runs.contains(&(2, Run::Shorter)) && notes.running.is_none());
+        assert_eq!(notes.died(Death::Exit(3)), None);
+        // Twice at the same: nothing that was noted leads further.
+        notes.running = Some((2, Run::Shorter));
+        assert_eq!(notes.died(Death::Exit(3)), None);
+        notes.standing.in_hand = BTreeSet::from([7]);
+        assert!(notes.died(Death::Exit(3)).is_some());
         assert_eq!(notes.died(Death::Exit(3)), None);
     }
 

@@ -162,6 +162,25 @@ fn a_campaign_goes_on_past_the_end_of_its_process() {
     assert!(status == 0 && said.ends_with("\nnothing but what is known\n"), "{said}");
 }
 
+/// Goal: that a process has ended is told even where no case ends one by itself, and what it took is of the budget. Method: a subject that aborts once,
+/// and never again, in a campaign of few cases; one that aborts now and then, in a campaign of few seconds.
+#[test]
+fn an_end_that_does_not_come_again_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("once"), "").unwrap();
+    let (status, said, complaint) = fragile("--cases 3", folder.path());
+    assert_eq!(status, 1, "{said}{complaint}");
+    let told = "\nnew: P8 process-ended (SIGABRT, and by none of these cases alone)\n    in case 0";
+    assert!(said.contains(told), "{said}{complaint}");
+
+    let (status, said, complaint) = fragile("--seconds 3 --json run.json", folder.path());
+    assert!(status == 1 && said.contains("new: P8 process-ended (SIGABRT)\n"), "{said}{complaint}");
+    let json = fs::read_to_string(folder.path().join("run.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let seconds = json["seconds"].as_f64().unwrap();
+    assert!((3.0..20.0).contains(&seconds), "{seconds} s of 3");
+}
+
 /// Goal: what cannot be shortened, because that ends the process, is told as it was found. Method: a subject that survives no image that a case is
 /// shortened to; each case that is kept is as long as it was.
 #[test]

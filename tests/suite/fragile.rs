@@ -1,4 +1,5 @@
-//! The command line of a subject that forgets flushes and, for some requests, ends its process: for tests of campaigns that go on past that.
+//! The command line of a subject that forgets flushes and, for some requests, ends its process: for tests of campaigns that go on past that. Where
+//! there is a file called `once`, it takes that away in its first write, and ends the process, too.
 
 use std::process::{ExitCode, abort, exit};
 
@@ -57,6 +58,9 @@ impl SubjectImage for FragileImage {
     }
 
     async fn write(&self, offset: u64, data: IoBuf, durability: Durability) -> Result<(), String> {
+        if std::fs::remove_file("once").is_ok() {
+            abort();
+        }
         match (offset / 512 % 8, data.len() / 512) {
             (5, 2) => abort(),
             (6, 3) => exit(3),

@@ -486,6 +486,8 @@ fn little_is_asked_of_whoever_can_do_little() {
     assert!(report.complete && report.found.is_none(), "{:?}", report.found);
     let certificate = Certificate::new(&subject, &settings, &report);
     assert_eq!(certificate.not_asked, subject.capabilities().left_out());
+    let one_block = Odd::new(How::OneBlock).capabilities().left_out();
+    assert!(one_block.contains(&"growth".to_owned()), "{one_block:?}");
     let explored = report.worlds.iter().filter(|explored| explored.infeasible.is_none());
     let explored: Vec<String> = explored.map(|explored| explored.world.to_string()).collect();
     assert_eq!(

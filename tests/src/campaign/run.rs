@@ -54,6 +54,8 @@ pub(crate) struct Standing {
     pub(crate) in_hand: BTreeSet<u64>,
     /// Of these, the one that runs by itself.
     pub(crate) alone: Option<u64>,
+    /// Why it went no further, once it has, and why it proves nothing, if so.
+    pub(crate) ended: Option<(Ended, Option<String>)>,
     /// The figures of those that are over, and of the time that they took.
     pub(crate) figures: Figures,
 }
@@ -89,18 +91,23 @@ pub fn run_past(
     progress: impl Fn(&Figures) + Sync,
     onward: impl Fn(&Found) -> bool + Sync,
 ) -> Report {
-    run_from(subject, settings, Standing::default(), progress, onward, |_| {})
+    run_from(subject, settings, Standing::default(), progress, onward, |_| {}, |_| {})
 }
 
-/// Goes on with a campaign from where it stood. `note` is called with where it stands before every case.
+/// Goes on with a campaign from where it stood. `note` is called with where it stands before every case and at the end, and `account` with what was
+/// found past which it goes, at once with that the case is over: both one at a time.
 pub(crate) fn run_from(
     subject: &impl Subject,
     settings: &Settings,
     mut standing: Standing,
     progress: impl Fn(&Figures) + Sync,
     onward: impl Fn(&Found) -> bool + Sync,
+    account: impl Fn(&Found) + Sync,
     note: impl Fn(&Standing) + Sync,
 ) -> Report {
+    if let Some((ended, broken)) = standing.ended {
+        return Report { figures: standing.figures, found: None, broken, ended };
+    }
     let subject = &AnySubject::of(subject);
     #[expect(clippy::disallowed_methods, reason = "the budget of a campaign is time by the clock")]
     let now = Instant::now;
@@ -118,12 +125,13 @@ pub(crate) fn run_from(
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         workers => workers,
     };
-    // What is in hand is not brought to its end then: a case may take long.
-    let over = || {
-        let time = match settings.budget {
-            Budget::Time(limit) | Budget::States(_, limit) => elapsed() >= limit,
-            Budget::Cases(_) | Budget::Case(_) => false,
-        };
+    // What is in hand is not brought to its end then: a case may take long. One that runs by itself had begun in time.
+    let over = |alone: bool| {
+        let time = !alone
+            && match settings.budget {
+                Budget::Time(limit) | Budget::States(_, limit) => elapsed() >= limit,
+                Budget::Cases(_) | Budget::Case(_) => false,
+            };
         time || interrupt::asked()
     };
     // The next case for a worker, if there is to be one; `alone`: one that was in hand before.
@@ -131,12 +139,15 @@ pub(crate) fn run_from(
         let mut shared = lock(&shared);
         let standing = &mut shared.standing;
         let number = alone.unwrap_or(standing.next);
-        let done = match settings.budget {
-            Budget::Time(limit) => elapsed() >= limit,
-            Budget::Cases(count) => number >= count,
-            Budget::Case(only) => number != only,
-            Budget::States(count, limit) => standing.figures.states >= count || elapsed() >= limit,
-        };
+        let done = alone.is_none()
+            && match settings.budget {
+                Budget::Time(limit) => elapsed() >= limit,
+                Budget::Cases(count) => number >= count,
+                Budget::Case(only) => number != only,
+                Budget::States(count, limit) => {
+                    standing.figures.states >= count || elapsed() >= limit
+                }
+            };
         if done || stop.load(Ordering::Relaxed) {
             return None;
         }
@@ -164,13 +175,14 @@ pub(crate) fn run_from(
             let seed = case_seed(settings.seed, number);
             watch::doing(format!("case {number} of seed {}", settings.seed));
             let mut figures = Figures::default();
+            let over = || over(again.is_some());
             let run = run_case(subject, seed, settings, &mut figures, &over);
             let mut broken = None;
             if run.whole && number.is_multiple_of(REPEAT_ONE_IN) {
-                let again = run_case(subject, seed, settings, &mut Figures::default(), &over);
-                figures.repeated += u64::from(again.whole);
-                if again.whole && again.digest != run.digest {
-                    let part = first_difference(&run.traces, &again.traces);
+                let second = run_case(subject, seed, settings, &mut Figures::default(), &over);
+                figures.repeated += u64::from(second.whole);
+                if second.whole && second.digest != run.digest {
+                    let part = first_difference(&run.traces, &second.traces);
                     broken =
                         Some(format!("case {number} is not a function of its seed {seed}: {part}"));
                 }
@@ -187,8 +199,12 @@ pub(crate) fn run_from(
                 image,
                 states,
             });
+            let (past, found) = match found {
+                Some(found) if onward(&found) => (Some(found), None),
+                found => (None, found),
+            };
             let mut shared = lock(&shared);
-            let found = found.filter(|found| !onward(found));
+            past.iter().for_each(&account);
             if found.is_some() || broken.is_some() {
                 if let Some(found) = found
                     && shared.found.as_ref().is_none_or(|first| number < first.case)
@@ -215,7 +231,10 @@ pub(crate) fn run_from(
         }
     };
     if !before.is_empty() {
-        work(true, &before);
+        // Not here: the stack of another thread may be shorter, and one may have overflowed.
+        std::thread::scope(|scope| {
+            scope.spawn(|| work(true, &before));
+        });
     }
     std::thread::scope(|scope| {
         for _ in 1..workers {
@@ -223,16 +242,19 @@ pub(crate) fn run_from(
         }
         work(true, &BTreeSet::new());
     });
-    let Shared { standing: Standing { mut figures, .. }, found, broken } =
+    let Shared { mut standing, found, broken } =
         shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-    figures.seconds = elapsed().as_secs_f64();
+    standing.figures.seconds = elapsed().as_secs_f64();
     let ended = match (&found, &broken) {
         (Some(_), _) => Ended::Violation,
         (None, Some(_)) => Ended::Broken,
         (None, None) if interrupted.into_inner() => Ended::Interrupted,
         (None, None) => Ended::Budget,
     };
-    Report { figures, found, broken, ended }
+    standing.in_hand.clear();
+    standing.ended = Some((ended, broken.clone()));
+    note(&standing);
+    Report { figures: standing.figures, found, broken, ended }
 }
 
 /// What workers share.

@@ -21,7 +21,7 @@ use crate::ended::Ended;
 use crate::figures::Figures;
 use crate::minimise::{Minimised, Shrunk, minimise};
 use crate::promise;
-use crate::supervisor::{self, Death, Notes};
+use crate::supervisor::{self, Death, Notes, Run};
 
 /// The arguments.
 #[derive(Args, Clone, Debug, Default)]
@@ -88,11 +88,13 @@ impl Onward {
             |small: &Minimised| written(subject, small, settings.seed, witness.map(str::to_owned));
         let mut journal = Journal::new(self.campaign);
         let notes = &journal.notes;
-        let find = |number| campaign::find_again(subject, settings, number);
-        let kept: BTreeMap<u64, Keep<'_>> =
-            notes.kept.iter().map(|(&case, path)| (case, Keep::again(folder, path))).collect();
-        let found = Mutex::new((Findings::again(&notes.found, find), kept));
-        let onward = |one: &Found| {
+        let kept: BTreeMap<u64, Keep<'_>> = notes
+            .kept
+            .iter()
+            .map(|(&case, path)| (case, Keep::again(folder, Path::new(path))))
+            .collect();
+        let found = Mutex::new((Findings::of(&notes.found), kept));
+        let account = |one: &Found| {
             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
             let (kept, forgotten) = found.0.add(one);
             if let Some(number) = kept {
@@ -101,7 +103,6 @@ impl Onward {
             }
             let keep = forgotten.and_then(|number| found.1.remove(&number));
             keep.into_iter().for_each(Keep::forget);
-            true
         };
         let standing = notes.standing.clone();
         let writing = Mutex::new(&mut journal);
@@ -110,14 +111,22 @@ impl Onward {
             if journal.is_read() {
                 let found = found.lock().unwrap_or_else(PoisonError::into_inner);
                 journal.notes.standing = standing.clone();
+                journal.suspects_ran(standing);
                 journal.notes.found = found.0.noted();
-                let path = |(&case, keep): (&u64, &Keep<'_>)| Some((case, keep.path()?.to_owned()));
+                let path = |(&case, keep): (&u64, &Keep<'_>)| {
+                    Some((case, keep.path()?.to_str()?.to_owned()))
+                };
                 journal.notes.kept = found.1.iter().filter_map(path).collect();
                 journal.write();
             }
         };
-        let report = campaign::run_from(subject, settings, standing, progress, onward, note);
-        let (findings, mut kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let report =
+            campaign::run_from(subject, settings, standing, progress, |_| true, account, note);
+        let (mut findings, mut kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let gone = findings.find(|number| {
+            let is_sound = journal.begins(number, Run::Again);
+            if is_sound { campaign::find_again(subject, settings, number) } else { None }
+        });
         let (all, first) = findings.count();
         if first > 0 {
             complain(format_args!(
@@ -128,13 +137,12 @@ impl Onward {
         let mut shortening = Progress::new(limit);
         let causes = findings.causes_by(subject, &mut |found| {
             let raw = as_found(&found.trial, &found.failure);
+            if !journal.begins(found.case, Run::Shorter) {
+                return (raw, Ended::Broken);
+            }
             if let Some(done) = journal.shortened(subject, found.case) {
                 return done;
             }
-            if journal.notes.deadly_shorter.contains(&found.case) {
-                return (raw, Ended::Broken);
-            }
-            journal.shortening(found.case);
             let show = &mut |step| shortening.show(step);
             let Shrunk { found: small, ended, .. } =
                 minimise(subject, &raw.trial, &raw.failure, limit, show);
@@ -142,12 +150,17 @@ impl Onward {
             (small, ended)
         });
         shortening.finish();
+        journal.is_through();
         let deadly = deadly(&journal.notes);
 
-        let mut told = Told { met: causes.len() + deadly.len(), ..Told::default() };
+        let mut told = Told { met: causes.len() + deadly.len() + gone.len(), ..Told::default() };
         for (cause, cases) in &deadly {
             let is_known = known.iter().any(|known| cause.is_of(known));
             told.add_deadly(cause, cases, is_known);
+        }
+        for (look, case) in gone {
+            let path = kept.remove(&case).and_then(|keep| keep.path().map(shown));
+            told.add_gone(&look, case, path);
         }
         for met in &causes {
             let is_known = known.iter().any(|known| met.cause.is_of(known));
@@ -219,11 +232,15 @@ fn deadly(notes: &Notes) -> Vec<(RootCause, Vec<u64>)> {
     for (&case, &how) in &notes.deadly {
         cases.entry(how).or_default().push(case);
     }
-    let cause = |how: Death| {
+    let cause = |how: Death, by: &str| {
         let seen_as = if how == Death::Stuck { "P7 no-return" } else { "P8 process-ended" };
-        RootCause::of_process(seen_as, how.name())
+        RootCause::of_process(seen_as, how.name() + by)
     };
-    cases.into_iter().map(|(how, cases)| (cause(how), cases)).collect()
+    let alone = cases.into_iter().map(|(how, cases)| (cause(how, ""), cases));
+    let among = notes.unexplained.iter().map(|(how, cases)| {
+        (cause(*how, ", and by none of these cases alone"), cases.iter().copied().collect())
+    });
+    alone.chain(among).collect()
 }
 
 /// What there is to say of causes.
@@ -238,6 +255,13 @@ pub(super) struct Told {
 }
 
 impl Told {
+    fn add_gone(&mut self, look: &str, case: u64, path: Option<String>) {
+        let kept = path.map_or_else(String::new, |path| format!("; kept as it was found: {path}"));
+        self.text +=
+            &format!("\nnew: {look}\n    in case {case}, which does not show it again{kept}\n");
+        self.new.push(format!("{look} in case {case}, which does not show it again"));
+    }
+
     fn add_deadly(&mut self, cause: &RootCause, cases: &[u64], is_known: bool) {
         let which = if is_known { "known" } else { "new" };
         let list: Vec<String> = cases.iter().map(u64::to_string).collect();

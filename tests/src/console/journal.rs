@@ -3,10 +3,12 @@
 use model::case::Case;
 
 use crate::any::AnySubject;
+use crate::campaign::Standing;
 use crate::ended::Ended;
+use crate::interrupt;
 use crate::minimise::Minimised;
 use crate::replay;
-use crate::supervisor::{self, Notes};
+use crate::supervisor::{self, Notes, Run};
 use crate::verdict::Verdict;
 
 /// The notes of this process and those before it. In a process without a supervisor nobody reads them, and none are written.
@@ -36,9 +38,24 @@ impl Journal {
         }
     }
 
-    /// Notes that a case is being shortened.
-    pub(super) fn shortening(&mut self, case: u64) {
-        self.notes.shortening = Some(case);
+    /// Takes in that the cases at which a process has died were run by themselves, if they were.
+    pub(super) fn suspects_ran(&mut self, standing: &Standing) {
+        if standing.alone.is_none() && !interrupt::asked() {
+            self.notes.unexplained.extend(self.notes.suspects.take());
+        }
+    }
+
+    /// Notes that what a case found is run again. Not if that ends a process.
+    pub(super) fn begins(&mut self, case: u64, run: Run) -> bool {
+        let is_deadly = self.notes.deadly_runs.contains(&(case, run));
+        self.notes.running = (!is_deadly).then_some((case, run));
+        self.write();
+        !is_deadly
+    }
+
+    /// Notes that nothing is run again any more.
+    pub(super) fn is_through(&mut self) {
+        self.notes.running = None;
         self.write();
     }
 
@@ -46,9 +63,8 @@ impl Journal {
     pub(super) fn is_short(&mut self, case: u64, text: impl FnOnce() -> String, ended: Ended) {
         if self.is_read && ended != Ended::Interrupted {
             self.notes.short.insert(case, (text(), ended == Ended::Complete));
+            self.write();
         }
-        self.notes.shortening = None;
-        self.write();
     }
 
     /// What a process before this one shortened a case to.

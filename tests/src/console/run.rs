@@ -98,7 +98,13 @@ pub fn run(
             say(&format!("This run ends there, and proves nothing more: {why}.\n"));
         }
     } else if causes.met > 0 && report.broken.is_none() {
-        say("nothing but what is known\n");
+        match vacuous(settings, &report.figures) {
+            Some(why) if !matches!(settings.budget, Budget::Case(_)) => {
+                say(&format!("Nothing but what is known, and this run proves nothing: {why}.\n"));
+                status = ExitStatus::Broken;
+            }
+            _ => say("nothing but what is known\n"),
+        }
     } else if let Some(found) = &report.found {
         status = ExitStatus::Violation;
         titles.push(tell(subject, settings, outputs, found));

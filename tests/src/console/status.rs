@@ -71,6 +71,7 @@ pub fn parsed<T>(result: Result<T, clap::Error>) -> T {
     result.unwrap_or_else(|error| {
         let shown = error.print().is_ok();
         let code = if shown { error.exit_code() } else { i32::from(ExitStatus::Broken.code()) };
+        bystander::end();
         std::process::exit(code)
     })
 }
