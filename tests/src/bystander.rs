@@ -8,7 +8,7 @@
 //! ```
 //!
 //! It is the same program, called once more with the first thing that is done after [`begin`], and decides nothing. Of a process with a
-//! [supervisor](crate::supervisor) that one reads the file, and no bystander is called. What threads are at is in a file
+//! supervisor (`supervisor.rs`) that one reads the file, and no bystander is called. What threads are at is in a file
 //! without a name and not in the pipe, because a line of a pipe wakes who reads it: a tenth of an exploration of small worlds went there.
 
 use std::env;

@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// A call that takes so many seconds is stuck. Recovery is one call: of a large image without optimisation it takes one or two.
 pub const PATIENCE: u32 = 60;
 
-/// The exit status of a process that ends because it is stuck, where a [supervisor](crate::supervisor) goes on past it.
+/// The exit status of a process that ends because it is stuck, where a supervisor goes on past it.
 pub(crate) const STUCK: u8 = 70;
 
 /// What a thread does.
