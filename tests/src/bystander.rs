@@ -80,7 +80,9 @@ fn stand_by() -> io::Result<Option<String>> {
 pub fn end() {
     WANTED.store(false, Ordering::Relaxed);
     if let Some(folder) = folder() {
-        // Whoever cannot say so counts as one that has died.
+        // What a thread says later, such as one that ends, is not said. Whoever cannot say this counts as one that has died.
+        let mut beside = BESIDE.lock().unwrap_or_else(PoisonError::into_inner);
+        *beside = Some(None);
         let _ = fs::write(folder.join(AT), END);
         return;
     }

@@ -21,7 +21,7 @@ use std::io::{self, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use signal_hook::low_level::signal_name;
@@ -39,6 +39,9 @@ const DIED: u8 = 2;
 
 /// That of one that was asked to end, and knows of something that was found.
 const FOUND: u8 = 1;
+
+/// How a program ends that panics: not the subject, whose panics are caught.
+const PANICKED: Death = Death::Exit(101);
 
 /// How often the supervisor looks whether its process lives.
 const TICK: Duration = Duration::from_millis(20);
@@ -82,6 +85,8 @@ pub(crate) enum Run {
     Again,
     /// To shorten that, and to see what it has for a cause.
     Shorter,
+    /// To see whether it breaks a promise.
+    Promise,
 }
 
 /// What a process leaves to the next one.
@@ -110,6 +115,11 @@ pub(crate) struct Notes {
 }
 
 impl Notes {
+    fn is_something_found(&self) -> bool {
+        let Self { found, deadly, suspects, unexplained, .. } = self;
+        !(found.is_empty() && deadly.is_empty() && unexplained.is_empty()) || suspects.is_some()
+    }
+
     /// Takes in that the process died, and says what the next one does otherwise; none if there is nothing.
     fn died(&mut self, how: Death) -> Option<String> {
         let name = how.name();
@@ -117,6 +127,7 @@ impl Notes {
             let what = match run {
                 Run::Again => "looking again for what case",
                 Run::Shorter => "shortening what case",
+                Run::Promise => "holding against its promise what case",
             };
             let told = format!(
                 "{what} {case} found has ended the process ({name}): it is left as it was found"
@@ -127,7 +138,9 @@ impl Notes {
         if let Some(case) = standing.alone.take() {
             standing.in_hand.remove(&case);
             self.deadly.insert(case, how);
-            self.suspects = None;
+            if self.suspects.as_ref().is_some_and(|(first, _)| *first == how) {
+                self.suspects = None;
+            }
             return Some(format!("case {case} by itself has ended the process ({name})"));
         }
         if standing.in_hand.is_empty() || self.suspects.is_some() {
@@ -193,25 +206,27 @@ pub(crate) fn supervise() -> io::Result<Option<u8>> {
     }
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
-    // Seconds of campaign until now: a process that dies has not noted what its last cases took.
-    let mut used = 0.0;
     loop {
         let mut this = bystander::supervised(folder)?;
         this.args(env::args_os().skip(1)).stdin(Stdio::piped());
-        let began = now();
         let status = wait(this.spawn()?)?;
         let Some(at) = bystander::left_in(folder)? else {
             return Ok(Some(status.code().map_or(DIED, |code| code as u8)));
         };
         let how = Death::of(status);
+        if how == PANICKED {
+            say("the harness itself has panicked: this run proves nothing");
+            return Ok(Some(DIED));
+        }
         let mut notes = read(folder).unwrap_or_default();
         if let Some(signal) = interrupt::signal() {
-            let is_found = !notes.found.is_empty() || !notes.deadly.is_empty();
-            return Ok(Some(if is_found { FOUND } else { signal.code() }));
+            return Ok(Some(if notes.is_something_found() { FOUND } else { signal.code() }));
         }
         if notes.standing.ended.is_none() {
-            used += began.elapsed().as_secs_f64();
-            notes.standing.figures.seconds = used;
+            // It has not noted what its last cases took.
+            let noted = fs::metadata(folder.join(NOTES)).and_then(|it| it.modified()).ok();
+            let since = noted.and_then(|noted| noted.elapsed().ok()).unwrap_or_default();
+            notes.standing.figures.seconds += since.as_secs_f64();
         }
         let Some(next) = notes.died(how) else {
             let (how, at) = (how.name(), at.join("; "));
@@ -222,11 +237,6 @@ pub(crate) fn supervise() -> io::Result<Option<u8>> {
         let text = serde_json::to_vec(&notes).expect("numbers and words");
         fs::write(folder.join(NOTES), text)?;
     }
-}
-
-fn now() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "the budget of a campaign is time by the clock")]
-    Instant::now()
 }
 
 /// Waits for a process, and tells it of a signal that came here.
@@ -266,6 +276,8 @@ mod tests {
         notes.standing.alone = Some(5);
         let told = notes.died(Death::Stuck).unwrap();
         assert!(told.contains("case 5 by itself"), "{told}");
+        let (how, _) = notes.suspects.take().expect("it does not explain the other death");
+        assert_eq!(how, Death::Signal(6));
         assert!(notes.standing.in_hand.is_empty() && notes.standing.alone.is_none());
         assert_eq!(notes.deadly.iter().collect::<Vec<_>>(), [(&5, &Death::Stuck)]);
 

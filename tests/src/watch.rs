@@ -12,6 +12,7 @@
 //! **Invariant.** The watcher decides nothing but that. It counts its own ticks, so that a process that is stopped for a while is not stuck.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
@@ -125,7 +126,9 @@ pub fn begin(patience: u32, code: u8) {
                 let stuck = watch.tick(patience);
                 if !stuck.is_empty() {
                     for doing in stuck {
-                        eprintln!(
+                        // Nobody may be there any more to hear it.
+                        let _ = writeln!(
+                            std::io::stderr().lock(),
                             "{doing}: the subject has not come back from a call for {patience} s; nothing but the end of this process ends that."
                         );
                     }

@@ -1,6 +1,6 @@
 //! A campaign past its findings, as a person sees it: each cause told and kept once, counted, and compared with what was known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::causes::{Findings, Look, Met, RootCause};
 use crate::corpus::{self, CorpusError};
 use crate::ended::Ended;
 use crate::figures::Figures;
+use crate::interrupt;
 use crate::minimise::{Minimised, Shrunk, minimise};
 use crate::promise;
 use crate::supervisor::{self, Death, Notes, Run};
@@ -91,7 +92,9 @@ impl Onward {
         let kept: BTreeMap<u64, Keep<'_>> = notes
             .kept
             .iter()
-            .map(|(&case, path)| (case, Keep::again(folder, Path::new(path))))
+            .map(|(&case, path)| (case, Path::new(path)))
+            .filter(|(_, path)| path.exists())
+            .map(|(case, path)| (case, Keep::again(folder, path)))
             .collect();
         let found = Mutex::new((Findings::of(&notes.found), kept));
         let account = |one: &Found| {
@@ -124,8 +127,8 @@ impl Onward {
             campaign::run_from(subject, settings, standing, progress, |_| true, account, note);
         let (mut findings, mut kept) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
         let gone = findings.find(|number| {
-            let is_sound = journal.begins(number, Run::Again);
-            if is_sound { campaign::find_again(subject, settings, number) } else { None }
+            let may = !interrupt::asked() && journal.begins(number, Run::Again);
+            if may { campaign::find_again(subject, settings, number) } else { None }
         });
         let (all, first) = findings.count();
         if first > 0 {
@@ -150,6 +153,12 @@ impl Onward {
             (small, ended)
         });
         shortening.finish();
+        let mut breaks_no_promise = |met: &Met| {
+            let Minimised { trial, failure } = &met.small;
+            journal.begins(met.cases[0], Run::Promise)
+                && !promise::is_broken(subject, trial, failure)
+        };
+        let beyond: Vec<bool> = causes.iter().map(&mut breaks_no_promise).collect();
         journal.is_through();
         let deadly = deadly(&journal.notes);
 
@@ -160,12 +169,17 @@ impl Onward {
         }
         for (look, case) in gone {
             let path = kept.remove(&case).and_then(|keep| keep.path().map(shown));
-            told.add_gone(&look, case, path);
+            let why = match journal.notes.deadly_runs.contains(&(case, Run::Again)) {
+                true => "looking for it again ends the process",
+                false if interrupt::asked() => "not looked for again: interrupted",
+                false => "which does not show it again",
+            };
+            told.add_gone(&look, case, why, path);
         }
-        for met in &causes {
+        for (met, beyond) in causes.iter().zip(beyond) {
             let is_known = known.iter().any(|known| met.cause.is_of(known));
             told.add(met, is_known);
-            if !promise::is_broken(subject, &met.small.trial, &met.small.failure) {
+            if beyond {
                 let beyond = promise::beyond(subject, settings.profile);
                 told.text += &format!("    {beyond}\n");
             }
@@ -228,19 +242,21 @@ impl Onward {
 
 /// What cases in which the process ended have for a cause, and those cases.
 fn deadly(notes: &Notes) -> Vec<(RootCause, Vec<u64>)> {
-    let mut cases: BTreeMap<Death, Vec<u64>> = BTreeMap::new();
+    let mut cases: BTreeMap<(Death, &str), BTreeSet<u64>> = BTreeMap::new();
     for (&case, &how) in &notes.deadly {
-        cases.entry(how).or_default().push(case);
+        cases.entry((how, "")).or_default().insert(case);
     }
-    let cause = |how: Death, by: &str| {
+    for (how, among) in &notes.unexplained {
+        cases.entry((*how, ", and by none of these cases alone")).or_default().extend(among);
+    }
+    if let Some((how, among)) = &notes.suspects {
+        cases.entry((*how, ", by one of these cases or by all")).or_default().extend(among);
+    }
+    let cause = |(how, by): (Death, &str)| {
         let seen_as = if how == Death::Stuck { "P7 no-return" } else { "P8 process-ended" };
         RootCause::of_process(seen_as, how.name() + by)
     };
-    let alone = cases.into_iter().map(|(how, cases)| (cause(how, ""), cases));
-    let among = notes.unexplained.iter().map(|(how, cases)| {
-        (cause(*how, ", and by none of these cases alone"), cases.iter().copied().collect())
-    });
-    alone.chain(among).collect()
+    cases.into_iter().map(|(how, cases)| (cause(how), cases.into_iter().collect())).collect()
 }
 
 /// What there is to say of causes.
@@ -255,11 +271,10 @@ pub(super) struct Told {
 }
 
 impl Told {
-    fn add_gone(&mut self, look: &str, case: u64, path: Option<String>) {
+    fn add_gone(&mut self, look: &str, case: u64, why: &str, path: Option<String>) {
         let kept = path.map_or_else(String::new, |path| format!("; kept as it was found: {path}"));
-        self.text +=
-            &format!("\nnew: {look}\n    in case {case}, which does not show it again{kept}\n");
-        self.new.push(format!("{look} in case {case}, which does not show it again"));
+        self.text += &format!("\nnew: {look}\n    in case {case}, {why}{kept}\n");
+        self.new.push(format!("{look} in case {case}, {why}"));
     }
 
     fn add_deadly(&mut self, cause: &RootCause, cases: &[u64], is_known: bool) {

@@ -98,7 +98,12 @@ pub fn run(
             say(&format!("This run ends there, and proves nothing more: {why}.\n"));
         }
     } else if causes.met > 0 && report.broken.is_none() {
+        if let (Ended::Interrupted, Some(signal)) = (report.ended, interrupt::signal()) {
+            status = ExitStatus::Interrupted(signal);
+            say(&format!("interrupted ({signal}); until then "));
+        }
         match vacuous(settings, &report.figures) {
+            _ if status != ExitStatus::Passed => say("nothing but what is known\n"),
             Some(why) if !matches!(settings.budget, Budget::Case(_)) => {
                 say(&format!("Nothing but what is known, and this run proves nothing: {why}.\n"));
                 status = ExitStatus::Broken;
