@@ -282,7 +282,7 @@ impl<S: Storage> Image<S> {
         if map.extents().iter().any(|extent| extent.source == Source::Below) {
             return Box::pin(self.read_and_copy(offset, map, buf)).await;
         }
-        Box::pin(self.read_extents(offset, map.extents(), buf)).await
+        self.read_extents(offset, map.extents(), buf).await
     }
 
     /// Reads extents into `buf`, the first of which is at guest offset `offset`.
@@ -303,7 +303,7 @@ impl<S: Storage> Image<S> {
         if !extents.iter().all(plain)
             || self.limits.alignment > UNIT && !(self.takes(offset, &buf) && whole_sectors())
         {
-            return self.read_widened(offset, extents, buf).await;
+            return Box::pin(self.read_widened(offset, extents, buf)).await;
         }
         let mut rest = buf;
         let mut done = IoBuf::default();
