@@ -371,7 +371,8 @@ fn shards_merge_into_the_certificate_of_the_whole_in_any_order() {
         assert_eq!(merged.whole().unwrap().to_json(), certificate.to_json());
     }
     // Parts of different explorations are of no whole: one thing changed at a time.
-    let changes: [(fn(&mut Certificate), &str); 3] = [
+    type Change = fn(&mut Certificate);
+    let changes: [(Change, &str); 3] = [
         (|part| part.not_asked.push("growth".to_owned()), "what was not asked"),
         (|part| part.source[0].1.push('0'), "source"),
         (|part| part.worlds[0].copy_on_read = true, "the list of worlds"),
