@@ -122,7 +122,7 @@ impl<S: Storage> WriteMap<'_, S> {
             }
             let (len, is_zero) = match can_hide {
                 true => {
-                    let (len, is_zero) = below.knows_zeroes(at, own).await;
+                    let (len, is_zero) = below.knows_zeroes(at, own, image.options.rules).await;
                     mutant!(image.options.rules, KnownZeroesTooLong => (end - at, is_zero); (len, is_zero))
                 }
                 false => (own, false),

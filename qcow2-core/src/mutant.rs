@@ -388,6 +388,10 @@ mutants! {
         ReadAsFirstSubcluster = "mutant:read-as-first-subcluster";
     }
     Layers, "layers below": {
+        /// What a layer says shows the one below it counts as zeroes.
+        KnownBelowIsZeroes = "mutant:known-below-is-zeroes";
+        /// Of what a layer leaves to the one below it, only the first unit of each piece is read there.
+        ShowsFirstUnit = "mutant:shows-first-unit";
         /// A cluster that shows a layer counts as reading as zeroes: its new mapping does not wait for its data.
         LayerOvertaken = "mutant:layer-overtaken";
         /// What a write leaves of a cluster that showed a layer is filled with zeroes.

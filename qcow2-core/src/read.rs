@@ -365,7 +365,7 @@ impl<S: Storage + fmt::Debug> Layer for Image<S> {
                     at += extent.len;
                     let mut source = extent.source;
                     if source == Source::Below {
-                        shows.push(from..at);
+                        shows.push(mutant!(self.options.rules, ShowsFirstUnit => from..at.min(from + UNIT as u64); from..at));
                         source = Source::Zeroes;
                     }
                     ReadExtent { source, ..*extent }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use allocation_counter::measure;
 use qcow2_core::blocking::{Image, block_on, check, create, create_over};
 use qcow2_core::{
-    Backing, CheckReport, CreateOptions, Format, Layer, OpenOptions, Preallocation, Repair, Work,
-    Zeroing,
+    Backing, CheckReport, CreateOptions, Format, Layer, OpenOptions, Preallocation, Raw, Repair,
+    Work, Zeroing,
 };
 
 use crate::sparse::SparseStorage;
+use qcow2_core::storage::Storage;
 
 /// The most that may be looked at in one step.
 const MOST_IN_A_STEP: u64 = 4096;
@@ -574,6 +575,46 @@ fn copying_an_empty_layer_costs_its_entries() {
         cost.steps <= clusters / 16 + 128 && cost.looked_at <= 4 * clusters + 2048
     };
     assert!(costs.iter().all(bounded), "{costs:?}");
+}
+
+/// Goal: of a raw layer that has holes, only what lies between them is read to copy it, and only that takes clusters. Method: disks of very
+/// different sizes over a file that holds a few bytes at every place that may matter: neither cluster nor unit.
+#[test]
+fn copying_a_raw_layer_reads_none_of_its_holes() {
+    const PLACES: u64 = 16;
+    for size in [1u64 << 30, 1 << 33, 1 << 36] {
+        let below = SparseStorage::default();
+        let place = |place: u64| size / PLACES * place + 4096 * place + 7;
+        for at in 0..PLACES {
+            below.write_at(place(at), &[7; 100]);
+        }
+        // It ends in a hole, and inside a unit.
+        block_on(below.set_len(size - 100)).expect("there is room");
+        let layer: Arc<dyn Layer> =
+            Arc::new(block_on(Raw::new(below.clone())).expect("it has a length"));
+        let storage = SparseStorage::default();
+        create_over(&storage, &CreateOptions::new(size), &Backing::new("below", Format::Raw))
+            .expect("there is room");
+        let image =
+            Image::open_over(storage.clone(), layer, OpenOptions::new()).expect("it was just made");
+        let before = below.moved();
+        image.copy_up(0, size).expect("there is room");
+        let read = below.moved() - before;
+        assert!(read <= PLACES << 17, "{read} bytes of {size}");
+        image.set_backing(None).expect("all of it is copied");
+        for at in 0..PLACES {
+            let from = place(at) / 512 * 512;
+            let mut bytes = [0; 1024];
+            image.read(from, &mut bytes).expect("it is there");
+            let first = (place(at) - from) as usize;
+            assert!(bytes[first..first + 100] == [7; 100], "place {at}");
+            assert!(bytes.iter().filter(|&&byte| byte == 0).count() == 924, "place {at}");
+        }
+        image.close().expect("nothing fails");
+        let report = check(&storage, Repair::None).expect("an image");
+        assert!(report.findings.is_empty(), "{:?}", report.findings.first());
+        assert_eq!(report.allocated_clusters, PLACES);
+    }
 }
 
 /// Goal: copying a layer in small pieces costs what each is, of the layer and of the image over it, and copying it again asks the layer nothing. Method:

@@ -138,4 +138,16 @@ impl Storage for SparseStorage {
     async fn settle(&self) -> io::Result<()> {
         Ok(())
     }
+
+    async fn is_hole(&self, offset: u64, len: u64) -> (u64, bool) {
+        self.with(|content| {
+            let piece = offset / PIECE;
+            let is_hole = !content.pieces.contains_key(&piece);
+            let next = match is_hole {
+                true => content.pieces.range(piece..).next().map_or(u64::MAX, |(&next, _)| next),
+                false => piece + 1,
+            };
+            (len.min(next.saturating_mul(PIECE) - offset), is_hole)
+        })
+    }
 }

@@ -111,7 +111,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use faultfs::profile::Profile;
 use faultfs::rng::Rng;
@@ -123,8 +123,8 @@ use model::op::{Durability, Geometry, Preallocation};
 use qcow2_core::format::entry::Mapping as Entry;
 use qcow2_core::storage::{AnyStorage, IoBuf, Storage};
 use qcow2_core::{
-    Barrier, CheckError, CheckReport, ErrorKind, Executor, Image, IoError, Mutant, OpenOptions,
-    Passphrase, Repair, Rule, Rules, Source, Zeroing,
+    Barrier, CheckError, CheckReport, ErrorKind, Executor, Image, IoError, Layer, Mutant,
+    OpenOptions, Passphrase, Repair, Rule, Rules, Source, Zeroing,
 };
 
 use crate::capabilities::Capabilities;
@@ -487,6 +487,10 @@ impl Qcow2Core {
         Ok(Self { rules })
     }
 
+    fn layer_of(&self, session: &Session) -> Option<Arc<dyn Layer>> {
+        session.below.map(|below| Base::new(below).chain(self.rules))
+    }
+
     fn open_options(&self, session: &Session) -> OpenOptions {
         let mut options = OpenOptions::new()
             .writable(session.writable)
@@ -565,10 +569,11 @@ impl Subject for Qcow2Core {
     ) -> Result<Image<AnyStorage>, Refusal> {
         let options = self.open_options(&session);
         if session.encrypted {
-            return encrypted(storage, None, &session, options).await;
+            let layer = self.layer_of(&session);
+            return encrypted(storage, None, layer, options).await;
         }
-        let opened = match session.below {
-            Some(below) => Image::open_over(storage, Base::new(below).shared(), options).await,
+        let opened = match self.layer_of(&session) {
+            Some(layer) => Image::open_over(storage, layer, options).await,
             None => Image::open(storage, options).await,
         };
         opened.map_err(|error| refusal(error.kind(), error.to_string()))
@@ -582,9 +587,10 @@ impl Subject for Qcow2Core {
     ) -> Result<Image<AnyStorage>, Refusal> {
         let options = self.open_options(&session);
         if session.encrypted {
-            return encrypted(storage, Some(data), &session, options).await;
+            let layer = self.layer_of(&session);
+            return encrypted(storage, Some(data), layer, options).await;
         }
-        let layer = session.below.map(|below| Base::new(below).shared());
+        let layer = self.layer_of(&session);
         let opened = Image::open_with_data(storage, data, layer, options).await;
         opened.map_err(|error| refusal(error.kind(), error.to_string()))
     }
@@ -614,10 +620,9 @@ impl Subject for Qcow2Core {
 async fn encrypted(
     storage: AnyStorage,
     data: Option<AnyStorage>,
-    session: &Session,
+    layer: Option<Arc<dyn Layer>>,
     options: OpenOptions,
 ) -> Result<Image<AnyStorage>, Refusal> {
-    let layer = session.below.map(|below| Base::new(below).shared());
     let passphrase = Passphrase::new(PASSPHRASE);
     let opened = Image::open_encrypted(storage, &passphrase, data, layer, options).await;
     opened.map_err(|error| refusal(error.kind(), error.to_string()))

@@ -47,6 +47,7 @@ trait Kind: Send + Sync + 'static {
     fn discard(&self, range: Range<u64>) -> Going<'_, io::Result<()>>;
     fn flush(&self) -> Going<'_, io::Result<()>>;
     fn settle(&self) -> Going<'_, io::Result<()>>;
+    fn is_hole(&self, offset: u64, len: u64) -> Going<'_, (u64, bool)>;
     fn pause(&self) -> Going<'_, ()>;
 }
 
@@ -94,6 +95,10 @@ impl<S: Storage> Kind for S {
 
     fn settle(&self) -> Going<'_, io::Result<()>> {
         Box::pin(Storage::settle(self))
+    }
+
+    fn is_hole(&self, offset: u64, len: u64) -> Going<'_, (u64, bool)> {
+        Box::pin(Storage::is_hole(self, offset, len))
     }
 
     fn pause(&self) -> Going<'_, ()> {
@@ -149,6 +154,10 @@ impl Storage for AnyStorage {
 
     fn settle(&self) -> impl Future<Output = io::Result<()>> + Send {
         self.0.settle()
+    }
+
+    fn is_hole(&self, offset: u64, len: u64) -> impl Future<Output = (u64, bool)> + Send {
+        self.0.is_hole(offset, len)
     }
 
     fn pause(&self) -> impl Future<Output = ()> + Send {

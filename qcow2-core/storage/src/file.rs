@@ -40,6 +40,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
 use nix::libc;
+use nix::unistd::{Whence, lseek};
 
 use super::{Durability, IoBuf, Limits, Storage};
 
@@ -340,6 +341,27 @@ impl FileStorage {
         }
     }
 
+    /// Where the first byte from `offset` on is that is such a one, if there is any. The position of the open file moves, which nothing else
+    /// looks at.
+    fn seek(&self, offset: u64, to: Whence) -> nix::Result<Option<u64>> {
+        // The largest offset is behind every byte.
+        let from = libc::off_t::try_from(offset).unwrap_or(libc::off_t::MAX);
+        match lseek(&self.file, from, to) {
+            Ok(at) => Ok(Some(at.cast_unsigned())),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn hole(&self, offset: u64, len: u64) -> nix::Result<(u64, bool)> {
+        let Some(data) = self.seek(offset, Whence::SeekData)? else { return Ok((len, true)) };
+        if data > offset {
+            return Ok((len.min(data - offset), true));
+        }
+        let hole = self.seek(offset, Whence::SeekHole)?;
+        Ok((hole.map_or(len, |hole| len.min(hole - offset)), false))
+    }
+
     fn sync(&self) -> io::Result<()> {
         let mut failed = self.flush_failed.lock().unwrap_or_else(PoisonError::into_inner);
         if *failed {
@@ -416,6 +438,11 @@ impl Storage for FileStorage {
 
     async fn settle(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    async fn is_hole(&self, offset: u64, len: u64) -> (u64, bool) {
+        // Not every file system, and hardly a block device, can be asked.
+        self.hole(offset, len).unwrap_or((len, false))
     }
 }
 
@@ -587,6 +614,15 @@ mod tests {
             {
                 return false;
             }
+            let mut at = 0;
+            while at < whole.len() {
+                let (of, is_hole) = now(storage.is_hole(at as u64, (whole.len() - at) as u64));
+                let of = &whole[at..at + usize::try_from(of).unwrap()];
+                if of.is_empty() || is_hole && of.iter().any(|&byte| byte != 0) {
+                    return false;
+                }
+                at += of.len();
+            }
         }
         true
     }
@@ -595,6 +631,27 @@ mod tests {
         fn a_file_is_an_array(steps: Vec<Step>, missing: u8) -> bool {
             file_is_an_array(steps, missing % 3)
         }
+    }
+
+    /// Goal: where the file system tells holes, they are told, up to the end of the file and behind it. Method: a file of 64 MiB with one byte in
+    /// it, of which the file system may take a few blocks; a file of which nothing can be told, because it is of no use for this.
+    #[test]
+    fn holes_are_told() {
+        const SIZE: u64 = 64 << 20;
+        let (_directory, storage) = fresh();
+        now(storage.set_len(SIZE)).unwrap();
+        assert_eq!(now(storage.is_hole(0, 2 * SIZE)), (2 * SIZE, true));
+        write(&storage, SIZE / 2, &[1], Durability::Cached);
+        let (before, is_hole) = now(storage.is_hole(0, SIZE));
+        assert!(is_hole && before <= SIZE / 2 && before > SIZE / 4, "{before}");
+        let (data, is_hole) = now(storage.is_hole(SIZE / 2, SIZE));
+        assert!(!is_hole && data <= SIZE / 4, "{data}");
+        let (rest, is_hole) = now(storage.is_hole(SIZE - 1, SIZE));
+        assert!(is_hole && rest == SIZE, "{rest}");
+        let (rest, is_hole) = now(storage.is_hole(u64::MAX - 512, 512));
+        assert_eq!((rest, is_hole), (512, true));
+        let untold = FileStorage::open("/proc/kallsyms", Access::ReadOnly).unwrap();
+        assert_eq!(now(untold.is_hole(0, 4096)), (4096, false));
     }
 
     /// A short transfer is gone on with, not an end and not an error. The kernel hands this file out a page at a time at most.

@@ -136,6 +136,14 @@ pub trait Storage: Send + Sync + 'static {
     /// was a flush that failed and that no earlier `settle` has reported. No default: every backend must decide.
     fn settle(&self) -> impl Future<Output = io::Result<()>> + Send;
 
+    /// Of how many of the first `len` bytes from `offset` on it is known, without reading them, whether they are a hole, and whether they
+    /// are: a hole reads as zeroes. It is asked of the layers below an image, to spare reading them. A storage that knows nothing
+    /// of holes says of all of it that it is none, and so does one that fails to find out.
+    fn is_hole(&self, offset: u64, len: u64) -> impl Future<Output = (u64, bool)> + Send {
+        let _ = offset;
+        std::future::ready((len, false))
+    }
+
     /// A scheduling point before each critical section. Ready at once except under a simulator.
     fn pause(&self) -> impl Future<Output = ()> + Send {
         std::future::ready(())

@@ -11,8 +11,8 @@ use super::line::By::{
 };
 use super::line::lines;
 use super::tests::{
-    BLOCK_DEVICE, CORPUS, DAMAGE, HEADER, IMAGE, LIMITED, MALFORMED, REAL_FILE, REFUSED, RETRY,
-    SHUTTLE,
+    BLOCK_DEVICE, CORPUS, COST, DAMAGE, HEADER, IMAGE, LAYERS, LIMITED, MALFORMED, REAL_FILE,
+    REFUSED, RETRY, SHUTTLE,
 };
 
 lines! {
@@ -130,6 +130,10 @@ lines! {
         "an error, at opening" [
             Nothing("opening fails and has done nothing: its own words, like those of a length that is not told"),
         ];
+    }
+    "Storage::is_hole()" {
+        "a hole, and none" [Test(COST, "copying_a_raw_layer_reads_none_of_its_holes")];
+        "nothing is known" [Test(LAYERS, "zeroes_of_a_layer_are_copied_as_zeroes")];
     }
     "Storage::pause()" {
         "a scheduling point" [
