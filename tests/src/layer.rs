@@ -29,9 +29,12 @@ const HOLES: u64 = 24;
 /// Bytes of a cluster of the images of a chain, as a power of two: holes have four of them.
 const CLUSTER_BITS: u32 = 10;
 
+/// A chain that was made, and as what.
+type Made = (Base, Rules, Arc<dyn Layer>);
+
 thread_local! {
     /// The chains that this thread has made.
-    static CHAINS: RefCell<Vec<(Base, Rules, Arc<dyn Layer>)>> = const { RefCell::new(Vec::new()) };
+    static CHAINS: RefCell<Vec<Made>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Such a layer of so many bytes, a multiple of 512.
@@ -100,7 +103,9 @@ impl Base {
             let mut bytes = vec![0; cluster.min((self.size - at) as usize)];
             match owner(at, images) {
                 owner if owner == image => self.fill(at, &mut bytes),
-                owner if owner > image && at / cluster as u64 % 4 != 0 => hide(at, &mut bytes),
+                owner if owner > image && !(at / cluster as u64).is_multiple_of(4) => {
+                    hide(at, &mut bytes)
+                }
                 _ => continue,
             }
             match bytes.iter().all(|&byte| byte == 0) {
