@@ -41,6 +41,7 @@ pub struct Image<S> {
 
 /// What an image says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ImageInfo {
     /// Size of the guest disk in bytes.
     pub virtual_size: u64,

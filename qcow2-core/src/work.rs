@@ -2,6 +2,7 @@
 
 /// Counts since an image was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Work {
     /// How often the lock around the state was taken.
     pub steps: u64,

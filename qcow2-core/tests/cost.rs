@@ -34,17 +34,19 @@ fn work(image: &Image<SparseStorage>, requests: impl FnOnce(&Image<SparseStorage
         "{} looked at in one step",
         after.most_in_a_step
     );
-    Work {
-        steps: after.steps - before.steps,
-        looked_at: after.looked_at - before.looked_at,
-        ..after
-    }
+    spent(after, after.steps - before.steps, after.looked_at - before.looked_at)
 }
 
 /// What one of so many requests cost, as if it were for each of `n`: flat is what does not depend on `n` at all.
 fn one_of(cost: Work, requests: u64, n: u64) -> Work {
     let one = |all: u64| all * n / requests;
-    Work { steps: one(cost.steps), looked_at: one(cost.looked_at), ..cost }
+    spent(cost, one(cost.steps), one(cost.looked_at))
+}
+
+/// The same with these counts.
+fn spent(mut work: Work, steps: u64, looked_at: u64) -> Work {
+    (work.steps, work.looked_at) = (steps, looked_at);
+    work
 }
 
 /// Checks that a cost for each of `n` is the same at every size, but for some slack; prints what it is.
@@ -495,7 +497,7 @@ fn opening_costs_the_same() {
         let before = storage.moved();
         let image = Image::open(storage.clone(), OpenOptions::new()).expect("it was just made");
         let work = image.work();
-        (1, Work { looked_at: storage.moved() - before, ..work })
+        (1, spent(work, work.steps, storage.moved() - before))
     });
     assert_flat("opening, and bytes read", &costs);
 }
@@ -644,11 +646,11 @@ fn copying_a_layer_in_pieces_costs_its_pieces() {
         let after = layer.work();
         work(&image, |image| image.copy_up(0, size).expect("nothing is left to copy"));
         assert_eq!(layer.work().looked_at, after.looked_at, "the layer is asked once");
-        let both = Work {
-            steps: own.steps + after.steps - before.steps,
-            looked_at: own.looked_at + after.looked_at - before.looked_at,
-            ..own
-        };
+        let both = spent(
+            own,
+            own.steps + after.steps - before.steps,
+            own.looked_at + after.looked_at - before.looked_at,
+        );
         (clusters, both)
     });
     assert_flat("copying a layer in pieces, for each cluster", &costs);

@@ -150,6 +150,7 @@ impl fmt::Display for Finding {
 
 /// What a check found and a repair did. The counts are those of `qemu-img check --output=json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CheckReport {
     /// Problems that may lose data, found.
     pub corruptions: u64,

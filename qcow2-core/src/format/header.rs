@@ -102,6 +102,7 @@ const _: () = {
 /// A parsed header. Every rule that cluster 0 alone can tell holds for it when it comes from [`Header::parse`]; one that
 /// was changed is validated again when it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Header {
     /// 2 or 3.
     pub version: u32,
