@@ -34,6 +34,7 @@ fn assert_clean(storage: &MemoryStorage) {
 /// Goal: every cluster size, eager and lazy, reads back what a plain array says, across reopening and growth.
 /// Method: scattered operations on both, compared as a whole after each session.
 #[test]
+#[cfg_attr(not(turn = "4"), ignore = "its turn is at another commit; CI=1 runs all")]
 fn reads_back_what_was_written() {
     for cluster_bits in [9, 10, 12, 16, 21] {
         for lazy in [false, true] {

@@ -1,12 +1,17 @@
 //! Finds the programs that some tests need, and hashes the source of the crates, which the unit tests of the harness want as it does.
 //!
 //! Sets the cfgs `has_qemu` (qemu-img and qemu-io), `has_strace`, `has_bash` and `has_e2fsck`; with the latter, the variable `E2FSCK_PATH` at compile
-//! time, because e2fsck lives in a directory that is rarely in PATH. The same with `has_loop_devices` and `LOSETUP_PATH`.
+//! time, because e2fsck lives in a directory that is rarely in PATH. The same with `has_loop_devices` and `LOSETUP_PATH`. Of the cfgs `turn`, those
+//! of the tests whose turn it is.
 
 #[path = "../build/programs.rs"]
 mod programs;
 #[path = "../build/sources.rs"]
 mod sources;
+#[path = "../build/turn.rs"]
+mod turn;
+#[path = "../build/turns.rs"]
+mod turns;
 
 use std::env;
 use std::fs;
@@ -22,7 +27,10 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=../build/programs.rs");
     println!("cargo::rerun-if-changed=../build/sources.rs");
+    println!("cargo::rerun-if-changed=../build/turn.rs");
+    println!("cargo::rerun-if-changed=../build/turns.rs");
     sources::hash(Path::new("../.."));
+    turns::set(Path::new("../.."));
     let path = search_path();
     require("has_qemu", &["qemu-img", "qemu-io"], &path, "qemu-utils");
     require("has_strace", &["strace"], &path, "strace");

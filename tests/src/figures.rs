@@ -319,9 +319,3 @@ pub fn commit() -> String {
         .and_then(|output| String::from_utf8(output.stdout).ok())
         .map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned())
 }
-
-/// Whose turn it is at this commit, of so many that each have it at another one.
-pub fn turn(of: usize) -> usize {
-    let number = commit().get(..8).and_then(|text| u32::from_str_radix(text, 16).ok());
-    number.unwrap_or_default() as usize % of
-}

@@ -18,6 +18,7 @@ use crate::common::memory_directory;
     not(has_qemu),
     ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
 )]
+#[cfg_attr(all(has_qemu, not(turn = "3")), ignore = "its turn is at another commit; CI=1 runs all")]
 fn qemu_img_agrees_on_every_image() {
     let folder = memory_directory();
     let [file, raw] = ["image.qcow2", "image.raw"].map(|name| folder.path().join(name));

@@ -44,6 +44,7 @@ fn shown(causes: &[Met]) -> Vec<String> {
 /// Goal: what one mistake leads to is one cause, or few, and the same whoever meets it; another mistake adds others. Method: one write order
 /// left out, with one worker and with two, then another one as well; causes compared in all that tells them apart.
 #[test]
+#[cfg_attr(not(turn = "1"), ignore = "its turn is at another commit; CI=1 runs all")]
 fn findings_are_told_apart_by_cause() {
     let one = causes(&["data-before-mapping"], 1);
     assert_eq!(shown(&one), shown(&causes(&["data-before-mapping"], 2)));

@@ -41,4 +41,6 @@ mod shuttle;
 mod snapshots;
 mod threads;
 mod traces;
+#[path = "../build/turn.rs"]
+mod turn;
 mod waste;

@@ -18,6 +18,10 @@ use qcow2_crashtest::qemu::{self, QemuImage};
 
 use crate::bench::Bench;
 use crate::common::{Expected, Scatter, Step, steps};
+use crate::turn::share;
+
+/// Parts of the kinds, one of which has its turn at each commit.
+const PARTS: usize = 12;
 
 /// The values of the axes, as QEMU spells them.
 const AXES: [(&str, &[&str]); 10] = [
@@ -417,7 +421,7 @@ fn go(kind: &Kind, by_us: bool, number: usize) {
 )]
 fn every_pair_of_options_goes_both_ways() {
     let (covering, impossible) = kinds();
-    for (number, kind) in covering.iter().enumerate() {
+    for (number, kind) in share(covering.iter().enumerate(), PARTS) {
         for by_us in [true, false] {
             let meaning = Meaning::of(kind);
             // What QEMU 10 takes ahead in an encrypted image reads as what its holes decipher to.
@@ -426,7 +430,7 @@ fn every_pair_of_options_goes_both_ways() {
             }
         }
     }
-    for kind in &impossible {
+    for kind in share(impossible.iter(), PARTS) {
         for by_us in [true, false] {
             let meaning = Meaning::of(kind);
             let mut bench = Bench::new();

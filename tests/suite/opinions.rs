@@ -82,6 +82,7 @@ impl Opinions {
     not(has_qemu),
     ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
 )]
+#[cfg_attr(all(has_qemu, not(turn = "9")), ignore = "its turn is at another commit; CI=1 runs all")]
 fn three_checks_agree_on_initial_images() {
     let mut images = 0;
     for initial in Initial::ALL {

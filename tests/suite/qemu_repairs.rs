@@ -179,6 +179,7 @@ fn wrecks() -> impl Iterator<Item = Wreck> {
     not(has_qemu),
     ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
 )]
+#[cfg_attr(all(has_qemu, not(turn = "7")), ignore = "its turn is at another commit; CI=1 runs all")]
 fn qemu_repairs_what_a_power_cut_leaves() {
     let (mut images, mut dirty, mut repaired) = (0, 0, 0);
     let mut left = BTreeSet::new();
@@ -216,6 +217,7 @@ fn qemu_repairs_what_a_power_cut_leaves() {
     not(has_qemu),
     ignore = "qemu-img and qemu-io are not installed (Debian package qemu-utils)"
 )]
+#[cfg_attr(all(has_qemu, not(turn = "7")), ignore = "its turn is at another commit; CI=1 runs all")]
 fn qemu_reads_what_we_repaired() {
     for wreck in wrecks() {
         let what = &wreck.what;

@@ -366,6 +366,7 @@ fn run(subject: Qcow2Core, seed: u64, lazy: bool, met: &mut Met) -> Verdict {
 /// one leaves is in order. Method: campaign plans of a few dozen seeds, without faults, one request at a time; every byte
 /// of the file is judged after every life, and read back.
 #[test]
+#[cfg_attr(not(turn = "9"), ignore = "its turn is at another commit; CI=1 runs all")]
 fn a_killed_process_leaves_a_file_that_recovers() {
     for lazy in [false, true] {
         let mut met = Met::default();
@@ -383,6 +384,7 @@ fn a_killed_process_leaves_a_file_that_recovers() {
 /// Goal: a broken order shows on a real file too. A death reorders nothing, so only orders between what is written and what is
 /// written again can show.
 #[test]
+#[cfg_attr(not(turn = "6"), ignore = "its turn is at another commit; CI=1 runs all")]
 fn a_killed_process_shows_a_broken_order() {
     let subject = Qcow2Core::without(["dereference-before-reuse"]).unwrap();
     let found: Vec<String> = (0..200)

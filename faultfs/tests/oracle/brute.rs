@@ -11,8 +11,10 @@ use faultfs::Defect;
 use faultfs::profile::{DiscardMode, Profile};
 use faultfs::rng::Rng;
 
+use super::PARTS;
 use super::naive;
 use super::program::{Order, Program};
+use super::turn::share;
 
 /// Lengths of the files.
 type Lens = (u32, Option<u32>);
@@ -123,10 +125,15 @@ const ALPHABETS: &[(Lens, &[&str])] = &[
     ),
 ];
 
-/// All programs of `length` symbols of an alphabet, ended by a crash.
-pub(super) fn for_each_program(alphabet: &[&str], length: u32, mut visit: impl FnMut(&str)) {
+/// All programs of `length` symbols of an alphabet, ended by a crash; of so many parts that whose turn it is.
+pub(super) fn for_each_program(
+    alphabet: &[&str],
+    length: u32,
+    parts: usize,
+    mut visit: impl FnMut(&str),
+) {
     let count = (alphabet.len() as u32).pow(length);
-    for mut number in 0..count {
+    for mut number in share(0..count, parts) {
         let mut text = String::new();
         for _ in 0..length {
             text += alphabet[number as usize % alphabet.len()];
@@ -199,7 +206,7 @@ fn compare_all(alphabet: usize, lengths: std::ops::RangeInclusive<u32>) -> Tally
     let (lens, symbols) = ALPHABETS[alphabet];
     let mut tally = Tally::default();
     for length in lengths {
-        for_each_program(symbols, length, |text| compare(lens, text, &mut tally));
+        for_each_program(symbols, length, PARTS, |text| compare(lens, text, &mut tally));
     }
     println!(
         "alphabet {alphabet}: {} comparisons, {} outcomes, {} programs unspecified",
@@ -208,49 +215,59 @@ fn compare_all(alphabet: usize, lengths: std::ops::RangeInclusive<u32>) -> Tally
     tally
 }
 
+fn compare_at_least(comparisons: u64, alphabet: usize, lengths: std::ops::RangeInclusive<u32>) {
+    let compared = compare_all(alphabet, lengths).compared;
+    assert!(compared > comparisons / parts(), "{compared} comparisons");
+}
+
+/// So many parts, if only one of them is looked at.
+pub(super) fn parts() -> u64 {
+    (PARTS / share(0..PARTS, PARTS).count()) as u64
+}
+
 #[test]
 fn order() {
-    assert!(compare_all(0, 0..=4).compared > 50_000);
+    compare_at_least(50_000, 0, 0..=4);
 }
 
 #[test]
 fn lengths() {
-    assert!(compare_all(1, 0..=3).compared > 10_000);
+    compare_at_least(10_000, 1, 0..=3);
 }
 
 #[test]
 fn failures_and_discards() {
-    assert!(compare_all(2, 0..=4).compared > 50_000);
+    compare_at_least(50_000, 2, 0..=4);
 }
 
 #[test]
 fn late_failures() {
-    assert!(compare_all(4, 0..=4).compared > 30_000);
+    compare_at_least(30_000, 4, 0..=4);
 }
 
 #[test]
 fn failed_syncs() {
-    assert!(compare_all(5, 0..=4).compared > 30_000);
+    compare_at_least(30_000, 5, 0..=4);
 }
 
 #[test]
 fn overlap() {
-    assert!(compare_all(3, 0..=4).compared > 30_000);
+    compare_at_least(30_000, 3, 0..=4);
 }
 
 #[test]
 fn order_of_two_files() {
-    assert!(compare_all(6, 0..=4).compared > 50_000);
+    compare_at_least(50_000, 6, 0..=4);
 }
 
 #[test]
 fn lengths_of_two_files() {
-    assert!(compare_all(7, 0..=3).compared > 10_000);
+    compare_at_least(10_000, 7, 0..=3);
 }
 
 #[test]
 fn failures_of_two_files() {
-    assert!(compare_all(8, 0..=3).compared > 10_000);
+    compare_at_least(10_000, 8, 0..=3);
 }
 
 /// A program of `length` symbols of one alphabet, ended by a crash, and the lengths of its files.
@@ -264,12 +281,12 @@ pub(crate) fn random_program(rng: &mut Rng, length: u32) -> (Lens, String) {
 fn longer_programs_at_random() {
     let mut rng = Rng::new(1);
     let mut tally = Tally::default();
-    for _ in 0..9000 {
+    for _ in 0..9000 / parts() {
         let (lens, text) = random_program(&mut rng, 6);
         compare(lens, &text, &mut tally);
     }
     println!("{} comparisons, {} outcomes", tally.compared, tally.outcomes);
-    assert!(tally.compared > 5_000);
+    assert!(tally.compared > 5_000 / parts());
 }
 
 /// The first program of at most `longest` symbols on which a defect differs from the enumerator.
@@ -277,7 +294,7 @@ pub(crate) fn first_failure(defect: Defect, longest: u32) -> Option<String> {
     let mut failure = None;
     for length in 1..=longest {
         for &(lens, symbols) in ALPHABETS {
-            for_each_program(symbols, length, |text| {
+            for_each_program(symbols, length, 1, |text| {
                 let Some(program) = parse(lens, text).filter(|_| failure.is_none()) else {
                     return;
                 };

@@ -18,7 +18,8 @@ use faultfs::profile::Profile::{self, Cache, Epoch, Kill, Prefix, Torn, TornLeng
 use faultfs::schedule::{Choices, TaskId};
 use storage::{Durability, IoBuf, Storage, UNIT};
 
-use super::brute::for_each_program;
+use super::PARTS;
+use super::brute::{for_each_program, parts};
 use super::naive;
 use super::program::{Ending, Event, Keys, Op, Order, Program, SECOND, look};
 
@@ -351,20 +352,20 @@ async fn operate(storage: SimStorage, op: Op, byte: u8) {
 fn every_small_program_with_what_was_dropped() {
     const SYMBOLS: &[&str] =
         &["D(a)-", "D(ab)-!", "Z(c)-", "L1-", "L3-", "L3-!late", "W(b)-", "S", "F", "W(b)", "T(a)"];
-    assert!(compare_all(2, None, SYMBOLS) > 2000);
+    assert!(compare_all(2, None, SYMBOLS) > 2000 / parts());
 }
 
 #[test]
 fn every_small_program_with_what_was_dropped_on_two_files() {
     const SYMBOLS: &[&str] =
         &["D(c)-", "Z(d)-!", "L2-", "l1-", "l2-!late", "W(c)-", "S", "F", "f", "W(b)", "T(c)"];
-    assert!(compare_all(1, Some(2), SYMBOLS) > 2000);
+    assert!(compare_all(1, Some(2), SYMBOLS) > 2000 / parts());
 }
 
-fn compare_all(len: u32, second: Option<u32>, symbols: &[&str]) -> u32 {
+fn compare_all(len: u32, second: Option<u32>, symbols: &[&str]) -> u64 {
     let mut compared = 0;
     for length in 1..=3 {
-        for_each_program(symbols, length, |text| {
+        for_each_program(symbols, length, PARTS, |text| {
             let program = Program::parse(len, text).expect("well formed").with_second(second);
             for profile in [Kill, Prefix, Cache, TornLength] {
                 let mut expected = BTreeSet::new();

@@ -21,4 +21,9 @@ mod litmus;
 mod mutants;
 mod naive;
 mod program;
+#[path = "../../../tests/build/turn.rs"]
+mod turn;
 mod views;
+
+/// Parts of what is compared, one of which has its turn at each commit. No alphabet has a multiple of that many symbols.
+const PARTS: usize = 17;

@@ -13,6 +13,8 @@ mod keys;
 mod patient;
 mod shapes;
 mod states;
+#[path = "../../../tests/build/turn.rs"]
+mod turn;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -48,6 +50,7 @@ use crate::states::{
     misread_story, no_zero_among_several, second_repair, second_repair_of_sets, sets_kept, streams,
     whole_set, wrong_size,
 };
+use crate::turn::share;
 
 type Outcome = Result<(), String>;
 type Exam = (&'static str, fn(Mistake) -> Outcome);
@@ -134,13 +137,17 @@ fn the_judge_passes_every_examination() {
     }
 }
 
+/// Parts of the mistakes, one of which has its turn at each commit.
+const PARTS: usize = 16;
+
 #[test]
 fn every_mutant_is_killed() {
     // A mutant may also trip over an assertion: what counts is that it does not pass.
     let noticed = |mistake| EXAMS.iter().filter(move |(_, exam)| exam(mistake).is_err());
     let names = |mistake: &Mistake| noticed(*mistake).map(|(name, _)| *name).collect::<Vec<_>>();
     let workers = thread::available_parallelism().map_or(1, NonZero::get);
-    let part = |worker| Mistake::ALL.iter().enumerate().skip(worker).step_by(workers);
+    let mistakes: Vec<Mistake> = share(Mistake::ALL.iter().copied(), PARTS).collect();
+    let part = |worker| mistakes.iter().enumerate().skip(worker).step_by(workers);
     let examined: BTreeMap<usize, Vec<&str>> = thread::scope(|scope| {
         let start = |worker| {
             scope.spawn(move || part(worker).map(|(at, it)| (at, names(it))).collect::<Vec<_>>())
@@ -149,13 +156,13 @@ fn every_mutant_is_killed() {
         started.into_iter().flat_map(|worker| worker.join().expect("exams do not panic")).collect()
     });
     let mut survivors = Vec::new();
-    for (mistake, names) in Mistake::ALL.iter().zip(examined.values()) {
+    for (mistake, names) in mistakes.iter().zip(examined.values()) {
         println!("{:<30} {}", format!("{mistake:?}"), names.join("; "));
         if names.is_empty() {
             survivors.push(mistake);
         }
     }
-    assert_eq!(examined.len(), Mistake::ALL.len());
+    assert_eq!(examined.len(), mistakes.len());
     assert!(survivors.is_empty(), "survived: {survivors:?}");
 }
 
