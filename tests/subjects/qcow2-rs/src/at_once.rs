@@ -25,10 +25,12 @@ pub struct AtOnce {
 struct File(ByteFile, InOrder);
 
 impl Qcow2IoOps for File {
-    // At the end of the file it reads less.
+    // At the end of the file it reads less, and past it nothing.
     async fn read_to(&self, offset: u64, buf: &mut [u8]) -> Qcow2Result<usize> {
         let there = buf.len().min(usize::try_from(self.0.len().saturating_sub(offset))?);
-        self.0.read_at(offset, &mut buf[..there]).await?;
+        if there > 0 {
+            self.0.read_at(offset, &mut buf[..there]).await?;
+        }
         Ok(there)
     }
 
