@@ -1,4 +1,4 @@
-//! Tests that take long have a number, `#[cfg_attr(not(turn = "3"), ignore = …)]`, and are run at every so manieth commit; all of them where `CI`
+//! Tests that take long have a number, `#[cfg_attr(not(turn = "3"), ignore = "...")]`, and are run at every so manieth commit; all of them where `CI`
 //! is set. For the build scripts of packages that nothing else is built upon, since they are built again at each commit.
 
 use std::path::Path;

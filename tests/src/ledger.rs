@@ -5,7 +5,7 @@
 //!
 //! Invariant: a certificate is cited only for what it is of. That is one subject with what it does without, one profile, and one
 //! source of subject and harness. One of the same subject and profile but of another source is named, and not counted; of others
-//! there is no word.
+//! there is no word. And nothing is claimed of a property that the subject is not judged by.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,11 +13,12 @@ use std::path::Path;
 use model::finding::Property;
 
 use crate::any::AnySubject;
+use crate::capabilities::Capabilities;
 use crate::corpus::{self, CorpusError};
 use crate::explore::certificate::{self, Certificate};
 use crate::figures::Figures;
 use crate::probe::Probe;
-use crate::subject::Subject;
+use crate::subject::{Duties, Subject};
 use crate::workload::Shape;
 
 /// What certificates say of a subject under a profile.
@@ -27,6 +28,8 @@ pub struct Cited {
     profile: String,
     /// What tells the source of this run from others, if the subject can say.
     source: Option<Vec<(String, String)>>,
+    duties: Duties,
+    can: Capabilities,
     current: Vec<Certificate>,
     older: Vec<Certificate>,
 }
@@ -38,7 +41,26 @@ impl Cited {
         let (name, source) = (subject.name(), certificate::source_of(subject));
         let own = kept.into_iter().filter(|it| it.subject == name && it.profile == profile);
         let (current, older) = own.partition(|it| Some(&it.source) == source.as_ref());
-        Self { subject: name, profile: profile.to_owned(), source, current, older }
+        let (duties, can) = (subject.duties(), subject.capabilities());
+        Self { subject: name, profile: profile.to_owned(), source, duties, can, current, older }
+    }
+
+    /// Whether random campaigns judge the subject by it: as far as it is held to that, and can do what would show it.
+    fn is_judged(&self, property: Property) -> bool {
+        let Self { duties, can, .. } = self;
+        match property {
+            Property::P4 | Property::P6 => duties.structure,
+            Property::P5 => can.repair,
+            Property::P9 => duties.structure && duties.leaks_little,
+            Property::P10 => can.grow && can.grows_tables || can.shrink || can.passphrases,
+            Property::PCipher => can.encryption,
+            Property::P0
+            | Property::P1
+            | Property::P2
+            | Property::P3
+            | Property::P7
+            | Property::P8 => true,
+        }
     }
 
     /// Whether all workloads of a certificate were judged by it.
@@ -66,6 +88,8 @@ impl Cited {
 pub struct LedgerLine {
     /// What is claimed to hold.
     pub property: Property,
+    /// Whether it is judged at all: whether the subject is held to it, and can do what would show it.
+    pub judged: bool,
     /// Whether all small workloads were judged by it.
     pub exhaustive: bool,
     /// How many states, or other occasions, a random campaign judged by it.
@@ -78,6 +102,7 @@ pub struct LedgerLine {
 pub fn claims(figures: &Figures, cited: &Cited) -> Vec<LedgerLine> {
     let claim = |property, random, of| LedgerLine {
         property,
+        judged: cited.is_judged(property),
         exhaustive: cited.is_exhaustive(property),
         random,
         of,
@@ -123,15 +148,16 @@ pub fn table(figures: &Figures, cited: &Cited) -> String {
     let mut out = String::from("what has been shown\n");
     let claims = claims(figures, cited);
     for claim in &claims {
+        let (name, promise) = (claim.property.to_string(), promise(claim.property));
+        if !claim.judged {
+            let _ = writeln!(out, "  {name:<8} {promise:<48} not judged, or not asked for");
+            continue;
+        }
         let how = if claim.exhaustive { "exhaustive (below), random" } else { "random" };
         let _ = writeln!(
             out,
-            "  {:<8} {:<48} {}: {how} {} {}",
-            claim.property,
-            promise(claim.property),
-            cited.profile,
-            claim.random,
-            claim.of
+            "  {name:<8} {promise:<48} {}: {how} {} {}",
+            cited.profile, claim.random, claim.of
         );
     }
     for certificate in &cited.current {
@@ -144,7 +170,7 @@ pub fn table(figures: &Figures, cited: &Cited) -> String {
             "  exhaustive: nothing; no certificate is of {subject}, {profile} and this source"
         );
     } else {
-        let missing = claims.iter().filter(|claim| !claim.exhaustive);
+        let missing = claims.iter().filter(|claim| claim.judged && !claim.exhaustive);
         let missing: Vec<String> = missing.map(|claim| claim.property.to_string()).collect();
         let _ = writeln!(
             out,

@@ -14,9 +14,9 @@ pub use model::judge::{Extent, Statement};
 pub use model::op::{Durability, Geometry, Preallocation};
 pub use qcow2_core::storage::{AnyStorage, IoBuf, Storage};
 
-pub use crate::blocking::{Blocking, BlockingImage, BlockingSubject, PlainFile};
+pub use crate::blocking::{Blocking, BlockingImage, BlockingSubject, Handles, PlainFile};
 pub use crate::byte_file::ByteFile;
 pub use crate::capabilities::Capabilities;
 pub use crate::console::outsider;
 pub use crate::in_order::InOrder;
-pub use crate::subject::{Duties, Refusal, Session, Subject, SubjectImage};
+pub use crate::subject::{Duties, Mend, Refusal, Session, Subject, SubjectImage};

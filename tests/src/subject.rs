@@ -7,8 +7,8 @@
 //!
 //! # From nothing to the first finding
 //!
-//! 1. A package that depends on `qcow2-crashtest`, `model` and `qcow2-core` by path, outside this workspace if what it needs is to stay out
-//!    of the default build. Of `qcow2-core` a subject needs the contract [`qcow2_core::storage`] only.
+//! 1. A package that depends on `qcow2-crashtest` by path, outside this workspace if what it needs is to stay out of the default build.
+//!    [`prelude`](crate::prelude) has all the names that an adapter needs; the contract of a storage is [`qcow2_core::storage`].
 //! 2. Let the implementation do its I/O through that [`Storage`] and through nothing else. Where it has a trait of its own for files, that
 //!    is an adapter: a call becomes an operation with the same range and the same outcome. Keep nothing back, and make nothing up. A device
 //!    has sectors, of 512 or 4,096 bytes: whoever reads and writes parts of them does so through a [`ByteFile`](crate::byte_file::ByteFile).

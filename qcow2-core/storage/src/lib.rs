@@ -9,7 +9,8 @@
 //!   had completed when it was called. A write [`Durability::Through`] makes its own units durable, and orders nothing else.
 //! - **Failure.** An operation that returned an error has ended: each unit that it was to change holds its old or its new
 //!   value, a length that it was to change is the old or the new one, what it was to read is not there, and nothing of it
-//!   lands later. A storage that cannot promise this, because its errors may come before the end, has *late landings*:
+//!   lands later. A read that finds one of the two does not decide it: until the unit is written again, and flushed, a power cut
+//!   may leave the other. A storage that cannot promise that nothing lands later, because its errors may come before the end, has *late landings*:
 //!   whoever is to use the range again settles first. [`Storage::settle`] waits for failed operations too.
 //! - **Failed durability.** A failed flush, or write [`Durability::Through`], may have lost everything that it covered, and
 //!   a later flush may succeed without having written that. So it is final, whatever the error says: no later flush counts.

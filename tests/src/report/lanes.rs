@@ -8,8 +8,8 @@
 //!   ======== power cut; in flight: #9 ========
 //! ```
 //!
-//! Invariants: a row for each write, discard, length change and flush, or a row that says how many were left out; no line
-//! longer than [`WIDTH`], but for the text of a guest's request.
+//! Invariants: a row for each write, discard, length change and flush, or a row that says how many were left out; what failed, and when that was
+//! settled, is never left out; no line longer than [`WIDTH`], but for the text of a guest's request.
 
 use std::collections::BTreeSet;
 
@@ -229,7 +229,10 @@ impl Drawing<'_> {
                         rows.push(self.end(&io, &self.timeline.events[at]));
                     }
                 }
-                Event::Settle => rows.push(Row::Note("settled".to_owned())),
+                Event::Settle => {
+                    let gutter = "settled".to_owned();
+                    rows.push(Row::Cells { gutter, cells: Vec::new(), telling: true });
+                }
                 _ => {}
             }
             at += 1;
@@ -271,10 +274,11 @@ impl Drawing<'_> {
             _ => " ends".to_owned(),
         };
         let gutter = self.gutter(io, &how);
-        if io.kind == IoKind::Flush && !matches!(event, Event::Fail { .. }) {
+        let telling = matches!(event, Event::Fail { .. });
+        if io.kind == IoKind::Flush && !telling {
             return Row::Flush { gutter, fill: "-" };
         }
-        Row::Cells { gutter, cells: Vec::new(), telling: false }
+        Row::Cells { gutter, cells: Vec::new(), telling }
     }
 
     fn row(&self, io: &Io, what: &str) -> Row {

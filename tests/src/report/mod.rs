@@ -232,7 +232,7 @@ impl Story {
             pages => format!("a metadata cache of {pages} pages"),
         };
         writeln!(out, "  opened with {pages}, growing by {} bytes", open.growth_step)?;
-        if open.copy_on_read {
+        if open.copy_on_read && geometry.below.is_some() {
             writeln!(out, "  copy-on-read: what is read from the layer is copied")?;
         }
         if open.write_through {
@@ -639,6 +639,12 @@ fn advice(out: &mut String, searched: &Searched, around: &Around<'_>) -> fmt::Re
                     writeln!(out, "  removes this and {removes}.")?;
                 }
             }
+        }
+        None if around.in_order && later(around.timeline, 0).is_empty() => {
+            writeln!(
+                out,
+                "  No flush changes this. Nothing was written before, so the image is at fault as it was given, or whoever opens it."
+            )?;
         }
         None if around.in_order => {
             writeln!(
