@@ -29,7 +29,7 @@ use faultfs::disk::{File, PossibleDisk};
 use faultfs::profile::Profile;
 use faultfs::trace::{Event, Io, IoKind};
 use model::finding::Property;
-use model::judge::{Place, Violation};
+use model::judge::{AUTOCLEAR_STAYS, Place, Violation};
 use model::label::{Label, Region};
 use model::op::{Compression, DataFile, Encryption, Op};
 use model::payload::{INITIAL, STALE, Value};
@@ -862,7 +862,11 @@ fn headline(violation: &Violation) -> String {
     let line = line.lines().next().unwrap_or_default();
     let line = line.split(": found ").next().unwrap_or_default();
     let (name, rest) = line.split_once(": ").unwrap_or((line, ""));
-    format!("{name} ({}): {rest}", words(violation.property))
+    let words = match violation.kind {
+        AUTOCLEAR_STAYS => "an autoclear bit vouches for what a write has made stale",
+        _ => words(violation.property),
+    };
+    format!("{name} ({words}): {rest}")
 }
 
 const fn words(property: Property) -> &'static str {

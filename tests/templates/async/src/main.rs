@@ -19,7 +19,7 @@ use qcow2_crashtest::prelude::*;
 mod library; // YOURS: delete this line
 
 /// The file of an image, as the library wants it. YOURS: the library's own trait for files. Each call becomes the same call of `ByteFile`:
-/// nothing is kept back, put off or done twice. Clones of a `ByteFile` are the same file. Whose writes are all of whole sectors, of whatever
+/// nothing is kept back, put off or done twice; a call of that trait with a default that does nothing, of `flush` above all, is to be written, too. Clones of a `ByteFile` are the same file. Whose writes are all of whole sectors, of whatever
 /// size the device has, may do without it, and call the `AnyStorage`. A library that writes all of a cache at once in the order of a hash map is another one
 /// each time: its requests run through `qcow2_crashtest::in_order::InOrder`, and so do its writes.
 struct Device(ByteFile);
@@ -69,6 +69,7 @@ impl Subject for Mine {
         let mut can = Capabilities::plain();
         (can.zeroes, can.discard, can.grow) = (false, false, false);
         (can.repair, can.map) = (false, false);
+        // YOURS: delete both lines. The stand-in opens no other images; what yours does not open, the first findings say.
         can.refcount_orders = (4, 4);
         can.initials = &[Initial::Fresh];
         can

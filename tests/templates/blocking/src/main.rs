@@ -18,7 +18,7 @@ use qcow2_crashtest::prelude::*;
 mod library; // YOURS: delete this line
 
 /// The file of an image, as the library wants it. YOURS: the library's own trait for files. Each call becomes the same call of
-/// `PlainFile`: nothing is kept back, put off or done twice. Clones of a `PlainFile` are the same file.
+/// `PlainFile`: nothing is kept back, put off or done twice; a call of that trait with a default that does nothing, of `flush` above all, is to be written, too. Clones of a `PlainFile` are the same file.
 struct Device(PlainFile);
 
 impl library::Device for Device {
@@ -66,6 +66,7 @@ impl BlockingSubject for Mine {
         let mut can = Capabilities::plain();
         (can.zeroes, can.discard, can.grow) = (false, false, false);
         (can.repair, can.map) = (false, false);
+        // YOURS: delete both lines. The stand-in opens no other images; what yours does not open, the first findings say.
         can.refcount_orders = (4, 4);
         can.initials = &[Initial::Fresh];
         can
