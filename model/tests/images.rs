@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::Xxh3;
 #[path = "../../tests/build/turn.rs"]
 mod turn;
 
-/// Parts of the geometries, one of which has its turn at each commit.
+/// Parts of the geometries.
 const PARTS: usize = 5;
 
 fn geometry(cluster_bits: u32, refcount_order: u32, virtual_size: u64) -> Geometry {

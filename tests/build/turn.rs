@@ -1,16 +1,17 @@
-//! Whose turn it is. What takes long in `cargo test` is cut into parts, of which one is done at each commit, and all of them where `CI` is set.
+//! Whose turn it is. What takes long in `cargo test` is cut into parts, of which one is done: which one goes by the hash of the commit. All of
+//! them are done where the variable `CI` is set, and only there is that certain.
 
 use std::env;
 use std::process::Command;
 
-/// Of all these the part of so many whose turn it is: every so manieth. All of them where `CI` is set.
+/// The part of these whose turn it is, of so many: one in each row of that many.
 pub(crate) fn share<T>(all: impl Iterator<Item = T>, parts: usize) -> impl Iterator<Item = T> {
     let turn = turn(parts);
     all.skip(turn.unwrap_or(0)).step_by(if turn.is_some() { parts } else { 1 })
 }
 
 fn turn(parts: usize) -> Option<usize> {
-    if env::var_os("CI").is_some() {
+    if parts == 1 || env::var_os("CI").is_some() {
         return None;
     }
     let said = Command::new("git")

@@ -1,8 +1,8 @@
 //! Finds the programs that some tests need, and hashes the source of the crates, which the unit tests of the harness want as it does.
 //!
-//! Sets the cfgs `has_qemu` (qemu-img and qemu-io), `has_strace`, `has_bash` and `has_e2fsck`; with the latter, the variable `E2FSCK_PATH` at compile
-//! time, because e2fsck lives in a directory that is rarely in PATH. The same with `has_loop_devices` and `LOSETUP_PATH`. Of the cfgs `turn`, those
-//! of the tests whose turn it is.
+//! Sets the cfgs `has_qemu` (qemu-img and qemu-io), `has_strace`, `has_bash` and `has_e2fsck`; with the latter, the variable `E2FSCK_PATH` at
+//! compile time, because e2fsck lives in a directory that is rarely in PATH. The same with `has_loop_devices` and `LOSETUP_PATH`. And the cfgs
+//! `turn` of the tests whose turn it is.
 
 #[path = "../build/programs.rs"]
 mod programs;

@@ -52,9 +52,9 @@ fn share<T>(all: impl Iterator<Item = T>, parts: usize) -> impl Iterator<Item = 
     turn::share(all, if cfg!(debug_assertions) { parts } else { 1 })
 }
 
-/// So many cases of a campaign; a part of them where time is short.
+/// So many cases of a campaign; an eighth of them where only a share is done.
 fn smoke(cases: u64) -> u64 {
-    share(0..cases, 8).count() as u64
+    if share(0..2, 2).count() == 2 { cases } else { cases / 8 }
 }
 
 /// Goal: no violation, and figures that say what that is worth. Method: the campaign in `EVIDENCE.md`.
@@ -157,7 +157,7 @@ fn every_part_is_silent() {
         let report = campaign::run(&Qcow2Core::default(), &settings, |_| {});
         assert!(report.found.is_none(), "{shape}: {:?}", report.found);
         let Figures { states, probes, .. } = report.figures;
-        assert!(states > 8 * cases, "{shape}: {states} states");
+        assert!(60 * states > 500 * cases, "{shape}: {states} states");
         if cases < 60 {
             continue;
         }

@@ -1,5 +1,5 @@
 //! Campaigns: `cargo test fuzz` runs all of them at a smoke budget, `cargo test --release --test fuzz` is the long one. Where
-//! neither `CI` is set nor the build optimised, each has fewer cases, or the part of them whose turn it is at this commit.
+//! neither `CI` is set nor the build optimised, each has fewer cases, or the part of them whose turn it is.
 //!
 //! Environment: `CAMPAIGN_SECONDS` (60 in release, 5 otherwise), `CAMPAIGN_SEED`, `CAMPAIGN_PROFILE`.
 

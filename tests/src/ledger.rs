@@ -45,24 +45,6 @@ impl Cited {
         Self { subject: name, profile: profile.to_owned(), source, duties, can, current, older }
     }
 
-    /// Whether random campaigns judge the subject by it: as far as it is held to that, and can do what would show it.
-    fn is_judged(&self, property: Property) -> bool {
-        let Self { duties, can, .. } = self;
-        match property {
-            Property::P4 | Property::P6 => duties.structure,
-            Property::P5 => can.repair,
-            Property::P9 => duties.structure && duties.leaks_little,
-            Property::P10 => can.grow && can.grows_tables || can.shrink || can.passphrases,
-            Property::PCipher => can.encryption,
-            Property::P0
-            | Property::P1
-            | Property::P2
-            | Property::P3
-            | Property::P7
-            | Property::P8 => true,
-        }
-    }
-
     /// Whether all workloads of a certificate were judged by it.
     pub fn is_exhaustive(&self, property: Property) -> bool {
         self.current.iter().any(|certificate| certificate.properties.contains(&property))
@@ -102,7 +84,7 @@ pub struct LedgerLine {
 pub fn claims(figures: &Figures, cited: &Cited) -> Vec<LedgerLine> {
     let claim = |property, random, of| LedgerLine {
         property,
-        judged: cited.is_judged(property),
+        judged: cited.duties.judge(&cited.can, property),
         exhaustive: cited.is_exhaustive(property),
         random,
         of,

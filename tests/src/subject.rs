@@ -116,6 +116,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use faultfs::profile::Profile;
 use faultfs::rng::Rng;
 use model::crypt::{PASSPHRASE, passphrase};
+use model::finding::Property;
 use model::guest::{DiscardReads, Promises};
 use model::image::Mapping;
 use model::judge::{Extent, Statement};
@@ -231,6 +232,24 @@ pub struct Duties {
 }
 
 impl Duties {
+    /// Whether a subject that can do that is judged by a property: whether it is held to it, and there is something that would show it.
+    pub const fn judge(&self, can: &Capabilities, property: Property) -> bool {
+        match property {
+            Property::P0
+            | Property::P1
+            | Property::P2
+            | Property::P3
+            | Property::P7
+            | Property::P8 => true,
+            Property::P4 => self.structure,
+            Property::P5 => can.repair,
+            Property::P6 => self.structure && self.closes_without_leaks,
+            Property::P9 => self.structure && self.leaks_little,
+            Property::P10 => can.grow || can.shrink || can.passphrases,
+            Property::PCipher => can.encryption,
+        }
+    }
+
     /// All that a subject may leave out while it is judged as it is, by structure or by contents, on the device that it says it survives and with
     /// its own bound of work.
     #[must_use]

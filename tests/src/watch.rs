@@ -129,7 +129,8 @@ pub fn begin(patience: u32, code: u8) {
                         // Nobody may be there any more to hear it.
                         let _ = writeln!(
                             std::io::stderr().lock(),
-                            "{doing}: the subject has not come back from a call for {patience} s; nothing but the end of this process ends that. (A lock of its own that the one waits for while the other waits for the storage is such a call: blocking::sync.)"
+                            "{doing}: the subject has not come back from a call for {patience} s; nothing but the end of this process ends that. \
+                             (A lock of its own that one request waits for while another waits for the storage is such a call: `blocking::sync`.)"
                         );
                     }
                     if bystander::folder().is_some() {

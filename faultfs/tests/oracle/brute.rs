@@ -125,13 +125,14 @@ const ALPHABETS: &[(Lens, &[&str])] = &[
     ),
 ];
 
-/// All programs of `length` symbols of an alphabet, ended by a crash; of so many parts that whose turn it is.
+/// All programs of `length` symbols of an alphabet, ended by a crash; of so many parts the one whose turn it is.
 pub(super) fn for_each_program(
     alphabet: &[&str],
     length: u32,
     parts: usize,
     mut visit: impl FnMut(&str),
 ) {
+    assert!(parts == 1 || !alphabet.len().is_multiple_of(parts));
     let count = (alphabet.len() as u32).pow(length);
     for mut number in share(0..count, parts) {
         let mut text = String::new();

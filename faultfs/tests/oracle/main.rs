@@ -25,5 +25,5 @@ mod program;
 mod turn;
 mod views;
 
-/// Parts of what is compared, one of which has its turn at each commit. No alphabet has a multiple of that many symbols.
-const PARTS: usize = 17;
+/// Parts of what is compared. No alphabet has a multiple of that many symbols, or all programs of a part would begin alike.
+const PARTS: usize = 19;

@@ -137,7 +137,7 @@ fn the_judge_passes_every_examination() {
     }
 }
 
-/// Parts of the mistakes, one of which has its turn at each commit.
+/// Parts of the mistakes.
 const PARTS: usize = 16;
 
 #[test]

@@ -10,8 +10,8 @@
 //! - **Failure.** An operation that returned an error has ended: each unit that it was to change holds its old or its new
 //!   value, a length that it was to change is the old or the new one, what it was to read is not there, and nothing of it
 //!   lands later. A read that finds one of the two does not decide it: until the unit is written again, and flushed, a power cut
-//!   may leave the other. A storage that cannot promise that nothing lands later, because its errors may come before the end, has *late landings*:
-//!   whoever is to use the range again settles first. [`Storage::settle`] waits for failed operations too.
+//!   may leave the other. A storage that cannot promise that nothing lands later, because its errors may come before the end, has
+//!   *late landings*: whoever is to use the range again settles first. [`Storage::settle`] waits for failed operations too.
 //! - **Failed durability.** A failed flush, or write [`Durability::Through`], may have lost everything that it covered, and
 //!   a later flush may succeed without having written that. So it is final, whatever the error says: no later flush counts.
 //! - **Dropping.** Dropping a future does not cancel its operation; [`Storage::settle`] waits until none of those can land.
@@ -137,9 +137,10 @@ pub trait Storage: Send + Sync + 'static {
     /// was a flush that failed and that no earlier `settle` has reported. No default: every backend must decide.
     fn settle(&self) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Of how many of the first `len` bytes from `offset` on it is known, without reading them, whether they are a hole, and whether they
-    /// are: a hole reads as zeroes. It is asked of the layers below an image, to spare reading them. A storage that knows nothing
-    /// of holes says of all of it that it is none, and so does one that fails to find out.
+    /// What is known of the bytes from `offset` on without reading them: of how many, one at least and `len` at most, and whether they are a
+    /// hole. A hole reads as zeroes; what is behind the end is one, and what was written and not flushed yet is none. It is asked of
+    /// the layers below an image, to spare reading them. A storage that knows nothing of holes says of all of it that it is none, as
+    /// does one that fails to find out; one that passes everything on may pass this on too.
     fn is_hole(&self, offset: u64, len: u64) -> impl Future<Output = (u64, bool)> + Send {
         let _ = offset;
         std::future::ready((len, false))

@@ -449,8 +449,6 @@ pub fn source_of(subject: &impl Subject) -> Option<Vec<(String, String)>> {
 pub fn judged(duties: &Duties, can: &Capabilities, settings: &ExploreSettings) -> Vec<Property> {
     let at_once = settings.at_once.is_some();
     let has = |any: &[Symbol]| any.iter().any(|symbol| settings.alphabet.contains(symbol));
-    let structure = duties.structure;
-    let repair = can.repair && settings.depth > 0;
     // Where requests follow each other, all is read after the last one.
     let reads = !at_once || has(&[Symbol::ReadA, Symbol::ReadPartOfB]);
     let closes = has(&[Symbol::Reopen]) && !at_once;
@@ -460,13 +458,16 @@ pub fn judged(duties: &Duties, can: &Capabilities, settings: &ExploreSettings) -
         (Property::P1, true),
         (Property::P2, true),
         (Property::P3, true),
-        (Property::P4, structure),
-        (Property::P5, repair),
-        (Property::P6, structure && duties.closes_without_leaks && closes),
+        (Property::P4, true),
+        (Property::P5, settings.depth > 0),
+        (Property::P6, closes),
         (Property::P8, true),
         (Property::P10, whole),
     ];
-    all.into_iter().filter_map(|(property, held)| held.then_some(property)).collect()
+    all.into_iter()
+        .filter(|(property, leads_there)| *leads_there && duties.judge(can, *property))
+        .map(|(property, _)| property)
+        .collect()
 }
 
 /// Finaliser of SplitMix64: every bit of the input moves half the bits of the output.

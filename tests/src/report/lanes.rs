@@ -8,8 +8,8 @@
 //!   ======== power cut; in flight: #9 ========
 //! ```
 //!
-//! Invariants: a row for each write, discard, length change and flush, or a row that says how many were left out; what failed, and when that was
-//! settled, is never left out; no line longer than [`WIDTH`], but for the text of a guest's request.
+//! Invariants: a row for each write, discard, length change and flush, or a row that says how many were left out; what failed of these, and when that
+//! was settled, is never left out; no line longer than [`WIDTH`], but for the text of a guest's request.
 
 use std::collections::BTreeSet;
 

@@ -578,7 +578,9 @@ impl Story {
         };
         let Some(searched) = searched else { return writeln!(out, "  not searched") };
         let in_order = self.is_recovery_at_fault();
-        advice(out, &searched, &Around { timeline, labels, moments, in_order })
+        let nothing = |of: &Timeline| later(of, 0).is_empty();
+        let untouched = self.life == 0 && nothing(&played.timeline) && nothing(timeline);
+        advice(out, &searched, &Around { timeline, labels, moments, in_order, untouched })
     }
 }
 
@@ -640,7 +642,7 @@ fn advice(out: &mut String, searched: &Searched, around: &Around<'_>) -> fmt::Re
                 }
             }
         }
-        None if around.in_order && later(around.timeline, 0).is_empty() => {
+        None if around.untouched => {
             writeln!(
                 out,
                 "  No flush changes this. Nothing was written before, so the image is at fault as it was given, or whoever opens it."
@@ -679,6 +681,8 @@ struct Around<'a> {
     moments: &'a [Seen],
     /// The image was in order after the power cut.
     in_order: bool,
+    /// Nothing was written at all.
+    untouched: bool,
 }
 
 impl Around<'_> {

@@ -19,9 +19,10 @@ use qcow2_crashtest::prelude::*;
 mod library; // YOURS: delete this line
 
 /// The file of an image, as the library wants it. YOURS: the library's own trait for files. Each call becomes the same call of `ByteFile`:
-/// nothing is kept back, put off or done twice; a call of that trait with a default that does nothing, of `flush` above all, is to be written, too. Clones of a `ByteFile` are the same file. Whose writes are all of whole sectors, of whatever
-/// size the device has, may do without it, and call the `AnyStorage`. A library that writes all of a cache at once in the order of a hash map is another one
-/// each time: its requests run through `qcow2_crashtest::in_order::InOrder`, and so do its writes.
+/// nothing is kept back, put off or done twice. Where the trait has defaults that do nothing, of a flush above all, they are written out
+/// too. Clones of a `ByteFile` are the same file. Whose writes are all of whole sectors, of whatever size the device has, may do without
+/// it, and call the `AnyStorage`. A library that writes all of a cache at once in the order of a hash map is another one each time: its
+/// requests run through `qcow2_crashtest::in_order::InOrder`, and so do its writes.
 struct Device(ByteFile);
 
 impl library::Device for Device {

@@ -17,8 +17,9 @@ use qcow2_crashtest::prelude::*;
 
 mod library; // YOURS: delete this line
 
-/// The file of an image, as the library wants it. YOURS: the library's own trait for files. Each call becomes the same call of
-/// `PlainFile`: nothing is kept back, put off or done twice; a call of that trait with a default that does nothing, of `flush` above all, is to be written, too. Clones of a `PlainFile` are the same file.
+/// The file of an image, as the library wants it. YOURS: the library's own trait for files. Each call becomes the same call of `PlainFile`:
+/// nothing is kept back, put off or done twice. Where the trait has defaults that do nothing, of a flush above all, they are written out
+/// too. Clones of a `PlainFile` are the same file.
 struct Device(PlainFile);
 
 impl library::Device for Device {
