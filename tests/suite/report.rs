@@ -129,9 +129,13 @@ impl Subject for Restless {
     }
 }
 
-/// The implementation without a write order, which refuses to write to an image that refers to what lies past the end of its file.
+/// The implementation without a write order, which refuses to write to an image that refers to what lies past the end of its file; or the whole
+/// one, which opens no image for reading only.
 #[derive(Clone)]
-struct Strict(Qcow2Core);
+enum Strict {
+    Writes(Qcow2Core),
+    Opens(Qcow2Core),
+}
 
 struct StrictImage {
     image: <Qcow2Core as Subject>::Image,
@@ -193,7 +197,11 @@ impl Subject for Strict {
 
     async fn open(&self, storage: AnyStorage, session: Session) -> Result<StrictImage, Refusal> {
         let length = storage.len().await.map_err(|error| Refusal::Failed(error.to_string()))?;
-        let image = self.0.open(storage, session).await?;
+        let (Self::Writes(core) | Self::Opens(core)) = self;
+        if matches!(self, Self::Opens(_)) && !session.writable {
+            return Err(Refusal::GaveUp("it is not opened for writing".to_owned()));
+        }
+        let image = core.open(storage, session).await?;
         let map = SubjectImage::map(&image).await.map_err(Refusal::Failed)?;
         let torn = map
             .iter()
@@ -207,7 +215,7 @@ impl Subject for Strict {
 #[test]
 #[cfg_attr(not(turn = "8"), ignore = "its turn is at another commit; CI=1 runs all")]
 fn a_flush_that_going_on_misses() {
-    let subject = Strict(Qcow2Core::without(["length-before-reference"]).unwrap());
+    let subject = Strict::Writes(Qcow2Core::without(["length-before-reference"]).unwrap());
     let settings = campaign::Settings {
         scope: Scope { tasks: Some(1), ..Scope::faultless() },
         ..crate::blocking_door::settings(500, None)
@@ -220,6 +228,21 @@ fn a_flush_that_going_on_misses() {
     let (_, missing) = text.split_once("MISSING FLUSH").unwrap();
     assert!(missing.contains("A flush after") && missing.contains("removes this"), "{missing}");
     assert!(!missing.contains("not known"), "{missing}");
+}
+
+/// Goal: where nothing was written, no flush is missed and no recovery blamed. Method: a library that opens no image for reading only.
+#[test]
+fn an_image_that_is_not_opened_misses_no_flush() {
+    let subject = Strict::Opens(Qcow2Core::default());
+    let settings = campaign::Settings {
+        scope: Scope { tasks: Some(1), ..Scope::faultless() },
+        ..crate::blocking_door::settings(50, None)
+    };
+    let found = campaign::run(&subject, &settings, |_| {}).found.expect("it is not opened");
+    let text = report::text(&subject, &found.trial, &found.failure, None);
+    let (_, missing) = text.split_once("MISSING FLUSH").unwrap();
+    assert!(missing.contains("nothing was written before"), "{text}");
+    assert!(text.contains("nothing: nothing was written before the power cut"), "{text}");
 }
 
 #[test]

@@ -193,6 +193,12 @@ impl Story {
         scene::last_cut(scenes, failing) != failing
     }
 
+    /// Whether nothing was written before the first power cut.
+    fn is_untouched(&self) -> bool {
+        let Played { timeline, cut, .. } = &self.played[0];
+        self.life == 0 && !timeline.events[..*cut].iter().any(is_io)
+    }
+
     fn workload(&self, out: &mut String, can: &Capabilities) -> fmt::Result {
         let Trial { geometry, initial, open, profile, .. } = &self.trial;
         writeln!(out, "\nWORKLOAD, the shortest known")?;
@@ -499,6 +505,8 @@ impl Story {
         if none {
             return if self.failure.violation.property == Property::P9 {
                 writeln!(out, "  nothing: what leaks was never given back")
+            } else if self.is_untouched() {
+                writeln!(out, "  nothing: nothing was written before the power cut")
             } else if self.is_recovery_at_fault() {
                 writeln!(out, "  nothing: recovery goes wrong on an image on which all has landed")
             } else {
@@ -578,8 +586,10 @@ impl Story {
         };
         let Some(searched) = searched else { return writeln!(out, "  not searched") };
         let in_order = self.is_recovery_at_fault();
-        let nothing = |of: &Timeline| later(of, 0).is_empty();
-        let untouched = self.life == 0 && nothing(&played.timeline) && nothing(timeline);
+        let untouched = self.is_untouched() && {
+            let recovery = scenes[cut].timeline.as_ref();
+            recovery.is_none_or(|of| !of.events.iter().any(is_io))
+        };
         advice(out, &searched, &Around { timeline, labels, moments, in_order, untouched })
     }
 }
@@ -645,8 +655,9 @@ fn advice(out: &mut String, searched: &Searched, around: &Around<'_>) -> fmt::Re
         None if around.untouched => {
             writeln!(
                 out,
-                "  No flush changes this. Nothing was written before, so the image is at fault as it was given, or whoever opens it."
+                "  No flush changes this: nothing was written before. It is the image as it was given, or what"
             )?;
+            writeln!(out, "  recovery makes of it.")?;
         }
         None if around.in_order => {
             writeln!(
